@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs the tests; arguments go on to pytest. Tests marked slow run only with --slow.
+#
+#     scripts/test.sh                             all but the slow ones
+#     scripts/test.sh --slow                      all
+#     scripts/test.sh tests/test_losses.py -x     part of them
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+select=(-m "not slow")
+arguments=()
+for argument in "$@"; do
+    if [[ $argument == --slow ]]; then select=(); else arguments+=("$argument"); fi
+done
+
+"$root/scripts/setup.sh" dev
+cd -- "$root"
+# ${name[@]+...}: bash 3.2 (macOS) takes an empty array for an unset name.
+exec .venv/bin/python -m pytest ${select[@]+"${select[@]}"} ${arguments[@]+"${arguments[@]}"}
