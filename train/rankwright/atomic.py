@@ -1,0 +1,69 @@
+"""Files and folders that appear whole or not at all: write beside, then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` in UTF-8; a reader sees the old file or the new one, never a part. Makes parent folders."""
+    _write(path, [text])
+
+
+def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
+    """Write each line with a newline after it, streaming. When `lines` raises, the old file stays as it was."""
+    _write(path, (line + "\n" for line in lines))
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Unlike tempfile's, this file gets the permissions that the user's umask gives to any other file.
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with draft.open("x", encoding="utf-8", newline="") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; it replaces `path` when the block succeeds and is removed when it fails.
+
+    One writer a path: what a killed writer left behind is removed by the next one. A process that is killed
+    between the two renames of a replacement leaves the old folder as `.NAME.old`; the next writer puts it back.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for left in (draft, old):
+        if left.exists():
+            shutil.rmtree(left)
+    draft.mkdir()
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(old)
+    draft.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,116 @@
+"""Dataset cards: what a set is, where its files are, its splits, and its licence with source and date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rankwright import resources
+from rankwright.errors import UserError, did_you_mean
+from rankwright.recipe import Section
+from rankwright.yaml_file import read_yaml, validate
+
+Split = Literal["train", "dev", "test"]
+
+
+class Licence(Section):
+    """A licence as a fact: statements conflict and sets are relicensed, so each has a source and a date.
+
+    commercial is text: in YAML 1.1 a bare yes is a boolean, so cards put it in quotes.
+    """
+
+    name: str
+    commercial: Literal["yes", "no", "unknown"]
+    source: str
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
+
+
+class Nested(Section):
+    """Columns of rows that hold a question with its passages; title and text are those of a passage."""
+
+    query: str
+    query_id: str
+    passages: str
+    title: str
+    text: str
+
+
+class Hub(Section):
+    """A set on the hub. corpus, queries and qrels are configurations; the qrels have the splits.
+
+    layout beir: corpus `_id, title, text`; queries `_id, text`; qrels `query-id, corpus-id, score`.
+    qrels_repo is the set that holds the qrels, when it is another one. layout nested: one table, with `nested`.
+    """
+
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: str | None = None
+    layout: Literal["beir", "nested"] = "beir"
+    nested: Nested | None = None
+    corpus: str = "corpus"
+    queries: str = "queries"
+    qrels: str = "default"
+    qrels_repo: str | None = None
+
+    @model_validator(mode="after")
+    def _columns_of_nested(self) -> Hub:
+        if (self.layout == "nested") != (self.nested is not None):
+            raise ValueError("layout: nested needs `nested` with its columns, and no other layout has it")
+        return self
+
+
+class Card(Section):
+    """One set. path is a BEIR folder relative to data.root; hub a set to be downloaded; exactly one of them.
+
+    splits: name in a recipe -> name in the files (`qrels_NAME.tsv` or `qrels/NAME.tsv`) or on the hub.
+    group_key: the column of the queries whose equal values must stay in one split; null where queries are
+    only bound by the relevant documents they share.
+    """
+
+    name: str
+    title: str
+    domain: Literal["finance", "legal", "code", "general"]
+    description: str
+    path: str | None = None
+    hub: Hub | None = None
+    splits: Annotated[dict[Split, str], Field(min_length=1)]
+    group_key: str | None = None
+    licence: Licence
+    citation: str
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Card:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of path, hub")
+        return self
+
+    def upstream_split(self, split: str) -> str:
+        """The split's name in the files. Raises UserError when the set has no such split."""
+        for ours, theirs in self.splits.items():
+            if ours == split:
+                return theirs
+        near = did_you_mean(split, self.splits)
+        raise UserError(f"card {self.name!r} has no split {split!r}{near} (it has: {', '.join(self.splits)})")
+
+
+def load_card(name: str) -> Card:
+    """A card by its name in data/, or by the path of a YAML file.
+
+    Raises UserError when there is none, UserErrors with every mistake in it (`file:line: key: what`).
+    """
+    path = resources.find_yaml(name, resources.card_files(), kind="card")
+    return _read(path)
+
+
+def list_cards() -> list[Card]:
+    """All shipped cards, by name. Raises UserErrors for a faulty one."""
+    return [_read(path) for path in resources.card_files().values()]
+
+
+def _read(path: Path) -> Card:
+    tree = read_yaml(path)
+    if tree.data.get("name") not in (None, path.stem):
+        tree.blame(("name",), f"must be {path.stem!r}, as the file is called")
+    return validate(Card, tree)

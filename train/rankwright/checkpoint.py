@@ -1,0 +1,121 @@
+"""Checkpoints: written whole or not at all, verified before use, the newest two and the best kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rankwright.atomic import atomic_folder, file_sha256
+from rankwright.errors import UserError
+from rankwright.model import RankModel, load_trainable_state, trainable_state
+from rankwright.prompts import CONTRACT_FILE, PromptContract
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+KEEP_NEWEST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Where training stands. Values are nDCG@10 on dev; best_step 0 means that no step was evaluated yet.
+
+    inputs: hash of the recipe's sections and files that this training depends on.
+    """
+
+    step: int
+    inputs: str
+    base_value: float
+    best_step: int = 0
+    best_value: float = float("-inf")
+
+
+def save_checkpoint(
+    root: Path,
+    state: TrainState,
+    model: RankModel,
+    optimizer: torch.optim.Optimizer,
+    contract: PromptContract,
+) -> Path:
+    """Write root/step-N atomically, then remove older ones that are neither among the newest nor the best.
+
+    The best as each of the newest knows it is kept: whoever falls back to the one before finds its best too.
+    """
+    folder = root / f"step-{state.step}"
+    root.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as draft:
+        save_file(trainable_state(model), draft / WEIGHTS)
+        torch.save(optimizer.state_dict(), draft / OPTIMIZER)
+        contract.save(draft)
+        hashes = {name: file_sha256(draft / name) for name in (WEIGHTS, OPTIMIZER, CONTRACT_FILE)}
+        text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2)
+        (draft / STATE).write_text(text + "\n", encoding="utf-8")
+    _prune(root)
+    return folder
+
+
+def _steps(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [p for p in root.glob("step-*") if p.name[5:].isdigit()]
+    return sorted(found, key=lambda p: -int(p.name[5:]))
+
+
+def _prune(root: Path) -> None:
+    folders = _steps(root)
+    best = {f"step-{_best_step(folder)}" for folder in folders[:KEEP_NEWEST]}
+    for folder in folders[KEEP_NEWEST:]:
+        if folder.name not in best:
+            shutil.rmtree(folder)
+
+
+def _best_step(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["best_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_state(folder: Path) -> TrainState | None:
+    """The state of a checkpoint whose files are whole, or None."""
+    try:
+        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        hashes = values.pop("sha256")
+        whole = all(file_sha256(folder / name) == digest for name, digest in hashes.items())
+        return TrainState(**values) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def newest_checkpoint(root: Path, say: Callable[[str], None]) -> tuple[Path, TrainState] | None:
+    """The newest checkpoint that is whole; damaged ones are passed over, and said."""
+    for folder in _steps(root):
+        state = read_state(folder)
+        if state is not None:
+            return folder, state
+        say(f"checkpoint {folder.name} is damaged or incomplete: passed over")
+    return None
+
+
+def load_checkpoint(folder: Path, model: RankModel, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put weights, and the optimizer's state where one is given, back bit for bit.
+
+    Raises UserError when names or shapes differ from the model's.
+    """
+    state = load_file(folder / WEIGHTS)
+    for name, parameter in model.named_parameters():
+        if name in state and state[name].shape != parameter.shape:
+            # Some shapes would be broadcast without a word.
+            raise UserError(
+                f"{folder}: {name} has shape {list(state[name].shape)}, in this recipe {list(parameter.shape)}: "
+                "use the recipe it was made with, or another run_dir"
+            )
+    load_trainable_state(model, state)
+    if optimizer is not None:
+        # Not to the device it was saved from: on another machine there may be none, here it is the first rank's.
+        values = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(values)

@@ -1,0 +1,187 @@
+"""The command line. Heavy imports stay inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import click
+import typer
+
+from rankwright import console
+from rankwright.errors import UserError
+
+if TYPE_CHECKING:
+    from rankwright.pipeline import Pipeline
+
+EXIT_USER = 2
+TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
+app = typer.Typer(
+    name="rankwright",
+    help="Turn a Qwen3 language model into a reranker for one domain, and prove that it got better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recipes`) or YAML file", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="settings, e.g. train.max_steps=100", metavar="[KEY=VALUE]...")
+]
+
+
+def _pipeline(recipe: str, overrides: list[str] | None) -> Pipeline:
+    from rankwright.loading import load_recipe
+    from rankwright.pipeline import Pipeline
+
+    _quiet_libraries()
+    pipeline = Pipeline(load_recipe(recipe, overrides or []))
+    pipeline.start()
+    return pipeline
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' notices and bars out of our output; what matters we check and say ourselves."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """The whole job: data, mine, train, evaluate, export, report. Run it again to continue."""
+    pipeline = _pipeline(recipe, overrides)
+    pipeline.report()
+    pipeline.show_results()
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    offline: Annotated[bool, typer.Option("--offline", help="do not fetch sets or models from the hub")] = False,
+) -> None:
+    """Check a recipe, its sets and its prompt; reads the data unless --offline."""
+    from rankwright.checking import describe_recipe
+
+    pipeline = _pipeline(recipe, overrides)
+    if not offline:
+        pipeline.data()
+    describe_recipe(pipeline.loaded, offline=offline)
+
+
+@app.command()
+def mine(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Find candidates and negatives: negatives.jsonl, with source and reason."""
+    _pipeline(recipe, overrides).mine()
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train, or continue; also under torchrun and accelerate launch."""
+    _pipeline(recipe, overrides).train()
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    only: Annotated[str, typer.Option(help="systems to score, e.g. bm25,base")] = "bm25,base,tuned",
+) -> None:
+    """nDCG@10 of BM25, base and tuned on every test set."""
+    _pipeline(recipe, overrides).evaluate([s.strip() for s in only.split(",") if s.strip()])
+
+
+@app.command()
+def export(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Write the export folders, each proven to score like the trainer."""
+    _pipeline(recipe, overrides).export()
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from rich.table import Table
+
+    from rankwright.loading import list_recipes
+
+    table = Table(box=None)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it does")
+    for info in list_recipes():
+        table.add_row(info.name, info.description)
+    console.show(table)
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
+    query: Annotated[str, typer.Option("--query", "-q", help="the query")],
+    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one a line), JSONL with `text`, or -")],
+    instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
+    top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
+) -> None:
+    """Rank the documents of a file for one query."""
+    from rankwright.checking import read_documents, show_ranking
+    from rankwright.reranker import Reranker
+
+    texts = read_documents(documents)
+    _quiet_libraries()
+    reranker = Reranker.load(model, instruction=instruction)
+    show_ranking(reranker.rank(query, texts, top_k))
+    if reranker.cut_documents or reranker.cut_queries:
+        console.say(
+            f"cut to {reranker.contract.max_tokens} tokens: {reranker.cut_documents} documents, "
+            f"{reranker.cut_queries} queries"
+        )
+
+
+def main() -> NoReturn:
+    """Run a command. A user's mistake is a line a mistake and exit code 2, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+        if code == TYPER_INTERRUPTED:
+            _interrupted()
+        _leave(code if isinstance(code, int) else 0)
+    except UserError as error:
+        for line in str(error).splitlines():
+            _complain(f"error: {line}")
+        _leave(EXIT_USER)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _interrupted()
+    except click.ClickException as error:
+        error.show()
+        _leave(EXIT_USER)
+    except PermissionError as error:
+        _complain(f"error: {error.filename}: {error.strerror}: choose another folder or its rights")
+        _leave(EXIT_USER)
+
+
+def _interrupted() -> NoReturn:
+    _complain("stopped. Finished stages and checkpoints are kept: the same command continues")
+    _leave(EXIT_USER)
+
+
+def _complain(line: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(line + "\n" if rank == "0" else f"[process {rank}] {line}\n")
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; process groups are closed first, or their threads complain."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized() and code == 0:
+            dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code)

@@ -1,0 +1,86 @@
+"""What the person at the terminal sees: lines, tables and progress, from the first process only."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Without a terminal (a log file, CI) progress is a plain line every so often, and tables are not cut to 80 columns.
+LOG_EVERY_S = 15.0
+LOG_COLUMNS = 160
+# Emoji codes off: an id like `a:b:c` must come out as it is.
+console = Console(highlight=False, soft_wrap=True, emoji=False)
+if not console.is_terminal:
+    console.width = max(console.width, LOG_COLUMNS)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks; known from the launcher's environment, before torch is imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str) -> None:
+    """One line of information, markup off."""
+    if is_first_process():
+        console.print(message, markup=False)
+
+
+def heading(message: str) -> None:
+    """The start of a stage."""
+    if is_first_process():
+        console.print(f"[bold]{message}[/bold]")
+
+
+def show(renderable: Any) -> None:
+    """A rich table or panel."""
+    if is_first_process():
+        console.print(renderable)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """Yields advance(count=1, **values): a bar with an ETA on a terminal, lines elsewhere, nothing on other ranks."""
+    if not is_first_process():
+        yield lambda count=1, **values: None
+    elif console.is_terminal:
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+        ]
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(description, total=total, values="")
+            yield lambda count=1, **values: bar.update(task, advance=count, values=_format(values))
+    else:
+        yield _line_progress(description, total)
+
+
+def _line_progress(description: str, total: int) -> Callable[..., None]:
+    started = last = time.monotonic()
+    done = first = -1
+
+    def advance(count: int = 1, **values: float) -> None:
+        nonlocal done, last, first
+        # What was done before this start must not count as speed.
+        first = count if done < 0 and not values else max(first, 0)
+        done = max(done, 0) + count
+        now = time.monotonic()
+        if now - last >= LOG_EVERY_S and done < total:
+            left = (now - started) / max(1, done - first) * (total - done)
+            say(f"{description} {done}/{total}, {left:.0f} s left {_format(values)}".rstrip())
+            last = now
+
+    return advance
+
+
+def _format(values: dict[str, float]) -> str:
+    shown = {k: v for k, v in values.items() if v == v and abs(v) != float("inf")}
+    return "  ".join(f"{k} {v:.4g}" for k, v in shown.items())

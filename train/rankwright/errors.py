@@ -1,0 +1,29 @@
+"""Errors that are the user's to mend: each says what is wrong, where, and how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(ValueError):
+    """One line for the user: what, where, how to fix. The command line prints it and exits with 2."""
+
+
+class UserErrors(UserError):
+    """Several mistakes found together, so that one run shows them all."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        self.messages = list(messages)
+        super().__init__("\n".join(self.messages))
+
+
+def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """The known words most like `word`, best first; empty when nothing is near."""
+    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`, did you mean X?` or nothing; append it to a message about an unknown name."""
+    near = nearest(word, known)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,55 @@
+"""What a set of queries, documents and judgements is once read: Collection, and Group, the unit of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Qrels = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One split of one set: texts by id, and judgements.
+
+    corpus: document id -> text (title and text joined by a newline, when there is a title)
+    queries: query id -> text
+    qrels: query id -> document id -> label; above 0 is relevant, 0 is judged not relevant
+    teacher_scores: query id -> document id -> raw score of a teacher, where the file has them
+    """
+
+    name: str
+    corpus: Mapping[str, str]
+    queries: Mapping[str, str]
+    qrels: Qrels
+    teacher_scores: Qrels = field(default_factory=dict)
+
+    def positives(self, query_id: str) -> dict[str, float]:
+        """Document id -> label of the relevant documents of a query."""
+        return {d: label for d, label in self.qrels.get(query_id, {}).items() if label > 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A query with its documents: what one term of the loss sees.
+
+    document_ids, documents, labels run in parallel; sources says where each came from
+    ("positive", "judged", "bm25", ...).
+    """
+
+    query_id: str
+    query: str
+    document_ids: tuple[str, ...]
+    documents: tuple[str, ...]
+    labels: tuple[float, ...]
+    sources: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.document_ids), len(self.documents), len(self.labels), len(self.sources)}
+        assert len(lengths) == 1, f"group {self.query_id}: columns differ in length"
+
+
+def join_title(title: str, text: str) -> str:
+    """A document's text as the model reads it: the title on a line of its own, where there is one."""
+    title, text = title.strip(), text.strip()
+    return f"{title}\n{text}" if title else text

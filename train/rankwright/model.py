@@ -1,0 +1,250 @@
+"""The model: a decoder, a yes/no two-row head in fp32, and what of it is trained.
+
+score = (W[yes] - W[no]) . h_last: the two rows are a detached copy taken at load time, so no new head is trained
+and logits over the vocabulary are never computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from rankwright.batching import Chunk
+from rankwright.errors import UserError
+from rankwright.prompts import PromptContract, choose_pad_token
+
+# B rows, T tokens, N scored prompts, H hidden size.
+UNLIMITED = 10**30
+Precision = Literal["fp32", "bf16"]
+
+
+class RankModel(nn.Module):
+    """Scores prompts; the one module that Accelerate prepares.
+
+    lm: a transformers decoder with a language-model or a one-label classification head, or a PeftModel around it.
+    rows_2H: fp32 buffer, the rows of "no" and "yes"; a one-label head w is stored as (0, w).
+    """
+
+    rows_2H: Tensor
+
+    def __init__(self, lm: nn.Module, rows_2H: Tensor, pad_id: int) -> None:
+        super().__init__()
+        self.lm = lm
+        self.pad_id = pad_id
+        self.register_buffer("rows_2H", rows_2H.detach().clone().float(), persistent=False)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model with its head, without the PEFT wrapper."""
+        lm = cast(Any, self.lm)
+        return lm.get_base_model() if hasattr(lm, "peft_config") else lm
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Embeddings, layers and final norm."""
+        lm = self.causal_lm
+        return cast(nn.Module, getattr(lm, lm.base_model_prefix))
+
+    @property
+    def score_weight_H(self) -> Tensor:
+        """fp32 weight of the equivalent one-label head."""
+        return self.rows_2H[1] - self.rows_2H[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows_2H.device
+
+    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
+        """scores_N fp32, in the order of the prompts that the chunks came from.
+
+        Rows are padded on the right: under a causal mask padding then comes after every scored token and
+        needs no mask, and positions are those of the unpadded prompt.
+        """
+        scores = [self._score_chunk(chunk) for chunk in chunks]
+        order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
+        return torch.cat(scores)[torch.argsort(order)]
+
+    def _score_chunk(self, chunk: Chunk) -> Tensor:
+        ids_BT, last_B = chunk.ids_BT.to(self.device), chunk.last_B.to(self.device)
+        hidden_BTH = self.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        last_BH = hidden_BTH[torch.arange(len(last_B), device=self.device), last_B]
+        with torch.autocast(self.device.type, enabled=False):
+            return cast(Tensor, last_BH.float() @ self.score_weight_H)
+
+
+def load_tokenizer(folder: str, revision: str | None = None) -> Any:
+    """The base's tokenizer with a pad token that differs from eos. Raises UserError when it cannot be had."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _from_pretrained(AutoTokenizer, folder, revision=revision)
+    _keep_line_breaks(tokenizer)
+    # Budgets are the contract's; the tokenizer's own limit would only warn of texts that are cut later.
+    tokenizer.model_max_length = UNLIMITED
+    tokenizer.pad_token = choose_pad_token(tokenizer)
+    return tokenizer
+
+
+def _keep_line_breaks(tokenizer: Any) -> None:
+    """Take off the Strip that our exports put first: it is for callers who tokenise bare texts, not for frames."""
+    from tokenizers import normalizers
+
+    steps = tokenizer.backend_tokenizer.normalizer
+    if isinstance(steps, normalizers.Sequence) and len(steps) and isinstance(steps[0], normalizers.Strip):
+        rest = [steps[i] for i in range(1, len(steps))]
+        tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(rest)
+
+
+def load_model(
+    folder: str,
+    contract: PromptContract,
+    tokenizer: Any,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    base: str | None = None,
+) -> RankModel:
+    """A base from a local folder or hub id, in `dtype`; weights that the files lack are an error.
+
+    Reads causal language models, one-label sequence classifiers (our own exports) and PEFT adapter folders;
+    `base` is where an adapter's base lies, when its own settings do not name a hub id.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if (Path(folder) / "adapter_config.json").is_file():
+        return _load_adapter(Path(folder), contract, tokenizer, dtype, base)
+    config = _from_pretrained(AutoConfig, folder, revision=revision)
+    config.pad_token_id = tokenizer.pad_token_id
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and contract.max_tokens > positions:
+        raise UserError(f"prompt.max_tokens: {contract.max_tokens}, but {folder} has {positions} positions: lower it")
+    architecture = (config.architectures or ["?"])[0]
+    is_classifier = architecture.endswith("ForSequenceClassification")
+    if is_classifier and config.num_labels != 1:
+        raise UserError(
+            f"model.base: {folder}: {architecture} has {config.num_labels} labels, must have 1: choose another base"
+        )
+    auto = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    lm, info = _from_pretrained(auto, folder, revision=revision, config=config, dtype=dtype, output_loading_info=True)
+    _refuse_missing(folder, lm, info)
+    if is_classifier:
+        weight_H = lm.score.weight[0]
+        return RankModel(lm, torch.stack([torch.zeros_like(weight_H), weight_H]), tokenizer.pad_token_id)
+    rows_VH = lm.get_output_embeddings().weight
+    return RankModel(lm, rows_VH[[contract.no_id, contract.yes_id]], tokenizer.pad_token_id)
+
+
+def _load_adapter(
+    folder: Path, contract: PromptContract, tokenizer: Any, dtype: torch.dtype, base: str | None
+) -> RankModel:
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    from rankwright.resources import resolve_base
+
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    name = settings["base_model_name_or_path"]
+    revision = settings.get("revision") if base is None else None
+    try:
+        model = load_model(resolve_base(base or name), contract, tokenizer, revision=revision, dtype=dtype)
+    except UserError as error:
+        raise UserError(f"{folder}: adapters of the base {name!r}: {error}; or say where it is: base=FOLDER") from None
+    model.lm = PeftModel.from_pretrained(model.lm, str(folder))
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        stored = set(file.keys())
+    # peft only warns of these, and the adapter then changes nothing there.
+    missing = sorted(set(get_peft_model_state_dict(model.lm, save_embedding_layers=False)) ^ stored)
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} adapter weights do not fit (first: {missing[0]}): write it again")
+    return model
+
+
+def _from_pretrained(auto: Any, folder: str, **options: Any) -> Any:
+    """`auto.from_pretrained` whose failures are one line for the user."""
+    try:
+        return auto.from_pretrained(folder, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model.base: cannot load {folder!r} ({first}): give a folder with config.json, weights and tokenizer, "
+            "or a hub id that this machine can reach"
+        ) from None
+
+
+def _refuse_missing(folder: str, lm: Any, info: dict[str, Any]) -> None:
+    """transformers only warns about weights it had to invent; a reranker with such weights scores noise."""
+    tied = set(getattr(lm, "_tied_weights_keys", None) or ()) if lm.config.tie_word_embeddings else set()
+    bad = sorted(k for k in info["missing_keys"] if k not in tied)
+    bad += sorted(str(k) for k in info.get("mismatched_keys", ()))
+    if bad:
+        raise UserError(
+            f"model.base: {folder}: {len(bad)} weights are missing or of another shape (first: {bad[0]}): "
+            "the files are incomplete or belong to another architecture"
+        )
+
+
+def add_lora(model: RankModel, *, rank: int, alpha: int, dropout: float, seed: int) -> RankModel:
+    """LoRA on every linear layer of the decoder; the adapters are fp32 whatever the base's type is.
+
+    Paper: Hu et al. 2021, arXiv 2106.09685; all linear layers as in Dettmers et al. 2023, arXiv 2305.14314.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, m in model.decoder.named_modules() if isinstance(m, nn.Linear)}
+    is_causal = model.lm.get_output_embeddings() is not None  # type: ignore[operator]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted(names),
+        task_type=TaskType.CAUSAL_LM if is_causal else None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.lm = get_peft_model(cast(Any, model.lm), config)
+    return model
+
+
+def train_all(model: RankModel) -> RankModel:
+    """Full fine-tuning with frozen input embeddings: tied bases would otherwise drift from the head."""
+    model.requires_grad_(True)
+    model.causal_lm.get_input_embeddings().weight.requires_grad_(False)
+    head = model.causal_lm.get_output_embeddings()
+    for module in (head, getattr(model.causal_lm, "score", None)):
+        if module is not None:
+            module.weight.requires_grad_(False)
+    return model
+
+
+def enable_checkpointing(model: RankModel) -> None:
+    """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work."""
+    model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def trainable_state(model: RankModel) -> dict[str, Tensor]:
+    """Name -> trained parameter, detached, on the CPU: what a checkpoint holds."""
+    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trainable_state(model: RankModel, state: dict[str, Tensor]) -> None:
+    """Put a checkpoint's parameters back, bit for bit. Raises UserError when the names differ."""
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if own.keys() != state.keys():
+        odd = sorted(own.keys() ^ state.keys())[0]
+        raise UserError(
+            f"checkpoint: its trained parameters are not those of this recipe (first difference: {odd}): "
+            "use the recipe it was made with, or another run_dir"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def parameter_counts(model: RankModel) -> tuple[int, int]:
+    """(trained, all) parameters."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

@@ -1,0 +1,59 @@
+"""README.md of an exported folder: what it is, how to load it, the prompt, the figures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rankwright.prompts import PromptContract
+
+EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a company.")
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What only the caller of an export knows; license is a hub identifier such as `apache-2.0`."""
+
+    title: str = "Reranker"
+    license: str | None = None
+    figures: Mapping[str, str | float | int] = field(default_factory=dict)
+
+
+def write_card(
+    folder: Path,
+    facts: CardFacts,
+    contract: PromptContract,
+    parity: Mapping[str, Any],
+    *,
+    base_name: str,
+    revision: str | None,
+) -> None:
+    """Write README.md; last of all files, since peft writes one of its own when it saves."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("rankwright", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("model_card.md.j2").render(
+        title=facts.title,
+        license=facts.license,
+        figures=dict(facts.figures),
+        contract=contract,
+        parity=parity,
+        base_name=base_name,
+        revision=revision,
+        # `base_model` must be a hub id; a fixture of this package is none.
+        hub_base=re.fullmatch(r"(?!fixtures/)[\w.-]+/[\w.-]+", base_name) is not None,
+        adapter=(folder / "adapter_config.json").is_file(),
+        control_token=next(iter(re.findall(r"<\|\w+\|>", contract.suffix)), "<|im_end|>"),
+        query=EXAMPLE[0],
+        document=EXAMPLE[1],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

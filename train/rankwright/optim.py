@@ -1,0 +1,62 @@
+"""Parameter groups, AdamW and learning-rate schedules (ours: a prepared scheduler steps once a process)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from rankwright.errors import UserError
+from rankwright.registry import Registry
+
+Schedule = Callable[[float], float]
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+
+
+@SCHEDULES.register
+def cosine(progress: float) -> float:
+    """Factor of the learning rate after warm-up, progress in 0..1: half a cosine from 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@SCHEDULES.register
+def linear(progress: float) -> float:
+    """A straight line from 1 to 0."""
+    return 1.0 - progress
+
+
+@SCHEDULES.register
+def constant(progress: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def learning_rate_factor(step: int, total_steps: int, *, warmup_fraction: float, schedule: Schedule) -> float:
+    """Factor for step `step` (from 1): linear warm-up, then the schedule, which starts at 1 and never reaches its end.
+
+    warmup_fraction of the steps, rounded up, warm up; the last of them has factor 1, and so has the next step.
+    """
+    # 0.07 * 100 is 7.000000000000001, which is 7 steps.
+    warmup_steps = math.ceil(round(warmup_fraction * total_steps, 6))
+    if step <= warmup_steps:
+        return step / warmup_steps
+    return schedule((step - warmup_steps - 1) / max(1, total_steps - warmup_steps))
+
+
+def make_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], *, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; vectors (norms, biases) are not decayed.
+
+    Raises UserError when no parameter is trained.
+    """
+    trained = [p for _, p in named_parameters if p.requires_grad]
+    if not trained:
+        raise UserError("model.method: no parameter of the model is trained: use method lora or full on a decoder")
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate)

@@ -1,0 +1,211 @@
+"""The stages in order, the inputs each depends on, and what is skipped or continued."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rankwright import console, resources
+from rankwright.checkpoint import read_state
+from rankwright.errors import UserError, UserErrors
+from rankwright.loading import LoadedRecipe, recipe_json
+from rankwright.recipe import Recipe
+from rankwright.run_folder import RunFolder, code_version, content_hash, files_hash, provenance
+from rankwright.sources import Located, locate_all
+
+
+def check_names(recipe: Recipe) -> list[str]:
+    """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
+    from rankwright.export import refuse_impossible
+    from rankwright.losses import LOSSES
+    from rankwright.metrics import check_measures
+    from rankwright.optim import SCHEDULES
+
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("loss", lambda: LOSSES.bind(recipe.loss.name, recipe.loss.options)),
+        ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
+        ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
+        ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
+    ]
+    faults = []
+    for key, check in checks:
+        try:
+            check()
+        except UserError as error:
+            faults.append(f"{key}: {error}")
+    for split in ("train", "test"):
+        if not getattr(recipe.data, split):
+            faults.append(f"data.{split}: must name at least one set")
+    return faults
+
+
+class Pipeline:
+    """A recipe with its run folder. Each stage runs when its inputs changed since it was last done."""
+
+    def __init__(self, loaded: LoadedRecipe) -> None:
+        self.loaded = loaded
+        self.recipe = loaded.recipe
+        self.run = RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
+        self.checkpoint: Path | None = None
+
+    def start(self) -> None:
+        """Check all names, make the run folder, and write recipe.json and provenance.json."""
+        faults = check_names(self.recipe)
+        try:
+            self._located  # noqa: B018
+        except UserErrors as error:
+            faults += error.messages
+        try:
+            resources.resolve_base(self.recipe.model.base)
+        except UserError as error:
+            faults.append(str(error))
+        if faults:
+            raise UserErrors(faults)
+        self.run.create()
+        if console.is_first_process():
+            self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
+            self.run.write_json("provenance.json", provenance(self.recipe.seed, sys.argv))
+
+    @cached_property
+    def _located(self) -> dict[str, list[Located]]:
+        return locate_all(self.recipe.data)
+
+    # Inputs of the stages: hashes of recipe sections, files and code.
+
+    def _section(self, name: str) -> Any:
+        return self.recipe.model_dump(mode="json")[name]
+
+    @cached_property
+    def data_inputs(self) -> str:
+        paths = sorted({e.path for entries in self._located.values() for e in entries if e.path is not None})
+        return content_hash(self._section("data"), self.recipe.seed, files_hash(paths), code_version())
+
+    @cached_property
+    def mine_inputs(self) -> str:
+        return content_hash(self.data_inputs, self._section("mine"), self.recipe.evaluate.depth)
+
+    @cached_property
+    def model_inputs(self) -> str:
+        base = resources.resolve_base(self.recipe.model.base)
+        weights = files_hash([Path(base)]) if Path(base).is_dir() else self.recipe.model.revision
+        return content_hash(self._section("model"), self._section("prompt"), weights)
+
+    @cached_property
+    def train_inputs(self) -> str:
+        sections = [self._section(name) for name in ("loss", "train")]
+        return content_hash(self.mine_inputs, self.model_inputs, sections)
+
+    @property
+    def system_inputs(self) -> dict[str, str]:
+        """System -> what its numbers depend on."""
+        evaluation = self._section("evaluate")
+        first = content_hash(self.data_inputs, evaluation, self.recipe.mine.language, self.recipe.mine.code)
+        base = content_hash(first, self.model_inputs, self.recipe.train.precision)
+        return {"bm25": first, "base": base, "tuned": content_hash(first, self.train_inputs)}
+
+    # The stages.
+
+    def data(self) -> None:
+        """Read, split and check the data."""
+        from rankwright.prepare_stage import prepare_data
+
+        self._stage("data", self.data_inputs, lambda: prepare_data(self.recipe, self.run))
+
+    def mine(self) -> None:
+        """Candidates and negatives, after the data stage."""
+        from rankwright.prepare_stage import mine
+
+        self.data()
+        self._stage("mine", self.mine_inputs, lambda: mine(self.recipe, self.run))
+
+    def train(self) -> None:
+        """Train, after the stages before; on many processes only the first one prepares."""
+        from rankwright.train_stage import make_accelerator, state_facts, train
+
+        accelerator = make_accelerator(self.recipe)
+        if accelerator.is_main_process:
+            self.mine()
+        accelerator.wait_for_everyone()
+
+        def run() -> dict[str, Any]:
+            state = train(self.recipe, self.run, self.train_inputs, accelerator)
+            return {**state_facts(state), "processes": accelerator.num_processes}
+
+        self._stage("train", self.train_inputs, run)
+        if accelerator.is_main_process:
+            self.checkpoint = self._best_checkpoint()
+
+    def _best_checkpoint(self) -> Path:
+        step = self.run.facts("train").get("best_step")
+        folder = self.run.path / "checkpoints" / f"step-{step}"
+        if read_state(folder) is None:
+            raise UserError(
+                f"{folder} is missing or damaged: delete {self.run.path / 'stages' / 'train.json'} to train again"
+            )
+        return folder
+
+    def evaluate(self, only: Sequence[str] = ("bm25", "base", "tuned")) -> None:
+        """The table, after the stages that the systems need."""
+        from rankwright.evaluate_stage import SYSTEMS, evaluate
+
+        unknown = [s for s in only if s not in SYSTEMS]
+        if unknown:
+            raise UserError(f"--only: unknown system {unknown[0]!r}: choose from {', '.join(SYSTEMS)}")
+        if "tuned" in only:
+            self.train()
+        else:
+            self.data()
+        if not console.is_first_process():
+            return
+        console.heading("evaluate")
+        started = time.perf_counter()
+        evaluate(self.recipe, self.run, inputs=self.system_inputs, checkpoint=self.checkpoint, only=only)
+        seconds = time.perf_counter() - started
+        self.run.finish("evaluate", content_hash(self.system_inputs), seconds=seconds, systems=list(only))
+        self.show_results()
+
+    def show_results(self) -> None:
+        """Print the final table and its verdict."""
+        from rankwright.evaluate_stage import results, results_table, verdict
+
+        rows = results(self.run, self.recipe.seed)
+        console.show(results_table(rows))
+        console.say(verdict(rows[-1]))
+
+    def export(self) -> None:
+        """The export targets, each proven in a fresh process, after training and evaluation."""
+        from rankwright.export_stage import export_stage
+
+        self.evaluate()
+        if not console.is_first_process():
+            return
+        assert self.checkpoint is not None
+        checkpoint = self.checkpoint
+        inputs = content_hash(self.train_inputs, self.system_inputs, self._section("export"))
+        if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
+            self.run.forget("export")
+        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint))
+
+    def report(self) -> None:
+        """report.html, after everything else."""
+        from rankwright.report import write_report
+
+        self.export()
+        if console.is_first_process():
+            path = write_report(self.recipe, self.run)
+            console.say(f"report: {path}")
+
+    def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]]) -> None:
+        console.heading(name)
+        if self.run.is_done(name, inputs):
+            console.say("unchanged, skipped")
+            return
+        started = time.perf_counter()
+        facts = action()
+        if console.is_first_process():
+            self.run.finish(name, inputs, seconds=time.perf_counter() - started, **facts)

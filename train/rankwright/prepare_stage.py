@@ -1,0 +1,115 @@
+"""The data and mine stages: sets read and split, overlap reported, negatives mined with a reason for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rankwright import console, mining, splits
+from rankwright.data_files import qualified, read_split, write_split
+from rankwright.errors import UserError
+from rankwright.examples import Collection
+from rankwright.recipe import DevFromTrain, Recipe
+from rankwright.retrieve import RETRIEVERS, Candidate
+from rankwright.run_folder import RunFolder
+from rankwright.sources import locate_all, read_all
+
+
+def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns counts a split."""
+    entries = locate_all(recipe.data)
+    console.say("train")
+    train = read_all(entries["train"], console.say)
+    if isinstance(recipe.data.dev, DevFromTrain):
+        fraction = recipe.data.dev.fraction
+        parts = [splits.split_dev(c, fraction=fraction, seed=recipe.seed) for c in train]
+        train, dev = [t for t, _ in parts], [d for _, d in parts]
+        console.say(f"dev: {sum(len(d.queries) for d in dev):,} queries taken out of train (fraction {fraction:g})")
+    else:
+        console.say("dev")
+        dev = read_all(entries["dev"], console.say)
+    console.say("test")
+    test = read_all(entries["test"], console.say)
+    _require_positives(train, "train")
+    _require_positives(dev, "dev")
+    _require_positives(test, "test")
+    by_split = {"train": train, "dev": dev, "test": test}
+    for split, collections in by_split.items():
+        write_split(run.path / "data", split, collections)
+    counts = {split: [_counts(c) for c in collections] for split, collections in by_split.items()}
+    overlaps = _overlaps(train, {"dev": dev, "test": test})
+    run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
+    return {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
+
+
+def _require_positives(collections: Sequence[Collection], split: str) -> None:
+    if not any(c.positives(q) for c in collections for q in c.queries):
+        raise UserError(f"data.{split}: no query has a relevant document: give judgements with a score above 0")
+
+
+def _counts(collection: Collection) -> dict[str, Any]:
+    relevant = [len(collection.positives(q)) for q in collection.queries]
+    return {
+        "set": collection.name,
+        "documents": len(collection.corpus),
+        "queries": len(collection.queries),
+        "judgements": sum(map(len, collection.qrels.values())),
+        "positives": sum(relevant),
+        "queries_without_positive": sum(n == 0 for n in relevant),
+        "empty_documents": sum(not text.strip() for text in collection.corpus.values()),
+    }
+
+
+def _overlaps(train: Sequence[Collection], held_out: Mapping[str, Sequence[Collection]]) -> list[dict[str, Any]]:
+    """What train shares with dev and test; said, so that nobody takes memory for skill."""
+    rows = []
+    for ours in train:
+        for split, theirs in ((split, c) for split, collections in held_out.items() for c in collections):
+            report = dataclasses.asdict(splits.overlap(ours, theirs))
+            counts = {k.replace("_", " "): v for k, v in report.items() if isinstance(v, int) and v}
+            if counts:
+                rows.append({"train": ours.name, "split": split, "held_out": theirs.name, **report})
+                shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+                console.say(f"shared between train {ours.name} and {split} {theirs.name}: {shown}")
+    return rows
+
+
+def mine(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
+    """Write negatives.jsonl, candidates.jsonl and dev_candidates.jsonl; returns counts by reason."""
+    data = run.path / "data"
+    pools: dict[str, Sequence[mining.Negative]] = {}
+    counts: dict[str, int] = {}
+    candidates: dict[str, Sequence[Candidate]] = {}
+    train = [qualified(c) for c in read_split(data, "train")]
+    dev = [qualified(c) for c in read_split(data, "dev")]
+    for collection in train:
+        console.say(f"  {collection.name}: BM25 over {len(collection.corpus):,} documents")
+        found = retrieve(recipe, collection, recipe.mine.depth)
+        mined = mining.mine_pools(
+            collection, found, source="bm25", first_rank=recipe.mine.first_rank, depth=recipe.mine.depth
+        )
+        candidates |= found
+        pools |= mined.pools
+        for reason, count in mined.counts.items():
+            counts[reason] = counts.get(reason, 0) + count
+    dev_candidates: dict[str, Sequence[Candidate]] = {}
+    for collection in dev:
+        dev_candidates |= retrieve(recipe, collection, recipe.evaluate.depth)
+    mining.write_candidates(run.path / "candidates.jsonl", candidates)
+    mining.write_candidates(run.path / "dev_candidates.jsonl", dev_candidates)
+    mining.write_negatives(run.path / "negatives.jsonl", pools)
+    short = sum(len(pool) < recipe.mine.negatives for pool in pools.values())
+    console.say("candidates " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())))
+    if short:
+        console.say(f"{short} of {len(pools)} queries have fewer than {recipe.mine.negatives} negatives: kept short")
+    return {"counts": counts, "queries": len(pools), "short_pools": short}
+
+
+def retrieve(recipe: Recipe, collection: Collection, depth: int) -> dict[str, list[Candidate]]:
+    """The first stage's candidates for every query of a set."""
+    settings = recipe.mine
+    options = {"depth": depth, "language": settings.language, "code": settings.code}
+    bm25 = RETRIEVERS.bind("bm25", options)
+    found: dict[str, list[Candidate]] = bm25(collection.corpus, collection.queries)
+    return found

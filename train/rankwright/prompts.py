@@ -1,0 +1,300 @@
+"""THE prompt contract: instruction + query + document -> token segments; one place for train, eval and export.
+
+A prompt is head (frame, instruction, query, up to the document's place), document, suffix. Two frames:
+
+- `official`: the text of Qwen3-Reranker's README. The head is tokenised as one piece and `" " + document` as the
+  second, which gives the ids of the whole string.
+- `portable`: query and document each stand alone in a turn, between special tokens, so that ids are equal
+  however a runtime cuts the text; the frame can be baked into tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwright.errors import UserError
+
+Mode = Literal["official", "portable"]
+CONTRACT_FILE = "rankwright.json"
+CONTRACT_VERSION = 1
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+PORTABLE_TASK = 'Judge whether the document answers the query. Answer "yes" or "no".'
+OFFICIAL_SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
+)
+LEAST_DOCUMENT_TOKENS = 8
+# Texts on which a fault at a boundary between pieces shows up.
+PROBES = [
+    ("what is a bond?", "A bond is a loan."),
+    ("où est l'été\u0301 ?", "  naïve 東京\n\n"),
+    ("f(x)\n", "def f(x):\n    return x\n"),
+    ("...", ""),
+    ("123", "\t- item\r\n"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptContract:
+    """All that turns a pair into scored token ids; stored as rankwright.json with every checkpoint and export.
+
+    prefix holds `{instruction}` once; the head is prefix + query + middle. max_tokens bounds the whole prompt,
+    query_tokens the query alone; both in tokens of this tokenizer.
+    """
+
+    mode: Mode
+    prefix: str
+    middle: str
+    document_prefix: str
+    suffix: str
+    instruction: str
+    yes_token: str
+    no_token: str
+    yes_id: int
+    no_id: int
+    max_tokens: int
+    query_tokens: int
+    padding_side: Literal["left"] = "left"
+    version: int = CONTRACT_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Write rankwright.json into `folder`."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / CONTRACT_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptContract | None:
+        """The contract stored in `folder`, or None when it has none. Raises UserError when it is not readable."""
+        path = folder / CONTRACT_FILE
+        if not path.is_file():
+            return None
+        try:
+            contract = cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: not a prompt contract of this version ({error}): export it again") from None
+        if contract.version != CONTRACT_VERSION:
+            raise UserError(f"{path}: version {contract.version}, must be {CONTRACT_VERSION}: export it again")
+        return contract
+
+    def head_text(self, query: str) -> str:
+        """Frame, instruction and (clean) query, up to the document's place."""
+        return self.prefix.replace("{instruction}", self.instruction) + query + self.middle
+
+    def replace(self, **changes: Any) -> PromptContract:
+        """A copy with other values, e.g. another instruction."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGroup:
+    """Token ids of a query with its documents; a document's ids end with the suffix.
+
+    head_ids + tail_ids[i] is the prompt of document i. documents_cut counts documents cut to the budget.
+    """
+
+    head_ids: list[int]
+    tail_ids: list[list[int]]
+    query_cut: bool
+    documents_cut: int
+
+
+def portable_frame(tokenizer: Any) -> tuple[str, str, str, str]:
+    """(prefix, middle, document_prefix, suffix) from the turn tokens that the base was trained on.
+
+    Knows ChatML (Qwen, SmolLM2 and others) and Llama 3. Raises UserError for any other tokenizer.
+    """
+    vocabulary = tokenizer.get_added_vocab()
+    if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
+        opening, closing, start = "<|im_start|>{role}\n", "<|im_end|>\n", ""
+        thought = "<think>\n\n</think>\n\n" if "<think>" in vocabulary else ""
+    elif "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
+        opening, closing = "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"
+        start, thought = "<|begin_of_text|>", ""
+    else:
+        raise UserError(
+            "prompt.mode: portable needs a tokenizer with ChatML (<|im_start|>, <|im_end|>) or Llama 3 "
+            "(<|start_header_id|>, <|eot_id|>) turn tokens: choose a base that has them"
+        )
+    turn = functools.partial(opening.replace, "{role}")
+    prefix = f"{start}{turn('system')}{PORTABLE_TASK}\n{{instruction}}{closing}{turn('query')}"
+    return prefix, f"{closing}{turn('document')}", "", f"{closing}{turn('assistant')}{thought}"
+
+
+def official_frame() -> tuple[str, str, str, str]:
+    """(prefix, middle, document_prefix, suffix) of Qwen3-Reranker, README form.
+
+    Source: https://huggingface.co/Qwen/Qwen3-Reranker-0.6B (README, transformers usage).
+    """
+    prefix = (
+        f"<|im_start|>system\n{OFFICIAL_SYSTEM}<|im_end|>\n<|im_start|>user\n<Instruct>: {{instruction}}\n<Query>: "
+    )
+    return prefix, "\n<Document>:", " ", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+def single_token_id(tokenizer: Any, token: str) -> int:
+    """The id of `token`, which must be one token. Raises UserError otherwise."""
+    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise UserError(f"prompt: {token!r} is {len(ids)} tokens in this tokenizer, must be one: choose another base")
+    return int(ids[0])
+
+
+def make_contract(
+    tokenizer: Any,
+    *,
+    mode: Mode,
+    instruction: str = DEFAULT_INSTRUCTION,
+    max_tokens: int = 512,
+    query_tokens: int | None = None,
+) -> PromptContract:
+    """Build the contract for a tokenizer and prove on probe texts that pieces and whole string give the same ids.
+
+    query_tokens defaults to a quarter of max_tokens. Raises UserError when the frame leaves no room for a document.
+    """
+    frame = official_frame() if mode == "official" else portable_frame(tokenizer)
+    contract = PromptContract(
+        mode,
+        *frame,
+        instruction=neutralise(instruction.strip(), control_tokens(tokenizer)),
+        yes_token="yes",
+        no_token="no",
+        yes_id=single_token_id(tokenizer, "yes"),
+        no_id=single_token_id(tokenizer, "no"),
+        max_tokens=max_tokens,
+        query_tokens=max_tokens // 4 if query_tokens is None else query_tokens,
+    )
+    encoder = PromptEncoder(contract, tokenizer)
+    for query, document in PROBES:
+        if encoder.encode(query, [document], cut=False) != encoder.encode_whole(query, document):
+            raise UserError(
+                f"prompt.mode: {mode} is not exact with this tokenizer: piece-wise and whole-string ids differ "
+                f"on {query!r}, {document!r}; choose the other mode or another base"
+            )
+    return contract
+
+
+@functools.lru_cache(maxsize=8)
+def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    return re.compile("|".join(re.escape(t) for t in tokens)) if tokens else None
+
+
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Texts that this tokenizer would read as control tokens, longest first.
+
+    Runs of white space that some tokenizers add to their vocabulary are ordinary text and not among them.
+    """
+    found = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if len(token.content) > 1 and (token.special or re.fullmatch(r"<[^\s<>]+>", token.content))
+    }
+    return tuple(sorted(found, key=lambda t: (-len(t), t)))
+
+
+def neutralise(text: str, tokens: tuple[str, ...]) -> str:
+    """Break every control token in user text by a space after its first character: `<|im_end|>` -> `< |im_end|>`."""
+    pattern = _control_pattern(tokens)
+    while pattern is not None and pattern.search(text):
+        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text
+
+
+class PromptEncoder:
+    """Applies a contract with a tokenizer; the only way from texts to ids in training, evaluation and export.
+
+    Raises UserError when frame, instruction and the longest query leave no room for a document.
+    """
+
+    def __init__(self, contract: PromptContract, tokenizer: Any) -> None:
+        self.contract = contract
+        self.tokenizer = tokenizer
+        self.control_tokens = control_tokens(tokenizer)
+        self.suffix_ids = self._ids(contract.suffix)
+        least = len(self._ids(contract.head_text(""))) + len(self.suffix_ids) + contract.query_tokens
+        least += LEAST_DOCUMENT_TOKENS
+        if least > contract.max_tokens:
+            raise UserError(
+                f"prompt.max_tokens: {contract.max_tokens} is too small: frame, instruction and "
+                f"{contract.query_tokens} query tokens leave no room for a document; use at least {least}, "
+                "or lower prompt.query_tokens"
+            )
+
+    def clean(self, text: str) -> str:
+        """Text as it enters the prompt: stripped, control tokens neutralised."""
+        return neutralise(text.strip(), self.control_tokens).strip()
+
+    def cut_query(self, query: str) -> tuple[str, bool]:
+        """A clean query of at most query_tokens tokens, cut between characters, and whether it was cut."""
+        limit, was_cut = self.contract.query_tokens, False
+        while True:
+            encoding = self.tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
+            if len(encoding["input_ids"]) <= limit:
+                return query, was_cut
+            # A piece may tokenise longer alone than inside its word: go on until it fits.
+            end = min(encoding["offset_mapping"][limit][0], len(query) - 1)
+            query, was_cut = query[:end].rstrip(), True
+
+    def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
+        """Token ids of one query with its documents (raw user texts)."""
+        query, query_cut = self.cut_query(self.clean(query))
+        head_ids = self._ids(self.contract.head_text(query))
+        budget = self.contract.max_tokens - len(head_ids) - len(self.suffix_ids)
+        texts = [self.contract.document_prefix + self.clean(d) for d in documents]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        documents_cut = sum(len(i) > budget for i in ids) if cut else 0
+        tails = [(i[:budget] if cut else list(i)) + self.suffix_ids for i in ids]
+        return EncodedGroup(head_ids, tails, query_cut, documents_cut)
+
+    def render(self, query: str, document: str) -> str:
+        """The whole prompt as one string, the document not cut: what a chat template renders."""
+        query, _ = self.cut_query(self.clean(query))
+        contract = self.contract
+        return contract.head_text(query) + contract.document_prefix + self.clean(document) + contract.suffix
+
+    def encode_whole(self, query: str, document: str) -> EncodedGroup:
+        """Ids of the whole string, split where encode() splits them; for proving that both ways agree."""
+        ids = self._ids(self.render(query, document))
+        _, query_cut = self.cut_query(self.clean(query))
+        head = len(self._ids(self.contract.head_text(self.cut_query(self.clean(query))[0])))
+        return EncodedGroup(ids[:head], [ids[head:]], query_cut, 0)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def choose_pad_token(tokenizer: Any) -> str:
+    """A pad token that is not eos, from those the tokenizer has. Raises UserError when there is none.
+
+    A pooled position is the last token that is not padding: with pad = eos it would be the wrong one.
+    """
+    known = tokenizer.get_vocab()
+    candidates = [
+        tokenizer.pad_token,
+        "<|endoftext|>",
+        "<|finetune_right_pad_id|>",
+        "<|pad|>",
+        "<pad>",
+        "[PAD]",
+        tokenizer.unk_token,
+    ]
+    for token in candidates:
+        if token is not None and token in known and token != tokenizer.eos_token:
+            return str(token)
+    raise UserError(
+        "model.base: the tokenizer has no pad token that differs from its end-of-sequence token "
+        f"({tokenizer.eos_token!r}): add one, e.g. '<|pad|>', and resize the embeddings"
+    )
+
+
+def native_mode(base: str, saved: PromptContract | None) -> Mode:
+    """The frame that a base was made for: its own contract, Qwen3-Reranker's, or else portable."""
+    if saved is not None:
+        return saved.mode
+    return "official" if "qwen3-reranker" in base.lower() else "portable"

@@ -1,0 +1,182 @@
+"""What a recipe may say: a frozen pydantic schema, without torch. Defaults live here and nowhere else."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Key = tuple[str | int, ...]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, no guessing of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Source(Section):
+    """One set, by exactly one of: a folder or file, a card of `data/`, or a set on the hub."""
+
+    path: str | None = None
+    card: str | None = None
+    hub: str | None = None
+    split: str | None = None
+    name: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Source:
+        given = [k for k in ("path", "card", "hub") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of path, card, hub" + (f" (found {', '.join(given)})" if given else ""))
+        return self
+
+
+class DevFromTrain(Section):
+    """Development queries taken out of the training queries, by seed."""
+
+    from_: Literal["train"] = Field(default="train", alias="from")
+    fraction: Fraction = 0.1
+
+
+def _kind_of_dev(value: Any) -> str | None:
+    # Chosen by shape, not by trial: a plain union would report the faults of both readings.
+    if isinstance(value, dict | DevFromTrain):
+        return "DevFromTrain"
+    return "Source" if isinstance(value, list | tuple) else None
+
+
+class Data(Section):
+    root: str | None = None
+    train: tuple[Source, ...] = ()
+    dev: Annotated[
+        Annotated[DevFromTrain, Tag("DevFromTrain")] | Annotated[tuple[Source, ...], Tag("Source")],
+        Discriminator(
+            _kind_of_dev,
+            custom_error_type="dev_shape",
+            custom_error_message="must be {from: train, fraction: 0.1} or a list of sets",
+        ),
+    ] = DevFromTrain()
+    test: tuple[Source, ...] = ()
+
+
+class Model(Section):
+    base: str
+    revision: str | None = None
+    method: Literal["lora", "full"] = "lora"
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_checkpointing: bool = False
+
+
+class Prompt(Section):
+    mode: Literal["auto", "official", "portable"] = "auto"
+    instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
+    max_tokens: Positive = 512
+    query_tokens: Positive | None = None
+
+
+class Mine(Section):
+    depth: Positive = 100
+    first_rank: Positive = 1
+    negatives: Positive = 7
+    positives: Positive = 4
+    language: str = "english"
+    code: bool = False
+
+
+class Loss(Section):
+    name: str = "listwise_softmax"
+    options: dict[str, Any] = {}
+
+
+class Train(Section):
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Positive | None = None
+    groups_per_step: Positive = 16
+    budget_tokens: Positive = 8192
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    schedule: str = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    evaluate_every: Positive = 100
+    save_every: Positive = 50
+    dev_queries: Positive = 200
+    trackers: tuple[str, ...] = ()
+    shuffle_labels: bool = False
+
+
+class Evaluate(Section):
+    depth: Positive = 100
+    limit_queries: Positive | None = None
+    measures: tuple[str, ...] = ("nDCG@10", "MRR@10", "R@100")
+    budget_tokens: Positive = 16384
+
+
+class Export(Section):
+    targets: tuple[str, ...] | None = None
+    golden_pairs: Annotated[int, Field(ge=20)] = 24
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+
+
+class Recipe(Section):
+    """One experiment. Every key but `name`, `model.base` and `data` has a default."""
+
+    # It names the run's folder, so nothing that leads elsewhere.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    seed: int = 0
+    run_dir: str | None = None
+    model: Model
+    data: Data
+    prompt: Prompt = Prompt()
+    mine: Mine = Mine()
+    loss: Loss = Loss()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+
+    @property
+    def export_targets(self) -> tuple[str, ...]:
+        """The chosen targets; by default `hf`, and `adapter` where there are adapters."""
+        if self.export.targets is not None:
+            return self.export.targets
+        return ("hf", "adapter") if self.model.method == "lora" else ("hf",)
+
+
+def keys_of(section: type[Section]) -> dict[str, Any]:
+    """The keys of a section as a file spells them -> their annotations."""
+    hints = typing.get_type_hints(section)
+    return {field.alias or name: hints[name] for name, field in section.model_fields.items()}
+
+
+def sections_in(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[Section], bool]]:
+    """The sections that an annotation can hold, each with whether it is the element of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation, in_list
+    for argument in typing.get_args(annotation):
+        yield from sections_in(argument, in_list or typing.get_origin(annotation) is tuple)
+
+
+def recipe_keys(root: type[Section] | None = None) -> list[str]:
+    """All keys of a recipe, dotted; those of the elements of a list (`[]`) only where they first appear."""
+    seen: set[type[Section]] = set()
+
+    def walk(section: type[Section], prefix: str) -> Iterator[str]:
+        for key, annotation in keys_of(section).items():
+            inner = [(found, in_list) for found, in_list in sections_in(annotation) if found not in seen]
+            seen.update(found for found, _ in inner)
+            if not inner:
+                yield prefix + key
+            for found, in_list in inner:
+                yield from walk(found, f"{prefix}{key}{'[]' if in_list else ''}.")
+
+    return ["extends", *walk(Recipe, "")] if root in (None, Recipe) else list(walk(root, ""))

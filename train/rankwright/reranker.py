@@ -1,0 +1,149 @@
+"""Reranker.load(path).score / .rank: the scoring engine and the public Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright.batching import pad_chunks
+from rankwright.errors import UserError
+from rankwright.model import RankModel, load_model, load_tokenizer
+from rankwright.prompts import (
+    DEFAULT_INSTRUCTION,
+    PromptContract,
+    PromptEncoder,
+    control_tokens,
+    make_contract,
+    native_mode,
+    neutralise,
+)
+from rankwright.resources import resolve_base
+
+# Prompts are gathered over queries up to this many tokens and cut into chunks of similar length.
+WINDOW_TOKENS = 65536
+DEFAULT_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One document of a ranking: its place in the input, its text, raw score and probability."""
+
+    index: int
+    document: str
+    score: float
+    probability: float
+
+
+class Reranker:
+    """A model with its tokenizer and prompt contract.
+
+    >>> reranker = Reranker.load("runs/quickstart/export/hf")
+    >>> reranker.rank("what is a bond?", ["A bond is a loan.", "A cat."])[0].index
+    0
+    """
+
+    def __init__(self, model: RankModel, tokenizer: Any, contract: PromptContract) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.contract = contract
+        self.encoder = PromptEncoder(contract, tokenizer)
+        self.cut_queries = 0
+        self.cut_documents = 0
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        instruction: str | None = None,
+        max_tokens: int | None = None,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        base: str | None = None,
+    ) -> Reranker:
+        """An exported folder, an adapter folder, a local base or a hub id.
+
+        A folder with rankwright.json is scored under that contract; any other in its family's native frame.
+        base: where the base of an adapter folder lies, when its settings do not name a hub id.
+        """
+        folder = resolve_base(path)
+        tokenizer = load_tokenizer(folder)
+        contract = native_contract(folder, tokenizer, name=path, instruction=instruction, max_tokens=max_tokens)
+        model = load_model(folder, contract, tokenizer, dtype=dtype, base=base)
+        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(target).eval(), tokenizer, contract)
+
+    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Raw scores (logits) of the documents, in their order; sigmoid gives a probability."""
+        return next(self.score_groups([(query, documents)]))
+
+    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
+        """Documents by descending score, ties in input order; all of them, or the best top_k."""
+        scores = self.score(query, documents)
+        order = sorted(range(len(documents)), key=lambda i: (-scores[i], i))[:top_k]
+        probability = torch.sigmoid(torch.tensor(scores, dtype=torch.float64)).tolist()
+        return [Ranked(i, documents[i], scores[i], probability[i]) for i in order]
+
+    def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
+        """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""
+        window: list[list[list[int]]] = []
+        tokens = 0
+        for query, documents in groups:
+            if isinstance(documents, str):
+                raise UserError("documents: must be a list of texts, found one text")
+            encoded = self.encoder.encode(query, documents)
+            self.cut_queries += encoded.query_cut
+            self.cut_documents += encoded.documents_cut
+            window.append([encoded.head_ids + tail for tail in encoded.tail_ids])
+            tokens += sum(map(len, window[-1]))
+            if tokens >= WINDOW_TOKENS:
+                yield from self._score_window(window)
+                window, tokens = [], 0
+        yield from self._score_window(window)
+
+    def _score_window(self, window: Sequence[Sequence[list[int]]]) -> Iterator[list[float]]:
+        prompts = [prompt for group in window for prompt in group]
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            chunks = pad_chunks(prompts, pad_id=self.model.pad_id)
+            scores = self.model(chunks).tolist() if prompts else []
+        self.model.train(was_training)
+        start = 0
+        for group in window:
+            yield scores[start : start + len(group)]
+            start += len(group)
+
+
+def native_contract(
+    folder: str,
+    tokenizer: Any,
+    *,
+    name: str | None = None,
+    instruction: str | None = None,
+    max_tokens: int | None = None,
+    query_tokens: int | None = None,
+) -> PromptContract:
+    """The contract a base was made for: the one it carries (with other values where given), or its family's.
+
+    name: what the base is called (a hub id), when `folder` is a copy under another name.
+    """
+    saved = PromptContract.load(Path(folder))
+    if saved is None:
+        return make_contract(
+            tokenizer,
+            mode=native_mode(name or folder, None),
+            instruction=DEFAULT_INSTRUCTION if instruction is None else instruction,
+            max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+            query_tokens=query_tokens,
+        )
+    if instruction is not None:
+        saved = saved.replace(instruction=neutralise(instruction.strip(), control_tokens(tokenizer)))
+    if max_tokens is not None or query_tokens is not None:
+        limit = max_tokens or saved.max_tokens
+        saved = saved.replace(max_tokens=limit, query_tokens=query_tokens or limit // 4)
+    return saved

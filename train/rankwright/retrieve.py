@@ -1,0 +1,129 @@
+"""The first stage: candidate documents for every query."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bm25s
+import bm25s.stopwords
+import numpy as np
+import Stemmer
+
+from rankwright.errors import UserError, did_you_mean
+from rankwright.ranking import ranked
+from rankwright.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A retrieved document: its score (the retriever's own scale) and its rank, from 1."""
+
+    document_id: str
+    score: float
+    rank: int
+
+
+RETRIEVERS: Registry[Callable[..., dict[str, list[Candidate]]]] = Registry("retriever")
+
+_WORD = re.compile(r"\w+")
+# camelCase | HTTPServer | snake_case
+_SUB_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
+
+
+def languages() -> list[str]:
+    """Names that bm25 knows: those with a stemmer, and "none" for words as they are."""
+    return ["none", *sorted(set(Stemmer.algorithms()) - {"porter", "dutch_porter"})]
+
+
+def stop_words(language: str) -> frozenset[str]:
+    """The words that bm25s leaves out for a language; empty where it has no list."""
+    name = "STOPWORDS_EN" if language == "english" else f"STOPWORDS_{language.upper()}"
+    return frozenset(getattr(bm25s.stopwords, name, ()))
+
+
+class Words:
+    """Text -> stemmed words: lower case, stop words left out; `code` adds the parts of camelCase and snake_case."""
+
+    def __init__(self, language: str, *, code: bool = False) -> None:
+        known = languages()
+        if language not in known:
+            raise UserError(f"unknown language {language!r}{did_you_mean(language, known)}. Known: {', '.join(known)}")
+        stem = (lambda word: word) if language == "none" else Stemmer.Stemmer(language).stemWord
+        self._stem: Callable[[str], str] = stem
+        self._stop_words = stop_words(language)
+        self._code = code
+        # A corpus repeats its words: each is looked up and stemmed once.
+        self._known: dict[str, str | None] = {}
+
+    def __call__(self, text: str) -> list[str]:
+        """The words of a text in order, repeated as often as they occur."""
+        words = (self._word(spelled) for spelled in self._spelled(text))
+        return [word for word in words if word is not None]
+
+    def _spelled(self, text: str) -> Iterator[str]:
+        for match in _WORD.finditer(text):
+            whole = match.group()
+            yield whole
+            if self._code:
+                parts = [part for part in _SUB_WORD.split(whole) if part]
+                if parts != [whole]:
+                    yield from parts
+
+    def _word(self, spelled: str) -> str | None:
+        if spelled not in self._known:
+            lower = spelled.lower()
+            self._known[spelled] = None if lower in self._stop_words else self._stem(lower)
+        return self._known[spelled]
+
+
+@RETRIEVERS.register
+def bm25(
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    *,
+    depth: int = 100,
+    language: str = "english",
+    k1: float = 1.2,
+    b: float = 0.75,
+    code: bool = False,
+) -> dict[str, list[Candidate]]:
+    """BM25 in Lucene's form: query id -> at most `depth` candidates, best first.
+
+    score = sum over the query's words of ln(1 + (N - n + 0.5) / (n + 0.5)) * tf / (tf + k1 (1 - b + b len / mean len));
+    a document without any query word is no candidate, so lists may be short or empty. language: stemmer
+    (Snowball) and stop words; code: camelCase and snake_case also count as their parts. Neither the order of
+    the corpus nor that of the queries matters; ties by ranking.tie_order.
+    Raises UserError for an unknown language or a parameter out of range.
+    Source: Robertson and Zaragoza 2009; Kamphuis et al. 2020 (variants); bm25s, arXiv 2407.03618.
+    """
+    if depth < 1 or k1 < 0 or not 0 <= b <= 1:
+        raise UserError(f"bm25: depth {depth}, k1 {k1:g}, b {b:g}: needs depth >= 1, k1 >= 0, 0 <= b <= 1")
+    words = Words(language, code=code)
+    document_ids = sorted(corpus)
+    vocabulary: dict[str, int] = {}
+    documents = [[vocabulary.setdefault(w, len(vocabulary)) for w in words(corpus[d])] for d in document_ids]
+    if not vocabulary:
+        return {query_id: [] for query_id in queries}
+    # float64: in float32 documents with different scores would tie.
+    index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64", backend="numpy")
+    index.index((documents, vocabulary), create_empty_token=False, show_progress=False)
+    found: dict[str, list[Candidate]] = {}
+    for query_id, query in queries.items():
+        ids = [vocabulary[w] for w in words(query) if w in vocabulary]
+        scores = index.get_scores_from_ids(ids) if ids else np.zeros(0)
+        found[query_id] = _best(query_id, scores, document_ids, depth)
+    return found
+
+
+def _best(query_id: str, scores: Any, document_ids: list[str], depth: int) -> list[Candidate]:
+    """The `depth` best documents with a score above 0."""
+    places = np.flatnonzero(scores > 0)
+    if len(places) > depth:
+        # All that tie with the last one stay, so that the tie rule and not the index decides.
+        last = np.partition(scores[places], -depth)[-depth]
+        places = places[scores[places] >= last]
+    best = ranked(query_id, {document_ids[i]: float(scores[i]) for i in places})[:depth]
+    return [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, start=1)]

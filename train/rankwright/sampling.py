@@ -1,0 +1,114 @@
+"""Groups for training: which queries a step draws, with which documents, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rankwright.batching import epoch_order, step_positions
+from rankwright.errors import UserError
+from rankwright.examples import Collection, Group
+from rankwright.mining import JUDGED, Negative, build_group
+from rankwright.prompts import PromptEncoder
+from rankwright.ranking import stable_hash
+from rankwright.recipe import Mine
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """One query's prompts (token ids, one a document) and labels, in the same order."""
+
+    query_id: str
+    labels: tuple[float, ...]
+    prompts: tuple[list[int], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts together."""
+        return sum(map(len, self.prompts))
+
+
+class GroupSource:
+    """The groups of every step, as a pure function of (seed, step): resuming needs no state.
+
+    Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
+    A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
+    """
+
+    def __init__(
+        self,
+        collections: Sequence[Collection],
+        pools: Mapping[str, Sequence[Negative]],
+        encoder: PromptEncoder,
+        *,
+        settings: Mine,
+        seed: int,
+        pool_id: str,
+        need_positive: bool,
+        shuffle_labels: bool = False,
+    ) -> None:
+        self._owner = {q: c for c in collections for q in c.queries}
+        assert len(self._owner) == sum(len(c.queries) for c in collections), "query ids are not qualified"
+        self._pools = pools
+        self._encoder = encoder
+        self._settings = settings
+        self._seed = seed
+        self._pool_id = pool_id
+        self._shuffle_labels = shuffle_labels
+        self.query_ids = [q for q in self._owner if self._usable(q, need_positive)]
+        self.left_out = len(self._owner) - len(self.query_ids)
+        self.cut_queries = self.cut_documents = 0
+        self._orders: dict[int, list[str]] = {}
+        if not self.query_ids:
+            wanted = "both a relevant document and a negative" if need_positive else "a judged document"
+            raise UserError(f"data.train: no query has {wanted}: check the judgements, or raise mine.depth")
+
+    def _pool(self, query_id: str) -> Sequence[Negative]:
+        pool = self._pools.get(query_id, ())
+        return pool if self._owner[query_id].positives(query_id) else [n for n in pool if n.source == JUDGED]
+
+    def _usable(self, query_id: str, need_positive: bool) -> bool:
+        positives = len(self._owner[query_id].positives(query_id))
+        negatives = len(self._pool(query_id))
+        return (positives > 0 and negatives > 0) if need_positive else positives + negatives > 0
+
+    def group(self, query_id: str, epoch: int) -> Group:
+        """The documents drawn for a query in one epoch."""
+        group = build_group(
+            self._owner[query_id],
+            self._pool(query_id),
+            query_id,
+            negatives=self._settings.negatives,
+            positives=self._settings.positives,
+            seed=self._seed,
+            epoch=epoch,
+            pool_id=self._pool_id,
+        )
+        return self._shuffled(group, epoch) if self._shuffle_labels else group
+
+    def _shuffled(self, group: Group, epoch: int) -> Group:
+        """The control: the same documents under labels that mean nothing."""
+        order = sorted(
+            range(len(group.labels)),
+            key=lambda i: stable_hash("shuffle", self._seed, epoch, group.query_id, i),
+        )
+        labels = tuple(group.labels[i] for i in order)
+        return Group(group.query_id, group.query, group.document_ids, group.documents, labels, group.sources)
+
+    def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
+        """The groups of step `step` (from 1), tokenised."""
+        positions = step_positions(step, groups_per_step=groups_per_step, queries=len(self.query_ids))
+        return [self._encode(self.group(self._order(epoch)[index], epoch)) for epoch, index in positions]
+
+    def _order(self, epoch: int) -> list[str]:
+        if epoch not in self._orders:
+            self._orders = {epoch: epoch_order(self.query_ids, seed=self._seed, epoch=epoch)} | {
+                e: o for e, o in self._orders.items() if e == epoch - 1
+            }
+        return self._orders[epoch]
+
+    def _encode(self, group: Group) -> TrainGroup:
+        encoded = self._encoder.encode(group.query, group.documents)
+        self.cut_queries += encoded.query_cut
+        self.cut_documents += encoded.documents_cut
+        return TrainGroup(group.query_id, group.labels, tuple(encoded.head_ids + t for t in encoded.tail_ids))

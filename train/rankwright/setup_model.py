@@ -1,0 +1,112 @@
+"""From a recipe to a model: base, contract, precision, what is trained; and the tuned model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright import model as models
+from rankwright.checkpoint import load_checkpoint
+from rankwright.model import RankModel
+from rankwright.prompts import PromptContract, make_contract, native_mode
+from rankwright.recipe import Recipe
+from rankwright.reranker import Reranker, native_contract
+from rankwright.resources import resolve_base
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(recipe: Recipe) -> models.Precision:
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    if recipe.train.precision == "auto":
+        return "bf16" if torch.cuda.is_available() else "fp32"
+    return recipe.train.precision
+
+
+def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
+    """(folder or hub id, tokenizer)."""
+    base = resolve_base(recipe.model.base)
+    return base, models.load_tokenizer(base, recipe.model.revision)
+
+
+def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
+    """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
+    mode = recipe.prompt.mode
+    if mode == "auto":
+        mode = native_mode(recipe.model.base, PromptContract.load(Path(base)))
+    return make_contract(
+        tokenizer,
+        mode=mode,
+        instruction=recipe.prompt.instruction,
+        max_tokens=recipe.prompt.max_tokens,
+        query_tokens=recipe.prompt.query_tokens,
+    )
+
+
+def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract) -> RankModel:
+    """The base with LoRA adapters, or with all but its embeddings trainable."""
+    settings = recipe.model
+    # Frozen weights are stored in the compute type once; weights that are trained stay fp32 under autocast.
+    in_bf16 = precision(recipe) == "bf16" and settings.method == "lora"
+    dtype = torch.bfloat16 if in_bf16 else torch.float32
+    model = models.load_model(base, contract, tokenizer, revision=settings.revision, dtype=dtype)
+    if settings.method == "lora":
+        model.requires_grad_(False)
+        model = models.add_lora(
+            model, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, seed=recipe.seed
+        )
+    else:
+        model = models.train_all(model)
+    if settings.gradient_checkpointing:
+        models.enable_checkpointing(model)
+    return model.to(device())
+
+
+def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
+    """Say what was decided and why."""
+    trained, total = models.parameter_counts(model)
+    layers = sum(1 for n, _ in model.named_modules() if n.endswith("lora_A"))
+    what = f"LoRA rank {recipe.model.rank} on {layers} linear layers" if layers else "full, embeddings frozen"
+    say(
+        f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
+        f"{precision(recipe)} on {device().type}, attention sdpa, gradient checkpointing "
+        f"{'on' if recipe.model.gradient_checkpointing else 'off'}"
+    )
+    say(
+        f"prompt {contract.mode}: at most {contract.max_tokens} tokens, the query at most {contract.query_tokens}; "
+        f"instruction {contract.instruction!r}"
+    )
+
+
+def base_reranker(recipe: Recipe) -> Reranker:
+    """The base in its own native frame, under the recipe's instruction and budgets."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = native_contract(
+        base,
+        tokenizer,
+        name=recipe.model.base,
+        instruction=recipe.prompt.instruction,
+        max_tokens=recipe.prompt.max_tokens,
+        query_tokens=recipe.prompt.query_tokens,
+    )
+    dtype = torch.bfloat16 if precision(recipe) == "bf16" else torch.float32
+    model = models.load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
+    return Reranker(model.to(device()).eval(), tokenizer, contract)
+
+
+def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> Reranker:
+    """The recipe's model with the weights of a checkpoint; fp32 for exports, which merge in it."""
+    if fp32:
+        train = recipe.train.model_copy(update={"precision": "fp32"})
+        recipe = recipe.model_copy(update={"train": train})
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = recipe_contract(recipe, base, tokenizer)
+    model = build_trainable(recipe, base, tokenizer, contract)
+    load_checkpoint(checkpoint, model)
+    return Reranker(model.eval(), tokenizer, contract)

@@ -1,0 +1,129 @@
+"""A recipe's data entries as Collections: files, cards of data/, and sets on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankwright import resources
+from rankwright.cards import Card, load_card
+from rankwright.errors import UserError, UserErrors
+from rankwright.examples import Collection
+from rankwright.hub import read_hub
+from rankwright.hub_nested import NestedColumns, read_nested
+from rankwright.readers import read_collection
+from rankwright.recipe import Data, DevFromTrain, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where an entry's rows come from: a local path, or a card whose set is on the hub."""
+
+    name: str
+    split: str
+    path: Path | None
+    card: Card | None
+    hub: str | None
+    revision: str | None
+
+
+def locate(source: Source, *, root: str | None, split: str) -> Located:
+    """Find an entry's files without reading them. `split` is the default. Raises UserError when nothing is there."""
+    wanted = source.split or split
+    if source.card is not None:
+        card = load_card(source.card)
+        upstream = card.upstream_split(wanted)
+        path = None if card.path is None else _card_path(card, root)
+        return Located(source.name or card.name, upstream, path, card, None, source.revision)
+    if source.path is not None:
+        path = resources.resolve_path(source.path, root=root)
+        return Located(source.name or path.name.split(".")[0], wanted, path, None, None, None)
+    assert source.hub is not None
+    return Located(source.name or source.hub.split("/")[-1], wanted, None, None, source.hub, source.revision)
+
+
+def _card_path(card: Card, root: str | None) -> Path:
+    assert card.path is not None
+    if root is None:
+        raise UserError(f"card {card.name!r} is a local set ({card.path}): say where the sets are, data.root=FOLDER")
+    return resources.resolve_path(card.path, root=root)
+
+
+def read(located: Located, say: Callable[[str], None]) -> Collection:
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault."""
+    if located.path is not None:
+        return read_collection(located.path, name=located.name, split=located.split, say=say)
+    hub = located.card.hub if located.card is not None else None
+    if hub is None:
+        assert located.hub is not None
+        return read_hub(
+            located.hub,
+            corpus="corpus",
+            queries="queries",
+            qrels="default",
+            split=located.split,
+            revision=located.revision,
+            name=located.name,
+            say=say,
+        )
+    revision = located.revision or hub.revision
+    if hub.nested is not None:
+        columns = NestedColumns(**hub.nested.model_dump())
+        return read_nested(hub.id, columns=columns, split=located.split, revision=revision, name=located.name, say=say)
+    return read_hub(
+        hub.id,
+        corpus=hub.corpus,
+        queries=hub.queries,
+        qrels=hub.qrels,
+        split=located.split,
+        revision=revision,
+        name=located.name,
+        qrels_repo=hub.qrels_repo,
+        say=say,
+    )
+
+
+def locate_all(data: Data) -> dict[str, list[Located]]:
+    """Split -> entries, names made unique within a split. Raises UserErrors with every entry that is not there."""
+    faults: list[str] = []
+    entries: dict[str, Sequence[Source]] = {"train": data.train, "test": data.test}
+    if not isinstance(data.dev, DevFromTrain):
+        entries["dev"] = data.dev
+    found: dict[str, list[Located]] = {}
+    for split, sources in entries.items():
+        found[split] = []
+        for number, source in enumerate(sources):
+            try:
+                found[split].append(locate(source, root=data.root, split=split))
+            except UserError as error:
+                faults.append(f"data.{split}.{number}: {error}")
+        names = [located.name for located in found[split]]
+        faults += [
+            f"data.{split}: two entries are named {name!r}: give one of them another `name`"
+            for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+    if faults:
+        raise UserErrors(faults)
+    return found
+
+
+def read_all(entries: Sequence[Located], say: Callable[[str], None]) -> list[Collection]:
+    """Read the entries of one split; entries that share a corpus share it in memory."""
+    collections: list[Collection] = []
+    faults: list[str] = []
+    for located in entries:
+        try:
+            collections.append(read(located, say))
+        except UserError as error:
+            faults += str(error).splitlines()
+            continue
+        done = collections[-1]
+        judged = sum(map(len, done.qrels.values()))
+        say(
+            f"  {done.name} ({located.split}): {len(done.corpus):,} documents, {len(done.queries):,} queries, "
+            f"{judged:,} judgements"
+        )
+    if faults:
+        raise UserErrors(faults)
+    return collections

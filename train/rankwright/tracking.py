@@ -1,0 +1,122 @@
+"""Where numbers of training go: metrics.jsonl always, other trackers by name; none of them can stop training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rankwright.atomic import write_lines_atomic
+
+
+class Tracker(Protocol):
+    """Takes the values of one step."""
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlTracker:
+    """One JSON object a line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(path) if row["step"] <= resumed_step] if resumed_step else []
+        write_lines_atomic(path, (json.dumps(row) for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class GuardedTracker:
+    """A tracker of another library: its first failure is said, after that it is left alone."""
+
+    def __init__(self, name: str, tracker: Any, say: Callable[[str], None]) -> None:
+        self._name, self._tracker, self._say = name, tracker, say
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self._guard(lambda tracker: tracker.log(dict(values), step=step))
+
+    def close(self) -> None:
+        self._guard(lambda tracker: tracker.finish())
+
+    def _guard(self, action: Callable[[Any], None]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            action(self._tracker)
+        except Exception as error:
+            self._say(f"tracker {self._name} failed ({error}): training goes on without it")
+            self._tracker = None
+
+
+class Trackers:
+    """All of a run's trackers as one. Without any, it takes values and does nothing (ranks other than the first)."""
+
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = list(trackers)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl; a line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def open_trackers(
+    names: Sequence[str],
+    folder: Path,
+    *,
+    run_name: str,
+    config: Mapping[str, Any],
+    resumed_step: int,
+    say: Callable[[str], None],
+) -> Trackers:
+    """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...)."""
+    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
+    for name in names:
+        try:
+            trackers.append(GuardedTracker(name, _accelerate_tracker(name, folder, run_name, config), say))
+        except Exception as error:
+            say(f"tracker {name} could not start ({error}): training goes on without it")
+    return Trackers(trackers)
+
+
+def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[str, Any]) -> Any:
+    import os
+
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"unknown; known: {', '.join(LOGGER_TYPE_TO_CLASS)}")
+    factory = LOGGER_TYPE_TO_CLASS[name]
+    options: dict[str, Any] = {"logging_dir": str(folder)} if factory.requires_logging_directory else {}
+    if name == "wandb":
+        options = {"dir": str(folder), "name": run_name}
+        if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
+            # It would ask for a key at the terminal, and wait.
+            options["mode"] = "offline"
+    tracker = factory("rankwright" if name == "wandb" else run_name, **options)
+    getattr(tracker, "start", lambda: None)()
+    tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str)})
+    return tracker

@@ -1,0 +1,215 @@
+"""The train stage: groups from the mined pools, fit(), and the best checkpoint by nDCG@10 on dev."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from rankwright import console, mining
+from rankwright.checkpoint import TrainState, newest_checkpoint
+from rankwright.data_files import qualified, read_split
+from rankwright.evaluate import HEADLINE, measure, rerank
+from rankwright.examples import Collection
+from rankwright.loop import fit
+from rankwright.losses import LOSSES, NEED_POSITIVE
+from rankwright.prompts import PromptContract, PromptEncoder
+from rankwright.ranking import stable_hash
+from rankwright.recipe import Recipe
+from rankwright.reranker import Reranker
+from rankwright.run_folder import RunFolder
+from rankwright.sampling import GroupSource
+from rankwright.setup_model import build_trainable, describe, load_base_tokenizer, precision, recipe_contract
+from rankwright.tracking import Trackers, open_trackers
+
+# Another process may still be mining a large corpus while this one waits for it.
+WAIT_HOURS = 12
+
+
+def make_accelerator(recipe: Recipe) -> Any:
+    """One process or many, as the launcher's environment says; gloo on CPUs."""
+    from datetime import timedelta
+
+    import torch
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="bf16" if precision(recipe) == "bf16" else "no",
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=WAIT_HOURS)),
+            # Buffers are constant, and broadcasting them would be a collective in every forward: ranks with
+            # fewer micro-batches, or none, would leave the others waiting.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
+    )
+
+
+def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> TrainState:
+    """Train, or continue; returns the state at the end, whose best_step names the checkpoint to use."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = recipe_contract(recipe, base, tokenizer)
+    model = build_trainable(recipe, base, tokenizer, contract)
+    describe(recipe, model, contract, console.say)
+    encoder = PromptEncoder(contract, tokenizer)
+    source = make_source(recipe, run, encoder)
+    steps = total_steps(recipe, len(source.query_ids))
+    _describe_data(recipe, source, steps, accelerator.num_processes)
+    root = run.path / "checkpoints"
+    if accelerator.is_main_process:
+        set_aside(root, inputs)
+    accelerator.wait_for_everyone()
+    reranker = Reranker(model, tokenizer, contract)
+
+    def trackers(resumed_step: int) -> Trackers:
+        if not accelerator.is_main_process:
+            return Trackers()
+        return open_trackers(
+            recipe.train.trackers,
+            run.path,
+            run_name=recipe.name,
+            config=flat_config(recipe),
+            resumed_step=resumed_step,
+            say=console.say,
+        )
+
+    with console.progress("train", steps) as advance:
+        state = fit(
+            model,
+            source,
+            settings=recipe.train,
+            loss=LOSSES.bind(recipe.loss.name, recipe.loss.options),
+            total_steps=steps,
+            seed=recipe.seed,
+            contract=contract,
+            root=root,
+            inputs=inputs,
+            accelerator=accelerator,
+            evaluate=dev_evaluation(recipe, run, reranker),
+            open_trackers=trackers,
+            advance=advance,
+            say=console.say,
+        )
+    _describe_end(state, source)
+    return state
+
+
+def make_source(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> GroupSource:
+    """The run's training groups, from data/train.jsonl and negatives.jsonl."""
+    path = run.path / "negatives.jsonl"
+    return GroupSource(
+        [qualified(c) for c in read_split(run.path / "data", "train")],
+        mining.read_negatives(path),
+        encoder,
+        settings=recipe.mine,
+        seed=recipe.seed,
+        pool_id=mining.pool_id(path),
+        need_positive=recipe.loss.name in NEED_POSITIVE,
+        shuffle_labels=recipe.train.shuffle_labels,
+    )
+
+
+def total_steps(recipe: Recipe, queries: int) -> int:
+    """Steps for the recipe's epochs, at most max_steps."""
+    steps = math.ceil(recipe.train.epochs * queries / recipe.train.groups_per_step)
+    return min(steps, recipe.train.max_steps or steps)
+
+
+def set_aside(root: Path, inputs: str) -> None:
+    """Move checkpoints of other inputs out of the way: they are kept, but not continued from."""
+    found = newest_checkpoint(root, console.say)
+    if found is None or found[1].inputs == inputs:
+        return
+    kept = root.with_name(f"{root.name}-{found[1].inputs}")
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = root.with_name(f"{root.name}-{found[1].inputs}-{number}")
+    root.rename(kept)
+    console.say(f"the recipe, the data or the code changed: earlier checkpoints are kept in {kept.name}")
+
+
+def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple[Collection, list[str]]]:
+    """The dev queries of each set that are scored during training: at most train.dev_queries, fixed by seed."""
+    relevant = [(c, q) for c in collections for q in c.queries if c.positives(q)]
+    relevant.sort(key=lambda pair: stable_hash("dev", recipe.seed, pair[0].name, pair[1]))
+    chosen = {(c.name, q) for c, q in relevant[: recipe.train.dev_queries]}
+    return [(c, [q for q in c.queries if (c.name, q) in chosen]) for c in collections]
+
+
+def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callable[[], float]:
+    """A function that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares."""
+    collections = [qualified(c) for c in read_split(run.path / "data", "dev")]
+    candidates = mining.read_candidates(run.path / "dev_candidates.jsonl")
+    shares = dev_queries(recipe, collections)
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def evaluate() -> float:
+        values: list[float] = []
+        for collection, query_ids in shares:
+            mine = rerank(reranker, collection, candidates, query_ids[rank::ranks], lambda *_: None)
+            values += dev_values(mine, collection, query_ids, ranks)
+        return sum(values) / len(values)
+
+    return evaluate
+
+
+def dev_values(
+    mine: dict[str, dict[str, float]], collection: Collection, query_ids: list[str], ranks: int
+) -> list[float]:
+    """nDCG@10 of each query, from the ranks' shares of the run."""
+    shares: list[Any] = [mine]
+    if ranks > 1:
+        shares = [None] * ranks
+        dist.all_gather_object(shares, mine)
+    run = {q: scores for share in shares for q, scores in share.items()}
+    return list(measure(run, collection.qrels, query_ids, [HEADLINE]).per_query[HEADLINE].values()) if query_ids else []
+
+
+def flat_config(recipe: Recipe) -> dict[str, Any]:
+    """`section.key` -> value, for trackers that take flat settings."""
+    flat: dict[str, Any] = {}
+    for section, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[section] = value
+    return flat
+
+
+def _describe_data(recipe: Recipe, source: GroupSource, steps: int, ranks: int) -> None:
+    queries = len(source.query_ids)
+    left_out = f", {source.left_out} queries without a positive or a negative left out" if source.left_out else ""
+    console.say(
+        f"train on {queries} queries{left_out}: {steps} steps of {recipe.train.groups_per_step} groups "
+        f"({steps * recipe.train.groups_per_step / queries:.2f} epochs), up to {recipe.mine.positives} positives and "
+        f"{recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}"
+    )
+    if recipe.train.shuffle_labels:
+        console.say("train.shuffle_labels: labels mean nothing in this run, which is a control")
+
+
+def _describe_end(state: TrainState, source: GroupSource) -> None:
+    console.say(
+        f"dev nDCG@10 {state.base_value:.3f} -> {state.best_value:.3f}, best at step {state.best_step} of {state.step}"
+    )
+    if state.best_value <= state.base_value:
+        console.say("WARNING: no step was better than the base on dev")
+    if source.cut_documents or source.cut_queries:
+        console.say(f"cut in training: {source.cut_queries} queries, {source.cut_documents} documents")
+
+
+def state_facts(state: TrainState) -> dict[str, Any]:
+    """What the stage's record says of the training."""
+    return {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
+
+
+def contract_of(recipe: Recipe) -> tuple[PromptContract, Any]:
+    """(contract, tokenizer) of a recipe, without the model."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    return recipe_contract(recipe, base, tokenizer), tokenizer
