@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
-import click
 import typer
 
 from rankwright import console
@@ -16,6 +16,7 @@ from rankwright.errors import UserError
 
 if TYPE_CHECKING:
     from rankwright.pipeline import Pipeline
+    from rankwright.run_folder import RunFolder
 
 EXIT_USER = 2
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -33,12 +34,12 @@ Overrides = Annotated[
 ]
 
 
-def _pipeline(recipe: str, overrides: list[str] | None) -> Pipeline:
+def _pipeline(recipe: str, overrides: list[str] | None, run: RunFolder | None = None) -> Pipeline:
     from rankwright.loading import load_recipe
     from rankwright.pipeline import Pipeline
 
     _quiet_libraries()
-    pipeline = Pipeline(load_recipe(recipe, overrides or []))
+    pipeline = Pipeline(load_recipe(recipe, overrides or []), run)
     pipeline.start()
     return pipeline
 
@@ -70,12 +71,17 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="do not fetch sets or models from the hub")] = False,
 ) -> None:
     """Check a recipe, its sets and its prompt; reads the data unless --offline."""
-    from rankwright.checking import describe_recipe
+    import tempfile
 
-    pipeline = _pipeline(recipe, overrides)
-    if not offline:
-        pipeline.data()
-    describe_recipe(pipeline.loaded, offline=offline)
+    from rankwright.checking import describe_recipe
+    from rankwright.run_folder import RunFolder
+
+    # A look must not change a run: what it reads goes into a folder of its own.
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
+        if not offline:
+            pipeline.data()
+        describe_recipe(pipeline.loaded, offline=offline)
 
 
 @app.command()
@@ -155,13 +161,20 @@ def main() -> NoReturn:
         for line in str(error).splitlines():
             _complain(f"error: {line}")
         _leave(EXIT_USER)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _interrupted()
-    except click.ClickException as error:
-        error.show()
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        _complain(
+            f"error: {error.filename or 'disk'}: {error.strerror}: choose another folder, free space or mend its rights"
+        )
         _leave(EXIT_USER)
-    except PermissionError as error:
-        _complain(f"error: {error.filename}: {error.strerror}: choose another folder or its rights")
+    except Exception as error:
+        # typer carries its own copy of click's classes: a usage error is known by what it can do.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
         _leave(EXIT_USER)
 
 

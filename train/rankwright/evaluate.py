@@ -71,6 +71,8 @@ def measure(run: Run, qrels: Qrels, query_ids: Sequence[str], measures: Sequence
 def write_evaluation(folder: Path, run: Run, measured: Measured, *, tag: str, facts: Mapping[str, Any]) -> None:
     """run.trec, per_query.jsonl, and last metrics.json with a flat key a measure."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Until the new one is written nothing here counts as finished.
+    (folder / "metrics.json").unlink(missing_ok=True)
     write_trec_run(folder / "run.trec", run, tag=tag)
     names = list(measured.per_query)
     query_ids = sorted({q for values in measured.per_query.values() for q in values})

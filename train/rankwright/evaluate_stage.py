@@ -60,6 +60,7 @@ def prepare_jobs(recipe: Recipe, run: RunFolder, inputs: str) -> list[Job]:
         path, record = folder / "candidates.jsonl", folder / "candidates.json"
         wanted = {"inputs": inputs, "queries": list(chosen.query_ids)}
         if not (path.exists() and record.exists() and json.loads(record.read_text()) == wanted):
+            record.unlink(missing_ok=True)
             subset = _only(collection, chosen.query_ids)
             mining.write_candidates(path, retrieve(recipe, subset, recipe.evaluate.depth))
             write_text_atomic(record, json.dumps(wanted))
@@ -149,21 +150,25 @@ class ResultRow:
     difference: Difference | None
 
 
-def results(run: RunFolder, seed: int, measure_name: str = HEADLINE) -> list[ResultRow]:
-    """A row a test set, and `all` over all queries where there are several sets."""
+def results(run: RunFolder, seed: int, inputs: Mapping[str, str]) -> list[ResultRow]:
+    """A row a test set, and `all` over all queries where there are several sets.
+
+    inputs: system -> hash of what its numbers depend on; numbers of other settings are left out.
+    """
     per_set: dict[str, dict[str, dict[str, float]]] = {}
     report = json.loads((run.path / "data_report.json").read_text(encoding="utf-8"))
     for name in (row["set"] for row in report["splits"]["test"]):
         folder = run.path / "eval" / name
-        done = [s for s in SYSTEMS if (folder / s / "metrics.json").is_file()]
-        per_set[name] = {s: read_per_query(folder / s, measure_name) for s in done}
+        done = [s for s in SYSTEMS if (read_metrics_json(folder / s) or {}).get("inputs") == inputs[s]]
+        per_set[name] = {s: read_per_query(folder / s, HEADLINE) for s in done}
     rows = [_row(name, systems, seed) for name, systems in per_set.items() if systems]
     if len(rows) > 1:
         shared = [s for s in SYSTEMS if all(s in systems for systems in per_set.values())]
         pooled = {
             s: {f"{name}/{q}": v for name, systems in per_set.items() for q, v in systems[s].items()} for s in shared
         }
-        rows.append(_row("all", pooled, seed))
+        if pooled:
+            rows.append(_row("all", pooled, seed))
     return rows
 
 
@@ -200,7 +205,7 @@ def verdict(row: ResultRow) -> str:
         text = "tuned is WORSE than the base: the interval is below zero"
     else:
         text = "tuned and base cannot be told apart: the interval includes zero"
-    if row.values["tuned"] < row.values["bm25"]:
+    if "bm25" in row.values and row.values["tuned"] < row.values["bm25"]:
         text += (
             f"; BM25 ({row.values['bm25']:.3f}) is better than both"
             if row.values["base"] < row.values["bm25"]

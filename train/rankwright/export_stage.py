@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rankwright.run_folder import RunFolder
 from rankwright.setup_model import tuned_reranker
 
 
-def export_stage(recipe: Recipe, run: RunFolder, checkpoint: Path) -> dict[str, Any]:
+def export_stage(recipe: Recipe, run: RunFolder, checkpoint: Path, system_inputs: Mapping[str, str]) -> dict[str, Any]:
     """Write run/export/TARGET for every target; returns the figures of their parity checks."""
     reranker = tuned_reranker(recipe, checkpoint, fp32=True)
     figures = export_targets(
@@ -30,7 +31,7 @@ def export_stage(recipe: Recipe, run: RunFolder, checkpoint: Path) -> dict[str, 
         base_name=recipe.model.base,
         revision=recipe.model.revision,
         tolerance=recipe.export.tolerance,
-        facts=CardFacts(title=f"{recipe.name} reranker", figures=_card_figures(recipe, run)),
+        facts=CardFacts(title=f"{recipe.name} reranker", figures=_card_figures(recipe, run, system_inputs)),
     )
     for target in figures:
         console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
@@ -53,9 +54,9 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
     return pairs[: recipe.export.golden_pairs]
 
 
-def _card_figures(recipe: Recipe, run: RunFolder) -> dict[str, str | float | int]:
+def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str]) -> dict[str, str | float | int]:
     figures: dict[str, str | float | int] = {}
-    for row in results(run, recipe.seed):
+    for row in results(run, recipe.seed, system_inputs):
         values = ", ".join(f"{system} {value:.3f}" for system, value in row.values.items())
         d = row.difference
         interval = f"; tuned - base {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else ""

@@ -33,7 +33,7 @@ def listwise_softmax(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, t
 
     | labels | range of a label | paper |
     |---|---|---|
-    | graded or binary, at least one above 0 | below 0 counts as 0 | ListNet top-1, Cao et al. 2007; InfoNCE with one positive |
+    | graded or binary, at least one above 0 | >= 0 | ListNet top-1, Cao et al. 2007; InfoNCE with one positive |
 
     Raises UserError for a temperature that is not above 0.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rankwright.batching import Chunk
@@ -167,7 +168,7 @@ def _from_pretrained(auto: Any, folder: str, **options: Any) -> Any:
     """`auto.from_pretrained` whose failures are one line for the user."""
     try:
         return auto.from_pretrained(folder, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.base: cannot load {folder!r} ({first}): give a folder with config.json, weights and tokenizer, "

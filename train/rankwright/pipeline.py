@@ -25,11 +25,13 @@ def check_names(recipe: Recipe) -> list[str]:
     from rankwright.losses import LOSSES
     from rankwright.metrics import check_measures
     from rankwright.optim import SCHEDULES
+    from rankwright.retrieve import Words
 
     checks: list[tuple[str, Callable[[], object]]] = [
         ("loss", lambda: LOSSES.bind(recipe.loss.name, recipe.loss.options)),
         ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
         ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
+        ("mine.language", lambda: Words(recipe.mine.language)),
         ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
     ]
     faults = []
@@ -47,10 +49,10 @@ def check_names(recipe: Recipe) -> list[str]:
 class Pipeline:
     """A recipe with its run folder. Each stage runs when its inputs changed since it was last done."""
 
-    def __init__(self, loaded: LoadedRecipe) -> None:
+    def __init__(self, loaded: LoadedRecipe, run: RunFolder | None = None) -> None:
         self.loaded = loaded
         self.recipe = loaded.recipe
-        self.run = RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
+        self.run = run or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
         self.checkpoint: Path | None = None
 
     def start(self) -> None:
@@ -83,7 +85,12 @@ class Pipeline:
     @cached_property
     def data_inputs(self) -> str:
         paths = sorted({e.path for entries in self._located.values() for e in entries if e.path is not None})
-        return content_hash(self._section("data"), self.recipe.seed, files_hash(paths), code_version())
+        entries = [
+            (split, e.name, e.split, e.hub, e.revision, e.card and e.card.model_dump(mode="json"))
+            for split, found in self._located.items()
+            for e in found
+        ]
+        return content_hash(self._section("data"), entries, self.recipe.seed, files_hash(paths), code_version())
 
     @cached_property
     def mine_inputs(self) -> str:
@@ -114,22 +121,27 @@ class Pipeline:
         """Read, split and check the data."""
         from rankwright.prepare_stage import prepare_data
 
-        self._stage("data", self.data_inputs, lambda: prepare_data(self.recipe, self.run))
+        if console.is_first_process():
+            outputs = [f"data/{split}.jsonl" for split in ("train", "dev", "test")]
+            self._stage("data", self.data_inputs, lambda: prepare_data(self.recipe, self.run), outputs)
 
     def mine(self) -> None:
         """Candidates and negatives, after the data stage."""
         from rankwright.prepare_stage import mine
 
         self.data()
-        self._stage("mine", self.mine_inputs, lambda: mine(self.recipe, self.run))
+        if console.is_first_process():
+            outputs = ["negatives.jsonl", "candidates.jsonl", "dev_candidates.jsonl"]
+            self._stage("mine", self.mine_inputs, lambda: mine(self.recipe, self.run), outputs)
 
     def train(self) -> None:
         """Train, after the stages before; on many processes only the first one prepares."""
         from rankwright.train_stage import make_accelerator, state_facts, train
 
         accelerator = make_accelerator(self.recipe)
-        if accelerator.is_main_process:
-            self.mine()
+        self.mine()
+        if accelerator.is_main_process and self._best_checkpoint() is None:
+            self.run.forget("train")
         accelerator.wait_for_everyone()
 
         def run() -> dict[str, Any]:
@@ -140,22 +152,20 @@ class Pipeline:
         if accelerator.is_main_process:
             self.checkpoint = self._best_checkpoint()
 
-    def _best_checkpoint(self) -> Path:
-        step = self.run.facts("train").get("best_step")
-        folder = self.run.path / "checkpoints" / f"step-{step}"
-        if read_state(folder) is None:
-            raise UserError(
-                f"{folder} is missing or damaged: delete {self.run.path / 'stages' / 'train.json'} to train again"
-            )
-        return folder
+    def _best_checkpoint(self) -> Path | None:
+        """The checkpoint that the train stage chose, if it is whole and of this training."""
+        folder = self.run.path / "checkpoints" / f"step-{self.run.facts('train').get('best_step')}"
+        state = read_state(folder)
+        return folder if state is not None and state.inputs == self.train_inputs else None
 
     def evaluate(self, only: Sequence[str] = ("bm25", "base", "tuned")) -> None:
         """The table, after the stages that the systems need."""
         from rankwright.evaluate_stage import SYSTEMS, evaluate
 
         unknown = [s for s in only if s not in SYSTEMS]
-        if unknown:
-            raise UserError(f"--only: unknown system {unknown[0]!r}: choose from {', '.join(SYSTEMS)}")
+        if unknown or not only:
+            found = f"unknown system {unknown[0]!r}" if unknown else "names no system"
+            raise UserError(f"--only: {found}: choose from {', '.join(SYSTEMS)}")
         if "tuned" in only:
             self.train()
         else:
@@ -173,7 +183,9 @@ class Pipeline:
         """Print the final table and its verdict."""
         from rankwright.evaluate_stage import results, results_table, verdict
 
-        rows = results(self.run, self.recipe.seed)
+        if not console.is_first_process():
+            return
+        rows = results(self.run, self.recipe.seed, self.system_inputs)
         console.show(results_table(rows))
         console.say(verdict(rows[-1]))
 
@@ -189,7 +201,7 @@ class Pipeline:
         inputs = content_hash(self.train_inputs, self.system_inputs, self._section("export"))
         if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
             self.run.forget("export")
-        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint))
+        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, self.system_inputs))
 
     def report(self) -> None:
         """report.html, after everything else."""
@@ -197,14 +209,17 @@ class Pipeline:
 
         self.export()
         if console.is_first_process():
-            path = write_report(self.recipe, self.run)
+            path = write_report(self.recipe, self.run, self.system_inputs)
             console.say(f"report: {path}")
 
-    def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]]) -> None:
+    def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]], outputs: Sequence[str] = ()) -> None:
         console.heading(name)
-        if self.run.is_done(name, inputs):
+        if self.run.is_done(name, inputs) and all((self.run.path / output).exists() for output in outputs):
             console.say("unchanged, skipped")
             return
+        if console.is_first_process():
+            # From here on the files are no longer those of the record.
+            self.run.forget(name)
         started = time.perf_counter()
         facts = action()
         if console.is_first_process():

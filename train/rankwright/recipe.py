@@ -118,7 +118,6 @@ class Evaluate(Section):
     depth: Positive = 100
     limit_queries: Positive | None = None
     measures: tuple[str, ...] = ("nDCG@10", "MRR@10", "R@100")
-    budget_tokens: Positive = 16384
 
 
 class Export(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ SHOWN_CHANGES = 5
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8641b", "#777777"
 
 
-def write_report(recipe: Recipe, run: RunFolder) -> Path:
+def write_report(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str]) -> Path:
     """Write runs/NAME/report.html from the files of the finished stages."""
-    rows = results(run, recipe.seed)
+    rows = results(run, recipe.seed, system_inputs)
     metrics = read_metrics(run.path / "metrics.jsonl")
     environment = Environment(
         loader=PackageLoader("rankwright", "templates"),

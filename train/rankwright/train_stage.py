@@ -17,7 +17,7 @@ from rankwright.evaluate import HEADLINE, measure, rerank
 from rankwright.examples import Collection
 from rankwright.loop import fit
 from rankwright.losses import LOSSES, NEED_POSITIVE
-from rankwright.prompts import PromptContract, PromptEncoder
+from rankwright.prompts import PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
 from rankwright.reranker import Reranker
@@ -207,9 +207,3 @@ def _describe_end(state: TrainState, source: GroupSource) -> None:
 def state_facts(state: TrainState) -> dict[str, Any]:
     """What the stage's record says of the training."""
     return {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
-
-
-def contract_of(recipe: Recipe) -> tuple[PromptContract, Any]:
-    """(contract, tokenizer) of a recipe, without the model."""
-    base, tokenizer = load_base_tokenizer(recipe)
-    return recipe_contract(recipe, base, tokenizer), tokenizer

@@ -1,0 +1,62 @@
+"""Fixtures that several test files share: tiny random bases and exports, built once a session (see tiny.py)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+# No test may depend on a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# On tiny models threads only wait for each other: 5 s instead of 0.2 s on a busy machine. Set before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen3; do not write into it."""
+    from tiny import make_tiny_qwen3
+
+    return make_tiny_qwen3(tmp_path_factory.mktemp("bases") / "tiny-qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Llama; do not write into it."""
+    from tiny import make_tiny_llama
+
+    return make_tiny_llama(tmp_path_factory.mktemp("bases") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Name -> rankwright.export.Trained; do not change the models."""
+    import torch
+
+    from tiny import make_tiny_llama, trained_of
+
+    llama = make_tiny_llama(tmp_path_factory.mktemp("bases") / "pad-is-eos", pad_is_eos=True)
+    return {
+        "qwen3-portable": trained_of(tiny_qwen3, "portable"),
+        "qwen3-official": trained_of(tiny_qwen3, "official"),
+        "llama-portable": trained_of(llama, "portable"),
+        "qwen3-full": trained_of(tiny_qwen3, "portable", full=True),
+        "qwen3-bf16": trained_of(tiny_qwen3, "portable", dtype=torch.bfloat16),
+    }
+
+
+@pytest.fixture(scope="session")
+def folders(trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The `hf` folder of each of `trained`, not yet checked; do not write into it."""
+    from rankwright.export import TARGETS
+
+    root = tmp_path_factory.mktemp("hf")
+    for name, one in trained.items():
+        (root / name).mkdir()
+        TARGETS["hf"](one, root / name)
+    return {name: root / name for name in trained}

@@ -1,0 +1,102 @@
+"""The parity check: every fault of an exported folder is found, explained, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright.errors import UserError
+from rankwright.export import TARGETS, CardFacts, Trained, publish
+from rankwright.parity import NOT_CHECKED, check_parity, measure
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def no_post_processor(folder: Path) -> None:
+    edit_json(folder / "tokenizer.json", post_processor=None)
+
+
+def other_pad(folder: Path) -> None:
+    edit_json(folder / "config.json", pad_token_id=7)
+
+
+def swapped_yes_and_no(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "score.weight": -weights["score.weight"]}, folder / "model.safetensors", {"format": "pt"})
+
+
+def lost_rope(folder: Path) -> None:
+    edit_json(folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e4}, rope_theta=1e4)
+
+
+def no_activation(folder: Path) -> None:
+    edit_json(folder / "config.json", sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+
+
+def template_of_the_base(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+
+
+FAULTS: list[tuple[Callable[[Path], None], str]] = [
+    (no_post_processor, "the prompt or its template"),
+    (other_pad, "pad_token_id"),
+    (swapped_yes_and_no, "the score head"),
+    (lost_rope, "the rope settings"),
+    (no_activation, "the activation function"),
+    (template_of_the_base, "the prompt or its template"),
+]
+
+
+@pytest.mark.parametrize(("fault", "cause"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_each_fault_fails_parity_and_is_explained(
+    fault: Callable[[Path], None], cause: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders["qwen3-portable"], tmp_path / "faulty"))
+    fault(folder)
+    assert any(cause in failure for failure in measure(folder, 1e-4)["failures"])
+
+
+def test_a_lost_newline_of_the_template_fails_parity(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["qwen3-official"], tmp_path / "faulty"))
+    template = folder / "chat_template.jinja"
+    assert template.read_text().endswith('</think>\\n\\n" }}')
+    template.write_text(template.read_text().removesuffix('\\n" }}') + '" }}')
+    assert any("the prompt or its template" in failure for failure in measure(folder, 1e-4)["failures"])
+
+
+def test_a_failed_export_leaves_the_earlier_one(trained: dict[str, Trained], tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "earlier").write_text("good")
+
+    def faulty(one: Trained, folder: Path) -> dict[str, Any]:
+        figures = TARGETS["hf"](one, folder)
+        swapped_yes_and_no(folder)
+        return figures
+
+    with pytest.raises(UserError) as caught:
+        publish(tmp_path, trained["qwen3-portable"], {"hf": faulty}, CardFacts())
+    message = str(caught.value)
+    assert "sentence-transformers: query '" in message and "expected the logit" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert [path.name for path in (tmp_path / "hf").iterdir()] == ["earlier"]
+
+
+def test_a_check_that_cannot_run_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did not run"):
+        check_parity(tmp_path)
+
+
+def test_an_absent_library_is_said_and_no_error(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    report = measure(folders["qwen3-portable"], 1e-4)
+    assert report["failures"] == [] and report["engines"]["sentence-transformers"] == NOT_CHECKED
