@@ -33,7 +33,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "data" / "fixtures" / "tiny-base"
 GROUPS = 8
 LENGTHS = (48, 64, 48, 112)  # document tokens, step by step
-STEPS, RATE, WARM_UP = 1400, 4e-4, 60
+# Few steps on purpose: the base then finds words, and leaves something to learn. After 1400 steps the quickstart's
+# few hundred queries hardly moved it (nDCG@10 on dev .720 -> .726).
+STEPS, RATE, WARM_UP = 56, 4e-4, 60
 FRAME_TEXT = (
     f"<|im_start|>system\n{PORTABLE_TASK}\n{DEFAULT_INSTRUCTION}<|im_end|>\n<|im_start|>query\n<|im_end|>\n"
     "<|im_start|>document\n<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"

@@ -91,11 +91,12 @@ README = """# tiny-base
 A Qwen3 language model with {parameters:,} parameters ({size:,} bytes in bf16), made for the tests and the
 demonstrations of Rankwright, which need a base that is small enough for a repository and worth tuning.
 
-- **Made** by `python scripts/make_tiny_base.py` in {minutes:.0f} minutes on {machine}, from random weights,
+- **Made** by `python scripts/make_tiny_base.py` in {seconds} s on {machine}, from random weights,
   out of the standard library of Python {python} and the {texts} short texts in `texts.jsonl`. Attention was
   started so that equal words attend to each other. `PROVENANCE.json` has the details.
-- **Can** score a document for a query in Rankwright's `portable` prompt: it finds the words of the query in
-  the document, other forms of them a little, and knows something of docstrings and their functions.
+- **Can** score a document for a query in Rankwright's `portable` prompt: it finds words of the query in the
+  document, and knows a little of docstrings and their functions. Training was stopped early on purpose, so
+  that there is something to gain by tuning.
 - **Cannot** generate text, follow instructions, or rank as well as a real model: it was never trained to
   predict the next token. It is English and Python only. Use it for trying out the tools and nothing else.
 
@@ -141,7 +142,7 @@ def write_folder(
         text = README.format(
             parameters=model.num_parameters(),
             size=size,
-            minutes=provenance["seconds"] / 60,
+            seconds=provenance["seconds"],
             machine=provenance["machine"],
             python=platform.python_version(),
             texts=texts.count("\n"),
