@@ -36,6 +36,7 @@ def write_set(folder: Path, split: str, *, first: int, queries: int) -> Path:
 
 def job(folder: Path, base: Path | str, **sections: dict[str, Any]) -> Path:
     """Write sets and recipe.yaml into `folder`; sections are merged into the recipe. Returns the recipe's path."""
+    folder.mkdir(exist_ok=True)
     write_set(folder / "sets" / "one", "train", first=0, queries=30)
     write_set(folder / "sets" / "held-out", "test", first=40, queries=12)
     recipe: dict[str, Any] = {

@@ -16,6 +16,7 @@ from rankwright.checkpoint import (
     TrainState,
     load_checkpoint,
     newest_checkpoint,
+    put_damaged_away,
     read_state,
     save_checkpoint,
 )
@@ -225,3 +226,14 @@ def test_state_json_names_every_file(tmp_path: Path, job: Job) -> None:
     written = json.loads((folder / STATE).read_text())
     assert set(written) == {*(f.name for f in dataclasses.fields(TrainState)), "sha256"}
     assert {*written["sha256"], STATE} == {p.name for p in folder.iterdir()}
+
+
+def test_damaged_ones_take_no_place_among_the_kept(tmp_path: Path, job: Job) -> None:
+    for step in (50, 100):
+        (save(tmp_path, job, step) / WEIGHTS).write_bytes(b"half")
+    said: list[str] = []
+    put_damaged_away(tmp_path, said.append)
+    assert len(said) == 2
+    for step in (10, 20):
+        save(tmp_path, job, step)
+    assert kept(tmp_path) == ["damaged-step-100", "damaged-step-50", "step-10", "step-20"]

@@ -195,3 +195,23 @@ def test_check_changes_no_run(tmp_path: Path, tiny_qwen3: Path) -> None:
     assert not (tmp_path / "run").exists()
     (line,) = complaints("check", recipe, "mine.language=klingon")
     assert "mine.language" in line and "klingon" in line
+
+
+def test_a_fractional_test_label_is_said_before_training(tmp_path: Path, tiny_qwen3: Path) -> None:
+    recipe = jobs.job(tmp_path, tiny_qwen3)
+    path = tmp_path / "sets" / "held-out" / "qrels" / "test.tsv"
+    path.write_text(path.read_text().replace("\t2\n", "\t0.5\n", 1))
+    (line,) = complaints("train", recipe)
+    assert "0.5" in line and "whole number" in line
+
+
+def test_score_takes_the_base_of_an_adapter(tmp_path: Path, tiny_qwen3: Path) -> None:
+    recipe = jobs.job(tmp_path, tiny_qwen3)
+    assert jobs.rankwright("run", recipe).returncode == 0
+    documents = tmp_path / "documents.txt"
+    documents.write_text("A bond is a loan.\n")
+    adapter = tmp_path / "run" / "export" / "adapter"
+    (line,) = complaints("score", adapter, "--query", "bond", "--documents", documents)
+    assert "--base FOLDER" in line
+    done = jobs.rankwright("score", adapter, "--query", "bond", "--documents", documents, "--base", tiny_qwen3)
+    assert done.returncode == 0 and "A bond" in done.stdout

@@ -78,7 +78,11 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path
     (tmp_path / "run" / "stages" / "train.json").unlink()
     done = jobs.rankwright("train", recipe)
     assert done.returncode == 0, done.stderr
-    assert "step-4 is damaged" in done.stdout and "continuing after step 2" in done.stdout
+    assert (
+        "step-4 is damaged" in done.stdout
+        and (tmp_path / "run" / "checkpoints" / "damaged-step-4").is_dir()
+        and "continuing after step 2" in done.stdout
+    )
     assert all(torch.equal(before[n], t) for n, t in weights(tmp_path / "run", 4).items())
 
 

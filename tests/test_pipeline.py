@@ -152,3 +152,24 @@ def test_systems_of_other_settings_are_not_set_beside_each_other(finished: tuple
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if "held-out" in line and "│" in line)
     assert [cell.strip() for cell in row.split("│")][-3:-1] == ["-", "-"]
+
+
+def test_a_base_with_its_own_instruction_keeps_it_unless_the_recipe_states_one(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    from rankwright.loading import load_recipe
+    from rankwright.prompts import PromptContract
+    from rankwright.setup_model import base_reranker, load_base_tokenizer, recipe_contract
+
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in (finished[0] / "run" / "export" / "hf").iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    contract = PromptContract.load(base)
+    assert contract is not None
+    contract.replace(instruction="Find the clause").save(base)
+    recipe = jobs.job(tmp_path / "job", base)
+    for overrides, expected in (((), "Find the clause"), (("prompt.instruction=Find it",), "Find it")):
+        loaded = load_recipe(str(recipe), overrides).recipe
+        assert base_reranker(loaded).contract.instruction == expected
+        assert recipe_contract(loaded, *load_base_tokenizer(loaded)).instruction == expected

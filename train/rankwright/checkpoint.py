@@ -91,6 +91,16 @@ def read_state(folder: Path) -> TrainState | None:
         return None
 
 
+def put_damaged_away(root: Path, say: Callable[[str], None]) -> None:
+    """Rename damaged checkpoints to damaged-step-N, so that they take no place among those that are kept."""
+    for folder in _steps(root):
+        if read_state(folder) is None:
+            kept = root / f"damaged-{folder.name}"
+            shutil.rmtree(kept, ignore_errors=True)
+            folder.rename(kept)
+            say(f"checkpoint {folder.name} is damaged or incomplete: passed over, and kept as {kept.name}")
+
+
 def newest_checkpoint(root: Path, say: Callable[[str], None]) -> tuple[Path, TrainState] | None:
     """The newest checkpoint that is whole; damaged ones are passed over, and said."""
     for folder in _steps(root):

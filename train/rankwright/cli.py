@@ -133,6 +133,7 @@ def score(
     query: Annotated[str, typer.Option("--query", "-q", help="the query")],
     documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one a line), JSONL with `text`, or -")],
     instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
+    base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
     top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
 ) -> None:
     """Rank the documents of a file for one query."""
@@ -141,7 +142,7 @@ def score(
 
     texts = read_documents(documents)
     _quiet_libraries()
-    reranker = Reranker.load(model, instruction=instruction)
+    reranker = Reranker.load(model, instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k))
     if reranker.cut_documents or reranker.cut_queries:
         console.say(

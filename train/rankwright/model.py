@@ -153,7 +153,9 @@ def _load_adapter(
     try:
         model = load_model(resolve_base(base or name), contract, tokenizer, revision=revision, dtype=dtype)
     except UserError as error:
-        raise UserError(f"{folder}: adapters of the base {name!r}: {error}; or say where it is: base=FOLDER") from None
+        raise UserError(
+            f"{folder}: adapters of the base {name!r}: {error}; or say where it is: base=FOLDER (--base FOLDER)"
+        ) from None
     model.lm = PeftModel.from_pretrained(model.lm, str(folder))
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         stored = set(file.keys())

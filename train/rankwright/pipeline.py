@@ -100,12 +100,17 @@ class Pipeline:
     def model_inputs(self) -> str:
         base = resources.resolve_base(self.recipe.model.base)
         weights = files_hash([Path(base)]) if Path(base).is_dir() else self.recipe.model.revision
-        return content_hash(self._section("model"), self._section("prompt"), weights)
+        # Recomputing activations changes memory and speed, and no weight.
+        model = {k: v for k, v in self._section("model").items() if k != "gradient_checkpointing"}
+        return content_hash(
+            model, self._section("prompt"), "instruction" in self.recipe.prompt.model_fields_set, weights
+        )
 
     @cached_property
     def train_inputs(self) -> str:
-        sections = [self._section(name) for name in ("loss", "train")]
-        return content_hash(self.mine_inputs, self.model_inputs, sections)
+        # Where numbers are logged and how often weights are saved changes no weight.
+        train = {k: v for k, v in self._section("train").items() if k not in ("trackers", "save_every")}
+        return content_hash(self.mine_inputs, self.model_inputs, self._section("loss"), train)
 
     @property
     def system_inputs(self) -> dict[str, str]:

@@ -34,6 +34,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
+    _require_whole_labels([*dev, *test])
     by_split = {"train": train, "dev": dev, "test": test}
     for split, collections in by_split.items():
         write_split(run.path / "data", split, collections)
@@ -46,6 +47,18 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 def _require_positives(collections: Sequence[Collection], split: str) -> None:
     if not any(c.positives(q) for c in collections for q in c.queries):
         raise UserError(f"data.{split}: no query has a relevant document: give judgements with a score above 0")
+
+
+def _require_whole_labels(collections: Sequence[Collection]) -> None:
+    """Measures need whole labels; said before hours of training, not after."""
+    for collection in collections:
+        for query_id, judged in collection.qrels.items():
+            for document_id, label in judged.items():
+                if label != int(label):
+                    raise UserError(
+                        f"set {collection.name!r}: query {query_id!r}, document {document_id!r}: the label {label} is "
+                        "no whole number, which nDCG@10 needs on dev and test: use 0, 1, 2, ..."
+                    )
 
 
 def _counts(collection: Collection) -> dict[str, Any]:

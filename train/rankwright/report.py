@@ -45,7 +45,7 @@ def write_report(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str
         curves=curves_svg(metrics) if metrics else "",
         differences=differences_svg(rows),
         changes=_changes(run),
-        parity=_parity(run),
+        parity=_parity(run, recipe),
     )
     path = run.path / "report.html"
     write_text_atomic(path, page)
@@ -90,9 +90,9 @@ def _changes(run: RunFolder) -> list[dict[str, Any]]:
     return [*gained, *lost]
 
 
-def _parity(run: RunFolder) -> dict[str, Any]:
+def _parity(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     """Target -> parity.json of its folder, where it has one."""
-    files = sorted((run.path / "export").glob("*/parity.json"))
+    files = [run.path / "export" / target / "parity.json" for target in recipe.export_targets]
     return {path.parent.name: _read_json(path) for path in files}
 
 

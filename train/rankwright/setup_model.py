@@ -37,16 +37,24 @@ def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
 
 def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
     """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
-    mode = recipe.prompt.mode
+    saved = PromptContract.load(Path(base))
+    mode, instruction = recipe.prompt.mode, stated_instruction(recipe)
     if mode == "auto":
-        mode = native_mode(recipe.model.base, PromptContract.load(Path(base)))
+        mode = native_mode(recipe.model.base, saved)
+    if instruction is None:
+        instruction = recipe.prompt.instruction if saved is None else saved.instruction
     return make_contract(
         tokenizer,
         mode=mode,
-        instruction=recipe.prompt.instruction,
+        instruction=instruction,
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
     )
+
+
+def stated_instruction(recipe: Recipe) -> str | None:
+    """The recipe's instruction, or None when it states none: a base that carries its own then keeps it."""
+    return recipe.prompt.instruction if "instruction" in recipe.prompt.model_fields_set else None
 
 
 def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract) -> RankModel:
@@ -91,7 +99,7 @@ def base_reranker(recipe: Recipe) -> Reranker:
         base,
         tokenizer,
         name=recipe.model.base,
-        instruction=recipe.prompt.instruction,
+        instruction=stated_instruction(recipe),
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
     )
@@ -109,4 +117,7 @@ def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> R
     contract = recipe_contract(recipe, base, tokenizer)
     model = build_trainable(recipe, base, tokenizer, contract)
     load_checkpoint(checkpoint, model)
+    if recipe.model.method == "full" and precision(recipe) == "bf16":
+        # Trained in fp32 under autocast; scored as the base is, so that no difference is one of precision.
+        model.lm.to(torch.bfloat16)
     return Reranker(model.eval(), tokenizer, contract)

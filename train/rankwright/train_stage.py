@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from rankwright import console, mining
-from rankwright.checkpoint import TrainState, newest_checkpoint
+from rankwright.checkpoint import TrainState, newest_checkpoint, put_damaged_away
 from rankwright.data_files import qualified, read_split
 from rankwright.evaluate import HEADLINE, measure, rerank
 from rankwright.examples import Collection
@@ -121,6 +121,7 @@ def total_steps(recipe: Recipe, queries: int) -> int:
 
 def set_aside(root: Path, inputs: str) -> None:
     """Move checkpoints of other inputs out of the way: they are kept, but not continued from."""
+    put_damaged_away(root, console.say)
     found = newest_checkpoint(root, console.say)
     if found is None or found[1].inputs == inputs:
         return
