@@ -62,7 +62,7 @@ def job(tiny_qwen3: Path, contract: PromptContract) -> Job:
 
 
 def state_at(step: int, best: int = 0) -> TrainState:
-    return TrainState(step, "inputs", 0.25, best, 1 / 3 if best else float("-inf"))
+    return TrainState(step, "inputs", 0.25, best, 1 / 3 if best else None)
 
 
 def save(root: Path, job: Job, step: int, best: int = 0) -> Path:
@@ -103,7 +103,7 @@ def test_round_trip_is_exact_and_training_goes_on_the_same(
 
 
 def test_values_of_the_state_come_back_exactly(tmp_path: Path, job: Job) -> None:
-    state = TrainState(7, "abc", 0.1 + 0.2, 0, float("-inf"))
+    state = TrainState(7, "abc", 0.1 + 0.2, 0, None)
     assert read_state(save_checkpoint(tmp_path, state, *job)) == state
 
 
@@ -206,7 +206,7 @@ def test_parameters_of_another_recipe_are_an_error_for_the_user(
         load_checkpoint(folder, full)
     # The same names in another shape; a rank of 1 could be filled by broadcasting.
     other_rank = add_lora(base_model(tiny_qwen3, contract), rank=8, alpha=16, dropout=0.0, seed=0)
-    with pytest.raises(UserError, match=r"lora_A.*has shape \[4, 64\], in this recipe \[8, 64\]"):
+    with pytest.raises(UserError, match=r"lora_A.*has shape \[4, \d+\], in this recipe \[8, \d+\]"):
         load_checkpoint(folder, other_rank)
 
 

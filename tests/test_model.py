@@ -25,7 +25,7 @@ from rankwright.model import (
     trainable_state,
 )
 from rankwright.prompts import PromptEncoder, make_contract
-from rankwright.reranker import Reranker, native_contract
+from rankwright.reranker import Reranker, native_contract, saved_contract
 from tiny import PAIRS, add_random_lora
 
 BASES = ["tiny_qwen3", "tiny_llama"]
@@ -180,7 +180,7 @@ def test_trained_state_comes_back_bit_for_bit(tiny_qwen3: Path) -> None:
     load_trainable_state(fresh, trainable_state(trained))
     prompts = prompts_of(load(tiny_qwen3))
     assert torch.equal(scores(trained, prompts), scores(fresh, prompts))
-    with pytest.raises(UserError, match="first difference"):
+    with pytest.raises(UserError, match="not those of this recipe"):
         load_trainable_state(train_all(load(tiny_qwen3).model), trainable_state(trained))
 
 
@@ -214,6 +214,23 @@ def test_scoring_leaves_the_mode_of_the_model(tiny_qwen3: Path) -> None:
     reranker.model.train()
     reranker.score("q", ["d"])
     assert reranker.model.training
+
+
+def test_the_contract_of_a_hub_repository_is_read(
+    tiny_qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's own cache, as huggingface_hub lays it out: nothing is fetched."""
+    snapshot = tmp_path / "models--me--mine" / "snapshots" / "0123abc"
+    shutil.copytree(tiny_qwen3, snapshot)
+    refs = tmp_path / "models--me--mine" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123abc")
+    contract = make_contract(load_tokenizer(str(snapshot)), mode="official", instruction="of the repository")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert saved_contract("me/mine") is None
+    contract.save(snapshot)
+    assert saved_contract("me/mine") == contract
 
 
 def test_native_contract_keeps_a_saved_one(tiny_qwen3: Path, tmp_path: Path) -> None:

@@ -191,3 +191,5 @@ def test_a_tokenizer_without_turn_tokens_is_refused(tokenizers: dict[str, Any]) 
 def test_native_mode() -> None:
     assert native_mode("Qwen/Qwen3-Reranker-0.6B", None) == "official"
     assert native_mode("Qwen/Qwen3-0.6B", None) == "portable"
+    # A folder above it says nothing about the model.
+    assert native_mode("experiments/qwen3-reranker/llama", None) == "portable"

@@ -103,6 +103,13 @@ def test_several_faults_at_once_each_with_its_line(tmp_path: Path) -> None:
     assert "no column `query-id`, `corpus-id`, `score`; columns found: q1, d1, yes" in found[7]
 
 
+def test_half_a_character_is_a_fault(tmp_path: Path) -> None:
+    # Written by json.dumps of a text that was cut inside an emoji.
+    found = messages(beir(tmp_path, corpus='{"_id": "d1", "text": "cut \\ud83d"}\n{"_id": "d\\ud83d", "text": ""}\n'))
+    assert found[0] == "corpus.jsonl:1: `text` holds half of a character (\\ud83d): remove it, or write both halves"
+    assert found[1].startswith("corpus.jsonl:2: `_id` holds half of a character")
+
+
 def test_labels_that_are_no_numbers(tmp_path: Path) -> None:
     qrels = "query-id\tcorpus-id\tscore\nq1\td1\tyes\nq1\td2\tnan\nq2\t3\n"
     found = messages(beir(tmp_path, qrels=qrels))

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rankwright.tracking import GuardedTracker, JsonlTracker, Trackers, open_trackers, read_metrics
+from rankwright.errors import UserError
+from rankwright.tracking import GuardedTracker, JsonlTracker, Trackers, check_trackers, open_trackers, read_metrics
 
 
 def write(path: Path, steps: int) -> None:
@@ -136,10 +137,10 @@ def test_a_tracker_that_cannot_start_is_said_and_the_rest_goes_on(tmp_path: Path
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
 
 
-def test_an_unknown_tracker_lists_the_known_ones(tmp_path: Path) -> None:
-    said: list[str] = []
-    start(tmp_path, "weights-and-biases", said=said).close()
-    assert "wandb" in said[0] and "tensorboard" in said[0]
+def test_an_unknown_tracker_lists_the_known_ones() -> None:
+    check_trackers(["wandb", "tensorboard"])
+    with pytest.raises(UserError, match=r"unknown tracker 'wanbd', did you mean 'wandb'\? \(known: .*tensorboard"):
+        check_trackers(["wandb", "wanbd"])
 
 
 @pytest.fixture

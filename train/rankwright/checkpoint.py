@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankwright.atomic import atomic_folder, file_sha256
-from rankwright.errors import UserError
 from rankwright.model import RankModel, load_trainable_state, trainable_state
 from rankwright.prompts import CONTRACT_FILE, PromptContract
 
@@ -23,7 +22,8 @@ KEEP_NEWEST = 2
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Where training stands. Values are nDCG@10 on dev; best_step 0 means that no step was evaluated yet.
+    """Where training stands. Values are nDCG@10 on dev; best_step 0, and best_value None, mean that no step was
+    evaluated yet.
 
     inputs: hash of the recipe's sections and files that this training depends on.
     """
@@ -32,7 +32,7 @@ class TrainState:
     inputs: str
     base_value: float
     best_step: int = 0
-    best_value: float = float("-inf")
+    best_value: float | None = None
 
 
 def save_checkpoint(
@@ -53,7 +53,7 @@ def save_checkpoint(
         torch.save(optimizer.state_dict(), draft / OPTIMIZER)
         contract.save(draft)
         hashes = {name: file_sha256(draft / name) for name in (WEIGHTS, OPTIMIZER, CONTRACT_FILE)}
-        text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2)
+        text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2, allow_nan=False)
         (draft / STATE).write_text(text + "\n", encoding="utf-8")
     _prune(root)
     return folder
@@ -116,15 +116,7 @@ def load_checkpoint(folder: Path, model: RankModel, optimizer: torch.optim.Optim
 
     Raises UserError when names or shapes differ from the model's.
     """
-    state = load_file(folder / WEIGHTS)
-    for name, parameter in model.named_parameters():
-        if name in state and state[name].shape != parameter.shape:
-            # Some shapes would be broadcast without a word.
-            raise UserError(
-                f"{folder}: {name} has shape {list(state[name].shape)}, in this recipe {list(parameter.shape)}: "
-                "use the recipe it was made with, or another run_dir"
-            )
-    load_trainable_state(model, state)
+    load_trainable_state(model, load_file(folder / WEIGHTS))
     if optimizer is not None:
         # Not to the device it was saved from: on another machine there may be none, here it is the first rank's.
         values = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")

@@ -103,7 +103,9 @@ def evaluate(
     only: Annotated[str, typer.Option(help="systems to score, e.g. bm25,base")] = "bm25,base,tuned",
 ) -> None:
     """nDCG@10 of BM25, base and tuned on every test set."""
-    _pipeline(recipe, overrides).evaluate([s.strip() for s in only.split(",") if s.strip()])
+    pipeline = _pipeline(recipe, overrides)
+    pipeline.evaluate([s.strip() for s in only.split(",") if s.strip()])
+    pipeline.show_results()
 
 
 @app.command()
@@ -172,6 +174,12 @@ def main() -> NoReturn:
         )
         _leave(EXIT_USER)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
+            _complain(
+                f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower train.budget_tokens, or set "
+                "model.gradient_checkpointing=true; earlier checkpoints are kept"
+            )
+            _leave(EXIT_USER)
         # typer carries its own copy of click's classes: a usage error is known by what it can do.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise

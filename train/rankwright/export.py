@@ -92,7 +92,9 @@ def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts
     with ExitStack() as stack:
         drafts = {name: stack.enter_context(atomic_folder(folder / name)) for name in writers}
         figures = {name: write(trained, drafts[name]) for name, write in writers.items()}
-        base = resolve_base(trained.base_name) if "adapter" in writers else None
+        # A hub id stays out: the adapter then names it, with its revision.
+        found = resolve_base(trained.base_name)
+        base = found if Path(found).is_dir() else None
         reports = check_folders(drafts, trained.tolerance, base)
         for name, draft in drafts.items():
             figures[name] |= reports[name]

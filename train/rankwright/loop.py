@@ -92,14 +92,14 @@ def fit(
         state = dataclasses.replace(state, step=step)
         if step % settings.evaluate_every == 0 or step == total_steps:
             values["dev_nDCG@10"] = evaluate()
-            if values["dev_nDCG@10"] > state.best_value:
+            if state.best_value is None or values["dev_nDCG@10"] > state.best_value:
                 state = dataclasses.replace(state, best_step=step, best_value=values["dev_nDCG@10"])
         trackers.log(values, step=step)
         due = step % settings.save_every == 0 or "dev_nDCG@10" in values
         if due and accelerator.is_main_process:
             save_checkpoint(root, state, model, optimizer, contract)
-        advance(1, loss=sums.loss, dev=state.best_value, pairs_per_s=values["pairs_per_s"])
-    trackers.close()
+        dev = state.base_value if state.best_value is None else state.best_value
+        advance(1, loss=sums.loss, dev=dev, pairs_per_s=values["pairs_per_s"])
     accelerator.wait_for_everyone()
     return state
 

@@ -234,13 +234,17 @@ def trainable_state(model: RankModel) -> dict[str, Tensor]:
 
 
 def load_trainable_state(model: RankModel, state: dict[str, Tensor]) -> None:
-    """Put a checkpoint's parameters back, bit for bit. Raises UserError when the names differ."""
+    """Put a checkpoint's parameters back, bit for bit. Raises UserError when names or shapes differ."""
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if own.keys() != state.keys():
-        odd = sorted(own.keys() ^ state.keys())[0]
+    # Shapes too: some would be broadcast without a word.
+    mine, theirs = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (own, state))
+    differ = {n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n)}
+    if differ:
+        odd = min(differ)
         raise UserError(
-            f"checkpoint: its trained parameters are not those of this recipe (first difference: {odd}): "
-            "use the recipe it was made with, or another run_dir"
+            f"checkpoint: its trained parameters are not those of this recipe ({len(differ)} differ; {odd} has shape "
+            f"{theirs.get(odd, 'none')}, in this recipe {mine.get(odd, 'none')}): use the recipe it was made with, "
+            "or another run_dir"
         )
     with torch.no_grad():
         for name, parameter in own.items():

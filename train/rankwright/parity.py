@@ -205,10 +205,12 @@ def _peft(folder: Path, rows: Sequence[Row], base: str | None) -> Answer:
     assert contract is not None, "an adapter folder is written with its contract"
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     path = resolve_base(base or settings["base_model_name_or_path"])
+    # As in our own loader: a base that is named here is taken as it lies there.
+    revision = settings.get("revision") if base is None else None
     is_causal = settings["task_type"] == "CAUSAL_LM"
     auto = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    base_model = auto.from_pretrained(path, dtype=torch.float32)
+    base_model = auto.from_pretrained(path, revision=revision, dtype=torch.float32)
     base_model.config.pad_token_id = tokenizer.pad_token_id
     model = PeftModel.from_pretrained(base_model, str(folder)).eval()
 

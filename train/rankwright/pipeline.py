@@ -26,10 +26,12 @@ def check_names(recipe: Recipe) -> list[str]:
     from rankwright.metrics import check_measures
     from rankwright.optim import SCHEDULES
     from rankwright.retrieve import Words
+    from rankwright.tracking import check_trackers
 
     checks: list[tuple[str, Callable[[], object]]] = [
         ("loss", lambda: LOSSES.bind(recipe.loss.name, recipe.loss.options)),
         ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
+        ("train.trackers", lambda: check_trackers(recipe.train.trackers)),
         ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
         ("mine.language", lambda: Words(recipe.mine.language)),
         ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
@@ -182,7 +184,6 @@ class Pipeline:
         evaluate(self.recipe, self.run, inputs=self.system_inputs, checkpoint=self.checkpoint, only=only)
         seconds = time.perf_counter() - started
         self.run.finish("evaluate", content_hash(self.system_inputs), seconds=seconds, systems=list(only))
-        self.show_results()
 
     def show_results(self) -> None:
         """Print the final table and its verdict."""

@@ -297,4 +297,4 @@ def native_mode(base: str, saved: PromptContract | None) -> Mode:
     """The frame that a base was made for: its own contract, Qwen3-Reranker's, or else portable."""
     if saved is not None:
         return saved.mode
-    return "official" if "qwen3-reranker" in base.lower() else "portable"
+    return "official" if "qwen3-reranker" in Path(base).name.lower() else "portable"

@@ -57,7 +57,7 @@ class Registry(Generic[F]):
                 f"{self.kind} {name!r} has no parameter {unknown[0]!r}"
                 f"{did_you_mean(unknown[0], parameters)} (parameters: {known})"
             )
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, include_extras=True)
         fields: dict[str, Any] = {
             k: (hints.get(k, Any), ... if p.default is inspect.Parameter.empty else p.default)
             for k, p in parameters.items()

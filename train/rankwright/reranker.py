@@ -13,6 +13,7 @@ from rankwright.batching import pad_chunks
 from rankwright.errors import UserError
 from rankwright.model import RankModel, load_model, load_tokenizer
 from rankwright.prompts import (
+    CONTRACT_FILE,
     DEFAULT_INSTRUCTION,
     PromptContract,
     PromptEncoder,
@@ -119,6 +120,25 @@ class Reranker:
             start += len(group)
 
 
+def saved_contract(folder: str, revision: str | None = None) -> PromptContract | None:
+    """The contract that a local folder or a hub repository carries, or None. Raises UserError for a broken one."""
+    from transformers.utils import cached_file
+
+    if not Path(folder).is_dir():
+        found = cached_file(
+            folder,
+            CONTRACT_FILE,
+            revision=revision,
+            # What cannot be reached at all has been said by then: the tokenizer is read first.
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is None:
+            return None
+        folder = str(Path(found).parent)
+    return PromptContract.load(Path(folder))
+
+
 def native_contract(
     folder: str,
     tokenizer: Any,
@@ -127,12 +147,13 @@ def native_contract(
     instruction: str | None = None,
     max_tokens: int | None = None,
     query_tokens: int | None = None,
+    revision: str | None = None,
 ) -> PromptContract:
     """The contract a base was made for: the one it carries (with other values where given), or its family's.
 
     name: what the base is called (a hub id), when `folder` is a copy under another name.
     """
-    saved = PromptContract.load(Path(folder))
+    saved = saved_contract(folder, revision)
     if saved is None:
         return make_contract(
             tokenizer,

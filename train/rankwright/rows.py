@@ -123,7 +123,7 @@ def identifier(row: Row, names: tuple[str, ...], where: object, line: int, fault
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value.strip():
-        return value
+        return value if _encodable(value, names[0], where, line, faults) else None
     faults.add(where, line, f"`{names[0]}` is {value!r}, needs a text or a whole number")
     return None
 
@@ -131,10 +131,23 @@ def identifier(row: Row, names: tuple[str, ...], where: object, line: int, fault
 def text_of(row: Row, name: str, where: object, line: int, faults: Faults) -> str | None:
     """A text, which may be empty; None, with a fault, for anything else."""
     value = column(row, (name,), where, line, faults)
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value if _encodable(value, name, where, line, faults) else None
     faults.add(where, line, f"`{name}` has type {type(value).__name__}, needs a text")
     return None
+
+
+def _encodable(value: str, name: str, where: object, line: int, faults: Faults) -> bool:
+    """Whether the text can be written at all: JSON allows half of a character (a lone surrogate), UTF-8 does not."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(value[error.start]):04x}"
+        faults.add(where, line, f"`{name}` holds half of a character ({code}): remove it, or write both halves")
+        return False
+    return True
 
 
 def optional_text(row: Row, name: str, where: object, line: int, faults: Faults) -> str:

@@ -13,7 +13,7 @@ from rankwright.checkpoint import load_checkpoint
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract, make_contract, native_mode
 from rankwright.recipe import Recipe
-from rankwright.reranker import Reranker, native_contract
+from rankwright.reranker import Reranker, native_contract, saved_contract
 from rankwright.resources import resolve_base
 
 
@@ -37,7 +37,7 @@ def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
 
 def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
     """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
-    saved = PromptContract.load(Path(base))
+    saved = saved_contract(base, recipe.model.revision)
     mode, instruction = recipe.prompt.mode, stated_instruction(recipe)
     if mode == "auto":
         mode = native_mode(recipe.model.base, saved)
@@ -102,6 +102,7 @@ def base_reranker(recipe: Recipe) -> Reranker:
         instruction=stated_instruction(recipe),
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
+        revision=recipe.model.revision,
     )
     dtype = torch.bfloat16 if precision(recipe) == "bf16" else torch.float32
     model = models.load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)

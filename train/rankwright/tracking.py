@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rankwright.atomic import write_lines_atomic
+from rankwright.errors import UserError, did_you_mean
 
 
 class Tracker(Protocol):
@@ -83,6 +84,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError for a name that Accelerate has no tracker for."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(map(str, LOGGER_TYPE_TO_CLASS))
+            raise UserError(
+                f"unknown tracker {name!r}{did_you_mean(name, map(str, LOGGER_TYPE_TO_CLASS))} (known: {known})"
+            )
+
+
 def open_trackers(
     names: Sequence[str],
     folder: Path,
@@ -107,8 +120,6 @@ def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[
 
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise ValueError(f"unknown; known: {', '.join(LOGGER_TYPE_TO_CLASS)}")
     factory = LOGGER_TYPE_TO_CLASS[name]
     options: dict[str, Any] = {"logging_dir": str(folder)} if factory.requires_logging_directory else {}
     if name == "wandb":

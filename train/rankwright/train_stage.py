@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
     def trackers(resumed_step: int) -> Trackers:
         if not accelerator.is_main_process:
             return Trackers()
-        return open_trackers(
+        opened = open_trackers(
             recipe.train.trackers,
             run.path,
             run_name=recipe.name,
@@ -76,8 +77,9 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
             resumed_step=resumed_step,
             say=console.say,
         )
+        return stack.enter_context(closing(opened))
 
-    with console.progress("train", steps) as advance:
+    with console.progress("train", steps) as advance, ExitStack() as stack:
         state = fit(
             model,
             source,
@@ -196,6 +198,7 @@ def _describe_data(recipe: Recipe, source: GroupSource, steps: int, ranks: int) 
 
 
 def _describe_end(state: TrainState, source: GroupSource) -> None:
+    assert state.best_value is not None, "the last step is always evaluated"
     console.say(
         f"dev nDCG@10 {state.base_value:.3f} -> {state.best_value:.3f}, best at step {state.best_step} of {state.step}"
     )
