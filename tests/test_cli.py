@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import jobs
+from rankwright.checking import read_documents
 
 
 def complaints(*arguments: object, **extra: str) -> list[str]:
@@ -160,6 +161,9 @@ def test_score_ranks_the_documents_of_a_file(tmp_path: Path, tiny_qwen3: Path) -
     assert f"{rows}:2:" in line and "body" in line
     (line,) = complaints("score", tiny_qwen3, "--query", "bond", "--documents", tmp_path / "none.txt")
     assert "no such file" in line
+    # What a text editor would show as one line is one document.
+    rows.write_text(json.dumps({"text": "one\u2028document"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_documents(rows) == ["one\u2028document"]
 
 
 def test_a_model_folder_without_weights_is_a_clear_line(tmp_path: Path, tiny_qwen3: Path) -> None:

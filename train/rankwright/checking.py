@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rankwright import console, resources
 from rankwright.errors import UserError
 from rankwright.loading import LoadedRecipe
 from rankwright.recipe import DevFromTrain
+from rankwright.rows import Faults, json_rows, text_lines, text_of
 from rankwright.sources import locate_all
 
 if TYPE_CHECKING:
@@ -59,34 +59,22 @@ def _describe_prompt(loaded: LoadedRecipe) -> None:
 def read_documents(path: Path) -> list[str]:
     """Documents of a text file (one a line) or of JSONL rows with `text`; `-` is standard input.
 
-    Raises UserError for a missing or empty file, and for a JSONL row without `text`.
+    Raises UserError for a missing or empty file, and for rows without `text`.
     """
     if str(path) == "-":
-        lines = sys.stdin.read().splitlines()
+        lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
+        if not lines:
+            raise UserError("--documents: standard input holds no document: give one a line")
+        return lines
+    if not path.is_file():
+        raise UserError(f"--documents: {path}: no such file")
+    faults = Faults()
+    if path.suffix == ".jsonl":
+        texts = [text_of(row, "text", path, number, faults) for number, row in json_rows(path, faults)]
     else:
-        if not path.is_file():
-            raise UserError(f"--documents: {path}: no such file")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--documents: {path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UserError(f"--documents: {path}: holds no document")
-    if path.suffix != ".jsonl":
-        return [line for _, line in numbered]
-    return [_text_of(path, number, line) for number, line in numbered]
-
-
-def _text_of(path: Path, number: int, line: str) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}:{number}: not JSON ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        columns = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{path}:{number}: no column `text` (found: {columns})")
-    return str(row["text"])
+        texts = [line for _, line in text_lines(path, faults)]
+    faults.check()
+    return [text for text in texts if text is not None]
 
 
 def show_ranking(ranked: Sequence[Ranked]) -> None:
