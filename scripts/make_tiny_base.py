@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from rankwright.prompts import DEFAULT_INSTRUCTION, PORTABLE_TASK, portable_frame
+from rankwright.frames import PORTABLE_TASK, portable_frame
+from rankwright.prompts import DEFAULT_INSTRUCTION
 from tiny_base_data import Lexicon, describe, read_corpus, train_tokenizer
 from tiny_base_groups import Frame, Sampler, collate, held_out_groups
 from tiny_base_model import Trunk, new_model

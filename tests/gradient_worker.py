@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from rankwright.loop import accumulate
+from rankwright.gradients import accumulate
 from rankwright.losses import LOSSES
 from rankwright.model import load_model, load_tokenizer
 from rankwright.prompts import PromptEncoder, make_contract
 from rankwright.recipe import Data as RecipeData
-from rankwright.recipe import Mine, Model, Recipe, Train
+from rankwright.recipe import Mine, Model, Recipe
 from rankwright.sampling import TrainGroup
 from rankwright.train_stage import make_accelerator
 from tiny import PAIRS, add_random_lora
@@ -32,12 +32,11 @@ def main(base: str, out: str, groups: int = 5, budget_tokens: int = 100_000, **_
     for number in range(groups):
         documents = [d for _, d in PAIRS[number : number + 3 + number]]
         encoded = encoder.encode(PAIRS[number][0], documents)
-        prompts = tuple(encoded.head_ids + t for t in encoded.tail_ids)
-        drawn.append(TrainGroup(f"q{number}", (1.0, *[0.0] * (len(documents) - 1)), prompts))
+        drawn.append(TrainGroup(f"q{number}", (1.0, *[0.0] * (len(documents) - 1)), encoded))
     module = accelerator.prepare(model)
-    settings = Train(budget_tokens=budget_tokens)
     loss = LOSSES.bind("listwise_softmax", {})
-    accumulate(module, model, drawn, settings, loss, seed=0, step=1, accelerator=accelerator)
+    options = {"budget_tokens": budget_tokens, "one_by_one": False}
+    accumulate(module, drawn, loss, **options, seed=0, step=1, accelerator=accelerator)
     if accelerator.is_main_process:
         found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
         save_file({**found, "processes": torch.tensor(accelerator.num_processes)}, out)

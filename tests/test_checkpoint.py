@@ -21,7 +21,8 @@ from rankwright.checkpoint import (
     save_checkpoint,
 )
 from rankwright.errors import UserError
-from rankwright.model import RankModel, add_lora, load_model, load_tokenizer, train_all, trainable_state
+from rankwright.methods import add_lora, train_all, trainable_state
+from rankwright.model import RankModel, load_model, load_tokenizer
 from rankwright.optim import make_optimizer
 from rankwright.prompts import CONTRACT_FILE, PromptContract, make_contract
 from tiny import add_random_lora

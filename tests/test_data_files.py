@@ -20,6 +20,7 @@ ONE = Collection(
     {"q1": "what?", "q2": "who?", "nobody": "unjudged"},
     {"q1": {"d1": 2.0, "d2": 0.0}, "q2": {"d3": 0.5}, "nobody": {}},
     {"q1": {"d1": 1 / 3, "d2": -7.25}},
+    {"q2": 0.1},
 )
 
 IDS = st.text(min_size=1, max_size=4)
@@ -36,7 +37,9 @@ def collections(draw: st.DrawFn, name: str) -> Collection:
     queries = draw(st.dictionaries(IDS, st.text(max_size=6), max_size=4))
     qrels = draw(judgements(list(queries), list(corpus)))
     some = draw(st.lists(st.sampled_from(list(queries)), unique=True)) if queries else []
-    return Collection(name, corpus, queries, qrels, draw(judgements(some, list(corpus))))
+    teacher_scores = draw(judgements(some, list(corpus)))
+    weight = st.floats(0, exclude_min=True, allow_infinity=False).filter(lambda w: w != 1)
+    return Collection(name, corpus, queries, qrels, teacher_scores, {q: draw(weight) for q in some})
 
 
 @given(collections("one"), collections("two"))
@@ -60,6 +63,7 @@ def test_the_rows_are_as_documented(tmp_path: Path) -> None:
         "judgements": {"d1": 2.0, "d2": 0.0},
         "teacher_scores": {"d1": 1 / 3, "d2": -7.25},
     }
+    assert rows[1]["weight"] == 0.1
     assert rows[2] == {
         "set": "one",
         "corpus": corpus,
@@ -145,6 +149,7 @@ def test_qualified_ids() -> None:
         {"one/q1": "what?", "one/q2": "who?", "one/nobody": "unjudged"},
         {"one/q1": {"one/d1": 2.0, "one/d2": 0.0}, "one/q2": {"one/d3": 0.5}, "one/nobody": {}},
         {"one/q1": {"one/d1": 1 / 3, "one/d2": -7.25}},
+        {"one/q2": 0.1},
     )
     assert ONE.positives("q1") == {"d1": 2.0}
     assert own.positives("one/q1") == {"one/d1": 2.0}

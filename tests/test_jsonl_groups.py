@@ -67,6 +67,35 @@ def test_groups_of_objects(tmp_path: Path) -> None:
     assert read.teacher_scores == {"7": {"x": 0.5}}
 
 
+def test_weights(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"query_id": "a", "query": "one", "positives": ["a"], "weight": 2.5},
+        {"query_id": "b", "query": "two", "positives": ["a"], "weight": None},
+        {"query_id": "c", "query": "three", "positives": ["a"], "weight": 1},
+        {"query_id": "d", "query": "four", "positives": ["a"], "weight": "0.5"},
+        {"query_id": "a", "query": "one", "positives": ["b"]},
+        {"query_id": "b", "query": "two", "positives": ["b"], "weight": 3},
+    ]
+    write(tmp_path / "g.jsonl", rows)
+    said: list[str] = []
+    read = read_collection(tmp_path / "g.jsonl", name="set", say=said.append)
+    assert read.weights == {"a": 2.5, "b": 3.0, "d": 0.5}
+    assert [read.weight(q) for q in "abcd"] == [2.5, 3.0, 1.0, 0.5]
+    assert said == ["set: 3 of 4 queries have a weight of their own"]
+
+
+def test_faults_of_weights(tmp_path: Path) -> None:
+    bad = ["0", "-1", "NaN", "Infinity", '"much"', "true", "[1]", "1e999"]
+    lines = [f'{{"query": "q{i}", "positives": ["a"], "weight": {text}}}\n' for i, text in enumerate(bad)]
+    lines += ['{"query": "q", "positives": ["a"], "weight": 2}\n', '{"query": "q", "positives": ["b"], "weight": 3}\n']
+    write(tmp_path / "g.jsonl", "".join(lines))
+    *found, last = messages(tmp_path / "g.jsonl")
+    assert len(found) == len(bad)
+    for line, message in enumerate(found, start=1):
+        assert message.startswith(f"{tmp_path}/g.jsonl:{line}: `weight` is ") and "needs a number above 0" in message
+    assert last == (f"{tmp_path}/g.jsonl:10: weight 3 here and 2 before, for the same query: keep one of the two")
+
+
 def test_faults_of_groups(tmp_path: Path) -> None:
     rows: list[Any] = [
         {"query": "one", "positives": ["a"], "negatives": ["a"]},

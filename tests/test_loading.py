@@ -135,6 +135,42 @@ def test_mistakes_of_dev_speak_of_the_form_that_was_meant(value: str, what: str)
     assert mistakes(GOOD, f"data.dev={value}") == [f"override: {what}"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["method=full", "rslora=true"], "rslora: of method lora only: remove them, or use method: lora"),
+        (
+            ["method=full", "dora=true", "dropout=0.1", "targets=[q_proj]"],
+            "dropout, dora, targets: of method lora only: remove them, or use method: lora",
+        ),
+        (
+            ["dora=true", "merge_with_base=0.5"],
+            "merge_with_base: not with dora, whose weights are not linear in what is trained: drop one",
+        ),
+    ],
+)
+def test_methods_that_do_not_go_together(overrides: list[str], what: str) -> None:
+    assert mistakes(GOOD, *(f"model.{o}" for o in overrides)) == [f"a.yaml:2: model: {what}"]
+
+
+def test_methods_that_go_together() -> None:
+    write({"a.yaml": GOOD})
+    for overrides in (
+        ["rslora=true", "dora=true", "targets=[q_proj]", "dropout=0.1"],
+        ["rslora=true", "merge_with_base=0.3"],
+        # Rank and alpha may be inherited from a recipe for LoRA.
+        ["method=full", "rank=4", "merge_with_base=0.3", "dropout=0", "targets=null"],
+    ):
+        load_recipe("a.yaml", [f"model.{o}" for o in overrides])
+
+
+def test_mistakes_of_methods() -> None:
+    assert mistakes(GOOD, "model.targets=[]", "model.merge_with_base=1") == [
+        "override: model.targets: must hold at least 1, found a list",
+        "override: model.merge_with_base: must be less than 1.0, found the number 1",
+    ]
+
+
 def test_unknown_recipe() -> None:
     with pytest.raises(UserError, match=r"unknown recipe 'quikstart', did you mean 'quickstart'\? \(known: abl"):
         load_recipe("quikstart")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,14 @@ def test_group_holds_labels_texts_and_sources() -> None:
     assert group.sources[:2] == ("positive", "positive")
     assert Counter(group.sources) == {"positive": 2, "judged": 1, "bm25": 3}
     assert group.documents == tuple(SET.corpus[d] for d in group.document_ids)
+    assert group.weight == 1.0
+
+
+def test_group_carries_the_weight_of_its_query() -> None:
+    weighted = replace(SET, weights={"q": 2.5})
+    options = {"negatives": 1, "positives": 1, "seed": 0, "epoch": 0, "pool_id": "p"}
+    groups = [build_group(weighted, (), query_id, **options) for query_id in ("q", "only")]  # type: ignore[arg-type]
+    assert [group.weight for group in groups] == [2.5, 1.0]
 
 
 @given(st.integers(1, 3), st.integers(0, 5), st.integers(0, 20))

@@ -11,20 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from rankwright.batching import pad_chunks
+from rankwright.attention import PLAIN
 from rankwright.errors import UserError
-from rankwright.model import (
-    RankModel,
-    add_lora,
-    enable_checkpointing,
-    load_model,
-    load_tokenizer,
-    load_trainable_state,
-    parameter_counts,
-    train_all,
-    trainable_state,
-)
-from rankwright.prompts import PromptEncoder, make_contract
+from rankwright.methods import add_lora, load_trainable_state, parameter_counts, train_all, trainable_state
+from rankwright.model import RankModel, load_model, load_tokenizer
+from rankwright.prompts import EncodedGroup, PromptEncoder, make_contract
 from rankwright.reranker import Reranker, native_contract, saved_contract
 from tiny import PAIRS, add_random_lora
 
@@ -39,14 +30,14 @@ def load(folder: Path) -> Reranker:
     return Reranker(load_model(str(folder), contract, tokenizer).eval(), tokenizer, contract)
 
 
-def prompts_of(reranker: Reranker) -> list[list[int]]:
-    groups = [reranker.encoder.encode(query, [document]) for query, document in PAIRS]
-    return [group.head_ids + group.tail_ids[0] for group in groups]
+def groups_of(reranker: Reranker) -> list[EncodedGroup]:
+    """A group a pair."""
+    return [reranker.encoder.encode(query, [document]) for query, document in PAIRS]
 
 
-def scores(model: RankModel, prompts: list[list[int]], chunk_tokens: int = 4096) -> torch.Tensor:
+def scores(model: RankModel, groups: list[EncodedGroup]) -> torch.Tensor:
     with torch.no_grad():
-        return model(pad_chunks(prompts, pad_id=model.pad_id, chunk_tokens=chunk_tokens))
+        return model(groups)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -57,26 +48,27 @@ def test_score_is_the_causal_models_logit_difference(base: str, request: pytest.
     reranker = load(folder)
     causal = AutoModelForCausalLM.from_pretrained(folder).eval()
     contract = reranker.contract
-    for prompt, score in zip(prompts_of(reranker), scores(reranker.model, prompts_of(reranker)), strict=True):
+    for group, score in zip(groups_of(reranker), scores(reranker.model, groups_of(reranker)), strict=True):
         with torch.no_grad():
-            last = causal(torch.tensor([prompt])).logits[0, -1]
+            last = causal(torch.tensor([group.head_ids + group.tail_ids[0]])).logits[0, -1]
         torch.testing.assert_close(score, last[contract.yes_id] - last[contract.no_id], **CLOSE)
 
 
+@pytest.mark.parametrize("attention", ["auto", PLAIN])
 @pytest.mark.parametrize("base", BASES)
-def test_a_score_does_not_depend_on_its_batch(base: str, request: pytest.FixtureRequest) -> None:
+def test_a_score_does_not_depend_on_its_batch(base: str, attention: str, request: pytest.FixtureRequest) -> None:
     reranker = load(request.getfixturevalue(base))
-    prompts = prompts_of(reranker)
-    alone = torch.stack([scores(reranker.model, [p])[0] for p in prompts])
+    reranker.model.attention = attention
+    groups = groups_of(reranker)
+    alone = torch.stack([scores(reranker.model, [g])[0] for g in groups])
     assert alone.std() > 1, "scores too alike for this test to see anything"
-    together = scores(reranker.model, prompts)
+    together = scores(reranker.model, groups)
     torch.testing.assert_close(together, alone, **CLOSE)
-    torch.testing.assert_close(scores(reranker.model, prompts, chunk_tokens=200), alone, **CLOSE)
-    torch.testing.assert_close(scores(reranker.model, prompts[::-1]).flip(0), alone, **CLOSE)
+    torch.testing.assert_close(scores(reranker.model, groups[::-1]).flip(0), alone, **CLOSE)
     # What fills the padding must not matter.
     model = copy.copy(reranker.model)
     model.pad_id = 5
-    torch.testing.assert_close(scores(model, prompts), together, rtol=0, atol=0)
+    torch.testing.assert_close(scores(model, groups), together, rtol=0, atol=0)
 
 
 def test_missing_weights_are_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
@@ -126,14 +118,14 @@ def test_a_folder_that_is_none_is_one_line_for_the_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_lora_is_on_all_linear_layers_and_nothing_else_is_trained(base: str, request: pytest.FixtureRequest) -> None:
     reranker = load(request.getfixturevalue(base))
-    before = scores(reranker.model, prompts_of(reranker))
+    before = scores(reranker.model, groups_of(reranker))
     linear = sum(isinstance(m, torch.nn.Linear) for m in reranker.model.decoder.modules())
     model = add_lora(reranker.model, rank=4, alpha=8, dropout=0.0, seed=3)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * linear == 2 * 7 * 2
     assert all("lora_" in name for name in trained)
     assert parameter_counts(model)[0] == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert torch.equal(scores(model, prompts_of(reranker)), before), "fresh adapters change nothing"
+    assert torch.equal(scores(model, groups_of(reranker)), before), "fresh adapters change nothing"
 
 
 def test_lora_starts_from_its_seed_and_leaves_the_random_state(tiny_qwen3: Path) -> None:
@@ -155,31 +147,11 @@ def test_full_training_freezes_embeddings_and_head(base: str, request: pytest.Fi
     assert frozen == {"lm.model.embed_tokens.weight"} | ({"lm.lm_head.weight"} if base == "tiny_llama" else set())
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_gradient_checkpointing_gives_the_same_gradients(tiny_qwen3: Path, method: str) -> None:
-    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
-        reranker = load(tiny_qwen3)
-        model = add_random_lora(reranker.model) if method == "lora" else train_all(reranker.model)
-        if checkpointing:
-            enable_checkpointing(model)
-        model.train()
-        calls: list[int] = []
-        model.decoder.layers[0].self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
-        model(pad_chunks(prompts_of(reranker)[:4], pad_id=model.pad_id)).square().sum().backward()
-        assert len(calls) == 1 + checkpointing
-        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-    plain, recomputed = gradients(False), gradients(True)
-    assert plain.keys() == recomputed.keys() and len(plain) > 20
-    for name, gradient in plain.items():
-        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6)
-
-
 def test_trained_state_comes_back_bit_for_bit(tiny_qwen3: Path) -> None:
     trained, fresh = add_random_lora(load(tiny_qwen3).model), add_lora_of(tiny_qwen3)
     load_trainable_state(fresh, trainable_state(trained))
-    prompts = prompts_of(load(tiny_qwen3))
-    assert torch.equal(scores(trained, prompts), scores(fresh, prompts))
+    groups = groups_of(load(tiny_qwen3))
+    assert torch.equal(scores(trained, groups), scores(fresh, groups))
     with pytest.raises(UserError, match="not those of this recipe"):
         load_trainable_state(train_all(load(tiny_qwen3).model), trainable_state(trained))
 
@@ -256,7 +228,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_qwen3: Path, tmp_path: Pat
     model, folder = add_random_lora(reranker.model), tmp_path / "adapter"
     export_adapter(model, reranker.tokenizer, reranker.contract, folder, base_name=str(tiny_qwen3))
     again = Reranker.load(str(folder), base=str(tiny_qwen3))
-    assert torch.equal(scores(again.model, prompts_of(reranker)), scores(model, prompts_of(reranker)))
+    assert torch.equal(scores(again.model, groups_of(reranker)), scores(model, groups_of(reranker)))
     with pytest.raises(UserError, match="base=FOLDER"):
         Reranker.load(str(folder))
     weights = load_file(folder / "adapter_model.safetensors")

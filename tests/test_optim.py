@@ -19,6 +19,7 @@ from rankwright.optim import SCHEDULES, learning_rate_factor, make_optimizer
     [
         ("cosine", {0.0: 1.0, 1 / 3: 0.75, 0.5: 0.5, 2 / 3: 0.25, 1.0: 0.0}),
         ("linear", {0.0: 1.0, 0.25: 0.75, 1.0: 0.0}),
+        ("wsd", {0.0: 1.0, 0.5: 1.0, 0.9: 1.0, 0.95: 0.5, 0.975: 0.25, 1.0: 0.0}),
         ("constant", {0.0: 1.0, 0.5: 1.0, 1.0: 1.0}),
     ],
 )
@@ -36,6 +37,8 @@ def test_warm_up_then_schedule_by_hand() -> None:
     assert factors(4, 0.0, "linear") == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert factors(4, 0.25, "cosine") == pytest.approx([1.0, 1.0, 0.75, 0.25])
     assert factors(1, 0.1, "cosine") == [1.0]
+    # 4 warm up; of the other 40 the last 4 decay, of which the first has the whole rate as every schedule's first has.
+    assert factors(44, 4 / 44, "wsd")[2:] == pytest.approx([0.75, *[1.0] * 38, 0.75, 0.5, 0.25])
 
 
 def test_warm_up_steps_are_rounded_up_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,27 @@ def test_the_same_command_again_does_nothing_twice(finished: tuple[Path, str]) -
     assert done.stdout.count("unchanged, skipped") == 4  # data, mine, train, export
     assert done.stdout.count("unchanged, kept") == 3
     assert weights.stat().st_mtime_ns == before
+
+
+def test_merging_with_the_base_trains_nothing_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    shutil.copytree(finished[0] / "run", tmp_path / "run")
+    done = jobs.rankwright(
+        "run", finished[0] / "recipe.yaml", f"run_dir={tmp_path / 'run'}", "model.merge_with_base=0.75"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("unchanged, skipped") == 3  # data, mine, train
+    assert [s for s in ("bm25", "base", "tuned") if f"{s}: unchanged, kept" in done.stdout] == ["bm25", "base"]
+    assert "tuned is base + 0.25 * (trained - base)" in done.stdout
+    best = json.loads((tmp_path / "run" / "stages" / "train.json").read_text())["best_step"]
+    trained = load_file(tmp_path / "run" / "checkpoints" / f"step-{best}" / "model.safetensors")
+    exported = load_file(tmp_path / "run" / "export" / "adapter" / "adapter_model.safetensors")
+    assert len(exported) == len(trained)
+    for name, value in trained.items():
+        share = 0.25 if "lora_B" in name else 1.0
+        assert (exported[name.removeprefix("lm.").replace(".default", "")] == share * value).all(), name
+    assert "model.merge_with_base" in (tmp_path / "run" / "export" / "hf" / "README.md").read_text()
 
 
 def test_a_deleted_export_is_made_again(finished: tuple[Path, str]) -> None:

@@ -10,17 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rankwright.errors import UserError
+from rankwright.frames import choose_pad_token, single_token_id
 from rankwright.model import load_tokenizer
 from rankwright.prompts import (
     CONTRACT_FILE,
     PromptContract,
     PromptEncoder,
-    choose_pad_token,
     control_tokens,
     make_contract,
     native_mode,
     neutralise,
-    single_token_id,
 )
 from tiny import make_tiny_llama
 

@@ -17,7 +17,7 @@ from rankwright.mining import Negative
 from rankwright.model import load_tokenizer
 from rankwright.prompts import PromptEncoder, make_contract
 from rankwright.recipe import Mine
-from rankwright.sampling import GroupSource, TrainGroup
+from rankwright.sampling import GroupSource
 from tiny import PAIRS
 
 CORPUS = {f"d{i}": document for i, (_, document) in enumerate(PAIRS)}
@@ -93,14 +93,7 @@ def test_prompts_are_those_of_the_encoder_in_the_order_of_the_labels(encoder: Pr
     for group in source.step(1, 6):
         texts = source.group(group.query_id, 0)
         assert group.labels == texts.labels == (1.0 + int(group.query_id[1:]) % 2, 0.0, 0.0, 0.0)
-        for prompt, document in zip(group.prompts, texts.documents, strict=True):
-            encoded = encoder.encode(QUERIES[group.query_id], [document])
-            assert prompt == encoded.head_ids + encoded.tail_ids[0]
-        assert group.tokens == sum(len(p) for p in group.prompts)
-
-
-def test_tokens_are_summed() -> None:
-    assert TrainGroup("q", (1.0, 0.0), ([1, 2, 3], [4])).tokens == 4
+        assert group.encoded == encoder.encode(QUERIES[group.query_id], texts.documents)
 
 
 def test_cut_texts_are_counted(encoder: PromptEncoder) -> None:
@@ -108,7 +101,7 @@ def test_cut_texts_are_counted(encoder: PromptEncoder) -> None:
     source = make(encoder, [long], {"q": mined("e")})
     assert (source.cut_queries, source.cut_documents) == (0, 0)
     (group,) = source.step(1, 1)
-    assert max(map(len, group.prompts)) == 128
+    assert len(group.encoded.head_ids) + max(map(len, group.encoded.tail_ids)) == 128
     assert (source.cut_queries, source.cut_documents) == (1, 1)
 
 

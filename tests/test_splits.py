@@ -24,6 +24,7 @@ def collection(query_ids: list[str]) -> Collection:
         {q: f"query {q}" for q in query_ids},
         {q: {"d": 1.0, "e": 0.0} for q in query_ids},
         {q: {"d": 3.5} for q in query_ids},
+        dict.fromkeys(query_ids, 2.0),
     )
 
 
@@ -40,7 +41,7 @@ def test_a_partition_of_the_promised_size(ids: list[str], fraction: float, seed:
     for part in (train, dev):
         assert part.corpus is whole.corpus
         assert list(part.queries) == [q for q in ids if q in part.queries]
-        assert set(part.qrels) == set(part.teacher_scores) == set(part.queries)
+        assert set(part.qrels) == set(part.teacher_scores) == set(part.weights) == set(part.queries)
 
 
 @given(IDS, st.randoms(use_true_random=False))

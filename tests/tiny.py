@@ -100,7 +100,7 @@ def make_tiny_llama(folder: Path, *, pad_is_eos: bool = False, layers: int = 2, 
 
 def add_random_lora(model: Any, *, rank: int = 4, seed: int = 1) -> Any:
     """LoRA on a RankModel with random non-zero adapters; returns the same model."""
-    from rankwright.model import add_lora
+    from rankwright.methods import add_lora
 
     model = add_lora(model, rank=rank, alpha=2 * rank, dropout=0.0, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -114,7 +114,8 @@ def add_random_lora(model: Any, *, rank: int = 4, seed: int = 1) -> Any:
 def trained_of(base: Path, mode: Any, *, full: bool = False, dtype: torch.dtype = torch.float32) -> Any:
     """What an export takes (rankwright.export.Trained): a tiny model whose weights differ from its base's."""
     from rankwright.export import Trained
-    from rankwright.model import load_model, load_tokenizer, train_all
+    from rankwright.methods import train_all
+    from rankwright.model import load_model, load_tokenizer
     from rankwright.prompts import make_contract
 
     tokenizer = load_tokenizer(str(base))

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankwright.atomic import atomic_folder, file_sha256
-from rankwright.model import RankModel, load_trainable_state, trainable_state
+from rankwright.methods import load_trainable_state, trainable_state
+from rankwright.model import RankModel
 from rankwright.prompts import CONTRACT_FILE, PromptContract
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
@@ -111,13 +112,17 @@ def newest_checkpoint(root: Path, say: Callable[[str], None]) -> tuple[Path, Tra
     return None
 
 
-def load_checkpoint(folder: Path, model: RankModel, optimizer: torch.optim.Optimizer | None = None) -> None:
+def load_checkpoint(
+    folder: Path, model: RankModel, optimizer: torch.optim.Optimizer | None = None, *, base_share: float = 0.0
+) -> None:
     """Put weights, and the optimizer's state where one is given, back bit for bit.
 
+    base_share: how far the weights go back to the base's, see methods.load_trainable_state; never while training.
     Raises UserError when names or shapes differ from the model's.
     """
-    load_trainable_state(model, load_file(folder / WEIGHTS))
+    load_trainable_state(model, load_file(folder / WEIGHTS), base_share=base_share)
     if optimizer is not None:
+        assert not base_share, "an optimizer's state belongs to the weights as they were trained"
         # Not to the device it was saved from: on another machine there may be none, here it is the first rank's.
         values = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
         optimizer.load_state_dict(values)

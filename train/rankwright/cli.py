@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from rankwright import console
-from rankwright.errors import UserError
+from rankwright.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from rankwright.pipeline import Pipeline
     from rankwright.run_folder import RunFolder
 
 EXIT_USER = 2
+# EX_TEMPFAIL: a scheduler may start the same command again (scripts/slurm/train.sbatch does).
+EXIT_STOPPED = 75
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     name="rankwright",
@@ -164,6 +166,9 @@ def main() -> NoReturn:
         for line in str(error).splitlines():
             _complain(f"error: {line}")
         _leave(EXIT_USER)
+    except Stopped as error:
+        _complain(f"stopped. Saved after step {error.step}: the same command continues")
+        _leave(EXIT_USER if error.interrupted else EXIT_STOPPED)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except OSError as error:

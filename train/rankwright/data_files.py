@@ -16,6 +16,7 @@ from rankwright.run_folder import content_hash
 def write_split(folder: Path, split: str, collections: Sequence[Collection]) -> None:
     """data/SPLIT.jsonl (`set, corpus, query_id, query, judgements`) and data/corpora/HASH.jsonl (`_id, text`).
 
+    Rows have `teacher_scores` where there are any, and `weight` where it is not 1.
     A query nobody judged has `judgements: {}`; a set without queries is one row `set, corpus`. Judgements of
     queries that the set does not have are left out.
     """
@@ -41,6 +42,8 @@ def _query_lines(collections: Sequence[Collection], corpora: Mapping[str, str]) 
             row["judgements"] = dict(collection.qrels.get(query_id, {}))
             if query_id in collection.teacher_scores:
                 row["teacher_scores"] = dict(collection.teacher_scores[query_id])
+            if collection.weight(query_id) != 1:
+                row["weight"] = collection.weight(query_id)
             yield _line(row)
 
 
@@ -71,6 +74,7 @@ def read_split(folder: Path, split: str) -> list[Collection]:
             {row["query_id"]: row["query"] for row in rows},
             {row["query_id"]: row["judgements"] for row in rows},
             {row["query_id"]: row["teacher_scores"] for row in rows if "teacher_scores" in row},
+            {row["query_id"]: row["weight"] for row in rows if "weight" in row},
         )
         for (name, corpus), rows in rows_of.items()
     ]
@@ -111,4 +115,5 @@ def qualified(collection: Collection) -> Collection:
         {prefix + q: text for q, text in collection.queries.items()},
         nested(collection.qrels),
         nested(collection.teacher_scores),
+        {prefix + q: weight for q, weight in collection.weights.items()},
     )

@@ -18,6 +18,14 @@ class UserErrors(UserError):
         super().__init__("\n".join(self.messages))
 
 
+class Stopped(Exception):
+    """Training was told to stop and has saved a checkpoint of `step`; interrupted: by a person's Ctrl-C."""
+
+    def __init__(self, step: int, *, interrupted: bool) -> None:
+        self.step, self.interrupted = step, interrupted
+        super().__init__(f"stopped after step {step}")
+
+
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     """The known words most like `word`, best first; empty when nothing is near."""
     return difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)

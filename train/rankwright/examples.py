@@ -16,6 +16,7 @@ class Collection:
     queries: query id -> text
     qrels: query id -> document id -> label; above 0 is relevant, 0 is judged not relevant
     teacher_scores: query id -> document id -> raw score of a teacher, where the file has them
+    weights: query id -> weight of the query in the training loss, where it is not 1
     """
 
     name: str
@@ -23,6 +24,11 @@ class Collection:
     queries: Mapping[str, str]
     qrels: Qrels
     teacher_scores: Qrels = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def weight(self, query_id: str) -> float:
+        """The weight of a query in the training loss."""
+        return self.weights.get(query_id, 1.0)
 
     def positives(self, query_id: str) -> dict[str, float]:
         """Document id -> label of the relevant documents of a query."""
@@ -34,7 +40,7 @@ class Group:
     """A query with its documents: what one term of the loss sees.
 
     document_ids, documents, labels run in parallel; sources says where each came from
-    ("positive", "judged", "bm25", ...).
+    ("positive", "judged", "bm25", ...). weight: the group's share in the loss, beside those of the other groups.
     """
 
     query_id: str
@@ -43,6 +49,7 @@ class Group:
     documents: tuple[str, ...]
     labels: tuple[float, ...]
     sources: tuple[str, ...]
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         lengths = {len(self.document_ids), len(self.documents), len(self.labels), len(self.sources)}

@@ -15,7 +15,6 @@ from torch import nn
 
 from rankwright.atomic import atomic_folder
 from rankwright.bake import write_tokenizer
-from rankwright.batching import pad_chunks
 from rankwright.errors import UserError
 from rankwright.golden import golden_texts, make_golden, write_golden
 from rankwright.model import RankModel, load_model
@@ -243,15 +242,14 @@ def merge_figures(trained: Trained, merged: RankModel) -> Figures:
     model = fp32_copy(trained.model)
     encoder = PromptEncoder(trained.contract, trained.tokenizer)
     groups = [encoder.encode(query, [d]) for _, query, d in golden_texts(encoder, trained.golden_pairs)]
-    # The same chunks for all: equal weights then give equal scores, bit for bit.
-    chunks = pad_chunks([group.head_ids + group.tail_ids[0] for group in groups], pad_id=model.pad_id)
+    # The same groups for all: equal weights then give equal scores, bit for bit.
     with torch.inference_mode():
-        own = merged(chunks)
-        from_trained = (own - model(chunks)).abs().max().item()
+        own = merged(groups)
+        from_trained = (own - model(groups)).abs().max().item()
         from_base = None
         if has_adapter(model):
             with cast(Any, model.lm).disable_adapter():
-                from_base = (own - model(chunks)).abs().max().item()
+                from_base = (own - model(groups)).abs().max().item()
     if from_base == 0:
         raise UserError("export: the merged model scores exactly like its base: training changed nothing")
     if not from_trained < trained.tolerance:

@@ -61,6 +61,8 @@ def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, st
         d = row.difference
         interval = f"; tuned - base {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else ""
         figures[f"{HEADLINE}, {row.name} ({row.queries} queries)"] = values + interval
+    if recipe.model.merge_with_base:
+        figures["share of the base in the weights (model.merge_with_base)"] = recipe.model.merge_with_base
     return figures
 
 

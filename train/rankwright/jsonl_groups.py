@@ -21,7 +21,7 @@ from rankwright.rows import (
     text_of,
 )
 
-COLUMNS = ("query", "query_id", "positives", "negatives", "positive_scores", "negative_scores")
+COLUMNS = ("query", "query_id", "positives", "negatives", "positive_scores", "negative_scores", "weight")
 # What other trainers call these columns.
 OTHER_NAMES = {"pos": "positives", "neg": "negatives", "pos_scores": "positive_scores", "neg_scores": "negative_scores"}
 
@@ -38,7 +38,7 @@ def read_groups(paths: Sequence[Path], *, name: str, say: Say) -> Collection:
     text is required. Ids come from a hash of the content where there are none, so the same text is the same
     document on every line, and lines with the same query are one query. positives get label 1 or their own,
     negatives label 0. `score`, or `positive_scores` and `negative_scores` (a number an element), are a
-    teacher's raw scores.
+    teacher's raw scores. `weight` (optional, a number above 0) is the query's weight in the training loss.
     Raises UserErrors with file and line of every fault.
     """
     builder = _Builder()
@@ -53,7 +53,10 @@ def read_groups(paths: Sequence[Path], *, name: str, say: Say) -> Collection:
         say(f"{name}: columns not used: {', '.join(sorted(builder.ignored))}")
     if builder.repeats:
         say(f"{name}: {builder.repeats:,} repeated (query, document) pairs read once")
-    return Collection(name, builder.corpus, builder.queries, builder.qrels, builder.teacher_scores)
+    weights = {q: weight for q, weight in builder.weights.items() if weight != 1}
+    if weights:
+        say(f"{name}: {len(weights):,} of {len(builder.queries):,} queries have a weight of their own")
+    return Collection(name, builder.corpus, builder.queries, builder.qrels, builder.teacher_scores, weights)
 
 
 @dataclass(slots=True)
@@ -62,6 +65,7 @@ class _Builder:
     queries: dict[str, str] = field(default_factory=dict)
     qrels: dict[str, dict[str, float]] = field(default_factory=dict)
     teacher_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     ignored: set[str] = field(default_factory=set)
     repeats: int = 0
@@ -82,6 +86,7 @@ class _Line:
         """Add the line's query, documents, labels and scores."""
         self._check_names(row)
         query_id = self._query(row)
+        self._weight(query_id, row.get("weight"))
         for side, label in (("positives", 1.0), ("negatives", 0.0)):
             elements = self._list(row, side, required=label > 0)
             scores = self._list(row, f"{side[:-1]}_scores", required=False)
@@ -119,6 +124,16 @@ class _Line:
             return None
         self.builder.qrels.setdefault(key, {})
         return key
+
+    def _weight(self, query_id: str | None, given: object) -> None:
+        if given is None:
+            return
+        weight = number_of(given)
+        if weight is None or weight <= 0:
+            self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
+        elif query_id is not None and self.builder.weights.setdefault(query_id, weight) != weight:
+            before = self.builder.weights[query_id]
+            self.fault(f"weight {weight:g} here and {before:g} before, for the same query: keep one of the two")
 
     def _list(self, row: Row, name: str, *, required: bool) -> Sequence[Any]:
         if row.get(name) is None:

@@ -152,6 +152,7 @@ def build_group(
         tuple(collection.corpus[d] for d in ids),
         tuple([float(labels[d]) for d in relevant] + [0.0] * len(others)),
         tuple(["positive"] * len(relevant) + [n.source for n in others]),
+        collection.weight(query_id),
     )
 
 

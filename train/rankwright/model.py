@@ -1,4 +1,4 @@
-"""The model: a decoder, a yes/no two-row head in fp32, and what of it is trained.
+"""The model: a decoder and a yes/no two-row head in fp32.
 
 score = (W[yes] - W[no]) . h_last: the two rows are a detached copy taken at load time, so no new head is trained
 and logits over the vocabulary are never computed.
@@ -15,9 +15,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rankwright.batching import Chunk
+from rankwright.attention import PLAIN, choose_route
+from rankwright.batching import Chunk, pad_chunks
+from rankwright.blocks import Block, score_states, why_not
 from rankwright.errors import UserError
-from rankwright.prompts import PromptContract, choose_pad_token
+from rankwright.frames import choose_pad_token
+from rankwright.layout import CPU_ROW_TOKENS, Row, pack
+from rankwright.prompts import EncodedGroup, PromptContract
 
 # B rows, T tokens, N scored prompts, H hidden size.
 UNLIMITED = 10**30
@@ -29,15 +33,19 @@ class RankModel(nn.Module):
 
     lm: a transformers decoder with a language-model or a one-label classification head, or a PeftModel around it.
     rows_2H: fp32 buffer, the rows of "no" and "yes"; a one-label head w is stored as (0, w).
+    attention: a route of attention.ROUTES, `plain`, or `auto`: see route().
     """
 
     rows_2H: Tensor
+    attention = "auto"
 
     def __init__(self, lm: nn.Module, rows_2H: Tensor, pad_id: int) -> None:
         super().__init__()
         self.lm = lm
         self.pad_id = pad_id
         self.register_buffer("rows_2H", rows_2H.detach().clone().float(), persistent=False)
+        # A tuple, so that the layers are not registered a second time.
+        self._blocks: tuple[Block, ...] = ()
 
     @property
     def causal_lm(self) -> Any:
@@ -60,22 +68,58 @@ class RankModel(nn.Module):
     def device(self) -> torch.device:
         return self.rows_2H.device
 
-    def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        """scores_N fp32, in the order of the prompts that the chunks came from.
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The decoder's layers, each as a module of its own."""
+        if not self._blocks:
+            self._blocks = tuple(map(Block, cast(Any, self.decoder).layers))
+        return self._blocks
 
-        Rows are padded on the right: under a causal mask padding then comes after every scored token and
+    def route(self) -> tuple[str, str]:
+        """(route of the attention on this device, why). Raises UserError for a route that cannot run here."""
+        reason = why_not(self.causal_lm.config)
+        if reason is None or self.attention == PLAIN:
+            return choose_route(self.attention, self.device, self.compute_dtype)
+        if self.attention != "auto":
+            raise UserError(f"model.attention: {self.attention} cannot run: {reason}: use `auto` or `{PLAIN}`")
+        return PLAIN, reason
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that products are computed in: autocast's where it is on."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return cast(Any, self.decoder).embed_tokens.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws random masks."""
+        return any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules())
+
+    def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """scores_N fp32 of all documents of all groups, in order; every group has at least one."""
+        route, _ = self.route()
+        if route == PLAIN:
+            chunks = pad_chunks([g.head_ids + tail for g in groups for tail in g.tail_ids], pad_id=self.pad_id)
+            order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
+            return torch.cat([self._score(self._padded_states(chunk)) for chunk in chunks])[torch.argsort(order)]
+        rows = pack(groups, CPU_ROW_TOKENS if self.device.type == "cpu" else None)
+        return torch.cat([self._score(self._packed_states(row, route)) for row in rows])
+
+    def _packed_states(self, row: Row, route: str) -> Tensor:
+        return score_states(self.decoder, self.blocks, row, route)
+
+    def _padded_states(self, chunk: Chunk) -> Tensor:
+        """Rows are padded on the right: under a causal mask padding then comes after every scored token and
         needs no mask, and positions are those of the unpadded prompt.
         """
-        scores = [self._score_chunk(chunk) for chunk in chunks]
-        order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
-        return torch.cat(scores)[torch.argsort(order)]
-
-    def _score_chunk(self, chunk: Chunk) -> Tensor:
         ids_BT, last_B = chunk.ids_BT.to(self.device), chunk.last_B.to(self.device)
         hidden_BTH = self.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
-        last_BH = hidden_BTH[torch.arange(len(last_B), device=self.device), last_B]
+        return cast(Tensor, hidden_BTH[torch.arange(len(last_B), device=self.device), last_B])
+
+    def _score(self, states_NH: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
-            return cast(Tensor, last_BH.float() @ self.score_weight_H)
+            return states_NH.float() @ self.score_weight_H
 
 
 def load_tokenizer(folder: str, revision: str | None = None) -> Any:
@@ -188,70 +232,3 @@ def _refuse_missing(folder: str, lm: Any, info: dict[str, Any]) -> None:
             f"model.base: {folder}: {len(bad)} weights are missing or of another shape (first: {bad[0]}): "
             "the files are incomplete or belong to another architecture"
         )
-
-
-def add_lora(model: RankModel, *, rank: int, alpha: int, dropout: float, seed: int) -> RankModel:
-    """LoRA on every linear layer of the decoder; the adapters are fp32 whatever the base's type is.
-
-    Paper: Hu et al. 2021, arXiv 2106.09685; all linear layers as in Dettmers et al. 2023, arXiv 2305.14314.
-    """
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    names = {name.rsplit(".", 1)[-1] for name, m in model.decoder.named_modules() if isinstance(m, nn.Linear)}
-    is_causal = model.lm.get_output_embeddings() is not None  # type: ignore[operator]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=sorted(names),
-        task_type=TaskType.CAUSAL_LM if is_causal else None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.lm = get_peft_model(cast(Any, model.lm), config)
-    return model
-
-
-def train_all(model: RankModel) -> RankModel:
-    """Full fine-tuning with frozen input embeddings: tied bases would otherwise drift from the head."""
-    model.requires_grad_(True)
-    model.causal_lm.get_input_embeddings().weight.requires_grad_(False)
-    head = model.causal_lm.get_output_embeddings()
-    for module in (head, getattr(model.causal_lm, "score", None)):
-        if module is not None:
-            module.weight.requires_grad_(False)
-    return model
-
-
-def enable_checkpointing(model: RankModel) -> None:
-    """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work."""
-    model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def trainable_state(model: RankModel) -> dict[str, Tensor]:
-    """Name -> trained parameter, detached, on the CPU: what a checkpoint holds."""
-    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-
-
-def load_trainable_state(model: RankModel, state: dict[str, Tensor]) -> None:
-    """Put a checkpoint's parameters back, bit for bit. Raises UserError when names or shapes differ."""
-    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    # Shapes too: some would be broadcast without a word.
-    mine, theirs = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (own, state))
-    differ = {n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n)}
-    if differ:
-        odd = min(differ)
-        raise UserError(
-            f"checkpoint: its trained parameters are not those of this recipe ({len(differ)} differ; {odd} has shape "
-            f"{theirs.get(odd, 'none')}, in this recipe {mine.get(odd, 'none')}): use the recipe it was made with, "
-            "or another run_dir"
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
-
-
-def parameter_counts(model: RankModel) -> tuple[int, int]:
-    """(trained, all) parameters."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

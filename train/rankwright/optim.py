@@ -13,6 +13,7 @@ from rankwright.registry import Registry
 
 Schedule = Callable[[float], float]
 SCHEDULES: Registry[Schedule] = Registry("schedule")
+DECAY_FRACTION = 0.1
 
 
 @SCHEDULES.register
@@ -25,6 +26,16 @@ def cosine(progress: float) -> float:
 def linear(progress: float) -> float:
     """A straight line from 1 to 0."""
     return 1.0 - progress
+
+
+@SCHEDULES.register
+def wsd(progress: float) -> float:
+    """Warm-up, stable, decay: 1 for nine tenths, then a straight line to 0.
+
+    Paper: Hu et al. 2024, arXiv 2404.06395, which finds a tenth of the training enough to decay in; its own decay is
+    exponential.
+    """
+    return min(1.0, (1.0 - progress) / DECAY_FRACTION)
 
 
 @SCHEDULES.register

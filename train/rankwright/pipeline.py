@@ -21,15 +21,16 @@ from rankwright.sources import Located, locate_all
 
 def check_names(recipe: Recipe) -> list[str]:
     """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
+    from rankwright.attention import check_attention
     from rankwright.export import refuse_impossible
-    from rankwright.losses import LOSSES
+    from rankwright.losses import bind_loss
     from rankwright.metrics import check_measures
     from rankwright.optim import SCHEDULES
     from rankwright.retrieve import Words
     from rankwright.tracking import check_trackers
 
     checks: list[tuple[str, Callable[[], object]]] = [
-        ("loss", lambda: LOSSES.bind(recipe.loss.name, recipe.loss.options)),
+        ("model.attention", lambda: check_attention(recipe.model.attention)),
         ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
         ("train.trackers", lambda: check_trackers(recipe.train.trackers)),
         ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
@@ -37,6 +38,11 @@ def check_names(recipe: Recipe) -> list[str]:
         ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
     ]
     faults = []
+    try:
+        bind_loss(recipe.loss)
+    except UserErrors as error:
+        # They name their keys themselves.
+        faults += error.messages
     for key, check in checks:
         try:
             check()
@@ -102,8 +108,10 @@ class Pipeline:
     def model_inputs(self) -> str:
         base = resources.resolve_base(self.recipe.model.base)
         weights = files_hash([Path(base)]) if Path(base).is_dir() else self.recipe.model.revision
-        # Recomputing activations changes memory and speed, and no weight.
-        model = {k: v for k, v in self._section("model").items() if k != "gradient_checkpointing"}
+        # How activations are computed or kept changes memory and speed, and no score beyond rounding; merging with
+        # the base comes after training.
+        other = ("gradient_checkpointing", "attention", "merge_with_base")
+        model = {k: v for k, v in self._section("model").items() if k not in other}
         return content_hash(
             model, self._section("prompt"), "instruction" in self.recipe.prompt.model_fields_set, weights
         )
@@ -120,7 +128,8 @@ class Pipeline:
         evaluation = self._section("evaluate")
         first = content_hash(self.data_inputs, evaluation, self.recipe.mine.language, self.recipe.mine.code)
         base = content_hash(first, self.model_inputs, self.recipe.train.precision)
-        return {"bm25": first, "base": base, "tuned": content_hash(first, self.train_inputs)}
+        tuned = content_hash(first, self.train_inputs, self.recipe.model.merge_with_base)
+        return {"bm25": first, "base": base, "tuned": tuned}
 
     # The stages.
 

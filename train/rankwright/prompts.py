@@ -20,16 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwright.errors import UserError
+from rankwright.frames import official_frame, portable_frame, single_token_id
 
 Mode = Literal["official", "portable"]
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-PORTABLE_TASK = 'Judge whether the document answers the query. Answer "yes" or "no".'
-OFFICIAL_SYSTEM = (
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
-    'Note that the answer can only be "yes" or "no".'
-)
 LEAST_DOCUMENT_TOKENS = 8
 # Texts on which a fault at a boundary between pieces shows up.
 PROBES = [
@@ -104,46 +100,10 @@ class EncodedGroup:
     query_cut: bool
     documents_cut: int
 
-
-def portable_frame(tokenizer: Any) -> tuple[str, str, str, str]:
-    """(prefix, middle, document_prefix, suffix) from the turn tokens that the base was trained on.
-
-    Knows ChatML (Qwen, SmolLM2 and others) and Llama 3. Raises UserError for any other tokenizer.
-    """
-    vocabulary = tokenizer.get_added_vocab()
-    if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
-        opening, closing, start = "<|im_start|>{role}\n", "<|im_end|>\n", ""
-        thought = "<think>\n\n</think>\n\n" if "<think>" in vocabulary else ""
-    elif "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
-        opening, closing = "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"
-        start, thought = "<|begin_of_text|>", ""
-    else:
-        raise UserError(
-            "prompt.mode: portable needs a tokenizer with ChatML (<|im_start|>, <|im_end|>) or Llama 3 "
-            "(<|start_header_id|>, <|eot_id|>) turn tokens: choose a base that has them"
-        )
-    turn = functools.partial(opening.replace, "{role}")
-    prefix = f"{start}{turn('system')}{PORTABLE_TASK}\n{{instruction}}{closing}{turn('query')}"
-    return prefix, f"{closing}{turn('document')}", "", f"{closing}{turn('assistant')}{thought}"
-
-
-def official_frame() -> tuple[str, str, str, str]:
-    """(prefix, middle, document_prefix, suffix) of Qwen3-Reranker, README form.
-
-    Source: https://huggingface.co/Qwen/Qwen3-Reranker-0.6B (README, transformers usage).
-    """
-    prefix = (
-        f"<|im_start|>system\n{OFFICIAL_SYSTEM}<|im_end|>\n<|im_start|>user\n<Instruct>: {{instruction}}\n<Query>: "
-    )
-    return prefix, "\n<Document>:", " ", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-
-
-def single_token_id(tokenizer: Any, token: str) -> int:
-    """The id of `token`, which must be one token. Raises UserError otherwise."""
-    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        raise UserError(f"prompt: {token!r} is {len(ids)} tokens in this tokenizer, must be one: choose another base")
-    return int(ids[0])
+    @property
+    def tokens(self) -> int:
+        """Tokens with the head counted once."""
+        return len(self.head_ids) + sum(map(len, self.tail_ids))
 
 
 def make_contract(
@@ -243,13 +203,25 @@ class PromptEncoder:
 
     def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
         """Token ids of one query with its documents (raw user texts)."""
+        return self.assemble(*self.encode_head(query), self.encode_documents(documents), cut=cut)
+
+    def encode_head(self, query: str) -> tuple[list[int], bool]:
+        """Ids of everything before the document, and whether the query was cut."""
         query, query_cut = self.cut_query(self.clean(query))
-        head_ids = self._ids(self.contract.head_text(query))
-        budget = self.contract.max_tokens - len(head_ids) - len(self.suffix_ids)
+        return self._ids(self.contract.head_text(query)), query_cut
+
+    def encode_documents(self, documents: Sequence[str]) -> list[list[int]]:
+        """Ids of the documents alone, not cut."""
         texts = [self.contract.document_prefix + self.clean(d) for d in documents]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        documents_cut = sum(len(i) > budget for i in ids) if cut else 0
-        tails = [(i[:budget] if cut else list(i)) + self.suffix_ids for i in ids]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def assemble(
+        self, head_ids: list[int], query_cut: bool, documents_ids: Sequence[list[int]], *, cut: bool = True
+    ) -> EncodedGroup:
+        """A group of what the two functions above gave: documents cut to the budget, suffix behind each."""
+        budget = self.contract.max_tokens - len(head_ids) - len(self.suffix_ids)
+        documents_cut = sum(len(ids) > budget for ids in documents_ids) if cut else 0
+        tails = [(ids[:budget] if cut else list(ids)) + self.suffix_ids for ids in documents_ids]
         return EncodedGroup(head_ids, tails, query_cut, documents_cut)
 
     def render(self, query: str, document: str) -> str:
@@ -267,30 +239,6 @@ class PromptEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def choose_pad_token(tokenizer: Any) -> str:
-    """A pad token that is not eos, from those the tokenizer has. Raises UserError when there is none.
-
-    A pooled position is the last token that is not padding: with pad = eos it would be the wrong one.
-    """
-    known = tokenizer.get_vocab()
-    candidates = [
-        tokenizer.pad_token,
-        "<|endoftext|>",
-        "<|finetune_right_pad_id|>",
-        "<|pad|>",
-        "<pad>",
-        "[PAD]",
-        tokenizer.unk_token,
-    ]
-    for token in candidates:
-        if token is not None and token in known and token != tokenizer.eos_token:
-            return str(token)
-    raise UserError(
-        "model.base: the tokenizer has no pad token that differs from its end-of-sequence token "
-        f"({tokenizer.eos_token!r}): add one, e.g. '<|pad|>', and resize the embeddings"
-    )
 
 
 def native_mode(base: str, saved: PromptContract | None) -> Mode:

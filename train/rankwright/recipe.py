@@ -72,7 +72,26 @@ class Model(Section):
     rank: Positive = 16
     alpha: Positive = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
+    dora: bool = False
+    # Names of linear layers, such as q_proj; without them LoRA is on all.
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    # How far the tuned weights go back to the base's before they are evaluated and exported.
+    merge_with_base: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
+    attention: str = "auto"
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Model:
+        # Not rank and alpha: they always have a value, and a recipe may inherit them.
+        lora_only = [k for k in ("dropout", "rslora", "dora", "targets") if getattr(self, k)]
+        if self.method == "full" and lora_only:
+            raise ValueError(f"{', '.join(lora_only)}: of method lora only: remove them, or use method: lora")
+        if self.dora and self.merge_with_base:
+            raise ValueError(
+                "merge_with_base: not with dora, whose weights are not linear in what is trained: drop one"
+            )
+        return self
 
 
 class Prompt(Section):
@@ -91,9 +110,18 @@ class Mine(Section):
     code: bool = False
 
 
+class LossTerm(Section):
+    """One more loss, added to the first with a weight."""
+
+    name: str
+    options: dict[str, Any] = {}
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
 class Loss(Section):
     name: str = "listwise_softmax"
     options: dict[str, Any] = {}
+    plus: tuple[LossTerm, ...] = ()
 
 
 class Train(Section):

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from rankwright.batching import pad_chunks
 from rankwright.errors import UserError
 from rankwright.model import RankModel, load_model, load_tokenizer
 from rankwright.prompts import (
     CONTRACT_FILE,
     DEFAULT_INSTRUCTION,
+    EncodedGroup,
     PromptContract,
     PromptEncoder,
     control_tokens,
@@ -24,7 +24,7 @@ from rankwright.prompts import (
 )
 from rankwright.resources import resolve_base
 
-# Prompts are gathered over queries up to this many tokens and cut into chunks of similar length.
+# Prompts are gathered over queries up to this many tokens before they are scored together.
 WINDOW_TOKENS = 65536
 DEFAULT_MAX_TOKENS = 512
 
@@ -47,11 +47,13 @@ class Reranker:
     0
     """
 
-    def __init__(self, model: RankModel, tokenizer: Any, contract: PromptContract) -> None:
+    def __init__(
+        self, model: RankModel, tokenizer: Any, contract: PromptContract, encoder: PromptEncoder | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.contract = contract
-        self.encoder = PromptEncoder(contract, tokenizer)
+        self.encoder = encoder or PromptEncoder(contract, tokenizer)
         self.cut_queries = 0
         self.cut_documents = 0
 
@@ -91,7 +93,7 @@ class Reranker:
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""
-        window: list[list[list[int]]] = []
+        window: list[tuple[EncodedGroup, list[int]]] = []
         tokens = 0
         for query, documents in groups:
             if isinstance(documents, str):
@@ -99,25 +101,31 @@ class Reranker:
             encoded = self.encoder.encode(query, documents)
             self.cut_queries += encoded.query_cut
             self.cut_documents += encoded.documents_cut
-            window.append([encoded.head_ids + tail for tail in encoded.tail_ids])
-            tokens += sum(map(len, window[-1]))
+            window.append(_distinct(encoded))
+            tokens += encoded.tokens
             if tokens >= WINDOW_TOKENS:
                 yield from self._score_window(window)
                 window, tokens = [], 0
         yield from self._score_window(window)
 
-    def _score_window(self, window: Sequence[Sequence[list[int]]]) -> Iterator[list[float]]:
-        prompts = [prompt for group in window for prompt in group]
+    def _score_window(self, window: Sequence[tuple[EncodedGroup, list[int]]]) -> Iterator[list[float]]:
+        scored = [group for group, _ in window if group.tail_ids]
         was_training = self.model.training
         self.model.eval()
         with torch.inference_mode():
-            chunks = pad_chunks(prompts, pad_id=self.model.pad_id)
-            scores = self.model(chunks).tolist() if prompts else []
+            scores = self.model(scored).tolist() if scored else []
         self.model.train(was_training)
         start = 0
-        for group in window:
-            yield scores[start : start + len(group)]
-            start += len(group)
+        for group, places in window:
+            yield [scores[start + place] for place in places]
+            start += len(group.tail_ids)
+
+
+def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[int]]:
+    """The group with equal documents once, and of each document its place there: equal prompts tie exactly."""
+    found: dict[tuple[int, ...], int] = {}
+    places = [found.setdefault(tuple(tail), len(found)) for tail in group.tail_ids]
+    return EncodedGroup(group.head_ids, list(map(list, found)), group.query_cut, group.documents_cut), places
 
 
 def saved_contract(folder: str, revision: str | None = None) -> PromptContract | None:

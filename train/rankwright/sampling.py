@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,23 +10,19 @@ from rankwright.batching import epoch_order, step_positions
 from rankwright.errors import UserError
 from rankwright.examples import Collection, Group
 from rankwright.mining import JUDGED, Negative, build_group
-from rankwright.prompts import PromptEncoder
+from rankwright.prompts import EncodedGroup, PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Mine
 
 
 @dataclass(frozen=True, slots=True)
 class TrainGroup:
-    """One query's prompts (token ids, one a document) and labels, in the same order."""
+    """One query's token ids and the labels of its documents, in the same order; weight: its share in the loss."""
 
     query_id: str
     labels: tuple[float, ...]
-    prompts: tuple[list[int], ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all prompts together."""
-        return sum(map(len, self.prompts))
+    encoded: EncodedGroup
+    weight: float = 1.0
 
 
 class GroupSource:
@@ -93,7 +90,7 @@ class GroupSource:
             key=lambda i: stable_hash("shuffle", self._seed, epoch, group.query_id, i),
         )
         labels = tuple(group.labels[i] for i in order)
-        return Group(group.query_id, group.query, group.document_ids, group.documents, labels, group.sources)
+        return dataclasses.replace(group, labels=labels)
 
     def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
         """The groups of step `step` (from 1), tokenised."""
@@ -111,4 +108,4 @@ class GroupSource:
         encoded = self._encoder.encode(group.query, group.documents)
         self.cut_queries += encoded.query_cut
         self.cut_documents += encoded.documents_cut
-        return TrainGroup(group.query_id, group.labels, tuple(encoded.head_ids + t for t in encoded.tail_ids))
+        return TrainGroup(group.query_id, group.labels, encoded, group.weight)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from rankwright import console, methods
 from rankwright import model as models
+from rankwright.attention import PLAIN
 from rankwright.checkpoint import load_checkpoint
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract, make_contract, native_mode
-from rankwright.recipe import Recipe
+from rankwright.recipe import Model, Recipe
 from rankwright.reranker import Reranker, native_contract, saved_contract
 from rankwright.resources import resolve_base
 
@@ -66,30 +68,47 @@ def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptC
     model = models.load_model(base, contract, tokenizer, revision=settings.revision, dtype=dtype)
     if settings.method == "lora":
         model.requires_grad_(False)
-        model = models.add_lora(
-            model, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, seed=recipe.seed
+        model = methods.add_lora(
+            model,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            seed=recipe.seed,
+            rslora=settings.rslora,
+            dora=settings.dora,
+            targets=settings.targets,
         )
     else:
-        model = models.train_all(model)
+        model = methods.train_all(model)
+    model.attention = settings.attention
     if settings.gradient_checkpointing:
-        models.enable_checkpointing(model)
+        methods.enable_checkpointing(model)
     return model.to(device())
 
 
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
     """Say what was decided and why."""
-    trained, total = models.parameter_counts(model)
+    trained, total = methods.parameter_counts(model)
     layers = sum(1 for n, _ in model.named_modules() if n.endswith("lora_A"))
-    what = f"LoRA rank {recipe.model.rank} on {layers} linear layers" if layers else "full, embeddings frozen"
+    what = f"{lora_name(recipe.model)} on {layers} linear layers" if layers else "full, embeddings frozen"
+    what += f" ({', '.join(recipe.model.targets)})" if recipe.model.targets else ""
     say(
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
-        f"{precision(recipe)} on {device().type}, attention sdpa, gradient checkpointing "
+        f"{precision(recipe)} on {device().type}, gradient checkpointing "
         f"{'on' if recipe.model.gradient_checkpointing else 'off'}"
     )
+    route, reason = model.route()
+    say(f"attention {route}: {reason}" + ("" if route == PLAIN else "; a query's head is computed once a row"))
     say(
         f"prompt {contract.mode}: at most {contract.max_tokens} tokens, the query at most {contract.query_tokens}; "
         f"instruction {contract.instruction!r}"
     )
+
+
+def lora_name(settings: Model) -> str:
+    """The kind of LoRA in words, with its rank."""
+    kind = "DoRA" if settings.dora else "LoRA"
+    return f"{kind} rank {settings.rank}" + (" (scaled by its square root)" if settings.rslora else "")
 
 
 def base_reranker(recipe: Recipe) -> Reranker:
@@ -106,18 +125,26 @@ def base_reranker(recipe: Recipe) -> Reranker:
     )
     dtype = torch.bfloat16 if precision(recipe) == "bf16" else torch.float32
     model = models.load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
+    model.attention = recipe.model.attention
     return Reranker(model.to(device()).eval(), tokenizer, contract)
 
 
 def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> Reranker:
-    """The recipe's model with the weights of a checkpoint; fp32 for exports, which merge in it."""
+    """The recipe's model with the weights of a checkpoint; fp32 for exports, which merge in it.
+
+    With model.merge_with_base they are taken back towards the base's, which keeps more of what the base could do;
+    Wortsman et al. 2021, arXiv 2109.01903.
+    """
     if fp32:
         train = recipe.train.model_copy(update={"precision": "fp32"})
         recipe = recipe.model_copy(update={"train": train})
     base, tokenizer = load_base_tokenizer(recipe)
     contract = recipe_contract(recipe, base, tokenizer)
     model = build_trainable(recipe, base, tokenizer, contract)
-    load_checkpoint(checkpoint, model)
+    base_share = recipe.model.merge_with_base
+    load_checkpoint(checkpoint, model, base_share=base_share)
+    if base_share:
+        console.say(f"model.merge_with_base {base_share:g}: tuned is base + {1 - base_share:g} * (trained - base)")
     if recipe.model.method == "full" and precision(recipe) == "bf16":
         # Trained in fp32 under autocast; scored as the base is, so that no difference is one of precision.
         model.lm.to(torch.bfloat16)

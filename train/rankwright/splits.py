@@ -50,6 +50,7 @@ def _subset(collection: Collection, query_ids: Iterable[str]) -> Collection:
         queries,
         {q: collection.qrels[q] for q in queries if q in collection.qrels},
         {q: collection.teacher_scores[q] for q in queries if q in collection.teacher_scores},
+        {q: collection.weights[q] for q in queries if q in collection.weights},
     )
 
 

@@ -16,8 +16,9 @@ from rankwright.checkpoint import TrainState, newest_checkpoint, put_damaged_awa
 from rankwright.data_files import qualified, read_split
 from rankwright.evaluate import HEADLINE, measure, rerank
 from rankwright.examples import Collection
+from rankwright.guards import stop_on_signals
 from rankwright.loop import fit
-from rankwright.losses import LOSSES, NEED_POSITIVE
+from rankwright.losses import bind_loss, needs_positive
 from rankwright.prompts import PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
@@ -25,6 +26,7 @@ from rankwright.reranker import Reranker
 from rankwright.run_folder import RunFolder
 from rankwright.sampling import GroupSource
 from rankwright.setup_model import build_trainable, describe, load_base_tokenizer, precision, recipe_contract
+from rankwright.tokens import TokenStore, token_store
 from rankwright.tracking import Trackers, open_trackers
 
 # Another process may still be mining a large corpus while this one waits for it.
@@ -57,14 +59,18 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
     model = build_trainable(recipe, base, tokenizer, contract)
     describe(recipe, model, contract, console.say)
     encoder = PromptEncoder(contract, tokenizer)
-    source = make_source(recipe, run, encoder)
+    if accelerator.is_main_process:
+        tokenised(recipe, run, encoder)
+    accelerator.wait_for_everyone()
+    store = tokenised(recipe, run, encoder)
+    source = make_source(recipe, run, store)
     steps = total_steps(recipe, len(source.query_ids))
     _describe_data(recipe, source, steps, accelerator.num_processes)
     root = run.path / "checkpoints"
     if accelerator.is_main_process:
         set_aside(root, inputs)
     accelerator.wait_for_everyone()
-    reranker = Reranker(model, tokenizer, contract)
+    reranker = Reranker(model, tokenizer, contract, encoder=store)
 
     def trackers(resumed_step: int) -> Trackers:
         if not accelerator.is_main_process:
@@ -79,12 +85,12 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
         )
         return stack.enter_context(closing(opened))
 
-    with console.progress("train", steps) as advance, ExitStack() as stack:
+    with console.progress("train", steps) as advance, ExitStack() as stack, stop_on_signals(console.say) as stop:
         state = fit(
             model,
             source,
             settings=recipe.train,
-            loss=LOSSES.bind(recipe.loss.name, recipe.loss.options),
+            loss=bind_loss(recipe.loss),
             total_steps=steps,
             seed=recipe.seed,
             contract=contract,
@@ -95,12 +101,30 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
             open_trackers=trackers,
             advance=advance,
             say=console.say,
+            stop=stop,
         )
     _describe_end(state, source)
     return state
 
 
-def make_source(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> GroupSource:
+def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
+    """The token ids of all that training and the evaluation on dev can draw."""
+    queries, documents = set[str](), set[str]()
+    pools = mining.read_negatives(run.path / "negatives.jsonl")
+    for collection in map(qualified, read_split(run.path / "data", "train")):
+        queries |= set(collection.queries.values())
+        for query_id in collection.queries:
+            drawn = [*collection.positives(query_id), *(n.document_id for n in pools.get(query_id, ()))]
+            documents |= {collection.corpus[d] for d in drawn}
+    candidates = mining.read_candidates(run.path / "dev_candidates.jsonl")
+    for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")]):
+        queries |= {collection.queries[q] for q in query_ids}
+        documents |= {collection.corpus[c.document_id] for q in query_ids for c in candidates.get(q, ())}
+    with console.progress("tokenise", len(queries) + len(documents)) as advance:
+        return token_store(run.path / "tokens", encoder, queries, documents, advance)
+
+
+def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSource:
     """The run's training groups, from data/train.jsonl and negatives.jsonl."""
     path = run.path / "negatives.jsonl"
     return GroupSource(
@@ -110,7 +134,7 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> Group
         settings=recipe.mine,
         seed=recipe.seed,
         pool_id=mining.pool_id(path),
-        need_positive=recipe.loss.name in NEED_POSITIVE,
+        need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
     )
 

@@ -1,0 +1,141 @@
+"""Packed rows in which a query's head stands once for all its documents: which token may see which.
+
+A row is `head 0, its documents, head 1, its documents, ...`. Positions restart after the head for every document,
+and a document sees its own head and its own tokens only, so that scores are those of the unshared prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rankwright.prompts import EncodedGroup
+
+# T tokens of a row, N documents (scored prompts) of a row, S keys.
+# Rows longer than this fall out of a CPU's caches.
+CPU_ROW_TOKENS = 4096
+HEAD = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens start:end of a row that see the head's tokens head_start:head_end and, causally, each other."""
+
+    start: int
+    end: int
+    head_start: int
+    head_end: int
+
+    @property
+    def tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def keys(self) -> int:
+        """How many tokens its last token sees."""
+        return self.tokens + self.head_end - self.head_start
+
+
+# Compared by identity: a row is the key of what the attention routes derive from it once for all layers.
+@dataclass(frozen=True, eq=False)
+class Row:
+    """ids_T, positions_T: int64. heads and documents: which tokens they are; a document's last one is scored."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    heads: tuple[Segment, ...]
+    documents: tuple[Segment, ...]
+
+    @cached_property
+    def scored_N(self) -> Tensor:
+        """The place of each document's last token."""
+        return torch.tensor([d.end - 1 for d in self.documents])
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """Heads (which see nothing before them) and documents in the row's order."""
+        return tuple(sorted((*self.heads, *self.documents), key=lambda s: s.start))
+
+    @cached_property
+    def owner_2T(self) -> Tensor:
+        """Of each token the group's and the document's number within the row (HEAD for tokens of a head)."""
+        owner_2T = torch.empty(2, len(self.ids_T), dtype=torch.long)
+        groups = {head.start: number for number, head in enumerate(self.heads)}
+        for head in self.heads:
+            owner_2T[0, head.start : head.end], owner_2T[1, head.start : head.end] = groups[head.start], HEAD
+        for number, document in enumerate(self.documents):
+            owner_2T[0, document.start : document.end] = groups[document.head_start]
+            owner_2T[1, document.start : document.end] = number
+        return owner_2T
+
+    def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """bool: whether the token at place `queries` sees the one at place `keys` (int64, broadcast together)."""
+        group_T, document_T = self.owner_2T.to(queries.device)
+        seen: Tensor = (document_T[keys] == HEAD) | (document_T[keys] == document_T[queries])
+        seen &= group_T[keys] == group_T[queries]
+        return seen & (keys <= queries)
+
+
+def pack(groups: Sequence[EncodedGroup], row_tokens: int | None) -> list[Row]:
+    """Rows of at most row_tokens tokens (a longer head + document takes a row of its own); documents in order.
+
+    A group that does not fit into what is left of a row goes on in the next one, its head repeated there.
+    row_tokens None: a single row.
+    """
+    rows: list[_Draft] = []
+    for group in groups:
+        assert group.head_ids and all(group.tail_ids), "an empty prompt has no token to score"
+        opened = False
+        for tail in group.tail_ids:
+            needed = len(tail) + (0 if opened else len(group.head_ids))
+            if not rows or (row_tokens is not None and rows[-1].ids and len(rows[-1].ids) + needed > row_tokens):
+                rows.append(_Draft())
+                opened = False
+            if not opened:
+                rows[-1].open(group.head_ids)
+                opened = True
+            rows[-1].add(tail)
+    return [draft.row() for draft in rows]
+
+
+class _Draft:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self._positions: list[Tensor] = []
+        self._heads: list[Segment] = []
+        self._documents: list[Segment] = []
+
+    def open(self, head_ids: Sequence[int]) -> None:
+        start, end = len(self.ids), len(self.ids) + len(head_ids)
+        self._heads.append(Segment(start, end, start, start))
+        self.ids += head_ids
+        self._positions.append(torch.arange(end - start))
+
+    def add(self, tail_ids: Sequence[int]) -> None:
+        head, start = self._heads[-1], len(self.ids)
+        length = head.end - head.start
+        self._documents.append(Segment(start, start + len(tail_ids), head.start, head.end))
+        self.ids += tail_ids
+        self._positions.append(torch.arange(length, length + len(tail_ids)))
+
+    def row(self) -> Row:
+        ids_T = torch.tensor(self.ids, dtype=torch.long)
+        return Row(ids_T, torch.cat(self._positions), tuple(self._heads), tuple(self._documents))
+
+
+def split_group(group: EncodedGroup, budget_tokens: int) -> Iterator[EncodedGroup]:
+    """The group in parts of at most budget_tokens tokens, each with the head; a longer document is a part alone."""
+    part: list[list[int]] = []
+    used = len(group.head_ids)
+    for tail in group.tail_ids:
+        if part and used + len(tail) > budget_tokens:
+            yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
+            part, used = [], len(group.head_ids)
+        part.append(tail)
+        used += len(tail)
+    if part:
+        yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
