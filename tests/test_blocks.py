@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rankwright.attention import PLAIN, ROUTES, _bottom_right, check_attention, choose_route
+from rankwright.attention import PLAIN, ROUTES, _square, check_attention, choose_route
 from rankwright.blocks import project, why_not
 from rankwright.errors import UserError
 from rankwright.layout import CPU_ROW_TOKENS
@@ -84,7 +84,7 @@ def test_rows_of_any_length_give_the_same(tiny_qwen3: Path, monkeypatch: pytest.
 def test_training_after_scoring_in_inference_mode(tiny_qwen3: Path) -> None:
     """Masks are kept between calls: tensors made in inference mode would stop the backward pass."""
     model, groups = load(tiny_qwen3, "lora")
-    _bottom_right.cache_clear()
+    _square.cache_clear()
     with torch.inference_mode():
         expected = model(groups)
     scores, _ = scores_and_gradients(model, groups)

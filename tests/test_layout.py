@@ -28,11 +28,14 @@ def visible(row: Row) -> torch.Tensor:
     return row.allowed(places[:, None], places[None, :])
 
 
-@given(GROUPS, BUDGETS)
-def test_what_a_scored_token_sees_is_its_prompt_in_order(groups: list[EncodedGroup], budget: int | None) -> None:
-    rows = pack(groups, budget)
+@given(GROUPS, BUDGETS, st.integers(1, 16))
+def test_what_a_scored_token_sees_is_its_prompt_in_order(
+    groups: list[EncodedGroup], budget: int | None, multiple: int
+) -> None:
+    rows = pack(groups, budget, multiple)
     found = []
     for row in rows:
+        assert len(row.ids_T) % multiple == 0
         mask = visible(row)
         for place in row.scored_N.tolist():
             seen = mask[place]
@@ -41,9 +44,11 @@ def test_what_a_scored_token_sees_is_its_prompt_in_order(groups: list[EncodedGro
     assert found == prompts_of(groups)
 
 
-@given(GROUPS, BUDGETS)
-def test_every_token_sees_the_prefix_of_its_prompt_only(groups: list[EncodedGroup], budget: int | None) -> None:
-    for row in pack(groups, budget):
+@given(GROUPS, BUDGETS, st.integers(1, 16))
+def test_every_token_sees_the_prefix_of_its_prompt_only(
+    groups: list[EncodedGroup], budget: int | None, multiple: int
+) -> None:
+    for row in pack(groups, budget, multiple):
         mask = visible(row)
         # As many keys as its position says, none later than itself.
         assert mask.sum(dim=1).tolist() == [p + 1 for p in row.positions_T.tolist()]

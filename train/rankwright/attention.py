@@ -25,6 +25,7 @@ ROUTES: Registry[Route] = Registry("attention")
 PLAIN = "plain"
 # Up to this many keys, plain products beat the fused kernel's backward pass in bf16 on a CPU.
 SHORT_KEYS = 512
+FEW_SHAPES = 32
 
 
 def check_attention(name: str) -> None:
@@ -79,20 +80,36 @@ def documents(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: floa
 
 def _attend(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> Tensor:
     """Causal attention whose last query sees the last key (bottom-right)."""
-    if q_HLD.dtype == torch.bfloat16 and torch.is_grad_enabled() and k_KSD.shape[1] <= SHORT_KEYS:
-        mask_LS = _bottom_right(q_HLD.shape[1], k_KSD.shape[1], torch.float32, q_HLD.device)
-        return short_attention(q_HLD, k_KSD, v_KSD, mask_LS, scale)
-    mask_LS = _bottom_right(q_HLD.shape[1], k_KSD.shape[1], q_HLD.dtype, q_HLD.device)
-    return F.scaled_dot_product_attention(
+    queries, keys = q_HLD.shape[1], k_KSD.shape[1]
+    if q_HLD.dtype == torch.float32:
+        mask_LS = _causal(keys, q_HLD.dtype, q_HLD.device)[keys - queries : keys, :keys]
+        return _fused(q_HLD, k_KSD, v_KSD, mask_LS, scale)
+    # In 16 bits every new shape costs a compilation: few shapes then. What is added is seen by added queries only.
+    more_queries, more_keys = -queries % FEW_SHAPES, -keys % FEW_SHAPES
+    q, k, v = (F.pad(x, (0, 0, 0, more)) for x, more in ((q_HLD, more_queries), (k_KSD, more_keys), (v_KSD, more_keys)))
+    short = torch.is_grad_enabled() and keys <= SHORT_KEYS
+    mask_SS = _causal(keys + FEW_SHAPES, torch.float32 if short else q_HLD.dtype, q_HLD.device)
+    mask_LS = mask_SS[keys - queries : keys + more_queries, : keys + more_keys]
+    return (short_attention if short else _fused)(q, k, v, mask_LS, scale)[:, :queries]
+
+
+def _fused(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, mask_LS: Tensor, scale: float) -> Tensor:
+    out_1HLD: Tensor = F.scaled_dot_product_attention(
         q_HLD[None], k_KSD[None], v_KSD[None], attn_mask=mask_LS, scale=scale, enable_gqa=True
-    )[0]
+    )
+    return out_1HLD[0]
 
 
-@functools.lru_cache(maxsize=512)
-def _bottom_right(queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _causal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A causal mask of at least `size` x `size`, of which all others are parts."""
+    return _square(1 << (size - 1).bit_length(), dtype, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _square(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     # Kept for later calls: one made while scoring must still serve training.
     with torch.inference_mode(False):
-        return torch.full((queries, keys), -torch.inf, dtype=dtype, device=device).triu(keys - queries + 1)
+        return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu(1)
 
 
 @ROUTES.register

@@ -18,6 +18,8 @@ from rankwright.prompts import EncodedGroup
 # T tokens of a row, N documents (scored prompts) of a row, S keys.
 # Rows longer than this fall out of a CPU's caches.
 CPU_ROW_TOKENS = 4096
+# In 16 bits on a CPU every new shape costs a compilation, which takes longer than the product itself.
+SHAPE_MULTIPLE = 128
 HEAD = -1
 
 
@@ -80,11 +82,11 @@ class Row:
         return seen & (keys <= queries)
 
 
-def pack(groups: Sequence[EncodedGroup], row_tokens: int | None) -> list[Row]:
+def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int = 1) -> list[Row]:
     """Rows of at most row_tokens tokens (a longer head + document takes a row of its own); documents in order.
 
     A group that does not fit into what is left of a row goes on in the next one, its head repeated there.
-    row_tokens None: a single row.
+    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens, which nobody sees.
     """
     rows: list[_Draft] = []
     for group in groups:
@@ -99,7 +101,7 @@ def pack(groups: Sequence[EncodedGroup], row_tokens: int | None) -> list[Row]:
                 rows[-1].open(group.head_ids)
                 opened = True
             rows[-1].add(tail)
-    return [draft.row() for draft in rows]
+    return [draft.row(multiple) for draft in rows]
 
 
 class _Draft:
@@ -122,7 +124,11 @@ class _Draft:
         self.ids += tail_ids
         self._positions.append(torch.arange(length, length + len(tail_ids)))
 
-    def row(self) -> Row:
+    def row(self, multiple: int) -> Row:
+        missing = -len(self.ids) % multiple
+        if missing:
+            # A head without documents: it sees itself, so that no softmax is empty.
+            self.open([0] * missing)
         ids_T = torch.tensor(self.ids, dtype=torch.long)
         return Row(ids_T, torch.cat(self._positions), tuple(self._heads), tuple(self._documents))
 

@@ -20,7 +20,7 @@ from rankwright.batching import Chunk, pad_chunks
 from rankwright.blocks import Block, score_states, why_not
 from rankwright.errors import UserError
 from rankwright.frames import choose_pad_token
-from rankwright.layout import CPU_ROW_TOKENS, Row, pack
+from rankwright.layout import CPU_ROW_TOKENS, SHAPE_MULTIPLE, Row, pack
 from rankwright.prompts import EncodedGroup, PromptContract
 
 # B rows, T tokens, N scored prompts, H hidden size.
@@ -103,7 +103,9 @@ class RankModel(nn.Module):
             chunks = pad_chunks([g.head_ids + tail for g in groups for tail in g.tail_ids], pad_id=self.pad_id)
             order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
             return torch.cat([self._score(self._padded_states(chunk)) for chunk in chunks])[torch.argsort(order)]
-        rows = pack(groups, CPU_ROW_TOKENS if self.device.type == "cpu" else None)
+        on_cpu = self.device.type == "cpu"
+        multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
+        rows = pack(groups, CPU_ROW_TOKENS if on_cpu else None, multiple)
         return torch.cat([self._score(self._packed_states(row, route)) for row in rows])
 
     def _packed_states(self, row: Row, route: str) -> Tensor:
