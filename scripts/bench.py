@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer settings and rounds")
     parser.add_argument("--scoring-only", action="store_true")
     parser.add_argument("--rounds", type=int, default=None)
-    parser.add_argument("--budget-tokens", type=int, default=8192)
+    parser.add_argument("--budget-tokens", type=int, default=4096)
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -128,7 +128,7 @@ class Train(Section):
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Positive | None = None
     groups_per_step: Positive = 16
-    budget_tokens: Positive = 8192
+    budget_tokens: Positive | None = None  # tokens of a micro-batch; 4096 on a CPU, 16384 on a GPU
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     schedule: str = "cosine"

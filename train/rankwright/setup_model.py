@@ -12,6 +12,7 @@ from rankwright import console, methods
 from rankwright import model as models
 from rankwright.attention import PLAIN
 from rankwright.checkpoint import load_checkpoint
+from rankwright.layout import CPU_ROW_TOKENS
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract, make_contract, native_mode
 from rankwright.recipe import Model, Recipe
@@ -29,6 +30,11 @@ def precision(recipe: Recipe) -> models.Precision:
     if recipe.train.precision == "auto":
         return "bf16" if torch.cuda.is_available() else "fp32"
     return recipe.train.precision
+
+
+def budget_tokens(recipe: Recipe) -> int:
+    """Tokens of a micro-batch, a query's head counted once: what bounds the memory of a step."""
+    return recipe.train.budget_tokens or (16384 if torch.cuda.is_available() else CPU_ROW_TOKENS)
 
 
 def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
@@ -95,7 +101,8 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
     say(
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
         f"{precision(recipe)} on {device().type}, gradient checkpointing "
-        f"{'on' if recipe.model.gradient_checkpointing else 'off'}"
+        f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
+        f"micro-batches of at most {budget_tokens(recipe):,} tokens"
     )
     route, reason = model.route()
     say(f"attention {route}: {reason}" + ("" if route == PLAIN else "; a query's head is computed once a row"))

@@ -25,7 +25,14 @@ from rankwright.recipe import Recipe
 from rankwright.reranker import Reranker
 from rankwright.run_folder import RunFolder
 from rankwright.sampling import GroupSource
-from rankwright.setup_model import build_trainable, describe, load_base_tokenizer, precision, recipe_contract
+from rankwright.setup_model import (
+    budget_tokens,
+    build_trainable,
+    describe,
+    load_base_tokenizer,
+    precision,
+    recipe_contract,
+)
 from rankwright.tokens import TokenStore, token_store
 from rankwright.tracking import Trackers, open_trackers
 
@@ -92,6 +99,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
             settings=recipe.train,
             loss=bind_loss(recipe.loss),
             total_steps=steps,
+            budget_tokens=budget_tokens(recipe),
             seed=recipe.seed,
             contract=contract,
             root=root,
