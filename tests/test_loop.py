@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -67,6 +68,41 @@ def test_killed_after_step_7_of_12_and_continued_gives_the_same_bits(
     assert [r["step"] for r in rows["killed"]] == list(range(13))
     same = [(a.get("loss"), a.get("dev_nDCG@10")) for a in rows["whole"]]
     assert same == [(b.get("loss"), b.get("dev_nDCG@10")) for b in rows["killed"]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_twenty_random_moments_gives_the_same_bits(tmp_path: Path, tiny_qwen3: Path) -> None:
+    """Whatever the process was doing: reading, tokenising, in a step, writing a checkpoint."""
+    steps = {**LONG, "max_steps": 60, "evaluate_every": 7, "save_every": 1}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = jobs.job(tmp_path / "whole", tiny_qwen3, train=steps)
+    assert jobs.rankwright("train", whole).returncode == 0
+    killed = jobs.job(tmp_path / "killed", tiny_qwen3, train=steps)
+    command = [sys.executable, "-m", "rankwright", "train", str(killed)]
+    chance, log = random.Random(0), tmp_path / "killed" / "run" / "metrics.jsonl"
+    for _ in range(20):
+        process = subprocess.Popen(
+            command, env=jobs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = log.stat().st_mtime_ns if log.exists() else 0
+        deadline = time.monotonic() + 60
+        # Half of the kills come while steps are made, the others anywhere in the first seconds.
+        wait_for_a_step = chance.random() > 0.5
+        while wait_for_a_step and time.monotonic() < deadline and process.poll() is None:
+            if log.exists() and log.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0.0, 1.5))
+        process.kill()
+        process.wait()
+    done = jobs.rankwright("train", killed)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = weights(tmp_path / "killed" / "run", 60), weights(tmp_path / "whole" / "run", 60)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [r["step"] for r in jobs.metrics(tmp_path / "killed" / "run")] == list(range(61))
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, tiny_qwen3: Path) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import jobs
+
 ROOT = Path(__file__).resolve().parent.parent
-SHELL_SCRIPTS = [*sorted((ROOT / "scripts").rglob("*.sh")), ROOT / ".ci" / "run"]
+SHELL_SCRIPTS = [
+    *sorted((ROOT / "scripts").rglob("*.sh")),
+    *(ROOT / "scripts" / "slurm").iterdir(),
+    ROOT / ".ci" / "run",
+]
 ENTRY_POINTS = {"setup.sh", "quickstart.sh", "test.sh", "check.sh", "run"}
 PIN = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.]*")
 
@@ -38,7 +46,9 @@ def test_script_parses_and_stops_at_errors(script: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     text = script.read_text(encoding="utf-8")
     assert text.startswith("#!"), "no `#!` line"
-    assert re.search(r"^set -euo pipefail$", text, re.MULTILINE), "goes on after an error"
+    # The Slurm script looks at exit codes itself.
+    wanted = r"^set -uo pipefail$" if script.suffix == ".sbatch" else r"^set -euo pipefail$"
+    assert re.search(wanted, text, re.MULTILINE), "goes on after an error"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no executable bit")
@@ -90,3 +100,26 @@ def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert "older than 3.11 (version: Python 3.9.1)" in answer.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "accelerate").iterdir()), ids=lambda path: path.name)
+def test_accelerate_reads_the_configs(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == "MULTI_GPU" and not config.use_cpu
+    # The recipe's train.precision decides.
+    assert config.mixed_precision == "no"
+
+
+def test_the_gpu_check_runs_as_far_as_a_cpu_lets_it(tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--device", "cpu", "--shape", "tiny"]
+    done = subprocess.run(
+        [*command, "--json", str(found)], env=jobs.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    routes = json.loads(found.read_text())["float32"]
+    assert routes["documents"]["d_score"] < 1e-5
+    # What it could not check it says, in the table and on the screen.
+    assert "left_out" in routes["varlen"] and "varlen: left out" in done.stdout

@@ -125,4 +125,4 @@ def score_states(decoder: Any, blocks: Sequence[Block], row: Row, route: str) ->
     for block in blocks:
         arguments = (hidden_TC, cos_1TD[0], sin_1TD[0], row, route, block is blocks[-1])
         hidden_TC = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
-    return rms_norm(decoder.norm, hidden_TC)
+    return rms_norm(decoder.norm, hidden_TC[: len(row.documents)])

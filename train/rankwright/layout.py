@@ -45,17 +45,22 @@ class Segment:
 # Compared by identity: a row is the key of what the attention routes derive from it once for all layers.
 @dataclass(frozen=True, eq=False)
 class Row:
-    """ids_T, positions_T: int64. heads and documents: which tokens they are; a document's last one is scored."""
+    """ids_T, positions_T: int64. heads and documents: which tokens they are; a document's last one is scored.
+
+    few_shapes: how many tokens are scored is filled up too, see scored_N.
+    """
 
     ids_T: Tensor
     positions_T: Tensor
     heads: tuple[Segment, ...]
     documents: tuple[Segment, ...]
+    few_shapes: bool = False
 
     @cached_property
     def scored_N(self) -> Tensor:
-        """The place of each document's last token."""
-        return torch.tensor([d.end - 1 for d in self.documents])
+        """The place of each document's last token; with few_shapes, place 0 up to a multiple of 32 behind them."""
+        places = [d.end - 1 for d in self.documents]
+        return torch.tensor(places + [0] * (-len(places) % 32 if self.few_shapes else 0))
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -130,7 +135,8 @@ class _Draft:
             # A head without documents: it sees itself, so that no softmax is empty.
             self.open([0] * missing)
         ids_T = torch.tensor(self.ids, dtype=torch.long)
-        return Row(ids_T, torch.cat(self._positions), tuple(self._heads), tuple(self._documents))
+        heads, documents = tuple(self._heads), tuple(self._documents)
+        return Row(ids_T, torch.cat(self._positions), heads, documents, few_shapes=multiple > 1)
 
 
 def split_group(group: EncodedGroup, budget_tokens: int) -> Iterator[EncodedGroup]:
