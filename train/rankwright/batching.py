@@ -74,16 +74,17 @@ def _fill(groups: Sequence[int], group_tokens: Sequence[int], budget_tokens: int
 def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Chunk]:
     """Prompts, longest first, in chunks of at most chunk_tokens padded tokens (at least one prompt each)."""
     assert all(len(p) for p in prompts), "an empty prompt has no token to score"
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    return [_pad(rows, prompts, pad_id) for rows in _rows(order, prompts, chunk_tokens)]
+    lengths = [len(p) for p in prompts]
+    return [_pad(rows, prompts, pad_id) for rows in chunk_rows(lengths, chunk_tokens=chunk_tokens)]
 
 
-def _rows(order: Sequence[int], prompts: Sequence[Sequence[int]], chunk_tokens: int) -> Iterator[list[int]]:
+def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
+    """Which prompts of these lengths make up each chunk of pad_chunks; the first of a chunk is its longest."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     start = 0
     while start < len(order):
-        width = len(prompts[order[start]])
-        count = max(1, chunk_tokens // width)
-        yield list(order[start : start + count])
+        count = max(1, chunk_tokens // lengths[order[start]])
+        yield order[start : start + count]
         start += count
 
 

@@ -1,4 +1,4 @@
-"""What `check` and `score` read and show."""
+"""What `check`, `plan` and `score` read and show."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from rich.table import Table
 
 from rankwright import console, resources
 from rankwright.errors import UserError
+from rankwright.gpus import GIB
 from rankwright.loading import LoadedRecipe
 from rankwright.recipe import DevFromTrain
 from rankwright.rows import Faults, json_rows, text_lines, text_of
 from rankwright.sources import locate_all
 
 if TYPE_CHECKING:
+    from rankwright.plan import Plan
     from rankwright.reranker import Ranked
 
 SHOWN_CHARACTERS = 90
@@ -54,6 +56,44 @@ def _describe_prompt(loaded: LoadedRecipe) -> None:
     console.say(
         f"prompt {contract.mode}, at most {contract.max_tokens} tokens, yes = {contract.yes_id}, no = {contract.no_id}"
     )
+
+
+def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: int | None) -> None:
+    """Parameters, memory of a device by part, FLOPs and time; queries: of the training split, None when not known."""
+    from rankwright.methods import parameter_counts
+    from rankwright.setup_model import lora_name, total_steps
+
+    recipe, device = plan.recipe, plan.device
+    trained, total = parameter_counts(plan.model)
+    method = lora_name(recipe.model) if recipe.model.method == "lora" else "full"
+    precision, peak = ("bf16", device.bf16) if plan.bits16 else ("fp32", device.fp32)
+    console.say(f"model {recipe.model.base}: {total:,} parameters, {trained:,} of them trained ({method}, {precision})")
+    group = plan.group
+    console.say(
+        f"longest group: {len(group.tail_ids)} documents, prompts of {recipe.prompt.max_tokens} tokens, "
+        f"{group.tokens:,} tokens in all; micro-batches of at most {plan.budget_tokens:,} tokens; "
+        f"attention {plan.target.route}"
+    )
+    table = Table(title=f"memory of each of {plan.count} x {device.name}", title_justify="left")
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    for name, size in [*plan.memory.items(), ("at the peak of a step", plan.total), ("available", device.memory)]:
+        table.add_row(name, f"{size / GIB:.2f}")
+    console.show(table)
+    if recipe.model.dora:
+        console.say("not counted: what DoRA computes beside LoRA")
+    flops, seconds = sum(plan.step_flops(mean_tokens)), plan.step_seconds(mfu, mean_tokens)
+    length = "every prompt the longest" if mean_tokens is None else f"prompts of {mean_tokens} tokens"
+    console.say(
+        f"a step of {recipe.train.groups_per_step} groups, {length}: {flops / 1e12:,.3g} TFLOP, {seconds:,.3g} s at "
+        f"{mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({'measured here' if device.on_cpu else 'as its maker states'})"
+    )
+    steps = recipe.train.max_steps if queries is None else total_steps(recipe, queries)
+    if steps is None:
+        console.say("steps: not known before the data is read: say --queries N, or run `rankwright mine` first")
+    else:
+        hours = steps * seconds / 3600
+        console.say(f"training: {steps:,} steps, {hours:,.2g} hours, evaluation not counted")
 
 
 def read_documents(path: Path) -> list[str]:

@@ -37,13 +37,17 @@ Overrides = Annotated[
 
 
 def _pipeline(recipe: str, overrides: list[str] | None, run: RunFolder | None = None) -> Pipeline:
+    pipeline = _not_started(recipe, overrides, run)
+    pipeline.start()
+    return pipeline
+
+
+def _not_started(recipe: str, overrides: list[str] | None, run: RunFolder | None = None) -> Pipeline:
     from rankwright.loading import load_recipe
     from rankwright.pipeline import Pipeline
 
     _quiet_libraries()
-    pipeline = Pipeline(load_recipe(recipe, overrides or []), run)
-    pipeline.start()
-    return pipeline
+    return Pipeline(load_recipe(recipe, overrides or []), run)
 
 
 def _quiet_libraries() -> None:
@@ -84,6 +88,26 @@ def check(
         if not offline:
             pipeline.data()
         describe_recipe(pipeline.loaded, offline=offline)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    gpus: Annotated[str, typer.Option(help="devices, e.g. 8xh100, or cpu for this machine")] = "1xh100",
+    fsdp2: Annotated[bool, typer.Option("--fsdp2", help="weights in parts on all devices")] = False,
+    queries: Annotated[int | None, typer.Option(help="training queries, where the run has no data yet", min=1)] = None,
+    mean_tokens: Annotated[int | None, typer.Option(help="tokens of a usual prompt, for the time", min=1)] = None,
+    mfu: Annotated[float, typer.Option(help="share of the peak that is reached", min=0.01, max=1.0)] = 0.35,
+) -> None:
+    """Parameters, memory, FLOPs and hours on given devices; reads no weights."""
+    from rankwright.checking import describe_plan
+    from rankwright.plan import make_plan
+
+    pipeline = _not_started(recipe, overrides)
+    pipeline.check(data=False)
+    made = make_plan(pipeline.recipe, gpus, sharded=fsdp2)
+    describe_plan(made, mfu=mfu, queries=queries or pipeline.training_queries(), mean_tokens=mean_tokens)
 
 
 @app.command()

@@ -160,10 +160,34 @@ def load_model(
     Reads causal language models, one-label sequence classifiers (our own exports) and PEFT adapter folders;
     `base` is where an adapter's base lies, when its own settings do not name a hub id.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-
     if (Path(folder) / "adapter_config.json").is_file():
         return _load_adapter(Path(folder), contract, tokenizer, dtype, base)
+    config, auto = _config(folder, contract, tokenizer, revision)
+    lm, info = _from_pretrained(auto, folder, revision=revision, config=config, dtype=dtype, output_loading_info=True)
+    _refuse_missing(folder, lm, info)
+    if hasattr(lm, "score"):
+        weight_H = lm.score.weight[0]
+        return RankModel(lm, torch.stack([torch.zeros_like(weight_H), weight_H]), tokenizer.pad_token_id)
+    rows_VH = lm.get_output_embeddings().weight
+    return RankModel(lm, rows_VH[[contract.no_id, contract.yes_id]], tokenizer.pad_token_id)
+
+
+def empty_model(
+    folder: str, contract: PromptContract, tokenizer: Any, *, revision: str | None = None, dtype: torch.dtype
+) -> RankModel:
+    """What load_model() gives in shapes and types, from config.json alone, its weights left as they are made.
+
+    Under `torch.device("meta")` they take neither memory nor time.
+    """
+    config, auto = _config(folder, contract, tokenizer, revision)
+    lm = auto.from_config(config, dtype=dtype)
+    return RankModel(lm, torch.zeros(2, config.hidden_size), tokenizer.pad_token_id)
+
+
+def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str | None) -> tuple[Any, Any]:
+    """The base's config, checked, and the class of transformers that its weights are of."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
     config = _from_pretrained(AutoConfig, folder, revision=revision)
     config.pad_token_id = tokenizer.pad_token_id
     positions = getattr(config, "max_position_embeddings", None)
@@ -175,14 +199,7 @@ def load_model(
         raise UserError(
             f"model.base: {folder}: {architecture} has {config.num_labels} labels, must have 1: choose another base"
         )
-    auto = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-    lm, info = _from_pretrained(auto, folder, revision=revision, config=config, dtype=dtype, output_loading_info=True)
-    _refuse_missing(folder, lm, info)
-    if is_classifier:
-        weight_H = lm.score.weight[0]
-        return RankModel(lm, torch.stack([torch.zeros_like(weight_H), weight_H]), tokenizer.pad_token_id)
-    rows_VH = lm.get_output_embeddings().weight
-    return RankModel(lm, rows_VH[[contract.no_id, contract.yes_id]], tokenizer.pad_token_id)
+    return config, AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
 
 
 def _load_adapter(

@@ -65,9 +65,18 @@ class Pipeline:
 
     def start(self) -> None:
         """Check all names, make the run folder, and write recipe.json and provenance.json."""
+        self.check()
+        self.run.create()
+        if console.is_first_process():
+            self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
+            self.run.write_json("provenance.json", provenance(self.recipe.seed, sys.argv))
+
+    def check(self, *, data: bool = True) -> None:
+        """Raises UserErrors with all names that the registries, the sets (unless data=False) or the base refuse."""
         faults = check_names(self.recipe)
         try:
-            self._located  # noqa: B018
+            if data:
+                self._located  # noqa: B018
         except UserErrors as error:
             faults += error.messages
         try:
@@ -76,10 +85,15 @@ class Pipeline:
             faults.append(str(error))
         if faults:
             raise UserErrors(faults)
-        self.run.create()
-        if console.is_first_process():
-            self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
-            self.run.write_json("provenance.json", provenance(self.recipe.seed, sys.argv))
+
+    def training_queries(self) -> int | None:
+        """Queries of the training split that an earlier run has prepared, or None."""
+        from rankwright.data_files import read_split
+
+        folder = self.run.path / "data"
+        if not (folder / "train.jsonl").is_file():
+            return None
+        return sum(len(collection.queries) for collection in read_split(folder, "train"))
 
     @cached_property
     def _located(self) -> dict[str, list[Located]]:

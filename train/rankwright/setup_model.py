@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,26 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def precision(recipe: Recipe) -> models.Precision:
-    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+def precision(recipe: Recipe, on_gpu: bool | None = None) -> models.Precision:
+    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: as this machine is."""
     if recipe.train.precision == "auto":
-        return "bf16" if torch.cuda.is_available() else "fp32"
+        return "bf16" if (torch.cuda.is_available() if on_gpu is None else on_gpu) else "fp32"
     return recipe.train.precision
 
 
-def budget_tokens(recipe: Recipe) -> int:
-    """Tokens of a micro-batch, a query's head counted once: what bounds the memory of a step."""
-    return recipe.train.budget_tokens or (16384 if torch.cuda.is_available() else CPU_ROW_TOKENS)
+def budget_tokens(recipe: Recipe, on_gpu: bool | None = None) -> int:
+    """Tokens of a micro-batch, a query's head counted once: what bounds the memory of a step.
+
+    on_gpu None: as this machine is.
+    """
+    default = 16384 if (torch.cuda.is_available() if on_gpu is None else on_gpu) else CPU_ROW_TOKENS
+    return recipe.train.budget_tokens or default
+
+
+def total_steps(recipe: Recipe, queries: int) -> int:
+    """Steps for the recipe's epochs, at most max_steps."""
+    steps = math.ceil(recipe.train.epochs * queries / recipe.train.groups_per_step)
+    return min(steps, recipe.train.max_steps or steps)
 
 
 def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
@@ -72,6 +83,12 @@ def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptC
     in_bf16 = precision(recipe) == "bf16" and settings.method == "lora"
     dtype = torch.bfloat16 if in_bf16 else torch.float32
     model = models.load_model(base, contract, tokenizer, revision=settings.revision, dtype=dtype)
+    return make_trainable(recipe, model).to(device())
+
+
+def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
+    """The model with what the recipe trains of it, its attention route and gradient checkpointing."""
+    settings = recipe.model
     if settings.method == "lora":
         model.requires_grad_(False)
         model = methods.add_lora(
@@ -89,7 +106,7 @@ def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptC
     model.attention = settings.attention
     if settings.gradient_checkpointing:
         methods.enable_checkpointing(model)
-    return model.to(device())
+    return model
 
 
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:

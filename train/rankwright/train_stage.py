@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -32,6 +31,7 @@ from rankwright.setup_model import (
     load_base_tokenizer,
     precision,
     recipe_contract,
+    total_steps,
 )
 from rankwright.tokens import TokenStore, token_store
 from rankwright.tracking import Trackers, open_trackers
@@ -145,12 +145,6 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
     )
-
-
-def total_steps(recipe: Recipe, queries: int) -> int:
-    """Steps for the recipe's epochs, at most max_steps."""
-    steps = math.ceil(recipe.train.epochs * queries / recipe.train.groups_per_step)
-    return min(steps, recipe.train.max_steps or steps)
 
 
 def set_aside(root: Path, inputs: str) -> None:

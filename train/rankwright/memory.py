@@ -1,0 +1,187 @@
+"""Memory of a training step from shapes alone: what the engine keeps for the backward pass, and its peak.
+
+It follows blocks.py and kernels.py tensor by tensor; where those change, tests/test_plan.py says so: it compares with
+the peak of a real step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankwright.attention import PLAIN
+from rankwright.shapes import Architecture, Target, Work, tokens_through
+
+# T tokens, C hidden size, F size of the MLP, H query heads, X = H * head size, K = key heads * head size.
+FP32 = 4
+INDEX_BYTES = 32  # ids, positions, group and document of a token, int64
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """Bytes of a number: of the hidden states, and of what products read and give."""
+
+    hidden: int
+    compute: int
+
+    @staticmethod
+    def of(*, full: bool, bits16: bool) -> Types:
+        """LoRA in bf16 is bf16 throughout; full fine-tuning has fp32 weights and hidden states under autocast."""
+        return Types(hidden=2 if bits16 and not full else FP32, compute=2 if bits16 else FP32)
+
+    @property
+    def casts(self) -> bool:
+        """Whether products read copies of their inputs and weights (autocast)."""
+        return self.hidden != self.compute
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Bytes at the peak of a micro-batch, beyond weights, gradients and optimizer.
+
+    activations: kept for the backward pass, and what stands beside it at the worst moment. tokens: ids, positions,
+    masks. head: scores in fp32; there are no logits over the vocabulary.
+    """
+
+    activations: int
+    tokens: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.tokens + self.head
+
+
+def _attention_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
+    """What one attention route keeps: queries, keys, values, output, log-sums or probabilities."""
+    tokens, number = work.tokens, types.compute
+    queries, keys = (heads * shape.head_size * number for heads in (shape.heads, shape.key_heads))
+    copied = 2 * keys * work.copied_keys
+    log_sums = FP32 * shape.heads * tokens
+    if target.route == "documents" and target.bits16:
+        # Everything is copied to be filled up; up to SHORT_KEYS keys the probabilities are kept, not the log-sums.
+        return 2 * queries * tokens + copied + number * shape.heads * work.kept_pairs
+    if target.route == "varlen":
+        # Copies of keys and values alone; the output is read as it is.
+        return 2 * queries * tokens + copied + log_sums
+    # Queries, output and its copy in the order of the tokens; keys and values, and their copies where there are any.
+    return 3 * queries * tokens + 2 * keys * tokens + copied + log_sums
+
+
+def _around_attention(shape: Architecture, tokens: int, types: Types) -> int:
+    """Of q_norm and k_norm: their inputs, and the inverse lengths."""
+    if not shape.qk_norm:
+        return 0
+    heads = shape.heads + shape.key_heads
+    return tokens * heads * (shape.head_size * types.compute + FP32)
+
+
+def _adapters_bytes(shape: Architecture, work: Work, types: Types, *, last: bool) -> int:
+    """What adapters keep: their low-rank products; with dropout also a mask and the input under it."""
+    total = 0
+    for name, linear in shape.linears.items():
+        if linear.rank:
+            kept = linear.rank * types.compute
+            kept += linear.inputs * (types.compute + 1) if shape.dropout else 0
+            total += tokens_through(name, work, last) * kept
+    return total
+
+
+def layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
+    """Kept of a layer that runs for all tokens, its input included."""
+    tokens, number = work.tokens, types.compute
+    # Inputs of the two norms with their inverse lengths; normed states, of which autocast makes one copy a product.
+    norms = tokens * 2 * (shape.hidden * types.hidden + FP32)
+    normed = tokens * shape.hidden * number * (5 if types.casts else 2)
+    inner = shape.linears["gate_proj"].outputs
+    # transformers' own forward keeps also what our Gate computes again.
+    gates = tokens * inner * number * (4 if target.route == PLAIN else 3)
+    attention = _attention_bytes(shape, work, target, types) + _around_attention(shape, tokens, types)
+    return norms + normed + gates + attention + _adapters_bytes(shape, work, types, last=False)
+
+
+def last_layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
+    """Kept of the last layer: keys and values of all tokens, all else of the scored ones."""
+    if target.route == PLAIN:
+        return layer_bytes(shape, work, target, types)
+    number, tokens, scored = types.compute, work.tokens, work.scored
+    keys = shape.key_heads * shape.head_size
+    whole = shape.hidden * types.hidden + FP32 + shape.hidden * number * (2 if types.casts else 1)
+    whole += 2 * keys * number + (keys * number + shape.key_heads * FP32 if shape.qk_norm else 0)
+    queries = shape.heads * shape.head_size
+    few = 3 * shape.hidden * types.hidden + 4 * queries * number + 3 * shape.linears["gate_proj"].outputs * number
+    mask = scored * tokens * number
+    return whole * tokens + few * scored + mask + _adapters_bytes(shape, work, types, last=True)
+
+
+def _backward_bytes(shape: Architecture, work: Work, types: Types) -> int:
+    """Beside what is kept, in the middle of the gated MLP's backward pass, where most stands at once.
+
+    There the output's gradient, its product with `up` and the gradients of `gate` and `up` are, and what `down` read
+    is gone; and the gradient of the layer's output.
+    """
+    inner = shape.linears["gate_proj"].outputs
+    return work.tokens * (3 * inner * types.compute + shape.hidden * types.hidden)
+
+
+def _weights_bytes(shape: Architecture, types: Types) -> int:
+    """One layer's weights in the type of products, of which autocast makes copies."""
+    return types.compute * sum(linear.base for linear in shape.linears.values())
+
+
+def step_bytes(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> Step:
+    """The peak of the forward and backward pass of one micro-batch, whose rows go through the model one by one.
+
+    With gradient checkpointing (shape.recompute) only the layers' inputs are kept, and one layer at a time is whole.
+    """
+    peak = _recomputed_peak if shape.recompute else _kept_peak
+    activations = peak(shape, works, target, types)
+    return Step(activations, _token_bytes(shape, works, target, types), sum(w.scored for w in works) * 2 * FP32)
+
+
+def _waiting_bytes(shape: Architecture, types: Types, works: Sequence[Work], row: int) -> int:
+    """Gradients of weights that wait for the rows still to come: autograd adds up all uses before it stores them."""
+    if row == len(works) - 1:
+        return 0
+    return shape.layers * sum(m.base if shape.full else m.adapter for m in shape.linears.values()) * types.compute
+
+
+def _kept_peak(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
+    # Embeddings are frozen: without trained norms the first layer does not keep its input.
+    first = 0 if shape.full else shape.hidden * types.hidden
+    total = shape.layers * _weights_bytes(shape, types) if types.casts else 0
+    peak = 0
+    for row, work in enumerate(works):
+        total += (shape.layers - 1) * layer_bytes(shape, work, target, types) - first * work.tokens
+        # The backward pass of a row begins with the last layer; the one before it is where most stands.
+        begun = total + _backward_bytes(shape, work, types) + _waiting_bytes(shape, types, works, row)
+        total += last_layer_bytes(shape, work, target, types)
+        peak = max(peak, begun, total)
+    return peak
+
+
+def _recomputed_peak(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
+    inputs = shape.hidden * types.hidden
+    casts = _weights_bytes(shape, types) if types.casts else 0
+    kept = peak = 0
+    for row, work in enumerate(works):
+        # Of the layer before the last: its own input is among those that are kept, the last layer's no longer.
+        one = layer_bytes(shape, work, target, types) - inputs * work.tokens + _backward_bytes(shape, work, types)
+        begun = kept + (shape.layers - 1) * inputs * work.tokens + one + casts
+        kept += shape.layers * inputs * work.tokens
+        peak = max(peak, begun + _waiting_bytes(shape, types, works, row))
+    # At the end of the forward pass all weights have been cast.
+    return max(peak, kept + shape.layers * casts)
+
+
+def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
+    """Ids and positions, rotations, and the masks of the routes that have them."""
+    tokens = sum(w.tokens for w in works)
+    total = tokens * (INDEX_BYTES + 2 * shape.head_size * types.hidden)
+    if target.route == "documents":
+        # Causal squares are made once for each power of two and kept: 1 + 1/4 + 1/16 + ... of the largest.
+        side = 1 << (max(w.longest_keys for w in works) - 1).bit_length()
+        total += side * side * FP32 * 4 // 3
+    if target.route == "dense":
+        total += max(w.tokens for w in works) ** 2 * (1 + types.compute)
+    return total

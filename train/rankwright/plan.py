@@ -1,0 +1,229 @@
+"""What a recipe needs on given devices: memory by part, FLOPs and seconds, from shapes on the meta device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rankwright.attention import PLAIN
+from rankwright.blocks import why_not
+from rankwright.errors import UserError
+from rankwright.flops import matmul_peak, step_flops
+from rankwright.gpus import CPU, GIB, Device, gpu, parse_gpus, this_cpu
+from rankwright.memory import Types, step_bytes
+from rankwright.model import RankModel, empty_model
+from rankwright.prompts import EncodedGroup, PromptContract, PromptEncoder
+from rankwright.recipe import Recipe
+from rankwright.setup_model import budget_tokens, load_base_tokenizer, make_trainable, precision, recipe_contract
+from rankwright.shapes import Architecture, Target, architecture_of, row_work, rows_of, step_parts
+
+ADAM_BYTES = 8  # two fp32 numbers a trained parameter
+LEAST_BUDGET = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on `count` devices of one kind. group: the longest that it can draw, see longest_group.
+
+    sharded: the base's matrices lie in parts on all devices (FSDP2). model: on the meta device.
+    """
+
+    recipe: Recipe
+    device: Device
+    count: int
+    sharded: bool
+    group: EncodedGroup
+    model: RankModel
+
+    @cached_property
+    def shape(self) -> Architecture:
+        return architecture_of(self.model)
+
+    @property
+    def bits16(self) -> bool:
+        return precision(self.recipe, not self.device.on_cpu) == "bf16"
+
+    @property
+    def budget_tokens(self) -> int:
+        return budget_tokens(self.recipe, not self.device.on_cpu)
+
+    @cached_property
+    def target(self) -> Target:
+        """With the attention route that attention.choose_route takes on such a device."""
+        route = self.recipe.model.attention
+        if route == "auto" and why_not(self.model.causal_lm.config) is not None:
+            route = PLAIN
+        elif route == "auto":
+            route = "documents" if self.device.on_cpu else "varlen" if self.bits16 else "flex"
+        return Target(route, self.device.on_cpu, self.bits16)
+
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """Bytes of one device by part, at the moment of a step when most is in use."""
+        types = Types.of(full=self.recipe.model.method == "full", bits16=self.bits16)
+        parts = self._weights(types) | self._step(types)
+        parts["Python and torch" if self.device.on_cpu else "CUDA context"] = self.device.reserve
+        return parts
+
+    def _weights(self, types: Types) -> dict[str, int]:
+        """Of the parameters; sharding.shard keeps vectors and adapters whole."""
+        adapters = self.recipe.model.method == "lora"
+        parts = {"weights": 0, "gradients": 0, "optimizer": 0}
+        for parameter in self.model.parameters():
+            whole = parameter.ndim < 2 or (adapters and parameter.requires_grad)
+            numbers = parameter.numel() if whole or not self.sharded else -(-parameter.numel() // self.count)
+            parts["weights"] += numbers * parameter.element_size()
+            parts["gradients"] += numbers * parameter.element_size() * parameter.requires_grad
+            parts["optimizer"] += numbers * ADAM_BYTES * parameter.requires_grad
+        if self.sharded:
+            # One layer computes while the next arrives; a layer's gradients are whole until they are summed.
+            layer = sum(linear.base for linear in self.shape.linears.values())
+            embeddings = self.model.causal_lm.get_input_embeddings().weight
+            gathered = layer * (3 if self.shape.full else 2) + embeddings.numel()
+            parts["gathered layers and embeddings"] = gathered * types.compute
+        return parts
+
+    def _step(self, types: Types) -> dict[str, int]:
+        (batches,) = step_parts(self.groups(), ranks=1, budget_tokens=self.budget_tokens, one_by_one=self.shape.dropout)
+        steps = []
+        for part in (part for batch in batches for part in batch):
+            works = [row_work(row, self.target) for row in rows_of(part, self.target)]
+            steps.append(step_bytes(self.shape, works, self.target, types))
+        most = max(steps, key=lambda step: step.total)
+        return {"activations": most.activations, "tokens and masks": most.tokens, "scores": most.head}
+
+    @property
+    def total(self) -> int:
+        """Bytes of one device."""
+        return sum(self.memory.values())
+
+    def groups(self, mean_tokens: int | None = None) -> list[EncodedGroup]:
+        """The groups of a step: the longest, or as long but with prompts of mean_tokens tokens."""
+        group = self.group
+        if mean_tokens is not None:
+            tail = [0] * max(1, mean_tokens - len(group.head_ids))
+            group = dataclasses.replace(group, tail_ids=[tail] * len(group.tail_ids))
+        return [group] * self.recipe.train.groups_per_step
+
+    def step_flops(self, mean_tokens: int | None = None) -> list[int]:
+        """FLOPs of each device in one step."""
+        return step_flops(
+            self.shape,
+            self.groups(mean_tokens),
+            self.target,
+            budget_tokens=self.budget_tokens,
+            ranks=self.count,
+        )
+
+    def step_seconds(self, mfu: float, mean_tokens: int | None = None) -> float:
+        """Of one step, which lasts until the busiest device is done."""
+        peak = self.device.bf16 if self.bits16 else self.device.fp32
+        return max(self.step_flops(mean_tokens)) / (peak * mfu)
+
+
+def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> EncodedGroup:
+    """As many documents as a query can give, each prompt of max_tokens, and a query that leaves them that room."""
+    documents = ["word " * contract.max_tokens] * (recipe.mine.positives + recipe.mine.negatives)
+    return PromptEncoder(contract, tokenizer).encode("", documents)
+
+
+def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
+    """Reads config.json and the tokenizer of the base, no weights; on `cpu` it measures the machine for half a second.
+
+    gpus: as gpus.parse_gpus has it. Raises UserError for what is unknown, or cannot fit; it then says what would.
+    """
+    count, name = parse_gpus(gpus)
+    if sharded and count == 1:
+        raise UserError("--fsdp2: one device has nothing to share the weights with: say how many, e.g. --gpus 8xh100")
+    device = gpu(name) if name != CPU else this_cpu(count, *map(_cpu_peak, (torch.bfloat16, torch.float32)))
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = recipe_contract(recipe, base, tokenizer)
+
+    def build(recipe: Recipe, sharded: bool) -> Plan:
+        in_bf16 = recipe.model.method == "lora" and precision(recipe, name != CPU) == "bf16"
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        with torch.device("meta"):
+            model = empty_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
+            make_trainable(recipe, model)
+        return Plan(recipe, device, count, sharded, longest_group(recipe, contract, tokenizer), model)
+
+    plan = build(recipe, sharded)
+    if plan.total > device.memory:
+        raise UserError(_too_large(plan, build))
+    return plan
+
+
+def _cpu_peak(dtype: torch.dtype) -> float:
+    return matmul_peak(dtype, torch.device("cpu"))
+
+
+def _too_large(plan: Plan, build: Callable[[Recipe, bool], Plan]) -> str:
+    largest = sorted(plan.memory.items(), key=lambda item: -item[1])[:2]
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
+    wrong = (
+        f"--gpus: needs {plan.total / GIB:.1f} GiB on each device ({parts}), and {plan.device.name} has "
+        f"{plan.device.memory / GIB:.1f}: "
+    )
+    # One change alone is better than several; what is lost least comes first.
+    tried = [[change] for change in CHANGES] + [list(CHANGES[: n + 1]) for n in range(1, len(CHANGES))]
+    changed = plan
+    for changes in tried:
+        said = []
+        changed = plan
+        for change in changes:
+            what, recipe, sharded = change(changed)
+            if what:
+                said.append(what)
+                changed = build(recipe, sharded)
+        if changed.total <= changed.device.memory:
+            return f"{wrong}it fits with {' '.join(said)} ({changed.total / GIB:.1f} GiB)"
+    return (
+        f"{wrong}choose a smaller model.base or devices with more memory "
+        f"(with {' '.join(said)} it still needs {changed.total / GIB:.1f} GiB)"
+    )
+
+
+# Ways to need less memory: a plan -> (what to say, "" when it is so already; the recipe; whether it is sharded).
+Change = Callable[[Plan], tuple[str, Recipe, bool]]
+
+
+def _smaller_budget(plan: Plan) -> tuple[str, Recipe, bool]:
+    """The largest half, quarter, ... that fits, or the least."""
+    budget = plan.budget_tokens
+    while budget > LEAST_BUDGET and plan.total > plan.device.memory:
+        budget //= 2
+        plan = dataclasses.replace(plan, recipe=_with(plan.recipe, "train", budget_tokens=budget))
+    return f"train.budget_tokens={budget}", plan.recipe, plan.sharded
+
+
+def _checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:
+    if plan.recipe.model.gradient_checkpointing:
+        return "", plan.recipe, plan.sharded
+    recipe = _with(plan.recipe, "model", gradient_checkpointing=True)
+    return "model.gradient_checkpointing=true", recipe, plan.sharded
+
+
+def _fsdp2(plan: Plan) -> tuple[str, Recipe, bool]:
+    return ("" if plan.sharded or plan.count == 1 else "--fsdp2"), plan.recipe, plan.count > 1
+
+
+def _bf16(plan: Plan) -> tuple[str, Recipe, bool]:
+    return "" if plan.bits16 else "train.precision=bf16", _with(plan.recipe, "train", precision="bf16"), plan.sharded
+
+
+def _lora(plan: Plan) -> tuple[str, Recipe, bool]:
+    if plan.recipe.model.method == "lora":
+        return "", plan.recipe, plan.sharded
+    return "model.method=lora", _with(plan.recipe, "model", method="lora"), plan.sharded
+
+
+def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
+CHANGES: tuple[Change, ...] = (_smaller_budget, _checkpointing, _fsdp2, _bf16, _lora)
