@@ -42,6 +42,7 @@ LADDER = (
     "attention",
     "blocks",
     "model",
+    "sharding",
     "methods",
     "readers beir jsonl_groups hub hub_nested reranker mining checkpoint",
     "sources setup_model teacher sampling golden parity model_card",

@@ -54,7 +54,7 @@ def fit(
         folder, state = found
         load_checkpoint(folder, model, optimizer)
         say(f"continuing after step {state.step} of {total_steps}")
-    module = accelerator.prepare(model)
+    module = model if model.sharded else accelerator.prepare(model)
     if found is None:
         state = TrainState(step=0, inputs=inputs, base_value=evaluate())
         say(f"before step 1: dev nDCG@10 {state.base_value:.3f}")
@@ -101,8 +101,8 @@ def fit(
                 state = dataclasses.replace(state, best_step=step, best_value=values["dev_nDCG@10"])
         trackers.log(values, step=step)
         due = step % settings.save_every == 0 or "dev_nDCG@10" in values or sums.stop
-        if due and accelerator.is_main_process:
-            save_checkpoint(root, state, model, optimizer, contract)
+        if due and (accelerator.is_main_process or model.sharded):
+            save_checkpoint(root, state, model, optimizer, contract, write=accelerator.is_main_process)
         if sums.stop and step < total_steps:
             raise Stopped(step, interrupted=stop.interrupted)
         dev = state.base_value if state.best_value is None else state.best_value

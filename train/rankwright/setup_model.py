@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from rankwright import console, methods
 from rankwright import model as models
@@ -65,8 +66,10 @@ def stated_instruction(recipe: Recipe) -> str | None:
     return recipe.prompt.instruction if "instruction" in recipe.prompt.model_fields_set else None
 
 
-def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract) -> RankModel:
-    """The base with LoRA adapters, or with all but its embeddings trainable."""
+def build_trainable(
+    recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract, place: torch.device | None = None
+) -> RankModel:
+    """The base with LoRA adapters, or with all but its embeddings trainable; on device() or another place."""
     settings = recipe.model
     # Frozen weights are stored in the compute type once; weights that are trained stay fp32 under autocast.
     in_bf16 = precision(recipe) == "bf16" and settings.method == "lora"
@@ -89,7 +92,7 @@ def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptC
     model.attention = settings.attention
     if settings.gradient_checkpointing:
         methods.enable_checkpointing(model)
-    return model.to(device())
+    return model.to(place or device())
 
 
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
@@ -102,6 +105,7 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
         f"{precision(recipe)} on {device().type}, gradient checkpointing "
         f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
+        f"{f'sharded over {dist.get_world_size()} processes, ' if model.sharded else ''}"
         f"micro-batches of at most {budget_tokens(recipe):,} tokens"
     )
     route, reason = model.route()
