@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rankwright.errors import UserError
 from rankwright.model import RankModel
+from rankwright.prompts import EncodedGroup
 
 # What Accelerate's launcher sets, with the value that we need, and what to do when it is another.
 NEEDED = (
@@ -87,6 +88,9 @@ def shard(model: RankModel, accelerator: Any) -> None:
     for parameter in kept:
         parameter.data = parameter.data.to(accelerator.device)
     model.sharded = True
+    # The first forward settles what belongs together, and gathers: a rank must not come to it alone.
+    with torch.no_grad():
+        model([EncodedGroup([0], [[0]], False, 0)])
 
 
 def _shards(model: RankModel) -> list[Any]:
