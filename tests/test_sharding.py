@@ -29,7 +29,7 @@ CASES: tuple[dict[str, Any], ...] = (
     {},
     {"full": True},
     {"full": True, "attention": "plain"},
-    {"groups": 2},
+    {"groups": 2, "checkpointing": True},
     {"full": True, "groups": 2},
     {"budget_tokens": 120, "dropout": 0.2},
     {"full": True, "budget_tokens": 120},

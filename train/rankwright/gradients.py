@@ -219,9 +219,9 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
     if not shards:
         return float(nn.utils.clip_grad_norm_(trained, limit))
     kept = [p.grad for p in trained if not is_shard(p) and p.grad is not None]
-    squared = nn.utils.get_total_norm(shards).square()
+    squared = nn.utils.get_total_norm(shards).double().square()
     dist.all_reduce(squared)
-    norm = (squared + nn.utils.get_total_norm(kept).square()).sqrt()
+    norm = (squared + nn.utils.get_total_norm(kept).double().square()).sqrt()
     for gradient in (*shards, *kept):
         gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
     return float(norm)
