@@ -22,7 +22,7 @@ def ours(
     """A function that trains `steps` steps and returns the seconds of each; texts are tokenised before."""
     from accelerate import Accelerator
 
-    from rankwright.gradients import accumulate, clip
+    from rankwright.gradients import accumulate, clip, prepare
     from rankwright.losses import LOSSES
     from rankwright.methods import add_lora, train_all
     from rankwright.model import load_model
@@ -40,7 +40,7 @@ def ours(
     else:
         model = train_all(model)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
-    module = accelerator.prepare(model.train())
+    prepare(model.train(), accelerator)
     optimizer = make_optimizer(model.named_parameters(), learning_rate=LEARNING_RATE, weight_decay=0.01)
     loss = LOSSES.bind("listwise_softmax", {})
     groups = [TrainGroup(str(i), tuple(t.labels), encoder.encode(t.query, t.documents)) for i, t in enumerate(lists)]
@@ -52,7 +52,7 @@ def ours(
             started = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
             options: Any = {"budget_tokens": budget_tokens, "one_by_one": False, "seed": 0, "step": step}
-            accumulate(module, drawn, loss, accelerator=accelerator, **options)
+            accumulate(model, drawn, loss, accelerator=accelerator, **options)
             clip(model.parameters(), CLIP)
             optimizer.step()
             seconds.append(time.perf_counter() - started)

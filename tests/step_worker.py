@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from rankwright.flops import step_flops
-from rankwright.gradients import accumulate
+from rankwright.gradients import accumulate, prepare
 from rankwright.losses import LOSSES
 from rankwright.memory import Types, step_bytes
 from rankwright.methods import add_lora, enable_checkpointing, train_all
@@ -109,12 +109,12 @@ def main() -> None:
     model = build(case, *((256, 6) if measure_memory else (128, 3)))
     budget, bf16 = case.get("budget", 16384), bool(case.get("bf16"))
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
-    module = accelerator.prepare(model)
+    prepare(model, accelerator)
 
     def step(drawn: list[EncodedGroup]) -> None:
         options: Any = {"budget_tokens": budget, "one_by_one": model.has_dropout, "seed": 0, "step": 1}
         train_groups = [TrainGroup(str(i), (1.0, *[0.0] * (len(g.tail_ids) - 1)), g) for i, g in enumerate(drawn)]
-        accumulate(module, train_groups, LOSSES.bind("listwise_softmax", {}), accelerator=accelerator, **options)
+        accumulate(model, train_groups, LOSSES.bind("listwise_softmax", {}), accelerator=accelerator, **options)
 
     many = 4 if case.get("checkpointing") else 2
     drawn = groups(many, 15, 300) if measure_memory else groups(3, 9, 200)

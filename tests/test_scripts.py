@@ -107,7 +107,9 @@ def test_accelerate_reads_the_configs(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.distributed_type == "MULTI_GPU" and not config.use_cpu
+    sharded = path.stem == "fsdp2"
+    assert config.distributed_type == ("FSDP" if sharded else "MULTI_GPU") and not config.use_cpu
+    assert config.fsdp_config == ({"fsdp_version": 2} if sharded else {})
     # The recipe's train.precision decides.
     assert config.mixed_precision == "no"
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 
 from rankwright.errors import UserError
 from rankwright.tracking import GuardedTracker, JsonlTracker, Trackers, check_trackers, open_trackers, read_metrics
@@ -151,7 +153,19 @@ def no_wandb_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    # Accelerate's trackers ask it which process this is.
+    PartialState(cpu=True)
     return lambda: {n: v for n, v in os.environ.items() if n.startswith("WANDB_")}
+
+
+def written(folder: Path) -> bytes:
+    """What wandb's own process has written for the run, which it may do a moment after the end."""
+    deadline, found = time.monotonic() + 20, b""
+    while b"loss" not in found and time.monotonic() < deadline:
+        (log,) = folder.glob("run-*.wandb")
+        found = log.read_bytes()
+        time.sleep(0.05)
+    return found
 
 
 def test_wandb_without_a_key_runs_offline(tmp_path: Path, no_wandb_settings: Callable[[], dict[str, str]]) -> None:
@@ -169,7 +183,20 @@ def test_wandb_without_a_key_runs_offline(tmp_path: Path, no_wandb_settings: Cal
     assert said == []
     assert wandb.run is None
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    (log,) = folder.glob("run-*.wandb")
-    assert b"loss" in log.read_bytes()
+    assert b"loss" in written(folder)
     # Other libraries of the process keep their own settings; wandb adds only the address of its service.
     assert {n: v for n, v in no_wandb_settings().items() if n != "WANDB_SERVICE"} == before
+
+
+def test_wandb_keeps_the_id_of_a_training_that_continues(
+    tmp_path: Path, no_wandb_settings: Callable[[], dict[str, str]]
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    ids = []
+    for resumed_step in (0, 2, 0):
+        trackers = start(tmp_path / "run", "wandb", resumed_step=resumed_step)
+        ids.append(wandb.run.id)
+        trackers.log({"loss": 0.5}, step=resumed_step + 1)
+        trackers.close()
+    first, continued, anew = ids
+    assert first == continued != anew

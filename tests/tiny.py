@@ -98,11 +98,11 @@ def make_tiny_llama(folder: Path, *, pad_is_eos: bool = False, layers: int = 2, 
     return _save_model(folder, LlamaForCausalLM, config, seed)
 
 
-def add_random_lora(model: Any, *, rank: int = 4, seed: int = 1) -> Any:
+def add_random_lora(model: Any, *, rank: int = 4, seed: int = 1, dropout: float = 0.0) -> Any:
     """LoRA on a RankModel with random non-zero adapters; returns the same model."""
     from rankwright.methods import add_lora
 
-    model = add_lora(model, rank=rank, alpha=2 * rank, dropout=0.0, seed=seed)
+    model = add_lora(model, rank=rank, alpha=2 * rank, dropout=dropout, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -16,6 +16,7 @@ from rankwright.atomic import atomic_folder, file_sha256
 from rankwright.methods import load_trainable_state, trainable_state
 from rankwright.model import RankModel
 from rankwright.prompts import CONTRACT_FILE, PromptContract
+from rankwright.sharding import load_optimizer_state, whole_optimizer_state
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 KEEP_NEWEST = 2
@@ -42,16 +43,22 @@ def save_checkpoint(
     model: RankModel,
     optimizer: torch.optim.Optimizer,
     contract: PromptContract,
+    *,
+    write: bool = True,
 ) -> Path:
     """Write root/step-N atomically, then remove older ones that are neither among the newest nor the best.
 
     The best as each of the newest knows it is kept: whoever falls back to the one before finds its best too.
+    write: false on all ranks but the first, which take part because a sharded model is gathered.
     """
     folder = root / f"step-{state.step}"
+    weights, optimizer_state = trainable_state(model), whole_optimizer_state(optimizer)
+    if not write:
+        return folder
     root.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as draft:
-        save_file(trainable_state(model), draft / WEIGHTS)
-        torch.save(optimizer.state_dict(), draft / OPTIMIZER)
+        save_file(weights, draft / WEIGHTS)
+        torch.save(optimizer_state, draft / OPTIMIZER)
         contract.save(draft)
         hashes = {name: file_sha256(draft / name) for name in (WEIGHTS, OPTIMIZER, CONTRACT_FILE)}
         text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2, allow_nan=False)
@@ -125,4 +132,4 @@ def load_checkpoint(
         assert not base_share, "an optimizer's state belongs to the weights as they were trained"
         # Not to the device it was saved from: on another machine there may be none, here it is the first rank's.
         values = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(values)
+        load_optimizer_state(optimizer, values)

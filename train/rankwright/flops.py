@@ -17,7 +17,7 @@ from rankwright.prompts import EncodedGroup
 from rankwright.shapes import Architecture, Target, Work, architecture_of, row_work, rows_of, step_parts, tokens_through
 
 FIRST_INPUTS = ("q_proj", "k_proj", "v_proj")
-PEAK_SECONDS = 0.25
+PEAK_SECONDS = 0.15
 PEAK_SIZES = (512, 1024, 2048, 4096, 8192)
 
 
@@ -97,22 +97,23 @@ class Utilisation:
     """The share of the peak that training reaches (MFU); Chowdhery et al. 2022, arXiv 2204.02311, appendix B.
 
     Made once, which takes under half a second: it measures the peak. As there, nothing counts twice; heads count
-    once, since that is what the model is given.
+    once, since that is what the model is given. peak: FLOP/s of one rank. Raises UserError as architecture_of does.
     """
 
     def __init__(self, model: RankModel, accelerator: Any, budget_tokens: int) -> None:
         bits16 = accelerator.mixed_precision == "bf16"
-        self._target = Target(model.route()[0], model.device.type == "cpu", bits16)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bits16):
+            self._target = Target(model.route()[0], model.device.type == "cpu", bits16)
         self._shape = architecture_of(model)
         self._budget_tokens = budget_tokens
         self._ranks: int = accelerator.num_processes
-        self._peak = matmul_peak(torch.bfloat16 if bits16 else torch.float32, model.device)
+        self.peak = matmul_peak(torch.bfloat16 if bits16 else torch.float32, model.device)
 
     def share(self, groups: Sequence[EncodedGroup], seconds: float) -> float:
         """FLOP/s over the peak of all ranks, for one step over `groups` that took `seconds`."""
         ranks, budget_tokens = self._ranks, self._budget_tokens
         by_rank = step_flops(self._shape, groups, self._target, budget_tokens=budget_tokens, ranks=ranks, again=False)
-        return sum(by_rank) / (seconds * ranks * self._peak)
+        return sum(by_rank) / (seconds * ranks * self.peak)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, repeat, zip_longest
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,11 +15,15 @@ from torch import Tensor, nn
 from rankwright.batching import plan_step
 from rankwright.layout import split_group
 from rankwright.losses import Loss
+from rankwright.model import RankModel
 from rankwright.prompts import EncodedGroup
 from rankwright.ranking import stable_hash
 from rankwright.sampling import TrainGroup
+from rankwright.sharding import is_shard
 
 # Q groups, D documents (padded), N scored prompts.
+# Gradients are summed over the ranks in pieces of about this many numbers (100 MB in fp32).
+REDUCE_NUMBERS = 25_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ class StepSums:
 
 
 def accumulate(
-    module: nn.Module,
+    model: RankModel,
     groups: Sequence[TrainGroup],
     loss: Loss,
     *,
@@ -51,29 +57,35 @@ def accumulate(
 
     Every rank computes the plan of all ranks; each loss is weighted and divided by the GLOBAL sum of the weights, so
     that gradients are summed, never averaged; a rank without groups contributes zeros. one_by_one: a group a
-    micro-batch, so that its dropout does not depend on its neighbours.
+    micro-batch, so that its dropout does not depend on its neighbours. A sharded model needs as many passes on
+    every rank: whoever has fewer adds passes of no weight.
     """
     budget = 0 if one_by_one else budget_tokens
     plan = plan_step([g.encoded.tokens for g in groups], ranks=accelerator.num_processes, budget_tokens=budget)
     divisor = sum(g.weight for g in groups)
     totals, bad = torch.zeros(4, dtype=torch.float64), list[str]()
-    for micro_batch in plan[accelerator.process_index]:
-        mine = [groups[i] for i in micro_batch]
-        key = (seed, step, mine[0].query_id)
-        with accelerator.no_sync(module):
-            scores_N, loss_Q = _backward(module, mine, loss, divisor, budget_tokens, key, accelerator)
-        bad += [g.query_id for g, ok in zip(mine, loss_Q.isfinite().tolist(), strict=True) if not ok]
-        totals[0] += sum(g.weight * one for g, one in zip(mine, loss_Q.tolist(), strict=True)) / divisor
-        totals[1:3] += score_distances(*to_lists(scores_N, mine)).cpu() / len(groups)
+    rank = accelerator.process_index
+    own = [[groups[i] for i in micro_batch] for micro_batch in plan[rank]]
+    idle = _idle_passes(plan, groups, budget_tokens, rank) if model.sharded else [(0, 0)] * len(own)
+    for number, (first, second) in enumerate(idle):
+        _run_idle(model, groups[0], first)
+        if number < len(own):
+            mine = own[number]
+            key = (seed, step, mine[0].query_id)
+            scores_N, loss_Q = _backward(model, mine, loss, divisor, budget_tokens, key, accelerator)
+            bad += [g.query_id for g, ok in zip(mine, loss_Q.isfinite().tolist(), strict=True) if not ok]
+            totals[0] += sum(g.weight * one for g, one in zip(mine, loss_Q.tolist(), strict=True)) / divisor
+            totals[1:3] += score_distances(*to_lists(scores_N, mine)).cpu() / len(groups)
+        _run_idle(model, groups[0], second, accelerator)
     totals[3] = stop
     bad = _over_ranks(totals, bad)
-    reduce_gradients(module.parameters())
+    reduce_gradients(model.parameters())
     values = totals.tolist()
     return StepSums(values[0], values[1], values[2], values[3] > 0, tuple(bad))
 
 
 def _backward(
-    module: nn.Module,
+    model: RankModel,
     groups: Sequence[TrainGroup],
     loss: Loss,
     divisor: float,
@@ -90,7 +102,7 @@ def _backward(
     weights_Q = torch.tensor([g.weight / divisor for g in groups])
     if len(parts) == 1:
         _seed(key, 0)
-        scores_N = module(parts[0])
+        scores_N = model(parts[0])
         loss_Q = loss(*to_lists(scores_N, groups))
         accelerator.backward((loss_Q * weights_Q.to(loss_Q)).sum())
         return scores_N.detach(), loss_Q.detach()
@@ -98,15 +110,38 @@ def _backward(
     for number, part in enumerate(parts):
         _seed(key, number)
         with torch.no_grad():
-            scores.append(module(part))
+            scores.append(model(part))
     scores_N = torch.cat(scores).requires_grad_()
     loss_Q = loss(*to_lists(scores_N, groups))
     (gradient_N,) = torch.autograd.grad((loss_Q * weights_Q.to(loss_Q)).sum(), scores_N)
     gradients = torch.split(gradient_N, [len(s) for s in scores])
     for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
         _seed(key, number)
-        accelerator.backward((module(part) * gradient).sum())
+        accelerator.backward((model(part) * gradient).sum())
     return scores_N.detach(), loss_Q.detach()
+
+
+def _idle_passes(
+    plan: Sequence[Sequence[Sequence[int]]], groups: Sequence[TrainGroup], budget_tokens: int, rank: int
+) -> list[tuple[int, int]]:
+    """For each micro-batch: (passes without a graph, passes with one) that `rank` lacks beside the busiest rank."""
+    passes = []
+    for micro_batches in plan:
+        parts = [len(_parts([groups[i] for i in micro_batch], budget_tokens)) for micro_batch in micro_batches]
+        passes.append([(count if count > 1 else 0, count) for count in parts])
+    most = [list(map(max, zip(*one, strict=True))) for one in zip_longest(*passes, fillvalue=(0, 0))]
+    own = chain(passes[rank], repeat((0, 0)))
+    return [(first - had[0], second - had[1]) for (first, second), had in zip(most, own, strict=False)]
+
+
+def _run_idle(model: RankModel, group: TrainGroup, passes: int, accelerator: Any = None) -> None:
+    """Passes over two tokens that add nothing to the gradient, with a backward pass where an accelerator is given."""
+    smallest = EncodedGroup(group.encoded.head_ids[:1], [group.encoded.tail_ids[0][:1]], False, 0)
+    for _ in range(passes):
+        with nullcontext() if accelerator else torch.no_grad():
+            scores_N = model([smallest])
+        if accelerator:
+            accelerator.backward((scores_N * 0.0).sum())
 
 
 def _parts(groups: Sequence[TrainGroup], budget_tokens: int) -> list[list[EncodedGroup]]:
@@ -156,24 +191,52 @@ def _over_ranks(totals: Tensor, names: list[str]) -> list[str]:
     return sorted(name for _, found in everywhere for name in found)
 
 
+def prepare(model: RankModel, accelerator: Any) -> None:
+    """Autocast as Accelerate has it, and on every rank the first one's weights.
+
+    Not in DistributedDataParallel, which would hold the gradients a second time: see reduce_gradients.
+    """
+    accelerator.prepare_model(model, evaluation_mode=True)
+    if dist.is_initialized():
+        for tensor in chain(model.parameters(), model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+
+
 def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients over the ranks in one all-reduce a dtype; a missing gradient counts as zeros."""
+    """Sum the gradients over the ranks, REDUCE_NUMBERS at a time; a missing gradient counts as zeros.
+
+    Those of sharded parameters have been summed in the backward pass.
+    """
     if not dist.is_initialized():
         return
-    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+    pieces: dict[torch.dtype, list[list[nn.Parameter]]] = {}
     for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            by_dtype.setdefault(parameter.dtype, []).append(parameter)
-    for trained in by_dtype.values():
-        flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+        if parameter.requires_grad and not is_shard(parameter):
+            of_type = pieces.setdefault(parameter.dtype, [[]])
+            if sum(p.numel() for p in of_type[-1]) + parameter.numel() > REDUCE_NUMBERS and of_type[-1]:
+                of_type.append([])
+            of_type[-1].append(parameter)
+    for trained in chain.from_iterable(pieces.values()):
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        flat = torch.cat([gradient.flatten() for gradient in found])
         dist.all_reduce(flat)
         for parameter, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale the gradient to a norm of at most `limit`; returns the norm before, which may not be finite."""
+    """Scale the gradient to a norm of at most `limit`; returns the norm before, which may not be finite.
+
+    The norm is that of the whole gradient, of sharded parameters too.
+    """
     trained = [p for p in parameters if p.requires_grad]
-    return float(nn.utils.clip_grad_norm_(trained, limit))
+    shards = [cast(Any, p.grad).to_local() for p in trained if is_shard(p) and p.grad is not None]
+    if not shards:
+        return float(nn.utils.clip_grad_norm_(trained, limit))
+    kept = [p.grad for p in trained if not is_shard(p) and p.grad is not None]
+    squared = nn.utils.get_total_norm(shards).double().square()
+    dist.all_reduce(squared)
+    norm = (squared + nn.utils.get_total_norm(kept).double().square()).sqrt()
+    for gradient in (*shards, *kept):
+        gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+    return float(norm)

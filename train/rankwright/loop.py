@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rankwright.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
-from rankwright.errors import Stopped
-from rankwright.gradients import accumulate, clip
+from rankwright.errors import Stopped, UserError
+from rankwright.flops import Utilisation
+from rankwright.gradients import accumulate, clip, prepare
 from rankwright.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
 from rankwright.losses import Loss
 from rankwright.model import RankModel
 from rankwright.optim import SCHEDULES, learning_rate_factor, make_optimizer
 from rankwright.prompts import PromptContract
 from rankwright.recipe import Train
-from rankwright.sampling import GroupSource
+from rankwright.sampling import GroupSource, TrainGroup
 from rankwright.tracking import Trackers
 
 
@@ -54,13 +55,15 @@ def fit(
         folder, state = found
         load_checkpoint(folder, model, optimizer)
         say(f"continuing after step {state.step} of {total_steps}")
-    module = accelerator.prepare(model)
+    if not model.sharded:
+        prepare(model, accelerator)
     if found is None:
         state = TrainState(step=0, inputs=inputs, base_value=evaluate())
         say(f"before step 1: dev nDCG@10 {state.base_value:.3f}")
     trackers = open_trackers(state.step)
     if state.step == 0:
         trackers.log({"dev_nDCG@10": state.base_value}, step=0)
+    utilisation = _utilisation(model, accelerator, budget_tokens, say)
     schedule, spread = SCHEDULES[settings.schedule], SpreadWatch(say)
     advance(state.step)
     model.train()
@@ -72,7 +75,7 @@ def fit(
             check_first_group(model, groups[0].encoded)
         optimizer.zero_grad(set_to_none=True)
         sums = accumulate(
-            module,
+            model,
             groups,
             loss,
             budget_tokens=budget_tokens,
@@ -92,20 +95,39 @@ def fit(
         seconds = time.perf_counter() - started
         values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread}
         values |= {"gradient_norm": norm, "learning_rate": settings.learning_rate * factor}
-        values |= {"pairs_per_s": sum(len(g.labels) for g in groups) / seconds}
-        values |= {"tokens_per_s": sum(g.encoded.tokens for g in groups) / seconds}
+        speed = _speed(groups, seconds, utilisation)
         state = dataclasses.replace(state, step=step)
         if step % settings.evaluate_every == 0 or step == total_steps:
             values["dev_nDCG@10"] = evaluate()
             if state.best_value is None or values["dev_nDCG@10"] > state.best_value:
                 state = dataclasses.replace(state, best_step=step, best_value=values["dev_nDCG@10"])
-        trackers.log(values, step=step)
+        trackers.log(values | speed, step=step)
         due = step % settings.save_every == 0 or "dev_nDCG@10" in values or sums.stop
-        if due and accelerator.is_main_process:
-            save_checkpoint(root, state, model, optimizer, contract)
+        if due and (accelerator.is_main_process or model.sharded):
+            save_checkpoint(root, state, model, optimizer, contract, write=accelerator.is_main_process)
         if sums.stop and step < total_steps:
             raise Stopped(step, interrupted=stop.interrupted)
         dev = state.base_value if state.best_value is None else state.best_value
-        advance(1, loss=sums.loss, dev=dev, pairs_per_s=values["pairs_per_s"])
+        advance(1, loss=sums.loss, dev=dev, **speed)
     accelerator.wait_for_everyone()
     return state
+
+
+def _utilisation(
+    model: RankModel, accelerator: Any, budget_tokens: int, say: Callable[[str], None]
+) -> Utilisation | None:
+    try:
+        found = Utilisation(model, accelerator, budget_tokens)
+    except UserError as error:
+        say(f"no MFU: {error}")
+        return None
+    say(f"MFU is the share of {found.peak / 1e12:.3g} TFLOP/s, measured here on a product of matrices")
+    return found
+
+
+def _speed(groups: Sequence[TrainGroup], seconds: float, utilisation: Utilisation | None) -> dict[str, float]:
+    values = {"pairs_per_s": sum(len(g.labels) for g in groups) / seconds}
+    values["tokens_per_s"] = sum(g.encoded.tokens for g in groups) / seconds
+    if utilisation is not None:
+        values["mfu"] = utilisation.share([g.encoded for g in groups], seconds)
+    return values

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankwright.errors import UserError, nearest
 from rankwright.model import RankModel
+from rankwright.sharding import as_stored, whole
 
 
 def add_lora(
@@ -88,8 +89,11 @@ def enable_checkpointing(model: RankModel) -> None:
 
 
 def trainable_state(model: RankModel) -> dict[str, Tensor]:
-    """Name -> trained parameter, detached, on the CPU: what a checkpoint holds."""
-    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    """Name -> trained parameter, detached, on the CPU: what a checkpoint holds.
+
+    All ranks have to ask for those of a sharded model, and only the first gets them: see sharding.whole.
+    """
+    return {n: whole(p.detach()).cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def load_trainable_state(model: RankModel, state: dict[str, Tensor], *, base_share: float = 0.0) -> None:
@@ -111,9 +115,8 @@ def load_trainable_state(model: RankModel, state: dict[str, Tensor], *, base_sha
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(
-                state[name] if not base_share else _nearer_to_base(name, parameter, state[name], base_share)
-            )
+            stored = as_stored(state[name], parameter)
+            parameter.copy_(stored if not base_share else _nearer_to_base(name, parameter, stored, base_share))
 
 
 def _nearer_to_base(name: str, base: Tensor, tuned: Tensor, base_share: float) -> Tensor:

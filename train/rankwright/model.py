@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rankwright.attention import PLAIN, choose_route
-from rankwright.batching import Chunk, pad_chunks
+from rankwright.batching import CHUNK_TOKENS, Chunk, pad_chunks
 from rankwright.blocks import Block, score_states, why_not
 from rankwright.errors import UserError
 from rankwright.frames import choose_pad_token
@@ -34,10 +34,12 @@ class RankModel(nn.Module):
     lm: a transformers decoder with a language-model or a one-label classification head, or a PeftModel around it.
     rows_2H: fp32 buffer, the rows of "no" and "yes"; a one-label head w is stored as (0, w).
     attention: a route of attention.ROUTES, `plain`, or `auto`: see route().
+    sharded: this rank has a part of the weights only: see sharding.shard.
     """
 
     rows_2H: Tensor
     attention = "auto"
+    sharded = False
 
     def __init__(self, lm: nn.Module, rows_2H: Tensor, pad_id: int) -> None:
         super().__init__()
@@ -99,13 +101,17 @@ class RankModel(nn.Module):
     def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """scores_N fp32 of all documents of all groups, in order; every group has at least one."""
         route, _ = self.route()
+        # Every row or chunk gathers sharded weights, and all ranks have to gather equally often.
+        at_once = self.sharded and self.training
         if route == PLAIN:
-            chunks = pad_chunks([g.head_ids + tail for g in groups for tail in g.tail_ids], pad_id=self.pad_id)
+            prompts = [g.head_ids + tail for g in groups for tail in g.tail_ids]
+            limit = UNLIMITED if at_once else CHUNK_TOKENS
+            chunks = pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
             order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
             return torch.cat([self._score(self._padded_states(chunk)) for chunk in chunks])[torch.argsort(order)]
         on_cpu = self.device.type == "cpu"
         multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
-        rows = pack(groups, CPU_ROW_TOKENS if on_cpu else None, multiple)
+        rows = pack(groups, CPU_ROW_TOKENS if on_cpu and not at_once else None, multiple)
         return torch.cat([self._score(self._packed_states(row, route)) for row in rows])
 
     def _packed_states(self, row: Row, route: str) -> Tensor:

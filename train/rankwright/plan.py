@@ -15,7 +15,8 @@ from rankwright.blocks import why_not
 from rankwright.errors import UserError
 from rankwright.flops import matmul_peak, step_flops
 from rankwright.gpus import CPU, GIB, Device, gpu, parse_gpus, this_cpu
-from rankwright.memory import Types, step_bytes
+from rankwright.gradients import REDUCE_NUMBERS
+from rankwright.memory import FP32, Types, step_bytes
 from rankwright.model import RankModel, empty_model
 from rankwright.prompts import EncodedGroup, PromptContract, PromptEncoder
 from rankwright.recipe import Recipe
@@ -86,6 +87,8 @@ class Plan:
             embeddings = self.model.causal_lm.get_input_embeddings().weight
             gathered = layer * (3 if self.shape.full else 2) + embeddings.numel()
             parts["gathered layers and embeddings"] = gathered * types.compute
+        elif self.count > 1:
+            parts["summing gradients"] = min(parts["gradients"], FP32 * REDUCE_NUMBERS)
         return parts
 
     def _step(self, types: Types) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from rankwright import console, methods
 from rankwright import model as models
@@ -76,14 +77,16 @@ def stated_instruction(recipe: Recipe) -> str | None:
     return recipe.prompt.instruction if "instruction" in recipe.prompt.model_fields_set else None
 
 
-def build_trainable(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract) -> RankModel:
-    """The base with LoRA adapters, or with all but its embeddings trainable."""
+def build_trainable(
+    recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract, place: torch.device | None = None
+) -> RankModel:
+    """The base with LoRA adapters, or with all but its embeddings trainable; on device() or another place."""
     settings = recipe.model
     # Frozen weights are stored in the compute type once; weights that are trained stay fp32 under autocast.
     in_bf16 = precision(recipe) == "bf16" and settings.method == "lora"
     dtype = torch.bfloat16 if in_bf16 else torch.float32
     model = models.load_model(base, contract, tokenizer, revision=settings.revision, dtype=dtype)
-    return make_trainable(recipe, model).to(device())
+    return make_trainable(recipe, model).to(place or device())
 
 
 def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
@@ -119,9 +122,11 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
         f"{precision(recipe)} on {device().type}, gradient checkpointing "
         f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
+        f"{f'sharded over {dist.get_world_size()} processes, ' if model.sharded else ''}"
         f"micro-batches of at most {budget_tokens(recipe):,} tokens"
     )
-    route, reason = model.route()
+    with torch.autocast(device().type, torch.bfloat16, enabled=precision(recipe) == "bf16"):
+        route, reason = model.route()
     say(f"attention {route}: {reason}" + ("" if route == PLAIN else "; a query's head is computed once a row"))
     say(
         f"prompt {contract.mode}: at most {contract.max_tokens} tokens, the query at most {contract.query_tokens}; "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankwright.atomic import write_lines_atomic
+from rankwright.atomic import write_lines_atomic, write_text_atomic
 from rankwright.errors import UserError, did_you_mean
 
 
@@ -105,17 +106,32 @@ def open_trackers(
     resumed_step: int,
     say: Callable[[str], None],
 ) -> Trackers:
-    """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...)."""
+    """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
+
+    wandb: the run's id is kept in the folder, so that a training that continues stays one run; without a key it is
+    offline (`wandb sync` sends it later).
+    """
     trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
     for name in names:
         try:
-            trackers.append(GuardedTracker(name, _accelerate_tracker(name, folder, run_name, config), say))
+            tracker = _accelerate_tracker(name, folder, run_name, config, resumed_step)
+            trackers.append(GuardedTracker(name, tracker, say))
         except Exception as error:
             say(f"tracker {name} could not start ({error}): training goes on without it")
     return Trackers(trackers)
 
 
-def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[str, Any]) -> Any:
+def _wandb_id(folder: Path, resumed_step: int) -> str:
+    """The id that the folder's run has, or a new one for a training that starts."""
+    path = folder / "wandb_id"
+    if resumed_step and path.is_file():
+        return path.read_text(encoding="ascii").strip()
+    name = uuid.uuid4().hex[:12]
+    write_text_atomic(path, name + "\n")
+    return name
+
+
+def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[str, Any], resumed_step: int) -> Any:
     import os
 
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -123,10 +139,12 @@ def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[
     factory = LOGGER_TYPE_TO_CLASS[name]
     options: dict[str, Any] = {"logging_dir": str(folder)} if factory.requires_logging_directory else {}
     if name == "wandb":
-        options = {"dir": str(folder), "name": run_name}
+        options = {"dir": str(folder), "name": run_name, "id": _wandb_id(folder, resumed_step)}
         if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
             # It would ask for a key at the terminal, and wait.
             options["mode"] = "offline"
+        if options.get("mode", os.environ.get("WANDB_MODE")) != "offline":
+            options["resume"] = "allow"
     tracker = factory("rankwright" if name == "wandb" else run_name, **options)
     getattr(tracker, "start", lambda: None)()
     tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str)})

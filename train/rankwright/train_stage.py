@@ -8,9 +8,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from rankwright import console, mining
+from rankwright import console, mining, sharding
 from rankwright.checkpoint import TrainState, newest_checkpoint, put_damaged_away
 from rankwright.data_files import qualified, read_split
 from rankwright.evaluate import HEADLINE, measure, rerank
@@ -44,18 +45,13 @@ def make_accelerator(recipe: Recipe) -> Any:
     """One process or many, as the launcher's environment says; gloo on CPUs."""
     from datetime import timedelta
 
-    import torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
+    sharding.is_wanted()  # refuses what we do not follow before Accelerate acts on it
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if precision(recipe) == "bf16" else "no",
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(hours=WAIT_HOURS)),
-            # Buffers are constant, and broadcasting them would be a collective in every forward: ranks with
-            # fewer micro-batches, or none, would leave the others waiting.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-        ],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=WAIT_HOURS))],
     )
 
 
@@ -63,7 +59,12 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
     """Train, or continue; returns the state at the end, whose best_step names the checkpoint to use."""
     base, tokenizer = load_base_tokenizer(recipe)
     contract = recipe_contract(recipe, base, tokenizer)
-    model = build_trainable(recipe, base, tokenizer, contract)
+    # A single process has nobody to share with.
+    shared = sharding.is_wanted() and accelerator.num_processes > 1
+    # Not on the GPU before it is sharded: the whole model may be too large for it.
+    model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu") if shared else None)
+    if shared:
+        sharding.shard(model, accelerator)
     describe(recipe, model, contract, console.say)
     encoder = PromptEncoder(contract, tokenizer)
     if accelerator.is_main_process:
@@ -171,7 +172,10 @@ def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple
 
 
 def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callable[[], float]:
-    """A function that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares."""
+    """A function that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares.
+
+    A sharded model is whole on every rank for that time: see sharding.gathered.
+    """
     collections = [qualified(c) for c in read_split(run.path / "data", "dev")]
     candidates = mining.read_candidates(run.path / "dev_candidates.jsonl")
     shares = dev_queries(recipe, collections)
@@ -180,9 +184,10 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
 
     def evaluate() -> float:
         values: list[float] = []
-        for collection, query_ids in shares:
-            mine = rerank(reranker, collection, candidates, query_ids[rank::ranks], lambda *_: None)
-            values += dev_values(mine, collection, query_ids, ranks)
+        with sharding.gathered(reranker.model):
+            for collection, query_ids in shares:
+                mine = rerank(reranker, collection, candidates, query_ids[rank::ranks], lambda *_: None)
+                values += dev_values(mine, collection, query_ids, ranks)
         return sum(values) / len(values)
 
     return evaluate
