@@ -108,8 +108,8 @@ def open_trackers(
 ) -> Trackers:
     """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
 
-    wandb: the run's id is kept in the folder, so that a training that continues stays one run; without a key it is
-    offline (`wandb sync` sends it later).
+    wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
+    wandb is offline (`wandb sync` sends it later).
     """
     trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
     for name in names:
@@ -121,9 +121,9 @@ def open_trackers(
     return Trackers(trackers)
 
 
-def _wandb_id(folder: Path, resumed_step: int) -> str:
+def _run_id(folder: Path, resumed_step: int) -> str:
     """The id that the folder's run has, or a new one for a training that starts."""
-    path = folder / "wandb_id"
+    path = folder / "tracker_id"
     if resumed_step and path.is_file():
         return path.read_text(encoding="ascii").strip()
     name = uuid.uuid4().hex[:12]
@@ -139,13 +139,15 @@ def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[
     factory = LOGGER_TYPE_TO_CLASS[name]
     options: dict[str, Any] = {"logging_dir": str(folder)} if factory.requires_logging_directory else {}
     if name == "wandb":
-        options = {"dir": str(folder), "name": run_name, "id": _wandb_id(folder, resumed_step)}
+        options = {"dir": str(folder), "name": run_name, "id": _run_id(folder, resumed_step)}
         if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
             # It would ask for a key at the terminal, and wait.
             options["mode"] = "offline"
         if options.get("mode", os.environ.get("WANDB_MODE")) != "offline":
             options["resume"] = "allow"
-    tracker = factory("rankwright" if name == "wandb" else run_name, **options)
+    if name == "trackio":
+        options |= {"name": f"{run_name}-{_run_id(folder, resumed_step)}", "resume": "allow"}
+    tracker = factory("rankwright" if name in ("wandb", "trackio") else run_name, **options)
     getattr(tracker, "start", lambda: None)()
     tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str)})
     return tracker
