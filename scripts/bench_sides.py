@@ -16,47 +16,64 @@ RANK, ALPHA = 16, 32
 LEARNING_RATE, CLIP = 1e-4, 1.0
 
 
+class OurTraining:
+    """A model in training. attention: a route of the package, or `auto`."""
+
+    def __init__(self, base: Path, *, method: str, bf16: bool, budget_tokens: int, attention: str = "auto") -> None:
+        from accelerate import Accelerator
+
+        from rankwright.gradients import prepare
+        from rankwright.losses import LOSSES
+        from rankwright.methods import add_lora, train_all
+        from rankwright.model import load_model
+        from rankwright.optim import make_optimizer
+        from rankwright.prompts import PromptEncoder
+
+        contract, tokenizer = read_contract(base)
+        self.encoder = PromptEncoder(contract, tokenizer)
+        frozen_in = torch.bfloat16 if bf16 and method == "lora" else torch.float32
+        model = load_model(str(base), contract, tokenizer, dtype=frozen_in)
+        if method == "lora":
+            model.requires_grad_(False)
+            model = add_lora(model, rank=RANK, alpha=ALPHA, dropout=0.0, seed=0)
+        else:
+            model = train_all(model)
+        model.attention = attention
+        self.model, self.budget_tokens = model.train(), budget_tokens
+        self.accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
+        prepare(model, self.accelerator)
+        self.optimizer = make_optimizer(model.named_parameters(), learning_rate=LEARNING_RATE, weight_decay=0.01)
+        self.loss = LOSSES.bind("listwise_softmax", {})
+
+    def step(self, groups: Sequence[Any], number: int) -> float:
+        """Seconds of one optimizer step over groups of token ids."""
+        from rankwright.gradients import accumulate, clip
+
+        started = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        options: Any = {"budget_tokens": self.budget_tokens, "one_by_one": False, "seed": 0, "step": number}
+        accumulate(self.model, groups, self.loss, accelerator=self.accelerator, **options)
+        clip(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        return time.perf_counter() - started
+
+
 def ours(
     base: Path, lists: Sequence[Texts], *, method: str, bf16: bool, groups_per_step: int, budget_tokens: int
 ) -> Callable[[int], list[float]]:
     """A function that trains `steps` steps and returns the seconds of each; texts are tokenised before."""
-    from accelerate import Accelerator
-
-    from rankwright.gradients import accumulate, clip, prepare
-    from rankwright.losses import LOSSES
-    from rankwright.methods import add_lora, train_all
-    from rankwright.model import load_model
-    from rankwright.optim import make_optimizer
-    from rankwright.prompts import PromptEncoder
     from rankwright.sampling import TrainGroup
 
-    contract, tokenizer = read_contract(base)
-    encoder = PromptEncoder(contract, tokenizer)
-    frozen_in = torch.bfloat16 if bf16 and method == "lora" else torch.float32
-    model = load_model(str(base), contract, tokenizer, dtype=frozen_in)
-    if method == "lora":
-        model.requires_grad_(False)
-        model = add_lora(model, rank=RANK, alpha=ALPHA, dropout=0.0, seed=0)
-    else:
-        model = train_all(model)
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no")
-    prepare(model.train(), accelerator)
-    optimizer = make_optimizer(model.named_parameters(), learning_rate=LEARNING_RATE, weight_decay=0.01)
-    loss = LOSSES.bind("listwise_softmax", {})
-    groups = [TrainGroup(str(i), tuple(t.labels), encoder.encode(t.query, t.documents)) for i, t in enumerate(lists)]
+    training = OurTraining(base, method=method, bf16=bf16, budget_tokens=budget_tokens)
+    encode = training.encoder.encode
+    groups = [TrainGroup(str(i), tuple(t.labels), encode(t.query, t.documents)) for i, t in enumerate(lists)]
 
     def train(steps: int) -> list[float]:
-        seconds = []
-        for step in range(steps):
-            drawn = [groups[(step * groups_per_step + i) % len(groups)] for i in range(groups_per_step)]
-            started = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
-            options: Any = {"budget_tokens": budget_tokens, "one_by_one": False, "seed": 0, "step": step}
-            accumulate(model, drawn, loss, accelerator=accelerator, **options)
-            clip(model.parameters(), CLIP)
-            optimizer.step()
-            seconds.append(time.perf_counter() - started)
-        return seconds
+        drawn = [
+            [groups[(step * groups_per_step + i) % len(groups)] for i in range(groups_per_step)]
+            for step in range(steps)
+        ]
+        return [training.step(one, number) for number, one in enumerate(drawn)]
 
     return train
 

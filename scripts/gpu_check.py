@@ -20,13 +20,16 @@ from torch import Tensor
 
 from rankwright.attention import PLAIN, ROUTES
 from rankwright.errors import UserError
+from rankwright.flops import matmul_peak, step_flops
+from rankwright.memory import Types, step_bytes
 from rankwright.methods import add_lora, enable_checkpointing
 from rankwright.model import RankModel
 from rankwright.prompts import EncodedGroup
+from rankwright.shapes import Target, architecture_of, row_work, rows_of
 
 # hidden size, layers, query heads, key heads, head size, MLP size, vocabulary, tokens of a head, of a document.
 SHAPES = {"0.6b": (1024, 28, 16, 8, 128, 3072, 151_936, 120, 300), "tiny": (64, 2, 4, 2, 16, 128, 1000, 20, 40)}
-DOCUMENTS, REPEATS = 8, 5
+DOCUMENTS, REPEATS, BUDGET_TOKENS = 8, 5, 16384
 
 
 def main() -> int:
@@ -48,6 +51,7 @@ def main() -> int:
         model, groups = build(options.shape, device, dtype)
         found[label] = check_routes(model, groups, dtype, failures)
         found[label] |= {"speed": speeds(model, options.shape, device)}
+        found[label] |= {"memory": check_memory(model, options.shape, device, failures)}
         del model
         torch.cuda.empty_cache() if device.type == "cuda" else None
     if options.json:
@@ -146,16 +150,17 @@ def check_routes(
 
 
 def speeds(model: RankModel, shape: str, device: torch.device) -> dict[str, float]:
-    """Pairs a second of training (with its peak memory) and of scoring 1 x 100: together, plain, and one by one."""
+    """Pairs a second of training (also as a share of the peak) and of scoring 1 x 100: together, plain, one by one."""
     found: dict[str, float] = {}
     training = make_groups(shape, 2, 16)
     for name, attention in (("train", "auto"), ("train_plain", PLAIN)):
         model.attention = attention
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         found[name] = 32 / timed(lambda: scores_and_gradient(model, training), device)
-        if device.type == "cuda":
-            found[f"{name}_peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    model.attention = "auto"
+    target = Target(model.route()[0], device.type == "cpu", model.compute_dtype == torch.bfloat16)
+    (flops,) = step_flops(architecture_of(model), training, target, budget_tokens=BUDGET_TOKENS, again=False)
+    found["matmul_peak_tflops"] = matmul_peak(model.compute_dtype, device) / 1e12
+    found["mfu"] = flops * found["train"] / 32 / found["matmul_peak_tflops"] / 1e12
     (group,) = make_groups(shape, 1, 100)
     single = [EncodedGroup(group.head_ids, [tail], False, 0) for tail in group.tail_ids]
     with torch.no_grad():
@@ -167,6 +172,33 @@ def speeds(model: RankModel, shape: str, device: torch.device) -> dict[str, floa
     model.attention = "auto"
     found["score_over_one_by_one"] = found["score"] / found["score_one_by_one"]
     print("  " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    return found
+
+
+def check_memory(model: RankModel, shape: str, device: torch.device, failures: list[str]) -> dict[str, float]:
+    """The peak of a micro-batch, with and without gradient checkpointing, beside what `rankwright plan` counts."""
+    if device.type != "cuda":
+        print("  memory against the plan: left out: it is counted on a CUDA device only")
+        return {}
+    found = {}
+    groups = make_groups(shape, 2, 16)
+    target = Target(model.route()[0], False, model.compute_dtype == torch.bfloat16)
+    for name in ("kept", "recomputed"):
+        if name == "recomputed":
+            enable_checkpointing(model)
+        scores_and_gradient(model, groups)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(groups).sum().backward()
+        real = torch.cuda.max_memory_allocated() - before
+        works = [row_work(row, target) for row in rows_of(groups, target)]
+        types = Types.of(full=False, bits16=target.bits16)
+        plan = step_bytes(architecture_of(model), works, target, types).total
+        found |= {f"{name}_gb": real / 2**30, f"{name}_plan_gb": plan / 2**30}
+        print(f"  {model.compute_dtype} activations {name}: {real / 2**30:.2f} GiB, planned {plan / 2**30:.2f}")
+        if not abs(plan / real - 1) < 0.15:
+            failures.append(f"memory in {model.compute_dtype}, {name}: {real / 2**30:.2f} GiB, plan {plan / 2**30:.2f}")
+    model.causal_lm.gradient_checkpointing_disable()
     return found
 
 

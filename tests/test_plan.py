@@ -125,7 +125,10 @@ def test_memory_parts_of_a_known_shape(tmp_path: Path, large: Path) -> None:
     assert full.memory["gradients"] == 4 * trained and full.memory["optimizer"] == 8 * trained
     sharded = make_plan(full.recipe, "8xh100", sharded=True)
     assert sharded.memory["optimizer"] == pytest.approx(trained, rel=0.01)
-    assert sharded.memory["activations"] == full.memory["activations"]
+    # Sharded weights arrive in bf16, without copies that autocast would keep.
+    copies = 2 * sum(p.numel() for n, p in full.model.named_parameters() if ".layers." in n)
+    saved = full.memory["activations"] - sharded.memory["activations"]
+    assert saved == pytest.approx(copies, rel=0.01)
     # Eight devices share a step's FLOPs; the four groups of this recipe keep four of them busy.
     assert sum(f > 0 for f in full.step_flops()) == 4
     # But for what fills rows up to a multiple of 128 tokens.
@@ -154,7 +157,7 @@ def test_the_command_shows_parts_and_hours(tmp_path: Path, large: Path) -> None:
     recipe = jobs.job(tmp_path / "job", large, train={"max_steps": None, "epochs": 2})
     done = jobs.rankwright("plan", recipe, "--gpus", "8xh100", "--queries", 1000, "--mean-tokens", 100)
     assert done.returncode == 0, done.stderr
-    for part in ("weights", "gradients", "optimizer", "activations", "at the peak of a step", "79.10", "500 steps"):
+    for part in ("weights", "gradients", "optimizer", "activations", "at the peak", "79.10", "500 steps"):
         assert part in done.stdout
     assert not (tmp_path / "job" / "run").exists(), "a look leaves nothing behind"
     done = jobs.rankwright("plan", recipe, "--gpus", "8xh10", "train.schedule=cosin")

@@ -40,18 +40,23 @@ def choose_route(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
 
     Raises UserError for a route that cannot run here.
     """
+    return route_for(wanted, device.type, dtype, has_varlen=_has_varlen(device, dtype))
+
+
+def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_varlen: bool) -> tuple[str, str]:
+    """choose_route() for a device that need not be here."""
     if wanted == PLAIN:
         return PLAIN, "as the recipe says"
     if wanted != "auto":
-        if wanted == "varlen" and not _has_varlen(device, dtype):
+        if wanted == "varlen" and not has_varlen:
             raise UserError(
-                f"model.attention: varlen needs a CUDA device and bf16, here {device.type} and "
+                f"model.attention: varlen needs a CUDA device and bf16, here {device_type} and "
                 f"{str(dtype).removeprefix('torch.')}: use `auto`"
             )
         return wanted, "as the recipe says"
-    if device.type == "cpu":
+    if device_type == "cpu":
         return "documents", "fastest on a CPU"
-    if _has_varlen(device, dtype):
+    if has_varlen:
         return "varlen", "FlashAttention in bf16"
     return "flex", "FlexAttention where FlashAttention has no kernel for this type"
 

@@ -64,6 +64,8 @@ def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: i
     from rankwright.setup_model import lora_name, total_steps
 
     recipe, device = plan.recipe, plan.device
+    if mean_tokens is not None and mean_tokens > recipe.prompt.max_tokens:
+        raise UserError(f"--mean-tokens: {mean_tokens} is more than prompt.max_tokens, {recipe.prompt.max_tokens}")
     trained, total = parameter_counts(plan.model)
     method = lora_name(recipe.model) if recipe.model.method == "lora" else "full"
     precision, peak = ("bf16", device.bf16) if plan.bits16 else ("fp32", device.fp32)
@@ -77,9 +79,13 @@ def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: i
     table = Table(title=f"memory of each of {plan.count} x {device.name}", title_justify="left")
     table.add_column("part")
     table.add_column("GiB", justify="right")
-    for name, size in [*plan.memory.items(), ("at the peak of a step", plan.total), ("available", device.memory)]:
+    for name, size in [*plan.memory.items(), ("at the peak", plan.total), ("available", device.memory)]:
         table.add_row(name, f"{size / GIB:.2f}")
     console.show(table)
+    if not device.on_cpu:
+        console.say(
+            "counted from shapes, which was compared with real steps on a CPU; scripts/gpu_check.sh does so on a GPU"
+        )
     if recipe.model.dora:
         console.say("not counted: what DoRA computes beside LoRA")
     flops, seconds = sum(plan.step_flops(mean_tokens)), plan.step_seconds(mfu, mean_tokens)
@@ -93,7 +99,8 @@ def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: i
         console.say("steps: not known before the data is read: say --queries N, or run `rankwright mine` first")
     else:
         hours = steps * seconds / 3600
-        console.say(f"training: {steps:,} steps, {hours:,.2g} hours, evaluation not counted")
+        most = "at most " if queries is None else ""
+        console.say(f"training: {most}{steps:,} steps, {hours:,.2g} hours, evaluation not counted")
 
 
 def read_documents(path: Path) -> list[str]:

@@ -36,6 +36,11 @@ class TrainState:
     best_step: int = 0
     best_value: float | None = None
 
+    @property
+    def value_so_far(self) -> float:
+        """The best step's, or the base's before a step was evaluated."""
+        return self.base_value if self.best_value is None else self.best_value
+
 
 def save_checkpoint(
     root: Path,

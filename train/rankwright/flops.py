@@ -118,6 +118,8 @@ class Utilisation:
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of the fastest square product found on this device, with the threads it has, in about 0.3 s."""
+    # The first product loads the library's kernels, which takes long on a GPU.
+    _timed_product(torch.ones(PEAK_SIZES[0], PEAK_SIZES[0], dtype=dtype, device=device))
     best, deadline = 0.0, time.perf_counter() + PEAK_SECONDS
     for size in PEAK_SIZES:
         a = torch.ones(size, size, dtype=dtype, device=device)

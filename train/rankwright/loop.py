@@ -106,9 +106,10 @@ def fit(
         if due and (accelerator.is_main_process or model.sharded):
             save_checkpoint(root, state, model, optimizer, contract, write=accelerator.is_main_process)
         if sums.stop and step < total_steps:
+            # A launcher kills all processes soon after the first has ended: not while one of them still writes.
+            accelerator.wait_for_everyone()
             raise Stopped(step, interrupted=stop.interrupted)
-        dev = state.base_value if state.best_value is None else state.best_value
-        advance(1, loss=sums.loss, dev=dev, **speed)
+        advance(1, loss=sums.loss, dev=state.value_so_far, **speed)
     accelerator.wait_for_everyone()
     return state
 

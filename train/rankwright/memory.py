@@ -149,7 +149,7 @@ def _waiting_bytes(shape: Architecture, types: Types, works: Sequence[Work], row
 def _kept_peak(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
     # Embeddings are frozen: without trained norms the first layer does not keep its input.
     first = 0 if shape.full else shape.hidden * types.hidden
-    total = shape.layers * _weights_bytes(shape, types) if types.casts else 0
+    total = shape.layers * _weights_bytes(shape, types) if types.casts and not target.sharded else 0
     peak = 0
     for row, work in enumerate(works):
         total += (shape.layers - 1) * layer_bytes(shape, work, target, types) - first * work.tokens
@@ -162,7 +162,7 @@ def _kept_peak(shape: Architecture, works: Sequence[Work], target: Target, types
 
 def _recomputed_peak(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
     inputs = shape.hidden * types.hidden
-    casts = _weights_bytes(shape, types) if types.casts else 0
+    casts = _weights_bytes(shape, types) if types.casts and not target.sharded else 0
     kept = peak = 0
     for row, work in enumerate(works):
         # Of the layer before the last: its own input is among those that are kept, the last layer's no longer.
@@ -172,6 +172,13 @@ def _recomputed_peak(shape: Architecture, works: Sequence[Work], target: Target,
         peak = max(peak, begun + _waiting_bytes(shape, types, works, row))
     # At the end of the forward pass all weights have been cast.
     return max(peak, kept + shape.layers * casts)
+
+
+def scoring_bytes(shape: Architecture, tokens: int, types: Types) -> int:
+    """The peak of a forward pass without a graph over a row of so many tokens: about one layer's work at a time."""
+    queries = (shape.heads + 2 * shape.key_heads) * shape.head_size
+    inner = shape.linears["gate_proj"].outputs
+    return tokens * (2 * shape.hidden * types.hidden + types.compute * (shape.hidden + max(3 * queries, 3 * inner)))
 
 
 def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:

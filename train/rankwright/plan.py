@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 
-from rankwright.attention import PLAIN
+from rankwright.attention import PLAIN, route_for
 from rankwright.blocks import why_not
 from rankwright.errors import UserError
 from rankwright.flops import matmul_peak, step_flops
 from rankwright.gpus import CPU, GIB, Device, gpu, parse_gpus, this_cpu
 from rankwright.gradients import REDUCE_NUMBERS
-from rankwright.memory import FP32, Types, step_bytes
+from rankwright.layout import CPU_ROW_TOKENS
+from rankwright.memory import FP32, Types, scoring_bytes, step_bytes
 from rankwright.model import RankModel, empty_model
 from rankwright.prompts import EncodedGroup, PromptContract, PromptEncoder
 from rankwright.recipe import Recipe
+from rankwright.reranker import WINDOW_TOKENS
 from rankwright.setup_model import budget_tokens, load_base_tokenizer, make_trainable, precision, recipe_contract
 from rankwright.shapes import Architecture, Target, architecture_of, row_work, rows_of, step_parts
 
+GATHERED = "gathered layers and embeddings"
 ADAM_BYTES = 8  # two fp32 numbers a trained parameter
 LEAST_BUDGET = 1024
 
@@ -56,20 +59,36 @@ class Plan:
     @cached_property
     def target(self) -> Target:
         """With the attention route that attention.choose_route takes on such a device."""
-        route = self.recipe.model.attention
-        if route == "auto" and why_not(self.model.causal_lm.config) is not None:
-            route = PLAIN
-        elif route == "auto":
-            route = "documents" if self.device.on_cpu else "varlen" if self.bits16 else "flex"
-        return Target(route, self.device.on_cpu, self.bits16)
+        wanted = self.recipe.model.attention
+        if wanted == "auto" and why_not(self.model.causal_lm.config) is not None:
+            wanted = PLAIN
+        on_cpu, dtype = self.device.on_cpu, torch.bfloat16 if self.bits16 else torch.float32
+        # All devices of the table have the kernel.
+        has_varlen = self.bits16 and not on_cpu
+        route, _ = route_for(wanted, "cpu" if on_cpu else "cuda", dtype, has_varlen=has_varlen)
+        return Target(route, on_cpu, self.bits16, self.sharded)
 
     @cached_property
     def memory(self) -> dict[str, int]:
-        """Bytes of one device by part, at the moment of a step when most is in use."""
+        """Bytes of one device by part, at the moment when most is in use: in a step, or while dev is evaluated."""
         types = Types.of(full=self.recipe.model.method == "full", bits16=self.bits16)
-        parts = self._weights(types) | self._step(types)
+        kept, step = self._weights(types), self._step(types)
+        scoring = self._evaluation(types)
+        gathered = kept.pop(GATHERED, 0)
+        if gathered + sum(step.values()) >= sum(scoring.values()):
+            parts = kept | ({GATHERED: gathered} if self.sharded else {}) | step
+        else:
+            parts = kept | scoring
         parts["Python and torch" if self.device.on_cpu else "CUDA context"] = self.device.reserve
         return parts
+
+    def _evaluation(self, types: Types) -> dict[str, int]:
+        """Beside weights, gradients and optimizer: see reranker.WINDOW_TOKENS and sharding.gathered."""
+        tokens = CPU_ROW_TOKENS if self.device.on_cpu else WINDOW_TOKENS
+        found = {"scoring of dev": scoring_bytes(self.shape, tokens, types)}
+        if self.sharded:
+            found["the whole model for dev"] = types.compute * sum(p.numel() for p in self.model.parameters())
+        return found
 
     def _weights(self, types: Types) -> dict[str, int]:
         """Of the parameters; sharding.shard keeps vectors and adapters whole."""
@@ -85,20 +104,36 @@ class Plan:
             # One layer computes while the next arrives; a layer's gradients are whole until they are summed.
             layer = sum(linear.base for linear in self.shape.linears.values())
             embeddings = self.model.causal_lm.get_input_embeddings().weight
-            gathered = layer * (3 if self.shape.full else 2) + embeddings.numel()
-            parts["gathered layers and embeddings"] = gathered * types.compute
+            parts[GATHERED] = layer * (3 if self.shape.full else 2) * types.compute
+            parts[GATHERED] += embeddings.numel() * embeddings.element_size()
         elif self.count > 1:
             parts["summing gradients"] = min(parts["gradients"], FP32 * REDUCE_NUMBERS)
         return parts
 
     def _step(self, types: Types) -> dict[str, int]:
-        (batches,) = step_parts(self.groups(), ranks=1, budget_tokens=self.budget_tokens, one_by_one=self.shape.dropout)
+        (batches,) = step_parts(
+            self._fullest(), ranks=1, budget_tokens=self.budget_tokens, one_by_one=self.shape.dropout
+        )
         steps = []
         for part in (part for batch in batches for part in batch):
             works = [row_work(row, self.target) for row in rows_of(part, self.target)]
             steps.append(step_bytes(self.shape, works, self.target, types))
         most = max(steps, key=lambda step: step.total)
-        return {"activations": most.activations, "tokens and masks": most.tokens, "scores": most.head}
+        activations = most.activations
+        if not self.device.on_cpu:
+            # On a GPU AdamW computes all updates at once, after the activations are gone.
+            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            activations = max(activations, FP32 * trained // (self.count if self.sharded and self.shape.full else 1))
+        return {"activations": activations, "tokens and masks": most.tokens, "scores": most.head}
+
+    def _fullest(self) -> list[EncodedGroup]:
+        """The groups of a step, as long as they can be and still fill a micro-batch to its budget."""
+        group, budget = self.group, self.budget_tokens
+        together = min(self.recipe.train.groups_per_step, -(-budget // group.tokens))
+        if together > 1 and not self.shape.dropout:
+            each = (budget // together - len(group.head_ids)) // len(group.tail_ids)
+            group = dataclasses.replace(group, tail_ids=[tail[: max(1, each)] for tail in group.tail_ids])
+        return [group] * self.recipe.train.groups_per_step
 
     @property
     def total(self) -> int:
@@ -197,11 +232,11 @@ Change = Callable[[Plan], tuple[str, Recipe, bool]]
 
 def _smaller_budget(plan: Plan) -> tuple[str, Recipe, bool]:
     """The largest half, quarter, ... that fits, or the least."""
-    budget = plan.budget_tokens
+    before = budget = plan.budget_tokens
     while budget > LEAST_BUDGET and plan.total > plan.device.memory:
         budget //= 2
         plan = dataclasses.replace(plan, recipe=_with(plan.recipe, "train", budget_tokens=budget))
-    return f"train.budget_tokens={budget}", plan.recipe, plan.sharded
+    return f"train.budget_tokens={budget}" if budget != before else "", plan.recipe, plan.sharded
 
 
 def _checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rankwright.attention import FEW_SHAPES, PLAIN, SHORT_KEYS
-from rankwright.batching import chunk_rows, plan_step
+from rankwright.batching import CHUNK_TOKENS, chunk_rows, plan_step
 from rankwright.errors import UserError
 from rankwright.layout import CPU_ROW_TOKENS, SHAPE_MULTIPLE, split_group
-from rankwright.model import RankModel
+from rankwright.model import UNLIMITED, RankModel
 from rankwright.prompts import EncodedGroup
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -80,16 +80,20 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where rows are computed: by which attention route, on a CPU or not, in 16 bits or not."""
+    """Where rows are computed: by which attention route, on a CPU or not, in 16 bits or not.
+
+    sharded: a micro-batch is one row or chunk, and weights come in the type of products (sharding.shard).
+    """
 
     route: str
     on_cpu: bool
     bits16: bool
+    sharded: bool = False
 
     @property
     def row_tokens(self) -> int | None:
         """Tokens of a row at most; None: a micro-batch is one row."""
-        return CPU_ROW_TOKENS if self.on_cpu else None
+        return CPU_ROW_TOKENS if self.on_cpu and not self.sharded else None
 
     @property
     def multiple(self) -> int:
@@ -133,11 +137,12 @@ def _linear(module: Any) -> Linear:
 def rows_of(groups: Sequence[EncodedGroup], target: Target) -> list[Segments]:
     """The segments of the rows that layout.pack makes of these groups, from their lengths alone.
 
-    `plain`: every prompt is a row, padded as batching.pad_chunks does.
+    `plain`: the chunks of batching.pad_chunks, each prompt a segment as long as the padding makes it.
     """
     if target.route == PLAIN:
         lengths = [len(g.head_ids) + len(tail) for g in groups for tail in g.tail_ids]
-        return [[(lengths[chunk[0]], 0)] for chunk in chunk_rows(lengths) for _ in chunk]
+        limit = UNLIMITED if target.sharded else CHUNK_TOKENS
+        return [[(lengths[chunk[0]], 0)] * len(chunk) for chunk in chunk_rows(lengths, chunk_tokens=limit)]
     rows: list[Segments] = []
     used = 0
     for group in groups:
@@ -163,7 +168,8 @@ def row_work(row: Segments, target: Target) -> Work:
     tokens = sum(length for length, _ in row)
     if target.route == PLAIN:
         # As is usual, what the causal mask hides counts too: which of it is skipped depends on the kernel.
-        return Work(tokens, tokens, tokens**2, tokens**2, 0, 0, tokens)
+        pairs = sum(length**2 for length, _ in row)
+        return Work(tokens, tokens, pairs, pairs, 0, 0, max(length for length, _ in row))
     scored = sum(head > 0 for _, head in row)
     keys = [length + head for length, head in row]
     kept = copied = 0

@@ -38,6 +38,14 @@ def is_wanted() -> bool:
     # Accelerate itself knows no FSDP on CPUs; the environment is the same everywhere.
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise UserError(
+            f"FSDP2: torch {torch.__version__} is too old for it: install the one of scripts/constraints.txt"
+        )
+    # The launcher's default would let transformers leave the weights out on all ranks but the first.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     for variable, default, needed, advice in NEEDED:
         if os.environ.get(variable, default).lower() != needed:
             raise UserError(f"accelerate: fsdp_config: {advice}, as scripts/accelerate/fsdp2.yaml has it")

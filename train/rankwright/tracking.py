@@ -109,12 +109,13 @@ def open_trackers(
     """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
 
     wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
-    wandb is offline (`wandb sync` sends it later).
+    wandb is offline: every start then leaves a folder of its own, under the same id.
     """
     trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
+    run_id = _run_id(folder, resumed_step) if names else ""
     for name in names:
         try:
-            tracker = _accelerate_tracker(name, folder, run_name, config, resumed_step)
+            tracker = _accelerate_tracker(name, folder, run_name, config, run_id)
             trackers.append(GuardedTracker(name, tracker, say))
         except Exception as error:
             say(f"tracker {name} could not start ({error}): training goes on without it")
@@ -131,7 +132,7 @@ def _run_id(folder: Path, resumed_step: int) -> str:
     return name
 
 
-def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[str, Any], resumed_step: int) -> Any:
+def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[str, Any], run_id: str) -> Any:
     import os
 
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -139,14 +140,14 @@ def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[
     factory = LOGGER_TYPE_TO_CLASS[name]
     options: dict[str, Any] = {"logging_dir": str(folder)} if factory.requires_logging_directory else {}
     if name == "wandb":
-        options = {"dir": str(folder), "name": run_name, "id": _run_id(folder, resumed_step)}
+        options = {"dir": str(folder), "name": run_name, "id": run_id}
         if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
             # It would ask for a key at the terminal, and wait.
             options["mode"] = "offline"
         if options.get("mode", os.environ.get("WANDB_MODE")) != "offline":
             options["resume"] = "allow"
     if name == "trackio":
-        options |= {"name": f"{run_name}-{_run_id(folder, resumed_step)}", "resume": "allow"}
+        options |= {"name": f"{run_name}-{run_id}", "resume": "allow"}
     tracker = factory("rankwright" if name in ("wandb", "trackio") else run_name, **options)
     getattr(tracker, "start", lambda: None)()
     tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str)})
