@@ -80,7 +80,7 @@ def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: i
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for name, size in [*plan.memory.items(), ("at the peak", plan.total), ("available", device.memory)]:
-        table.add_row(name, f"{size / GIB:.2f}")
+        table.add_row(name, f"{size / GIB:.3f}")
     console.show(table)
     if not device.on_cpu:
         console.say(
