@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rankwright.atomic import write_lines_atomic, write_text_atomic
 from rankwright.examples import Collection, Qrels
 from rankwright.metrics import Measured, measure_run, write_trec_run
 from rankwright.ranking import stable_hash
-from rankwright.reranker import Reranker
 from rankwright.retrieve import Candidate
 
 Candidates = Mapping[str, Sequence[Candidate]]
 Run = dict[str, dict[str, float]]
 HEADLINE = "nDCG@10"
+
+
+class Scorer(Protocol):
+    """A Reranker or a ServedReranker: scores of each (query, documents) in turn, in the order of the documents."""
+
+    def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ def first_stage_run(candidates: Candidates, query_ids: Sequence[str]) -> Run:
 
 
 def rerank(
-    reranker: Reranker,
+    reranker: Scorer,
     collection: Collection,
     candidates: Candidates,
     query_ids: Sequence[str],

@@ -1,0 +1,142 @@
+"""A real local HTTP server that speaks every rerank endpoint and can play faults in sequence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# Written out by hand, not taken from rankwright: where each server listens.
+PATHS = {
+    "cohere": "/v2/rerank",
+    "jina": "/v1/rerank",
+    "voyage": "/v1/rerank",
+    "tei": "/rerank",
+    "vllm": "/v1/rerank",
+    "infinity": "/rerank",
+    "llama_cpp": "/v1/rerank",
+}
+
+
+def true_score(query: str, document: str) -> float:
+    """A number in (-8, 8) that only this pair has."""
+    digest = hashlib.sha256(json.dumps([query, document]).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**44 - 8.0
+
+
+@dataclass
+class Fault:
+    """What the server does instead of a good answer; the default is one."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    sleep_seconds: float = 0.0
+    hang_up: bool = False
+    order: list[int] | None = None  # indices to answer with, in place of all by score
+    score: float | str | bool | None = None  # in place of the first row's
+
+
+@dataclass
+class Asked:
+    """One request as it arrived."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    at: float
+
+    @property
+    def documents(self) -> list[str]:
+        return self.body["texts"] if "texts" in self.body else self.body["documents"]
+
+
+class RerankServer(ThreadingHTTPServer):
+    """`faults` are played one a request, then all is well; `asked` holds every request."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.shape = "cohere"
+        self.faults: list[Fault] = []
+        self.asked: list[Asked] = []
+        self.pause_seconds = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def documents(self) -> list[str]:
+        return [document for one in self.asked for document in one.documents]
+
+    def reset(self, shape: str, *faults: Fault) -> None:
+        self.shape, self.faults, self.asked, self.pause_seconds = shape, list(faults), [], 0.0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left is no error here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: RerankServer
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = Asked(self.path, dict(self.headers), body, time.monotonic())
+        fault = server.faults.pop(0) if server.faults else Fault()
+        server.asked.append(asked)
+        time.sleep(fault.sleep_seconds + server.pause_seconds)
+        if fault.hang_up:
+            self.close_connection = True
+            return
+        content = fault.body
+        if content is None:
+            content = json.dumps(self._answer(asked, fault)).encode()
+        status = fault.status if self.path == PATHS[server.shape] else 404
+        self.send_response(status)
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _answer(self, asked: Asked, fault: Fault) -> Any:
+        shape, texts = self.server.shape, asked.documents
+        scores = [true_score(asked.body["query"], text) for text in texts]
+        order = fault.order
+        if order is None:
+            order = sorted(range(len(texts)), key=lambda i: -scores[i])
+        name = "score" if shape == "tei" else "relevance_score"
+        rows = [{"index": i, name: scores[i] if 0 <= i < len(texts) else 0.5} for i in order]
+        if fault.score is not None:
+            rows[0][name] = fault.score  # type: ignore[assignment]
+        if shape == "tei":
+            return rows
+        if shape == "voyage":
+            return {"object": "list", "data": rows[: asked.body["top_k"]], "usage": {"total_tokens": 1}}
+        return {"id": "1", "results": rows, "meta": {}}
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def running_server() -> Iterator[RerankServer]:
+    server = RerankServer()
+    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
