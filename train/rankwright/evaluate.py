@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankwright.atomic import write_lines_atomic, write_text_atomic
 from rankwright.examples import Collection, Qrels
 from rankwright.metrics import Measured, measure_run, write_trec_run
 from rankwright.ranking import stable_hash
-from rankwright.reranker import Reranker
 from rankwright.retrieve import Candidate
+
+if TYPE_CHECKING:
+    from rankwright.reranker import Reranker
 
 Candidates = Mapping[str, Sequence[Candidate]]
 Run = dict[str, dict[str, float]]
