@@ -161,7 +161,7 @@ def _systems(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> list[S
         for run in having:
             group = next((g for g in alike if kind != "tuned" and _equal(g[0], run, kind, sets)), None)
             alike.append([run]) if group is None else group.append(run)
-        one = len(alike) == 1 and kind != "tuned"
+        one = len(alike) == 1 and kind != "tuned" and len(having) == len(runs)
         systems += [System(kind if one else f"{g[0].name}/{kind}", kind, tuple(g)) for g in alike]
     return systems
 
@@ -204,6 +204,10 @@ def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str]) -> Iterator[str]:
     lacking = dict.fromkeys(name for run in runs for name in run.sets if name not in names)
     if lacking:
         yield f"test sets that not all runs have, left out: {', '.join(lacking)}"
+    for run in runs:
+        found = [set(run.sets[name].systems) for name in names]
+        if partly := found[0].union(*found) - found[0].intersection(*found):
+            yield f"{run.name}: not evaluated on all of these test sets, left out: {', '.join(sorted(partly))}"
     for group in same_but_for_seed(runs):
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):

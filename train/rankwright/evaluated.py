@@ -26,7 +26,7 @@ SAME_MEAN = 1e-9
 class EvaluatedSet:
     """One test set of a run. systems: system -> values; depth: candidates a query, where it is recorded.
 
-    lists: query id -> hash of its candidates (ids in order, scores); None without candidates.jsonl.
+    lists: query id -> hash of its candidates (ids in order); None without candidates.jsonl.
     """
 
     systems: Mapping[str, Values]
@@ -45,7 +45,7 @@ class EvaluatedRun:
 
     @property
     def seed(self) -> int:
-        return int(self.recipe.get("seed", 0))
+        return int(self.recipe["seed"])
 
 
 def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
@@ -73,7 +73,8 @@ def read_run(folder: Path, name: str) -> EvaluatedRun:
     """One run; raises as read_runs does."""
     try:
         recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        int(recipe["seed"])
+    except (OSError, ValueError, LookupError, TypeError):
         near = Path("runs") / folder
         hint = f"did you mean {near}?" if (near / "recipe.json").is_file() else "give folders such as runs/quickstart"
         raise UserError(f"{folder}: no folder of a run (it has no readable recipe.json): {hint}") from None
@@ -111,14 +112,14 @@ def _test_sets(folder: Path) -> list[str]:
     try:
         report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
         return [row["set"] for row in report["splits"]["test"]]
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError):
         return sorted(path.name for path in (folder / "eval").glob("*") if path.is_dir())
 
 
 def _read_set(folder: Path, name: str) -> EvaluatedSet:
     place = folder / "eval" / name
     metrics = {path.name: read_metrics_json(path) for path in sorted(place.glob("*")) if path.is_dir()}
-    done = {system: values for system, values in metrics.items() if values is not None}
+    done = {system: values for system, values in metrics.items() if isinstance(values, dict)}
     if "tuned" not in done:
         raise UserError(
             f"{folder}: tuned is not evaluated on test set {name!r}, or not to the end: "
@@ -140,7 +141,7 @@ def _read_set(folder: Path, name: str) -> EvaluatedSet:
     lists = None
     if (place / "candidates.jsonl").is_file():
         found = mining.read_candidates(place / "candidates.jsonl")
-        lists = {q: content_hash([[c.document_id, c.score] for c in candidates]) for q, candidates in found.items()}
+        lists = {q: content_hash([c.document_id for c in candidates]) for q, candidates in found.items()}
     return EvaluatedSet(systems, done["tuned"].get("depth"), lists)
 
 

@@ -116,36 +116,38 @@ def randomisation_test(
     """p value, in (0, 1], of the two-sided paired randomisation test: were the systems' names mere chance?
 
     base, tuned: query id -> value of one measure, the same queries in both, in any order. Under the hypothesis
-    each query's difference could have had the other sign; p is twice the share of sign patterns whose sum is at
-    least as far out as the observed one. Through scipy.stats.permutation_test: exact, by all 2^n patterns, for n
-    queries with 2^n <= resamples (13 by default); else `resamples` random patterns by seed with the observed one
-    counted among them, so that p is never 0 and at least 2 / (resamples + 1).
+    each query's difference could have had the other sign; p is the share of sign patterns whose sum is at least
+    as far from 0 as the observed one. Through scipy.stats.permutation_test: exact, by all 2^n patterns, where
+    2^n <= resamples for the n queries that differ at all (up to 13 by default); else `resamples` random patterns
+    by seed, and the observed one counted among them: p is never 0 and at least 1 / (resamples + 1).
     Raises UserError when the queries differ, there are none, or a value is not finite.
     Source: Fisher 1935; Smucker, Allan and Carterette 2007; Phipson and Smyth 2010 (never p = 0).
     """
     values = _differences(base, tuned)
-    sizes = float(np.abs(values).sum())
-    if len(values) == 1 or sizes <= SAME * len(values):
+    # Queries without a difference change no sum.
+    values = values[np.abs(values) > SAME]
+    if len(values) < 2:
         return 1.0
+    sizes = float(np.abs(values).sum())
 
-    def total(signed: np.ndarray, axis: int) -> np.ndarray:
+    def distance(signed: np.ndarray, axis: int) -> np.ndarray:
         # Patterns that tie in truth (1/3 + 1/3 + 1/3 and 1) must not be told apart by rounding.
-        ties: np.ndarray = np.rint(signed.sum(axis=axis) / (sizes * TIE))
+        ties: np.ndarray = np.rint(np.abs(signed.sum(axis=axis)) / (sizes * TIE))
         return ties
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         p = stats.permutation_test(
             (values,),
-            total,
+            distance,
             permutation_type="samples",
             vectorized=True,
             n_resamples=resamples,
             batch=BATCH,
-            alternative="two-sided",
+            alternative="greater",
             random_state=np.random.default_rng(seed),
         ).pvalue
-    return min(1.0, float(p))
+    return float(p)
 
 
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
