@@ -135,6 +135,26 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="folders of evaluated runs", metavar="RUN...")],
+    against: Annotated[str | None, typer.Option(help="system to compare with (else the first run's tuned)")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all numbers to this file")] = None,
+) -> None:
+    """Runs side by side: differences with intervals, p values, spread over seeds."""
+    import json
+
+    from rankwright import compare as comparing
+    from rankwright.atomic import write_text_atomic
+    from rankwright.evaluated import read_runs
+
+    comparison = comparing.compare(read_runs(runs), against)
+    comparing.show(comparison)
+    if json_file is not None:
+        text = json.dumps(comparing.as_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
+        write_text_atomic(json_file, text + "\n")
+
+
+@app.command()
 def export(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Write the export folders, each proven to score like the trainer."""
     _pipeline(recipe, overrides).export()

@@ -1,11 +1,12 @@
-"""Intervals for the difference of two systems on the same queries."""
+"""Two systems on the same queries: interval and p value of the difference; many comparisons; several seeds."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -16,6 +17,11 @@ from rankwright.errors import UserError
 SAME = 1e-12
 # Resamples held at once, which bounds memory: BATCH times the number of queries, in float64.
 BATCH = 500
+# Sums of differences tie when they agree to this share of the sum of all sizes.
+TIE = 1e-9
+RESAMPLES = 9999
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ def paired_difference(
     tuned: Mapping[str, float],
     *,
     confidence: float = 0.95,
-    resamples: int = 9999,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """Mean of tuned - base over the queries, with a BCa bootstrap interval that resamples queries.
@@ -44,6 +50,18 @@ def paired_difference(
     Raises UserError when the queries differ, there are none, or a value is not finite.
     Source: Efron 1987 (BCa); Sakai 2006, Smucker et al. 2007 (bootstrap for retrieval measures).
     """
+    values = _differences(base, tuned)
+    mean, queries = float(values.mean()), len(values)
+    if queries == 1:
+        return Difference(mean, min(-1.0, mean), max(1.0, mean), queries)
+    if float(np.ptp(values)) <= SAME:
+        return Difference(mean, mean, mean, queries)
+    low, high = _interval(values, confidence, resamples, seed)
+    return Difference(mean, low, high, queries)
+
+
+def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.ndarray:
+    """tuned - base, a value a query, by query id. Raises UserError as paired_difference says."""
     if set(base) != set(tuned):
         odd = sorted(set(base) ^ set(tuned))
         raise UserError(
@@ -57,13 +75,7 @@ def paired_difference(
     if not np.isfinite(values).all():
         bad = query_ids[int(np.flatnonzero(~np.isfinite(values))[0])]
         raise UserError(f"query {bad!r}: the value of a measure is not finite: evaluate again")
-    mean, queries = float(values.mean()), len(values)
-    if queries == 1:
-        return Difference(mean, min(-1.0, mean), max(1.0, mean), queries)
-    if float(np.ptp(values)) <= SAME:
-        return Difference(mean, mean, mean, queries)
-    low, high = _interval(values, confidence, resamples, seed)
-    return Difference(mean, low, high, queries)
+    return values
 
 
 def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
@@ -85,3 +97,81 @@ def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) 
         if math.isfinite(low) and math.isfinite(high):
             return low, high
     raise AssertionError("percentiles of finite values are finite")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Several numbers of one kind, one a seed. deviation: of a sample (ddof 1); None for a single number."""
+
+    count: int
+    mean: float
+    deviation: float | None
+    low: float
+    high: float
+
+
+def randomisation_test(
+    base: Mapping[str, float], tuned: Mapping[str, float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """p value, in (0, 1], of the two-sided paired randomisation test: were the systems' names mere chance?
+
+    base, tuned: query id -> value of one measure, the same queries in both, in any order. Under the hypothesis
+    each query's difference could have had the other sign; p is the share of sign patterns whose sum is at least
+    as far from 0 as the observed one. Through scipy.stats.permutation_test: exact, by all 2^n patterns, where
+    2^n <= resamples for the n queries that differ at all (up to 13 by default); else `resamples` random patterns
+    by seed, and the observed one counted among them: p is never 0 and at least 1 / (resamples + 1).
+    Raises UserError when the queries differ, there are none, or a value is not finite.
+    Source: Fisher 1935; Smucker, Allan and Carterette 2007; Phipson and Smyth 2010 (never p = 0).
+    """
+    values = _differences(base, tuned)
+    # Queries without a difference change no sum.
+    values = values[np.abs(values) > SAME]
+    if len(values) < 2:
+        return 1.0
+    sizes = float(np.abs(values).sum())
+
+    def distance(signed: np.ndarray, axis: int) -> np.ndarray:
+        # Patterns that tie in truth (1/3 + 1/3 + 1/3 and 1) must not be told apart by rounding.
+        ties: np.ndarray = np.rint(np.abs(signed.sum(axis=axis)) / (sizes * TIE))
+        return ties
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        p = stats.permutation_test(
+            (values,),
+            distance,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=resamples,
+            batch=BATCH,
+            alternative="greater",
+            random_state=np.random.default_rng(seed),
+        ).pvalue
+    return float(p)
+
+
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """p values adjusted for all comparisons together: those <= alpha have a family-wise error rate <= alpha.
+
+    With m of them, ascending: adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)). Same names, same order.
+    Raises UserError for a value outside of 0 to 1.
+    Source: Holm 1979.
+    """
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise UserError(f"{name}: {p} is no p value: it must be from 0 to 1")
+    adjusted: dict[Name, float] = {}
+    largest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation (ddof 1), smallest and largest. Raises UserError for no value or one not finite."""
+    if not values or not all(map(math.isfinite, values)):
+        raise UserError(f"{list(values)}: needs at least one number, all finite: evaluate every seed")
+    numbers = np.array(values, dtype=np.float64)
+    deviation = float(numbers.std(ddof=1)) if len(values) > 1 else None
+    return Spread(len(values), float(numbers.mean()), deviation, min(values), max(values))

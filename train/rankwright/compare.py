@@ -1,0 +1,295 @@
+"""Several evaluated runs side by side: measures, paired differences from one system, p values, spread over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from rankwright import console
+from rankwright.errors import UserError, did_you_mean
+from rankwright.evaluate import HEADLINE
+from rankwright.evaluated import EvaluatedRun, Values, same_but_for_seed
+from rankwright.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
+
+# Of all resamples: the same files give the same numbers.
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A row of the tables: one system, of one run or of several in which it has the same numbers."""
+
+    name: str
+    kind: str
+    runs: tuple[EvaluatedRun, ...]
+
+    def values(self, test_set: str) -> Values:
+        return self.runs[0].sets[test_set].systems[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What can be compared on a test set: queries and measures that every system has, and what could not be."""
+
+    queries: tuple[str, ...]
+    measures: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def of(self, values: Values, measure: str = HEADLINE) -> dict[str, float]:
+        """Query id -> value of one measure, for the shared queries."""
+        return {q: values[measure][q] for q in self.queries}
+
+    def means(self, values: Values) -> dict[str, float]:
+        return {m: sum(self.of(values, m).values()) / len(self.queries) for m in self.measures}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One system less the reference on one test set, by nDCG@10."""
+
+    difference: Difference
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All numbers of a call. compared: (test set, name of the system) -> its difference from the reference."""
+
+    runs: tuple[EvaluatedRun, ...]
+    reference: System
+    systems: tuple[System, ...]
+    sets: Mapping[str, Shared]
+    compared: Mapping[tuple[str, str], Compared]
+    over_seeds: Mapping[tuple[str, ...], Mapping[str, Spread]]
+    notes: tuple[str, ...]
+
+
+def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
+    """Compare every system of the runs with one of them, on every test set that all runs have.
+
+    against: a system's or a run's name (its tuned); by default the first run's tuned. Differences are system -
+    reference by nDCG@10 over the queries that all runs share, with a 95 % BCa interval and the p value of a
+    two-sided paired randomisation test, adjusted by Holm's method over all comparisons of the call. They are about
+    other queries, for these trained models; `over_seeds` (run names -> test set -> spread of nDCG@10) is about
+    other seeds, for groups of runs of one recipe.
+    Raises UserError when no test set or no query is shared, and for an unknown `against`.
+    """
+    names = [name for name in runs[0].sets if all(name in run.sets for run in runs)]
+    if not names:
+        have = "; ".join(f"{run.name} has {', '.join(run.sets)}" for run in runs)
+        raise UserError(f"no test set that all runs have ({have}): evaluate the runs on the same sets")
+    sets = {name: _share(runs, name) for name in names}
+    systems = _systems(runs, sets)
+    reference = _find(systems, runs, against)
+    compared: dict[tuple[str, str], tuple[Difference, float]] = {}
+    for name, shared in sets.items():
+        base = shared.of(reference.values(name))
+        for system in systems:
+            if system is not reference:
+                tuned = shared.of(system.values(name))
+                difference = paired_difference(base, tuned, resamples=resamples, seed=SEED)
+                p = randomisation_test(base, tuned, resamples=resamples, seed=SEED)
+                compared[name, system.name] = (difference, p)
+    adjusted = holm({key: p for key, (_, p) in compared.items()})
+    return Comparison(
+        runs=tuple(runs),
+        reference=reference,
+        systems=tuple(systems),
+        sets=sets,
+        compared={key: Compared(difference, p, adjusted[key]) for key, (difference, p) in compared.items()},
+        over_seeds=_over_seeds(runs, sets),
+        notes=tuple(_notes(runs, names)),
+    )
+
+
+def _share(runs: Sequence[EvaluatedRun], name: str) -> Shared:
+    """Queries and measures of all systems of all runs on a test set."""
+    found = [(run, values) for run in runs for values in run.sets[name].systems.values()]
+    common = set.intersection(*(set(values[HEADLINE]) for _, values in found))
+    if not common:
+        raise UserError(
+            f"test set {name!r}: no query is in all of {', '.join(run.name for run in runs)}: evaluate the runs on the "
+            "same queries (evaluate.limit_queries takes them by seed)"
+        )
+    queries = tuple(sorted(common))
+    measures = list(dict.fromkeys([HEADLINE, *(m for _, values in found for m in values)]))
+    shared = [m for m in measures if all(common <= set(values.get(m, ())) for _, values in found)]
+    notes = []
+    left = {run.name: max(len(v[HEADLINE]) for v in run.sets[name].systems.values()) - len(common) for run in runs}
+    if any(left.values()):
+        counts = ", ".join(f"{run} {count:,}" for run, count in left.items())
+        notes.append(f"compared on the {len(common):,} queries that all have; left out: {counts}")
+    if len(shared) < len(measures):
+        notes.append(f"measures that not all have, left out: {', '.join(m for m in measures if m not in shared)}")
+    return Shared(queries, tuple(shared), (*notes, *_candidate_notes(runs, name, queries)))
+
+
+def _candidate_notes(runs: Sequence[EvaluatedRun], name: str, queries: Sequence[str]) -> Iterator[str]:
+    """Whether the runs reranked the same lists, and were judged alike."""
+    depths = {run.name: run.sets[name].depth for run in runs}
+    if len(set(depths.values())) > 1:
+        yield "depths differ: " + ", ".join(f"{run} {depth or 'not recorded'}" for run, depth in depths.items())
+    first, first_name = runs[0].sets[name], runs[0].name
+    for run in runs[1:]:
+        other = run.sets[name]
+        if first.lists is None or other.lists is None:
+            yield f"{first_name} and {run.name}: candidates.jsonl is missing, the lists may differ"
+            continue
+        differ = {q for q in queries if first.lists.get(q) != other.lists.get(q)}
+        if differ:
+            yield f"candidate lists of {run.name} differ from {first_name}'s for {len(differ):,} queries"
+        one, two = first.systems.get("bm25"), other.systems.get("bm25")
+        if one and two:
+            odd = sum(one[HEADLINE][q] != two[HEADLINE][q] for q in queries if q not in differ)
+            if odd:
+                yield f"judgements of {run.name} differ from {first_name}'s: {odd:,} equal lists have other values"
+
+
+def _systems(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> list[System]:
+    """First stages, base, then tuned of every run; what is the same in several runs is one system."""
+    kinds = dict.fromkeys(kind for run in runs for name in sets for kind in run.sets[name].systems)
+    systems: list[System] = []
+    for kind in sorted(kinds, key=lambda k: (k == "tuned", k == "base", k)):
+        having = [run for run in runs if all(kind in run.sets[name].systems for name in sets)]
+        alike: list[list[EvaluatedRun]] = []
+        for run in having:
+            group = next((g for g in alike if kind != "tuned" and _equal(g[0], run, kind, sets)), None)
+            alike.append([run]) if group is None else group.append(run)
+        one = len(alike) == 1 and kind != "tuned" and len(having) == len(runs)
+        systems += [System(kind if one else f"{g[0].name}/{kind}", kind, tuple(g)) for g in alike]
+    return systems
+
+
+def _equal(one: EvaluatedRun, two: EvaluatedRun, kind: str, sets: Mapping[str, Shared]) -> bool:
+    return all(
+        shared.of(one.sets[name].systems[kind], m) == shared.of(two.sets[name].systems[kind], m)
+        for name, shared in sets.items()
+        for m in shared.measures
+    )
+
+
+def _find(systems: Sequence[System], runs: Sequence[EvaluatedRun], against: str | None) -> System:
+    """The system of a name; a run's name or folder stands for its tuned."""
+    known = {f"{run.name}/{system.kind}": system for system in systems for run in system.runs}
+    known |= {system.name: system for system in systems}
+    for run in runs:
+        for spelled in (run.name, str(run.folder)):
+            known.setdefault(spelled, known[f"{run.name}/tuned"])
+    wanted = f"{runs[0].name}/tuned" if against is None else against.rstrip("/")
+    if wanted not in known:
+        names = [system.name for system in systems]
+        raise UserError(
+            f"--against: unknown system {wanted!r}{did_you_mean(wanted, names)} (known: {', '.join(names)})"
+        )
+    return known[wanted]
+
+
+def _over_seeds(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> dict[tuple[str, ...], dict[str, Spread]]:
+    return {
+        tuple(run.name for run in group): {
+            name: spread([shared.means(run.sets[name].systems["tuned"])[HEADLINE] for run in group])
+            for name, shared in sets.items()
+        }
+        for group in same_but_for_seed(runs)
+    }
+
+
+def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str]) -> Iterator[str]:
+    lacking = dict.fromkeys(name for run in runs for name in run.sets if name not in names)
+    if lacking:
+        yield f"test sets that not all runs have, left out: {', '.join(lacking)}"
+    for run in runs:
+        found = [set(run.sets[name].systems) for name in names]
+        if partly := found[0].union(*found) - found[0].intersection(*found):
+            yield f"{run.name}: not evaluated on all of these test sets, left out: {', '.join(sorted(partly))}"
+    for group in same_but_for_seed(runs):
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            yield f"{', '.join(run.name for run in group)}: a seed occurs twice, and counts twice in the spread"
+
+
+def show(comparison: Comparison) -> None:
+    """A table a test set, one over seeds where there are several, and what the numbers mean."""
+    for note in comparison.notes:
+        console.say(note)
+    for name, shared in comparison.sets.items():
+        console.show(_table(comparison, name, shared))
+        for note in shared.notes:
+            console.say(f"{name}: {note}")
+    if comparison.over_seeds:
+        console.show(_seed_table(comparison))
+    count = len(comparison.compared)
+    if count:
+        console.say(
+            f"difference: from {comparison.reference.name} by {HEADLINE}, BCa over queries. p: two-sided paired "
+            f"randomisation test; Holm: adjusted for all {count} comparisons shown"
+        )
+
+
+def _table(comparison: Comparison, name: str, shared: Shared) -> Table:
+    title = f"{name}: {len(shared.queries):,} queries"
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("system", *shared.measures, "difference [95 % interval]", "p", "Holm"):
+        table.add_column(escape(column), justify="left" if column == "system" else "right", no_wrap=True)
+    for system in comparison.systems:
+        cells = [f"{mean:.3f}" for mean in shared.means(system.values(name)).values()]
+        row = comparison.compared.get((name, system.name))
+        if row is None:
+            cells += ["reference", "-", "-"]
+        else:
+            d = row.difference
+            cells += [f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{row.p:.4f}", f"{row.p_holm:.4f}"]
+        also = [run.name for run in system.runs[1:]] if "/" in system.name else []
+        label = system.name + (f" (= {', '.join(also)})" if also else "")
+        table.add_row(escape(label), *cells, style="bold" if row is None else None)
+    return table
+
+
+def _seed_table(comparison: Comparison) -> Table:
+    table = Table(title=f"tuned {HEADLINE} over seeds", title_justify="left")
+    for column in ("runs", "test set", "seeds", "mean", "deviation", "min", "max"):
+        table.add_column(column, justify="left" if column in ("runs", "test set") else "right", no_wrap=True)
+    for names, spreads in comparison.over_seeds.items():
+        for name, s in spreads.items():
+            numbers = [f"{value:.3f}" for value in (s.mean, s.deviation or 0.0, s.low, s.high)]
+            table.add_row(escape(", ".join(names)), escape(name), str(s.count), *numbers)
+    return table
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """All numbers, unrounded: what `--json` writes."""
+    return {
+        "measure": HEADLINE,
+        "against": comparison.reference.name,
+        "confidence": 0.95,
+        "comparisons": len(comparison.compared),
+        "runs": {run.name: {"folder": str(run.folder), "seed": run.seed} for run in comparison.runs},
+        "systems": {s.name: {"kind": s.kind, "runs": [run.name for run in s.runs]} for s in comparison.systems},
+        "test_sets": {
+            name: {
+                "queries": len(shared.queries),
+                "notes": list(shared.notes),
+                "systems": {
+                    s.name: {"measures": shared.means(s.values(name)), **_as_json(comparison, name, s)}
+                    for s in comparison.systems
+                },
+            }
+            for name, shared in comparison.sets.items()
+        },
+        "over_seeds": [
+            {"runs": list(names), "test_sets": {name: dataclasses.asdict(s) for name, s in spreads.items()}}
+            for names, spreads in comparison.over_seeds.items()
+        ],
+        "notes": list(comparison.notes),
+    }
+
+
+def _as_json(comparison: Comparison, name: str, system: System) -> dict[str, Any]:
+    row = comparison.compared.get((name, system.name))
+    return {} if row is None else {"difference": dataclasses.asdict(row.difference), "p": row.p, "p_holm": row.p_holm}
