@@ -22,7 +22,14 @@ from rankwright.model import RankModel, empty_model
 from rankwright.prompts import EncodedGroup, PromptContract, PromptEncoder
 from rankwright.recipe import Recipe
 from rankwright.reranker import WINDOW_TOKENS
-from rankwright.setup_model import budget_tokens, load_base_tokenizer, make_trainable, precision, recipe_contract
+from rankwright.setup_model import (
+    budget_tokens,
+    load_base_tokenizer,
+    make_trainable,
+    precision,
+    recipe_contract,
+    stored_dtype,
+)
 from rankwright.shapes import Architecture, Target, architecture_of, row_work, rows_of, step_parts
 
 GATHERED = "gathered layers and embeddings"
@@ -183,11 +190,10 @@ def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
     contract = recipe_contract(recipe, base, tokenizer)
 
     def build(recipe: Recipe, sharded: bool) -> Plan:
-        in_bf16 = recipe.model.method == "lora" and precision(recipe, name != CPU) == "bf16"
-        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        dtype = stored_dtype(recipe, name != CPU)
         with torch.device("meta"):
             model = empty_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
-            make_trainable(recipe, model)
+            model = make_trainable(recipe, model)
         return Plan(recipe, device, count, sharded, longest_group(recipe, contract, tokenizer), model)
 
     plan = build(recipe, sharded)

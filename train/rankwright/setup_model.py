@@ -34,6 +34,12 @@ def precision(recipe: Recipe, on_gpu: bool | None = None) -> models.Precision:
     return recipe.train.precision
 
 
+def stored_dtype(recipe: Recipe, on_gpu: bool | None = None) -> torch.dtype:
+    """Frozen weights are stored in the compute type once; weights that are trained stay fp32 under autocast."""
+    in_bf16 = precision(recipe, on_gpu) == "bf16" and recipe.model.method == "lora"
+    return torch.bfloat16 if in_bf16 else torch.float32
+
+
 def budget_tokens(recipe: Recipe, on_gpu: bool | None = None) -> int:
     """Tokens of a micro-batch, a query's head counted once: what bounds the memory of a step.
 
@@ -81,11 +87,8 @@ def build_trainable(
     recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract, place: torch.device | None = None
 ) -> RankModel:
     """The base with LoRA adapters, or with all but its embeddings trainable; on device() or another place."""
-    settings = recipe.model
-    # Frozen weights are stored in the compute type once; weights that are trained stay fp32 under autocast.
-    in_bf16 = precision(recipe) == "bf16" and settings.method == "lora"
-    dtype = torch.bfloat16 if in_bf16 else torch.float32
-    model = models.load_model(base, contract, tokenizer, revision=settings.revision, dtype=dtype)
+    dtype = stored_dtype(recipe)
+    model = models.load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
     return make_trainable(recipe, model).to(place or device())
 
 
