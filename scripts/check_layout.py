@@ -51,7 +51,7 @@ LADDER = (
     "gradients",
     "plan",
     "checking evaluate export",
-    "guards evaluated",
+    "guards evaluated stage_inputs",
     "loop compare",
     "prepare_stage",
     "train_stage evaluate_stage",
