@@ -194,11 +194,14 @@ class Pipeline:
 
     def report(self) -> None:
         """report.html, after everything else."""
+        from rankwright.query_attributes import write_attributes
         from rankwright.report import write_report
 
         self.export()
         if console.is_first_process():
-            path = write_report(self.recipe, self.run, self.inputs.systems)
+            console.heading("report")
+            write_attributes(self.recipe, self.run)
+            path = write_report(self.run.path, self.inputs.systems)
             console.say(f"report: {path}")
 
     def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]], outputs: Sequence[str] = ()) -> None:
