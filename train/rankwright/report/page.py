@@ -72,7 +72,7 @@ def environment() -> Environment:
         "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
         "interval": interval,
         "count": lambda value: f"{value:,}",
-        "percent": lambda value: f"{100 * value:.1f} %",
+        "percent": lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%",
         "system": label,
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
@@ -84,7 +84,7 @@ def interval(difference: Difference | None) -> str:
     if difference is None:
         return "\N{EN DASH}"
     d = difference
-    return f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]".replace("-", "\N{MINUS SIGN}")
+    return f"{d.mean:+.3f} [{d.low:+.3f},\N{NO-BREAK SPACE}{d.high:+.3f}]".replace("-", "\N{MINUS SIGN}")
 
 
 def context(
@@ -107,7 +107,9 @@ def context(
         "verdict": verdict(rows),
         "measures": list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures])),
         "systems": list(dict.fromkeys(s for row in rows for s in row.values)),
-        "differences": plots.differences(_intervals(rows), "results", f"{HEADLINE}: tuned less another, 95 %"),
+        "differences": plots.differences(
+            _intervals(rows), "results", f"{HEADLINE} of tuned less that of another, 95 % interval"
+        ),
         "curves": [svg for key, title in CURVES if (svg := plots.curve(metrics, key, title, best=kept))],
         "no_curve": [title for key, title in CURVES if metrics and not any(key in row for row in metrics)],
         "trained": trained,
@@ -131,7 +133,7 @@ def _intervals(rows: Sequence[SetResults]) -> list[tuple[str, list[tuple[str, Di
     firsts = {row.first_stage for row in rows}
     shown = label(firsts.pop()) if len(firsts) == 1 else "first stage"
     pairs = [(row.name, (("base", row.to_base), (shown, row.to_first))) for row in rows]
-    return [(name, [(f"\N{MINUS SIGN} {kind}", d) for kind, d in found if d is not None]) for name, found in pairs]
+    return [(name, [(f"vs {kind}", d) for kind, d in found if d is not None]) for name, found in pairs]
 
 
 def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tuple[str, str, SliceTable]]:

@@ -86,6 +86,11 @@ def svg(figure: Any, name: str, alternative: str) -> str:
     return found.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alternative, quote=True)}" ', 1)
 
 
+def signed(value: float) -> str:
+    """`+0.103`, with a real minus sign, as matplotlib writes it at the axes."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
     """At most MOST_POINTS points: means over neighbours, all of the same number."""
     size = -(-len(xs) // MOST_POINTS)
@@ -107,38 +112,54 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: i
     if on_dev:
         axis.plot(xs, ys, color=BLUE, marker="o", markersize=4, linewidth=1.6)
         _label_dev(axis, points, best)
+    elif key == "learning_rate":
+        axis.plot(*thinned(xs, ys), color=BLUE, linewidth=1.7)
+        peak = max(range(len(ys)), key=lambda n: ys[n])
+        _mark(axis, xs[peak], ys[peak], f"{ys[peak]:.3g}", offset=(4, 8))
     else:
-        axis.plot(*thinned(xs, ys), color=BLUE, linewidth=1.4)
-        _mark(axis, xs[-1], ys[-1], f"{ys[-1]:.3g}")
+        # What a step gives is noisy: its running mean is the curve.
+        smooth = running_mean(ys)
+        axis.plot(*thinned(xs, ys), color=LINE, linewidth=1)
+        axis.plot(*thinned(xs, smooth), color=BLUE, linewidth=1.7)
+        _mark(axis, xs[-1], smooth[-1], f"{smooth[-1]:.3g}")
     axis.set(title=title, xlabel="step", xlim=(0, max(xs) * 1.02 or 1))
+    axis.margins(y=0.2)
     if min(ys) >= 0 and not on_dev:
-        axis.set_ylim(0, max(ys) * 1.1 or 1)
-    axis.margins(y=0.18)
+        axis.set_ylim(0, max(ys) * 1.15 or 1)
     axis.locator_params(axis="y", nbins=5)
     return svg(figure, f"curve-{re.sub(r'[^A-Za-z]', '', key)}", f"{title} by step: {ys[0]:.4g} to {ys[-1]:.4g}")
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Mean over a window of about a tenth of all steps around each; the same values where there are under 20."""
+    half = len(values) // 20
+    total, sums = 0.0, [0.0]
+    for value in values:
+        total += value
+        sums.append(total)
+    starts = [max(0, n - half) for n in range(len(values))]
+    ends = [min(len(values), n + half + 1) for n in range(len(values))]
+    return [(sums[b] - sums[a]) / (b - a) for a, b in zip(starts, ends, strict=True)]
 
 
 def _label_dev(axis: Any, points: Sequence[tuple[float, float]], best: int | None) -> None:
     """The base at step 0, and the checkpoint that was kept."""
     if points[0][0] == 0:
         axis.axhline(points[0][1], color=LINE, linewidth=1, zorder=0)
-        _mark(axis, *points[0], f"base {points[0][1]:.3f}", right=True)
+        rising = len(points) > 1 and points[1][1] >= points[0][1]
+        _mark(axis, *points[0], f"base {points[0][1]:.3f}", offset=(7, -11 if rising else 11))
     kept = [p for p in points if p[0] == best and best]
     if kept:
         axis.plot(*kept[0], "o", color=ORANGE, markersize=8, zorder=3)
-        _mark(axis, *kept[0], f"kept {kept[0][1]:.3f}")
+        _mark(axis, *kept[0], f"kept {kept[0][1]:.3f}", offset=(0, 12), align="right")
 
 
-def _mark(axis: Any, x: float, y: float, text: str, *, right: bool = False) -> None:
-    axis.annotate(
-        text,
-        (x, y),
-        xytext=(5 if right else 0, 7),
-        textcoords="offset points",
-        ha="left" if right else "right",
-        va="bottom",
-        color=INK,
-    )
+def _mark(
+    axis: Any, x: float, y: float, text: str, *, offset: tuple[float, float] = (6, 0), align: str = "left"
+) -> None:
+    """A value written beside its point."""
+    options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    axis.annotate(text, (x, y), xytext=offset, ha=align, color=INK, **options)
 
 
 def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], name: str, xlabel: str) -> str:
@@ -148,7 +169,7 @@ def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], na
         return ""
     series = list(dict.fromkeys(kind for _, found in rows for kind, _ in found))
     count = sum(len(found) for _, found in rows)
-    figure, axis = pyplot().subplots(figsize=(5.4, 0.75 + 0.3 * count + 0.18 * len(rows)))
+    figure, axis = pyplot().subplots(figsize=(3.5, 0.7 + 0.27 * count + 0.15 * len(rows)))
     place, ticks = 0.0, []
     highest = max(d.high for _, found in rows for _, d in found)
     lowest = min(d.low for _, found in rows for _, d in found)
@@ -160,7 +181,7 @@ def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], na
             colour, marker = SERIES[number % len(SERIES)][0], "oDs^vP"[number % 6]
             axis.plot([d.low, d.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axis.plot(d.mean, place, marker, color=colour, markersize=6.5)
-            said = f"{d.mean:+.3f}" + (f" {kind}" if len(series) > 1 else "")
+            said = signed(d.mean) + (f" {kind}" if len(series) > 1 else "")
             axis.text(max(highest, 0.0) + 0.04 * span, place, said, va="center", color=colour)
             place += 1
         place += 0.6
@@ -181,7 +202,7 @@ def reliability(name: str, title: str, before: Sequence[Mapping[str, Any]], afte
         return ""
     figure, axis = pyplot().subplots(figsize=(3.4, 3.1))
     axis.plot([0, 1], [0, 1], color=LINE, linewidth=1.2, zorder=0)
-    axis.text(0.7, 0.74, "as it says", rotation=45, rotation_mode="anchor", color=SOFT, ha="center", va="bottom")
+    axis.text(0.99, 0.93, "exact", color=SOFT, ha="right", va="top")
     for bins, colour, style, marker, said in (
         (before, ORANGE, "--", "s", "raw"),
         (after, BLUE, "-", "o", "with temperature"),

@@ -12,7 +12,7 @@ from rankwright.recipe import Recipe
 from rankwright.stats import Difference, paired_difference
 
 FIRST_STAGES = ("bm25", "dense", "fusion", "run")
-LABELS = {"bm25": "BM25", "fusion": "fusion of BM25 and dense", "run": "run file"}
+LABELS = {"bm25": "BM25", "run": "run file"}
 ALL = "all"
 
 
