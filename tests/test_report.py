@@ -27,7 +27,7 @@ from rankwright.report import write_comparison, write_report
 from rankwright.report.cases import SHOWN, cut, read_cases
 from rankwright.report.gather import changed_keys, read_recipe
 from rankwright.report.plots import MOST_POINTS, running_mean, thinned
-from rankwright.report.results import ALL, SetResults, Verdict, read_results, verdict
+from rankwright.report.results import ALL, SetResults, Verdict, label, read_results, verdict
 from rankwright.report.side_page import differing_keys
 from rankwright.run_folder import RunFolder
 from rankwright.stats import Difference, paired_difference
@@ -133,9 +133,9 @@ def test_results_are_those_of_the_files(run: Path, page: Page) -> None:
         assert row[2:7] == [f"{metrics_of(run, name, s)['nDCG@10']:.3f}" for s in systems]
         base, first, tuned = (values_of(run, name, s) for s in ("base", "bm25", "tuned"))
         assert row[7:] == [interval(paired_difference(base, tuned)), interval(paired_difference(first, tuned))]
-        for system, label in zip(systems, head[2:7], strict=True):
+        for system, text in zip(systems, head[2:7], strict=True):
             metrics = metrics_of(run, name, system)
-            assert page.row("measures-table", name, label)[2:] == [f"{metrics[m]:.3f}" for m in ("nDCG@10", "RR")]
+            assert page.row("measures-table", name, text)[2:] == [f"{metrics[m]:.3f}" for m in ("nDCG@10", "RR")]
     pooled = {s: {**values_of(run, "one", s), **values_of(run, "two", s)} for s in systems}
     row = page.row("results-table", ALL)
     assert row[1] == "48" and row[2:7] == [f"{sum(v.values()) / 48:.3f}" for v in pooled.values()]
@@ -378,11 +378,11 @@ def test_several_runs_are_one_page(run: Path, others: list[Path], tmp_path: Path
     assert max(ids.values()) == 1
     for number, (name, shared) in enumerate(comparison.sets.items(), start=1):
         for system in comparison.systems:
-            row = page.row(f"results-{number}", system.name)
+            row = page.row(f"results-{number}", label(system.name))
             assert row[1:3] == [f"{mean:.3f}" for mean in shared.means(system.values(name)).values()]
             found = comparison.compared.get((name, system.name))
             assert row[3] == (interval(found.difference) if found else "reference")
-            assert found is None or row[5] == ("< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}")
+            assert found is None or row[6] == ("< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}")
     ((runs, spreads),) = comparison.over_seeds.items()
     assert page.row("seeds-table", ", ".join(runs), "one")[3] == f"{spreads['one'].mean:.3f}"
     assert differing_keys(comparison.runs) == [

@@ -27,6 +27,7 @@ INK, SOFT, LINE, PAGE, BLUE, ORANGE, GREEN, PINK, SKY = COLOURS
 SERIES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (SKY, "-"), (INK, "--"))
 # Points of a curve: more make the page large and the line no clearer.
 MOST_POINTS = 400
+LONGEST_NAME = 22
 PANEL = (4.5, 2.35)
 FONT = 10.5
 
@@ -61,8 +62,11 @@ def pyplot() -> Any:
     return plt
 
 
-def svg(figure: Any, name: str, alternative: str) -> str:
-    """A figure as inline SVG. name: unique on the page; alternative: what a reader who cannot see it is told."""
+def svg(figure: Any, name: str, alternative: str, *, tight: bool = True) -> str:
+    """A figure as inline SVG. name: unique on the page; alternative: what a reader who cannot see it is told.
+
+    tight: as large as what is drawn, instead of the same size as its neighbours.
+    """
     import html
 
     import matplotlib.pyplot as plt
@@ -71,8 +75,8 @@ def svg(figure: Any, name: str, alternative: str) -> str:
     with warnings.catch_warnings():
         # A glyph that matplotlib's font lacks is drawn by the reader's own font.
         warnings.simplefilter("ignore")
-        options = {"bbox_inches": "tight", "pad_inches": 0.04, "transparent": True}
-        figure.savefig(text, format="svg", metadata={"Date": None}, **options)
+        options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.04} if tight else {}
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True, **options)
     plt.close(figure)
     found = text.getvalue()
     found = found[found.index("<svg") :]
@@ -89,6 +93,11 @@ def svg(figure: Any, name: str, alternative: str) -> str:
 def signed(value: float) -> str:
     """`+0.103`, with a real minus sign, as matplotlib writes it at the axes."""
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def short(name: str) -> str:
+    """A name that leaves room for the plot: its start and its end."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 11]}…{name[-10:]}"
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -127,7 +136,11 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: i
     if min(ys) >= 0 and not on_dev:
         axis.set_ylim(0, max(ys) * 1.15 or 1)
     axis.locator_params(axis="y", nbins=5)
-    return svg(figure, f"curve-{re.sub(r'[^A-Za-z]', '', key)}", f"{title} by step: {ys[0]:.4g} to {ys[-1]:.4g}")
+    # The power of ten of small numbers stands above the axis.
+    figure.subplots_adjust(left=0.11, right=0.87, top=0.8 if key == "learning_rate" else 0.86, bottom=0.19)
+    return svg(
+        figure, f"curve-{re.sub(r'[^A-Za-z]', '', key)}", f"{title} by step: {ys[0]:.4g} to {ys[-1]:.4g}", tight=False
+    )
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -186,7 +199,7 @@ def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], na
             place += 1
         place += 0.6
     axis.axvline(0, color=SOFT, linewidth=1, zorder=0)
-    axis.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
+    axis.set_yticks([y for y, _ in ticks], [short(text) for _, text in ticks])
     axis.tick_params(axis="y", length=0, labelcolor=INK)
     axis.spines["left"].set_visible(False)
     axis.set(xlabel=xlabel, ylim=(place - 1.0, -0.7))
@@ -227,11 +240,12 @@ def overlaid(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: s
     curves = {run: points for run, points in curves.items() if points}
     if not curves:
         return ""
-    figure, axis = pyplot().subplots(figsize=(5.6, 2.8))
+    figure, axis = pyplot().subplots(figsize=(3.6, 2.5))
     ends: list[tuple[float, float, str, str]] = []
     for number, (run, points) in enumerate(curves.items()):
         colour, style = SERIES[list(runs).index(run) % len(SERIES)]
-        xs, ys = thinned([x for x, _ in points], [y for _, y in points])
+        values = [y for _, y in points]
+        xs, ys = thinned([x for x, _ in points], values if key.startswith("dev_") else running_mean(values))
         marker = "o" if key.startswith("dev_") else ""
         axis.plot(xs, ys, style, color=colour, marker=marker, markersize=3.5, linewidth=1.6, zorder=3 + number)
         ends.append((xs[-1], ys[-1], run, colour))
@@ -250,7 +264,7 @@ def _end_labels(axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> Non
     for _, y, run, colour in sorted(ends, key=lambda end: (-end[1], end[2])):
         last = min(y, last - step)
         axis.annotate(
-            f"{run} {y:.3f}",
+            f"{short(run)} {y:.3f}",
             (right, last),
             xytext=(5, 0),
             textcoords="offset points",

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rankwright.atomic import write_text_atomic
 from rankwright.compare import Comparison, compare
 from rankwright.evaluate import HEADLINE
 from rankwright.evaluated import NOT_THE_EXPERIMENT, EvaluatedRun, read_runs
 from rankwright.query_attributes import FILE, QueryAttributes, read_attributes
+from rankwright.recipe import Recipe
 from rankwright.report import plots
 from rankwright.report.page import environment
 from rankwright.slices import ATTRIBUTES, SMALL, Attribute, divide
@@ -54,18 +57,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
                 for key, title in CURVES
                 if (found := plots.overlaid(metrics, key, title, f"curve-{key.split('@')[0]}"))
             ],
-            differences={
-                name: plots.differences(
-                    [
-                        (s.name, [(s.name, comparison.compared[name, s.name].difference)])
-                        for s in comparison.systems
-                        if (name, s.name) in comparison.compared
-                    ],
-                    f"differences-{number}",
-                    f"{HEADLINE} less {comparison.reference.name}, 95 % interval",
-                )
-                for number, name in enumerate(comparison.sets)
-            },
+            scales={name: _scale(comparison, name) for name in comparison.sets},
             slices=slices,
             slice_notes=slice_notes,
         )
@@ -74,14 +66,28 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
+def _scale(comparison: Comparison, name: str) -> tuple[float, float]:
+    """The ends of all intervals of a test set, and zero."""
+    found = [row.difference for (test_set, _), row in comparison.compared.items() if test_set == name]
+    return min([0.0, *(d.low for d in found)]), max([0.0, *(d.high for d in found)])
+
+
 def differing_keys(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
     """(dotted key, its value in each run) of every key that is not the same in all; `–` where a run lacks it."""
     # The name of a run says nothing about its experiment; its seed does.
     ignored = [key for key in NOT_THE_EXPERIMENT if key != "seed"]
-    flat = [_flat({k: v for k, v in run.recipe.items() if k not in ignored}) for run in runs]
+    flat = [_flat({k: v for k, v in _whole(run).items() if k not in ignored}) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = [(key, [values.get(key, "\N{EN DASH}") for values in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _whole(run: EvaluatedRun) -> Mapping[str, Any]:
+    """The recipe with the defaults of keys that it was written without, where this version can read it."""
+    try:
+        return Recipe.model_validate_json(json.dumps(run.recipe)).model_dump(mode="json", by_alias=True)
+    except ValidationError:
+        return run.recipe
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
