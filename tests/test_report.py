@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ from rankwright.ranking import ranked
 from rankwright.report import write_comparison, write_report
 from rankwright.report.cases import SHOWN, cut, read_cases
 from rankwright.report.gather import changed_keys, read_recipe
-from rankwright.report.plots import MOST_POINTS, running_mean, thinned
+from rankwright.report.plots import MOST_POINTS, curve, differences, running_mean, thinned
 from rankwright.report.results import ALL, SetResults, Verdict, label, read_results, verdict
 from rankwright.report.side_page import differing_keys
 from rankwright.run_folder import RunFolder
@@ -260,11 +261,12 @@ def test_numbers_of_other_settings_are_left_out(run: Path, tmp_path: Path) -> No
     path = folder / "eval" / "one" / "other" / "metrics.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "depth": 4, "first_stage": "dense"}))
     (folder / "eval" / "two" / "dense" / "metrics.json").unlink()
+    (folder / "eval" / "two" / "other" / "per_query.jsonl").unlink()
     _, notes = read_results(folder, read_recipe(folder), ["one", "two"], None)
     assert notes == [
         "one: depths differ: bm25 9, dense 9, base 9, tuned 9, other 4",
         "one: lists of different first stages: base bm25, tuned bm25, other dense",
-        "two: not evaluated to the end, left out: dense",
+        "two: not evaluated to the end, left out: dense, other",
     ]
 
 
@@ -350,6 +352,17 @@ def test_curves_are_thinned_to_means(values: list[float]) -> None:
         assert max([*ys, *running_mean(values)]) <= max(values) + 1e-3
 
 
+def test_plots_bear_any_name_and_any_number() -> None:
+    d = Difference(0.1, -0.2, 0.4, 9)
+    drawn = differences([('a <b> & "c" $x_1$ \u6771\u4eac', [("vs base", d)]), ("x" * 90, [("vs base", d)])], "n", "x")
+    tree = ElementTree.fromstring(drawn)
+    words = [text for node in tree.iter() for text in [node.text or ""]]
+    assert 'a <b> & "c" $x_1$ \u6771\u4eac' in words and "$x_1$" in drawn and max(map(len, words)) < 60
+    metrics = [{"step": 0, "loss": float("nan")}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": float("inf")}]
+    assert "2" in curve(metrics, "loss", "loss") and curve(metrics, "mfu", "mfu") == ""
+    assert curve([{"step": 0, "dev_nDCG@10": 0.0}], "dev_nDCG@10", "dev")
+
+
 def test_changed_keys_are_those_that_differ(run: Path) -> None:
     found = {key: (value, default) for key, value, default in changed_keys(read_recipe(run))}
     assert found["mine.negatives"] == (3, 7) and found["evaluate.depth"] == (9, 100)
@@ -385,10 +398,10 @@ def test_several_runs_are_one_page(run: Path, others: list[Path], tmp_path: Path
             assert found is None or row[6] == ("< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}")
     ((runs, spreads),) = comparison.over_seeds.items()
     assert page.row("seeds-table", ", ".join(runs), "one")[3] == f"{spreads['one'].mean:.3f}"
-    assert differing_keys(comparison.runs) == [
-        ("loss.name", ['"listwise_softmax"', '"bce"', '"listwise_softmax"']),
-        ("seed", ["0", "0", "1"]),
-    ]
+    assert dict(differing_keys(comparison.runs)) == {
+        "seed": ["0", "0", "1"],
+        "loss.name": ['"listwise_softmax"', '"bce"', '"listwise_softmax"'],
+    }
     assert page.row("differing-table", "loss.name")[2] == '"bce"'
     seen = [row for row in page.tables["slices-1"] if row[0].endswith(" seen") or row[0].endswith(" seen (small)")]
     assert sum(int(row[1]) for row in seen) == 24
@@ -428,6 +441,8 @@ def _other_settings(folder: Path) -> None:
         (_break("speed.json", '{"tuned": 3}'), "another shape than this version writes"),
         (_break("eval/one/queries.jsonl", '{"query_id": "q1"}\n'), "queries.jsonl:1: not a row of attributes"),
         (_break("eval/one/tuned/run.trec", "q1 Q0 d1\n"), "run.trec:1: 3 columns, needs 6"),
+        (_break("negatives.jsonl", "{\n"), "another shape than this version writes"),
+        (_break("metrics.jsonl", '{"loss": 1}\n'), "another shape than this version writes"),
         (_other_settings, "different settings"),
     ],
 )

@@ -49,7 +49,9 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
     path = output or folder / "report.html"
     try:
         page = environment().get_template("report.html.j2").render(context(folder, recipe, data, sets, inputs))
-    except (TemplateError, LookupError, TypeError) as error:
+    except UserError:
+        raise
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder}: a file of this run has another shape than this version writes ({error}): give "
             f"`{evaluate_command(folder).replace(' evaluate ', ' run ', 1)}` again"

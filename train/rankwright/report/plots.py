@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -110,9 +111,15 @@ def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list
     )
 
 
+def points_of(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows that have a finite one."""
+    rows = [row for row in metrics if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+    return [(float(row["step"]), float(row[key])) for row in rows]
+
+
 def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: int | None = None) -> str:
     """One value of metrics.jsonl by step; nothing where no row has it. best: the step that is exported."""
-    points = [(float(row["step"]), float(row[key])) for row in metrics if isinstance(row.get(key), int | float)]
+    points = points_of(metrics, key)
     if not points:
         return ""
     figure, axis = pyplot().subplots(figsize=PANEL)
@@ -233,11 +240,7 @@ def reliability(name: str, title: str, before: Sequence[Mapping[str, Any]], afte
 
 def overlaid(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, name: str) -> str:
     """The same value of several runs by step, each line named at its end; nothing where no run has it."""
-    curves = {
-        run: [(float(r["step"]), float(r[key])) for r in rows if isinstance(r.get(key), int | float)]
-        for run, rows in runs.items()
-    }
-    curves = {run: points for run, points in curves.items() if points}
+    curves = {run: points for run, rows in runs.items() if (points := points_of(rows, key))}
     if not curves:
         return ""
     figure, axis = pyplot().subplots(figsize=(3.6, 2.5))

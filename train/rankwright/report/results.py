@@ -56,7 +56,8 @@ def read_results(
     for name in sets:
         place = folder / "eval" / name
         found = {path.name: read_metrics_json(path) for path in sorted(place.glob("*")) if path.is_dir()}
-        metrics = {s: m for s, m in found.items() if isinstance(m, dict) and HEADLINE in m}
+        whole = [s for s in found if (place / s / "per_query.jsonl").is_file()]
+        metrics = {s: m for s, m in found.items() if s in whole and isinstance(m, dict) and HEADLINE in m}
         if unfinished := [s for s in found if s not in metrics]:
             notes.append(f"{name}: not evaluated to the end, left out: {', '.join(unfinished)}")
         stale = [s for s in metrics if inputs is not None and metrics[s].get("inputs") != inputs.get(s)]
