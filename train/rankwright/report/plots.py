@@ -222,7 +222,7 @@ def reliability(name: str, title: str, before: Sequence[Mapping[str, Any]], afte
         return ""
     figure, axis = pyplot().subplots(figsize=(3.4, 3.1))
     axis.plot([0, 1], [0, 1], color=LINE, linewidth=1.2, zorder=0)
-    axis.text(0.99, 0.93, "exact", color=SOFT, ha="right", va="top")
+    axis.text(1.0, 0.78, "exact", color=SOFT, ha="right", va="top")
     for bins, colour, style, marker, said in (
         (before, ORANGE, "--", "s", "raw"),
         (after, BLUE, "-", "o", "with temperature"),
