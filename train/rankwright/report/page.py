@@ -20,7 +20,7 @@ from rankwright.report import gather, plots
 from rankwright.report.cases import Cases, read_cases
 from rankwright.report.results import ALL, SetResults, label, read_results, verdict
 from rankwright.run_folder import RunFolder
-from rankwright.slices import ATTRIBUTES, SMALL, SliceTable, domain_attribute, set_attribute, slice_table
+from rankwright.slices import ATTRIBUTES, RESAMPLES, SMALL, SliceTable, domain_attribute, set_attribute, slice_table
 from rankwright.stats import Difference
 from rankwright.tracking import read_metrics
 
@@ -117,6 +117,7 @@ def context(
         "trained": trained,
         "slices": read_slices(folder, rows, recipe.seed),
         "small": SMALL,
+        "resamples": RESAMPLES,
         "cases": _cases(folder, rows),
         "data": data,
         "sources": gather.data_sources(recipe),
