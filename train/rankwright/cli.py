@@ -155,6 +155,21 @@ def compare(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs", metavar="RUN...")],
+    output: Annotated[Path | None, typer.Option(help="the page (else RUN/report.html, or compare-report.html)")] = None,
+) -> None:
+    """Write report.html again from a run's files; several runs: one page, side by side."""
+    from rankwright.report import write_comparison, write_report
+
+    if len(runs) == 1:
+        path = write_report(runs[0], output=output)
+    else:
+        path = write_comparison(runs, output or Path("compare-report.html"))
+    console.say(f"report: {path}")
+
+
+@app.command()
 def export(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Write the export folders, each proven to score like the trainer."""
     _pipeline(recipe, overrides).export()

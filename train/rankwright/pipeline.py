@@ -15,8 +15,9 @@ from rankwright.checkpoint import read_state
 from rankwright.errors import UserError, UserErrors
 from rankwright.loading import LoadedRecipe, recipe_json
 from rankwright.recipe import Recipe
-from rankwright.run_folder import RunFolder, code_version, content_hash, files_hash, provenance
+from rankwright.run_folder import RunFolder, content_hash, provenance
 from rankwright.sources import Located, locate_all
+from rankwright.stage_inputs import StageInputs
 
 
 def check_names(recipe: Recipe) -> list[str]:
@@ -99,51 +100,10 @@ class Pipeline:
     def _located(self) -> dict[str, list[Located]]:
         return locate_all(self.recipe.data)
 
-    # Inputs of the stages: hashes of recipe sections, files and code.
-
-    def _section(self, name: str) -> Any:
-        return self.recipe.model_dump(mode="json")[name]
-
     @cached_property
-    def data_inputs(self) -> str:
-        paths = sorted({e.path for entries in self._located.values() for e in entries if e.path is not None})
-        entries = [
-            (split, e.name, e.split, e.hub, e.revision, e.card and e.card.model_dump(mode="json"))
-            for split, found in self._located.items()
-            for e in found
-        ]
-        return content_hash(self._section("data"), entries, self.recipe.seed, files_hash(paths), code_version())
-
-    @cached_property
-    def mine_inputs(self) -> str:
-        return content_hash(self.data_inputs, self._section("mine"), self.recipe.evaluate.depth)
-
-    @cached_property
-    def model_inputs(self) -> str:
-        base = resources.resolve_base(self.recipe.model.base)
-        weights = files_hash([Path(base)]) if Path(base).is_dir() else self.recipe.model.revision
-        # How activations are computed or kept changes memory and speed, and no score beyond rounding; merging with
-        # the base comes after training.
-        other = ("gradient_checkpointing", "attention", "merge_with_base")
-        model = {k: v for k, v in self._section("model").items() if k not in other}
-        return content_hash(
-            model, self._section("prompt"), "instruction" in self.recipe.prompt.model_fields_set, weights
-        )
-
-    @cached_property
-    def train_inputs(self) -> str:
-        # Where numbers are logged and how often weights are saved changes no weight.
-        train = {k: v for k, v in self._section("train").items() if k not in ("trackers", "save_every")}
-        return content_hash(self.mine_inputs, self.model_inputs, self._section("loss"), train)
-
-    @property
-    def system_inputs(self) -> dict[str, str]:
-        """System -> what its numbers depend on."""
-        evaluation = self._section("evaluate")
-        first = content_hash(self.data_inputs, evaluation, self.recipe.mine.language, self.recipe.mine.code)
-        base = content_hash(first, self.model_inputs, self.recipe.train.precision)
-        tuned = content_hash(first, self.train_inputs, self.recipe.model.merge_with_base)
-        return {"bm25": first, "base": base, "tuned": tuned}
+    def inputs(self) -> StageInputs:
+        """What each stage depends on."""
+        return StageInputs(self.recipe, self._located)
 
     # The stages.
 
@@ -153,7 +113,7 @@ class Pipeline:
 
         if console.is_first_process():
             outputs = [f"data/{split}.jsonl" for split in ("train", "dev", "test")]
-            self._stage("data", self.data_inputs, lambda: prepare_data(self.recipe, self.run), outputs)
+            self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
 
     def mine(self) -> None:
         """Candidates and negatives, after the data stage."""
@@ -162,7 +122,7 @@ class Pipeline:
         self.data()
         if console.is_first_process():
             outputs = ["negatives.jsonl", "candidates.jsonl", "dev_candidates.jsonl"]
-            self._stage("mine", self.mine_inputs, lambda: mine(self.recipe, self.run), outputs)
+            self._stage("mine", self.inputs.mine, lambda: mine(self.recipe, self.run), outputs)
 
     def train(self) -> None:
         """Train, after the stages before; on many processes only the first one prepares."""
@@ -175,10 +135,10 @@ class Pipeline:
         accelerator.wait_for_everyone()
 
         def run() -> dict[str, Any]:
-            state = train(self.recipe, self.run, self.train_inputs, accelerator)
+            state = train(self.recipe, self.run, self.inputs.train, accelerator)
             return {**state_facts(state), "processes": accelerator.num_processes}
 
-        self._stage("train", self.train_inputs, run)
+        self._stage("train", self.inputs.train, run)
         if accelerator.is_main_process:
             self.checkpoint = self._best_checkpoint()
 
@@ -186,7 +146,7 @@ class Pipeline:
         """The checkpoint that the train stage chose, if it is whole and of this training."""
         folder = self.run.path / "checkpoints" / f"step-{self.run.facts('train').get('best_step')}"
         state = read_state(folder)
-        return folder if state is not None and state.inputs == self.train_inputs else None
+        return folder if state is not None and state.inputs == self.inputs.train else None
 
     def evaluate(self, only: Sequence[str] = ("bm25", "base", "tuned")) -> None:
         """The table, after the stages that the systems need."""
@@ -204,9 +164,9 @@ class Pipeline:
             return
         console.heading("evaluate")
         started = time.perf_counter()
-        evaluate(self.recipe, self.run, inputs=self.system_inputs, checkpoint=self.checkpoint, only=only)
+        evaluate(self.recipe, self.run, inputs=self.inputs.systems, checkpoint=self.checkpoint, only=only)
         seconds = time.perf_counter() - started
-        self.run.finish("evaluate", content_hash(self.system_inputs), seconds=seconds, systems=list(only))
+        self.run.finish("evaluate", content_hash(self.inputs.systems), seconds=seconds, systems=list(only))
 
     def show_results(self) -> None:
         """Print the final table and its verdict."""
@@ -214,7 +174,7 @@ class Pipeline:
 
         if not console.is_first_process():
             return
-        rows = results(self.run, self.recipe.seed, self.system_inputs)
+        rows = results(self.run, self.recipe.seed, self.inputs.systems)
         console.show(results_table(rows))
         console.say(verdict(rows[-1]))
 
@@ -227,18 +187,21 @@ class Pipeline:
             return
         assert self.checkpoint is not None
         checkpoint = self.checkpoint
-        inputs = content_hash(self.train_inputs, self.system_inputs, self._section("export"))
+        inputs = content_hash(self.inputs.train, self.inputs.systems, self.inputs.section("export"))
         if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
             self.run.forget("export")
-        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, self.system_inputs))
+        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, self.inputs.systems))
 
     def report(self) -> None:
         """report.html, after everything else."""
+        from rankwright.query_attributes import write_attributes
         from rankwright.report import write_report
 
         self.export()
         if console.is_first_process():
-            path = write_report(self.recipe, self.run, self.system_inputs)
+            console.heading("report")
+            write_attributes(self.recipe, self.run)
+            path = write_report(self.run.path, self.inputs.systems)
             console.say(f"report: {path}")
 
     def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]], outputs: Sequence[str] = ()) -> None:

@@ -28,6 +28,8 @@ class Source(Section):
     split: str | None = None
     name: str | None = None
     revision: str | None = None
+    # A TREC run file with the candidate lists of a test set.
+    run: str | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
@@ -101,6 +103,15 @@ class Prompt(Section):
     query_tokens: Positive | None = None
 
 
+class Dense(Section):
+    """A bi-encoder of sentence-transformers: the first stage `dense`, and `fusion` of it and BM25."""
+
+    model: str
+    revision: str | None = None
+    query_prompt: str = ""
+    document_prompt: str = ""
+
+
 class Mine(Section):
     depth: Positive = 100
     first_rank: Positive = 1
@@ -137,15 +148,42 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     evaluate_every: Positive = 100
     save_every: Positive = 50
+    # Evaluations on dev without a new best after which training ends early.
+    patience: Positive | None = None
     dev_queries: Positive = 200
     trackers: tuple[str, ...] = ()
     shuffle_labels: bool = False
 
 
+class Baseline(Section):
+    """Another reranker, scored on the same lists. kind and options: a registered kind and its parameters."""
+
+    # It names a folder beside bm25, base and tuned.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    kind: str
+    model: str
+    revision: str | None = None
+    options: dict[str, Any] = {}
+
+
 class Evaluate(Section):
+    # Whose lists are reranked. `run`: those of each test set's own TREC run file.
+    first_stage: Literal["bm25", "dense", "fusion", "run"] = "bm25"
     depth: Positive = 100
     limit_queries: Positive | None = None
     measures: tuple[str, ...] = ("nDCG@10", "MRR@10", "R@100")
+    baselines: tuple[Baseline, ...] = ()
+
+
+class Gate(Section):
+    """What tuned must reach before it may be exported."""
+
+    metric: str = "nDCG@10"
+    # Of tuned - base, over all test sets that are no guards.
+    min_gain: float = 0.0
+    confidence: Fraction = 0.95
+    # Test sets, such as another domain's, on which tuned must not be worse than the base.
+    guard: tuple[str, ...] = ()
 
 
 class Export(Section):
@@ -165,10 +203,12 @@ class Recipe(Section):
     model: Model
     data: Data
     prompt: Prompt = Prompt()
+    dense: Dense | None = None
     mine: Mine = Mine()
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    gate: Gate | None = None
     export: Export = Export()
 
     @property

@@ -1,0 +1,169 @@
+"""Wins and losses: the queries that gained and lost most, with their top documents before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankwright.examples import Collection
+from rankwright.metrics import read_trec_run, trec_column
+from rankwright.ranking import ranked, stable_hash
+from rankwright.report.results import SetResults
+
+# Queries shown on each side of a test set.
+SHOWN = 4
+TOP = 3
+DOCUMENT_CHARACTERS = 280
+QUERY_CHARACTERS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ShownDocument:
+    """A document at its rank. label: its judgement, None where nobody judged it; text is cut, rest says how much."""
+
+    rank: int
+    document_id: str
+    score: float
+    label: float | None
+    text: str
+    rest: int
+
+    @property
+    def relevant(self) -> bool:
+        return self.label is not None and self.label > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A query with its value and its list before and after. best_*: rank of its best relevant document, or None."""
+
+    query_id: str
+    query: str
+    rest: int
+    before: float
+    after: float
+    best_before: int | None
+    best_after: int | None
+    candidates: int
+    top_before: tuple[ShownDocument, ...]
+    top_after: tuple[ShownDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """The changes between two systems on one test set; counts of all its queries."""
+
+    test_set: str
+    before: str
+    after: str
+    gained: tuple[Case, ...]
+    lost: tuple[Case, ...]
+    better: int
+    worse: int
+    equal: int
+
+
+def read_cases(folder: Path, row: SetResults, collection: Collection, shown: int = SHOWN) -> list[Cases]:
+    """base -> tuned, and first stage -> tuned, of one test set; without what is not evaluated."""
+    runs: dict[str, Mapping[str, Mapping[str, float]]] = {}
+    found = []
+    for before in ("base", row.first_stage):
+        if before not in row.values or "tuned" not in row.values:
+            continue
+        for system in (before, "tuned"):
+            if system not in runs:
+                path = folder / "eval" / row.name / system / "run.trec"
+                runs[system] = read_trec_run(path) if path.is_file() else {}
+        found.append(_cases(row, collection, before, runs, shown))
+    return found
+
+
+def _cases(
+    row: SetResults,
+    collection: Collection,
+    before: str,
+    runs: Mapping[str, Mapping[str, Mapping[str, float]]],
+    shown: int,
+) -> Cases:
+    old, new = row.values[before], row.values["tuned"]
+    change = {q: new[q] - old[q] for q in new if q in old}
+    # Many queries change by the same amount: a hash chooses among them, not the spelling of an id.
+    order = sorted(change, key=lambda q: (change[q], stable_hash("case", q)))
+    lost = [q for q in order[:shown] if change[q] < 0]
+    gained = [q for q in reversed(order[-shown:]) if change[q] > 0]
+
+    # A run file spells white space in ids as %20.
+    spelled = {trec_column(d): d for d in collection.corpus if trec_column(d) != d}
+
+    def cases(query_ids: Sequence[str]) -> tuple[Case, ...]:
+        return tuple(
+            _case(collection, q, (old[q], new[q]), _list(runs[before], q), _list(runs["tuned"], q), spelled)
+            for q in query_ids
+            if q in collection.queries
+        )
+
+    return Cases(
+        row.name,
+        before,
+        "tuned",
+        gained=cases(gained),
+        lost=cases(lost),
+        better=sum(v > 0 for v in change.values()),
+        worse=sum(v < 0 for v in change.values()),
+        equal=sum(v == 0 for v in change.values()),
+    )
+
+
+def _list(run: Mapping[str, Mapping[str, float]], query_id: str) -> Mapping[str, float]:
+    return run.get(trec_column(query_id), {})
+
+
+def _case(
+    collection: Collection,
+    query_id: str,
+    values: tuple[float, float],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    spelled: Mapping[str, str],
+) -> Case:
+    query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
+    lists = [_documents(collection, query_id, scores, spelled) for scores in (before, after)]
+    best = [next((d.rank for d in documents if d.relevant), None) for documents in lists]
+    tops = [tuple(d for d in ds if d.rank <= TOP or d.rank == b) for ds, b in zip(lists, best, strict=True)]
+    return Case(
+        query_id=query_id,
+        query=query,
+        rest=rest,
+        before=values[0],
+        after=values[1],
+        best_before=best[0],
+        best_after=best[1],
+        candidates=max(map(len, lists)),
+        top_before=tops[0],
+        top_after=tops[1],
+    )
+
+
+def _documents(
+    collection: Collection, query_id: str, scores: Mapping[str, float], spelled: Mapping[str, str]
+) -> list[ShownDocument]:
+    scores = {spelled.get(d, d): s for d, s in scores.items()}
+    judged = collection.qrels.get(query_id, {})
+    documents = []
+    for rank, (document_id, score) in enumerate(ranked(query_id, scores), start=1):
+        text, rest = cut(collection.corpus.get(document_id, ""), DOCUMENT_CHARACTERS)
+        documents.append(ShownDocument(rank, document_id, score, judged.get(document_id), text, rest))
+    return documents
+
+
+def cut(text: str, most: int) -> tuple[str, int]:
+    """A text of at most `most` characters, cut at a word where there is one, and how many characters are left out."""
+    text = text.strip()
+    if len(text) <= most:
+        return text, 0
+    kept = text[:most]
+    at_word = kept.rsplit(None, 1)[0] if len(kept.split()) > 1 and not text[most].isspace() else kept.rstrip()
+    # A word longer than a third of the limit is cut in the middle.
+    kept = at_word if len(at_word) > 2 * most // 3 else kept
+    return kept, len(text) - len(kept)

@@ -1,0 +1,180 @@
+"""What the files of a run say, apart from its results: recipe, data, licences, mining, training, exports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rankwright.cards import load_card
+from rankwright.errors import UserError
+from rankwright.recipe import DevFromTrain, Recipe, Section, Source
+from rankwright.run_folder import STAGES, RunFolder
+
+# Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
+MOST_POOLS = 20_000
+REASONS = {
+    "kept": "retrieved and not judged: taken as not relevant",
+    "kept_judged": "judged not relevant",
+    "positive": "removed: relevant to the query",
+    "judged": "judged not relevant as well as retrieved: counted with those",
+    "outside_window": "removed: a rank outside of the window",
+    "duplicate_of_positive": "removed: the text of a relevant document",
+    "judged_duplicate_of_positive": "removed: judged not relevant, with the text of a relevant document",
+    "short_pools": "queries with fewer negatives than mine.negatives",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """One set of the recipe and its licence, as far as the recipe or its card says."""
+
+    split: str
+    name: str
+    place: str
+    licence: str
+    commercial: str
+    stated: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """counts: reason -> (number, meaning); sources: (source, reason) -> negatives in the `pools` pools counted."""
+
+    queries: int | None
+    counts: Mapping[str, tuple[int, str]]
+    sources: Mapping[tuple[str, str], int]
+    pools: int
+    sizes: tuple[int, float, int] | None
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run folder. Raises UserError for what is no run, or a run of another version."""
+    path = folder / "recipe.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        near = Path("runs") / folder
+        hint = f"did you mean {near}?" if (near / "recipe.json").is_file() else "give folders such as runs/quickstart"
+        raise UserError(f"{folder}: no folder of a run (it has no readable recipe.json): {hint}") from None
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(
+            f"{path}: {where}: {first['msg']}: written by another version of Rankwright, give `rankwright run` again"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """An object, or None where there is no such file. Raises UserError for a file that holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}): delete it and give `rankwright run` again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object: delete it and give `rankwright run` again")
+    return value
+
+
+def changed_keys(recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """(dotted key, value, default) of all that differs from the schema's defaults; default None for what has none."""
+    return list(_changed(recipe, ""))
+
+
+def _changed(section: Section, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if not field.is_required() and value == default:
+            continue
+        key = prefix + (field.alias or name)
+        inner = [value] if isinstance(value, Section) else value if isinstance(value, tuple) else ()
+        if isinstance(value, Section):
+            yield from _changed(value, f"{key}.")
+        elif inner and all(isinstance(item, Section) for item in inner):
+            for number, item in enumerate(inner):
+                yield from _changed(item, f"{key}.{number}.")
+        else:
+            yield key, value, default
+
+
+def data_sources(recipe: Recipe) -> list[DataSource]:
+    """The sets of the recipe, by split, with what is known of their licences."""
+    entries: list[tuple[str, Source]] = [("train", s) for s in recipe.data.train]
+    if not isinstance(recipe.data.dev, DevFromTrain):
+        entries += [("dev", s) for s in recipe.data.dev]
+    entries += [("test", s) for s in recipe.data.test]
+    return [_source(split, source) for split, source in entries]
+
+
+def _source(split: str, source: Source) -> DataSource:
+    if source.card is not None:
+        try:
+            card = load_card(source.card)
+        except UserError as error:
+            return DataSource(
+                split, source.name or source.card, f"card {source.card}", "not known", "not known", str(error)
+            )
+        licence = card.licence
+        name, place = source.name or card.name, f"card {card.name}: {card.title}"
+        return DataSource(split, name, place, licence.name, licence.commercial, f"{licence.source} ({licence.date})")
+    if source.hub is not None:
+        revision = f" at {source.revision}" if source.revision else ""
+        name, place = source.name or source.hub.split("/")[-1], f"hub {source.hub}{revision}"
+        return DataSource(split, name, place, "not known", "not known", "no card: see the set's own page")
+    path = Path(source.path or "")
+    if path.parts[:1] == ("fixtures",):
+        stated = "made for this project (data/README.md)"
+        return DataSource(split, source.name or path.name.split(".")[0], str(path), "CC0-1.0", "yes", stated)
+    return DataSource(
+        split, source.name or path.name.split(".")[0], str(path), "not known", "not known", "a path, without a card"
+    )
+
+
+def read_mining(run: RunFolder) -> Mined | None:
+    """Counts of the mining stage and of negatives.jsonl; None before mining."""
+    facts = run.facts("mine")
+    path = run.path / "negatives.jsonl"
+    if not facts and not path.is_file():
+        return None
+    counts = {str(k): int(v) for k, v in facts.get("counts", {}).items()}
+    if "short_pools" in facts:
+        counts["short_pools"] = facts["short_pools"]
+    sources: Counter[tuple[str, str]] = Counter()
+    sizes: list[int] = []
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            for line in itertools.islice(file, MOST_POOLS):
+                pool = json.loads(line)["negatives"]
+                sizes.append(len(pool))
+                sources.update((str(n["source"]), str(n["reason"])) for n in pool)
+    sizes.sort()
+    order = [*(r for r in REASONS if r in counts), *sorted(r for r in counts if r not in REASONS)]
+    return Mined(
+        queries=facts.get("queries"),
+        counts={reason: (counts[reason], REASONS.get(reason, "")) for reason in order},
+        sources=dict(sorted(sources.items())),
+        pools=len(sizes),
+        sizes=(sizes[0], float(sizes[len(sizes) // 2]), sizes[-1]) if sizes else None,
+    )
+
+
+def read_parity(folder: Path, targets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Target -> its parity.json, for those that have one."""
+    found = {target: read_json(folder / "export" / target / "parity.json") for target in targets}
+    return {target: figures for target, figures in found.items() if figures is not None}
+
+
+def read_stages(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
+    """The records of the finished stages, in order."""
+    return [(name, run.facts(name)) for name in STAGES if run.facts(name)]

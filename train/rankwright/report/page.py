@@ -1,0 +1,189 @@
+"""report.html: one self-contained page of a run (Jinja2, inline SVG, no script, no network)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError, select_autoescape
+
+from rankwright.atomic import write_text_atomic
+from rankwright.data_files import read_split
+from rankwright.errors import UserError
+from rankwright.evaluate import HEADLINE
+from rankwright.evaluated import evaluate_command, read_run
+from rankwright.query_attributes import FILE, QueryAttributes, read_attributes
+from rankwright.recipe import Recipe
+from rankwright.report import gather, plots
+from rankwright.report.cases import Cases, read_cases
+from rankwright.report.results import ALL, SetResults, label, read_results, verdict
+from rankwright.run_folder import RunFolder
+from rankwright.slices import ATTRIBUTES, RESAMPLES, SMALL, SliceTable, domain_attribute, set_attribute, slice_table
+from rankwright.stats import Difference
+from rankwright.tracking import read_metrics
+
+CURVES = (
+    ("loss", "training loss"),
+    (f"dev_{HEADLINE}", f"{HEADLINE} on dev"),
+    ("gradient_norm", "gradient norm, before clipping"),
+    ("score_margin", "score margin, relevant - others"),
+    ("learning_rate", "learning rate"),
+    ("mfu", "share of the peak (MFU)"),
+    ("pairs_per_s", "pairs/s"),
+)
+
+
+def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: Path | None = None) -> Path:
+    """Write report.html (or `output`) from the files of a run; what is missing is said on the page.
+
+    inputs: system -> hash of what its numbers must come from; without it, systems that are known to be of
+    several evaluations are refused. Raises UserError for a folder that is no run and for damaged files.
+    """
+    recipe = gather.read_recipe(folder)
+    data = gather.read_json(folder / "data_report.json")
+    sets = [str(row["set"]) for row in data["splits"]["test"]] if data else []
+    if inputs is None and sets and all((folder / "eval" / s / "tuned" / "metrics.json").is_file() for s in sets):
+        read_run(folder, folder.name)
+    path = output or folder / "report.html"
+    try:
+        page = environment().get_template("report.html.j2").render(context(folder, recipe, data, sets, inputs))
+    except UserError:
+        raise
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder}: a file of this run has another shape than this version writes ({error}): give "
+            f"`{evaluate_command(folder).replace(' evaluate ', ' run ', 1)}` again"
+        ) from error
+    write_text_atomic(path, page)
+    return path
+
+
+def environment() -> Environment:
+    """Jinja2 with escaping on, unknown names refused, and the page's ways to write numbers."""
+    made = Environment(
+        loader=PackageLoader("rankwright", "templates"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "f3": lambda value: "\N{EN DASH}" if value is None else f"{value:.3f}",
+        "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
+        "interval": interval,
+        "count": lambda value: f"{value:,}",
+        "percent": lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%",
+        "system": label,
+        "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
+    }
+    return made
+
+
+def interval(difference: Difference | None) -> str:
+    """`+0.103 [+0.071, +0.136]`, with a real minus sign."""
+    if difference is None:
+        return "\N{EN DASH}"
+    d = difference
+    return f"{d.mean:+.3f} [{d.low:+.3f},\N{NO-BREAK SPACE}{d.high:+.3f}]".replace("-", "\N{MINUS SIGN}")
+
+
+def context(
+    folder: Path, recipe: Recipe, data: Mapping[str, Any] | None, sets: Sequence[str], inputs: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """All that the template shows."""
+    run = RunFolder(folder)
+    rows, notes = read_results(folder, recipe, sets, inputs)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    trained = run.facts("train")
+    kept = trained.get("best_step")
+    calibration = gather.read_json(folder / "calibration.json")
+    return {
+        "recipe": recipe,
+        "recipe_json": recipe.model_dump(mode="json", by_alias=True),
+        "changed": gather.changed_keys(recipe),
+        "headline": HEADLINE,
+        "rows": rows,
+        "notes": notes,
+        "verdict": verdict(rows),
+        "measures": list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures])),
+        "systems": list(dict.fromkeys(s for row in rows for s in row.values)),
+        "differences": plots.differences(
+            _intervals(rows), "results", f"{HEADLINE} of tuned less that of another, 95 % interval"
+        ),
+        "curves": [svg for key, title in CURVES if (svg := plots.curve(metrics, key, title, best=kept))],
+        "no_curve": [title for key, title in CURVES if metrics and not any(key in row for row in metrics)],
+        "trained": trained,
+        "slices": read_slices(folder, rows, recipe.seed),
+        "small": SMALL,
+        "resamples": RESAMPLES,
+        "cases": _cases(folder, rows),
+        "data": data,
+        "sources": gather.data_sources(recipe),
+        "mined": gather.read_mining(run),
+        "calibration": calibration,
+        "reliability": _reliability(calibration),
+        "gate": gather.read_json(folder / "gate.json"),
+        "speed": gather.read_json(folder / "speed.json"),
+        "parity": gather.read_parity(folder, recipe.export_targets),
+        "stages": gather.read_stages(run),
+        "provenance": gather.read_json(folder / "provenance.json"),
+    }
+
+
+def _intervals(rows: Sequence[SetResults]) -> list[tuple[str, list[tuple[str, Difference]]]]:
+    firsts = {row.first_stage for row in rows}
+    shown = label(firsts.pop()) if len(firsts) == 1 else "first stage"
+    pairs = [(row.name, (("base", row.to_base), (shown, row.to_first))) for row in rows]
+    return [(name, [(f"vs {kind}", d) for kind, d in found if d is not None]) for name, found in pairs]
+
+
+def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tuple[str, str, SliceTable]]:
+    """(set, first stage, its slices), the pooled queries first; without sets whose queries.jsonl is missing."""
+    parts = [row for row in rows if row.name != ALL]
+    known = {row.name: folder / "eval" / row.name / FILE for row in parts}
+    found = {name: read_attributes(path) for name, path in known.items() if path.is_file()}
+    tables = []
+    for row in parts:
+        if row.name in found:
+            systems = {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
+            tables.append((row.name, row.first_stage, slice_table(found[row.name], systems, seed=seed)))
+    if len(parts) > 1 and len(found) == len(parts):
+        row = rows[-1]
+        pooled: list[QueryAttributes] = []
+        sets: dict[str, str] = {}
+        for name, attributes in found.items():
+            pooled += [dataclasses.replace(a, query_id=f"{name}/{a.query_id}") for a in attributes]
+            sets |= {f"{name}/{a.query_id}": name for a in attributes}
+        systems = {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
+        by_set = [domain_attribute(pooled)]
+        if set(by_set[0].bins) != set(sets.values()):
+            by_set.insert(0, set_attribute(sets))
+        table = slice_table(pooled, systems, attributes=[*by_set, *ATTRIBUTES], seed=seed)
+        tables.insert(0, (ALL, row.first_stage, table))
+    return tables
+
+
+def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:
+    if not (folder / "data" / "test.jsonl").is_file():
+        return []
+    by_name = {row.name: row for row in rows if row.name != ALL}
+    found: list[Cases] = []
+    for collection in read_split(folder / "data", "test"):
+        if collection.name in by_name:
+            found += read_cases(folder, by_name[collection.name], collection)
+    # What training changed comes first, for every set.
+    return sorted(found, key=lambda cases: cases.before != "base")
+
+
+def _reliability(calibration: Mapping[str, Any] | None) -> list[str]:
+    if calibration is None:
+        return []
+    parts = {"dev": calibration["dev"], **calibration["test"]}
+    drawn = [
+        plots.reliability(f"reliability-{n}", name, part["bins"], part["bins_fitted"])
+        for n, (name, part) in enumerate(parts.items())
+        if part
+    ]
+    return [found for found in drawn if found]
