@@ -171,7 +171,7 @@ class Evaluate(Section):
     first_stage: Literal["bm25", "dense", "fusion", "run"] = "bm25"
     depth: Positive = 100
     limit_queries: Positive | None = None
-    measures: tuple[str, ...] = ("nDCG@10", "MRR@10", "R@100")
+    measures: tuple[str, ...] = ("nDCG@10", "nDCG@5", "MRR@10", "MAP", "R@10", "R@100")
     baselines: tuple[Baseline, ...] = ()
 
 
