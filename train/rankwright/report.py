@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from rankwright.atomic import write_text_atomic
 from rankwright.data_files import read_split
 from rankwright.evaluate import HEADLINE, read_metrics_json, read_per_query
-from rankwright.evaluate_stage import SYSTEMS, ResultRow, results, verdict
 from rankwright.recipe import Recipe
+from rankwright.results import ResultRow, results, verdict
 from rankwright.run_folder import STAGES, RunFolder
 from rankwright.tracking import read_metrics
 
@@ -41,7 +41,7 @@ def write_report(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str
         headline=HEADLINE,
         rows=rows,
         verdict=verdict(rows[-1]) if rows else "",
-        measures=_measures(run, recipe),
+        measures=_measures(run, recipe, list(system_inputs)),
         curves=curves_svg(metrics) if metrics else "",
         differences=differences_svg(rows),
         changes=_changes(run),
@@ -61,11 +61,11 @@ def _sets(run: RunFolder) -> list[str]:
     return [row["set"] for row in _read_json(run.path / "data_report.json")["splits"]["test"]]
 
 
-def _measures(run: RunFolder, recipe: Recipe) -> list[dict[str, Any]]:
+def _measures(run: RunFolder, recipe: Recipe, systems: Sequence[str]) -> list[dict[str, Any]]:
     """A row a test set and system with every measure, the lists' ceiling, speed and cut documents."""
     found = []
     for name in _sets(run):
-        for system in SYSTEMS:
+        for system in systems:
             values = read_metrics_json(run.path / "eval" / name / system)
             if values is not None:
                 shown = [values[m] for m in recipe.evaluate.measures]

@@ -1,0 +1,72 @@
+"""A TREC run file of somebody else's retriever as a first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rankwright import console
+from rankwright.errors import UserError
+from rankwright.metrics import read_trec_run, trec_column
+from rankwright.ranking import ranked
+from rankwright.retrieve import RETRIEVERS, Candidate
+
+
+@RETRIEVERS.register
+def run(
+    corpus: Mapping[str, str], queries: Mapping[str, str], *, depth: int = 100, path: Path
+) -> dict[str, list[Candidate]]:
+    """The lists of a TREC run file: query id -> at most `depth` candidates, best first.
+
+    The file's scores decide, not its ranks or the order of its lines, as trec_eval has it; ties by
+    ranking.tie_order. White space inside an id is %20 and the like there. Said and counted: queries and documents
+    that are not in the set, queries that the file lacks (their lists are empty), lists shorter than `depth`.
+    Raises UserError for a file that is damaged or has nothing in common with the set.
+    """
+    if depth < 1:
+        raise UserError(f"run: depth {depth}: needs depth >= 1")
+    found = read_trec_run(path)
+    spelled_queries = _spelled(queries, path)
+    spelled_documents = _spelled(corpus, path)
+    lists: dict[str, list[Candidate]] = {query_id: [] for query_id in queries}
+    unknown = 0
+    for spelled, scores in found.items():
+        query_id = spelled_queries.get(spelled)
+        if query_id is None:
+            continue
+        known = {spelled_documents[d]: score for d, score in scores.items() if d in spelled_documents}
+        unknown += len(scores) - len(known)
+        best = ranked(query_id, known)[:depth]
+        lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, 1)]
+    if not any(lists.values()):
+        raise UserError(
+            f"{path}: {_nothing(set(found), set(spelled_queries))} of the set: give the run file of this test set"
+        )
+    other = sum(spelled not in spelled_queries for spelled in found)
+    missing = sum(spelled not in found for spelled in spelled_queries)
+    short = sum(0 < len(candidates) < depth for candidates in lists.values())
+    facts = [
+        (other, "queries of other sets, or not evaluated, left out"),
+        (unknown, "documents that are not in the corpus left out"),
+        (missing, "queries of the set are not in the file"),
+        (short, f"lists are shorter than {depth}"),
+    ]
+    told = ", ".join(f"{count:,} {what}" for count, what in facts if count)
+    console.say(f"run file {path}: {len(found):,} queries" + (f"; {told}" if told else ""))
+    return lists
+
+
+def _nothing(found: set[str], queries: set[str]) -> str:
+    if not found & queries:
+        example = f" (its first is {min(found)!r})" if found else ", for it is empty"
+        return f"holds no query{example}"
+    return "holds no document"
+
+
+def _spelled(ids: Mapping[str, str], path: Path) -> dict[str, str]:
+    """How a run file spells an id -> the id."""
+    spelled = {trec_column(i): i for i in ids}
+    if len(spelled) < len(ids):
+        twice = next(i for i in ids if spelled[trec_column(i)] != i)
+        raise UserError(f"{path}: a run file spells {twice!r} and another id of the set alike: rename one of them")
+    return spelled
