@@ -1,4 +1,4 @@
-"""The evaluate stage: first stages, base, tuned and baselines, all rerankers on the same fixed lists of every test set."""
+"""The evaluate stage: first stages, and base, tuned and baselines on the same fixed lists of every test set."""
 
 from __future__ import annotations
 
@@ -75,10 +75,12 @@ class Evaluation:
     def __call__(self, only: Sequence[str]) -> None:
         """Evaluate those of the systems that are not done; every process of the group calls this."""
         first = self.recipe.evaluate.first_stage
+        reranked = any(system not in FIRST_STAGES for system in only)
         if self.processes.is_first:
             for job in self.jobs:
                 self._say_choice(job)
-                self._choose_lists(job, self._lists(job, first))
+                if reranked or first in only:
+                    self._choose_lists(job, self._lists(job, first))
         self.processes.meet()
         for system in (s for s in system_names(self.recipe) if s in only):
             todo = [job for job in self.jobs if job.has(system) and not self._is_done(job, system)]
@@ -184,7 +186,8 @@ class Evaluation:
     def _load_baseline(self, baseline: Baseline) -> Scorer:
         from rankwright.baselines import load_baseline
 
-        return load_baseline(baseline, self.recipe.prompt, cache=self.run.path / "cache")
+        scorer: Scorer = load_baseline(baseline, self.recipe.prompt, cache=self.run.path / "cache")
+        return scorer
 
     def _finish(self, job: Job, system: str, run: Run, facts: dict[str, Any]) -> None:
         """Measure and write; scores that were kept are measured anew when only the measures changed."""

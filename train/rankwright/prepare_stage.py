@@ -56,7 +56,7 @@ def check_run_files(run: RunFolder, run_files: Mapping[str, Path | None], depth:
         if path is None:
             continue
         try:
-            run_file.run(collection.corpus, collection.queries, depth=depth, path=path)
+            run_file.read_lists(path, collection.corpus, collection.queries, depth)
         except UserError as error:
             faults.append(str(error))
     if faults:

@@ -23,6 +23,15 @@ def run(
     that are not in the set, queries that the file lacks (their lists are empty), lists shorter than `depth`.
     Raises UserError for a file that is damaged or has nothing in common with the set.
     """
+    lists, told = read_lists(path, corpus, queries, depth)
+    console.say(f"run file {path}: {told}")
+    return lists
+
+
+def read_lists(
+    path: Path, corpus: Mapping[str, str], queries: Mapping[str, str], depth: int
+) -> tuple[dict[str, list[Candidate]], str]:
+    """(lists, what was left out and is missing, in words); raises as `run` does."""
     if depth < 1:
         raise UserError(f"run: depth {depth}: needs depth >= 1")
     found = read_trec_run(path)
@@ -42,18 +51,14 @@ def run(
         raise UserError(
             f"{path}: {_nothing(set(found), set(spelled_queries))} of the set: give the run file of this test set"
         )
-    other = sum(spelled not in spelled_queries for spelled in found)
-    missing = sum(spelled not in found for spelled in spelled_queries)
-    short = sum(0 < len(candidates) < depth for candidates in lists.values())
     facts = [
-        (other, "queries of other sets, or not evaluated, left out"),
+        (sum(spelled not in spelled_queries for spelled in found), "not evaluated or of other sets left out"),
         (unknown, "documents that are not in the corpus left out"),
-        (missing, "queries of the set are not in the file"),
-        (short, f"lists are shorter than {depth}"),
+        (sum(spelled not in found for spelled in spelled_queries), "queries of the set not in the file"),
+        (sum(0 < len(candidates) < depth for candidates in lists.values()), f"lists shorter than {depth}"),
     ]
-    told = ", ".join(f"{count:,} {what}" for count, what in facts if count)
-    console.say(f"run file {path}: {len(found):,} queries" + (f"; {told}" if told else ""))
-    return lists
+    told = [f"{len(found):,} queries", *(f"{count:,} {what}" for count, what in facts if count)]
+    return lists, ", ".join(told)
 
 
 def _nothing(found: set[str], queries: set[str]) -> str:

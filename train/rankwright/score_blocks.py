@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def _refuse_not_finite(scores: Sequence[Sequence[float]], query_ids: Sequence[st
         raise UserError(f"query {bad!r}: a score is not finite: the model is broken, or fp32 is needed")
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Path) -> Iterator[Row]:
     """The whole lines of a file; a kill leaves the last one cut short."""
     try:
         with path.open("rb") as file:
