@@ -128,7 +128,8 @@ def _columns(rows: Sequence[ResultRow]) -> list[Column]:
         if system not in FIRST_STAGES and (not place or systems[place - 1] in FIRST_STAGES):
             columns += _ceiling_column(rows)
         columns.append((SHOWN_NAME.get(system, system), [_number(row.values.get(system)) for row in rows]))
-    columns.append(("tuned - base [95 % interval]", [_interval(row.difference) for row in rows]))
+    if any(row.difference is not None for row in rows):
+        columns.append(("tuned - base [95 % interval]", [_interval(row.difference) for row in rows]))
     if any(row.over_first is not None for row in rows):
         first = rows[-1].first_stage
         title = f"tuned - {SHOWN_NAME.get(first, first)} [95 % interval]"

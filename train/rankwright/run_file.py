@@ -48,24 +48,21 @@ def read_lists(
         best = ranked(query_id, known)[:depth]
         lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, 1)]
     if not any(lists.values()):
-        raise UserError(
-            f"{path}: {_nothing(set(found), set(spelled_queries))} of the set: give the run file of this test set"
-        )
+        why = _nothing(set(found), set(spelled_queries))
+        raise UserError(f"{path}: has nothing in common with the set ({why}): give the run file of this test set")
     facts = [
-        (sum(spelled not in spelled_queries for spelled in found), "not evaluated or of other sets left out"),
-        (unknown, "documents that are not in the corpus left out"),
-        (sum(spelled not in found for spelled in spelled_queries), "queries of the set not in the file"),
-        (sum(0 < len(candidates) < depth for candidates in lists.values()), f"lists shorter than {depth}"),
+        ("queries of other sets or not evaluated, left out", sum(q not in spelled_queries for q in found)),
+        ("documents that are not in the corpus, left out", unknown),
+        ("queries that are not in the file", sum(q not in found for q in spelled_queries)),
+        (f"lists shorter than {depth}", sum(0 < len(candidates) < depth for candidates in lists.values())),
     ]
-    told = [f"{len(found):,} queries", *(f"{count:,} {what}" for count, what in facts if count)]
-    return lists, ", ".join(told)
+    return lists, "; ".join([f"queries {len(found):,}", *(f"{what} {count:,}" for what, count in facts if count)])
 
 
 def _nothing(found: set[str], queries: set[str]) -> str:
-    if not found & queries:
-        example = f" (its first is {min(found)!r})" if found else ", for it is empty"
-        return f"holds no query{example}"
-    return "holds no document"
+    if not found:
+        return "it is empty"
+    return "none of its documents" if found & queries else f"none of its queries, such as {min(found)!r}"
 
 
 def _spelled(ids: Mapping[str, str], path: Path) -> dict[str, str]:

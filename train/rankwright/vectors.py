@@ -77,6 +77,7 @@ class VectorStore:
         """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept."""
         # Longest first: what does not fit into memory fails at the start. A set, so that order does not matter.
         missing = sorted((t for t in set(texts) if t not in self), key=lambda t: (-len(t), t))
+        advance(0)
         for start in range(0, len(missing), SHARD_TEXTS):
             shard = missing[start : start + SHARD_TEXTS]
             vectors, cut = encode(shard)
