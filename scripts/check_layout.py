@@ -35,9 +35,13 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 # Lowest rung first. A module imports only from rungs below its own; a folder counts as one module.
 LADDER = (
     "errors console",
-    "registry atomic kernels",
+    "registry atomic kernels processes",
     "recipe resources examples ranking frames",
     "rows prompts batching yaml_file retrieve losses optim metrics stats tracking run_folder endpoints score_cache",
+    "vectors run_file",
+    "dense",
+    "fusion",
+    "first_stages",
     "loading cards splits layout tokens data_files bake",
     "attention",
     "blocks",
@@ -51,7 +55,7 @@ LADDER = (
     "gradients",
     "plan",
     "checking evaluate export",
-    "guards evaluated stage_inputs query_attributes",
+    "guards evaluated stage_inputs query_attributes score_blocks results speed",
     "loop compare slices",
     "prepare_stage",
     "train_stage evaluate_stage",

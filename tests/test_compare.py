@@ -67,7 +67,7 @@ def make_run(
             measured = measure(scores, qrels, queries, measures)
             facts = {"depth": depth, "inputs": inputs[system]}
             write_evaluation(place / system, scores, measured, tag=system, facts=facts)
-    run.finish("evaluate", content_hash(inputs), seconds=1.0, systems=list(inputs))
+    run.finish("evaluate", content_hash(inputs), seconds=1.0, systems=list(inputs), system_inputs=inputs)
     return folder
 
 

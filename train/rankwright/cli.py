@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from rankwright import console
-from rankwright.errors import Stopped, UserError
+from rankwright.errors import PeerFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from rankwright.pipeline import Pipeline
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EXIT_USER = 2
 # EX_TEMPFAIL: a scheduler may start the same command again (scripts/slurm/train.sbatch does).
 EXIT_STOPPED = 75
+FIRST_SPEAKS_S = 5.0
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     name="rankwright",
@@ -126,11 +128,11 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    only: Annotated[str, typer.Option(help="systems to score, e.g. bm25,base")] = "bm25,base,tuned",
+    only: Annotated[str | None, typer.Option(help="systems to score, e.g. bm25,base; else all")] = None,
 ) -> None:
-    """nDCG@10 of BM25, base and tuned on every test set."""
+    """First stages, base, tuned and baselines on every test set; also under torchrun and accelerate launch."""
     pipeline = _pipeline(recipe, overrides)
-    pipeline.evaluate([s.strip() for s in only.split(",") if s.strip()])
+    pipeline.evaluate(None if only is None else [s.strip() for s in only.split(",") if s.strip()])
     pipeline.show_results()
 
 
@@ -221,7 +223,10 @@ def main() -> NoReturn:
         if code == TYPER_INTERRUPTED:
             _interrupted()
         _leave(code if isinstance(code, int) else 0)
+    except PeerFailed:
+        _leave(EXIT_USER)
     except UserError as error:
+        _let_the_first_speak()
         for line in str(error).splitlines():
             _complain(f"error: {line}")
         _leave(EXIT_USER)
@@ -254,6 +259,21 @@ def main() -> NoReturn:
 def _interrupted() -> NoReturn:
     _complain("stopped. Finished stages and checkpoints are kept: the same command continues")
     _leave(EXIT_USER)
+
+
+def _let_the_first_speak() -> None:
+    """A mistake that every process meets is said once: the launcher ends the others when the first has ended."""
+    if os.environ.get("RANK", "0") != "0" and not _in_group():
+        time.sleep(FIRST_SPEAKS_S)
+
+
+def _in_group() -> bool:
+    """Whether this process has met the others; from then on they agree on who speaks (processes.py)."""
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
 
 
 def _complain(line: str) -> None:

@@ -14,6 +14,7 @@ from rankwright import console
 from rankwright.errors import UserError, did_you_mean
 from rankwright.evaluate import HEADLINE
 from rankwright.evaluated import EvaluatedRun, Values, same_but_for_seed
+from rankwright.first_stages import FIRST_STAGES
 from rankwright.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 
 # Of all resamples: the same files give the same numbers.
@@ -144,7 +145,7 @@ def _candidate_notes(runs: Sequence[EvaluatedRun], name: str, queries: Sequence[
         differ = {q for q in queries if first.lists.get(q) != other.lists.get(q)}
         if differ:
             yield f"candidate lists of {run.name} differ from {first_name}'s for {len(differ):,} queries"
-        one, two = first.systems.get("bm25"), other.systems.get("bm25")
+        one, two = (found.systems.get(found.first_stage or "bm25") for found in (first, other))
         if one and two:
             odd = sum(one[HEADLINE][q] != two[HEADLINE][q] for q in queries if q not in differ)
             if odd:
@@ -152,10 +153,11 @@ def _candidate_notes(runs: Sequence[EvaluatedRun], name: str, queries: Sequence[
 
 
 def _systems(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> list[System]:
-    """First stages, base, then tuned of every run; what is the same in several runs is one system."""
+    """First stages, base, tuned of every run, then the rest; what is the same in several runs is one system."""
     kinds = dict.fromkeys(kind for run in runs for name in sets for kind in run.sets[name].systems)
     systems: list[System] = []
-    for kind in sorted(kinds, key=lambda k: (k == "tuned", k == "base", k)):
+    order = [*FIRST_STAGES, "base", "tuned"]
+    for kind in sorted(kinds, key=lambda k: (order.index(k) if k in order else len(order), k)):
         having = [run for run in runs if all(kind in run.sets[name].systems for name in sets)]
         alike: list[list[EvaluatedRun]] = []
         for run in having:

@@ -35,3 +35,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`, did you mean X?` or nothing; append it to a message about an unknown name."""
     near = nearest(word, known)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+class PeerFailed(Exception):
+    """Another process of this command failed and has said why: this one ends without a word."""

@@ -1,214 +1,226 @@
-"""The evaluate stage: BM25, base and tuned on the same candidate lists of every test set, and the final table."""
+"""The evaluate stage: first stages, and base, tuned and baselines on the same fixed lists of every test set."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from rankwright import console, mining
-from rankwright.atomic import write_text_atomic
+from rankwright.atomic import file_sha256, write_text_atomic
 from rankwright.data_files import read_split
 from rankwright.evaluate import (
     HEADLINE,
     Candidates,
     Run,
+    Scorer,
     TestSet,
     choose_queries,
     first_stage_run,
     measure,
     read_metrics_json,
-    read_per_query,
-    rerank,
     write_evaluation,
 )
 from rankwright.examples import Collection
+from rankwright.first_stages import FIRST_STAGES, retrieve, system_names
 from rankwright.metrics import ceiling
-from rankwright.prepare_stage import retrieve
-from rankwright.recipe import Recipe
-from rankwright.reranker import Reranker
-from rankwright.run_folder import RunFolder
+from rankwright.processes import Processes
+from rankwright.recipe import Baseline, Recipe
+from rankwright.run_folder import RunFolder, content_hash
+from rankwright.score_blocks import BlockScores
+from rankwright.served import ServedReranker
 from rankwright.setup_model import base_reranker, tuned_reranker
-from rankwright.stats import Difference, paired_difference
-
-SYSTEMS = ("bm25", "base", "tuned")
+from rankwright.speed import measure_speed, speed_is_known
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One test set with its fixed candidates and its folder under eval/."""
+    """One test set: the queries that are evaluated, its folder under eval/, and its TREC run file where it has one."""
 
     collection: Collection
     chosen: TestSet
-    candidates: Candidates
     folder: Path
+    run_file: Path | None
+
+    def has(self, system: str) -> bool:
+        return system != "run" or self.run_file is not None
 
 
-def prepare_jobs(recipe: Recipe, run: RunFolder, inputs: str) -> list[Job]:
-    """Candidates of every test set, made once and kept in eval/TESTSET/candidates.jsonl."""
-    jobs = []
-    for collection in read_split(run.path / "data", "test"):
-        folder = run.path / "eval" / collection.name
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = choose_queries(collection, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
-        _say_choice(recipe, collection, chosen)
-        path, record = folder / "candidates.jsonl", folder / "candidates.json"
-        wanted = {"inputs": inputs, "queries": list(chosen.query_ids)}
-        if not (path.exists() and record.exists() and json.loads(record.read_text()) == wanted):
-            record.unlink(missing_ok=True)
-            subset = _only(collection, chosen.query_ids)
-            mining.write_candidates(path, retrieve(recipe, subset, recipe.evaluate.depth))
-            write_text_atomic(record, json.dumps(wanted))
-        jobs.append(Job(collection, chosen, mining.read_candidates(path), folder))
-    return jobs
+class Evaluation:
+    """What one evaluation works with. scores, inputs: system -> hash of what its scores, its numbers depend on."""
 
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        *,
+        scores: Mapping[str, str],
+        inputs: Mapping[str, str],
+        run_files: Mapping[str, Path | None],
+        processes: Processes,
+        checkpoint: Path | None,
+    ) -> None:
+        self.recipe, self.run = recipe, run
+        self.scores, self.inputs = scores, inputs
+        self.processes = processes
+        self.checkpoint = checkpoint
+        self.jobs = [self._job(c, run_files.get(c.name)) for c in read_split(run.path / "data", "test")]
 
-def _only(collection: Collection, query_ids: Sequence[str]) -> Collection:
-    queries = {q: collection.queries[q] for q in query_ids}
-    return Collection(collection.name, collection.corpus, queries, collection.qrels)
+    def _job(self, collection: Collection, run_file: Path | None) -> Job:
+        chosen = choose_queries(collection, limit=self.recipe.evaluate.limit_queries, seed=self.recipe.seed)
+        return Job(collection, chosen, self.run.path / "eval" / collection.name, run_file)
 
+    def __call__(self, only: Sequence[str]) -> None:
+        """Evaluate those of the systems that are not done; every process of the group calls this."""
+        first = self.recipe.evaluate.first_stage
+        reranked = any(system not in FIRST_STAGES for system in only)
+        if self.processes.is_first:
+            for job in self.jobs:
+                self._say_choice(job)
+                if reranked or first in only:
+                    self._choose_lists(job, self._lists(job, first))
+        self.processes.meet()
+        for system in (s for s in system_names(self.recipe) if s in only):
+            todo = [job for job in self.jobs if job.has(system) and not self._is_done(job, system)]
+            if not todo:
+                console.say(f"{system}: unchanged, kept")
+            elif system not in FIRST_STAGES:
+                self._rerank(system, todo)
+            elif self.processes.is_first:
+                for job in todo:
+                    lists = mining.read_candidates(self._lists(job, system))
+                    self._finish(job, system, first_stage_run(lists, job.chosen.query_ids), {})
+            if system == "tuned":
+                self._speed()
 
-def _say_choice(recipe: Recipe, collection: Collection, chosen: TestSet) -> None:
-    limited = len(chosen.query_ids) < chosen.total - chosen.without_relevant
-    console.say(
-        f"test set {collection.name}: {len(chosen.query_ids):,} of {chosen.total:,} queries"
-        + (f" (evaluate.limit_queries, by seed {recipe.seed})" if limited else "")
-        + (f", {chosen.without_relevant} without a relevant document left out" if chosen.without_relevant else "")
-        + f"; BM25 top {recipe.evaluate.depth} reranked"
-    )
+    def _is_done(self, job: Job, system: str) -> bool:
+        done = read_metrics_json(job.folder / system)
+        return done is not None and done.get("inputs") == self.inputs[system]
 
-
-def evaluate(
-    recipe: Recipe,
-    run: RunFolder,
-    *,
-    inputs: Mapping[str, str],
-    checkpoint: Path | None,
-    only: Sequence[str] = SYSTEMS,
-) -> None:
-    """Evaluate the systems that are not done yet. inputs: system -> hash of what its numbers depend on."""
-    jobs = prepare_jobs(recipe, run, inputs["bm25"])
-    rerankers: dict[str, Callable[[], Reranker]] = {"base": lambda: base_reranker(recipe)}
-    if checkpoint is not None:
-        rerankers["tuned"] = lambda: tuned_reranker(recipe, checkpoint)
-    for system in only:
-        todo = [job for job in jobs if not _is_done(job, system, inputs[system])]
-        if not todo:
-            console.say(f"{system}: unchanged, kept")
-        elif system == "bm25":
-            for job in todo:
-                _finish(recipe, job, system, first_stage_run(job.candidates, job.chosen.query_ids), inputs[system])
-        else:
-            reranker = rerankers[system]()
-            for job in todo:
-                _rerank(recipe, job, system, reranker, inputs[system])
-
-
-def _is_done(job: Job, system: str, inputs: str) -> bool:
-    done = read_metrics_json(job.folder / system)
-    return done is not None and done.get("inputs") == inputs
-
-
-def _rerank(recipe: Recipe, job: Job, system: str, reranker: Reranker, inputs: str) -> None:
-    reranker.cut_documents = reranker.cut_queries = 0
-    started = time.perf_counter()
-    with console.progress(f"{system} on {job.collection.name}", len(job.chosen.query_ids)) as advance:
-        run = rerank(reranker, job.collection, job.candidates, job.chosen.query_ids, advance)
-    seconds = time.perf_counter() - started
-    pairs = sum(map(len, run.values()))
-    facts = {"pairs": pairs, "pairs_per_s": round(pairs / seconds, 1), "seconds": round(seconds, 2)}
-    facts |= {"documents_cut": reranker.cut_documents, "queries_cut": reranker.cut_queries}
-    facts["prompt_mode"] = reranker.contract.mode  # type: ignore[assignment]
-    _finish(recipe, job, system, run, inputs, **facts)
-
-
-def _finish(recipe: Recipe, job: Job, system: str, run: Run, inputs: str, **facts: Any) -> None:
-    measures = list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures]))
-    measured = measure(run, job.collection.qrels, job.chosen.query_ids, measures)
-    qrels = {q: job.collection.qrels[q] for q in job.chosen.query_ids}
-    facts |= {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE), "inputs": inputs}
-    write_evaluation(job.folder / system, run, measured, tag=f"rankwright-{system}", facts=facts)
-    console.say(
-        f"{job.collection.name} {system}: {HEADLINE} {measured.mean[HEADLINE]:.3f}"
-        + (f", {facts['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in facts else "")
-        + (f", tie rate {measured.tie_rate:.1%}" if measured.tie_rate else "")
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class ResultRow:
-    """One line of the final table. values: system -> mean nDCG@10 over `queries` queries."""
-
-    name: str
-    values: Mapping[str, float]
-    queries: int
-    difference: Difference | None
-
-
-def results(run: RunFolder, seed: int, inputs: Mapping[str, str]) -> list[ResultRow]:
-    """A row a test set, and `all` over all queries where there are several sets.
-
-    inputs: system -> hash of what its numbers depend on; numbers of other settings are left out.
-    """
-    per_set: dict[str, dict[str, dict[str, float]]] = {}
-    report = json.loads((run.path / "data_report.json").read_text(encoding="utf-8"))
-    for name in (row["set"] for row in report["splits"]["test"]):
-        folder = run.path / "eval" / name
-        done = [s for s in SYSTEMS if (read_metrics_json(folder / s) or {}).get("inputs") == inputs[s]]
-        per_set[name] = {s: read_per_query(folder / s, HEADLINE) for s in done}
-    rows = [_row(name, systems, seed) for name, systems in per_set.items() if systems]
-    if len(rows) > 1:
-        shared = [s for s in SYSTEMS if all(s in systems for systems in per_set.values())]
-        pooled = {
-            s: {f"{name}/{q}": v for name, systems in per_set.items() for q, v in systems[s].items()} for s in shared
-        }
-        if pooled:
-            rows.append(_row("all", pooled, seed))
-    return rows
-
-
-def _row(name: str, systems: Mapping[str, Mapping[str, float]], seed: int) -> ResultRow:
-    means = {s: sum(values.values()) / len(values) for s, values in systems.items()}
-    both = "base" in systems and "tuned" in systems
-    difference = paired_difference(systems["base"], systems["tuned"], seed=seed) if both else None
-    queries = max(len(values) for values in systems.values())
-    return ResultRow(name, means, queries, difference)
-
-
-def results_table(rows: Sequence[ResultRow]) -> Table:
-    """The table that every run ends with."""
-    table = Table(title=f"{HEADLINE} on the test queries", title_justify="left")
-    for column in ("test set", "queries", "BM25", "base", "tuned", "tuned - base [95 % interval]"):
-        table.add_column(column, justify="left" if column == "test set" else "right", no_wrap=True)
-    for row in rows:
-        values = [f"{row.values[s]:.3f}" if s in row.values else "-" for s in SYSTEMS]
-        d = row.difference
-        interval = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else "-"
-        style = "bold" if row.name == "all" else None
-        table.add_row(row.name, f"{row.queries:,}", *values, interval, style=style)
-    return table
-
-
-def verdict(row: ResultRow) -> str:
-    """One honest sentence about the last row."""
-    d = row.difference
-    if d is None:
-        return ""
-    if d.low > 0:
-        text = "tuned is better than the base: the interval is above zero"
-    elif d.high < 0:
-        text = "tuned is WORSE than the base: the interval is below zero"
-    else:
-        text = "tuned and base cannot be told apart: the interval includes zero"
-    if "bm25" in row.values and row.values["tuned"] < row.values["bm25"]:
-        text += (
-            f"; BM25 ({row.values['bm25']:.3f}) is better than both"
-            if row.values["base"] < row.values["bm25"]
-            else "; BM25 is better than tuned"
+    def _say_choice(self, job: Job) -> None:
+        recipe, chosen = self.recipe, job.chosen
+        limited = len(chosen.query_ids) < chosen.total - chosen.without_relevant
+        console.say(
+            f"test set {job.collection.name}: {len(chosen.query_ids):,} of {chosen.total:,} queries"
+            + (f" (evaluate.limit_queries, by seed {recipe.seed})" if limited else "")
+            + (f", {chosen.without_relevant} without a relevant document left out" if chosen.without_relevant else "")
+            + f"; {recipe.evaluate.first_stage} top {recipe.evaluate.depth} reranked"
         )
-    return text
+
+    def _lists(self, job: Job, name: str) -> Path:
+        """The file of a first stage's lists, made once: eval/TESTSET/NAME/candidates.jsonl."""
+        folder = job.folder / name
+        path, record = folder / "candidates.jsonl", folder / "candidates.json"
+        wanted = {"inputs": self.scores[name], "queries": list(job.chosen.query_ids)}
+        if not (path.exists() and _json(record) == wanted):
+            record.unlink(missing_ok=True)
+            queries = {q: job.collection.queries[q] for q in job.chosen.query_ids}
+            depth = self.recipe.evaluate.depth
+            lists = retrieve(self.recipe, name, job.collection.corpus, queries, depth, job.run_file)
+            mining.write_candidates(path, lists)
+            write_text_atomic(record, json.dumps(wanted))
+        return path
+
+    def _choose_lists(self, job: Job, lists: Path) -> None:
+        """The lists that are reranked, as eval/TESTSET/candidates.jsonl."""
+        path = job.folder / "candidates.jsonl"
+        if not (path.exists() and file_sha256(path) == file_sha256(lists)):
+            write_text_atomic(path, lists.read_text(encoding="utf-8"))
+
+    def _rerank(self, system: str, todo: Sequence[Job]) -> None:
+        files = [self._files(job, system) for job in todo]
+        missing = [sorted(set(range(len(f.blocks))) - set(f.done())) for f in files]
+        # All have read what there is before any of them adds to it: the shares below must not overlap.
+        self.processes.meet()
+        scorer: Scorer | None = None
+        if any(missing):
+            scorer = self._load(system)
+        rank, count = self.processes.rank, self.processes.count
+        # One process asks a server: its limits on rate and its cache are those of one client.
+        alone = isinstance(scorer, ServedReranker)
+        for job, scores, numbers in zip(todo, files, missing, strict=True):
+            share = numbers[rank::count] if not alone else numbers if rank == 0 else []
+            if scorer is not None and share:
+                self._score(job, system, scorer, scores, share)
+            self.processes.meet()
+            if self.processes.is_first:
+                run, facts = scores.gather()
+                self._finish(job, system, run, facts)
+            self.processes.meet()
+        if system == "tuned" and scorer is not None:
+            self._speed(lambda: scorer)
+
+    def _files(self, job: Job, system: str) -> BlockScores:
+        path = job.folder / "candidates.jsonl"
+        inputs = content_hash(self.scores[system], file_sha256(path))
+        return BlockScores(job.folder / system, inputs, mining.read_candidates(path), job.chosen.query_ids)
+
+    def _score(self, job: Job, system: str, scorer: Scorer, scores: BlockScores, share: Sequence[int]) -> None:
+        blocks, count = scores.blocks, self.processes.count
+        queries = sum(len(blocks[number]) for number in share)
+        of = f" (process 1 of {count})" if count > 1 else ""
+        kept = sum(map(len, blocks)) - queries if count == 1 else 0
+        if kept:
+            console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
+        with console.progress(f"{system} on {job.collection.name}{of}", queries) as advance:
+            scores.score(
+                share,
+                scorer,
+                job.collection,
+                rank=self.processes.rank,
+                advance=advance,
+                look=self.processes.look,
+            )
+
+    def _load(self, system: str) -> Scorer:
+        if system == "base":
+            return base_reranker(self.recipe)
+        if system == "tuned":
+            assert self.checkpoint is not None
+            return tuned_reranker(self.recipe, self.checkpoint)
+        baseline = next(b for b in self.recipe.evaluate.baselines if b.name == system)
+        return self._load_baseline(baseline)
+
+    def _load_baseline(self, baseline: Baseline) -> Scorer:
+        from rankwright.baselines import load_baseline
+
+        scorer: Scorer = load_baseline(baseline, self.recipe.prompt, cache=self.run.path / "cache")
+        return scorer
+
+    def _finish(self, job: Job, system: str, run: Run, facts: dict[str, Any]) -> None:
+        """Measure and write; scores that were kept are measured anew when only the measures changed."""
+        recipe, query_ids = self.recipe, job.chosen.query_ids
+        measures = list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures]))
+        measured = measure(run, job.collection.qrels, query_ids, measures)
+        qrels = {q: job.collection.qrels[q] for q in query_ids}
+        stage = {} if system in FIRST_STAGES else {"first_stage": recipe.evaluate.first_stage}
+        best = {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE)}
+        facts = {**facts, **stage, **best, "inputs": self.inputs[system]}
+        write_evaluation(job.folder / system, run, measured, tag=f"rankwright-{system}", facts=facts)
+        empty = len(measured.missing)
+        console.say(
+            f"{job.collection.name} {system}: {HEADLINE} {measured.mean[HEADLINE]:.3f}"
+            + (f", {facts['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in facts else "")
+            + (f", tie rate {measured.tie_rate:.1%}" if measured.tie_rate else "")
+            + (f", {empty:,} queries without candidates count 0" if empty else "")
+        )
+
+    def _speed(self, load: Callable[[], Scorer] | None = None) -> None:
+        """Latency of tuned, on the first process while the others wait."""
+        inputs = self.inputs["tuned"]
+        if self.processes.is_first and not speed_is_known(self.run, inputs):
+            lists: list[tuple[Collection, Candidates]] = [
+                (job.collection, mining.read_candidates(job.folder / "candidates.jsonl")) for job in self.jobs
+            ]
+            scorer = load() if load is not None else self._load("tuned")
+            measure_speed(self.run, scorer, lists, seed=self.recipe.seed, inputs=inputs)
+        self.processes.meet()
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -26,11 +26,13 @@ SAME_MEAN = 1e-9
 class EvaluatedSet:
     """One test set of a run. systems: system -> values; depth: candidates a query, where it is recorded.
 
-    lists: query id -> hash of its candidates (ids in order); None without candidates.jsonl.
+    first_stage: whose lists were reranked; lists: query id -> hash of its candidates (ids in order), None without
+    candidates.jsonl.
     """
 
     systems: Mapping[str, Values]
     depth: int | None
+    first_stage: str | None
     lists: Mapping[str, str] | None
 
 
@@ -126,6 +128,10 @@ def _read_set(folder: Path, name: str) -> EvaluatedSet:
             f"run `{evaluate_command(folder)}`"
         )
     _check_one_evaluation(folder, name, done)
+    recorded = RunFolder(folder).facts("evaluate").get("system_inputs")
+    if recorded is not None:
+        # A baseline that the recipe named once.
+        done = {system: values for system, values in done.items() if system in recorded}
     systems = {}
     for system, means in done.items():
         values = read_values(place / system / "per_query.jsonl")
@@ -142,14 +148,13 @@ def _read_set(folder: Path, name: str) -> EvaluatedSet:
     if (place / "candidates.jsonl").is_file():
         found = mining.read_candidates(place / "candidates.jsonl")
         lists = {q: content_hash([c.document_id for c in candidates]) for q, candidates in found.items()}
-    return EvaluatedSet(systems, done["tuned"].get("depth"), lists)
+    return EvaluatedSet(systems, done["tuned"].get("depth"), done["tuned"].get("first_stage"), lists)
 
 
 def _check_one_evaluation(folder: Path, name: str, done: Mapping[str, Mapping[str, Any]]) -> None:
     """The record of the last evaluation names the inputs of its systems; others are left from before it."""
-    recorded = RunFolder(folder).facts("evaluate").get("inputs")
-    inputs = {system: done.get(system, {}).get("inputs") for system in ("bm25", "base", "tuned")}
-    if recorded is not None and None not in inputs.values() and content_hash(inputs) != recorded:
+    recorded = RunFolder(folder).facts("evaluate").get("system_inputs", {})
+    if any(done[system].get("inputs") != inputs for system, inputs in recorded.items() if system in done):
         raise UserError(
             f"{folder}: test set {name!r}: the systems were evaluated with different settings, or the last "
             f"evaluation is not finished: run `{evaluate_command(folder)}`"

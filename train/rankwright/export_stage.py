@@ -9,11 +9,11 @@ from typing import Any
 from rankwright import console, mining
 from rankwright.data_files import read_split
 from rankwright.evaluate import HEADLINE
-from rankwright.evaluate_stage import results
 from rankwright.export import export_targets
 from rankwright.model_card import CardFacts
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
+from rankwright.results import results
 from rankwright.run_folder import RunFolder
 from rankwright.setup_model import tuned_reranker
 

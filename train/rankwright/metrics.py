@@ -168,7 +168,7 @@ def write_trec_run(path: Path, run: Run, tag: str) -> None:
 
 
 def trec_column(text: str) -> str:
-    """An id as a run file spells it."""
+    """An id as a TREC run file spells it."""
     return re.sub(r"\s", lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), text)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from rankwright import console, resources
 from rankwright.checkpoint import read_state
-from rankwright.errors import UserError, UserErrors
+from rankwright.errors import UserError, UserErrors, did_you_mean
 from rankwright.loading import LoadedRecipe, recipe_json
+from rankwright.processes import Processes, launched
 from rankwright.recipe import Recipe
 from rankwright.run_folder import RunFolder, content_hash, provenance
 from rankwright.sources import Located, locate_all
@@ -24,6 +25,7 @@ def check_names(recipe: Recipe) -> list[str]:
     """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
     from rankwright.attention import check_attention
     from rankwright.export import refuse_impossible
+    from rankwright.first_stages import check_first_stages
     from rankwright.losses import bind_loss
     from rankwright.metrics import check_measures
     from rankwright.optim import SCHEDULES
@@ -49,6 +51,11 @@ def check_names(recipe: Recipe) -> list[str]:
             check()
         except UserError as error:
             faults.append(f"{key}: {error}")
+    faults += check_first_stages(recipe)
+    if recipe.evaluate.baselines:
+        from rankwright.baselines import check_baselines
+
+        faults += check_baselines(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
@@ -108,12 +115,17 @@ class Pipeline:
     # The stages.
 
     def data(self) -> None:
-        """Read, split and check the data."""
-        from rankwright.prepare_stage import prepare_data
+        """Read, split and check the data, and the run files of test sets."""
+        from rankwright.prepare_stage import check_run_files, prepare_data
 
         if console.is_first_process():
             outputs = [f"data/{split}.jsonl" for split in ("train", "dev", "test")]
             self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
+            check_run_files(self.run, self._run_files, self.recipe.evaluate.depth)
+
+    @property
+    def _run_files(self) -> dict[str, Path | None]:
+        return {located.name: located.run for located in self._located["test"]}
 
     def mine(self) -> None:
         """Candidates and negatives, after the data stage."""
@@ -148,34 +160,70 @@ class Pipeline:
         state = read_state(folder)
         return folder if state is not None and state.inputs == self.inputs.train else None
 
-    def evaluate(self, only: Sequence[str] = ("bm25", "base", "tuned")) -> None:
-        """The table, after the stages that the systems need."""
-        from rankwright.evaluate_stage import SYSTEMS, evaluate
+    @cached_property
+    def processes(self) -> Processes:
+        """The processes that the launcher started, once they know each other."""
+        from rankwright.train_stage import make_accelerator
 
-        unknown = [s for s in only if s not in SYSTEMS]
+        if launched() > 1:
+            make_accelerator(self.recipe)
+        return Processes.of_group()
+
+    def evaluate(self, only: Sequence[str] | None = None) -> None:
+        """Systems of the table, all of them by default, after the stages that they need; on many processes as well."""
+        only = self._systems(only)
+        with self.processes.together():
+            if "tuned" in only:
+                self.train()
+            else:
+                self.data()
+            self.processes.meet()
+            self.checkpoint = self._best_checkpoint() if "tuned" in only else None
+            self._evaluate(only)
+
+    def _systems(self, only: Sequence[str] | None) -> list[str]:
+        from rankwright.first_stages import system_names
+
+        known = system_names(self.recipe)
+        if only is None:
+            return list(known)
+        unknown = [s for s in only if s not in known]
         if unknown or not only:
-            found = f"unknown system {unknown[0]!r}" if unknown else "names no system"
-            raise UserError(f"--only: {found}: choose from {', '.join(SYSTEMS)}")
-        if "tuned" in only:
-            self.train()
-        else:
-            self.data()
-        if not console.is_first_process():
-            return
+            found = f"unknown system {unknown[0]!r}{did_you_mean(unknown[0], known)}" if unknown else "names no system"
+            raise UserError(f"--only: {found}: choose from {', '.join(known)}")
+        return list(only)
+
+    def _evaluate(self, only: Sequence[str]) -> None:
+        from rankwright.evaluate_stage import Evaluation
+
         console.heading("evaluate")
         started = time.perf_counter()
-        evaluate(self.recipe, self.run, inputs=self.inputs.systems, checkpoint=self.checkpoint, only=only)
-        seconds = time.perf_counter() - started
-        self.run.finish("evaluate", content_hash(self.inputs.systems), seconds=seconds, systems=list(only))
+        inputs = self.inputs.systems
+        evaluation = Evaluation(
+            self.recipe,
+            self.run,
+            scores=self.inputs.scores,
+            inputs=inputs,
+            run_files=self._run_files,
+            processes=self.processes,
+            checkpoint=self.checkpoint,
+        )
+        evaluation(only)
+        if self.processes.is_first:
+            seconds = time.perf_counter() - started
+            facts = {"systems": list(only), "system_inputs": inputs, "processes": self.processes.count}
+            self.run.finish("evaluate", content_hash(inputs), seconds=seconds, **facts)
+        self.processes.meet()
 
     def show_results(self) -> None:
         """Print the final table and its verdict."""
-        from rankwright.evaluate_stage import results, results_table, verdict
+        from rankwright.results import results, results_tables, verdict
 
         if not console.is_first_process():
             return
         rows = results(self.run, self.recipe.seed, self.inputs.systems)
-        console.show(results_table(rows))
+        for table in results_tables(rows, console.console.width):
+            console.show(table)
         console.say(verdict(rows[-1]))
 
     def export(self) -> None:

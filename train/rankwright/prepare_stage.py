@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rankwright import console, mining, splits
+from rankwright import console, mining, run_file, splits
 from rankwright.data_files import qualified, read_split, write_split
-from rankwright.errors import UserError
+from rankwright.errors import UserError, UserErrors
 from rankwright.examples import Collection
+from rankwright.first_stages import retrieve, training_stage
 from rankwright.recipe import DevFromTrain, Recipe
-from rankwright.retrieve import RETRIEVERS, Candidate
+from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder
 from rankwright.sources import locate_all, read_all
 
@@ -42,6 +44,23 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     overlaps = _overlaps(train, {"dev": dev, "test": test})
     run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
     return {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
+
+
+def check_run_files(run: RunFolder, run_files: Mapping[str, Path | None], depth: int) -> None:
+    """Read the run files of test sets now. Raises UserErrors: hours of training later is too late."""
+    if not any(run_files.values()):
+        return
+    faults = []
+    for collection in read_split(run.path / "data", "test"):
+        path = run_files.get(collection.name)
+        if path is None:
+            continue
+        try:
+            run_file.read_lists(path, collection.corpus, collection.queries, depth)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserErrors(faults)
 
 
 def _require_positives(collections: Sequence[Collection], split: str) -> None:
@@ -98,7 +117,7 @@ def mine(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     dev = [qualified(c) for c in read_split(data, "dev")]
     for collection in train:
         console.say(f"  {collection.name}: BM25 over {len(collection.corpus):,} documents")
-        found = retrieve(recipe, collection, recipe.mine.depth)
+        found = retrieve(recipe, "bm25", collection.corpus, collection.queries, recipe.mine.depth)
         mined = mining.mine_pools(
             collection, found, source="bm25", first_rank=recipe.mine.first_rank, depth=recipe.mine.depth
         )
@@ -106,9 +125,12 @@ def mine(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         pools |= mined.pools
         for reason, count in mined.counts.items():
             counts[reason] = counts.get(reason, 0) + count
+    stage = training_stage(recipe)
+    used = f"; on dev {stage}'s lists are reranked: run files are for test sets"
+    console.say(f"  dev: {stage} top {recipe.evaluate.depth}" + used * (stage != recipe.evaluate.first_stage))
     dev_candidates: dict[str, Sequence[Candidate]] = {}
     for collection in dev:
-        dev_candidates |= retrieve(recipe, collection, recipe.evaluate.depth)
+        dev_candidates |= retrieve(recipe, stage, collection.corpus, collection.queries, recipe.evaluate.depth)
     mining.write_candidates(run.path / "candidates.jsonl", candidates)
     mining.write_candidates(run.path / "dev_candidates.jsonl", dev_candidates)
     mining.write_negatives(run.path / "negatives.jsonl", pools)
@@ -117,12 +139,3 @@ def mine(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     if short:
         console.say(f"{short} of {len(pools)} queries have fewer than {recipe.mine.negatives} negatives: kept short")
     return {"counts": counts, "queries": len(pools), "short_pools": short}
-
-
-def retrieve(recipe: Recipe, collection: Collection, depth: int) -> dict[str, list[Candidate]]:
-    """The first stage's candidates for every query of a set."""
-    settings = recipe.mine
-    options = {"depth": depth, "language": settings.language, "code": settings.code}
-    bm25 = RETRIEVERS.bind("bm25", options)
-    found: dict[str, list[Candidate]] = bm25(collection.corpus, collection.queries)
-    return found

@@ -18,7 +18,7 @@ from rankwright.recipe import Data, DevFromTrain, Source
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where an entry's rows come from: a local path, or a card whose set is on the hub."""
+    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file."""
 
     name: str
     split: str
@@ -26,21 +26,25 @@ class Located:
     card: Card | None
     hub: str | None
     revision: str | None
+    run: Path | None = None
 
 
 def locate(source: Source, *, root: str | None, split: str) -> Located:
     """Find an entry's files without reading them. `split` is the default. Raises UserError when nothing is there."""
+    run = None if source.run is None else resources.resolve_path(source.run, root=root)
+    if run is not None and not run.is_file():
+        raise UserError(f"run: {run} is a folder: give a TREC run file")
     wanted = source.split or split
     if source.card is not None:
         card = load_card(source.card)
         upstream = card.upstream_split(wanted)
         path = None if card.path is None else _card_path(card, root)
-        return Located(source.name or card.name, upstream, path, card, None, source.revision)
+        return Located(source.name or card.name, upstream, path, card, None, source.revision, run)
     if source.path is not None:
         path = resources.resolve_path(source.path, root=root)
-        return Located(source.name or path.name.split(".")[0], wanted, path, None, None, None)
+        return Located(source.name or path.name.split(".")[0], wanted, path, None, None, None, run)
     assert source.hub is not None
-    return Located(source.name or source.hub.split("/")[-1], wanted, None, None, source.hub, source.revision)
+    return Located(source.name or source.hub.split("/")[-1], wanted, None, None, source.hub, source.revision, run)
 
 
 def _card_path(card: Card, root: str | None) -> Path:

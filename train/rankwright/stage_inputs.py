@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rankwright.first_stages import possible_stages, training_stage
 from rankwright.recipe import Recipe
 from rankwright.resources import resolve_base
 from rankwright.run_folder import code_version, content_hash, files_hash
@@ -19,36 +20,75 @@ class StageInputs:
     def __init__(self, recipe: Recipe, located: Mapping[str, Sequence[Located]]) -> None:
         self.recipe = recipe
         self.located = located
+        self._contents: dict[Path, str] = {}
 
     def section(self, name: str) -> Any:
         """A section of the recipe as plain values."""
         return self.recipe.model_dump(mode="json")[name]
 
+    def _content(self, path: Path) -> str:
+        if path not in self._contents:
+            self._contents[path] = files_hash([path])
+        return self._contents[path]
+
+    def _sets(self, split: str) -> str:
+        """A split's sets by content; their run files are not part of them."""
+        entries = [
+            (e.name, e.split, e.hub, e.revision, e.card and e.card.model_dump(mode="json"))
+            for e in self.located.get(split, ())
+        ]
+        contents = [self._content(e.path) for e in self.located.get(split, ()) if e.path is not None]
+        return content_hash(entries, contents, self.recipe.seed, code_version())
+
+    @cached_property
+    def _training_data(self) -> str:
+        return content_hash(self._sets("train"), self._sets("dev"), self.section("data")["dev"])
+
     @cached_property
     def data(self) -> str:
-        paths = sorted({e.path for entries in self.located.values() for e in entries if e.path is not None})
-        entries = [
-            (split, e.name, e.split, e.hub, e.revision, e.card and e.card.model_dump(mode="json"))
-            for split, found in self.located.items()
-            for e in found
-        ]
-        return content_hash(self.section("data"), entries, self.recipe.seed, files_hash(paths), code_version())
+        return content_hash(self._training_data, self._sets("test"))
+
+    @cached_property
+    def _bm25(self) -> str:
+        return content_hash("bm25", self.recipe.mine.language, self.recipe.mine.code)
+
+    @cached_property
+    def _dense(self) -> str:
+        dense = self.recipe.dense
+        if dense is None:
+            return content_hash(None)
+        folder = Path(resolve_base(dense.model, "dense.model"))
+        weights = self._content(folder) if folder.is_dir() else (dense.model, dense.revision)
+        return content_hash("dense", weights, dense.query_prompt, dense.document_prompt)
+
+    def _retriever(self, name: str) -> str:
+        """What a first stage's lists depend on, beside texts and depth."""
+        if name == "run":
+            files = [e.run and self._content(e.run) for e in self.located["test"]]
+            return content_hash("run", files)
+        return {"bm25": self._bm25, "dense": self._dense, "fusion": content_hash(self._bm25, self._dense)}[name]
 
     @cached_property
     def mine(self) -> str:
-        return content_hash(self.data, self.section("mine"), self.recipe.evaluate.depth)
+        dev = self._retriever(training_stage(self.recipe))
+        return content_hash(self._training_data, self.section("mine"), self.recipe.evaluate.depth, dev)
+
+    @cached_property
+    def _base(self) -> str:
+        """The base as it is, which is scored in its own frame whatever prompt.mode is trained in."""
+        base = resolve_base(self.recipe.model.base)
+        weights = self._content(Path(base)) if Path(base).is_dir() else self.recipe.model.revision
+        prompt = {k: v for k, v in self.section("prompt").items() if k != "mode"}
+        stated = "instruction" in self.recipe.prompt.model_fields_set
+        return content_hash(self.recipe.model.base, weights, prompt, stated)
 
     @cached_property
     def model(self) -> str:
-        base = resolve_base(self.recipe.model.base)
-        weights = files_hash([Path(base)]) if Path(base).is_dir() else self.recipe.model.revision
         # How activations are computed or kept changes memory and speed, and no score beyond rounding; merging with
         # the base comes after training.
         other = ("gradient_checkpointing", "attention", "merge_with_base")
         model = {k: v for k, v in self.section("model").items() if k not in other}
-        return content_hash(
-            model, self.section("prompt"), "instruction" in self.recipe.prompt.model_fields_set, weights
-        )
+        return content_hash(model, self.recipe.prompt.mode, self._base)
 
     @cached_property
     def train(self) -> str:
@@ -56,11 +96,24 @@ class StageInputs:
         train = {k: v for k, v in self.section("train").items() if k not in ("trackers", "save_every")}
         return content_hash(self.mine, self.model, self.section("loss"), train)
 
+    @cached_property
+    def scores(self) -> dict[str, str]:
+        """System -> what its scores on the test sets depend on."""
+        evaluation = self.recipe.evaluate
+        chosen = content_hash(self._sets("test"), evaluation.limit_queries, evaluation.depth)
+        found = {name: content_hash(chosen, self._retriever(name)) for name in possible_stages(self.recipe)}
+        lists = content_hash(chosen, self._retriever(evaluation.first_stage))
+        found["base"] = content_hash(lists, self._base, self.recipe.train.precision)
+        found["tuned"] = content_hash(lists, self.train, self.recipe.model.merge_with_base)
+        if evaluation.baselines:
+            from rankwright.baselines import baseline_inputs
+
+            for baseline in evaluation.baselines:
+                found[baseline.name] = content_hash(lists, self.section("prompt"), baseline_inputs(baseline))
+        return found
+
     @property
     def systems(self) -> dict[str, str]:
-        """System -> what its numbers depend on."""
-        evaluation = self.section("evaluate")
-        first = content_hash(self.data, evaluation, self.recipe.mine.language, self.recipe.mine.code)
-        base = content_hash(first, self.model, self.recipe.train.precision)
-        tuned = content_hash(first, self.train, self.recipe.model.merge_with_base)
-        return {"bm25": first, "base": base, "tuned": tuned}
+        """System -> what its numbers depend on: its scores, and the measures taken of them."""
+        measures = list(self.recipe.evaluate.measures)
+        return {name: content_hash(scores, measures) for name, scores in self.scores.items()}

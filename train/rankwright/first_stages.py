@@ -1,0 +1,104 @@
+"""Which first stages a recipe makes possible, and their candidates for the queries of a set."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rankwright.errors import UserError
+from rankwright.recipe import Recipe
+from rankwright.retrieve import RETRIEVERS, Candidate
+
+# In the order of every table; each is a registered retriever, in the module beside it.
+MODULES = {"bm25": "retrieve", "dense": "dense", "fusion": "fusion", "run": "run_file"}
+FIRST_STAGES = tuple(MODULES)
+
+
+def possible_stages(recipe: Recipe) -> tuple[str, ...]:
+    """The first stages that are evaluated: BM25 always, dense and fusion with `dense:`, run with a set's `run:`."""
+    given = {"bm25": True, "dense": recipe.dense is not None, "fusion": recipe.dense is not None}
+    given["run"] = any(source.run is not None for source in recipe.data.test)
+    return tuple(name for name in FIRST_STAGES if given[name])
+
+
+def training_stage(recipe: Recipe) -> str:
+    """Whose lists are reranked on dev: those of evaluate.first_stage, or BM25's where that is a run file."""
+    chosen = recipe.evaluate.first_stage
+    return "bm25" if chosen == "run" else chosen
+
+
+def system_names(recipe: Recipe) -> tuple[str, ...]:
+    """All systems of an evaluation, in the order of every table."""
+    return (*possible_stages(recipe), "base", "tuned", *(b.name for b in recipe.evaluate.baselines))
+
+
+def check_first_stages(recipe: Recipe) -> list[str]:
+    """Mistakes of `dense`, `evaluate.first_stage`, and the `run` of data sets, as `key: what`."""
+    faults = []
+    chosen = recipe.evaluate.first_stage
+    if chosen in ("dense", "fusion") and recipe.dense is None:
+        faults.append(f"evaluate.first_stage: {chosen} needs a bi-encoder: add dense: {{model: FOLDER or hub id}}")
+    for split in ("train", "dev"):
+        sources = getattr(recipe.data, split)
+        for number, source in enumerate(sources if isinstance(sources, tuple) else ()):
+            if source.run is not None:
+                faults.append(f"data.{split}.{number}.run: only test sets take a run file: remove it here")
+    if chosen == "run":
+        faults += [
+            f"data.test.{number}.run: evaluate.first_stage is run, and this set has no run file: add run: FILE"
+            for number, source in enumerate(recipe.data.test)
+            if source.run is None
+        ]
+    if recipe.dense is not None:
+        faults += _check_dense(recipe.dense.model)
+    return [*faults, *_check_system_names(recipe)]
+
+
+def _check_dense(model: str) -> list[str]:
+    from rankwright.dense import check_installed
+    from rankwright.resources import resolve_base
+
+    faults = []
+    for check in (check_installed, lambda: resolve_base(model, "dense.model")):
+        try:
+            check()
+        except UserError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _check_system_names(recipe: Recipe) -> list[str]:
+    names = [baseline.name for baseline in recipe.evaluate.baselines]
+    reserved = (*FIRST_STAGES, "base", "tuned")
+    faults = []
+    for number, name in enumerate(names):
+        key = f"evaluate.baselines.{number}.name"
+        if name.lower() in reserved:
+            faults.append(f"{key}: {name!r} is a system of its own: give the baseline another name")
+        elif name.lower() in (other.lower() for other in names[:number]):
+            faults.append(f"{key}: {name!r} names two baselines: give one of them another name")
+    return faults
+
+
+def retriever(recipe: Recipe, name: str, depth: int, run_file: Path | None = None) -> Callable[..., Any]:
+    """The first stage `name` with the recipe's settings: called with corpus and queries, as all retrievers are."""
+    bm25: dict[str, Any] = {"language": recipe.mine.language, "code": recipe.mine.code}
+    dense = {} if recipe.dense is None else recipe.dense.model_dump()
+    options = {"bm25": bm25, "dense": dense, "fusion": {"bm25": bm25, "dense": dense}, "run": {"path": run_file}}
+    importlib.import_module(f"rankwright.{MODULES[name]}")
+    return RETRIEVERS.bind(name, {**options[name], "depth": depth})
+
+
+def retrieve(
+    recipe: Recipe,
+    name: str,
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    depth: int,
+    run_file: Path | None = None,
+) -> dict[str, list[Candidate]]:
+    """A first stage's candidates for the queries."""
+    found: dict[str, list[Candidate]] = retriever(recipe, name, depth, run_file)(corpus, queries)
+    return found

@@ -1,0 +1,74 @@
+"""A TREC run file of somebody else's retriever as a first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rankwright import console
+from rankwright.errors import UserError
+from rankwright.metrics import read_trec_run, trec_column
+from rankwright.ranking import ranked
+from rankwright.retrieve import RETRIEVERS, Candidate
+
+
+@RETRIEVERS.register
+def run(
+    corpus: Mapping[str, str], queries: Mapping[str, str], *, depth: int = 100, path: Path
+) -> dict[str, list[Candidate]]:
+    """The lists of a TREC run file: query id -> at most `depth` candidates, best first.
+
+    The file's scores decide, not its ranks or the order of its lines, as trec_eval has it; ties by
+    ranking.tie_order. White space inside an id is %20 and the like there. Said and counted: queries and documents
+    that are not in the set, queries that the file lacks (their lists are empty), lists shorter than `depth`.
+    Raises UserError for a file that is damaged or has nothing in common with the set.
+    """
+    lists, told = read_lists(path, corpus, queries, depth)
+    console.say(f"run file {path}: {told}")
+    return lists
+
+
+def read_lists(
+    path: Path, corpus: Mapping[str, str], queries: Mapping[str, str], depth: int
+) -> tuple[dict[str, list[Candidate]], str]:
+    """(lists, what was left out and is missing, in words); raises as `run` does."""
+    if depth < 1:
+        raise UserError(f"run: depth {depth}: needs depth >= 1")
+    found = read_trec_run(path)
+    spelled_queries = _spelled(queries, path)
+    spelled_documents = _spelled(corpus, path)
+    lists: dict[str, list[Candidate]] = {query_id: [] for query_id in queries}
+    unknown = 0
+    for spelled, scores in found.items():
+        query_id = spelled_queries.get(spelled)
+        if query_id is None:
+            continue
+        known = {spelled_documents[d]: score for d, score in scores.items() if d in spelled_documents}
+        unknown += len(scores) - len(known)
+        best = ranked(query_id, known)[:depth]
+        lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, 1)]
+    if not any(lists.values()):
+        why = _nothing(set(found), set(spelled_queries))
+        raise UserError(f"{path}: has nothing in common with the set ({why}): give the run file of this test set")
+    facts = [
+        ("queries of other sets or not evaluated, left out", sum(q not in spelled_queries for q in found)),
+        ("documents that are not in the corpus, left out", unknown),
+        ("queries that are not in the file", sum(q not in found for q in spelled_queries)),
+        (f"lists shorter than {depth}", sum(0 < len(candidates) < depth for candidates in lists.values())),
+    ]
+    return lists, "; ".join([f"queries {len(found):,}", *(f"{what} {count:,}" for what, count in facts if count)])
+
+
+def _nothing(found: set[str], queries: set[str]) -> str:
+    if not found:
+        return "it is empty"
+    return "none of its documents" if found & queries else f"none of its queries, such as {min(found)!r}"
+
+
+def _spelled(ids: Mapping[str, str], path: Path) -> dict[str, str]:
+    """How a run file spells an id -> the id."""
+    spelled = {trec_column(i): i for i in ids}
+    if len(spelled) < len(ids):
+        twice = next(i for i in ids if spelled[trec_column(i)] != i)
+        raise UserError(f"{path}: a run file spells {twice!r} and another id of the set alike: rename one of them")
+    return spelled

@@ -1,0 +1,145 @@
+"""Vectors of texts on the disk: encoded once for the same weights, prompt and text, in files that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankwright.errors import UserError
+
+# Texts that are encoded between two writes: what a kill can lose.
+SHARD_TEXTS = 1024
+# Vectors that are held at once when they are read again.
+CHUNK_TEXTS = 16384
+
+# Texts -> float32 [texts, size] and, a text, whether the model read only its start.
+Encode = Callable[[Sequence[str]], tuple[Any, Any]]
+
+
+def cache_folder() -> Path:
+    """RANKWRIGHT_CACHE, or rankwright/ in the user's cache folder."""
+    own = os.environ.get("RANKWRIGHT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+class VectorStore:
+    """A folder of files `HASH.npy`, each with the keys and vectors of up to SHARD_TEXTS texts.
+
+    The caller names the folder after all that decides a vector but the text. Files appear whole or not at all,
+    and one that exists is never changed: any number of processes may read and write at once; what two of them
+    encode at the same time is kept once or twice, with the same content.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._say = say
+        self._shards: list[Path] = []
+        self._place: dict[bytes, tuple[int, int]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot keep vectors there ({error.strerror}): set RANKWRIGHT_CACHE to a folder of yours"
+            ) from None
+        for path in sorted(folder.glob("*.npy")):
+            self._add(path)
+
+    def __contains__(self, text: str) -> bool:
+        return text_key(text) in self._place
+
+    def _add(self, path: Path) -> None:
+        try:
+            rows = _rows(path)
+            keys = [key.tobytes() for key in rows["key"]]
+            rows["vector"], rows["cut"]
+        except (OSError, ValueError, IndexError) as error:
+            self._say(f"{path}: damaged ({error}): removed, its texts are encoded again")
+            path.unlink(missing_ok=True)
+            return
+        self._shards.append(path)
+        for row, key in enumerate(keys):
+            self._place.setdefault(key, (len(self._shards) - 1, row))
+
+    def encode_missing(self, texts: Sequence[str], encode: Encode, advance: Callable[..., None]) -> int:
+        """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept."""
+        # Longest first: what does not fit into memory fails at the start. A set, so that order does not matter.
+        missing = sorted((t for t in set(texts) if t not in self), key=lambda t: (-len(t), t))
+        advance(0)
+        for start in range(0, len(missing), SHARD_TEXTS):
+            shard = missing[start : start + SHARD_TEXTS]
+            vectors, cut = encode(shard)
+            if not np.isfinite(vectors).all():
+                bad = shard[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
+                raise UserError(
+                    f"dense.model gives a vector that is not finite for the text {bad[:60]!r}: it is broken"
+                )
+            self._add(self._write(shard, np.asarray(vectors, dtype=np.float32), cut))
+            advance(len(shard))
+        return len(missing)
+
+    def _write(self, texts: Sequence[str], vectors: Any, cut: Any) -> Path:
+        kind = np.dtype([("key", "V16"), ("cut", "?"), ("vector", "<f4", (vectors.shape[1],))])
+        rows = np.zeros(len(texts), dtype=kind)
+        keys = [text_key(text) for text in texts]
+        rows["key"] = np.array(keys, dtype="V16")
+        rows["cut"], rows["vector"] = cut, vectors
+        path = self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.npy"
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with draft.open("xb") as file:
+                np.save(file, rows)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return path
+
+    def read(self, texts: Sequence[str]) -> Any:
+        """float32 [texts, size] of texts that are all there."""
+        return np.stack(self._column(texts, "vector")) if texts else np.zeros((0, 0), dtype=np.float32)
+
+    def _column(self, texts: Sequence[str], name: str) -> list[Any]:
+        places = [self._place[text_key(text)] for text in texts]
+        found: list[Any] = [None] * len(places)
+        # File by file, each closed again: a large corpus has more of them than a process may hold open.
+        by_shard: dict[int, list[int]] = {}
+        for number, (shard, _) in enumerate(places):
+            by_shard.setdefault(shard, []).append(number)
+        for shard, numbers in by_shard.items():
+            column = _rows(self._shards[shard])[name][[places[n][1] for n in numbers]]
+            for number, value in zip(numbers, column, strict=True):
+                found[number] = value
+        return found
+
+    def chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """(place of the first, vectors) of CHUNK_TEXTS texts after another."""
+        for start in range(0, len(texts), CHUNK_TEXTS):
+            yield start, self.read(texts[start : start + CHUNK_TEXTS])
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many of these texts the model read only the start of."""
+        return sum(map(bool, self._column(texts, "cut")))
+
+
+def _rows(path: Path) -> Any:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def store_name(fingerprint: str, settings: Mapping[str, str]) -> str:
+    """The folder's name for the content hash of a model and the settings that decide a vector."""
+    text = "\x1f".join([fingerprint, *(f"{k}={v}" for k, v in sorted(settings.items()))])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
