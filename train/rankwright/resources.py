@@ -71,8 +71,8 @@ def resolve_path(text: str, *, root: str | None) -> Path:
     return path
 
 
-def resolve_base(base: str) -> str:
-    """What `model.base` means: the embedded folder, a local folder, or else a hub id, unchanged.
+def resolve_base(base: str, key: str = "model.base") -> str:
+    """What `model.base`, or another key, means: the embedded folder, a local folder, or else a hub id, unchanged.
 
     Raises UserError for what looks like a path and is not there.
     """
@@ -82,11 +82,11 @@ def resolve_base(base: str) -> str:
     if _is(path, "is_dir"):
         return str(path)
     if _is(path, "exists"):
-        raise UserError(f"model.base: {base!r} is a file, must be a folder with config.json, or a hub id")
+        raise UserError(f"{key}: {base!r} is a file, must be a folder with config.json, or a hub id")
     # A hub id is NAME or OWNER/NAME; one whose owner is a folder here is more likely a mistyped path.
     parts = path.parts
     if base.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and _is(Path(parts[0]), "is_dir")):
-        raise UserError(f"model.base: {Path.cwd() / path}: no such folder{_nearby(path)}; a hub id is OWNER/NAME")
+        raise UserError(f"{key}: {Path.cwd() / path}: no such folder{_nearby(path)}; a hub id is OWNER/NAME")
     return base
 
 
