@@ -51,6 +51,7 @@ LADDER = (
     "gradients",
     "plan",
     "checking evaluate export",
+    "baseline_kinds",
     "baselines",
     "guards evaluated stage_inputs",
     "loop compare",

@@ -95,9 +95,10 @@ def zerank_frame() -> Frame:
 def mxbai_frame(instruction: str) -> Frame:
     """mxbai-rerank-base-v2 and -large-v2: logit of "1" - logit of "0".
 
-    The line of the instruction is there only where there is one. Source: mxbai_rerank/mxbai_rerank_v2.py of https://github.com/mixedbread-ai/mxbai-rerank (commit 03324ea, 2025),
-    which tokenises its pieces one by one. There a document may fill 8,192 tokens that the frame does not count
-    among, and "document: " is cut with it; here max_tokens bounds the whole prompt and the document alone is cut.
+    The line of the instruction is there only where there is one. Source: mxbai_rerank/mxbai_rerank_v2.py of
+    https://github.com/mixedbread-ai/mxbai-rerank (commit 03324ea, 2025), which tokenises its pieces one by one. There
+    query and document together fill 8,192 tokens beside the frame, and the query up to 3/4 of them; here max_tokens
+    bounds the whole prompt and query_tokens the query.
     """
     start = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     told = "instruction: {instruction}\n" if instruction else ""

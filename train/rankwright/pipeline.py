@@ -49,6 +49,10 @@ def check_names(recipe: Recipe) -> list[str]:
             check()
         except UserError as error:
             faults.append(f"{key}: {error}")
+    if recipe.evaluate.baselines:
+        from rankwright.baselines import check_baselines
+
+        faults += check_baselines(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
