@@ -49,7 +49,8 @@ def baseline_inputs(baseline: Baseline) -> str:
         model = _content(baseline.model, baseline.revision)
         if options.get("base") is not None:
             options["base"] = _content(str(options["base"]), None)
-    return content_hash(baseline.kind, model, options)
+    # The name, because an own frame is found by it.
+    return content_hash(baseline.kind, Path(baseline.model).name, model, options)
 
 
 def _content(model: str, revision: str | None) -> object:
