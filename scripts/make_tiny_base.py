@@ -56,9 +56,10 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 def read_frame(tokenizer: PreTrainedTokenizerFast) -> Frame:
     """The portable prompt frame of rankwright.prompts in token ids."""
-    prefix, middle, _, suffix = (
+    frame = portable_frame(tokenizer)
+    prefix, middle, suffix = (
         tokenizer(part.replace("{instruction}", DEFAULT_INSTRUCTION), add_special_tokens=False)["input_ids"]
-        for part in portable_frame(tokenizer)
+        for part in (frame.prefix, frame.middle, frame.suffix)
     )
     return Frame(prefix, middle, suffix, int(tokenizer.pad_token_id))
 

@@ -3,6 +3,7 @@
     make_tiny_qwen3(folder)                    ChatML, object_ref/box, <think>; tied embeddings; pad <|endoftext|>
     make_tiny_llama(folder)                    Llama 3 turn tokens; untied; begin-of-text added by the tokenizer
     make_tiny_llama(folder, pad_is_eos=True)   the same with pad_token = eos_token, as many Llama files have it
+    make_tiny_gemma(folder)                    pieces as of SentencePiece, <bos>; tied; prepend=True: "▁" before texts
     add_random_lora(model)                     LoRA whose adapters change the scores (a fresh one changes nothing)
     trained_of(base, mode)                     what an export takes, weights moved away from the base's
     PAIRS                                      (query, document) texts for tests
@@ -96,6 +97,43 @@ def make_tiny_llama(folder: Path, *, pad_is_eos: bool = False, layers: int = 2, 
     config.bos_token_id = tokenizer.token_to_id("<|begin_of_text|>")
     config.eos_token_id = tokenizer.token_to_id("<|eot_id|>")
     return _save_model(folder, LlamaForCausalLM, config, seed)
+
+
+def make_tiny_gemma(folder: Path, *, prepend: bool = False, seed: int = 0) -> Path:
+    """Write a tiny GemmaForCausalLM (tied, its own attention scaling) whose pieces are those of SentencePiece.
+
+    prepend: every text starts with "▁", as in Llama 2 and MiniCPM; Gemma itself has that off.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    steps: list[Any] = [normalizers.Prepend("▁")] if prepend else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False, min_frequency=2)
+    # Without a pre-tokenizer a whole text is one word: short ones, so that words and line breaks become pieces.
+    words = [word for text in TEXTS for word in text.replace(" ", " \x00").split("\x00")]
+    tokenizer.train_from_iterator([*words * 3, *["Yes", "No", "\n", "\n\n", "A: ", "B: "] * 50], trainer)
+    # Bytes are pieces like others, not control tokens.
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "model_max_length": 2048,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    config = GemmaConfig(**_shape(tokenizer.get_vocab_size(), 2, 64), tie_word_embeddings=True)
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = 2, 1, 0
+    return _save_model(folder, GemmaForCausalLM, config, seed)
 
 
 def add_random_lora(model: Any, *, rank: int = 4, seed: int = 1, dropout: float = 0.0) -> Any:

@@ -1,4 +1,4 @@
-"""The prompt contract inside an export: baked into tokenizer.json (portable) or as a chat template (official)."""
+"""The prompt contract inside an export: baked into tokenizer.json, or as a chat template (official)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ NOT_KEPT |= {"name_or_path", "tokenizer_file", "processor_class", "auto_map"}
 def write_tokenizer(tokenizer: Any, contract: PromptContract, folder: Path) -> None:
     """Tokenizer files and rankwright.json, such that a runtime turns a pair into exactly the contract's ids.
 
-    portable: `tokenizer(query, document)` is the prompt, truncation cuts the document and keeps the suffix, white
-    space around texts is stripped; no chat template is left. official: chat_template.jinja with the roles
-    query, document and system (the instruction). Raises UserError when probe texts get other ids.
+    portable, zerank: `tokenizer(query, document)` is the prompt, truncation cuts the document and keeps the suffix,
+    white space around texts is stripped; no chat template is left. official: chat_template.jinja with the roles
+    query, document and system (the instruction). Raises UserError when probe texts get other ids, and for a frame
+    that is tokenised in pieces.
     """
+    if contract.in_pieces:
+        raise UserError(f"export: a prompt of the frame {contract.mode} is tokenised in pieces, as no runtime does")
     tokenizer.save_pretrained(folder)
     (folder / TEMPLATE_FILE).unlink(missing_ok=True)
     backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     # Left over from the last call of the tokenizer.
     backend["truncation"] = backend["padding"] = None
-    if contract.mode == "portable":
+    if contract.is_baked:
         backend["post_processor"] = _post_processor(tokenizer, contract)
         backend["normalizer"] = _stripping(backend)
     (folder / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -147,7 +150,7 @@ def _prove(tokenizer: Any, contract: PromptContract, folder: Path) -> None:
     for query, document in PROBES:
         encoded = encoder.encode(query, [document], cut=False)
         wanted = encoded.head_ids + encoded.tail_ids[0]
-        if contract.mode == "portable":
+        if contract.is_baked:
             # Without the baked strip (see _stripping) texts must come stripped.
             got = written(query.strip(), document.strip())["input_ids"]
         else:

@@ -53,9 +53,9 @@ def _describe_prompt(loaded: LoadedRecipe) -> None:
 
     base, tokenizer = load_base_tokenizer(loaded.recipe)
     contract = recipe_contract(loaded.recipe, base, tokenizer)
-    console.say(
-        f"prompt {contract.mode}, at most {contract.max_tokens} tokens, yes = {contract.yes_id}, no = {contract.no_id}"
-    )
+    words = f"{contract.yes_token} = {contract.yes_id}"
+    words += "" if contract.no_token is None else f", {contract.no_token} = {contract.no_id}"
+    console.say(f"prompt {contract.mode}, at most {contract.max_tokens} tokens, {words}")
 
 
 def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: int | None) -> None:

@@ -81,7 +81,8 @@ def _fill(encoder: PromptEncoder, kind: str, query: str, document: str) -> tuple
         # A repetition is more than eight tokens.
         document *= encoder.contract.max_tokens // 8
     if kind == "control":
-        opening, closing = [t for t in encoder.control_tokens if t in encoder.contract.prefix][:2]
+        frame = encoder.contract.prefix + encoder.contract.middle
+        opening, closing = [t for t in encoder.control_tokens if t in frame][:2]
         query, document = (t.replace("{0}", opening).replace("{1}", closing) for t in (query, document))
     return query, document
 

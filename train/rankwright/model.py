@@ -1,7 +1,7 @@
 """The model: a decoder and a yes/no two-row head in fp32.
 
 score = (W[yes] - W[no]) . h_last: the two rows are a detached copy taken at load time, so no new head is trained
-and logits over the vocabulary are never computed.
+and logits over the vocabulary are never computed. With one scored token the row of "no" is zero.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RankModel(nn.Module):
     """Scores prompts; the one module that Accelerate prepares.
 
     lm: a transformers decoder with a language-model or a one-label classification head, or a PeftModel around it.
-    rows_2H: fp32 buffer, the rows of "no" and "yes"; a one-label head w is stored as (0, w).
+    rows_2H: fp32 buffer, the rows of "no" and "yes", scaled; one scored token or a one-label head w is (0, w).
     attention: a route of attention.ROUTES, `plain`, or `auto`: see route().
     sharded: this rank has a part of the weights only: see sharding.shard.
     """
@@ -174,8 +174,14 @@ def load_model(
     if hasattr(lm, "score"):
         weight_H = lm.score.weight[0]
         return RankModel(lm, torch.stack([torch.zeros_like(weight_H), weight_H]), tokenizer.pad_token_id)
-    rows_VH = lm.get_output_embeddings().weight
-    return RankModel(lm, rows_VH[[contract.no_id, contract.yes_id]], tokenizer.pad_token_id)
+    return RankModel(lm, scored_rows(lm.get_output_embeddings().weight, contract), tokenizer.pad_token_id)
+
+
+def scored_rows(rows_VH: Tensor, contract: PromptContract) -> Tensor:
+    """fp32 (2, H): the rows of "no" (zero where one token is scored) and "yes", times the contract's scale."""
+    yes_H = rows_VH[contract.yes_id].detach().float()
+    no_H = torch.zeros_like(yes_H) if contract.no_id is None else rows_VH[contract.no_id].detach().float()
+    return torch.stack([no_H, yes_H]) * contract.scale
 
 
 def empty_model(
@@ -196,6 +202,8 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
 
     config = _from_pretrained(AutoConfig, folder, revision=revision)
     config.pad_token_id = tokenizer.pad_token_id
+    if getattr(config, "final_logit_softcapping", None):
+        raise UserError(f"model.base: {folder}: its logits are capped, which our head does not do: choose another base")
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and contract.max_tokens > positions:
         raise UserError(f"prompt.max_tokens: {contract.max_tokens}, but {folder} has {positions} positions: lower it")

@@ -46,6 +46,7 @@ def write_card(
         license=facts.license,
         figures=dict(facts.figures),
         contract=contract,
+        **_words(contract),
         parity=parity,
         base_name=base_name,
         revision=revision,
@@ -57,3 +58,15 @@ def write_card(
         document=EXAMPLE[1],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _words(contract: PromptContract) -> dict[str, str]:
+    """How a card names the scored tokens, what to take of the logits, and the score."""
+    yes, times = f"`{contract.yes_token}` {contract.yes_id}", "" if contract.scale == 1 else f"{contract.scale:g} * "
+    if contract.no_id is None:
+        words = (f"token ({yes})", f"`{times}logits[yes]`", f"`{times}W[{contract.yes_token}] . h`")
+    else:
+        difference = f"`{times}(W[{contract.yes_token}] - W[{contract.no_token}]) . h`"
+        logits = f"{times}(logits[yes] - logits[no])" if times else "logits[yes] - logits[no]"
+        words = (f"tokens ({yes}, `{contract.no_token}` {contract.no_id})", f"`{logits}`", difference)
+    return dict(zip(("scored_tokens", "logit", "score"), words, strict=True))

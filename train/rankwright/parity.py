@@ -216,7 +216,10 @@ def _peft(folder: Path, rows: Sequence[Row], base: str | None) -> Answer:
 
     def score(batch: Any) -> torch.Tensor:
         logits: torch.Tensor = model(**batch).logits
-        return logits[:, -1, contract.yes_id] - logits[:, -1, contract.no_id] if is_causal else logits[:, 0]
+        if not is_causal:
+            return logits[:, 0]
+        no = 0.0 if contract.no_id is None else logits[:, -1, contract.no_id]
+        return (logits[:, -1, contract.yes_id] - no) * contract.scale
 
     # A language model's last position is the scored one under left padding only.
     return _score(tokenizer, folder, rows, score, sides=("left",))

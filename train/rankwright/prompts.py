@@ -1,11 +1,13 @@
 """THE prompt contract: instruction + query + document -> token segments; one place for train, eval and export.
 
-A prompt is head (frame, instruction, query, up to the document's place), document, suffix. Two frames:
+A prompt is head (frame, instruction, query, up to the document's place), document, suffix. Two frames are ours:
 
 - `official`: the text of Qwen3-Reranker's README. The head is tokenised as one piece and `" " + document` as the
   second, which gives the ids of the whole string.
 - `portable`: query and document each stand alone in a turn, between special tokens, so that ids are equal
   however a runtime cuts the text; the frame can be baked into tokenizer.json.
+
+`zerank`, `mxbai` and `bge` are those of other rerankers, for their rows in an evaluation: see frames.py.
 """
 
 from __future__ import annotations
@@ -20,9 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwright.errors import UserError
-from rankwright.frames import official_frame, portable_frame, single_token_id
+from rankwright.frames import CUT, Mode, frame_of, native_frame, single_token_id
 
-Mode = Literal["official", "portable"]
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
@@ -41,8 +42,9 @@ PROBES = [
 class PromptContract:
     """All that turns a pair into scored token ids; stored as rankwright.json with every checkpoint and export.
 
-    prefix holds `{instruction}` once; the head is prefix + query + middle. max_tokens bounds the whole prompt,
-    query_tokens the query alone; both in tokens of this tokenizer.
+    prefix holds `{instruction}` once, or has no place for one; the head is prefix + query + middle. CUT stands where
+    the text is tokenised apart. max_tokens bounds the whole prompt, query_tokens the query alone; both in tokens of
+    this tokenizer. The score is scale * (logit of yes - logit of no), without a `no` scale * (logit of yes).
     """
 
     mode: Mode
@@ -52,13 +54,14 @@ class PromptContract:
     suffix: str
     instruction: str
     yes_token: str
-    no_token: str
+    no_token: str | None
     yes_id: int
-    no_id: int
+    no_id: int | None
     max_tokens: int
     query_tokens: int
     padding_side: Literal["left"] = "left"
     version: int = CONTRACT_VERSION
+    scale: float = 1.0
 
     def save(self, folder: Path) -> None:
         """Write rankwright.json into `folder`."""
@@ -79,9 +82,37 @@ class PromptContract:
             raise UserError(f"{path}: version {contract.version}, must be {CONTRACT_VERSION}: export it again")
         return contract
 
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the frame has a place for an instruction."""
+        return "{instruction}" in self.prefix
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the vendor tokenises the prompt in pieces, which no runtime of an export can repeat."""
+        return CUT in self.prefix + self.middle + self.suffix
+
+    @property
+    def is_baked(self) -> bool:
+        """Whether query and document stand alone between special tokens, so that tokenizer.json can hold the frame."""
+        return self.mode in ("portable", "zerank")
+
     def head_text(self, query: str) -> str:
         """Frame, instruction and (clean) query, up to the document's place."""
-        return self.prefix.replace("{instruction}", self.instruction) + query + self.middle
+        return "".join(self.head_pieces(query))
+
+    def head_pieces(self, query: str) -> list[str]:
+        """Frame, instruction and (clean) query, up to the document's place; each piece is tokenised alone."""
+        # Cut before texts are put in: they may hold anything.
+        *before, last = [p.replace("{instruction}", self.instruction) for p in self.prefix.split(CUT)]
+        first, *after = self.middle.split(CUT)
+        return [*before, last + query + first, *after]
+
+    def whole_pieces(self, query: str, document: str) -> list[str]:
+        """The whole prompt of two clean texts, cut only where the vendor cuts: one piece for most frames."""
+        *head, last = self.head_pieces(query)
+        first, *suffix = self.suffix.split(CUT)
+        return [*head, last + self.document_prefix + document + first, *suffix]
 
     def replace(self, **changes: Any) -> PromptContract:
         """A copy with other values, e.g. another instruction."""
@@ -110,25 +141,33 @@ def make_contract(
     tokenizer: Any,
     *,
     mode: Mode,
-    instruction: str = DEFAULT_INSTRUCTION,
+    instruction: str | None = None,
     max_tokens: int = 512,
     query_tokens: int | None = None,
 ) -> PromptContract:
     """Build the contract for a tokenizer and prove on probe texts that pieces and whole string give the same ids.
 
-    query_tokens defaults to a quarter of max_tokens. Raises UserError when the frame leaves no room for a document.
+    instruction: None for the frame's own; left out where the frame has no place for one. query_tokens defaults to a
+    quarter of max_tokens. Raises UserError when the frame leaves no room for a document.
     """
-    frame = official_frame() if mode == "official" else portable_frame(tokenizer)
+    if instruction is None:
+        instruction = default_instruction(mode)
+    instruction = neutralise(instruction.strip(), control_tokens(tokenizer))
+    frame = frame_of(mode, tokenizer, instruction)
     contract = PromptContract(
         mode,
-        *frame,
-        instruction=neutralise(instruction.strip(), control_tokens(tokenizer)),
-        yes_token="yes",
-        no_token="no",
-        yes_id=single_token_id(tokenizer, "yes"),
-        no_id=single_token_id(tokenizer, "no"),
+        frame.prefix,
+        frame.middle,
+        frame.document_prefix,
+        frame.suffix,
+        instruction=instruction if "{instruction}" in frame.prefix else "",
+        yes_token=frame.yes,
+        no_token=frame.no,
+        yes_id=single_token_id(tokenizer, frame.yes),
+        no_id=None if frame.no is None else single_token_id(tokenizer, frame.no),
         max_tokens=max_tokens,
         query_tokens=max_tokens // 4 if query_tokens is None else query_tokens,
+        scale=frame.scale,
     )
     encoder = PromptEncoder(contract, tokenizer)
     for query, document in PROBES:
@@ -138,6 +177,11 @@ def make_contract(
                 f"on {query!r}, {document!r}; choose the other mode or another base"
             )
     return contract
+
+
+def default_instruction(mode: Mode) -> str:
+    """What a frame says without another instruction; `mxbai` then has no line for it."""
+    return DEFAULT_INSTRUCTION if mode in ("official", "portable") else ""
 
 
 @functools.lru_cache(maxsize=8)
@@ -176,8 +220,8 @@ class PromptEncoder:
         self.contract = contract
         self.tokenizer = tokenizer
         self.control_tokens = control_tokens(tokenizer)
-        self.suffix_ids = self._ids(contract.suffix)
-        least = len(self._ids(contract.head_text(""))) + len(self.suffix_ids) + contract.query_tokens
+        self.suffix_ids = self._pieces_ids(contract.suffix.split(CUT))
+        least = len(self._pieces_ids(contract.head_pieces(""))) + len(self.suffix_ids) + contract.query_tokens
         least += LEAST_DOCUMENT_TOKENS
         if least > contract.max_tokens:
             raise UserError(
@@ -208,7 +252,7 @@ class PromptEncoder:
     def encode_head(self, query: str) -> tuple[list[int], bool]:
         """Ids of everything before the document, and whether the query was cut."""
         query, query_cut = self.cut_query(self.clean(query))
-        return self._ids(self.contract.head_text(query)), query_cut
+        return self._pieces_ids(self.contract.head_pieces(query)), query_cut
 
     def encode_documents(self, documents: Sequence[str]) -> list[list[int]]:
         """Ids of the documents alone, not cut."""
@@ -227,22 +271,25 @@ class PromptEncoder:
     def render(self, query: str, document: str) -> str:
         """The whole prompt as one string, the document not cut: what a chat template renders."""
         query, _ = self.cut_query(self.clean(query))
-        contract = self.contract
-        return contract.head_text(query) + contract.document_prefix + self.clean(document) + contract.suffix
+        return "".join(self.contract.whole_pieces(query, self.clean(document)))
 
     def encode_whole(self, query: str, document: str) -> EncodedGroup:
-        """Ids of the whole string, split where encode() splits them; for proving that both ways agree."""
-        ids = self._ids(self.render(query, document))
-        _, query_cut = self.cut_query(self.clean(query))
-        head = len(self._ids(self.contract.head_text(self.cut_query(self.clean(query))[0])))
+        """Ids of the whole string, split where encode() splits them; for proving that both ways agree.
+
+        Whole are the pieces of the frame's vendor, for most frames one.
+        """
+        cut, query_cut = self.cut_query(self.clean(query))
+        ids = self._pieces_ids(self.contract.whole_pieces(cut, self.clean(document)))
+        head = len(self._pieces_ids(self.contract.head_pieces(cut)))
         return EncodedGroup(ids[:head], [ids[head:]], query_cut, 0)
+
+    def _pieces_ids(self, pieces: Sequence[str]) -> list[int]:
+        return [number for piece in pieces if piece for number in self._ids(piece)]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def native_mode(base: str, saved: PromptContract | None) -> Mode:
-    """The frame that a base was made for: its own contract, Qwen3-Reranker's, or else portable."""
-    if saved is not None:
-        return saved.mode
-    return "official" if "qwen3-reranker" in Path(base).name.lower() else "portable"
+    """The frame that a base was made for: that of its own contract, of its family by name, or else portable."""
+    return native_frame(base) if saved is None else saved.mode

@@ -16,15 +16,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[F]):
-    """Functions by name; `kind` is the word used in messages ("loss", "sampler")."""
+    """Functions by name; `kind` is the word used in messages ("loss", "sampler").
 
-    def __init__(self, kind: str) -> None:
+    hyphens: the names of recipes have hyphens where those of the functions have underscores.
+    """
+
+    def __init__(self, kind: str, *, hyphens: bool = False) -> None:
         self.kind = kind
+        self.hyphens = hyphens
         self._functions: dict[str, F] = {}
 
     def register(self, function: F) -> F:
         """Decorator: the function's own name is its recipe name."""
-        name = function.__name__
+        name = function.__name__.replace("_", "-") if self.hyphens else function.__name__
         assert name not in self._functions, f"{self.kind} {name!r} is registered twice"
         self._functions[name] = function
         return function

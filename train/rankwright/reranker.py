@@ -13,7 +13,6 @@ from rankwright.errors import UserError
 from rankwright.model import RankModel, load_model, load_tokenizer
 from rankwright.prompts import (
     CONTRACT_FILE,
-    DEFAULT_INSTRUCTION,
     EncodedGroup,
     PromptContract,
     PromptEncoder,
@@ -76,6 +75,8 @@ class Reranker:
         folder = resolve_base(path)
         tokenizer = load_tokenizer(folder)
         contract = native_contract(folder, tokenizer, name=path, instruction=instruction, max_tokens=max_tokens)
+        if instruction and not contract.takes_instruction:
+            raise UserError(f"instruction: the frame {contract.mode} of {path} has no place for one: leave it out")
         model = load_model(folder, contract, tokenizer, dtype=dtype, base=base)
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.to(target).eval(), tokenizer, contract)
@@ -159,6 +160,7 @@ def native_contract(
 ) -> PromptContract:
     """The contract a base was made for: the one it carries (with other values where given), or its family's.
 
+    An instruction is left out where the frame has no place for one.
     name: what the base is called (a hub id), when `folder` is a copy under another name.
     """
     saved = saved_contract(folder, revision)
@@ -166,11 +168,11 @@ def native_contract(
         return make_contract(
             tokenizer,
             mode=native_mode(name or folder, None),
-            instruction=DEFAULT_INSTRUCTION if instruction is None else instruction,
+            instruction=instruction,
             max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
             query_tokens=query_tokens,
         )
-    if instruction is not None:
+    if instruction is not None and saved.takes_instruction:
         saved = saved.replace(instruction=neutralise(instruction.strip(), control_tokens(tokenizer)))
     if max_tokens is not None or query_tokens is not None:
         limit = max_tokens or saved.max_tokens

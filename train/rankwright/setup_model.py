@@ -14,6 +14,8 @@ from rankwright import console, methods
 from rankwright import model as models
 from rankwright.attention import PLAIN
 from rankwright.checkpoint import load_checkpoint
+from rankwright.errors import UserError
+from rankwright.frames import Mode
 from rankwright.layout import CPU_ROW_TOKENS
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract, make_contract, native_mode
@@ -64,18 +66,29 @@ def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
 def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
     """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
     saved = saved_contract(base, recipe.model.revision)
-    mode, instruction = recipe.prompt.mode, stated_instruction(recipe)
-    if mode == "auto":
-        mode = native_mode(recipe.model.base, saved)
-    if instruction is None:
-        instruction = recipe.prompt.instruction if saved is None else saved.instruction
-    return make_contract(
+    stated = stated_instruction(recipe)
+    mode: Mode = native_mode(recipe.model.base, saved) if recipe.prompt.mode == "auto" else recipe.prompt.mode
+    instruction = stated if stated is not None or saved is None else saved.instruction
+    contract = make_contract(
         tokenizer,
         mode=mode,
         instruction=instruction,
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
     )
+    if stated and not contract.takes_instruction:
+        raise UserError(
+            f"prompt.instruction: the frame {mode} has no place for one: write prompt.instruction='', or train in "
+            "another frame, e.g. prompt.mode=portable"
+        )
+    if contract.in_pieces and recipe.export_targets:
+        # Said before training, not after it.
+        raise UserError(
+            f"export.targets: {', '.join(recipe.export_targets)}: a prompt of the frame {mode} is tokenised in pieces, "
+            "which no runtime of an export repeats: train in another frame (prompt.mode=portable) or without exports "
+            "(export.targets=[])"
+        )
+    return contract
 
 
 def stated_instruction(recipe: Recipe) -> str | None:
@@ -133,7 +146,7 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
     say(f"attention {route}: {reason}" + ("" if route == PLAIN else "; a query's head is computed once a row"))
     say(
         f"prompt {contract.mode}: at most {contract.max_tokens} tokens, the query at most {contract.query_tokens}; "
-        f"instruction {contract.instruction!r}"
+        + (f"instruction {contract.instruction!r}" if contract.takes_instruction else "no place for an instruction")
     )
 
 
@@ -155,6 +168,8 @@ def base_reranker(recipe: Recipe) -> Reranker:
         query_tokens=recipe.prompt.query_tokens,
         revision=recipe.model.revision,
     )
+    if stated_instruction(recipe) and not contract.takes_instruction:
+        console.say(f"base: its frame {contract.mode} has no place for prompt.instruction: scored without")
     dtype = torch.bfloat16 if precision(recipe) == "bf16" else torch.float32
     model = models.load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
     model.attention = recipe.model.attention

@@ -1,0 +1,146 @@
+"""Other rerankers as rows of an evaluation: loaded by kind, what their scores depend on, what a recipe says wrong.
+
+They are scored and nothing else: not trained, not distilled from, not exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rankwright.baseline_kinds import BASELINES, refuse_other_bge
+from rankwright.cross_encoder import check_installed
+from rankwright.endpoints import SHAPES
+from rankwright.errors import UserError
+from rankwright.evaluate import Scorer
+from rankwright.recipe import Baseline, Prompt, Recipe
+from rankwright.resources import resolve_base
+from rankwright.run_folder import content_hash, files_hash
+from rankwright.served import ServedReranker
+
+# Names of rows that an evaluation has anyway.
+TAKEN = ("bm25", "dense", "fusion", "run", "base", "tuned")
+# How fast or from where, which changes no score.
+UNSCORED = {"key_variable", "batch", "requests_per_minute", "timeout_seconds", "retries"}
+UNSCORED |= {"backoff_seconds", "longest_wait_seconds"}
+
+
+def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path) -> Scorer:
+    """The scorer of a baseline, ready to use.
+
+    prompt: the recipe's section; its budgets hold for every local kind, its instruction, where it is not the default,
+    for the frames that have a place for one. cache: folder for what was paid for. Raises UserError naming the row.
+    """
+    with _named(baseline):
+        scorer: Scorer = BASELINES.bind(baseline.kind, baseline.options)(baseline, prompt, cache)
+    return scorer
+
+
+def baseline_inputs(baseline: Baseline) -> str:
+    """Hash of what the scores depend on beside the recipe's prompt and the lists; never of a key.
+
+    A local model counts by the content of its files, one of the hub by its id and revision.
+    """
+    options = {k: v for k, v in baseline.options.items() if k not in UNSCORED}
+    if baseline.kind == "served":
+        return content_hash("served", baseline.model, options)
+    with _named(baseline):
+        model = _content(baseline.model, baseline.revision)
+        if options.get("base") is not None:
+            options["base"] = _content(str(options["base"]), None)
+    # The name, because an own frame is found by it.
+    return content_hash(baseline.kind, Path(baseline.model).name, model, options)
+
+
+def _content(model: str, revision: str | None) -> object:
+    folder = Path(resolve_base(model, "model"))
+    return files_hash([folder]) if folder.is_dir() else (model, revision)
+
+
+def check_baselines(recipe: Recipe) -> list[str]:
+    """All faults of evaluate.baselines, each as `evaluate.baselines.N.key: what`."""
+    faults: list[str] = []
+    seen: dict[str, int] = {}
+    for number, baseline in enumerate(recipe.evaluate.baselines):
+        key = f"evaluate.baselines.{number}"
+        if baseline.name in TAKEN:
+            faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
+        # Names are names of folders, and some disks take no notice of capitals.
+        first = seen.setdefault(baseline.name.lower(), number)
+        if first != number:
+            faults.append(f"{key}.name: {baseline.name!r} is also that of evaluate.baselines.{first}: rename one")
+        faults += [f"{key}.{fault}" for fault in _faults(baseline)]
+    return faults
+
+
+def _faults(baseline: Baseline) -> Iterator[str]:
+    if baseline.kind not in BASELINES:
+        try:
+            BASELINES[baseline.kind]
+        except UserError as error:
+            yield f"kind: {error}"
+        return
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("options", lambda: BASELINES.bind(baseline.kind, baseline.options)),
+        ("model", lambda: _check_model(baseline)),
+    ]
+    for key, check in checks:
+        try:
+            check()
+        except UserError as error:
+            yield f"{key}: {str(error).removeprefix(f'{key}: ')}"
+    if baseline.kind == "served":
+        yield from _served_faults(baseline)
+    elif baseline.kind == "cross-encoder":
+        yield from _cross_encoder_faults(baseline)
+
+
+def _check_model(baseline: Baseline) -> None:
+    if baseline.kind == "bge":
+        refuse_other_bge(baseline.model)
+    if baseline.kind != "served":
+        resolve_base(baseline.model, "model")
+
+
+def _served_faults(baseline: Baseline) -> Iterator[str]:
+    if baseline.revision is not None:
+        yield "revision: a served model has none: leave it out"
+    options = baseline.options
+    shape, url = options.get("shape"), options.get("url")
+    if isinstance(shape, str):
+        try:
+            endpoint = SHAPES[shape]()
+            if isinstance(url, str):
+                endpoint.endpoint(url)
+        except UserError as error:
+            yield f"options: {error}"
+            return
+    known = set(BASELINES.parameters("served"))
+    if isinstance(shape, str) and isinstance(url, str) and set(options) <= known:
+        try:
+            # It asks nothing yet; numbers and the key's variable are checked.
+            ServedReranker(**{**options, "model": baseline.model})
+        except UserError as error:
+            yield f"options: {error}"
+        except TypeError:
+            pass  # The type of an option, which has been said.
+
+
+def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
+    try:
+        check_installed()
+    except UserError as error:
+        yield f"kind: {error}"
+    if baseline.options.get("remote_code") is True and baseline.revision is None:
+        yield "revision: options.remote_code runs the code of the repository: name the revision that you have read"
+
+
+@contextmanager
+def _named(baseline: Baseline) -> Iterator[None]:
+    """Says of a mistake whose it is: a recipe may hold several baselines."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).removeprefix("model.base: ").removeprefix("model: ")
+        raise UserError(f"evaluate.baselines: {baseline.name}: {text}") from None
