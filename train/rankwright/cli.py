@@ -34,20 +34,27 @@ RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recip
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings, e.g. train.max_steps=100", metavar="[KEY=VALUE]...")
 ]
+Override = Annotated[
+    str | None, typer.Option("--override", help="export although the gate refuses: why, for the card", metavar="WHY")
+]
 
 
-def _pipeline(recipe: str, overrides: list[str] | None, run: RunFolder | None = None) -> Pipeline:
-    pipeline = _not_started(recipe, overrides, run)
+def _pipeline(
+    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+) -> Pipeline:
+    pipeline = _not_started(recipe, overrides, run, override)
     pipeline.start()
     return pipeline
 
 
-def _not_started(recipe: str, overrides: list[str] | None, run: RunFolder | None = None) -> Pipeline:
+def _not_started(
+    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+) -> Pipeline:
     from rankwright.loading import load_recipe
     from rankwright.pipeline import Pipeline
 
     _quiet_libraries()
-    return Pipeline(load_recipe(recipe, overrides or []), run)
+    return Pipeline(load_recipe(recipe, overrides or []), run, override)
 
 
 def _quiet_libraries() -> None:
@@ -63,10 +70,16 @@ def _quiet_libraries() -> None:
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """The whole job: data, mine, train, evaluate, export, report. Run it again to continue."""
-    pipeline = _pipeline(recipe, overrides)
-    pipeline.report()
+def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+    """The whole job: data, mine, train, evaluate, calibrate, export, report. Run it again to continue."""
+    from rankwright.gate import GateRefused
+
+    pipeline = _pipeline(recipe, overrides, override=override)
+    try:
+        pipeline.report()
+    except GateRefused:
+        pipeline.show_results()
+        raise
     pipeline.show_results()
 
 
@@ -155,9 +168,9 @@ def compare(
 
 
 @app.command()
-def export(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Write the export folders, each proven to score like the trainer."""
-    _pipeline(recipe, overrides).export()
+def export(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+    """Write the export folders, each proven to score like the trainer; not where the recipe's gate refuses."""
+    _pipeline(recipe, overrides, override=override).export()
 
 
 @app.command()
@@ -191,7 +204,7 @@ def score(
     texts = read_documents(documents)
     _quiet_libraries()
     reranker = Reranker.load(model, instruction=instruction, base=base)
-    show_ranking(reranker.rank(query, texts, top_k))
+    show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:
         console.say(
             f"cut to {reranker.contract.max_tokens} tokens: {reranker.cut_documents} documents, "

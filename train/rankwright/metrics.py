@@ -160,14 +160,15 @@ def write_trec_run(path: Path, run: Run, tag: str) -> None:
     write_lines_atomic(
         path,
         (
-            f"{_column(q)} Q0 {_column(d)} {rank} {score!r} {_column(tag)}"
+            f"{trec_column(q)} Q0 {trec_column(d)} {rank} {score!r} {trec_column(tag)}"
             for q in sorted(run)
             for rank, (d, score) in enumerate(ranked(q, run[q]), start=1)
         ),
     )
 
 
-def _column(text: str) -> str:
+def trec_column(text: str) -> str:
+    """An id as a TREC run file spells it."""
     return re.sub(r"\s", lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), text)
 
 

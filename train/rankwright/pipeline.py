@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import console, resources
+from rankwright.calibration import CALIBRATION
 from rankwright.checkpoint import read_state
 from rankwright.errors import UserError, UserErrors
+from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.loading import LoadedRecipe, recipe_json
 from rankwright.recipe import Recipe
 from rankwright.run_folder import RunFolder, content_hash, provenance
@@ -58,8 +60,10 @@ def check_names(recipe: Recipe) -> list[str]:
 class Pipeline:
     """A recipe with its run folder. Each stage runs when its inputs changed since it was last done."""
 
-    def __init__(self, loaded: LoadedRecipe, run: RunFolder | None = None) -> None:
+    def __init__(self, loaded: LoadedRecipe, run: RunFolder | None = None, override: str | None = None) -> None:
         self.loaded = loaded
+        # Why the export is wanted although the gate refuses.
+        self.override = override
         self.recipe = loaded.recipe
         self.run = run or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
         self.checkpoint: Path | None = None
@@ -75,11 +79,15 @@ class Pipeline:
     def check(self, *, data: bool = True) -> None:
         """Raises UserErrors with all names that the registries, the sets (unless data=False) or the base refuse."""
         faults = check_names(self.recipe)
+        test_sets: list[str] | None = None
         try:
             if data:
-                self._located  # noqa: B018
+                test_sets = self._test_sets
         except UserErrors as error:
             faults += error.messages
+        if self.recipe.gate is not None:
+            faults += check_gate(self.recipe.gate, self.recipe.evaluate.measures, test_sets)
+        faults += check_override(self.override, self.recipe.gate)
         try:
             resources.resolve_base(self.recipe.model.base)
         except UserError as error:
@@ -99,6 +107,10 @@ class Pipeline:
     @cached_property
     def _located(self) -> dict[str, list[Located]]:
         return locate_all(self.recipe.data)
+
+    @property
+    def _test_sets(self) -> list[str]:
+        return [located.name for located in self._located["test"]]
 
     @cached_property
     def inputs(self) -> StageInputs:
@@ -167,6 +179,9 @@ class Pipeline:
         evaluate(self.recipe, self.run, inputs=self.inputs.systems, checkpoint=self.checkpoint, only=only)
         seconds = time.perf_counter() - started
         self.run.finish("evaluate", content_hash(self.inputs.systems), seconds=seconds, systems=list(only))
+        forget_stale(self.run, self.recipe.gate, self.inputs.systems, self.recipe.seed)
+        if not self.run.is_done("calibrate", self._calibrate_inputs):
+            (self.run.path / CALIBRATION).unlink(missing_ok=True)
 
     def show_results(self) -> None:
         """Print the final table and its verdict."""
@@ -178,28 +193,76 @@ class Pipeline:
         console.show(results_table(rows))
         console.say(verdict(rows[-1]))
 
-    def export(self) -> None:
-        """The export targets, each proven in a fresh process, after training and evaluation."""
-        from rankwright.export_stage import export_stage
+    def calibrate(self) -> None:
+        """Temperature and reliability of tuned's probabilities, after evaluation: calibration.json."""
+        from rankwright.calibrate_stage import calibrate
 
         self.evaluate()
         if not console.is_first_process():
             return
         assert self.checkpoint is not None
         checkpoint = self.checkpoint
-        inputs = content_hash(self.inputs.train, self.inputs.systems, self.inputs.section("export"))
+        scores = self._scores_inputs
+        self._stage(
+            "calibrate",
+            self._calibrate_inputs,
+            lambda: calibrate(self.recipe, self.run, checkpoint, scores),
+            [CALIBRATION],
+        )
+
+    @property
+    def _scores_inputs(self) -> str:
+        """What tuned's scores on dev depend on."""
+        return content_hash(self.inputs.train, self.recipe.model.merge_with_base)
+
+    @property
+    def _calibrate_inputs(self) -> str:
+        return content_hash(self._scores_inputs, self.inputs.systems["tuned"])
+
+    def export(self) -> None:
+        """The export targets, each proven in a fresh process, after calibration; raises GateRefused."""
+        from rankwright.export_stage import export_stage, withdraw_exports
+
+        self.calibrate()
+        if not console.is_first_process():
+            return
+        assert self.checkpoint is not None
+        checkpoint, verdict = self.checkpoint, self._gate()
+        if verdict is not None and not verdict.may_export:
+            self.run.forget("export")
+            withdraw_exports(self.run)
+            raise refusal(verdict)
+        gate = None if verdict is None else verdict.as_json()
+        systems = self.inputs.systems
+        inputs = content_hash(self._calibrate_inputs, systems, self.inputs.section("export"), gate)
         if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
             self.run.forget("export")
-        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, self.inputs.systems))
+        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, systems, gate=gate))
+
+    def _gate(self) -> Verdict | None:
+        """The gate's verdict on the evaluation; None without a gate."""
+        if self.recipe.gate is None:
+            return None
+        console.heading("gate")
+        systems, seed = self.inputs.systems, self.recipe.seed
+        return decide(
+            self.recipe.gate, self.run, self._test_sets, system_inputs=systems, seed=seed, override=self.override
+        )
 
     def report(self) -> None:
-        """report.html, after everything else."""
+        """report.html, after everything else, and also where the gate refuses: that is raised after it."""
         from rankwright.report import write_report
 
-        self.export()
+        refused: GateRefused | None = None
+        try:
+            self.export()
+        except GateRefused as error:
+            refused = error
         if console.is_first_process():
             path = write_report(self.recipe, self.run, self.inputs.systems)
             console.say(f"report: {path}")
+        if refused is not None:
+            raise refused
 
     def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]], outputs: Sequence[str] = ()) -> None:
         console.heading(name)

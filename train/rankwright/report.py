@@ -93,7 +93,7 @@ def _changes(run: RunFolder) -> list[dict[str, Any]]:
 def _parity(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     """Target -> parity.json of its folder, where it has one."""
     files = [run.path / "export" / target / "parity.json" for target in recipe.export_targets]
-    return {path.parent.name: _read_json(path) for path in files}
+    return {path.parent.name: _read_json(path) for path in files if path.is_file()}
 
 
 def _svg(figure: Any) -> str:

@@ -18,7 +18,7 @@ from rankwright import __version__
 from rankwright.atomic import file_sha256, write_text_atomic
 from rankwright.errors import UserError
 
-STAGES = ("data", "mine", "train", "evaluate", "export", "report")
+STAGES = ("data", "mine", "train", "evaluate", "calibrate", "export", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 
