@@ -147,8 +147,8 @@ class Pipeline:
         accelerator.wait_for_everyone()
 
         def run() -> dict[str, Any]:
-            state = train(self.recipe, self.run, self.inputs.train, accelerator)
-            return {**state_facts(state), "processes": accelerator.num_processes}
+            state, steps = train(self.recipe, self.run, self.inputs.train, accelerator)
+            return {**state_facts(state, steps), "processes": accelerator.num_processes}
 
         self._stage("train", self.inputs.train, run)
         if accelerator.is_main_process:
