@@ -119,8 +119,8 @@ def _say_early_end(
 ) -> None:
     advance(0, total=state.step)
     say(
-        f"train.patience: {state.since_best} evaluations on dev without a new best: ended after step {state.step} of "
-        f"{total_steps}"
+        f"train.patience: {state.since_best} evaluation{'s' if state.since_best > 1 else ''} on dev without a new "
+        f"best: ended after step {state.step} of {total_steps}"
     )
 
 
