@@ -53,7 +53,7 @@ LADDER = (
     "checking evaluate export",
     "guards evaluated stage_inputs gate",
     "loop compare",
-    "prepare_stage",
+    "prepare_stage compare_output",
     "train_stage evaluate_stage",
     "export_stage calibrate_stage",
     "report",

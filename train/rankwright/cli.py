@@ -156,14 +156,15 @@ def compare(
     """Runs side by side: differences with intervals, p values, spread over seeds."""
     import json
 
-    from rankwright import compare as comparing
+    from rankwright import compare_output
     from rankwright.atomic import write_text_atomic
+    from rankwright.compare import compare as compare_runs
     from rankwright.evaluated import read_runs
 
-    comparison = comparing.compare(read_runs(runs), against)
-    comparing.show(comparison)
+    comparison = compare_runs(read_runs(runs), against)
+    compare_output.show(comparison)
     if json_file is not None:
-        text = json.dumps(comparing.as_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(compare_output.as_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
         write_text_atomic(json_file, text + "\n")
 
 

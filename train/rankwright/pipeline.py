@@ -14,6 +14,7 @@ from rankwright import console, resources
 from rankwright.calibration import CALIBRATION
 from rankwright.checkpoint import read_state
 from rankwright.errors import UserError, UserErrors
+from rankwright.evaluated import experiment_of
 from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.loading import LoadedRecipe, recipe_json
 from rankwright.recipe import Recipe
@@ -178,7 +179,10 @@ class Pipeline:
         started = time.perf_counter()
         evaluate(self.recipe, self.run, inputs=self.inputs.systems, checkpoint=self.checkpoint, only=only)
         seconds = time.perf_counter() - started
-        self.run.finish("evaluate", content_hash(self.inputs.systems), seconds=seconds, systems=list(only))
+        # What compare goes by: recipe.json is that of the last command.
+        made_with = {"experiment": experiment_of(json.loads(recipe_json(self.recipe))), "seed": self.recipe.seed}
+        inputs = content_hash(self.inputs.systems)
+        self.run.finish("evaluate", inputs, seconds=seconds, systems=list(only), **made_with)
         forget_stale(self.run, self.recipe.gate, self.inputs.systems, self.recipe.seed)
         if not self.run.is_done("calibrate", self._calibrate_inputs):
             (self.run.path / CALIBRATION).unlink(missing_ok=True)
