@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from random_qwen3 import Shape, random_qwen3
 from rankwright.export import export_hf
 from rankwright.model import load_model, load_tokenizer
 from rankwright.prompts import PromptContract, make_contract
@@ -16,11 +15,11 @@ from rankwright.readers import read_collection
 from rankwright.resources import resolve_base
 from rankwright.retrieve import bm25
 
-# hidden size, layers, query heads, key heads, head size, MLP size; "wide" is the real 0.6B's layer, four of its 28.
+# "wide" is the real 0.6B's layer, four of its 28.
 SHAPES = {
-    "tiny": (256, 6, 4, 2, 64, 768),
-    "small": (512, 12, 8, 4, 64, 1536),
-    "wide": (1024, 4, 16, 8, 128, 3072),
+    "tiny": Shape(256, 6, 4, 2, 64, 768),
+    "small": Shape(512, 12, 8, 4, 64, 1536),
+    "wide": Shape(1024, 4, 16, 8, 128, 3072),
 }
 
 
@@ -53,25 +52,16 @@ def read_lists(folder: Path, *, count: int, documents: int, seed: int) -> list[T
 
 def write_models(folder: Path, shape: str, *, max_tokens: int, seed: int = 0) -> tuple[Path, Path]:
     """(base folder, cross-encoder folder) of random weights; the same weights, prompt and tokenizer in both."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     tokenizer = load_tokenizer(resolve_base("fixtures/tiny-base"))
-    hidden, layers, heads, key_heads, head_dim, mlp = SHAPES[shape]
-    config = Qwen3Config(
-        vocab_size=len(tokenizer) + 64,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        head_dim=head_dim,
-        intermediate_size=mlp,
-        tie_word_embeddings=True,
+    lm = random_qwen3(
+        SHAPES[shape],
+        vocabulary=len(tokenizer) + 64,
         pad_token_id=tokenizer.pad_token_id,
+        seed=seed,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    torch.manual_seed(seed)
-    Qwen3ForCausalLM(config).save_pretrained(folder / "base")
+    lm.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     contract = make_contract(tokenizer, mode="portable", max_tokens=max_tokens)
     contract.save(folder / "base")

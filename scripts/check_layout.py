@@ -34,9 +34,9 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 
 # Lowest rung first. A module imports only from rungs below its own; a folder counts as one module.
 LADDER = (
-    "errors console",
+    "errors console exits",
     "registry atomic kernels processes",
-    "recipe resources examples ranking frames",
+    "recipe resources examples ranking frames calibration",
     "rows prompts batching yaml_file retrieve losses optim metrics stats tracking run_folder endpoints score_cache",
     "vectors run_file",
     "dense",
@@ -57,12 +57,12 @@ LADDER = (
     "checking evaluate export",
     "baseline_kinds",
     "baselines",
-    "guards evaluated stage_inputs query_attributes score_blocks results speed",
+    "guards evaluated stage_inputs query_attributes score_blocks results speed gate",
     "loop compare slices",
-    "prepare_stage",
+    "prepare_stage compare_output",
     "train_stage evaluate_stage",
-    "export_stage",
-    "report",
+    "export_stage calibrate_stage",
+    "report names",
     "pipeline",
     "cli",
 )

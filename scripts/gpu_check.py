@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from random_qwen3 import Shape, random_qwen3
 from rankwright.attention import PLAIN, ROUTES
 from rankwright.errors import UserError
 from rankwright.flops import matmul_peak, step_flops
@@ -27,8 +28,11 @@ from rankwright.model import RankModel
 from rankwright.prompts import EncodedGroup
 from rankwright.shapes import Target, architecture_of, row_work, rows_of
 
-# hidden size, layers, query heads, key heads, head size, MLP size, vocabulary, tokens of a head, of a document.
-SHAPES = {"0.6b": (1024, 28, 16, 8, 128, 3072, 151_936, 120, 300), "tiny": (64, 2, 4, 2, 16, 128, 1000, 20, 40)}
+# Shape, vocabulary, tokens of a head, of a document.
+SHAPES = {
+    "0.6b": (Shape(1024, 28, 16, 8, 128, 3072), 151_936, 120, 300),
+    "tiny": (Shape(64, 2, 4, 2, 16, 128), 1000, 20, 40),
+}
 DOCUMENTS, REPEATS, BUDGET_TOKENS = 8, 5, 16384
 
 
@@ -64,23 +68,9 @@ def main() -> int:
 
 def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[RankModel, list[EncodedGroup]]:
     """A random Qwen3 with random adapters, and groups of unequal length."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    hidden, layers, heads, key_heads, head_dim, mlp, vocabulary, _, _ = SHAPES[shape]
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        head_dim=head_dim,
-        intermediate_size=mlp,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    lm = Qwen3ForCausalLM(config).to(device=device, dtype=dtype)
-    model = RankModel(lm, torch.randn(2, hidden, device=device), pad_id=0)
+    sizes, vocabulary, _, _ = SHAPES[shape]
+    lm = random_qwen3(sizes, vocabulary=vocabulary, pad_token_id=0).to(device=device, dtype=dtype)
+    model = RankModel(lm, torch.randn(2, sizes.hidden, device=device), pad_id=0)
     model.requires_grad_(False)
     model = add_lora(model, rank=16, alpha=32, dropout=0.0, seed=0).to(device)
     generator = torch.Generator().manual_seed(1)
@@ -92,7 +82,7 @@ def build(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[RankMod
 
 
 def make_groups(shape: str, groups: int, documents: int) -> list[EncodedGroup]:
-    *_, vocabulary, head, tail = SHAPES[shape]
+    _, vocabulary, head, tail = SHAPES[shape]
     generator = torch.Generator().manual_seed(2)
 
     def ids(mean: int) -> list[int]:

@@ -15,10 +15,11 @@ import pytest
 
 import jobs
 from rankwright import compare as comparing
+from rankwright import compare_output
 from rankwright.compare import Comparison
 from rankwright.errors import UserError
 from rankwright.evaluate import first_stage_run, measure, write_evaluation
-from rankwright.evaluated import evaluate_command, read_runs, run_names
+from rankwright.evaluated import evaluate_command, experiment_of, read_runs, run_names
 from rankwright.loading import recipe_json
 from rankwright.mining import write_candidates
 from rankwright.recipe import Recipe
@@ -67,7 +68,8 @@ def make_run(
             measured = measure(scores, qrels, queries, measures)
             facts = {"depth": depth, "inputs": inputs[system]}
             write_evaluation(place / system, scores, measured, tag=system, facts=facts)
-    run.finish("evaluate", content_hash(inputs), seconds=1.0, systems=list(inputs), system_inputs=inputs)
+    made_with = {"experiment": experiment_of(json.loads(recipe_json(recipe))), "seed": seed}
+    run.finish("evaluate", content_hash(inputs), seconds=1.0, systems=list(inputs), system_inputs=inputs, **made_with)
     return folder
 
 
@@ -116,11 +118,41 @@ def test_rows_and_numbers_are_those_of_the_files(good: Path, weak: Path) -> None
     assert row.difference == paired_difference(reference, other, resamples=499)
     assert row.difference.mean < 0
     assert row.p == randomisation_test(reference, other, resamples=499)
-    assert {k: c.p_holm for k, c in found.compared.items()} == holm({k: c.p for k, c in found.compared.items()})
+    every = {**found.compared, **{("all", name): c for name, c in found.pooled.items()}}
+    assert {k: c.p_holm for k, c in every.items()} == holm({k: c.p for k, c in every.items()})
     means = found.sets["one"].means(found.systems[2].values("one"))
     written = json.loads((good / "eval" / "one" / "tuned" / "metrics.json").read_text())
     assert means == pytest.approx({m: written[m] for m in MEASURES}, abs=1e-12)
     assert not found.notes and not found.over_seeds and not any(shared.notes for shared in found.sets.values())
+
+
+def test_all_test_sets_together(good: Path, weak: Path) -> None:
+    found = compared(good, weak)
+    assert set(found.pooled) == {"bm25", "base", "weak/tuned"}
+    reference, other = (
+        {f"{name}/{q}": v for name in ("one", "two") for q, v in values_of(f / "eval" / name / "tuned").items()}
+        for f in (good, weak)
+    )
+    row = found.pooled["weak/tuned"]
+    assert row.difference == paired_difference(reference, other, resamples=499) and row.difference.queries == 40
+    assert row.p == randomisation_test(reference, other, resamples=499)
+    assert found.pooled_means(found.reference)["nDCG@10"] == pytest.approx(sum(reference.values()) / 40)
+    assert list(found.pooled_means(found.reference)) == list(MEASURES)
+
+
+def test_a_single_test_set_has_no_row_of_all(tmp_path: Path) -> None:
+    assert not compared(make_run(tmp_path / "single", skill=0.9, sets=("one",))).pooled
+
+
+def test_a_recipe_edited_after_its_evaluation_counts_as_it_was_evaluated(tmp_path: Path, good: Path) -> None:
+    again = make_run(tmp_path / "again", skill=0.8, seed=4, loss={"name": "bce"})
+    assert not compared(good, again).over_seeds
+    # As if `rankwright mine` had come after the recipe was made equal, and its seed as well.
+    for text in ((good / "recipe.json").read_text(), (good / "recipe.json").read_text().replace("bce", "other")):
+        (again / "recipe.json").write_text(text)
+        found = compared(good, again)
+        assert not found.over_seeds and found.runs[1].seed == 4
+        assert "recipe.json changed after the evaluation" in found.notes[0]
 
 
 def test_another_reference(good: Path, weak: Path) -> None:
@@ -234,6 +266,26 @@ def _mixed_files(run: Path) -> None:
     shutil.copy(run / "eval" / "one" / "tuned" / "metrics.json", run / "eval" / "two" / "tuned" / "metrics.json")
 
 
+def _spoil(name: str, **values: Any) -> Callable[[Path], None]:
+    def spoil(run: Path) -> None:
+        path = run / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return spoil
+
+
+def _list(name: str) -> Callable[[Path], None]:
+    return lambda run: (run / name).write_text("[1]") and None
+
+
+TUNED = "eval/two/tuned/metrics.json"
+
+
+def _odd_query(run: Path) -> None:
+    path = run / "eval" / "two" / "tuned" / "per_query.jsonl"
+    path.write_text(path.read_text().replace('"q0"', "[0]", 1))
+
+
 def _no_evaluation(run: Path) -> None:
     shutil.rmtree(run / "eval")
 
@@ -262,6 +314,15 @@ def _broken_values(run: Path) -> None:
         (_no_run, "no folder of a run", False),
         (_no_values, "no such file", False),
         (_broken_values, "per_query.jsonl:1: not a row of values", False),
+        (_odd_query, "per_query.jsonl:1: not a row of values (query_id is not a text)", False),
+        (_spoil(TUNED, **{"nDCG@10": [0.5]}), "metrics.json: nDCG@10: must be a number, found [0.5]", True),
+        (_spoil(TUNED, **{"nDCG@10": "0.5"}), "metrics.json: nDCG@10: must be a number, found '0.5'", True),
+        (_spoil(TUNED, **{"nDCG@10": True}), "metrics.json: nDCG@10: must be a number, found True", True),
+        (_spoil(TUNED, **{"nDCG@10": None}), "do not agree on nDCG@10", True),
+        (_spoil(TUNED, depth="deep"), "metrics.json: depth: must be a whole number, found 'deep'", True),
+        (_list(TUNED), "tuned is not evaluated on test set 'two'", True),
+        (_list("recipe.json"), "no folder of a run", False),
+        (_spoil("stages/evaluate.json", seed="x"), "stages/evaluate.json: seed: must be a whole number", True),
     ],
 )
 def test_an_unfinished_evaluation_is_one_line(
@@ -284,7 +345,15 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
     again = make_run(tmp_path / "again", skill=0.8, seed=4)
     done = jobs.rankwright("compare", good, weak, again, "--against", "base", "--json", tmp_path / "out" / "all.json")
     assert done.returncode == 0, done.stderr
-    for words in ("one: 20 queries", "good/tuned", "[95 % interval]", "reference", "Holm", "tuned nDCG@10 over seeds"):
+    for words in (
+        "one: 20 queries",
+        "all test sets together: 40 queries",
+        "good/tuned",
+        "[95 % interval]",
+        "reference",
+        "Holm",
+        "tuned nDCG@10 over seeds",
+    ):
         assert words in done.stdout
     written = json.loads((tmp_path / "out" / "all.json").read_text())
     found = comparing.compare(read_runs([good, weak, again]), "base")
@@ -292,9 +361,10 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
     assert row["p"] == found.compared["one", "good/tuned"].p
     assert row["p_holm"] == found.compared["one", "good/tuned"].p_holm
     assert row["difference"]["low"] == found.compared["one", "good/tuned"].difference.low
-    assert written["against"] == "base" and written["comparisons"] == 8
+    assert written["pooled"]["good/tuned"]["p_holm"] == found.pooled["good/tuned"].p_holm
+    assert written["against"] == "base" and written["comparisons"] == 12
     assert written["over_seeds"][0]["runs"] == ["good", "again"]
-    assert written == json.loads(json.dumps(comparing.as_json(found)))
+    assert written == json.loads(json.dumps(compare_output.as_json(found)))
 
 
 def test_a_mistake_is_a_line_and_exit_code_2(tmp_path: Path, good: Path) -> None:
@@ -311,3 +381,13 @@ def test_no_torch_is_imported() -> None:
     code = "import sys, rankwright.compare; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=jobs.environment())
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_a_seed_of_the_wrong_type_in_an_unrecorded_run_is_located(tmp_path: Path, good: Path) -> None:
+    path = good / "stages" / "evaluate.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in record.items() if k not in ("seed", "experiment")}))
+    assert not compared(good).notes
+    _spoil("recipe.json", seed="x")(good)
+    with pytest.raises(UserError, match=r"recipe\.json: seed: must be a whole number, found 'x': run `rankwright"):
+        compared(good)

@@ -10,7 +10,7 @@ import torch
 from rankwright.errors import UserErrors
 from rankwright.loading import load_recipe
 from rankwright.losses import LOSSES, bind_loss, needs_positive
-from rankwright.pipeline import check_names
+from rankwright.names import check_names
 from rankwright.recipe import Loss, LossTerm
 
 SCORES = torch.tensor([[0.3, -1.2, 2.0], [0.1, 0.4, 0.0]])

@@ -124,13 +124,17 @@ def read_documents(path: Path) -> list[str]:
     return [text for text in texts if text is not None]
 
 
-def show_ranking(ranked: Sequence[Ranked]) -> None:
-    """Rank, raw score, probability, input line and the start of the text."""
+def show_ranking(ranked: Sequence[Ranked], *, calibrated: bool) -> None:
+    """Rank, raw score, probability, input line and the start of the text.
+
+    calibrated: a column for the calibrated probability too; for models whose temperature is not 1.
+    """
     table = Table(box=None)
-    for column in ("rank", "score", "probability", "document", "text"):
+    for column in ("rank", "score", "probability", *(["calibrated"] if calibrated else []), "document", "text"):
         table.add_column(column, justify="left" if column == "text" else "right")
     for rank, row in enumerate(ranked, 1):
         text = " ".join(row.document.split())
         text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
-        table.add_row(str(rank), f"{row.score:.4f}", f"{row.probability:.4f}", str(row.index + 1), text)
+        numbers = [row.score, row.probability, *([row.calibrated] if calibrated else [])]
+        table.add_row(str(rank), *(f"{number:.4f}" for number in numbers), str(row.index + 1), text)
     console.show(table)

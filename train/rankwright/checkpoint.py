@@ -28,6 +28,7 @@ class TrainState:
     evaluated yet.
 
     inputs: hash of the recipe's sections and files that this training depends on.
+    since_best: evaluations since the last one that was above all before it, the base's among them.
     """
 
     step: int
@@ -35,6 +36,22 @@ class TrainState:
     base_value: float
     best_step: int = 0
     best_value: float | None = None
+    since_best: int = 0
+
+    def evaluated(self, value: float) -> TrainState:
+        """This state after an evaluation of its step."""
+        if self.best_value is not None and value <= self.best_value:
+            return dataclasses.replace(self, since_best=self.since_best + 1)
+        # The best step is that of training, even below the base: for patience the base comes first.
+        since_best = 0 if value > self.base_value else self.since_best + 1
+        return dataclasses.replace(self, best_step=self.step, best_value=value, since_best=since_best)
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether `patience` evaluations in a row gave no new best.
+
+        By the state alone: it is the same on all ranks, and a process that continues from a checkpoint ends as well.
+        """
+        return patience is not None and self.since_best >= patience
 
     @property
     def value_so_far(self) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -14,15 +12,12 @@ import typer
 
 from rankwright import console
 from rankwright.errors import PeerFailed, Stopped, UserError
+from rankwright.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
 
 if TYPE_CHECKING:
     from rankwright.pipeline import Pipeline
     from rankwright.run_folder import RunFolder
 
-EXIT_USER = 2
-# EX_TEMPFAIL: a scheduler may start the same command again (scripts/slurm/train.sbatch does).
-EXIT_STOPPED = 75
-FIRST_SPEAKS_S = 5.0
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     name="rankwright",
@@ -36,20 +31,27 @@ RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recip
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings, e.g. train.max_steps=100", metavar="[KEY=VALUE]...")
 ]
+Override = Annotated[
+    str | None, typer.Option("--override", help="export although the gate refuses: why, for the card", metavar="WHY")
+]
 
 
-def _pipeline(recipe: str, overrides: list[str] | None, run: RunFolder | None = None) -> Pipeline:
-    pipeline = _not_started(recipe, overrides, run)
+def _pipeline(
+    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+) -> Pipeline:
+    pipeline = _not_started(recipe, overrides, run, override)
     pipeline.start()
     return pipeline
 
 
-def _not_started(recipe: str, overrides: list[str] | None, run: RunFolder | None = None) -> Pipeline:
+def _not_started(
+    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+) -> Pipeline:
     from rankwright.loading import load_recipe
     from rankwright.pipeline import Pipeline
 
     _quiet_libraries()
-    return Pipeline(load_recipe(recipe, overrides or []), run)
+    return Pipeline(load_recipe(recipe, overrides or []), run, override)
 
 
 def _quiet_libraries() -> None:
@@ -65,10 +67,16 @@ def _quiet_libraries() -> None:
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """The whole job: data, mine, train, evaluate, export, report. Run it again to continue."""
-    pipeline = _pipeline(recipe, overrides)
-    pipeline.report()
+def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+    """The whole job: data, mine, train, evaluate, calibrate, export, report. Run it again to continue."""
+    from rankwright.gate import GateRefused
+
+    pipeline = _pipeline(recipe, overrides, override=override)
+    try:
+        pipeline.report()
+    except GateRefused:
+        pipeline.show_results()
+        raise
     pipeline.show_results()
 
 
@@ -145,14 +153,15 @@ def compare(
     """Runs side by side: differences with intervals, p values, spread over seeds."""
     import json
 
-    from rankwright import compare as comparing
+    from rankwright import compare_output
     from rankwright.atomic import write_text_atomic
+    from rankwright.compare import compare as compare_runs
     from rankwright.evaluated import read_runs
 
-    comparison = comparing.compare(read_runs(runs), against)
-    comparing.show(comparison)
+    comparison = compare_runs(read_runs(runs), against)
+    compare_output.show(comparison)
     if json_file is not None:
-        text = json.dumps(comparing.as_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(compare_output.as_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
         write_text_atomic(json_file, text + "\n")
 
 
@@ -172,9 +181,9 @@ def report(
 
 
 @app.command()
-def export(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Write the export folders, each proven to score like the trainer."""
-    _pipeline(recipe, overrides).export()
+def export(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+    """Write the export folders, each proven to score like the trainer; not where the recipe's gate refuses."""
+    _pipeline(recipe, overrides, override=override).export()
 
 
 @app.command()
@@ -208,7 +217,7 @@ def score(
     texts = read_documents(documents)
     _quiet_libraries()
     reranker = Reranker.load(model, instruction=instruction, base=base)
-    show_ranking(reranker.rank(query, texts, top_k))
+    show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:
         console.say(
             f"cut to {reranker.contract.max_tokens} tokens: {reranker.cut_documents} documents, "
@@ -221,73 +230,36 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
         if code == TYPER_INTERRUPTED:
-            _interrupted()
-        _leave(code if isinstance(code, int) else 0)
+            interrupted()
+        leave(code if isinstance(code, int) else 0)
     except PeerFailed:
-        _leave(EXIT_USER)
+        leave(EXIT_USER)
     except UserError as error:
-        _let_the_first_speak()
+        let_the_first_speak()
         for line in str(error).splitlines():
-            _complain(f"error: {line}")
-        _leave(EXIT_USER)
+            complain(f"error: {line}")
+        leave(EXIT_USER)
     except Stopped as error:
-        _complain(f"stopped. Saved after step {error.step}: the same command continues")
-        _leave(EXIT_USER if error.interrupted else EXIT_STOPPED)
+        complain(f"stopped. Saved after step {error.step}: the same command continues")
+        leave(EXIT_USER if error.interrupted else EXIT_STOPPED)
     except (typer.Abort, KeyboardInterrupt):
-        _interrupted()
+        interrupted()
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        _complain(
+        complain(
             f"error: {error.filename or 'disk'}: {error.strerror}: choose another folder, free space or mend its rights"
         )
-        _leave(EXIT_USER)
+        leave(EXIT_USER)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
-            _complain(
+            complain(
                 f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower train.budget_tokens, or set "
                 "model.gradient_checkpointing=true; earlier checkpoints are kept"
             )
-            _leave(EXIT_USER)
+            leave(EXIT_USER)
         # typer carries its own copy of click's classes: a usage error is known by what it can do.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
         error.show()
-        _leave(EXIT_USER)
-
-
-def _interrupted() -> NoReturn:
-    _complain("stopped. Finished stages and checkpoints are kept: the same command continues")
-    _leave(EXIT_USER)
-
-
-def _let_the_first_speak() -> None:
-    """A mistake that every process meets is said once: the launcher ends the others when the first has ended."""
-    if os.environ.get("RANK", "0") != "0" and not _in_group():
-        time.sleep(FIRST_SPEAKS_S)
-
-
-def _in_group() -> bool:
-    """Whether this process has met the others; from then on they agree on who speaks (processes.py)."""
-    if "torch" not in sys.modules:
-        return False
-    import torch.distributed as dist
-
-    return dist.is_available() and dist.is_initialized()
-
-
-def _complain(line: str) -> None:
-    rank = os.environ.get("RANK", "0")
-    sys.stderr.write(line + "\n" if rank == "0" else f"[process {rank}] {line}\n")
-
-
-def _leave(code: int) -> NoReturn:
-    """Exit; process groups are closed first, or their threads complain."""
-    if "torch" in sys.modules:
-        import torch.distributed as dist
-
-        if dist.is_available() and dist.is_initialized() and code == 0:
-            dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    raise SystemExit(code)
+        leave(EXIT_USER)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from rankwright import console
 from rankwright.errors import UserError, did_you_mean
 from rankwright.evaluate import HEADLINE
-from rankwright.evaluated import EvaluatedRun, Values, same_but_for_seed
+from rankwright.evaluated import EvaluatedRun, Values, experiment_of, same_but_for_seed
 from rankwright.first_stages import FIRST_STAGES
 from rankwright.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 
@@ -60,15 +54,29 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All numbers of a call. compared: (test set, name of the system) -> its difference from the reference."""
+    """All numbers of a call. compared: (test set, name of the system) -> its difference from the reference.
+
+    pooled: the same over the queries of all test sets together, a difference a system; nothing for a single set.
+    """
 
     runs: tuple[EvaluatedRun, ...]
     reference: System
     systems: tuple[System, ...]
     sets: Mapping[str, Shared]
     compared: Mapping[tuple[str, str], Compared]
+    pooled: Mapping[str, Compared]
     over_seeds: Mapping[tuple[str, ...], Mapping[str, Spread]]
     notes: tuple[str, ...]
+
+    def pooled_means(self, system: System) -> dict[str, float]:
+        """Measure -> mean over the queries of all test sets together, for the measures that all sets have."""
+        first, *others = self.sets.values()
+        measures = [m for m in first.measures if all(m in shared.measures for shared in others)]
+        values = {
+            m: [v for name, shared in self.sets.items() for v in shared.of(system.values(name), m).values()]
+            for m in measures
+        }
+        return {m: sum(found) / len(found) for m, found in values.items()}
 
 
 def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
@@ -88,25 +96,34 @@ def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resampl
     sets = {name: _share(runs, name) for name in names}
     systems = _systems(runs, sets)
     reference = _find(systems, runs, against)
-    compared: dict[tuple[str, str], tuple[Difference, float]] = {}
-    for name, shared in sets.items():
-        base = shared.of(reference.values(name))
+    found: dict[tuple[str | None, str], tuple[Difference, float]] = {}
+    # None: all sets together, where there are several.
+    for name in (*sets, None) if len(sets) > 1 else (*sets,):
+        base = _headline(sets, reference, name)
         for system in systems:
             if system is not reference:
-                tuned = shared.of(system.values(name))
+                tuned = _headline(sets, system, name)
                 difference = paired_difference(base, tuned, resamples=resamples, seed=SEED)
-                p = randomisation_test(base, tuned, resamples=resamples, seed=SEED)
-                compared[name, system.name] = (difference, p)
-    adjusted = holm({key: p for key, (_, p) in compared.items()})
+                found[name, system.name] = difference, randomisation_test(base, tuned, resamples=resamples, seed=SEED)
+    adjusted = holm({key: p for key, (_, p) in found.items()})
+    compared = {key: Compared(difference, p, adjusted[key]) for key, (difference, p) in found.items()}
     return Comparison(
         runs=tuple(runs),
         reference=reference,
         systems=tuple(systems),
         sets=sets,
-        compared={key: Compared(difference, p, adjusted[key]) for key, (difference, p) in compared.items()},
+        compared={(name, system): row for (name, system), row in compared.items() if name is not None},
+        pooled={system: row for (name, system), row in compared.items() if name is None},
         over_seeds=_over_seeds(runs, sets),
         notes=tuple(_notes(runs, names)),
     )
+
+
+def _headline(sets: Mapping[str, Shared], system: System, name: str | None) -> dict[str, float]:
+    """Query -> nDCG@10 of a system on one test set, or with SET/ID for every id on all of them."""
+    if name is not None:
+        return sets[name].of(system.values(name))
+    return {f"{n}/{q}": value for n, shared in sets.items() for q, value in shared.of(system.values(n)).items()}
 
 
 def _share(runs: Sequence[EvaluatedRun], name: str) -> Shared:
@@ -210,88 +227,10 @@ def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str]) -> Iterator[str]:
         found = [set(run.sets[name].systems) for name in names]
         if partly := found[0].union(*found) - found[0].intersection(*found):
             yield f"{run.name}: not evaluated on all of these test sets, left out: {', '.join(sorted(partly))}"
+    for run in runs:
+        if experiment_of(run.recipe) != run.experiment:
+            yield f"{run.name}: recipe.json changed after the evaluation: it counts as it was evaluated"
     for group in same_but_for_seed(runs):
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):
             yield f"{', '.join(run.name for run in group)}: a seed occurs twice, and counts twice in the spread"
-
-
-def show(comparison: Comparison) -> None:
-    """A table a test set, one over seeds where there are several, and what the numbers mean."""
-    for note in comparison.notes:
-        console.say(note)
-    for name, shared in comparison.sets.items():
-        console.show(_table(comparison, name, shared))
-        for note in shared.notes:
-            console.say(f"{name}: {note}")
-    if comparison.over_seeds:
-        console.show(_seed_table(comparison))
-    count = len(comparison.compared)
-    if count:
-        console.say(
-            f"difference: from {comparison.reference.name} by {HEADLINE}, BCa over queries. p: two-sided paired "
-            f"randomisation test; Holm: adjusted for all {count} comparisons shown"
-        )
-
-
-def _table(comparison: Comparison, name: str, shared: Shared) -> Table:
-    title = f"{name}: {len(shared.queries):,} queries"
-    table = Table(title=escape(title), title_justify="left")
-    for column in ("system", *shared.measures, "difference [95 % interval]", "p", "Holm"):
-        table.add_column(escape(column), justify="left" if column == "system" else "right", no_wrap=True)
-    for system in comparison.systems:
-        cells = [f"{mean:.3f}" for mean in shared.means(system.values(name)).values()]
-        row = comparison.compared.get((name, system.name))
-        if row is None:
-            cells += ["reference", "-", "-"]
-        else:
-            d = row.difference
-            cells += [f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{row.p:.4f}", f"{row.p_holm:.4f}"]
-        also = [run.name for run in system.runs[1:]] if "/" in system.name else []
-        label = system.name + (f" (= {', '.join(also)})" if also else "")
-        table.add_row(escape(label), *cells, style="bold" if row is None else None)
-    return table
-
-
-def _seed_table(comparison: Comparison) -> Table:
-    table = Table(title=f"tuned {HEADLINE} over seeds", title_justify="left")
-    for column in ("runs", "test set", "seeds", "mean", "deviation", "min", "max"):
-        table.add_column(column, justify="left" if column in ("runs", "test set") else "right", no_wrap=True)
-    for names, spreads in comparison.over_seeds.items():
-        for name, s in spreads.items():
-            numbers = [f"{value:.3f}" for value in (s.mean, s.deviation or 0.0, s.low, s.high)]
-            table.add_row(escape(", ".join(names)), escape(name), str(s.count), *numbers)
-    return table
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """All numbers, unrounded: what `--json` writes."""
-    return {
-        "measure": HEADLINE,
-        "against": comparison.reference.name,
-        "confidence": 0.95,
-        "comparisons": len(comparison.compared),
-        "runs": {run.name: {"folder": str(run.folder), "seed": run.seed} for run in comparison.runs},
-        "systems": {s.name: {"kind": s.kind, "runs": [run.name for run in s.runs]} for s in comparison.systems},
-        "test_sets": {
-            name: {
-                "queries": len(shared.queries),
-                "notes": list(shared.notes),
-                "systems": {
-                    s.name: {"measures": shared.means(s.values(name)), **_as_json(comparison, name, s)}
-                    for s in comparison.systems
-                },
-            }
-            for name, shared in comparison.sets.items()
-        },
-        "over_seeds": [
-            {"runs": list(names), "test_sets": {name: dataclasses.asdict(s) for name, s in spreads.items()}}
-            for names, spreads in comparison.over_seeds.items()
-        ],
-        "notes": list(comparison.notes),
-    }
-
-
-def _as_json(comparison: Comparison, name: str, system: System) -> dict[str, Any]:
-    row = comparison.compared.get((name, system.name))
-    return {} if row is None else {"difference": dataclasses.asdict(row.difference), "p": row.p, "p_holm": row.p_holm}

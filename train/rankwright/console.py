@@ -45,7 +45,10 @@ def show(renderable: Any) -> None:
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Yields advance(count=1, **values): a bar with an ETA on a terminal, lines elsewhere, nothing on other ranks."""
+    """Yields advance(count=1, **values): a bar with an ETA on a terminal, lines elsewhere, nothing on other ranks.
+
+    advance(0, total=N) says that N is all there will be.
+    """
     if not is_first_process():
         yield lambda count=1, **values: None
     elif console.is_terminal:
@@ -58,7 +61,11 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
         ]
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(description, total=total, values="")
-            yield lambda count=1, **values: bar.update(task, advance=count, values=_format(values))
+
+            def advance(count: int = 1, *, total: int | None = None, **values: float) -> None:
+                bar.update(task, advance=count, total=total, values=_format(values))
+
+            yield advance
     else:
         yield _line_progress(description, total)
 
@@ -67,7 +74,7 @@ def _line_progress(description: str, total: int) -> Callable[..., None]:
     started = last = time.monotonic()
     done = first = -1
 
-    def advance(count: int = 1, **values: float) -> None:
+    def advance(count: int = 1, *, total: int = total, **values: float) -> None:
         nonlocal done, last, first
         # What was done before this start must not count as speed.
         first = count if done < 0 and not values else max(first, 0)

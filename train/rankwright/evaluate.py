@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rankwright.atomic import write_lines_atomic, write_text_atomic
+from rankwright.errors import UserError
 from rankwright.examples import Collection, Qrels
 from rankwright.metrics import Measured, measure_run, write_trec_run
 from rankwright.ranking import stable_hash
@@ -100,12 +101,46 @@ def read_metrics_json(folder: Path) -> dict[str, Any] | None:
         values: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return values
+    return values if isinstance(values, dict) else None
 
 
 def read_per_query(folder: Path, name: str) -> dict[str, float]:
-    """Query id -> value of one measure."""
-    # Not splitlines(): ids may hold characters that it takes for line ends.
-    with (folder / "per_query.jsonl").open(encoding="utf-8") as file:
-        rows = map(json.loads, file)
-        return {row["query_id"]: float(row[name]) for row in rows if row[name] is not None}
+    """Query id -> value of one measure; raises as read_values does, and when nothing was measured by it."""
+    values = read_values(folder / "per_query.jsonl")
+    if name not in values:
+        raise UserError(f"{folder / 'per_query.jsonl'}: has no {name}: evaluate again with it in evaluate.measures")
+    return values[name]
+
+
+def read_values(path: Path) -> dict[str, dict[str, float]]:
+    """Measure -> query id -> value of a per_query.jsonl. Raises UserError with file and line of the first fault."""
+    values: dict[str, dict[str, float]] = {}
+    for query_id, row in _rows(path):
+        for measure, value in row.items():
+            if value is not None:
+                values.setdefault(measure, {})[query_id] = float(value)
+    return values
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        # Not splitlines(): ids may hold characters that it takes for line ends.
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line)
+                    query_id = row.pop("query_id")
+                    if not isinstance(query_id, str):
+                        raise ValueError("query_id is not a text")
+                    if not all(value is None or is_number(value) for value in row.values()):
+                        raise ValueError("a value is not a number")
+                except (ValueError, LookupError, AttributeError, TypeError) as error:
+                    raise UserError(f"{path}:{number}: not a row of values ({error}): evaluate again") from None
+                yield query_id, row
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: delete this folder and evaluate again") from None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rankwright import mining
 from rankwright.errors import UserError
-from rankwright.evaluate import HEADLINE, read_metrics_json
+from rankwright.evaluate import HEADLINE, is_number, read_metrics_json, read_values
 from rankwright.run_folder import RunFolder, content_hash
 
 # Measure -> query id -> value.
@@ -38,16 +38,17 @@ class EvaluatedSet:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedRun:
-    """A run folder with a finished evaluation. name: short, and no other run of the call has it."""
+    """A run folder with a finished evaluation. name: short, and no other run of the call has it.
+
+    recipe: as it stands in the folder; experiment, seed: of the recipe that the evaluation was made with.
+    """
 
     name: str
     folder: Path
     recipe: Mapping[str, Any]
     sets: Mapping[str, EvaluatedSet]
-
-    @property
-    def seed(self) -> int:
-        return int(self.recipe["seed"])
+    experiment: str
+    seed: int
 
 
 def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
@@ -74,16 +75,30 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 def read_run(folder: Path, name: str) -> EvaluatedRun:
     """One run; raises as read_runs does."""
     try:
-        recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        int(recipe["seed"])
-    except (OSError, ValueError, LookupError, TypeError):
+        recipe: Any = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        recipe = None
+    if not isinstance(recipe, dict):
         near = Path("runs") / folder
         hint = f"did you mean {near}?" if (near / "recipe.json").is_file() else "give folders such as runs/quickstart"
-        raise UserError(f"{folder}: no folder of a run (it has no readable recipe.json): {hint}") from None
+        raise UserError(f"{folder}: no folder of a run (it has no readable recipe.json): {hint}")
+    facts = {"experiment": experiment_of(recipe), "seed": recipe.get("seed"), **RunFolder(folder).facts("evaluate")}
+    experiment, seed = facts["experiment"], facts["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        place = folder / ("stages/evaluate.json" if seed != recipe.get("seed") else "recipe.json")
+        raise UserError(f"{place}: seed: must be a whole number, found {seed!r}: run `{evaluate_command(folder)}`")
     names = _test_sets(folder)
     if not names:
         raise UserError(f"{folder}: no test set is evaluated: run `{evaluate_command(folder)}`")
-    return EvaluatedRun(name, folder, recipe, {n: _read_set(folder, n) for n in names})
+    return EvaluatedRun(name, folder, recipe, {n: _read_set(folder, n) for n in names}, str(experiment), seed)
+
+
+def experiment_of(recipe: Mapping[str, Any]) -> str:
+    """Hash of all in a recipe that can change a number, but for the seed; recorded when it is evaluated.
+
+    By it runs of one experiment are known: recipe.json is that of the last command, which may have come later.
+    """
+    return content_hash({k: v for k, v in recipe.items() if k not in NOT_THE_EXPERIMENT})
 
 
 def evaluate_command(folder: Path) -> str:
@@ -101,11 +116,10 @@ def evaluate_command(folder: Path) -> str:
 
 
 def same_but_for_seed(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
-    """Groups of runs whose recipes differ in `seed` (and in how they are called) only."""
+    """Groups of runs evaluated with recipes that differ in `seed` (and in how they are called) only."""
     groups: dict[str, list[EvaluatedRun]] = {}
     for run in runs:
-        key = content_hash({k: v for k, v in run.recipe.items() if k not in NOT_THE_EXPERIMENT})
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(run.experiment, []).append(run)
     return [group for group in groups.values() if len({run.seed for run in group}) > 1]
 
 
@@ -113,7 +127,7 @@ def _test_sets(folder: Path) -> list[str]:
     """The sets of the run's data; folders that an earlier recipe left in eval/ are not among them."""
     try:
         report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
-        return [row["set"] for row in report["splits"]["test"]]
+        return [str(row["set"]) for row in report["splits"]["test"]]
     except (OSError, ValueError, LookupError, TypeError):
         return sorted(path.name for path in (folder / "eval").glob("*") if path.is_dir())
 
@@ -121,7 +135,7 @@ def _test_sets(folder: Path) -> list[str]:
 def _read_set(folder: Path, name: str) -> EvaluatedSet:
     place = folder / "eval" / name
     metrics = {path.name: read_metrics_json(path) for path in sorted(place.glob("*")) if path.is_dir()}
-    done = {system: values for system, values in metrics.items() if isinstance(values, dict)}
+    done = {system: values for system, values in metrics.items() if values is not None}
     if "tuned" not in done:
         raise UserError(
             f"{folder}: tuned is not evaluated on test set {name!r}, or not to the end: "
@@ -134,11 +148,13 @@ def _read_set(folder: Path, name: str) -> EvaluatedSet:
         done = {system: values for system, values in done.items() if system in recorded}
     systems = {}
     for system, means in done.items():
+        _check_types(folder, place / system / "metrics.json", means)
         values = read_values(place / system / "per_query.jsonl")
         query_values = list(values.get(HEADLINE, {}).values())
         mean = sum(query_values) / len(query_values) if query_values else None
+        recorded = means.get(HEADLINE)
         # A NaN agrees with nothing.
-        if mean is None or not abs(mean - float(means.get(HEADLINE, "nan"))) <= SAME_MEAN:
+        if mean is None or recorded is None or not abs(mean - recorded) <= SAME_MEAN:
             raise UserError(
                 f"{place / system}: metrics.json and per_query.jsonl do not agree on {HEADLINE}: delete this folder, "
                 f"then run `{evaluate_command(folder)}`"
@@ -151,6 +167,17 @@ def _read_set(folder: Path, name: str) -> EvaluatedSet:
     return EvaluatedSet(systems, done["tuned"].get("depth"), done["tuned"].get("first_stage"), lists)
 
 
+def _check_types(folder: Path, path: Path, values: Mapping[str, Any]) -> None:
+    """Of what is used of a metrics.json."""
+    for key, number in ((HEADLINE, "a number"), ("depth", "a whole number")):
+        value = values.get(key)
+        if value is not None and not (is_number(value) and (number == "a number" or isinstance(value, int))):
+            raise UserError(
+                f"{path}: {key}: must be {number}, found {value!r}: delete this file, then run "
+                f"`{evaluate_command(folder)}`"
+            )
+
+
 def _check_one_evaluation(folder: Path, name: str, done: Mapping[str, Mapping[str, Any]]) -> None:
     """The record of the last evaluation names the inputs of its systems; others are left from before it."""
     recorded = RunFolder(folder).facts("evaluate").get("system_inputs", {})
@@ -159,30 +186,3 @@ def _check_one_evaluation(folder: Path, name: str, done: Mapping[str, Mapping[st
             f"{folder}: test set {name!r}: the systems were evaluated with different settings, or the last "
             f"evaluation is not finished: run `{evaluate_command(folder)}`"
         )
-
-
-def read_values(path: Path) -> dict[str, dict[str, float]]:
-    """Measure -> query id -> value of a per_query.jsonl. Raises UserError with file and line of the first fault."""
-    values: dict[str, dict[str, float]] = {}
-    for query_id, row in _rows(path):
-        for measure, value in row.items():
-            if value is not None:
-                values.setdefault(measure, {})[query_id] = float(value)
-    return values
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        # Not splitlines(): ids may hold characters that it takes for line ends.
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                    query_id = row.pop("query_id")
-                    if not all(isinstance(value, int | float | None) for value in row.values()):
-                        raise ValueError("a value is not a number")
-                except (ValueError, LookupError, AttributeError) as error:
-                    raise UserError(f"{path}:{number}: not a row of values ({error}): evaluate again") from None
-                yield query_id, row
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: delete this folder and evaluate again") from None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwright import console, mining
+from rankwright.calibration import CALIBRATION
 from rankwright.data_files import read_split
 from rankwright.evaluate import HEADLINE
 from rankwright.export import export_targets
+from rankwright.gate import GATE_FILE
 from rankwright.model_card import CardFacts
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
@@ -18,24 +22,56 @@ from rankwright.run_folder import RunFolder
 from rankwright.setup_model import tuned_reranker
 
 
-def export_stage(recipe: Recipe, run: RunFolder, checkpoint: Path, system_inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Write run/export/TARGET for every target; returns the figures of their parity checks."""
+def export_stage(
+    recipe: Recipe,
+    run: RunFolder,
+    checkpoint: Path,
+    system_inputs: Mapping[str, str],
+    *,
+    gate: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
+
+    gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
+    """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True)
+    calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
     figures = export_targets(
         reranker.model,
         reranker.tokenizer,
-        reranker.contract,
+        reranker.contract.replace(temperature=calibration["temperature"]),
         targets=recipe.export_targets,
         folder=run.path / "export",
         golden_pairs=golden_pairs(recipe, run),
         base_name=recipe.model.base,
         revision=recipe.model.revision,
         tolerance=recipe.export.tolerance,
-        facts=CardFacts(title=f"{recipe.name} reranker", figures=_card_figures(recipe, run, system_inputs)),
+        facts=CardFacts(
+            title=f"{recipe.name} reranker",
+            figures=_card_figures(recipe, run, system_inputs),
+            calibration=calibration,
+            gate=gate,
+        ),
     )
     for target in figures:
         console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
     return {"targets": list(figures)}
+
+
+def withdraw_exports(run: RunFolder) -> None:
+    """Rename export/ to export-withdrawn-N, with the verdict inside: in its place it would look accepted.
+
+    Nothing is deleted: it may be another model's, that was accepted, or one that was exported before there was a gate.
+    """
+    folder = run.path / "export"
+    if not folder.is_dir():
+        return
+    number = 1
+    while (kept := folder.with_name(f"export-withdrawn-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    shutil.copy(run.path / GATE_FILE, kept / GATE_FILE)
+    console.say(f"the earlier export is no longer in its place: it is kept as {kept}")
 
 
 def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:

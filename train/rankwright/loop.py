@@ -15,7 +15,7 @@ from rankwright.gradients import accumulate, clip, prepare
 from rankwright.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
 from rankwright.losses import Loss
 from rankwright.model import RankModel
-from rankwright.optim import SCHEDULES, learning_rate_factor, make_optimizer
+from rankwright.optim import make_optimizer, set_learning_rate
 from rankwright.prompts import PromptContract
 from rankwright.recipe import Train
 from rankwright.sampling import GroupSource, TrainGroup
@@ -41,7 +41,7 @@ def fit(
     say: Callable[[str], None],
     stop: StopSignal,
 ) -> TrainState:
-    """Train to total_steps, from the newest whole checkpoint under `root` where there is one.
+    """Train to total_steps, or out of patience, from the newest whole checkpoint under `root` where there is one.
 
     evaluate() scores the dev queries with the model as it stands (on all ranks together) and returns nDCG@10.
     Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
@@ -64,11 +64,14 @@ def fit(
     if state.step == 0:
         trackers.log({"dev_nDCG@10": state.base_value}, step=0)
     utilisation = _utilisation(model, accelerator, budget_tokens, say)
-    schedule, spread = SCHEDULES[settings.schedule], SpreadWatch(say)
+    spread = SpreadWatch(say)
     advance(state.step)
     model.train()
     first = state.step + 1
     for step in range(first, total_steps + 1):
+        if state.out_of_patience(settings.patience):
+            _say_early_end(state, total_steps, say, advance)
+            break
         started = time.perf_counter()
         groups = source.step(step, settings.groups_per_step)
         if step == first:
@@ -88,19 +91,16 @@ def fit(
         norm = clip(model.parameters(), settings.clip_norm)
         refuse_not_finite(sums, norm, groups, step, root.parent / NOT_FINITE_FILE, accelerator.is_main_process)
         spread.look(sums.spread, step)
-        factor = learning_rate_factor(step, total_steps, warmup_fraction=settings.warmup_fraction, schedule=schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
+        learning_rate = set_learning_rate(optimizer, settings, step, total_steps)
         optimizer.step()
         seconds = time.perf_counter() - started
         values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread}
-        values |= {"gradient_norm": norm, "learning_rate": settings.learning_rate * factor}
+        values |= {"gradient_norm": norm, "learning_rate": learning_rate}
         speed = _speed(groups, seconds, utilisation)
         state = dataclasses.replace(state, step=step)
         if step % settings.evaluate_every == 0 or step == total_steps:
             values["dev_nDCG@10"] = evaluate()
-            if state.best_value is None or values["dev_nDCG@10"] > state.best_value:
-                state = dataclasses.replace(state, best_step=step, best_value=values["dev_nDCG@10"])
+            state = state.evaluated(values["dev_nDCG@10"])
         trackers.log(values | speed, step=step)
         due = step % settings.save_every == 0 or "dev_nDCG@10" in values or sums.stop
         if due and (accelerator.is_main_process or model.sharded):
@@ -112,6 +112,16 @@ def fit(
         advance(1, loss=sums.loss, dev=state.value_so_far, **speed)
     accelerator.wait_for_everyone()
     return state
+
+
+def _say_early_end(
+    state: TrainState, total_steps: int, say: Callable[[str], None], advance: Callable[..., None]
+) -> None:
+    advance(0, total=state.step)
+    say(
+        f"train.patience: {state.since_best} evaluation{'s' if state.since_best > 1 else ''} on dev without a new "
+        f"best: ended after step {state.step} of {total_steps}"
+    )
 
 
 def _utilisation(

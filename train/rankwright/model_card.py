@@ -15,11 +15,16 @@ EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a comp
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What only the caller of an export knows; license is a hub identifier such as `apache-2.0`."""
+    """What only the caller of an export knows; license is a hub identifier such as `apache-2.0`.
+
+    calibration: calibration.json; gate: gate.json, where the recipe has a gate.
+    """
 
     title: str = "Reranker"
     license: str | None = None
     figures: Mapping[str, str | float | int] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+    gate: Mapping[str, Any] | None = None
 
 
 def write_card(
@@ -45,6 +50,8 @@ def write_card(
         title=facts.title,
         license=facts.license,
         figures=dict(facts.figures),
+        calibration=facts.calibration,
+        gate=facts.gate,
         contract=contract,
         **_words(contract),
         parity=parity,

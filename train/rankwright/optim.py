@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rankwright.errors import UserError
+from rankwright.recipe import Train
 from rankwright.registry import Registry
 
 Schedule = Callable[[float], float]
@@ -71,3 +72,12 @@ def make_optimizer(
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Train, step: int, total_steps: int) -> float:
+    """Set the learning rate of step `step` (from 1) in all parameter groups, and return it."""
+    schedule = SCHEDULES[settings.schedule]
+    factor = learning_rate_factor(step, total_steps, warmup_fraction=settings.warmup_fraction, schedule=schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * factor
+    return settings.learning_rate * factor

@@ -11,62 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import console, resources
+from rankwright.calibration import CALIBRATION
 from rankwright.checkpoint import read_state
 from rankwright.errors import UserError, UserErrors, did_you_mean
+from rankwright.evaluated import experiment_of
+from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.loading import LoadedRecipe, recipe_json
+from rankwright.names import check_names
 from rankwright.processes import Processes, launched
-from rankwright.recipe import Recipe
 from rankwright.run_folder import RunFolder, content_hash, provenance
 from rankwright.sources import Located, locate_all
 from rankwright.stage_inputs import StageInputs
 
 
-def check_names(recipe: Recipe) -> list[str]:
-    """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
-    from rankwright.attention import check_attention
-    from rankwright.export import refuse_impossible
-    from rankwright.first_stages import check_first_stages
-    from rankwright.losses import bind_loss
-    from rankwright.metrics import check_measures
-    from rankwright.optim import SCHEDULES
-    from rankwright.retrieve import Words
-    from rankwright.tracking import check_trackers
-
-    checks: list[tuple[str, Callable[[], object]]] = [
-        ("model.attention", lambda: check_attention(recipe.model.attention)),
-        ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
-        ("train.trackers", lambda: check_trackers(recipe.train.trackers)),
-        ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
-        ("mine.language", lambda: Words(recipe.mine.language)),
-        ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
-    ]
-    faults = []
-    try:
-        bind_loss(recipe.loss)
-    except UserErrors as error:
-        # They name their keys themselves.
-        faults += error.messages
-    for key, check in checks:
-        try:
-            check()
-        except UserError as error:
-            faults.append(f"{key}: {error}")
-    faults += check_first_stages(recipe)
-    if recipe.evaluate.baselines:
-        from rankwright.baselines import check_baselines
-
-        faults += check_baselines(recipe)
-    for split in ("train", "test"):
-        if not getattr(recipe.data, split):
-            faults.append(f"data.{split}: must name at least one set")
-    return faults
-
-
 class Pipeline:
     """A recipe with its run folder. Each stage runs when its inputs changed since it was last done."""
 
-    def __init__(self, loaded: LoadedRecipe, run: RunFolder | None = None) -> None:
+    def __init__(self, loaded: LoadedRecipe, run: RunFolder | None = None, override: str | None = None) -> None:
         self.loaded = loaded
+        # Why the export is wanted although the gate refuses.
+        self.override = override
         self.recipe = loaded.recipe
         self.run = run or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
         self.checkpoint: Path | None = None
@@ -82,11 +46,15 @@ class Pipeline:
     def check(self, *, data: bool = True) -> None:
         """Raises UserErrors with all names that the registries, the sets (unless data=False) or the base refuse."""
         faults = check_names(self.recipe)
+        test_sets: list[str] | None = None
         try:
             if data:
-                self._located  # noqa: B018
+                test_sets = self._test_sets
         except UserErrors as error:
             faults += error.messages
+        if self.recipe.gate is not None:
+            faults += check_gate(self.recipe.gate, self.recipe.evaluate.measures, test_sets)
+        faults += check_override(self.override, self.recipe.gate)
         try:
             resources.resolve_base(self.recipe.model.base)
         except UserError as error:
@@ -106,6 +74,10 @@ class Pipeline:
     @cached_property
     def _located(self) -> dict[str, list[Located]]:
         return locate_all(self.recipe.data)
+
+    @property
+    def _test_sets(self) -> list[str]:
+        return [located.name for located in self._located["test"]]
 
     @cached_property
     def inputs(self) -> StageInputs:
@@ -147,8 +119,8 @@ class Pipeline:
         accelerator.wait_for_everyone()
 
         def run() -> dict[str, Any]:
-            state = train(self.recipe, self.run, self.inputs.train, accelerator)
-            return {**state_facts(state), "processes": accelerator.num_processes}
+            state, steps = train(self.recipe, self.run, self.inputs.train, accelerator)
+            return {**state_facts(state, steps), "processes": accelerator.num_processes}
 
         self._stage("train", self.inputs.train, run)
         if accelerator.is_main_process:
@@ -212,7 +184,12 @@ class Pipeline:
         if self.processes.is_first:
             seconds = time.perf_counter() - started
             facts = {"systems": list(only), "system_inputs": inputs, "processes": self.processes.count}
+            # What compare goes by: recipe.json is that of the last command.
+            facts |= {"experiment": experiment_of(json.loads(recipe_json(self.recipe))), "seed": self.recipe.seed}
             self.run.finish("evaluate", content_hash(inputs), seconds=seconds, **facts)
+            forget_stale(self.run, self.recipe.gate, inputs, self.recipe.seed)
+            if not self.run.is_done("calibrate", self._calibrate_inputs):
+                (self.run.path / CALIBRATION).unlink(missing_ok=True)
         self.processes.meet()
 
     def show_results(self) -> None:
@@ -226,31 +203,79 @@ class Pipeline:
             console.show(table)
         console.say(verdict(rows[-1]))
 
-    def export(self) -> None:
-        """The export targets, each proven in a fresh process, after training and evaluation."""
-        from rankwright.export_stage import export_stage
+    def calibrate(self) -> None:
+        """Temperature and reliability of tuned's probabilities, after evaluation: calibration.json."""
+        from rankwright.calibrate_stage import calibrate
 
         self.evaluate()
         if not console.is_first_process():
             return
         assert self.checkpoint is not None
         checkpoint = self.checkpoint
-        inputs = content_hash(self.inputs.train, self.inputs.systems, self.inputs.section("export"))
+        scores = self._scores_inputs
+        self._stage(
+            "calibrate",
+            self._calibrate_inputs,
+            lambda: calibrate(self.recipe, self.run, checkpoint, scores),
+            [CALIBRATION],
+        )
+
+    @property
+    def _scores_inputs(self) -> str:
+        """What tuned's scores on dev depend on."""
+        return content_hash(self.inputs.train, self.recipe.model.merge_with_base)
+
+    @property
+    def _calibrate_inputs(self) -> str:
+        return content_hash(self._scores_inputs, self.inputs.systems["tuned"])
+
+    def export(self) -> None:
+        """The export targets, each proven in a fresh process, after calibration; raises GateRefused."""
+        from rankwright.export_stage import export_stage, withdraw_exports
+
+        self.calibrate()
+        if not console.is_first_process():
+            return
+        assert self.checkpoint is not None
+        checkpoint, verdict = self.checkpoint, self._gate()
+        if verdict is not None and not verdict.may_export:
+            self.run.forget("export")
+            withdraw_exports(self.run)
+            raise refusal(verdict)
+        gate = None if verdict is None else verdict.as_json()
+        systems = self.inputs.systems
+        inputs = content_hash(self._calibrate_inputs, systems, self.inputs.section("export"), gate)
         if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
             self.run.forget("export")
-        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, self.inputs.systems))
+        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, systems, gate=gate))
+
+    def _gate(self) -> Verdict | None:
+        """The gate's verdict on the evaluation; None without a gate."""
+        if self.recipe.gate is None:
+            return None
+        console.heading("gate")
+        systems, seed = self.inputs.systems, self.recipe.seed
+        return decide(
+            self.recipe.gate, self.run, self._test_sets, system_inputs=systems, seed=seed, override=self.override
+        )
 
     def report(self) -> None:
-        """report.html, after everything else."""
+        """report.html, after everything else, and also where the gate refuses: that is raised after it."""
         from rankwright.query_attributes import write_attributes
         from rankwright.report import write_report
 
-        self.export()
+        refused: GateRefused | None = None
+        try:
+            self.export()
+        except GateRefused as error:
+            refused = error
         if console.is_first_process():
             console.heading("report")
             write_attributes(self.recipe, self.run)
             path = write_report(self.run.path, self.inputs.systems)
             console.say(f"report: {path}")
+        if refused is not None:
+            raise refused
 
     def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]], outputs: Sequence[str] = ()) -> None:
         console.heading(name)

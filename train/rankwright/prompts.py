@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class PromptContract:
     max_tokens: int
     query_tokens: int
     padding_side: Literal["left"] = "left"
+    # Fitted on dev for this model under this prompt: calibrated probability = sigmoid(score / temperature).
+    temperature: float = 1.0
     version: int = CONTRACT_VERSION
     scale: float = 1.0
 
@@ -80,6 +83,8 @@ class PromptContract:
             raise UserError(f"{path}: not a prompt contract of this version ({error}): export it again") from None
         if contract.version != CONTRACT_VERSION:
             raise UserError(f"{path}: version {contract.version}, must be {CONTRACT_VERSION}: export it again")
+        if not isinstance(contract.temperature, int | float) or not 0 < contract.temperature < math.inf:
+            raise UserError(f"{path}: temperature {contract.temperature!r}: must be a number above 0: export it again")
         return contract
 
     @property

@@ -30,12 +30,17 @@ DEFAULT_MAX_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One document of a ranking: its place in the input, its text, raw score and probability."""
+    """One document of a ranking: its place in the input, its text, raw score and probability.
+
+    probability: sigmoid(score), as every runtime of an export gives it; calibrated: sigmoid(score / temperature), with
+    the temperature that was fitted on dev (1 where none was). The order is the same by all three.
+    """
 
     index: int
     document: str
     score: float
     probability: float
+    calibrated: float
 
 
 class Reranker:
@@ -89,8 +94,9 @@ class Reranker:
         """Documents by descending score, ties in input order; all of them, or the best top_k."""
         scores = self.score(query, documents)
         order = sorted(range(len(documents)), key=lambda i: (-scores[i], i))[:top_k]
-        probability = torch.sigmoid(torch.tensor(scores, dtype=torch.float64)).tolist()
-        return [Ranked(i, documents[i], scores[i], probability[i]) for i in order]
+        logits = torch.tensor(scores, dtype=torch.float64)
+        probability, calibrated = (torch.sigmoid(logits / t).tolist() for t in (1.0, self.contract.temperature))
+        return [Ranked(i, documents[i], scores[i], probability[i], calibrated[i]) for i in order]
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""
@@ -173,7 +179,9 @@ def native_contract(
             query_tokens=query_tokens,
         )
     if instruction is not None and saved.takes_instruction:
-        saved = saved.replace(instruction=neutralise(instruction.strip(), control_tokens(tokenizer)))
+        stated = neutralise(instruction.strip(), control_tokens(tokenizer))
+        # The temperature was fitted to the scores under the model's own instruction.
+        saved = saved.replace(instruction=stated, temperature=saved.temperature if stated == saved.instruction else 1.0)
     if max_tokens is not None or query_tokens is not None:
         limit = max_tokens or saved.max_tokens
         saved = saved.replace(max_tokens=limit, query_tokens=query_tokens or limit // 4)

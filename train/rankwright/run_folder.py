@@ -18,7 +18,7 @@ from rankwright import __version__
 from rankwright.atomic import file_sha256, write_text_atomic
 from rankwright.errors import UserError
 
-STAGES = ("data", "mine", "train", "evaluate", "export", "report")
+STAGES = ("data", "mine", "train", "evaluate", "calibrate", "export", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 
@@ -86,10 +86,10 @@ class RunFolder:
 
     def _record(self, stage: str) -> dict[str, Any] | None:
         try:
-            record: dict[str, Any] = json.loads(self._record_path(stage).read_text(encoding="utf-8"))
+            record: Any = json.loads(self._record_path(stage).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return record
+        return record if isinstance(record, dict) else None
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file of this run, written whole or not at all."""

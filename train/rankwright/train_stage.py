@@ -55,8 +55,8 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
 
-def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> TrainState:
-    """Train, or continue; returns the state at the end, whose best_step names the checkpoint to use."""
+def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tuple[TrainState, int]:
+    """Train, or continue; returns the state at the end, whose best_step is the one to use, and the planned steps."""
     base, tokenizer = load_base_tokenizer(recipe)
     contract = recipe_contract(recipe, base, tokenizer)
     # A single process has nobody to share with.
@@ -113,7 +113,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> Trai
             stop=stop,
         )
     _describe_end(state, source)
-    return state
+    return state, steps
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -239,6 +239,7 @@ def _describe_end(state: TrainState, source: GroupSource) -> None:
         console.say(f"cut in training: {source.cut_queries} queries, {source.cut_documents} documents")
 
 
-def state_facts(state: TrainState) -> dict[str, Any]:
-    """What the stage's record says of the training."""
-    return {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
+def state_facts(state: TrainState, planned_steps: int) -> dict[str, Any]:
+    """What the stage's record says of the training; ended_early: by train.patience."""
+    facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
+    return {**facts, "planned_steps": planned_steps, "ended_early": state.step < planned_steps}

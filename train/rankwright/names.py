@@ -1,0 +1,49 @@
+"""Mistakes in a recipe that only the registries know: names of losses, schedules, measures and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rankwright.errors import UserError, UserErrors
+from rankwright.recipe import Recipe
+
+
+def check_names(recipe: Recipe) -> list[str]:
+    """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
+    from rankwright.attention import check_attention
+    from rankwright.export import refuse_impossible
+    from rankwright.first_stages import check_first_stages
+    from rankwright.losses import bind_loss
+    from rankwright.metrics import check_measures
+    from rankwright.optim import SCHEDULES
+    from rankwright.retrieve import Words
+    from rankwright.tracking import check_trackers
+
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("model.attention", lambda: check_attention(recipe.model.attention)),
+        ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
+        ("train.trackers", lambda: check_trackers(recipe.train.trackers)),
+        ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
+        ("mine.language", lambda: Words(recipe.mine.language)),
+        ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
+    ]
+    faults = []
+    try:
+        bind_loss(recipe.loss)
+    except UserErrors as error:
+        # They name their keys themselves.
+        faults += error.messages
+    for key, check in checks:
+        try:
+            check()
+        except UserError as error:
+            faults.append(f"{key}: {error}")
+    faults += check_first_stages(recipe)
+    if recipe.evaluate.baselines:
+        from rankwright.baselines import check_baselines
+
+        faults += check_baselines(recipe)
+    for split in ("train", "test"):
+        if not getattr(recipe.data, split):
+            faults.append(f"data.{split}: must name at least one set")
+    return faults
