@@ -60,3 +60,15 @@ def folders(trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         (root / name).mkdir()
         TARGETS["hf"](one, root / name)
     return {name: root / name for name in trained}
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of jobs.evaluation_job, trained and evaluated by one process; copy its run before changing it."""
+    import jobs
+
+    folder = tmp_path_factory.mktemp("whole")
+    done = jobs.rankwright("evaluate", jobs.evaluation_job(folder, tiny_qwen3))
+    assert done.returncode == 0, done.stderr
+    assert "speed of tuned: 1 query x 16 documents" in done.stdout
+    return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -89,3 +90,22 @@ def rankwright(*arguments: object, launcher: Sequence[str] = (), **extra: str) -
 def metrics(run: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluation_job(folder: Path, base: Path) -> Path:
+    """A job whose test set, of 220 queries with 16 candidates each, is scored in several blocks."""
+    recipe = job(folder, base, evaluate={"depth": 16})
+    shutil.rmtree(folder / "sets" / "held-out")
+    write_set(folder / "sets" / "held-out", "test", first=40, queries=220)
+    return recipe
+
+
+def evaluation_files(run: Path, systems: Sequence[str] = ("bm25", "base", "tuned")) -> dict[str, Any]:
+    """What an evaluation left, without what depends on the clock."""
+    found: dict[str, Any] = {}
+    for system in systems:
+        folder = run / "eval" / "held-out" / system
+        values = json.loads((folder / "metrics.json").read_text())
+        found[system] = {k: v for k, v in values.items() if k not in ("pairs_per_s", "seconds")}
+        found[f"{system} files"] = [(folder / name).read_bytes() for name in ("run.trec", "per_query.jsonl")]
+    return found

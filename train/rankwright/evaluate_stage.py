@@ -142,6 +142,9 @@ class Evaluation:
         alone = isinstance(scorer, ServedReranker)
         for job, scores, numbers in zip(todo, files, missing, strict=True):
             share = numbers[rank::count] if not alone else numbers if rank == 0 else []
+            kept = sum(map(len, scores.blocks)) - sum(len(scores.blocks[number]) for number in numbers)
+            if kept and numbers:
+                console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
             if scorer is not None and share:
                 self._score(job, system, scorer, scores, share)
             self.processes.meet()
@@ -161,9 +164,6 @@ class Evaluation:
         blocks, count = scores.blocks, self.processes.count
         queries = sum(len(blocks[number]) for number in share)
         of = f" (process 1 of {count})" if count > 1 else ""
-        kept = sum(map(len, blocks)) - queries if count == 1 else 0
-        if kept:
-            console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
         with console.progress(f"{system} on {job.collection.name}{of}", queries) as advance:
             scores.score(
                 share,

@@ -187,7 +187,7 @@ def _against_first_stage(row: ResultRow) -> str:
     if d.high >= 0:
         return f"; it cannot be told apart from {name}"
     both = row.values["base"] < row.values[first]
-    return f"; it is WORSE than {name}" + (", and so is the base" if both else "")
+    return f"; it is WORSE than {name}" + (", and the base is below it too" if both else "")
 
 
 def _better_first_stage(row: ResultRow) -> str:

@@ -1,0 +1,113 @@
+"""The evaluate stage as a command: any systems, nothing scored twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jobs
+from rankwright.metrics import read_trec_run, write_trec_run
+from rankwright.retrieve import Candidate
+from rankwright.score_blocks import BLOCK_PAIRS, BlockScores, cut_into_blocks
+from tiny_encoder import make_tiny_encoder
+
+TIMES = ("pairs_per_s", "seconds")
+
+
+@pytest.fixture
+def again(whole: Path, tmp_path: Path) -> tuple[Path, str]:
+    """(a copy of its run, the setting that names it)."""
+    shutil.copytree(whole / "run", tmp_path / "run")
+    return tmp_path / "run", f"run_dir={tmp_path / 'run'}"
+
+
+def test_other_measures_are_taken_of_the_same_scores(whole: Path, again: tuple[Path, str]) -> None:
+    run, setting = again
+    before = json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())
+    done = jobs.rankwright(
+        "evaluate", whole / "recipe.yaml", setting, 'evaluate.measures=["nDCG@5","P@1"]', "--only", "bm25,base"
+    )
+    assert done.returncode == 0, done.stderr
+    after = json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())
+    assert "nDCG@5" in after and "R@100" not in after
+    # The clock of the first time, so nothing was scored again.
+    assert [after[k] for k in (*TIMES, "nDCG@10", "prompt_mode")] == [
+        before[k] for k in (*TIMES, "nDCG@10", "prompt_mode")
+    ]
+
+
+def test_a_system_more_keeps_the_others(
+    whole: Path, again: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, setting = again
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
+    encoder = make_tiny_encoder(tmp_path / "encoder")
+    bm25 = read_trec_run(run / "eval" / "held-out" / "bm25" / "run.trec")
+    # A run file of somebody else's, without one query, with a document that nobody knows.
+    bm25.pop("q41")
+    bm25["q42"]["stranger"] = 99.0
+    write_trec_run(tmp_path / "x.run", bm25, tag="x")
+    arguments = [whole / "recipe.yaml", setting, f"dense.model={encoder}", f"data.test.0.run={tmp_path / 'x.run'}"]
+    done = jobs.rankwright("evaluate", *arguments)
+    assert done.returncode == 0, done.stderr
+    kept = [line.split(":")[0] for line in done.stdout.splitlines() if line.endswith("unchanged, kept")]
+    assert kept == ["bm25", "base", "tuned"]
+    assert "documents that are not in the corpus, left out 1; queries that are not in the file 1" in done.stdout
+    assert "held-out run: nDCG@10" in done.stdout and "1 queries without candidates count 0" in done.stdout
+    header = next(line for line in done.stdout.splitlines() if "test set" in line and "┃" in line)
+    assert [c.strip() for c in header.split("┃")[1:8]] == [
+        *("test set", "queries", "BM25", "dense", "fusion", "run", "best possible"),
+    ]
+    # Other lists: the rerankers are scored again, and say on whose lists.
+    done = jobs.rankwright("evaluate", *arguments, "evaluate.first_stage=run", "--only", "run,base")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())
+    assert (metrics["first_stage"], metrics["queries_missing"]) == ("run", 1)
+    assert "run: unchanged, kept" in done.stdout
+    assert "q41" not in read_trec_run(run / "eval" / "held-out" / "base" / "run.trec")
+
+
+@given(st.lists(st.integers(0, 300), max_size=30))
+def test_blocks_are_cut_by_the_lists_alone(lengths: list[int]) -> None:
+    lists = {f"q{i}": [Candidate(f"d{n}", 1.0, n + 1) for n in range(length)] for i, length in enumerate(lengths)}
+    blocks = cut_into_blocks(lists, list(lists))
+    assert [q for block in blocks for q in block] == [q for q in lists if lists[q]]
+    sizes = [[len(lists[q]) for q in block] for block in blocks]
+    assert all(sum(block) >= BLOCK_PAIRS for block in sizes[:-1])
+    assert all(sum(block[:-1]) < BLOCK_PAIRS for block in sizes)
+
+
+class Halves:
+    """A scorer that gives a document half its number."""
+
+    def score_groups(self, groups: Any) -> Any:
+        for _, documents in groups:
+            yield [float(d) / 2 for d in documents]
+
+
+def test_rows_of_other_inputs_or_cut_short_are_scored_again(tmp_path: Path) -> None:
+    from rankwright.examples import Collection
+
+    lists = {f"q{i}": [Candidate(f"d{n}", 1.0, n + 1) for n in range(200)] for i in range(4)} | {"none": []}
+    collection = Collection("c", {f"d{n}": str(n) for n in range(200)}, dict.fromkeys(lists, "?"), {})
+    options: dict[str, Any] = {"rank": 0, "advance": lambda *_: None, "look": lambda: None}
+    scores = BlockScores(tmp_path / "x", "now", lists, tuple(lists))
+    assert len(scores.blocks) == 2
+    scores.score([1], Halves(), collection, **options)
+    assert list(scores.done()) == [1]
+    assert BlockScores(tmp_path / "x", "other", lists, tuple(lists)).done() == {}
+    path = tmp_path / "x" / "scores-0.jsonl"
+    row = json.loads(path.read_text())
+    path.write_text(json.dumps({**row, "scores": row["scores"][:-1]}) + "\n[]\n" + path.read_text()[:40])
+    assert scores.done() == {}
+    scores.score([0, 1], Halves(), collection, **options)
+    run, facts = scores.gather()
+    assert run["q3"]["d7"] == 3.5 and run["none"] == {}
+    assert (facts["pairs"], "documents_cut" in facts) == (800, False)
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["scores.jsonl"]
