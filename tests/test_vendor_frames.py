@@ -274,3 +274,63 @@ def test_a_base_in_its_vendors_frame_through_the_public_api(tiny_qwen3: Path, tm
     assert reranker.score("what is a bond?", ["A loan."]) != plain.score("what is a bond?", ["A loan."])
     with pytest.raises(UserError, match="no place for one"):
         Reranker.load(str(folder), instruction="Find the clause")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_base_with_one_scored_token_is_exported_as_it_scores(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """transformers, sentence-transformers and peft give the golden scores of a tuned zerank base."""
+    from rankwright.export import export_targets
+    from tiny import trained_of
+
+    trained = trained_of(tiny_qwen3, "zerank")
+    figures = export_targets(
+        trained.model,
+        trained.tokenizer,
+        trained.contract,
+        targets=["hf", "adapter"],
+        folder=tmp_path,
+        golden_pairs=PAIRS,
+        base_name=str(tiny_qwen3),
+    )
+    assert set(figures) == {"hf", "adapter"}
+    texts = PAIRS[0][0], [document for _, document in PAIRS]
+    ours = Reranker(trained.model, trained.tokenizer, trained.contract).score(*texts)
+    for name, options in (("hf", {}), ("adapter", {"base": str(tiny_qwen3)})):
+        assert Reranker.load(str(tmp_path / name), **options).score(*texts) == pytest.approx(ours, abs=1e-4)
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert "0.2 * W[Yes] . h" in card and "None" not in card and "no place for an instruction" in card
+
+
+@pytest.mark.parametrize("mode", ["mxbai", "bge"])
+def test_frames_in_pieces_are_not_exported(tiny_qwen3: Path, tmp_path: Path, mode: Any) -> None:
+    from rankwright.bake import write_tokenizer
+
+    tokenizer = load_tokenizer(str(tiny_qwen3))
+    with pytest.raises(UserError, match="in pieces"):
+        write_tokenizer(tokenizer, make_contract(tokenizer, mode=mode, max_tokens=320), tmp_path)
+
+
+def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qwen3: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from rankwright.recipe import Data, Export, Model, Prompt, Recipe
+    from rankwright.setup_model import base_reranker, recipe_contract
+
+    def contract(name: str, prompt: Prompt, export: Export | None = None) -> PromptContract:
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(tiny_qwen3, folder)
+        recipe = Recipe(name="r", model=Model(base=str(folder)), data=Data(), prompt=prompt, export=export or Export())
+        # The base row is in its vendor's frame whatever is trained.
+        assert base_reranker(recipe).contract.mode == native_frame(name)
+        return recipe_contract(recipe, str(folder), load_tokenizer(str(folder)))
+
+    told = Prompt(max_tokens=320, instruction="Find the clause")
+    assert contract("zerank-2", Prompt(max_tokens=320)).mode == "zerank"
+    with pytest.raises(UserError, match=r"^prompt\.instruction: .*no place"):
+        contract("zerank-2", told)
+    with pytest.raises(UserError, match=r"^export\.targets: hf, adapter: .*in pieces"):
+        contract("mxbai-rerank-base-v2", told)
+    assert contract("mxbai-rerank-base-v2", told, Export(targets=())).mode == "mxbai"
+    portable = Prompt(max_tokens=320, instruction="Find the clause", mode="portable")
+    assert contract("mxbai-rerank-base-v2", portable).mode == "portable"

@@ -109,14 +109,14 @@ class CrossEncoderScorer:
 
 
 def _cut_lengths(query: int, document: int, room: int) -> tuple[bool, bool]:
-    """Whether truncation of the longer text first cuts a query and a document of these lengths."""
+    """Whether a query and a document of these lengths are cut by the tokenizers library's `longest_first`."""
     if query + document <= room:
         return False, False
-    # The shorter text stays whole while it fits into half of the room.
     shorter = min(query, document)
-    if shorter <= room // 2:
-        return query > document, document >= query
-    return query > room // 2, document > room // 2
+    # The shorter text stays whole while it fits into half of the room; else each gets half.
+    limits = (shorter, room - shorter) if shorter <= room // 2 else (room // 2, room - room // 2)
+    of_query, of_document = limits if query <= document else limits[::-1]
+    return query > of_query, document > of_document
 
 
 def _load(model: str, options: dict[str, Any], dtype: torch.dtype, device: str | None) -> Any:

@@ -1,0 +1,287 @@
+"""Other rerankers as rows: cross-encoders as sentence-transformers scores them, kinds, inputs, faults of a recipe."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankwright.baseline_kinds import BASELINES
+from rankwright.baselines import baseline_inputs, check_baselines, load_baseline
+from rankwright.cross_encoder import CrossEncoderScorer, _cut_lengths
+from rankwright.errors import UserError, UserErrors
+from rankwright.model import load_model, load_tokenizer
+from rankwright.pipeline import check_names
+from rankwright.prompts import make_contract
+from rankwright.recipe import Baseline, Data, Evaluate, Model, Prompt, Recipe, Source
+from rankwright.reranker import Reranker
+from rankwright.served import ServedReranker
+from rerank_server import running_server, true_score
+from tiny import PAIRS
+
+PROMPT = Prompt(max_tokens=320)
+WORDS = "a bond is loan court held contract void river town seller goods what who why ? . the in of to".split()
+QUERIES = list(dict.fromkeys(query for query, _ in PAIRS))[:5]
+DOCUMENTS = [document for _, document in PAIRS]
+
+
+def make_tiny_cross_encoder(folder: Path, *, labels: int = 1, head: bool = True, max_positions: int = 64) -> Path:
+    """A tiny BERT in the layout of sentence-transformers' cross-encoders before there were modules."""
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+    letters = [chr(ord("a") + i) for i in range(26)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *WORDS]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=max_positions,
+        num_labels=labels,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (BertForSequenceClassification if head else BertModel)(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(folder)
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_cross_encoder(tmp_path_factory.mktemp("cross") / "tiny-bert")
+
+
+def row(kind: str, model: object, **changes: Any) -> Baseline:
+    return Baseline(**{"name": "other", "kind": kind, "model": str(model), **changes})
+
+
+# Cross-encoders.
+
+
+def test_scores_are_the_logits_of_sentence_transformers(cross_encoder: Path, tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    scorer = load_baseline(row("cross-encoder", cross_encoder), PROMPT, cache=tmp_path)
+    ours = list(scorer.score_groups([(query, DOCUMENTS) for query in QUERIES]))
+    model = CrossEncoder(str(cross_encoder), device="cpu")
+    for query, scores in zip(QUERIES, ours, strict=True):
+        pairs = [(query, document) for document in DOCUMENTS]
+        logits = model.predict(pairs, activation_fn=torch.nn.Identity())
+        assert logits.std() > 0.1
+        torch.testing.assert_close(torch.tensor(scores), torch.tensor(logits), rtol=0, atol=1e-5)
+        # Its own default is a sigmoid, which ours must not be.
+        assert abs(model.predict(pairs) - scores).max() > 0.1
+
+
+def test_equal_documents_tie_and_batches_do_not_matter(cross_encoder: Path) -> None:
+    scorer = CrossEncoderScorer(str(cross_encoder), max_tokens=64, batch=3)
+    alone = [scorer.score(QUERIES[0], [document])[0] for document in DOCUMENTS]
+    together = scorer.score(QUERIES[0], [*DOCUMENTS, *DOCUMENTS])
+    assert together[: len(DOCUMENTS)] == together[len(DOCUMENTS) :]
+    assert together[: len(DOCUMENTS)] == pytest.approx(alone, abs=1e-5)
+    assert next(scorer.score_groups([("a", []), ("b", ["c"])])) == []
+    assert list(scorer.score_groups([])) == []
+    with pytest.raises(UserError, match="list of texts"):
+        scorer.score("a", "b")
+
+
+def test_cut_texts_are_counted_as_the_tokenizer_cuts(cross_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scorer = CrossEncoderScorer(str(cross_encoder), max_tokens=512)
+    # The model has 64 positions.
+    assert scorer.max_tokens == 64 and "reads 64 tokens" in capsys.readouterr().out
+    scorer.score("a bond", ["the loan " * 40, "short", "the loan " * 40])
+    assert (scorer.cut_documents, scorer.cut_queries) == (2, 0)
+    scorer.score("a bond " * 60, ["short", "the loan " * 60])
+    assert (scorer.cut_documents, scorer.cut_queries) == (3, 1)
+    # max_tokens below the model's limit holds, too.
+    low = CrossEncoderScorer(str(cross_encoder), max_tokens=16)
+    assert low.score("a bond", ["the loan " * 40]) == low.score("a bond", ["the loan " * 20])
+    assert low.cut_documents == 2
+
+
+@given(query=st.integers(0, 30), document=st.integers(0, 30), room=st.integers(1, 30))
+def test_cut_lengths_are_those_of_the_tokenizers_library(query: int, document: int, room: int) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"q": 0, "d": 1}, unk_token="q"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(room, strategy="longest_first")
+    tokens = tokenizer.encode("q " * query, "d " * document).tokens
+    assert _cut_lengths(query, document, room) == (tokens.count("q") < query, tokens.count("d") < document)
+
+
+def test_what_is_no_one_label_cross_encoder_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
+    headless = make_tiny_cross_encoder(tmp_path / "headless", head=False)
+    with pytest.raises(UserError, match=r"classifier.*random"):
+        CrossEncoderScorer(str(headless))
+    three = make_tiny_cross_encoder(tmp_path / "three", labels=3)
+    with pytest.raises(UserError, match="3 labels"):
+        CrossEncoderScorer(str(three))
+    with pytest.raises(UserError, match="language model"):
+        CrossEncoderScorer(str(tiny_qwen3))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        load_baseline(row("cross-encoder", tmp_path / "empty"), PROMPT, cache=tmp_path)
+    assert str(caught.value).startswith("evaluate.baselines: other: cannot load") and "\n" not in str(caught.value)
+
+
+# Kinds of our own engine.
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("qwen3-reranker", "official"), ("zerank", "zerank"), ("mxbai", "mxbai")])
+def test_vendors_frames_by_kind(tiny_qwen3: Path, tmp_path: Path, kind: str, mode: Any) -> None:
+    scorer: Any = load_baseline(row(kind, tiny_qwen3), PROMPT, cache=tmp_path)
+    tokenizer = load_tokenizer(str(tiny_qwen3))
+    contract = make_contract(tokenizer, mode=mode, max_tokens=320)
+    assert scorer.contract == contract
+    plain = Reranker(load_model(str(tiny_qwen3), contract, tokenizer).eval(), tokenizer, contract)
+    assert scorer.score(QUERIES[0], DOCUMENTS) == plain.score(QUERIES[0], DOCUMENTS)
+
+
+def test_the_recipes_instruction_is_given_where_there_is_a_place(
+    tiny_qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = Prompt(max_tokens=320, instruction="Find the clause")
+    for kind in ("qwen3-reranker", "mxbai"):
+        scorer: Any = load_baseline(row(kind, tiny_qwen3), told, cache=tmp_path)
+        assert "Find the clause" in scorer.contract.head_text("q")
+    capsys.readouterr()
+    load_baseline(row("zerank", tiny_qwen3), told, cache=tmp_path)
+    assert "no place for prompt.instruction" in capsys.readouterr().out
+    # Without one, mxbai's frame has no line for it.
+    plain: Any = load_baseline(row("mxbai", tiny_qwen3), PROMPT, cache=tmp_path)
+    assert "instruction:" not in plain.contract.head_text("q")
+
+
+def test_our_own_folders_keep_their_contract(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders["qwen3-portable"]
+    scorer: Any = load_baseline(row("rankwright", folder), PROMPT, cache=tmp_path)
+    assert scorer.contract.max_tokens == 160
+    assert scorer.score(QUERIES[0], DOCUMENTS) == Reranker.load(str(folder)).score(QUERIES[0], DOCUMENTS)
+    with pytest.raises(UserError, match="kind: rankwright"):
+        load_baseline(row("zerank", folder), PROMPT, cache=tmp_path)
+
+
+def test_a_served_model_is_asked_once_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with running_server() as server:
+        server.reset("jina")
+        one = row("served", "their-model", options={"url": server.url, "shape": "jina", "batch": 5})
+        scorer = load_baseline(one, PROMPT, cache=tmp_path / "cache")
+        assert isinstance(scorer, ServedReranker)
+        wanted = [[true_score(query, document) for document in DOCUMENTS] for query in QUERIES]
+        assert list(scorer.score_groups([(query, DOCUMENTS) for query in QUERIES])) == wanted
+        again: Any = load_baseline(one, PROMPT, cache=tmp_path / "cache")
+        assert list(again.score_groups([(query, DOCUMENTS) for query in QUERIES])) == wanted
+        assert again.requests_sent == 0
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["served-other.jsonl"]
+
+
+# What scores depend on.
+
+
+def test_inputs_change_with_what_scores_depend_on_and_with_nothing_else(cross_encoder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(cross_encoder, tmp_path / "tiny-bert"))
+    first = baseline_inputs(row("cross-encoder", folder))
+    same = [row("cross-encoder", folder, name="another"), row("cross-encoder", folder, options={"batch": 4})]
+    assert {baseline_inputs(b) for b in [*same, row("cross-encoder", cross_encoder)]} == {first}
+    other = [row("cross-encoder", folder, options={"precision": "bf16"}), row("rankwright", folder)]
+    assert first not in {baseline_inputs(b) for b in other}
+    (folder / "vocab.txt").write_text("changed")
+    assert baseline_inputs(row("cross-encoder", folder)) != first
+    # Of the hub by id and revision.
+    hub = [row("zerank", "zeroentropy/zerank-2", revision=r) for r in (None, "abc", "def")]
+    hub.append(row("zerank", "zeroentropy/zerank-1", revision="abc"))
+    assert len({baseline_inputs(b) for b in hub}) == 4
+
+
+def test_inputs_hold_no_key_and_take_no_notice_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"url": "http://127.0.0.1:1", "shape": "tei"}
+    first = baseline_inputs(row("served", "m", options=options))
+    monkeypatch.setenv("RERANK_KEY", "secret")
+    keyed = row("served", "m", options={**options, "key_variable": "RERANK_KEY", "retries": 1, "timeout_seconds": 2.0})
+    assert baseline_inputs(keyed) == first
+    for changed in (row("served", "n", options=options), row("served", "m", options={**options, "shape": "jina"})):
+        assert baseline_inputs(changed) != first
+
+
+# Mistakes.
+
+
+def recipe_with(*baselines: Baseline) -> Recipe:
+    data = Data(train=(Source(path="a"),), test=(Source(path="a"),))
+    return Recipe(name="r", model=Model(base="b"), data=data, evaluate=Evaluate(baselines=baselines))
+
+
+def test_good_baselines_have_no_faults(cross_encoder: Path) -> None:
+    good = recipe_with(
+        row("cross-encoder", cross_encoder, name="minilm", options={"batch": 8}),
+        row("cross-encoder", "a/b", name="gte", revision="0123", options={"remote_code": True}),
+        row("zerank", "zeroentropy/zerank-2", name="zerank"),
+        row("bge", "BAAI/bge-reranker-v2-gemma", name="bge"),
+        row("served", "rerank-1", name="api", options={"url": "https://api.example.com", "shape": "cohere"}),
+    )
+    assert check_baselines(good) == [] and check_names(good) == []
+
+
+def test_all_faults_of_baselines_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    url = {"url": "https://api.example.com", "shape": "cohere"}
+    bad = recipe_with(
+        row("cross_encoder", "a/b", name="tuned"),
+        row("zerank", "a/b", name="one", options={"temperature": 5}),
+        row("served", "m", name="One", options={"shape": "cohere"}),
+        row("served", "m", name="two", options={"shape": "coher", "url": "x"}),
+        row("served", "m", name="three", options={**url, "key_variable": "NO_SUCH_KEY"}, revision="1"),
+        row("cross-encoder", "a/b", name="four", options={"remote_code": True}),
+        row("bge", "BAAI/bge-reranker-v2-m3", name="five"),
+        row("bge", "BAAI/bge-reranker-v2-minicpm-layerwise", name="six"),
+        row("rankwright", "./nowhere", name="seven"),
+        row("served", "m", name="eight", options={**url, "batch": 0}),
+        row("mxbai", "a/b", name="nine", options={"precision": "fp8"}),
+    )
+    faults = check_baselines(bad)
+    wanted = [
+        ("evaluate.baselines.0.name", "'tuned' is a row"),
+        ("evaluate.baselines.0.kind", "did you mean 'cross-encoder'?"),
+        ("evaluate.baselines.1.options", "no parameter 'temperature'"),
+        ("evaluate.baselines.2.name", "evaluate.baselines.1"),
+        ("evaluate.baselines.2.options", "url"),
+        ("evaluate.baselines.3.options", "did you mean 'cohere'?"),
+        ("evaluate.baselines.4.revision", "leave it out"),
+        ("evaluate.baselines.4.options", "NO_SUCH_KEY is not set"),
+        ("evaluate.baselines.5.revision", "runs the code"),
+        ("evaluate.baselines.6.model", "kind: cross-encoder"),
+        ("evaluate.baselines.7.model", "its own repository"),
+        ("evaluate.baselines.8.model", "no such folder"),
+        ("evaluate.baselines.9.options", "batch"),
+        ("evaluate.baselines.10.options", "precision"),
+    ]
+    assert len(faults) == len(wanted), faults
+    for fault, (key, part) in zip(faults, wanted, strict=True):
+        assert fault.startswith(f"{key}: ") and part in fault, fault
+        assert "\n" not in fault
+    assert set(faults) <= set(check_names(bad))
+
+
+def test_kinds_are_spelt_as_recipes_spell_them() -> None:
+    assert list(BASELINES) == ["cross-encoder", "qwen3-reranker", "zerank", "mxbai", "bge", "rankwright", "served"]
+
+
+def test_user_errors_name_the_row(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^evaluate\.baselines: other: baseline 'zerank' has no parameter 'x'"):
+        load_baseline(row("zerank", "a/b", options={"x": 1}), PROMPT, cache=tmp_path)
+    assert not issubclass(UserErrors, KeyError)
