@@ -16,7 +16,7 @@ from rankwright.baselines import baseline_inputs, check_baselines, load_baseline
 from rankwright.cross_encoder import CrossEncoderScorer, _cut_lengths
 from rankwright.errors import UserError, UserErrors
 from rankwright.model import load_model, load_tokenizer
-from rankwright.pipeline import check_names
+from rankwright.names import check_names
 from rankwright.prompts import make_contract
 from rankwright.recipe import Baseline, Data, Evaluate, Model, Prompt, Recipe, Source
 from rankwright.reranker import Reranker
@@ -241,7 +241,7 @@ def test_all_faults_of_baselines_are_said_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     url = {"url": "https://api.example.com", "shape": "cohere"}
     bad = recipe_with(
-        row("cross_encoder", "a/b", name="tuned"),
+        row("cross_encoder", "a/b", name="Tuned"),
         row("zerank", "a/b", name="one", options={"temperature": 5}),
         row("served", "m", name="One", options={"shape": "cohere"}),
         row("served", "m", name="two", options={"shape": "coher", "url": "x"}),
@@ -255,7 +255,7 @@ def test_all_faults_of_baselines_are_said_at_once(monkeypatch: pytest.MonkeyPatc
     )
     faults = check_baselines(bad)
     wanted = [
-        ("evaluate.baselines.0.name", "'tuned' is a row"),
+        ("evaluate.baselines.0.name", "'Tuned' is a row"),
         ("evaluate.baselines.0.kind", "did you mean 'cross-encoder'?"),
         ("evaluate.baselines.1.options", "no parameter 'temperature'"),
         ("evaluate.baselines.2.name", "evaluate.baselines.1"),

@@ -158,14 +158,6 @@ def test_the_systems_of_a_recipe_in_order(tmp_path: Path) -> None:
             ["data.train.0.run: only test sets", "data.dev.1.run: only test sets"],
         ),
         ({"dense": {"model": "./nothing"}}, ["dense.model: "]),
-        (
-            {"evaluate": {"baselines": ({"name": "Dense", "kind": "k", "model": "m"},)}},
-            ["evaluate.baselines.0.name: 'Dense' is a system of its own"],
-        ),
-        (
-            {"evaluate": {"baselines": tuple({"name": n, "kind": "k", "model": "m"} for n in ("a", "b", "A"))}},
-            ["evaluate.baselines.2.name: 'A' names two baselines"],
-        ),
     ],
 )
 def test_mistakes_of_a_recipe_are_found_together(sections: dict[str, Any], faults: list[str]) -> None:

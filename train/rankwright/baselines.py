@@ -14,13 +14,14 @@ from rankwright.cross_encoder import check_installed
 from rankwright.endpoints import SHAPES
 from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
+from rankwright.first_stages import FIRST_STAGES
 from rankwright.recipe import Baseline, Prompt, Recipe
 from rankwright.resources import resolve_base
 from rankwright.run_folder import content_hash, files_hash
 from rankwright.served import ServedReranker
 
 # Names of rows that an evaluation has anyway.
-TAKEN = ("bm25", "dense", "fusion", "run", "base", "tuned")
+TAKEN = (*FIRST_STAGES, "base", "tuned")
 # How fast or from where, which changes no score.
 UNSCORED = {"key_variable", "batch", "requests_per_minute", "timeout_seconds", "retries"}
 UNSCORED |= {"backoff_seconds", "longest_wait_seconds"}
@@ -64,7 +65,7 @@ def check_baselines(recipe: Recipe) -> list[str]:
     seen: dict[str, int] = {}
     for number, baseline in enumerate(recipe.evaluate.baselines):
         key = f"evaluate.baselines.{number}"
-        if baseline.name in TAKEN:
+        if baseline.name.lower() in TAKEN:
             faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
         # Names are names of folders, and some disks take no notice of capitals.
         first = seen.setdefault(baseline.name.lower(), number)

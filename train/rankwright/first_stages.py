@@ -53,7 +53,7 @@ def check_first_stages(recipe: Recipe) -> list[str]:
         ]
     if recipe.dense is not None:
         faults += _check_dense(recipe.dense.model)
-    return [*faults, *_check_system_names(recipe)]
+    return faults
 
 
 def _check_dense(model: str) -> list[str]:
@@ -66,19 +66,6 @@ def _check_dense(model: str) -> list[str]:
             check()
         except UserError as error:
             faults.append(str(error))
-    return faults
-
-
-def _check_system_names(recipe: Recipe) -> list[str]:
-    names = [baseline.name for baseline in recipe.evaluate.baselines]
-    reserved = (*FIRST_STAGES, "base", "tuned")
-    faults = []
-    for number, name in enumerate(names):
-        key = f"evaluate.baselines.{number}.name"
-        if name.lower() in reserved:
-            faults.append(f"{key}: {name!r} is a system of its own: give the baseline another name")
-        elif name.lower() in (other.lower() for other in names[:number]):
-            faults.append(f"{key}: {name!r} names two baselines: give one of them another name")
     return faults
 
 
