@@ -237,7 +237,7 @@ def test_good_baselines_have_no_faults(cross_encoder: Path) -> None:
     assert check_baselines(good) == [] and check_names(good) == []
 
 
-def test_all_faults_of_baselines_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_faults_of_baselines_are_said_at_once(tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     url = {"url": "https://api.example.com", "shape": "cohere"}
     bad = recipe_with(
@@ -252,7 +252,9 @@ def test_all_faults_of_baselines_are_said_at_once(monkeypatch: pytest.MonkeyPatc
         row("rankwright", "./nowhere", name="seven"),
         row("served", "m", name="eight", options={**url, "batch": 0}),
         row("mxbai", "a/b", name="nine", options={"precision": "fp8"}),
+        row("mxbai", tiny_qwen3, name="ten"),
     )
+    bad = bad.model_copy(update={"prompt": Prompt(max_tokens=160)})
     faults = check_baselines(bad)
     wanted = [
         ("evaluate.baselines.0.name", "'Tuned' is a row"),
@@ -269,6 +271,7 @@ def test_all_faults_of_baselines_are_said_at_once(monkeypatch: pytest.MonkeyPatc
         ("evaluate.baselines.8.model", "no such folder"),
         ("evaluate.baselines.9.options", "batch"),
         ("evaluate.baselines.10.options", "precision"),
+        ("evaluate.baselines.11.model", "prompt.max_tokens: 160 is too small"),
     ]
     assert len(faults) == len(wanted), faults
     for fault, (key, part) in zip(faults, wanted, strict=True):
@@ -285,3 +288,19 @@ def test_user_errors_name_the_row(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^evaluate\.baselines: other: baseline 'zerank' has no parameter 'x'"):
         load_baseline(row("zerank", "a/b", options={"x": 1}), PROMPT, cache=tmp_path)
     assert not issubclass(UserErrors, KeyError)
+
+
+def test_the_recipe_in_the_documentation_is_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import yaml
+
+    monkeypatch.setenv("COHERE_KEY", "secret")
+    text = (Path(__file__).parents[1] / "recipes" / "README.md").read_text(encoding="utf-8")
+    block = next(b.split("```")[0] for b in text.split("```yaml\n")[1:] if "baselines:" in b)
+    rows = yaml.safe_load(block)["evaluate"]["baselines"]
+    assert {one["kind"] for one in rows} == set(BASELINES)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/finance-old/export/hf").mkdir(parents=True)
+    assert check_baselines(recipe_with(*(Baseline(**one) for one in rows))) == []
+    for kind in BASELINES:
+        line = next(x for x in text.splitlines() if x.startswith(f"| `{kind}` |"))
+        assert all(f"`{option}`" in line for option in BASELINES.parameters(kind)), kind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -14,7 +14,7 @@ from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
 from rankwright.frames import Mode
 from rankwright.model import load_model, load_tokenizer
-from rankwright.prompts import DEFAULT_INSTRUCTION, make_contract
+from rankwright.prompts import DEFAULT_INSTRUCTION, PromptContract, make_contract
 from rankwright.recipe import Baseline, Prompt
 from rankwright.registry import Registry
 from rankwright.reranker import Reranker, native_contract, saved_contract
@@ -25,6 +25,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 # Takes the baseline, the recipe's prompt section and a folder for what was paid for.
 Kind = Callable[..., Scorer]
 BASELINES: Registry[Kind] = Registry("baseline", hyphens=True)
+# Kinds that our engine scores in the frame of their vendor.
+FRAMES: dict[str, Mode] = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
 NEEDS_OWN_CODE = ("layerwise", "lightweight", "minicpm", "v2.5")
 SEQUENCE_CLASSIFIERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
 
@@ -44,22 +46,29 @@ def _instruction(prompt: Prompt) -> str | None:
     return None if prompt.instruction == DEFAULT_INSTRUCTION else prompt.instruction
 
 
-def _in_frame(baseline: Baseline, prompt: Prompt, mode: Mode, precision: Precision) -> Reranker:
-    """A causal language model scored by our engine in the frame of its vendor."""
+def vendor_contract(baseline: Baseline, prompt: Prompt, mode: Mode) -> tuple[str, Any, PromptContract]:
+    """(folder or hub id, tokenizer, contract) of a language model in the frame of its vendor.
+
+    Raises UserError for one that carries a contract of its own, and where the frame does not fit into the budget.
+    """
     folder = resolve_base(baseline.model, "model")
     if saved_contract(folder, baseline.revision) is not None:
         raise UserError(f"{baseline.model} carries its own prompt contract: use kind: rankwright")
     tokenizer = load_tokenizer(folder, baseline.revision)
-    instruction = _instruction(prompt)
     contract = make_contract(
         tokenizer,
         mode=mode,
-        instruction=instruction,
+        instruction=_instruction(prompt),
         max_tokens=prompt.max_tokens,
         query_tokens=prompt.query_tokens,
     )
-    if instruction and not contract.takes_instruction:
-        console.say(f"{baseline.name}: its frame {mode} has no place for prompt.instruction: scored without")
+    return folder, tokenizer, contract
+
+
+def _in_frame(baseline: Baseline, prompt: Prompt, precision: Precision) -> Reranker:
+    folder, tokenizer, contract = vendor_contract(baseline, prompt, FRAMES[baseline.kind])
+    if _instruction(prompt) and not contract.takes_instruction:
+        console.say(f"{baseline.name}: its frame {contract.mode} has no place for prompt.instruction: scored without")
     model = load_model(folder, contract, tokenizer, revision=baseline.revision, dtype=_dtype(precision))
     return Reranker(model.to(_device()).eval(), tokenizer, contract)
 
@@ -96,26 +105,26 @@ def cross_encoder(
 @BASELINES.register
 def qwen3_reranker(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
     """Qwen3-Reranker in its own frame: frames.official_frame."""
-    return _in_frame(baseline, prompt, "official", precision)
+    return _in_frame(baseline, prompt, precision)
 
 
 @BASELINES.register
 def zerank(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
     """zerank-1, -1-small, -2: frames.zerank_frame."""
-    return _in_frame(baseline, prompt, "zerank", precision)
+    return _in_frame(baseline, prompt, precision)
 
 
 @BASELINES.register
 def mxbai(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
     """mxbai-rerank-base-v2 and -large-v2: frames.mxbai_frame. Those of version 1 are cross-encoders."""
-    return _in_frame(baseline, prompt, "mxbai", precision)
+    return _in_frame(baseline, prompt, precision)
 
 
 @BASELINES.register
 def bge(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
     """bge-reranker-v2-gemma and fine-tuned models of its kind: frames.bge_frame."""
     refuse_other_bge(baseline.model)
-    return _in_frame(baseline, prompt, "bge", precision)
+    return _in_frame(baseline, prompt, precision)
 
 
 def refuse_other_bge(model: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rankwright.baseline_kinds import BASELINES, refuse_other_bge
+from rankwright.baseline_kinds import BASELINES, FRAMES, refuse_other_bge, vendor_contract
 from rankwright.cross_encoder import check_installed
 from rankwright.endpoints import SHAPES
 from rankwright.errors import UserError
@@ -71,11 +71,11 @@ def check_baselines(recipe: Recipe) -> list[str]:
         first = seen.setdefault(baseline.name.lower(), number)
         if first != number:
             faults.append(f"{key}.name: {baseline.name!r} is also that of evaluate.baselines.{first}: rename one")
-        faults += [f"{key}.{fault}" for fault in _faults(baseline)]
+        faults += [f"{key}.{fault}" for fault in _faults(baseline, recipe.prompt)]
     return faults
 
 
-def _faults(baseline: Baseline) -> Iterator[str]:
+def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
     if baseline.kind not in BASELINES:
         try:
             BASELINES[baseline.kind]
@@ -84,24 +84,25 @@ def _faults(baseline: Baseline) -> Iterator[str]:
         return
     checks: list[tuple[str, Callable[[], object]]] = [
         ("options", lambda: BASELINES.bind(baseline.kind, baseline.options)),
-        ("model", lambda: _check_model(baseline)),
+        ("model", lambda: _check_model(baseline, prompt)),
     ]
     for key, check in checks:
         try:
             check()
         except UserError as error:
-            yield f"{key}: {str(error).removeprefix(f'{key}: ')}"
+            yield f"{key}: {_own_words(error)}"
     if baseline.kind == "served":
         yield from _served_faults(baseline)
     elif baseline.kind == "cross-encoder":
         yield from _cross_encoder_faults(baseline)
 
 
-def _check_model(baseline: Baseline) -> None:
+def _check_model(baseline: Baseline, prompt: Prompt) -> None:
     if baseline.kind == "bge":
         refuse_other_bge(baseline.model)
-    if baseline.kind != "served":
-        resolve_base(baseline.model, "model")
+    if baseline.kind != "served" and Path(resolve_base(baseline.model, "model")).is_dir() and baseline.kind in FRAMES:
+        # Of a local folder it is known now whether the frame fits, and not only after training.
+        vendor_contract(baseline, prompt, FRAMES[baseline.kind])
 
 
 def _served_faults(baseline: Baseline) -> Iterator[str]:
@@ -143,5 +144,9 @@ def _named(baseline: Baseline) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).removeprefix("model.base: ").removeprefix("model: ")
-        raise UserError(f"evaluate.baselines: {baseline.name}: {text}") from None
+        raise UserError(f"evaluate.baselines: {baseline.name}: {_own_words(error)}") from None
+
+
+def _own_words(error: UserError) -> str:
+    """What is wrong, without the key of the recipe's own base."""
+    return str(error).removeprefix("model.base: ").removeprefix("model: ").removeprefix("options: ")
