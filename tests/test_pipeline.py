@@ -45,6 +45,7 @@ def test_every_stage_leaves_its_files(finished: tuple[Path, str]) -> None:
         "export/hf/parity.json",
         "export/hf/README.md",
         "export/adapter/adapter_model.safetensors",
+        "calibration.json",
         "report.html",
     ]:
         assert (run / name).is_file(), name
@@ -89,7 +90,7 @@ def test_the_same_command_again_does_nothing_twice(finished: tuple[Path, str]) -
     before = weights.stat().st_mtime_ns
     done = jobs.rankwright("run", folder / "recipe.yaml")
     assert done.returncode == 0
-    assert done.stdout.count("unchanged, skipped") == 4  # data, mine, train, export
+    assert done.stdout.count("unchanged, skipped") == 5  # data, mine, train, calibrate, export
     assert done.stdout.count("unchanged, kept") == 3
     assert weights.stat().st_mtime_ns == before
 
