@@ -29,7 +29,7 @@ from rankwright.stats import holm, paired_difference, randomisation_test
 
 QUERIES = tuple(f"q{i}" for i in range(20))
 MEASURES = ("nDCG@10", "RR")
-COMMAND = ["rankwright", "run", "mine.yaml", "train.epochs=2", "--only", "bm25", "run_dir=x y"]
+COMMAND = ["rankwright", "run", "mine.yaml", "train.epochs=2", "--only", "bm25", "--override", "why not", "run_dir=x y"]
 
 
 def make_run(
@@ -303,6 +303,12 @@ def _broken_values(run: Path) -> None:
     path.write_text(path.read_text().replace('"RR": ', '"RR": "', 1))
 
 
+def _no_number(run: Path) -> None:
+    path = run / "eval" / "two" / "tuned" / "per_query.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({**json.loads(first), "RR": float("nan")}) + "\n" + rest)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said", "command"),
     [
@@ -314,6 +320,7 @@ def _broken_values(run: Path) -> None:
         (_no_run, "no folder of a run", False),
         (_no_values, "no such file", False),
         (_broken_values, "per_query.jsonl:1: not a row of values", False),
+        (_no_number, "per_query.jsonl:1: not a row of values (a value is not a number)", False),
         (_odd_query, "per_query.jsonl:1: not a row of values (query_id is not a text)", False),
         (_spoil(TUNED, **{"nDCG@10": [0.5]}), "metrics.json: nDCG@10: must be a number, found [0.5]", True),
         (_spoil(TUNED, **{"nDCG@10": "0.5"}), "metrics.json: nDCG@10: must be a number, found '0.5'", True),
@@ -333,7 +340,7 @@ def test_an_unfinished_evaluation_is_one_line(
         compared(good, weak)
     message = str(caught.value)
     assert said in message and str(weak) in message and "\n" not in message
-    # What belongs to other commands (--only bm25) is not repeated.
+    # What belongs to other commands (--only bm25, --override) is not repeated.
     assert ("run `rankwright evaluate mine.yaml train.epochs=2 'run_dir=x y'`" in message) == command
 
 

@@ -396,6 +396,12 @@ def test_several_runs_are_one_page(run: Path, others: list[Path], tmp_path: Path
             found = comparison.compared.get((name, system.name))
             assert row[3] == (interval(found.difference) if found else "reference")
             assert found is None or row[6] == ("< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}")
+    for system in comparison.systems:
+        row = page.row("results-pooled", label(system.name))
+        assert row[1:3] == [f"{mean:.3f}" for mean in comparison.pooled_means(system).values()]
+        pooled = comparison.pooled.get(system.name)
+        assert row[3] == (interval(pooled.difference) if pooled else "reference")
+    assert f"all {3 * (len(comparison.systems) - 1)} comparisons" in page.text
     ((runs, spreads),) = comparison.over_seeds.items()
     assert page.row("seeds-table", ", ".join(runs), "one")[3] == f"{spreads['one'].mean:.3f}"
     assert dict(differing_keys(comparison.runs)) == {

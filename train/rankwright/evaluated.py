@@ -110,7 +110,7 @@ def evaluate_command(folder: Path) -> str:
     words = [
         word
         for before, word in zip(["", *command], command, strict=False)
-        if not word.startswith("-") and before != "--only"
+        if not word.startswith("-") and before not in ("--only", "--override")
     ]
     return shlex.join(["rankwright", "evaluate", *(words or ["RECIPE", f"run_dir={folder}"])])
 

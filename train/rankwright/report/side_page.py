@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwright.atomic import write_text_atomic
-from rankwright.compare import Comparison, compare
+from rankwright.compare import Compared, Comparison, compare
 from rankwright.evaluate import HEADLINE
 from rankwright.evaluated import NOT_THE_EXPERIMENT, EvaluatedRun, read_runs
 from rankwright.query_attributes import FILE, QueryAttributes, read_attributes
@@ -57,7 +57,11 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
                 for key, title in CURVES
                 if (found := plots.overlaid(metrics, key, title, f"curve-{key.split('@')[0]}"))
             ],
-            scales={name: _scale(comparison, name) for name in comparison.sets},
+            scales={
+                name: _scale(row for (test_set, _), row in comparison.compared.items() if test_set == name)
+                for name in comparison.sets
+            },
+            pooled_scale=_scale(comparison.pooled.values()),
             slices=slices,
             slice_notes=slice_notes,
         )
@@ -66,9 +70,9 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def _scale(comparison: Comparison, name: str) -> tuple[float, float]:
-    """The ends of all intervals of a test set, and zero."""
-    found = [row.difference for (test_set, _), row in comparison.compared.items() if test_set == name]
+def _scale(rows: Iterable[Compared]) -> tuple[float, float]:
+    """The ends of all intervals of a table, and zero."""
+    found = [row.difference for row in rows]
     return min([0.0, *(d.low for d in found)]), max([0.0, *(d.high for d in found)])
 
 
