@@ -201,7 +201,8 @@ class Pipeline:
         rows = results(self.run, self.recipe.seed, self.inputs.systems)
         for table in results_tables(rows, console.console.width):
             console.show(table)
-        console.say(verdict(rows[-1]))
+        if sentence := verdict(rows[-1]):
+            console.say(sentence)
 
     def calibrate(self) -> None:
         """Temperature and reliability of tuned's probabilities, after evaluation: calibration.json."""
