@@ -85,7 +85,7 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.finish("train", "i", seconds=2.0, step=40, base_value=0.31, best_step=20, best_value=0.4, processes=1)
     systems = {s: inputs[s] for s in ("bm25", "base", "tuned")}
-    run.finish("evaluate", content_hash(systems), seconds=1.0, systems=list(systems))
+    run.finish("evaluate", content_hash(systems), seconds=1.0, systems=list(systems), system_inputs=systems)
     _write_proofs(run)
     return folder
 
