@@ -98,6 +98,15 @@ def test_equal_documents_tie_and_batches_do_not_matter(cross_encoder: Path) -> N
         scorer.score("a", "b")
 
 
+def test_the_last_layer_of_a_bf16_model_is_in_fp32(cross_encoder: Path) -> None:
+    scorer = CrossEncoderScorer(str(cross_encoder), dtype=torch.bfloat16)
+    scores = scorer.score(QUERIES[0], DOCUMENTS)
+    # A logit of eight bits would tie with many others.
+    assert any(float(torch.tensor(s).bfloat16()) != s for s in scores)
+    plain = CrossEncoderScorer(str(cross_encoder)).score(QUERIES[0], DOCUMENTS)
+    assert scores == pytest.approx(plain, abs=0.1 * max(map(abs, plain)))
+
+
 def test_cut_texts_are_counted_as_the_tokenizer_cuts(cross_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scorer = CrossEncoderScorer(str(cross_encoder), max_tokens=512)
     # The model has 64 positions.
