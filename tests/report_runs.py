@@ -26,8 +26,8 @@ def collection(name: str, queries: Sequence[str] = QUERIES) -> Collection:
     """Twelve documents, one id with a space, one text hostile; every query has one or two relevant ones."""
     corpus = {f"d{i}": f"{'long ' * (i * 9)}document {i} of {name}" for i in range(11)}
     corpus["d 11"] = f"{HOSTILE} document 11"
-    texts = {q: f"document {n % 12} please" for n, q in enumerate(queries)}
-    texts[queries[0]] = f"{HOSTILE} document"
+    texts = {q: f"document {n % 12} of {name} please" for n, q in enumerate(queries)}
+    texts[queries[0]] = f"{HOSTILE} document of {name}"
     ids = list(corpus)
     qrels = {
         q: {ids[n % 12]: 2.0 if n % 3 else 1.0, ids[(n + 5) % 12]: float(n % 2 == 0)} for n, q in enumerate(queries)

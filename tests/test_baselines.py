@@ -98,6 +98,15 @@ def test_equal_documents_tie_and_batches_do_not_matter(cross_encoder: Path) -> N
         scorer.score("a", "b")
 
 
+def test_the_last_layer_of_a_bf16_model_is_in_fp32(cross_encoder: Path) -> None:
+    scorer = CrossEncoderScorer(str(cross_encoder), dtype=torch.bfloat16)
+    scores = scorer.score(QUERIES[0], DOCUMENTS)
+    # A logit of eight bits would tie with many others.
+    assert any(float(torch.tensor(s).bfloat16()) != s for s in scores)
+    plain = CrossEncoderScorer(str(cross_encoder)).score(QUERIES[0], DOCUMENTS)
+    assert scores == pytest.approx(plain, abs=0.1 * max(map(abs, plain)))
+
+
 def test_cut_texts_are_counted_as_the_tokenizer_cuts(cross_encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scorer = CrossEncoderScorer(str(cross_encoder), max_tokens=512)
     # The model has 64 positions.
@@ -195,27 +204,52 @@ def test_a_served_model_is_asked_once_a_pair(tmp_path: Path, monkeypatch: pytest
 
 def test_inputs_change_with_what_scores_depend_on_and_with_nothing_else(cross_encoder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(cross_encoder, tmp_path / "tiny-bert"))
-    first = baseline_inputs(row("cross-encoder", folder))
+    first = baseline_inputs(row("cross-encoder", folder), PROMPT)
     same = [row("cross-encoder", folder, name="another"), row("cross-encoder", folder, options={"batch": 4})]
-    assert {baseline_inputs(b) for b in [*same, row("cross-encoder", cross_encoder)]} == {first}
+    assert {baseline_inputs(b, PROMPT) for b in [*same, row("cross-encoder", cross_encoder)]} == {first}
     other = [row("cross-encoder", folder, options={"precision": "bf16"}), row("rankwright", folder)]
-    assert first not in {baseline_inputs(b) for b in other}
+    assert first not in {baseline_inputs(b, PROMPT) for b in other}
     (folder / "vocab.txt").write_text("changed")
-    assert baseline_inputs(row("cross-encoder", folder)) != first
+    assert baseline_inputs(row("cross-encoder", folder), PROMPT) != first
     # Of the hub by id and revision.
     hub = [row("zerank", "zeroentropy/zerank-2", revision=r) for r in (None, "abc", "def")]
     hub.append(row("zerank", "zeroentropy/zerank-1", revision="abc"))
-    assert len({baseline_inputs(b) for b in hub}) == 4
+    assert len({baseline_inputs(b, PROMPT) for b in hub}) == 4
 
 
 def test_inputs_hold_no_key_and_take_no_notice_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"url": "http://127.0.0.1:1", "shape": "tei"}
-    first = baseline_inputs(row("served", "m", options=options))
+    first = baseline_inputs(row("served", "m", options=options), PROMPT)
     monkeypatch.setenv("RERANK_KEY", "secret")
     keyed = row("served", "m", options={**options, "key_variable": "RERANK_KEY", "retries": 1, "timeout_seconds": 2.0})
-    assert baseline_inputs(keyed) == first
+    assert baseline_inputs(keyed, PROMPT) == first
     for changed in (row("served", "n", options=options), row("served", "m", options={**options, "shape": "jina"})):
-        assert baseline_inputs(changed) != first
+        assert baseline_inputs(changed, PROMPT) != first
+
+
+def test_a_change_of_the_prompt_is_one_of_the_rows_that_read_it(folders: dict[str, Path], cross_encoder: Path) -> None:
+    served = row("served", "m", options={"url": "http://127.0.0.1:1", "shape": "tei"})
+    of = {
+        "instruction": Prompt(max_tokens=320, instruction="Find the clause"),
+        "mode": Prompt(max_tokens=320, mode="portable"),
+        "query_tokens": Prompt(max_tokens=320, query_tokens=40),
+        "max_tokens": Prompt(max_tokens=300),
+    }
+    wanted: list[tuple[Baseline, set[str]]] = [
+        (served, set()),
+        (row("rankwright", folders["qwen3-portable"]), set()),
+        (row("cross-encoder", cross_encoder), {"max_tokens"}),
+        (row("zerank", "zeroentropy/zerank-2"), {"max_tokens", "query_tokens"}),
+        (row("bge", "BAAI/bge-reranker-v2-gemma"), {"max_tokens", "query_tokens"}),
+        (row("mxbai", "mixedbread-ai/mxbai-rerank-base-v2"), {"max_tokens", "query_tokens", "instruction"}),
+        (row("qwen3-reranker", "Qwen/Qwen3-Reranker-0.6B"), {"max_tokens", "query_tokens", "instruction"}),
+        # Without a contract of its own, and on the hub, where nobody has looked yet.
+        (row("rankwright", cross_encoder), {"max_tokens", "query_tokens", "instruction"}),
+        (row("rankwright", "a/b"), {"max_tokens", "query_tokens", "instruction"}),
+    ]
+    for baseline, keys in wanted:
+        before = baseline_inputs(baseline, PROMPT)
+        assert {k for k, prompt in of.items() if baseline_inputs(baseline, prompt) != before} == keys, baseline
 
 
 # Mistakes.

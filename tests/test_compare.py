@@ -140,6 +140,23 @@ def test_all_test_sets_together(good: Path, weak: Path) -> None:
     assert list(found.pooled_means(found.reference)) == list(MEASURES)
 
 
+def test_a_query_of_two_sets_counts_once_in_all_of_them(tmp_path: Path, good: Path, weak: Path) -> None:
+    rows = [{"set": s, "corpus": s, "query_id": q, "query": f"{s} {q}"} for s in ("one", "two") for q in QUERIES]
+    for row in rows[20:25]:
+        row["query"] = f"ONE {row['query_id']} "
+    (good / "data").mkdir()
+    (good / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compared(good, weak)
+    assert found.repeated == {"two": {q: f"one/{q}" for q in QUERIES[:5]}} and found.pooled_queries == 35
+    assert {row.difference.queries for row in found.pooled.values()} == {35}
+    assert found.compared["two", "base"].difference.queries == 20
+    values = {(s, q): v for s in ("one", "two") for q, v in values_of(good / "eval" / s / "tuned").items()}
+    weight = {(s, q): 0.5 if q in QUERIES[:5] else 1.0 for s, q in values}
+    mean = sum(weight[key] * value for key, value in values.items()) / 35
+    assert found.pooled_means(found.reference)["nDCG@10"] == pytest.approx(mean)
+    assert "all test sets together: 5 queries that an earlier set has count once" in found.notes
+
+
 def test_a_single_test_set_has_no_row_of_all(tmp_path: Path) -> None:
     assert not compared(make_run(tmp_path / "single", skill=0.9, sets=("one",))).pooled
 

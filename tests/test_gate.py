@@ -56,6 +56,10 @@ def pair(
         ({"guard": ("b",)}, {"a": pair(-0.2, 0.1), "b": pair(0.4, 0.1)}, [False, True]),
         # One query says nothing about others.
         ({}, {"a": pair(0.4, queries=1)}, [False]),
+        # Of five that all gain a sign test has p 1/16, of six 1/32; at 90 % five are enough.
+        ({}, {"a": pair(0.4, 0.1, queries=5)}, [False]),
+        ({}, {"a": pair(0.4, 0.1, queries=6)}, [True]),
+        ({"confidence": 0.9}, {"a": pair(0.4, 0.1, queries=5)}, [True]),
     ],
 )
 def test_cases(section: dict[str, Any], values: dict[str, Any], passed: list[bool]) -> None:
@@ -73,6 +77,17 @@ def test_the_numbers_are_those_of_the_pooled_interval() -> None:
     assert (gain.rule, guard.rule) == ("gain", "guard b") and "90 % interval" in gain.sentence
     # A higher confidence asks for more.
     assert judge(Gate(confidence=0.99), values, seed=3)[0].low < judge(Gate(confidence=0.8), values, seed=3)[0].low
+
+
+def test_a_query_of_two_sets_counts_once() -> None:
+    whole = pair(0.1, 0.6, queries=30)
+    part = (dict(list(side.items())[:20]) for side in whole)
+    values = {"whole": whole, "part": tuple(part)}
+    (alone,), (twice,) = (judge(Gate(), v, seed=0) for v in ({"whole": whole}, values))
+    repeated = {"part": {q: f"whole/{q}" for q in values["part"][0]}}
+    (once,) = judge(Gate(), values, seed=0, repeated=repeated)
+    assert (once.value, once.low) == (alone.value, alone.low) != (twice.value, twice.low)
+    assert "30 queries of whole, part (20 that an earlier one of these has count once)" in once.sentence
 
 
 @settings(max_examples=25, deadline=None)
@@ -221,10 +236,12 @@ def test_without_a_gate_there_is_no_verdict_and_an_old_one_goes(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(refused[0] / "run", run)
-    command = (refused[0] / "recipe.yaml", f"run_dir={run}")
-    # Other lists, so another evaluation: what was said about the first one must not stay.
-    done = jobs.rankwright("evaluate", *command, "evaluate.depth=3", "--only", "bm25")
-    assert done.returncode == 0, done.stderr
+    # Other lists, so another evaluation: what was said about the first one must not stay, even if this one ends early.
+    shutil.rmtree(run / "eval" / "held-out" / "bm25")
+    (run / "eval" / "held-out" / "bm25").write_text("no folder")
+    command = ("evaluate", refused[0] / "recipe.yaml", f"run_dir={run}", "evaluate.depth=3", "--only", "bm25")
+    done = jobs.rankwright(*command)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert not (run / "gate.json").exists() and not (run / "calibration.json").exists()
 
 

@@ -122,6 +122,17 @@ def test_all_pools_the_queries_of_the_sets(tmp_path: Path) -> None:
     assert both.ceiling == pytest.approx((4 * 0.8 + 2 * 0.5) / 6)
     assert both.over_first is not None and both.over_first.mean == pytest.approx(-2 / 6)
     assert both.first_stage == one.first_stage == "dense"
+    # Two of b's queries are two of a's under other ids: counted once, with the mean of both values.
+    texts = {"a": [f"Query {i}" for i in range(4)], "b": ["query  1", "query 3"]}
+    rows = [{"set": s, "corpus": s, "query_id": f"q{i}", "query": t} for s in texts for i, t in enumerate(texts[s])]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    once = results(run, 0, INPUTS)[-1]
+    assert (once.queries, once.repeated, once.ceiling) == (4, 2, None)
+    assert once.values["tuned"] == pytest.approx((0.5 + 0.75 + 0.5 + 0.75) / 4)
+    assert once.over_first is not None and once.over_first.mean == pytest.approx(-1.5 / 4)
+    assert "(2 queries that several sets have count once)" in verdict(once)
+    (tmp_path / "data" / "test.jsonl").unlink()
     # Numbers of other settings are no part of it.
     path = tmp_path / "eval" / "a" / "tuned" / "metrics.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "inputs": "0"}))

@@ -15,6 +15,7 @@ from rankwright.endpoints import SHAPES
 from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
 from rankwright.first_stages import FIRST_STAGES
+from rankwright.prompts import CONTRACT_FILE
 from rankwright.recipe import Baseline, Prompt, Recipe
 from rankwright.resources import resolve_base
 from rankwright.run_folder import content_hash, files_hash
@@ -25,6 +26,9 @@ TAKEN = (*FIRST_STAGES, "base", "tuned")
 # How fast or from where, which changes no score.
 UNSCORED = {"key_variable", "batch", "requests_per_minute", "timeout_seconds", "retries"}
 UNSCORED |= {"backoff_seconds", "longest_wait_seconds"}
+# What a kind reads of the recipe's prompt section, where that is less than budgets and instruction.
+BUDGETS = ("max_tokens", "query_tokens")
+READS: dict[str, tuple[str, ...]] = {"cross-encoder": ("max_tokens",), "zerank": BUDGETS, "bge": BUDGETS}
 
 
 def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path) -> Scorer:
@@ -38,20 +42,29 @@ def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path) -> Scorer:
     return scorer
 
 
-def baseline_inputs(baseline: Baseline) -> str:
-    """Hash of what the scores depend on beside the recipe's prompt and the lists; never of a key.
+def baseline_inputs(baseline: Baseline, prompt: Prompt) -> str:
+    """Hash of what the scores depend on beside the lists; never of a key.
 
-    A local model counts by the content of its files, one of the hub by its id and revision.
+    A local model counts by the content of its files, one of the hub by its id and revision; of the prompt counts what
+    this kind reads of it.
     """
     options = {k: v for k, v in baseline.options.items() if k not in UNSCORED}
     if baseline.kind == "served":
+        # The server makes the prompt.
         return content_hash("served", baseline.model, options)
     with _named(baseline):
         model = _content(baseline.model, baseline.revision)
+        read = () if _has_contract(baseline) else READS.get(baseline.kind, (*BUDGETS, "instruction"))
         if options.get("base") is not None:
             options["base"] = _content(str(options["base"]), None)
     # The name, because an own frame is found by it.
-    return content_hash(baseline.kind, Path(baseline.model).name, model, options)
+    name = Path(baseline.model).name
+    return content_hash(baseline.kind, name, model, options, [getattr(prompt, key) for key in read])
+
+
+def _has_contract(baseline: Baseline) -> bool:
+    """Whether it is a folder of ours, which is scored under its own contract. Of the hub it is not known here."""
+    return baseline.kind == "rankwright" and (Path(resolve_base(baseline.model, "model")) / CONTRACT_FILE).is_file()
 
 
 def _content(model: str, revision: str | None) -> object:

@@ -9,6 +9,7 @@ from rankwright.errors import UserError, did_you_mean
 from rankwright.evaluate import HEADLINE
 from rankwright.evaluated import EvaluatedRun, Values, experiment_of, same_but_for_seed
 from rankwright.first_stages import FIRST_STAGES
+from rankwright.pooling import Repeated, count_repeated, pool, repeated_queries
 from rankwright.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 
 # Of all resamples: the same files give the same numbers.
@@ -56,7 +57,8 @@ class Compared:
 class Comparison:
     """All numbers of a call. compared: (test set, name of the system) -> its difference from the reference.
 
-    pooled: the same over the queries of all test sets together, a difference a system; nothing for a single set.
+    pooled: the same over the queries of all test sets together, each once (repeated: see
+    pooling.py), a difference a system; nothing for a single set.
     """
 
     runs: tuple[EvaluatedRun, ...]
@@ -65,18 +67,23 @@ class Comparison:
     sets: Mapping[str, Shared]
     compared: Mapping[tuple[str, str], Compared]
     pooled: Mapping[str, Compared]
+    repeated: Repeated
     over_seeds: Mapping[tuple[str, ...], Mapping[str, Spread]]
     notes: tuple[str, ...]
+
+    @property
+    def pooled_queries(self) -> int:
+        return sum(len(shared.queries) for shared in self.sets.values()) - count_repeated(self.repeated)
 
     def pooled_means(self, system: System) -> dict[str, float]:
         """Measure -> mean over the queries of all test sets together, for the measures that all sets have."""
         first, *others = self.sets.values()
         measures = [m for m in first.measures if all(m in shared.measures for shared in others)]
         values = {
-            m: [v for name, shared in self.sets.items() for v in shared.of(system.values(name), m).values()]
+            m: pool({n: shared.of(system.values(n), m) for n, shared in self.sets.items()}, self.repeated)
             for m in measures
         }
-        return {m: sum(found) / len(found) for m, found in values.items()}
+        return {m: sum(found.values()) / len(found) for m, found in values.items()}
 
 
 def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
@@ -94,15 +101,17 @@ def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resampl
         have = "; ".join(f"{run.name} has {', '.join(run.sets)}" for run in runs)
         raise UserError(f"no test set that all runs have ({have}): evaluate the runs on the same sets")
     sets = {name: _share(runs, name) for name in names}
+    # All runs have these queries.
+    repeated = repeated_queries(runs[0].folder, {name: shared.queries for name, shared in sets.items()})
     systems = _systems(runs, sets)
     reference = _find(systems, runs, against)
     found: dict[tuple[str | None, str], tuple[Difference, float]] = {}
     # None: all sets together, where there are several.
     for name in (*sets, None) if len(sets) > 1 else (*sets,):
-        base = _headline(sets, reference, name)
+        base = _headline(sets, repeated, reference, name)
         for system in systems:
             if system is not reference:
-                tuned = _headline(sets, system, name)
+                tuned = _headline(sets, repeated, system, name)
                 difference = paired_difference(base, tuned, resamples=resamples, seed=SEED)
                 found[name, system.name] = difference, randomisation_test(base, tuned, resamples=resamples, seed=SEED)
     adjusted = holm({key: p for key, (_, p) in found.items()})
@@ -115,15 +124,16 @@ def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resampl
         compared={(name, system): row for (name, system), row in compared.items() if name is not None},
         pooled={system: row for (name, system), row in compared.items() if name is None},
         over_seeds=_over_seeds(runs, sets),
-        notes=tuple(_notes(runs, names)),
+        repeated=repeated,
+        notes=tuple(_notes(runs, names, repeated)),
     )
 
 
-def _headline(sets: Mapping[str, Shared], system: System, name: str | None) -> dict[str, float]:
+def _headline(sets: Mapping[str, Shared], repeated: Repeated, system: System, name: str | None) -> dict[str, float]:
     """Query -> nDCG@10 of a system on one test set, or with SET/ID for every id on all of them."""
     if name is not None:
         return sets[name].of(system.values(name))
-    return {f"{n}/{q}": value for n, shared in sets.items() for q, value in shared.of(system.values(n)).items()}
+    return pool({n: shared.of(system.values(n)) for n, shared in sets.items()}, repeated)
 
 
 def _share(runs: Sequence[EvaluatedRun], name: str) -> Shared:
@@ -219,7 +229,9 @@ def _over_seeds(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> dic
     }
 
 
-def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str]) -> Iterator[str]:
+def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str], repeated: Repeated) -> Iterator[str]:
+    if repeated:
+        yield f"all test sets together: {count_repeated(repeated):,} queries that an earlier set has count once"
     lacking = dict.fromkeys(name for run in runs for name in run.sets if name not in names)
     if lacking:
         yield f"test sets that not all runs have, left out: {', '.join(lacking)}"

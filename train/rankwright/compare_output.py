@@ -25,9 +25,8 @@ def show(comparison: Comparison) -> None:
         for note in shared.notes:
             console.say(f"{name}: {note}")
     if comparison.pooled:
-        queries = sum(len(shared.queries) for shared in comparison.sets.values())
         rows = {s.name: (comparison.pooled_means(s), comparison.pooled.get(s.name)) for s in systems}
-        console.show(_table(comparison, f"all test sets together: {queries:,} queries", rows))
+        console.show(_table(comparison, f"all test sets together: {comparison.pooled_queries:,} queries", rows))
     if comparison.over_seeds:
         console.show(_seed_table(comparison))
     count = len(comparison.compared) + len(comparison.pooled)

@@ -133,7 +133,19 @@ def _load(model: str, options: dict[str, Any], dtype: torch.dtype, device: str |
         raise UserError(
             f"{model}: has {encoder.num_labels} labels, must have 1: a classifier of several classes has no one score"
         )
+    _score_in_fp32(encoder)
     return encoder
+
+
+def _score_in_fp32(encoder: Any) -> None:
+    """The layer that gives the one logit in fp32, whatever the body is in: logits of bf16 tie in long lists.
+
+    A head of another build stays as it is, and what ties is counted as for all.
+    """
+    found = [layer for layer in encoder.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1]
+    if len(found) == 1:
+        found[0].float()
+        found[0].register_forward_pre_hook(lambda layer, inputs: tuple(each.float() for each in inputs))
 
 
 def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype) -> None:

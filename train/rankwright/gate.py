@@ -11,6 +11,7 @@ from typing import Any
 from rankwright import console
 from rankwright.errors import UserError, did_you_mean
 from rankwright.evaluate import HEADLINE, read_per_query
+from rankwright.pooling import Repeated, count_repeated, pool, repeated_queries
 from rankwright.recipe import Gate
 from rankwright.run_folder import RunFolder, content_hash
 from rankwright.stats import paired_difference
@@ -21,6 +22,7 @@ GUARD_MARGIN = 0.01
 
 # (base, tuned), each query id -> value of the gate's metric.
 Pair = tuple[Mapping[str, float], Mapping[str, float]]
+NOTHING: Repeated = {}
 
 
 class GateRefused(UserError):
@@ -95,11 +97,14 @@ def check_override(override: str | None, gate: Gate | None) -> list[str]:
     return []
 
 
-def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int) -> tuple[Rule, ...]:
+def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeated = NOTHING) -> tuple[Rule, ...]:
     """The rules of a gate on the test sets' values (set -> base and tuned, query by query).
 
     gain: over the pooled queries of all sets that are no guards, the lower end of the two-sided BCa interval of
-    tuned - base is above (>) min_gain. With min_gain 0 a model that changes nothing is refused.
+    tuned - base is above (>) min_gain. With min_gain 0 a model that changes nothing is refused. A query that several
+    of these sets have (`repeated`, see pooling.py) counts once. Queries so few that not even a
+    gain on every one of them could be told from chance at this confidence are refused: a bootstrap of so few stays
+    above 0 as soon as all of them gain.
     guard SET: tuned is not worse than the base: its mean loses at most GUARD_MARGIN, and the interval does not lie
     wholly below 0. The first half because a small set's interval is so wide that it always reaches 0, and a real loss
     would pass; the second because a loss of less than that is one all the same once enough queries show it.
@@ -108,20 +113,24 @@ def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int) -> tuple[Rule, .
     accepted model into a refused one, so the chance that a model without a gain is accepted is at most that of the
     first rule alone (an intersection-union test; Berger 1982).
     """
-    return tuple(_rules(gate, values, seed))
+    return tuple(_rules(gate, values, seed, repeated))
 
 
-def _rules(gate: Gate, values: Mapping[str, Pair], seed: int) -> Iterator[Rule]:
+def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated) -> Iterator[Rule]:
     names = [name for name in values if name not in gate.guard]
-    base, tuned = (
-        {f"{name}/{q}": value for name in names for q, value in values[name][side].items()} for side in (0, 1)
-    )
+    base, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
     level = f"{100 * gate.confidence:g} % interval"
     d = paired_difference(base, tuned, confidence=gate.confidence, seed=seed)
-    passed = d.low > gate.min_gain
+    # The least p value that a two-sided paired randomisation test of so many queries can give.
+    few = 2.0 ** (1 - d.queries) > 1 - gate.confidence
+    above = d.low > gate.min_gain
+    passed = above and not few
+    twice = count_repeated(repeated)
     sentence = (
-        f"{gate.metric} of tuned - base {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}: the lower end "
-        f"of the {level}, {d.low:+.4f}, is {'' if passed else 'not '}above {gate.min_gain:g}"
+        f"{gate.metric} of tuned - base {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
+        + (f" ({twice:,} that an earlier one of these has count once)" if twice else "")
+        + f": the lower end of the {level}, {d.low:+.4f}, is {'' if above else 'not '}above {gate.min_gain:g}"
+        + (", but so few queries cannot show a gain at this confidence" if above and few else "")
     )
     yield Rule("gain", d.mean, d.low, f"lower end > {gate.min_gain:g}", passed, sentence)
     for name in gate.guard:
@@ -164,7 +173,8 @@ def decide(
         name: (read_per_query(folder / "base", gate.metric), read_per_query(folder / "tuned", gate.metric))
         for name, folder in ((name, run.path / "eval" / name) for name in test_sets)
     }
-    verdict = Verdict(judge(gate, values, seed=seed))
+    repeated = repeated_queries(run.path, {name: base for name, (base, _) in values.items() if name not in gate.guard})
+    verdict = Verdict(judge(gate, values, seed=seed, repeated=repeated))
     if not verdict.accepted:
         # One line, as the card and the console give it.
         reason = " ".join(override.split()) if override is not None else _recorded(run, inputs).get("override")

@@ -180,6 +180,9 @@ class Pipeline:
             processes=self.processes,
             checkpoint=self.checkpoint,
         )
+        if self.processes.is_first:
+            # First: a kill may come at any time, and what was said of other numbers must not stand beside these.
+            self._forget_stale()
         evaluation(only)
         if self.processes.is_first:
             seconds = time.perf_counter() - started
@@ -187,10 +190,13 @@ class Pipeline:
             # What compare goes by: recipe.json is that of the last command.
             facts |= {"experiment": experiment_of(json.loads(recipe_json(self.recipe))), "seed": self.recipe.seed}
             self.run.finish("evaluate", content_hash(inputs), seconds=seconds, **facts)
-            forget_stale(self.run, self.recipe.gate, inputs, self.recipe.seed)
-            if not self.run.is_done("calibrate", self._calibrate_inputs):
-                (self.run.path / CALIBRATION).unlink(missing_ok=True)
         self.processes.meet()
+
+    def _forget_stale(self) -> None:
+        """Remove gate.json and calibration.json where they are of other inputs than the recipe's now."""
+        forget_stale(self.run, self.recipe.gate, self.inputs.systems, self.recipe.seed)
+        if not self.run.is_done("calibrate", self._calibrate_inputs):
+            (self.run.path / CALIBRATION).unlink(missing_ok=True)
 
     def show_results(self) -> None:
         """Print the final table and its verdict."""

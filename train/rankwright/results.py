@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from rankwright.evaluate import HEADLINE, read_metrics_json, read_per_query
 from rankwright.first_stages import FIRST_STAGES
+from rankwright.pooling import Repeated, count_repeated, pool, repeated_queries
 from rankwright.run_folder import RunFolder
 from rankwright.stats import Difference, paired_difference
 
@@ -33,6 +35,8 @@ class ResultRow:
     over_first: Difference | None = None
     first_stage: str = "bm25"
     ceiling: float | None = None
+    # Queries of the row `all` that several sets have, and that count once.
+    repeated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,10 @@ def results(run: RunFolder, seed: int, inputs: Mapping[str, str]) -> list[Result
     sets = {name: found for name, found in sets.items() if found.values}
     rows = [_row(name, found, seed) for name, found in sets.items()]
     if len(rows) > 1:
-        pooled = _pool(sets, inputs)
+        repeated = repeated_queries(run.path, {name: set[str]().union(*s.values.values()) for name, s in sets.items()})
+        pooled = _pool(sets, inputs, repeated)
         if pooled.values:
-            rows.append(_row("all", pooled, seed))
+            rows.append(dataclasses.replace(_row("all", pooled, seed), repeated=count_repeated(repeated)))
     return rows
 
 
@@ -72,13 +77,14 @@ def _read_set(run: RunFolder, name: str, inputs: Mapping[str, str]) -> _Set:
     return _Set(values, reranked.get("first_stage"), reranked.get("ceiling"))
 
 
-def _pool(sets: Mapping[str, _Set], inputs: Mapping[str, str]) -> _Set:
-    """All queries of all sets, for the systems that every set has."""
+def _pool(sets: Mapping[str, _Set], inputs: Mapping[str, str], repeated: Repeated) -> _Set:
+    """All queries of all sets, each once, for the systems that every set has."""
     shared = [s for s in inputs if all(s in found.values for found in sets.values())]
-    values = {s: {f"{name}/{q}": v for name, found in sets.items() for q, v in found.values[s].items()} for s in shared}
+    values = {s: pool({name: found.values[s] for name, found in sets.items()}, repeated) for s in shared}
     ceilings = [(found.ceiling, max(map(len, found.values.values()))) for found in sets.values()]
     weight = sum(queries for _, queries in ceilings)
-    whole = all(ceiling is not None for ceiling, _ in ceilings)
+    # A set's ceiling is that of all its queries, the repeated ones too.
+    whole = not repeated and all(ceiling is not None for ceiling, _ in ceilings)
     ceiling = sum((c or 0.0) * queries for c, queries in ceilings) / weight if whole else None
     stages = {found.first_stage for found in sets.values()}
     return _Set(values, stages.pop() if len(stages) == 1 else None, ceiling)
@@ -167,13 +173,14 @@ def verdict(row: ResultRow) -> str:
     d = row.difference
     if d is None:
         return ""
+    once = f" ({row.repeated:,} queries that several sets have count once)" if row.repeated else ""
     if d.low > 0:
         text = "tuned is better than the base: the interval is above zero"
     elif d.high < 0:
         text = "tuned is WORSE than the base: the interval is below zero"
     else:
         text = "tuned and base cannot be told apart: the interval includes zero"
-    return text + _against_first_stage(row) + _better_first_stage(row)
+    return text + once + _against_first_stage(row) + _better_first_stage(row)
 
 
 def _against_first_stage(row: ResultRow) -> str:

@@ -109,7 +109,7 @@ class StageInputs:
             from rankwright.baselines import baseline_inputs
 
             for baseline in evaluation.baselines:
-                found[baseline.name] = content_hash(lists, self.section("prompt"), baseline_inputs(baseline))
+                found[baseline.name] = content_hash(lists, baseline_inputs(baseline, self.recipe.prompt))
         return found
 
     @property

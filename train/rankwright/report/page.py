@@ -153,10 +153,13 @@ def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tup
         row = rows[-1]
         pooled: list[QueryAttributes] = []
         sets: dict[str, str] = {}
-        for name, attributes in found.items():
-            pooled += [dataclasses.replace(a, query_id=f"{name}/{a.query_id}") for a in attributes]
-            sets |= {f"{name}/{a.query_id}": name for a in attributes}
         systems = {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
+        # Not those that an earlier set has, which count once.
+        counted = set[str]().union(*row.values.values())
+        for name, attributes in found.items():
+            ids = [(a, f"{name}/{a.query_id}") for a in attributes]
+            pooled += [dataclasses.replace(a, query_id=q) for a, q in ids if q in counted]
+            sets |= {q: name for _, q in ids if q in counted}
         by_set = [domain_attribute(pooled)]
         if set(by_set[0].bins) != set(sets.values()):
             by_set.insert(0, set_attribute(sets))

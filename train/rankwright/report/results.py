@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.evaluate import HEADLINE, read_metrics_json, read_per_query
+from rankwright.pooling import Repeated, count_repeated, pool, repeated_queries
 from rankwright.recipe import Recipe
 from rankwright.stats import Difference, paired_difference
 
@@ -71,7 +72,10 @@ def read_results(
         else:
             notes.append(f"{name}: not evaluated")
     if len(rows) > 1:
-        rows.append(_pooled(rows, recipe))
+        repeated = repeated_queries(folder, {r.name: set[str]().union(*r.values.values()) for r in rows})
+        if twice := count_repeated(repeated):
+            notes.append(f"{ALL}: {twice:,} queries that an earlier set has count once")
+        rows.append(_pooled(rows, recipe, repeated))
     return rows, notes
 
 
@@ -120,15 +124,13 @@ def _differing(row: SetResults) -> list[str]:
     return notes
 
 
-def _pooled(rows: Sequence[SetResults], recipe: Recipe) -> SetResults:
-    """All queries of all sets, for the systems that every set has; the sets' own first stages where they differ."""
+def _pooled(rows: Sequence[SetResults], recipe: Recipe, repeated: Repeated) -> SetResults:
+    """All queries of all sets, each once, of systems that all have; the sets' own first stages where they differ."""
     shared = [s for s in rows[0].values if all(s in row.values for row in rows)]
-    values: dict[str, dict[str, float]] = {
-        s: {f"{row.name}/{q}": v for row in rows for q, v in row.values[s].items()} for s in shared
-    }
+    values = {s: pool({row.name: row.values[s] for row in rows}, repeated) for s in shared}
     firsts = {row.first_stage for row in rows}
     if len(firsts) > 1 and all(row.first_stage in row.values for row in rows):
-        values["first stage"] = {f"{row.name}/{q}": v for row in rows for q, v in row.values[row.first_stage].items()}
+        values["first stage"] = pool({row.name: row.values[row.first_stage] for row in rows}, repeated)
     first = firsts.pop() if len(firsts) == 1 else "first stage"
     means = {s: sum(v.values()) / len(v) for s, v in values.items()}
     return SetResults(
