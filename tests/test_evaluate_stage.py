@@ -73,6 +73,32 @@ def test_a_system_more_keeps_the_others(
     assert "q41" not in read_trec_run(run / "eval" / "held-out" / "base" / "run.trec")
 
 
+def test_a_test_set_more_scores_only_that_set(whole: Path, again: tuple[Path, str], tmp_path: Path) -> None:
+    run, setting = again
+    other = jobs.write_set(tmp_path / "other", "test", first=60, queries=4)
+    with (other / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "in vain", "text": "bond"}\n')
+    with (other / "qrels" / "test.tsv").open("a") as file:
+        file.write("in vain\td60\t0\n")
+    before = {s: json.loads((run / "eval" / "held-out" / s / "metrics.json").read_text()) for s in ("base", "tuned")}
+    tests = f'data.test=[{{"path": "held-out", "split": "test"}}, {{"path": "{other}", "split": "test"}}]'
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, tests)
+    assert done.returncode == 0, done.stderr
+    for system, values in before.items():
+        after = json.loads((run / "eval" / "held-out" / system / "metrics.json").read_text())
+        # The clock of the first time; and the other set's numbers count as of one evaluation with these.
+        assert {**after, "inputs": ""} == {**values, "inputs": ""}
+        others = json.loads((run / "eval" / "other" / system / "metrics.json").read_text())
+        assert others["inputs"] == after["inputs"] != values["inputs"]
+        assert (others["queries"], others["queries_without_relevant"]) == (4, 1)
+    scores = (run / "eval" / "other" / "base" / "scores.jsonl").read_bytes()
+    # Without the set that came first, too; another seed chooses no queries where there is no limit.
+    tests = f'data.test=[{{"path": "{other}", "split": "test"}}]'
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, tests, "seed=5", "--only", "base")
+    assert done.returncode == 0, done.stderr
+    assert (run / "eval" / "other" / "base" / "scores.jsonl").read_bytes() == scores
+
+
 @given(st.lists(st.integers(0, 300), max_size=30))
 def test_blocks_are_cut_by_the_lists_alone(lengths: list[int]) -> None:
     lists = {f"q{i}": [Candidate(f"d{n}", 1.0, n + 1) for n in range(length)] for i, length in enumerate(lengths)}
@@ -111,3 +137,23 @@ def test_rows_of_other_inputs_or_cut_short_are_scored_again(tmp_path: Path) -> N
     assert run["q3"]["d7"] == 3.5 and run["none"] == {}
     assert (facts["pairs"], "documents_cut" in facts) == (800, False)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["scores.jsonl"]
+
+
+def faults(recipe: Path, *settings: object) -> list[str]:
+    """What the data stage of a job says, which must fail."""
+    done = jobs.rankwright("mine", recipe, *settings)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stderr.splitlines()
+
+
+def test_what_evaluation_would_refuse_is_refused_before_training(tiny_qwen3: Path, tmp_path: Path) -> None:
+    recipe = jobs.job(tmp_path, tiny_qwen3)
+    # A run file that has some queries of the set, and none of those that are evaluated.
+    (tmp_path / "x.run").write_text("q40 Q0 d40 1 1 x\n")
+    settings = [f"data.test.0.run={tmp_path / 'x.run'}", "evaluate.limit_queries=1"]
+    assert any("has nothing in common with the set" in line for line in faults(recipe, *settings, "seed=1"))
+    with (tmp_path / "sets" / "held-out" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "a b", "text": "x"}\n{"_id": "a%20b", "text": "y"}\n')
+    assert faults(recipe) == [
+        "error: set 'held-out': a run file spells the ids 'a b' and 'a%20b' alike: rename one",
+    ]

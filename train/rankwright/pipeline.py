@@ -93,7 +93,7 @@ class Pipeline:
         if console.is_first_process():
             outputs = [f"data/{split}.jsonl" for split in ("train", "dev", "test")]
             self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
-            check_run_files(self.run, self._run_files, self.recipe.evaluate.depth)
+            check_run_files(self.recipe, self.run, self._run_files)
 
     @property
     def _run_files(self) -> dict[str, Path | None]:

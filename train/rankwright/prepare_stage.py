@@ -10,6 +10,7 @@ from typing import Any
 from rankwright import console, mining, run_file, splits
 from rankwright.data_files import qualified, read_split, write_split
 from rankwright.errors import UserError, UserErrors
+from rankwright.evaluate import choose_queries
 from rankwright.examples import Collection
 from rankwright.first_stages import retrieve, training_stage
 from rankwright.recipe import DevFromTrain, Recipe
@@ -36,6 +37,10 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
+    for collection in test:
+        # The run files of its evaluation are read again, after training.
+        for ids in (collection.queries, collection.corpus):
+            run_file.spelled(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
     by_split = {"train": train, "dev": dev, "test": test}
     for split, collections in by_split.items():
@@ -46,7 +51,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     return {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
 
 
-def check_run_files(run: RunFolder, run_files: Mapping[str, Path | None], depth: int) -> None:
+def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:
     """Read the run files of test sets now. Raises UserErrors: hours of training later is too late."""
     if not any(run_files.values()):
         return
@@ -55,8 +60,10 @@ def check_run_files(run: RunFolder, run_files: Mapping[str, Path | None], depth:
         path = run_files.get(collection.name)
         if path is None:
             continue
+        chosen = choose_queries(collection, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
+        queries = {q: collection.queries[q] for q in chosen.query_ids}
         try:
-            run_file.read_lists(path, collection.corpus, collection.queries, depth)
+            run_file.read_lists(path, collection.corpus, queries, recipe.evaluate.depth)
         except UserError as error:
             faults.append(str(error))
     if faults:
