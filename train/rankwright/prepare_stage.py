@@ -20,7 +20,7 @@ from rankwright.sources import locate_all, read_all
 
 
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns counts a split."""
+    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns counts a split, and the corpora's files."""
     entries = locate_all(recipe.data)
     console.say("train")
     train = read_all(entries["train"], console.say)
@@ -43,12 +43,12 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             run_file.spelled(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
     by_split = {"train": train, "dev": dev, "test": test}
-    for split, collections in by_split.items():
-        write_split(run.path / "data", split, collections)
+    corpora = {file for split, found in by_split.items() for file in write_split(run.path / "data", split, found)}
     counts = {split: [_counts(c) for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
     run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
-    return {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
+    queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
+    return {**queries, "corpora": sorted(corpora)}
 
 
 def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:
