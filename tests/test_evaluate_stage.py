@@ -73,6 +73,34 @@ def test_a_system_more_keeps_the_others(
     assert "q41" not in read_trec_run(run / "eval" / "held-out" / "base" / "run.trec")
 
 
+def test_numbers_of_other_settings_go_and_their_scores_stay(whole: Path, again: tuple[Path, str]) -> None:
+    run, setting = again
+    before = jobs.evaluation_files(run)
+    seconds = json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())["seconds"]
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, "evaluate.depth=3", "--only", "tuned")
+    assert done.returncode == 0, done.stderr
+    # As a kill leaves it: without a record that tells which numbers belong together.
+    (run / "stages" / "evaluate.json").unlink()
+    assert [p.parent.name for p in (run / "eval" / "held-out").glob("*/metrics.json")] == ["tuned"]
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting)
+    assert done.returncode == 0, done.stderr
+    assert jobs.evaluation_files(run) == before
+    assert json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())["seconds"] == seconds
+
+
+def test_what_was_deleted_or_damaged_since_is_made_again(whole: Path, again: tuple[Path, str]) -> None:
+    run, setting = again
+    before = jobs.evaluation_files(run)
+    lists = run / "eval" / "held-out" / "bm25" / "candidates.jsonl"
+    text = lists.read_text()
+    lists.write_text(text[:-40])
+    (run / "eval" / "held-out" / "base" / "run.trec").unlink()
+    (run / "eval" / "held-out" / "bm25" / "per_query.jsonl").unlink()
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, "--only", "bm25,base")
+    assert done.returncode == 0, done.stderr
+    assert lists.read_text() == text and jobs.evaluation_files(run) == before
+
+
 def test_a_test_set_more_scores_only_that_set(whole: Path, again: tuple[Path, str], tmp_path: Path) -> None:
     run, setting = again
     other = jobs.write_set(tmp_path / "other", "test", first=60, queries=4)

@@ -82,6 +82,7 @@ class Evaluation:
         if self.processes.is_first:
             for job in self.jobs:
                 self._say_choice(job)
+                self._forget_others(job)
                 if reranked or first in only:
                     self._choose_lists(job, self._lists(job, first))
             if "tuned" in only:
@@ -100,9 +101,18 @@ class Evaluation:
             if system == "tuned":
                 self._speed()
 
+    def _forget_others(self, job: Job) -> None:
+        """No number of other settings is left beside those to come, whenever this is killed; scores are kept."""
+        for path in sorted(job.folder.glob("*/metrics.json")):
+            system = path.parent.name
+            if system not in self.inputs or not self._is_done(job, system):
+                path.unlink(missing_ok=True)
+
     def _is_done(self, job: Job, system: str) -> bool:
-        done = read_metrics_json(job.folder / system)
-        return done is not None and done.get("inputs") == self.inputs[system]
+        folder = job.folder / system
+        done = read_metrics_json(folder)
+        whole = all((folder / name).is_file() for name in ("run.trec", "per_query.jsonl"))
+        return whole and done is not None and done.get("inputs") == self.inputs[system]
 
     def _say_choice(self, job: Job) -> None:
         recipe, chosen = self.recipe, job.chosen
@@ -119,13 +129,14 @@ class Evaluation:
         folder = job.folder / name
         path, record = folder / "candidates.jsonl", folder / "candidates.json"
         wanted = {"inputs": self.scores[job.collection.name][name], "queries": list(job.chosen.query_ids)}
-        if not (path.exists() and _json(record) == wanted):
+        # Its own hash, so that a file that was damaged since is made again.
+        if not (path.exists() and _json(record) == {**wanted, "sha256": file_sha256(path)}):
             record.unlink(missing_ok=True)
             queries = {q: job.collection.queries[q] for q in job.chosen.query_ids}
             depth = self.recipe.evaluate.depth
             lists = retrieve(self.recipe, name, job.collection.corpus, queries, depth, job.run_file)
             mining.write_candidates(path, lists)
-            write_text_atomic(record, json.dumps(wanted))
+            write_text_atomic(record, json.dumps({**wanted, "sha256": file_sha256(path)}))
         return path
 
     def _choose_lists(self, job: Job, lists: Path) -> None:

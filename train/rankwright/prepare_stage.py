@@ -20,7 +20,7 @@ from rankwright.sources import locate_all, read_all
 
 
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns counts a split, and the corpora's files."""
+    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns queries a split, and corpora."""
     entries = locate_all(recipe.data)
     console.say("train")
     train = read_all(entries["train"], console.say)
