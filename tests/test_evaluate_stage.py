@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jobs
 from rankwright.metrics import read_trec_run, write_trec_run
 from rankwright.retrieve import Candidate
-from rankwright.score_blocks import BLOCK_PAIRS, BlockScores, cut_into_blocks
+from rankwright.score_blocks import BLOCK_PAIRS, BlockScores, _facts, cut_into_blocks
 from tiny_encoder import make_tiny_encoder
 
 TIMES = ("pairs_per_s", "seconds")
@@ -143,6 +143,32 @@ class Halves:
     def score_groups(self, groups: Any) -> Any:
         for _, documents in groups:
             yield [float(d) / 2 for d in documents]
+
+
+class Remembers(Halves):
+    """It asks for the first query only, and knows the others' scores."""
+
+    documents_cached = 0
+
+    def score_groups(self, groups: Any) -> Any:
+        for place, (_, documents) in enumerate(groups):
+            self.documents_cached += len(documents) if place else 0
+            yield [0.5] * len(documents)
+
+
+def test_scores_from_a_cache_are_no_speed(tmp_path: Path) -> None:
+    from rankwright.examples import Collection
+
+    lists = {f"q{i}": [Candidate(f"d{n}", 1.0, n + 1) for n in range(size)] for i, size in enumerate((300, 100, 100))}
+    collection = Collection("c", {f"d{n}": str(n) for n in range(300)}, dict.fromkeys(lists, "?"), {})
+    options: dict[str, Any] = {"rank": 0, "advance": lambda *_: None, "look": lambda: None}
+    scores = BlockScores(tmp_path / "x", "now", lists, tuple(lists))
+    scores.score([0, 1], Remembers(), collection, **options)
+    rows = scores.done()
+    facts = scores.gather()[1]
+    assert (facts["pairs"], facts["documents_cached"]) == (500, 100)
+    assert facts["pairs_per_s"] == pytest.approx(300 / rows[0]["seconds"], abs=0.1) if rows[0]["seconds"] else True
+    assert "pairs_per_s" not in _facts([rows[1]])
 
 
 def test_rows_of_other_inputs_or_cut_short_are_scored_again(tmp_path: Path) -> None:
