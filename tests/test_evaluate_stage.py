@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jobs
 from rankwright.metrics import read_trec_run, write_trec_run
 from rankwright.retrieve import Candidate
-from rankwright.score_blocks import BLOCK_PAIRS, BlockScores, cut_into_blocks
+from rankwright.score_blocks import BLOCK_PAIRS, BlockScores, _facts, cut_into_blocks
 from tiny_encoder import make_tiny_encoder
 
 TIMES = ("pairs_per_s", "seconds")
@@ -73,6 +73,60 @@ def test_a_system_more_keeps_the_others(
     assert "q41" not in read_trec_run(run / "eval" / "held-out" / "base" / "run.trec")
 
 
+def test_numbers_of_other_settings_go_and_their_scores_stay(whole: Path, again: tuple[Path, str]) -> None:
+    run, setting = again
+    before = jobs.evaluation_files(run)
+    seconds = json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())["seconds"]
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, "evaluate.depth=3", "--only", "tuned")
+    assert done.returncode == 0, done.stderr
+    # As a kill leaves it: without a record that tells which numbers belong together.
+    (run / "stages" / "evaluate.json").unlink()
+    assert [p.parent.name for p in (run / "eval" / "held-out").glob("*/metrics.json")] == ["tuned"]
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting)
+    assert done.returncode == 0, done.stderr
+    assert jobs.evaluation_files(run) == before
+    assert json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())["seconds"] == seconds
+
+
+def test_what_was_deleted_or_damaged_since_is_made_again(whole: Path, again: tuple[Path, str]) -> None:
+    run, setting = again
+    before = jobs.evaluation_files(run)
+    lists = run / "eval" / "held-out" / "bm25" / "candidates.jsonl"
+    text = lists.read_text()
+    lists.write_text(text[:-40])
+    (run / "eval" / "held-out" / "base" / "run.trec").unlink()
+    (run / "eval" / "held-out" / "bm25" / "per_query.jsonl").unlink()
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, "--only", "bm25,base")
+    assert done.returncode == 0, done.stderr
+    assert lists.read_text() == text and jobs.evaluation_files(run) == before
+
+
+def test_a_test_set_more_scores_only_that_set(whole: Path, again: tuple[Path, str], tmp_path: Path) -> None:
+    run, setting = again
+    other = jobs.write_set(tmp_path / "other", "test", first=60, queries=4)
+    with (other / "queries.jsonl").open("a") as file:
+        file.write('{"_id": "in vain", "text": "bond"}\n')
+    with (other / "qrels" / "test.tsv").open("a") as file:
+        file.write("in vain\td60\t0\n")
+    before = {s: json.loads((run / "eval" / "held-out" / s / "metrics.json").read_text()) for s in ("base", "tuned")}
+    tests = f'data.test=[{{"path": "held-out", "split": "test"}}, {{"path": "{other}", "split": "test"}}]'
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, tests)
+    assert done.returncode == 0, done.stderr
+    for system, values in before.items():
+        after = json.loads((run / "eval" / "held-out" / system / "metrics.json").read_text())
+        # The clock of the first time; and the other set's numbers count as of one evaluation with these.
+        assert {**after, "inputs": ""} == {**values, "inputs": ""}
+        others = json.loads((run / "eval" / "other" / system / "metrics.json").read_text())
+        assert others["inputs"] == after["inputs"] != values["inputs"]
+        assert (others["queries"], others["queries_without_relevant"]) == (4, 1)
+    scores = (run / "eval" / "other" / "base" / "scores.jsonl").read_bytes()
+    # Without the set that came first, too; another seed chooses no queries where there is no limit.
+    tests = f'data.test=[{{"path": "{other}", "split": "test"}}]'
+    done = jobs.rankwright("evaluate", whole / "recipe.yaml", setting, tests, "seed=5", "--only", "base")
+    assert done.returncode == 0, done.stderr
+    assert (run / "eval" / "other" / "base" / "scores.jsonl").read_bytes() == scores
+
+
 @given(st.lists(st.integers(0, 300), max_size=30))
 def test_blocks_are_cut_by_the_lists_alone(lengths: list[int]) -> None:
     lists = {f"q{i}": [Candidate(f"d{n}", 1.0, n + 1) for n in range(length)] for i, length in enumerate(lengths)}
@@ -89,6 +143,32 @@ class Halves:
     def score_groups(self, groups: Any) -> Any:
         for _, documents in groups:
             yield [float(d) / 2 for d in documents]
+
+
+class Remembers(Halves):
+    """It asks for the first query only, and knows the others' scores."""
+
+    documents_cached = 0
+
+    def score_groups(self, groups: Any) -> Any:
+        for place, (_, documents) in enumerate(groups):
+            self.documents_cached += len(documents) if place else 0
+            yield [0.5] * len(documents)
+
+
+def test_scores_from_a_cache_are_no_speed(tmp_path: Path) -> None:
+    from rankwright.examples import Collection
+
+    lists = {f"q{i}": [Candidate(f"d{n}", 1.0, n + 1) for n in range(size)] for i, size in enumerate((300, 100, 100))}
+    collection = Collection("c", {f"d{n}": str(n) for n in range(300)}, dict.fromkeys(lists, "?"), {})
+    options: dict[str, Any] = {"rank": 0, "advance": lambda *_: None, "look": lambda: None}
+    scores = BlockScores(tmp_path / "x", "now", lists, tuple(lists))
+    scores.score([0, 1], Remembers(), collection, **options)
+    rows = scores.done()
+    facts = scores.gather()[1]
+    assert (facts["pairs"], facts["documents_cached"]) == (500, 100)
+    assert facts["pairs_per_s"] == pytest.approx(300 / rows[0]["seconds"], abs=0.1) if rows[0]["seconds"] else True
+    assert "pairs_per_s" not in _facts([rows[1]])
 
 
 def test_rows_of_other_inputs_or_cut_short_are_scored_again(tmp_path: Path) -> None:
@@ -111,3 +191,23 @@ def test_rows_of_other_inputs_or_cut_short_are_scored_again(tmp_path: Path) -> N
     assert run["q3"]["d7"] == 3.5 and run["none"] == {}
     assert (facts["pairs"], "documents_cut" in facts) == (800, False)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["scores.jsonl"]
+
+
+def faults(recipe: Path, *settings: object) -> list[str]:
+    """What the data stage of a job says, which must fail."""
+    done = jobs.rankwright("mine", recipe, *settings)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stderr.splitlines()
+
+
+def test_what_evaluation_would_refuse_is_refused_before_training(tiny_qwen3: Path, tmp_path: Path) -> None:
+    recipe = jobs.job(tmp_path, tiny_qwen3)
+    # A run file that has some queries of the set, and none of those that are evaluated.
+    (tmp_path / "x.run").write_text("q40 Q0 d40 1 1 x\n")
+    settings = [f"data.test.0.run={tmp_path / 'x.run'}", "evaluate.limit_queries=1"]
+    assert any("has nothing in common with the set" in line for line in faults(recipe, *settings, "seed=1"))
+    with (tmp_path / "sets" / "held-out" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "a b", "text": "x"}\n{"_id": "a%20b", "text": "y"}\n')
+    assert faults(recipe) == [
+        "error: set 'held-out': a run file spells the ids 'a b' and 'a%20b' alike: rename one",
+    ]

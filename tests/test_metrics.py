@@ -225,9 +225,17 @@ def test_white_space_in_ids_does_not_break_the_file(tmp_path: Path) -> None:
         ("q Q0 a 1 1.0\n", ":1: 5 columns"),
         ("q Q0 a 1 x t\n", ":1: score 'x'"),
         ("q Q0 a 1 1 t\n\nq Q0 a 2 1 t\n", ":3: document 'a' appears twice"),
+        ("q Q0 a 1 nan t\n", ":1: score 'nan' is not a finite number"),
+        ("q Q0 a 1 1 t\nq Q0 b 2 -inf t\n", ":2: score '-inf' is not a finite number"),
+        ("q Q0 a 1 1 t\nq Q0 \udcff 2 1 t\n", ":2: not UTF-8 text"),
     ],
 )
 def test_bad_run_files(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "run").write_text(text)
+    (tmp_path / "run").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=words):
         read_trec_run(tmp_path / "run")
+
+
+def test_a_mark_at_the_start_of_a_run_file_is_no_part_of_the_first_id(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("q Q0 a 1 1 t\n", encoding="utf-8-sig")
+    assert read_trec_run(tmp_path / "run") == {"q": {"a": 1.0}}

@@ -156,6 +156,11 @@ def test_a_deleted_file_of_a_stage_is_made_again(finished: tuple[Path, str]) -> 
     negatives.unlink()
     assert jobs.rankwright("mine", folder / "recipe.yaml").returncode == 0
     assert negatives.read_bytes() == before
+    corpora = sorted((folder / "run" / "data" / "corpora").iterdir())
+    corpora[-1].unlink()
+    done = jobs.rankwright("mine", folder / "recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    assert sorted((folder / "run" / "data" / "corpora").iterdir()) == corpora
 
 
 def test_another_recipes_checkpoint_is_never_exported_as_this_ones(tmp_path: Path, tiny_qwen3: Path) -> None:

@@ -18,6 +18,7 @@ from rankwright.model import load_tokenizer
 from rankwright.prompts import PromptEncoder
 from rankwright.query_attributes import QueryAttributes, read_attributes, write_attributes
 from rankwright.report.gather import read_recipe
+from rankwright.resources import card_files
 from rankwright.run_folder import RunFolder
 from rankwright.setup_model import recipe_contract
 from rankwright.slices import ATTRIBUTES, RESAMPLES, SMALL, divide, domain_attribute, ranges, set_attribute, slice_table
@@ -86,6 +87,19 @@ def test_attributes_are_written_again_only_when_what_they_are_made_from_changed(
     assert one.read_text() == "marker\n" and len(read_attributes(two)) == 23
     with pytest.raises(UserError, match=r"one.queries\.jsonl:1: not a row of attributes"):
         read_attributes(one)
+
+
+def test_a_cards_new_domain_is_seen(run: Path, tmp_path: Path) -> None:
+    folder, card = tmp_path / "copy", tmp_path / "obliqa.yaml"
+    shutil.copytree(run, folder)
+    shutil.copy(card_files()["obliqa"], card)
+    recipe = read_recipe(folder)
+    sources = (recipe.data.test[0], recipe.data.test[1].model_copy(update={"card": str(card)}))
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": sources})})
+    for domain in ("legal", "general"):
+        card.write_text(card.read_text().replace("domain: legal", f"domain: {domain}"))
+        write_attributes(recipe, RunFolder(folder))
+        assert {r.domain for r in read_attributes(folder / "eval" / "two" / "queries.jsonl")} == {domain}
 
 
 @given(

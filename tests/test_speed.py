@@ -40,6 +40,10 @@ def test_what_is_written_about_a_real_model(
     assert "lists of 5 to 7 documents" in values["note"]
     assert "speed of tuned: 1 query x 7 documents p50" in capsys.readouterr().out
     assert speed.speed_is_known(run, "now") and not speed.speed_is_known(run, "then")
+    speed.forget_other_speed(run, "now")
+    assert speed.speed_is_known(run, "now")
+    speed.forget_other_speed(run, "then")
+    assert not (tmp_path / "speed.json").exists()
 
 
 class Seen:

@@ -13,9 +13,10 @@ from rankwright.examples import Collection
 from rankwright.run_folder import content_hash
 
 
-def write_split(folder: Path, split: str, collections: Sequence[Collection]) -> None:
+def write_split(folder: Path, split: str, collections: Sequence[Collection]) -> list[str]:
     """data/SPLIT.jsonl (`set, corpus, query_id, query, judgements`) and data/corpora/HASH.jsonl (`_id, text`).
 
+    Returns the names of the corpora's files, relative to `folder`.
     Rows have `teacher_scores` where there are any, and `weight` where it is not 1.
     A query nobody judged has `judgements: {}`; a set without queries is one row `set, corpus`. Judgements of
     queries that the set does not have are left out.
@@ -30,6 +31,7 @@ def write_split(folder: Path, split: str, collections: Sequence[Collection]) -> 
             rows = ({"_id": d, "text": text} for d, text in collection.corpus.items())
             write_lines_atomic(path, map(_line, rows))
     write_lines_atomic(folder / f"{split}.jsonl", _query_lines(collections, names))
+    return [f"corpora/{name}.jsonl" for name in names.values()]
 
 
 def _query_lines(collections: Sequence[Collection], corpora: Mapping[str, str]) -> Iterator[str]:

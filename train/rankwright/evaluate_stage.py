@@ -32,7 +32,7 @@ from rankwright.run_folder import RunFolder, content_hash
 from rankwright.score_blocks import BlockScores
 from rankwright.served import ServedReranker
 from rankwright.setup_model import base_reranker, tuned_reranker
-from rankwright.speed import measure_speed, speed_is_known
+from rankwright.speed import forget_other_speed, measure_speed, speed_is_known
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,17 @@ class Job:
 
 
 class Evaluation:
-    """What one evaluation works with. scores, inputs: system -> hash of what its scores, its numbers depend on."""
+    """What one evaluation works with.
+
+    scores: test set -> system -> hash of what its scores there depend on; inputs: system -> of its numbers on all.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         run: RunFolder,
         *,
-        scores: Mapping[str, str],
+        scores: Mapping[str, Mapping[str, str]],
         inputs: Mapping[str, str],
         run_files: Mapping[str, Path | None],
         processes: Processes,
@@ -79,8 +82,11 @@ class Evaluation:
         if self.processes.is_first:
             for job in self.jobs:
                 self._say_choice(job)
+                self._forget_others(job)
                 if reranked or first in only:
                     self._choose_lists(job, self._lists(job, first))
+            if "tuned" in only:
+                forget_other_speed(self.run, self._speed_inputs)
         self.processes.meet()
         for system in (s for s in system_names(self.recipe) if s in only):
             todo = [job for job in self.jobs if job.has(system) and not self._is_done(job, system)]
@@ -95,9 +101,18 @@ class Evaluation:
             if system == "tuned":
                 self._speed()
 
+    def _forget_others(self, job: Job) -> None:
+        """No number of other settings is left beside those to come, whenever this is killed; scores are kept."""
+        for path in sorted(job.folder.glob("*/metrics.json")):
+            system = path.parent.name
+            if system not in self.inputs or not self._is_done(job, system):
+                path.unlink(missing_ok=True)
+
     def _is_done(self, job: Job, system: str) -> bool:
-        done = read_metrics_json(job.folder / system)
-        return done is not None and done.get("inputs") == self.inputs[system]
+        folder = job.folder / system
+        done = read_metrics_json(folder)
+        whole = all((folder / name).is_file() for name in ("run.trec", "per_query.jsonl"))
+        return whole and done is not None and done.get("inputs") == self.inputs[system]
 
     def _say_choice(self, job: Job) -> None:
         recipe, chosen = self.recipe, job.chosen
@@ -113,14 +128,15 @@ class Evaluation:
         """The file of a first stage's lists, made once: eval/TESTSET/NAME/candidates.jsonl."""
         folder = job.folder / name
         path, record = folder / "candidates.jsonl", folder / "candidates.json"
-        wanted = {"inputs": self.scores[name], "queries": list(job.chosen.query_ids)}
-        if not (path.exists() and _json(record) == wanted):
+        wanted = {"inputs": self.scores[job.collection.name][name], "queries": list(job.chosen.query_ids)}
+        # Its own hash, so that a file that was damaged since is made again.
+        if not (path.exists() and _json(record) == {**wanted, "sha256": file_sha256(path)}):
             record.unlink(missing_ok=True)
             queries = {q: job.collection.queries[q] for q in job.chosen.query_ids}
             depth = self.recipe.evaluate.depth
             lists = retrieve(self.recipe, name, job.collection.corpus, queries, depth, job.run_file)
             mining.write_candidates(path, lists)
-            write_text_atomic(record, json.dumps(wanted))
+            write_text_atomic(record, json.dumps({**wanted, "sha256": file_sha256(path)}))
         return path
 
     def _choose_lists(self, job: Job, lists: Path) -> None:
@@ -142,7 +158,7 @@ class Evaluation:
         alone = isinstance(scorer, ServedReranker)
         for job, scores, numbers in zip(todo, files, missing, strict=True):
             share = numbers[rank::count] if not alone else numbers if rank == 0 else []
-            kept = sum(map(len, scores.blocks)) - sum(len(scores.blocks[number]) for number in numbers)
+            kept = sum(len(block) for number, block in enumerate(scores.blocks) if number not in set(numbers))
             if kept and numbers:
                 console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
             if scorer is not None and share:
@@ -157,7 +173,7 @@ class Evaluation:
 
     def _files(self, job: Job, system: str) -> BlockScores:
         path = job.folder / "candidates.jsonl"
-        inputs = content_hash(self.scores[system], file_sha256(path))
+        inputs = content_hash(self.scores[job.collection.name][system], file_sha256(path))
         return BlockScores(job.folder / system, inputs, mining.read_candidates(path), job.chosen.query_ids)
 
     def _score(self, job: Job, system: str, scorer: Scorer, scores: BlockScores, share: Sequence[int]) -> None:
@@ -197,7 +213,9 @@ class Evaluation:
         qrels = {q: job.collection.qrels[q] for q in query_ids}
         stage = {} if system in FIRST_STAGES else {"first_stage": recipe.evaluate.first_stage}
         best = {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE)}
-        facts = {**facts, **stage, **best, "inputs": self.inputs[system]}
+        # Of the whole set; they are not among query_ids.
+        left_out = {"queries_without_relevant": job.chosen.without_relevant}
+        facts = {**facts, **left_out, **stage, **best, "inputs": self.inputs[system]}
         write_evaluation(job.folder / system, run, measured, tag=f"rankwright-{system}", facts=facts)
         empty = len(measured.missing)
         console.say(
@@ -207,9 +225,14 @@ class Evaluation:
             + (f", {empty:,} queries without candidates count 0" if empty else "")
         )
 
+    @property
+    def _speed_inputs(self) -> str:
+        """Other measures do not change it."""
+        return content_hash([self.scores[job.collection.name]["tuned"] for job in self.jobs])
+
     def _speed(self, load: Callable[[], Scorer] | None = None) -> None:
         """Latency of tuned, on the first process while the others wait."""
-        inputs = self.inputs["tuned"]
+        inputs = self._speed_inputs
         if self.processes.is_first and not speed_is_known(self.run, inputs):
             lists: list[tuple[Collection, Candidates]] = [
                 (job.collection, mining.read_candidates(job.folder / "candidates.jsonl")) for job in self.jobs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Run = Mapping[str, Mapping[str, float]]
 
 EXAMPLES = "nDCG@10, MRR@10, RR@10, R@100, AP, P@5, Success@1"
 _NAME = re.compile(r"(?P<name>[^\W\d]\w*)(?:\((?P<parameters>.*)\))?(?:@(?P<cutoff>\d+))?")
+# What surrogateescape makes of bytes that are no UTF-8.
+_UNREADABLE = re.compile("[\udc80-\udcff]")
 # These only ask whether a label reaches a level; all others use its size.
 _BINARY = {"RR", "R", "AP", "P", "Success", "Rprec", "Bpref", "SetP", "SetR", "SetF", "SetAP", "IPrec", "Accuracy"}
 
@@ -173,10 +176,16 @@ def trec_column(text: str) -> str:
 
 
 def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> score of a TREC run file. Raises UserError with file and line of the first fault."""
+    """Query id -> document id -> score of a TREC run file, ids as it spells them (see trec_column).
+
+    Raises UserError with file and line of the first fault.
+    """
     run: dict[str, dict[str, float]] = {}
-    with path.open(encoding="utf-8") as file:
+    # A text of UTF-8 with or without a mark at its start; what is none (a packed file, say) fails at its first line.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
+            if not line.isascii() and _UNREADABLE.search(line):
+                raise UserError(f"{path}:{number}: not UTF-8 text: unpack or convert the file")
             cells = line.split()
             if not cells:
                 continue
@@ -190,4 +199,6 @@ def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
                 scores[document_id] = float(score)
             except ValueError:
                 raise UserError(f"{path}:{number}: score {score!r} is not a number") from None
+            if not math.isfinite(scores[document_id]):
+                raise UserError(f"{path}:{number}: score {score!r} is not a finite number")
     return run

@@ -91,9 +91,10 @@ class Pipeline:
         from rankwright.prepare_stage import check_run_files, prepare_data
 
         if console.is_first_process():
-            outputs = [f"data/{split}.jsonl" for split in ("train", "dev", "test")]
+            corpora = self.run.facts("data").get("corpora", [])
+            outputs = [*(f"data/{name}" for name in ("train.jsonl", "dev.jsonl", "test.jsonl", *corpora))]
             self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
-            check_run_files(self.run, self._run_files, self.recipe.evaluate.depth)
+            check_run_files(self.recipe, self.run, self._run_files)
 
     @property
     def _run_files(self) -> dict[str, Path | None]:

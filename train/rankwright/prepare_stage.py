@@ -10,6 +10,7 @@ from typing import Any
 from rankwright import console, mining, run_file, splits
 from rankwright.data_files import qualified, read_split, write_split
 from rankwright.errors import UserError, UserErrors
+from rankwright.evaluate import choose_queries
 from rankwright.examples import Collection
 from rankwright.first_stages import retrieve, training_stage
 from rankwright.recipe import DevFromTrain, Recipe
@@ -19,7 +20,7 @@ from rankwright.sources import locate_all, read_all
 
 
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns counts a split."""
+    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns queries a split, and corpora."""
     entries = locate_all(recipe.data)
     console.say("train")
     train = read_all(entries["train"], console.say)
@@ -36,17 +37,21 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
+    for collection in test:
+        # The run files of its evaluation are read again, after training.
+        for ids in (collection.queries, collection.corpus):
+            run_file.spelled(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
     by_split = {"train": train, "dev": dev, "test": test}
-    for split, collections in by_split.items():
-        write_split(run.path / "data", split, collections)
+    corpora = {file for split, found in by_split.items() for file in write_split(run.path / "data", split, found)}
     counts = {split: [_counts(c) for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
     run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
-    return {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
+    queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
+    return {**queries, "corpora": sorted(corpora)}
 
 
-def check_run_files(run: RunFolder, run_files: Mapping[str, Path | None], depth: int) -> None:
+def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:
     """Read the run files of test sets now. Raises UserErrors: hours of training later is too late."""
     if not any(run_files.values()):
         return
@@ -55,8 +60,10 @@ def check_run_files(run: RunFolder, run_files: Mapping[str, Path | None], depth:
         path = run_files.get(collection.name)
         if path is None:
             continue
+        chosen = choose_queries(collection, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
+        queries = {q: collection.queries[q] for q in chosen.query_ids}
         try:
-            run_file.read_lists(path, collection.corpus, collection.queries, depth)
+            run_file.read_lists(path, collection.corpus, queries, recipe.evaluate.depth)
         except UserError as error:
             faults.append(str(error))
     if faults:

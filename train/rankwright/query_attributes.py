@@ -179,7 +179,9 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     data = [file_sha256(run.path / "data" / f"{split}.jsonl") for split in ("train", "test")]
     words = (recipe.mine.language, recipe.mine.code)
     model = (recipe.model.base, recipe.model.revision)
-    return content_hash(sections, model, tokenizer, words, data, file_sha256(candidates), code_version())
+    # A card's domain may change where its path does not.
+    texts = (words, data, _domains(recipe))
+    return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_version())
 
 
 def _read_json(path: Path) -> object:

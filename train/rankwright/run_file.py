@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rankwright import console
@@ -35,12 +35,12 @@ def read_lists(
     if depth < 1:
         raise UserError(f"run: depth {depth}: needs depth >= 1")
     found = read_trec_run(path)
-    spelled_queries = _spelled(queries, path)
-    spelled_documents = _spelled(corpus, path)
+    spelled_queries = spelled(queries, str(path))
+    spelled_documents = spelled(corpus, str(path))
     lists: dict[str, list[Candidate]] = {query_id: [] for query_id in queries}
     unknown = 0
-    for spelled, scores in found.items():
-        query_id = spelled_queries.get(spelled)
+    for spelling, scores in found.items():
+        query_id = spelled_queries.get(spelling)
         if query_id is None:
             continue
         known = {spelled_documents[d]: score for d, score in scores.items() if d in spelled_documents}
@@ -65,10 +65,11 @@ def _nothing(found: set[str], queries: set[str]) -> str:
     return "none of its documents" if found & queries else f"none of its queries, such as {min(found)!r}"
 
 
-def _spelled(ids: Mapping[str, str], path: Path) -> dict[str, str]:
-    """How a run file spells an id -> the id."""
-    spelled = {trec_column(i): i for i in ids}
-    if len(spelled) < len(ids):
-        twice = next(i for i in ids if spelled[trec_column(i)] != i)
-        raise UserError(f"{path}: a run file spells {twice!r} and another id of the set alike: rename one of them")
-    return spelled
+def spelled(ids: Iterable[str], where: str) -> dict[str, str]:
+    """How a run file spells an id -> the id. Raises UserError for two ids that it spells alike; where: of the set."""
+    found: dict[str, str] = {}
+    for identifier in ids:
+        other = found.setdefault(trec_column(identifier), identifier)
+        if other != identifier:
+            raise UserError(f"{where}: a run file spells the ids {other!r} and {identifier!r} alike: rename one")
+    return found

@@ -132,22 +132,32 @@ class BlockScores:
 
 
 def _counts(scorer: Scorer) -> dict[str, int]:
-    """What the scorer says of texts that it cut; not every one does."""
-    found = {name: getattr(scorer, name, None) for name in ("cut_documents", "cut_queries")}
-    return {f"{name.removeprefix('cut_')}_cut": count for name, count in found.items() if isinstance(count, int)}
+    """What the scorer says of texts that it cut, or whose scores it had from before; not every one does."""
+    names = {"documents_cut": "cut_documents", "queries_cut": "cut_queries", "documents_cached": "documents_cached"}
+    found = {name: getattr(scorer, attribute, None) for name, attribute in names.items()}
+    return {name: count for name, count in found.items() if isinstance(count, int)}
 
 
 def _facts(rows: Sequence[Row]) -> Row:
-    """seconds and pairs_per_s are of one process's work: those of several are summed."""
-    pairs = sum(len(scores) for row in rows for scores in row["scores"])
-    seconds = sum(row["seconds"] for row in rows)
-    facts: Row = {"pairs": pairs, "pairs_per_s": round(pairs / seconds, 1) if seconds else 0.0}
-    facts["seconds"] = round(seconds, 2)
-    for name in ("documents_cut", "queries_cut"):
+    """seconds and pairs_per_s are of one process's work: those of several are summed.
+
+    A score from a cache says nothing of speed: blocks with one do not count for pairs_per_s, which may be missing.
+    """
+    facts: Row = {"pairs": sum(map(_pairs, rows))}
+    timed = [row for row in rows if not row.get("documents_cached")]
+    if timed or not rows:
+        seconds = sum(row["seconds"] for row in timed)
+        facts["pairs_per_s"] = round(sum(map(_pairs, timed)) / seconds, 1) if seconds else 0.0
+    facts["seconds"] = round(sum(row["seconds"] for row in rows), 2)
+    for name in ("documents_cut", "queries_cut", "documents_cached"):
         if any(name in row for row in rows):
             facts[name] = sum(row.get(name, 0) for row in rows)
     modes = {row["prompt_mode"] for row in rows if "prompt_mode" in row}
     return facts | ({"prompt_mode": modes.pop()} if len(modes) == 1 else {})
+
+
+def _pairs(row: Row) -> int:
+    return sum(map(len, row["scores"]))
 
 
 def _refuse_not_finite(scores: Sequence[Sequence[float]], query_ids: Sequence[str]) -> None:

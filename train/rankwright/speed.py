@@ -28,6 +28,12 @@ def speed_is_known(run: RunFolder, inputs: str) -> bool:
     return bool(_read(run.path / FILE).get("tuned", {}).get("inputs") == inputs)
 
 
+def forget_other_speed(run: RunFolder, inputs: str) -> None:
+    """Remove a speed.json of another tuned model: a kill before it is measured anew must not leave that one's."""
+    if not speed_is_known(run, inputs):
+        (run.path / FILE).unlink(missing_ok=True)
+
+
 def measure_speed(
     run: RunFolder, scorer: Scorer, sets: Sequence[tuple[Collection, Candidates]], *, seed: int, inputs: str
 ) -> None:

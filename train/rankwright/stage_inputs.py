@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rankwright.first_stages import possible_stages, training_stage
+from rankwright.first_stages import possible_stages, system_names, training_stage
 from rankwright.recipe import Recipe
 from rankwright.resources import resolve_base
 from rankwright.run_folder import code_version, content_hash, files_hash
@@ -31,18 +31,18 @@ class StageInputs:
             self._contents[path] = files_hash([path])
         return self._contents[path]
 
-    def _sets(self, split: str) -> str:
-        """A split's sets by content; their run files are not part of them."""
-        entries = [
-            (e.name, e.split, e.hub, e.revision, e.card and e.card.model_dump(mode="json"))
-            for e in self.located.get(split, ())
-        ]
-        contents = [self._content(e.path) for e in self.located.get(split, ()) if e.path is not None]
-        return content_hash(entries, contents, self.recipe.seed, code_version())
+    def _set(self, entry: Located) -> str:
+        """A set by content; its run file is not part of it."""
+        card = entry.card and entry.card.model_dump(mode="json")
+        content = entry.path and self._content(entry.path)
+        return content_hash(entry.name, entry.split, entry.hub, entry.revision, card, content, code_version())
+
+    def _sets(self, split: str) -> list[str]:
+        return [self._set(entry) for entry in self.located.get(split, ())]
 
     @cached_property
     def _training_data(self) -> str:
-        return content_hash(self._sets("train"), self._sets("dev"), self.section("data")["dev"])
+        return content_hash(self._sets("train"), self._sets("dev"), self.section("data")["dev"], self.recipe.seed)
 
     @cached_property
     def data(self) -> str:
@@ -61,11 +61,10 @@ class StageInputs:
         weights = self._content(folder) if folder.is_dir() else (dense.model, dense.revision)
         return content_hash("dense", weights, dense.query_prompt, dense.document_prompt)
 
-    def _retriever(self, name: str) -> str:
+    def _retriever(self, name: str, run_file: Path | None = None) -> str:
         """What a first stage's lists depend on, beside texts and depth."""
         if name == "run":
-            files = [e.run and self._content(e.run) for e in self.located["test"]]
-            return content_hash("run", files)
+            return content_hash("run", run_file and self._content(run_file))
         return {"bm25": self._bm25, "dense": self._dense, "fusion": content_hash(self._bm25, self._dense)}[name]
 
     @cached_property
@@ -97,23 +96,37 @@ class StageInputs:
         return content_hash(self.mine, self.model, self.section("loss"), train)
 
     @cached_property
-    def scores(self) -> dict[str, str]:
-        """System -> what its scores on the test sets depend on."""
+    def scores(self) -> dict[str, dict[str, str]]:
+        """Test set -> system -> what its scores there depend on: a set more leaves those of the others as they are."""
+        rerankers = {
+            "base": content_hash(self._base, self.recipe.train.precision),
+            "tuned": content_hash(self.train, self.recipe.model.merge_with_base),
+            **self._baselines,
+        }
         evaluation = self.recipe.evaluate
-        chosen = content_hash(self._sets("test"), evaluation.limit_queries, evaluation.depth)
-        found = {name: content_hash(chosen, self._retriever(name)) for name in possible_stages(self.recipe)}
-        lists = content_hash(chosen, self._retriever(evaluation.first_stage))
-        found["base"] = content_hash(lists, self._base, self.recipe.train.precision)
-        found["tuned"] = content_hash(lists, self.train, self.recipe.model.merge_with_base)
-        if evaluation.baselines:
-            from rankwright.baselines import baseline_inputs
-
-            for baseline in evaluation.baselines:
-                found[baseline.name] = content_hash(lists, baseline_inputs(baseline, self.recipe.prompt))
+        # The seed chooses the queries of a limit, and nothing else of a test set.
+        limit = evaluation.limit_queries and (evaluation.limit_queries, self.recipe.seed)
+        found = {}
+        for entry in self.located["test"]:
+            chosen = content_hash(self._set(entry), limit, evaluation.depth)
+            stages = {
+                name: content_hash(chosen, self._retriever(name, entry.run)) for name in possible_stages(self.recipe)
+            }
+            lists = stages[evaluation.first_stage]
+            found[entry.name] = stages | {name: content_hash(lists, own) for name, own in rerankers.items()}
         return found
 
     @property
+    def _baselines(self) -> dict[str, str]:
+        if not self.recipe.evaluate.baselines:
+            return {}
+        from rankwright.baselines import baseline_inputs
+
+        return {b.name: baseline_inputs(b, self.recipe.prompt) for b in self.recipe.evaluate.baselines}
+
+    @property
     def systems(self) -> dict[str, str]:
-        """System -> what its numbers depend on: its scores, and the measures taken of them."""
+        """System -> what its numbers depend on: its scores on all test sets, and the measures taken of them."""
         measures = list(self.recipe.evaluate.measures)
-        return {name: content_hash(scores, measures) for name, scores in self.scores.items()}
+        names = system_names(self.recipe)
+        return {name: content_hash([own[name] for own in self.scores.values()], measures) for name in names}
