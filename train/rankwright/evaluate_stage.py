@@ -222,7 +222,7 @@ class Evaluation:
             f"{job.collection.name} {system}: {HEADLINE} {measured.mean[HEADLINE]:.3f}"
             + (f", {facts['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in facts else "")
             + (f", tie rate {measured.tie_rate:.1%}" if measured.tie_rate else "")
-            + (f", {empty:,} queries without candidates count 0" if empty else "")
+            + (f", queries without candidates (they count 0): {empty:,}" if empty else "")
         )
 
     @property

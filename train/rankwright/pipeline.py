@@ -163,7 +163,9 @@ class Pipeline:
         unknown = [s for s in only if s not in known]
         if unknown or not only:
             found = f"unknown system {unknown[0]!r}{did_you_mean(unknown[0], known)}" if unknown else "names no system"
-            raise UserError(f"--only: {found}: choose from {', '.join(known)}")
+            dense = unknown[:1] in (["dense"], ["fusion"])
+            hint = "; a bi-encoder gives it: dense.model=FOLDER or hub id" if dense else ""
+            raise UserError(f"--only: {found}: choose from {', '.join(known)}{hint}")
         return list(only)
 
     def _evaluate(self, only: Sequence[str]) -> None:

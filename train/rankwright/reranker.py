@@ -77,7 +77,7 @@ class Reranker:
         A folder with rankwright.json is scored under that contract; any other in its family's native frame.
         base: where the base of an adapter folder lies, when its settings do not name a hub id.
         """
-        folder = resolve_base(path)
+        folder = resolve_base(path, "model")
         tokenizer = load_tokenizer(folder)
         contract = native_contract(folder, tokenizer, name=path, instruction=instruction, max_tokens=max_tokens)
         if instruction and not contract.takes_instruction:

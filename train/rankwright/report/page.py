@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def environment() -> Environment:
         "count": lambda value: f"{value:,}",
         "percent": lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%",
         "system": label,
+        # As a recipe writes it: text as it is, true and not True, [a, b] and not ('a', 'b').
+        "spelled": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     return made
