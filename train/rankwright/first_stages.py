@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright.errors import UserError
+from rankwright.errors import UserError, did_you_mean
 from rankwright.recipe import Recipe
 from rankwright.retrieve import RETRIEVERS, Candidate
 
@@ -32,6 +32,20 @@ def training_stage(recipe: Recipe) -> str:
 def system_names(recipe: Recipe) -> tuple[str, ...]:
     """All systems of an evaluation, in the order of every table."""
     return (*possible_stages(recipe), "base", "tuned", *(b.name for b in recipe.evaluate.baselines))
+
+
+def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:
+    """The systems that --only names, all of them without it. Raises UserError for others and for none."""
+    known = system_names(recipe)
+    if only is None:
+        return list(known)
+    unknown = [s for s in only if s not in known]
+    if unknown or not only:
+        found = f"unknown system {unknown[0]!r}{did_you_mean(unknown[0], known)}" if unknown else "names no system"
+        dense = unknown[:1] in (["dense"], ["fusion"])
+        hint = "; a bi-encoder gives it: dense.model=FOLDER or hub id" if dense else ""
+        raise UserError(f"--only: {found}: choose from {', '.join(known)}{hint}")
+    return list(only)
 
 
 def check_first_stages(recipe: Recipe) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from rankwright import console, resources
 from rankwright.calibration import CALIBRATION
 from rankwright.checkpoint import read_state
-from rankwright.errors import UserError, UserErrors, did_you_mean
+from rankwright.errors import UserError, UserErrors
 from rankwright.evaluated import experiment_of
 from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.loading import LoadedRecipe, recipe_json
@@ -144,7 +144,9 @@ class Pipeline:
 
     def evaluate(self, only: Sequence[str] | None = None) -> None:
         """Systems of the table, all of them by default, after the stages that they need; on many processes as well."""
-        only = self._systems(only)
+        from rankwright.first_stages import choose_systems
+
+        only = choose_systems(self.recipe, only)
         with self.processes.together():
             if "tuned" in only:
                 self.train()
@@ -153,20 +155,6 @@ class Pipeline:
             self.processes.meet()
             self.checkpoint = self._best_checkpoint() if "tuned" in only else None
             self._evaluate(only)
-
-    def _systems(self, only: Sequence[str] | None) -> list[str]:
-        from rankwright.first_stages import system_names
-
-        known = system_names(self.recipe)
-        if only is None:
-            return list(known)
-        unknown = [s for s in only if s not in known]
-        if unknown or not only:
-            found = f"unknown system {unknown[0]!r}{did_you_mean(unknown[0], known)}" if unknown else "names no system"
-            dense = unknown[:1] in (["dense"], ["fusion"])
-            hint = "; a bi-encoder gives it: dense.model=FOLDER or hub id" if dense else ""
-            raise UserError(f"--only: {found}: choose from {', '.join(known)}{hint}")
-        return list(only)
 
     def _evaluate(self, only: Sequence[str]) -> None:
         from rankwright.evaluate_stage import Evaluation
