@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests; arguments go on to pytest. Tests marked slow run only with --slow.
+# Runs the tests, two files at a time; arguments go on to pytest. Tests marked slow run only with --slow, one by one.
 #
 #     scripts/test.sh                             all but the slow ones
 #     scripts/test.sh --slow                      all
@@ -7,7 +7,7 @@
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
-select=(-m "not slow")
+select=(-m "not slow" --numprocesses 2 --dist loadfile)
 arguments=()
 for argument in "$@"; do
     if [[ $argument == --slow ]]; then select=(); else arguments+=("$argument"); fi
