@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rankwright.atomic import atomic_folder, file_sha256, write_lines_atomic, write_text_atomic
+from rankwright.atomic import atomic_folder, file_sha256, read_json_object, write_lines_atomic, write_text_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -103,3 +103,15 @@ def test_sha256_of_a_known_file(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == hashlib.sha256(b"abc").hexdigest()
     assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def test_read_json_object_is_none_for_all_but_an_object(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    assert read_json_object(path) is None
+    for text in ("", "{", "[1]", "null", '"text"'):
+        path.write_text(text)
+        assert read_json_object(path) is None
+    path.write_bytes(b'{"a": "\xff"}')
+    assert read_json_object(path) is None
+    path.write_text('{"a": 1}')
+    assert read_json_object(path) == {"a": 1}

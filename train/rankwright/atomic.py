@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -61,6 +63,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.rename(old)
     draft.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """What a record that we write holds, or None where it is missing or damaged: it is then written again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def file_sha256(path: Path) -> str:

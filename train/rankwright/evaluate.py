@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankwright.atomic import write_lines_atomic, write_text_atomic
+from rankwright.atomic import read_json_object, write_lines_atomic, write_text_atomic
 from rankwright.errors import UserError
 from rankwright.examples import Collection, Qrels
 from rankwright.metrics import Measured, measure_run, write_trec_run
@@ -98,11 +98,7 @@ def write_evaluation(folder: Path, run: Run, measured: Measured, *, tag: str, fa
 
 def read_metrics_json(folder: Path) -> dict[str, Any] | None:
     """metrics.json of an evaluation that was finished, or None."""
-    try:
-        values: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
+    return read_json_object(folder / "metrics.json")
 
 
 def read_per_query(folder: Path, name: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import console, mining
-from rankwright.atomic import file_sha256, write_text_atomic
+from rankwright.atomic import file_sha256, read_json_object, write_text_atomic
 from rankwright.data_files import read_split
 from rankwright.evaluate import (
     HEADLINE,
@@ -130,7 +130,7 @@ class Evaluation:
         path, record = folder / "candidates.jsonl", folder / "candidates.json"
         wanted = {"inputs": self.scores[job.collection.name][name], "queries": list(job.chosen.query_ids)}
         # Its own hash, so that a file that was damaged since is made again.
-        if not (path.exists() and _json(record) == {**wanted, "sha256": file_sha256(path)}):
+        if not (path.exists() and read_json_object(record) == {**wanted, "sha256": file_sha256(path)}):
             record.unlink(missing_ok=True)
             queries = {q: job.collection.queries[q] for q in job.chosen.query_ids}
             depth = self.recipe.evaluate.depth
@@ -240,10 +240,3 @@ class Evaluation:
             scorer = load() if load is not None else self._load("tuned")
             measure_speed(self.run, scorer, lists, seed=self.recipe.seed, inputs=inputs)
         self.processes.meet()
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

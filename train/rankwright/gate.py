@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rankwright import console
+from rankwright.atomic import read_json_object
 from rankwright.errors import UserError, did_you_mean
 from rankwright.evaluate import HEADLINE, read_per_query
 from rankwright.pooling import Repeated, count_repeated, pool, repeated_queries
@@ -197,11 +197,8 @@ def forget_stale(run: RunFolder, gate: Gate | None, system_inputs: Mapping[str, 
 
 def _recorded(run: RunFolder, inputs: str) -> dict[str, Any]:
     """gate.json when it is of these inputs, or nothing."""
-    try:
-        found = json.loads((run.path / GATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and found.get("inputs") == inputs else {}
+    found = read_json_object(run.path / GATE_FILE) or {}
+    return found if found.get("inputs") == inputs else {}
 
 
 def refusal(verdict: Verdict) -> GateRefused:

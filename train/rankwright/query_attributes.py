@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rankwright import console, mining
-from rankwright.atomic import file_sha256, write_lines_atomic, write_text_atomic
+from rankwright.atomic import file_sha256, read_json_object, write_lines_atomic, write_text_atomic
 from rankwright.cards import load_card
 from rankwright.data_files import read_split
 from rankwright.errors import UserError
@@ -67,7 +67,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
         if not (folder / "candidates.jsonl").is_file():
             continue
         inputs = {"inputs": _inputs(recipe, run, folder / "candidates.jsonl")}
-        if not ((folder / FILE).is_file() and _read_json(folder / "queries.json") == inputs):
+        if not ((folder / FILE).is_file() and read_json_object(folder / "queries.json") == inputs):
             todo.append((collection, folder, inputs))
     if not todo:
         return
@@ -182,10 +182,3 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     # A card's domain may change where its path does not.
     texts = (words, data, _domains(recipe))
     return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_version())
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

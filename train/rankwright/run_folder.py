@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import __version__
-from rankwright.atomic import file_sha256, write_text_atomic
+from rankwright.atomic import file_sha256, read_json_object, write_text_atomic
 from rankwright.errors import UserError
 
 STAGES = ("data", "mine", "train", "evaluate", "calibrate", "export", "report")
@@ -85,11 +85,7 @@ class RunFolder:
         return self.path / "stages" / f"{stage}.json"
 
     def _record(self, stage: str) -> dict[str, Any] | None:
-        try:
-            record: Any = json.loads(self._record_path(stage).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return record if isinstance(record, dict) else None
+        return read_json_object(self._record_path(stage))
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """A JSON file of this run, written whole or not at all."""

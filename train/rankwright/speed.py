@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from rankwright import console
+from rankwright.atomic import read_json_object
 from rankwright.evaluate import Candidates, Scorer
 from rankwright.examples import Collection
 from rankwright.ranking import stable_hash
@@ -25,7 +25,8 @@ SECONDS = 60.0
 
 def speed_is_known(run: RunFolder, inputs: str) -> bool:
     """Whether speed.json is of this tuned model."""
-    return bool(_read(run.path / FILE).get("tuned", {}).get("inputs") == inputs)
+    tuned = (read_json_object(run.path / FILE) or {}).get("tuned") or {}
+    return bool(tuned.get("inputs") == inputs)
 
 
 def forget_other_speed(run: RunFolder, inputs: str) -> None:
@@ -72,7 +73,7 @@ def measure_speed(
         "note": "; ".join(_notes(sizes, len(groups), memory)),
         "inputs": inputs,
     }
-    run.write_json(FILE, {**_read(run.path / FILE), "tuned": values})
+    run.write_json(FILE, {"tuned": values})
     _say(values)
 
 
@@ -158,11 +159,3 @@ def _high_water_mark() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 1024))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values
