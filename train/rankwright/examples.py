@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+T = TypeVar("T")
 Qrels = Mapping[str, Mapping[str, float]]
 
 
@@ -17,6 +19,9 @@ class Collection:
     qrels: query id -> document id -> label; above 0 is relevant, 0 is judged not relevant
     teacher_scores: query id -> document id -> raw score of a teacher, where the file has them
     weights: query id -> weight of the query in the training loss, where it is not 1
+    query_groups, document_groups: id -> value of the set's group key (filing, case, repository), where it has one
+    instruction: in place of the recipe's
+    draws: how often a training query is drawn in an epoch, 0.5: every other epoch
     """
 
     name: str
@@ -25,10 +30,30 @@ class Collection:
     qrels: Qrels
     teacher_scores: Qrels = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+    query_groups: Mapping[str, str] = field(default_factory=dict)
+    document_groups: Mapping[str, str] = field(default_factory=dict)
+    instruction: str | None = None
+    draws: float = 1.0
 
     def weight(self, query_id: str) -> float:
         """The weight of a query in the training loss."""
         return self.weights.get(query_id, 1.0)
+
+    def subset(self, query_ids: Iterable[str]) -> Collection:
+        """The same set with these queries only, in this order; the corpus is the same object."""
+        chosen = list(query_ids)
+
+        def of(values: Mapping[str, T]) -> dict[str, T]:
+            return {q: values[q] for q in chosen if q in values}
+
+        return replace(
+            self,
+            queries=of(self.queries),
+            qrels=of(self.qrels),
+            teacher_scores=of(self.teacher_scores),
+            weights=of(self.weights),
+            query_groups=of(self.query_groups),
+        )
 
     def positives(self, query_id: str) -> dict[str, float]:
         """Document id -> label of the relevant documents of a query."""

@@ -25,11 +25,27 @@ class Source(Section):
     path: str | None = None
     card: str | None = None
     hub: str | None = None
+    # A registered format; without it the content decides.
+    format: str | None = None
+    # Our name of a column -> the file's.
+    columns: dict[str, str] = {}
+    # The configuration of a set on the hub.
+    config: str | None = None
     split: str | None = None
     name: str | None = None
     revision: str | None = None
     # A TREC run file with the candidate lists of a test set.
     run: str | None = None
+    # How often a training query is drawn in an epoch; 0.5: every other epoch.
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    # Queries that are kept, chosen by seed.
+    limit: Positive | None = None
+    # In place of prompt.instruction.
+    instruction: str | None = None
+    # The column whose equal values (filing, case, repository) may not be on two sides of a split.
+    group_key: str | None = None
+    # The licence of a set without a card, such as CC-BY-4.0, or `own`.
+    licence: str | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
@@ -55,6 +71,9 @@ def _kind_of_dev(value: Any) -> str | None:
 
 class Data(Section):
     root: str | None = None
+    # Rows with faults, and training rows that a held-out set has too: an error, or dropped and counted.
+    on_fault: Literal["stop", "drop"] = "stop"
+    on_leak: Literal["stop", "drop"] = "stop"
     train: tuple[Source, ...] = ()
     dev: Annotated[
         Annotated[DevFromTrain, Tag("DevFromTrain")] | Annotated[tuple[Source, ...], Tag("Source")],
@@ -186,8 +205,25 @@ class Gate(Section):
     guard: tuple[str, ...] = ()
 
 
+class Decision(Section):
+    """Who decided that an input may be used, although its licence does not settle it, and why."""
+
+    input: str
+    by: Annotated[str, Field(min_length=1)]
+    why: Annotated[str, Field(min_length=1)]
+
+
+class LicenceRule(Section):
+    """What all inputs of the weights must permit, and what a person decided about those that are not clear."""
+
+    require: Literal["commercial"] | None = None
+    decisions: tuple[Decision, ...] = ()
+
+
 class Export(Section):
     targets: tuple[str, ...] | None = None
+    # The one that is frozen into the exports; to be chosen when the sets have several.
+    instruction: str | None = None
     golden_pairs: Annotated[int, Field(ge=20)] = 24
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
 
@@ -209,6 +245,7 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate | None = None
+    licence: LicenceRule = LicenceRule()
     export: Export = Export()
 
     @property

@@ -18,8 +18,12 @@ from rankwright.recipe import Data, DevFromTrain, Source
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file."""
+    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file.
 
+    source: the entry as the recipe has it.
+    """
+
+    source: Source
     name: str
     split: str
     path: Path | None
@@ -39,12 +43,14 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
         card = load_card(source.card)
         upstream = card.upstream_split(wanted)
         path = None if card.path is None else _card_path(card, root)
-        return Located(source.name or card.name, upstream, path, card, None, source.revision, run)
+        return Located(source, source.name or card.name, upstream, path, card, None, source.revision, run)
     if source.path is not None:
         path = resources.resolve_path(source.path, root=root)
-        return Located(source.name or path.name.split(".")[0], wanted, path, None, None, None, run)
+        return Located(source, source.name or path.name.split(".")[0], wanted, path, None, None, None, run)
     assert source.hub is not None
-    return Located(source.name or source.hub.split("/")[-1], wanted, None, None, source.hub, source.revision, run)
+    return Located(
+        source, source.name or source.hub.split("/")[-1], wanted, None, None, source.hub, source.revision, run
+    )
 
 
 def _card_path(card: Card, root: str | None) -> Path:

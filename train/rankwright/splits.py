@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rankwright.errors import UserError
@@ -37,20 +36,8 @@ def split_dev(train: Collection, *, fraction: float, seed: int) -> tuple[Collect
     order = sorted(train.queries, key=lambda q: (stable_hash("dev", seed, q), q))
     dev = set(order[:size])
     return (
-        _subset(train, (q for q in train.queries if q not in dev)),
-        _subset(train, (q for q in train.queries if q in dev)),
-    )
-
-
-def _subset(collection: Collection, query_ids: Iterable[str]) -> Collection:
-    queries = {q: collection.queries[q] for q in query_ids}
-    return Collection(
-        collection.name,
-        collection.corpus,
-        queries,
-        {q: collection.qrels[q] for q in queries if q in collection.qrels},
-        {q: collection.teacher_scores[q] for q in queries if q in collection.teacher_scores},
-        {q: collection.weights[q] for q in queries if q in collection.weights},
+        train.subset(q for q in train.queries if q not in dev),
+        train.subset(q for q in train.queries if q in dev),
     )
 
 

@@ -32,10 +32,14 @@ class StageInputs:
         return self._contents[path]
 
     def _set(self, entry: Located) -> str:
-        """A set by content; its run file is not part of it."""
+        """A set by content; its run file, its weight and its licence are not part of it."""
         card = entry.card and entry.card.model_dump(mode="json")
         content = entry.path and self._content(entry.path)
-        return content_hash(entry.name, entry.split, entry.hub, entry.revision, card, content, code_version())
+        reading = entry.source.model_dump(include={"format", "columns", "config", "group_key"})
+        # The seed chooses the queries of a limit.
+        limit = entry.source.limit and (entry.source.limit, self.recipe.seed)
+        where = (entry.name, entry.split, entry.hub, entry.revision)
+        return content_hash(*where, reading, limit, card, content, code_version())
 
     def _sets(self, split: str) -> list[str]:
         return [self._set(entry) for entry in self.located.get(split, ())]
