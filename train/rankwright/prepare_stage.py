@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright import console, mining, run_file, splits
+from rankwright import console, leakage, mining, run_file, splits
 from rankwright.data_files import qualified, read_split, write_split
 from rankwright.errors import UserError, UserErrors
 from rankwright.evaluate import choose_queries
@@ -24,16 +24,17 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     entries = locate_all(recipe.data)
     console.say("train")
     train = read_all(entries["train"], console.say)
-    if isinstance(recipe.data.dev, DevFromTrain):
-        fraction = recipe.data.dev.fraction
-        parts = [splits.split_dev(c, fraction=fraction, seed=recipe.seed) for c in train]
-        train, dev = [t for t, _ in parts], [d for _, d in parts]
-        console.say(f"dev: {sum(len(d.queries) for d in dev):,} queries taken out of train (fraction {fraction:g})")
-    else:
+    dev: list[Collection] = []
+    if not isinstance(recipe.data.dev, DevFromTrain):
         console.say("dev")
         dev = read_all(entries["dev"], console.say)
     console.say("test")
     test = read_all(entries["test"], console.say)
+    train, dev, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
+    if isinstance(recipe.data.dev, DevFromTrain):
+        # After what leaks into test has gone: dev then has nothing of it, and keeps its size.
+        fraction = recipe.data.dev.fraction
+        train, dev = leakage.take_dev(train, fraction=fraction, seed=recipe.seed, say=console.say)
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
@@ -46,7 +47,8 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     corpora = {file for split, found in by_split.items() for file in write_split(run.path / "data", split, found)}
     counts = {split: [_counts(c) for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
-    run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
+    report = {"splits": counts, "overlap_with_train": overlaps, "leakage": leaks}
+    run.write_json("data_report.json", report)
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
     return {**queries, "corpora": sorted(corpora)}
 
