@@ -22,18 +22,21 @@ from rankwright.sources import locate_all, read_all
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns queries a split, and corpora."""
     entries = locate_all(recipe.data)
-    console.say("train")
-    train = read_all(entries["train"], console.say)
+    dropped: list[dict[str, Any]] = []
+
+    def read(split: str) -> list[Collection]:
+        console.say(split)
+        return read_all(entries[split], console.say, on_fault=recipe.data.on_fault, dropped=dropped)
+
+    train = read("train")
     if isinstance(recipe.data.dev, DevFromTrain):
         fraction = recipe.data.dev.fraction
         parts = [splits.split_dev(c, fraction=fraction, seed=recipe.seed) for c in train]
         train, dev = [t for t, _ in parts], [d for _, d in parts]
         console.say(f"dev: {sum(len(d.queries) for d in dev):,} queries taken out of train (fraction {fraction:g})")
     else:
-        console.say("dev")
-        dev = read_all(entries["dev"], console.say)
-    console.say("test")
-    test = read_all(entries["test"], console.say)
+        dev = read("dev")
+    test = read("test")
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
@@ -46,7 +49,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     corpora = {file for split, found in by_split.items() for file in write_split(run.path / "data", split, found)}
     counts = {split: [_counts(c) for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
-    run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
+    run.write_json("data_report.json", {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps})
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
     return {**queries, "corpora": sorted(corpora)}
 

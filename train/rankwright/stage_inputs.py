@@ -50,7 +50,9 @@ class StageInputs:
 
     @cached_property
     def data(self) -> str:
-        return content_hash(self._training_data, self._sets("test"))
+        # Files that are read at all are read alike whatever on_fault says: what comes after the data stage depends on
+        # the files alone, and the data stage decides anew whether their faults stop it.
+        return content_hash(self._training_data, self._sets("test"), self.recipe.data.on_fault)
 
     @cached_property
     def _bm25(self) -> str:
