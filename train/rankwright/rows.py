@@ -50,8 +50,10 @@ class Faults:
     count: faults for which check() raises; noted: all that were added, so that a reader sees whether a row had one.
     """
 
-    def __init__(self, on_fault: OnFault = "stop") -> None:
+    def __init__(self, on_fault: OnFault = "stop", *, examples: int = MOST_EXAMPLES) -> None:
+        """examples: how many dropped rows of a kind are kept as text."""
         self.on_fault = on_fault
+        self.most_examples = examples
         self.count = self.noted = 0
         self._messages: list[str] = []
         self._repeats: dict[tuple[str, str], list[int]] = {}
@@ -88,7 +90,7 @@ class Faults:
             key = (file, "other faults")
         examples = self._dropped.setdefault(key, [])
         self._dropped_counts[key] += 1
-        if len(examples) < MOST_EXAMPLES:
+        if len(examples) < self.most_examples:
             examples.append(f"{file}:{line}: {text}")
 
     @property
