@@ -45,6 +45,7 @@ LADDER = (
     "loading cards splits layout tokens token_lengths data_files data_places bake",
     "shingles",
     "duplicates",
+    "leakage",
     "pooling attention data_statistics",
     "blocks",
     "model",

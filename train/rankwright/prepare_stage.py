@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright import console, mining, run_file, splits
+from rankwright import console, leakage, mining, run_file, splits
 from rankwright.data_files import qualified, read_split, write_split
 from rankwright.data_report import SetReports
 from rankwright.errors import UserError, UserErrors
@@ -30,14 +30,15 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         return read_all(entries[split], console.say, on_fault=recipe.data.on_fault, dropped=dropped)
 
     train = read("train")
-    if isinstance(recipe.data.dev, DevFromTrain):
-        fraction = recipe.data.dev.fraction
-        parts = [splits.split_dev(c, fraction=fraction, seed=recipe.seed) for c in train]
-        train, dev = [t for t, _ in parts], [d for _, d in parts]
-        console.say(f"dev: {sum(len(d.queries) for d in dev):,} queries taken out of train (fraction {fraction:g})")
-    else:
+    dev: list[Collection] = []
+    if not isinstance(recipe.data.dev, DevFromTrain):
         dev = read("dev")
     test = read("test")
+    train, dev, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
+    if isinstance(recipe.data.dev, DevFromTrain):
+        # After what leaks into test has gone: dev then has nothing of it, and keeps its size.
+        fraction = recipe.data.dev.fraction
+        train, dev = leakage.take_dev(train, fraction=fraction, seed=recipe.seed, say=console.say)
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
@@ -51,7 +52,8 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     reports = SetReports(code=recipe.mine.code)
     counts = {split: [reports.look(c)[0] for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
-    run.write_json("data_report.json", {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps})
+    report = {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps, "leakage": leaks}
+    run.write_json("data_report.json", report)
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
     return {**queries, "corpora": sorted(corpora)}
 
