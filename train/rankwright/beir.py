@@ -39,18 +39,17 @@ def available_splits(folder: Path) -> list[str]:
     return sorted({match["split"] for file in files if (match := _QRELS_NAME.fullmatch(file.name))})
 
 
-def read_beir(folder: Path, *, name: str, split: str | None, say: Say) -> Collection:
+def read_beir(folder: Path, *, name: str, split: str | None, say: Say, faults: Faults) -> Collection:
     """Read one split of a folder in BEIR layout.
 
     Files: `corpus.jsonl` (`_id`, `text`, `title` optional), `queries_SPLIT.jsonl` or `queries.jsonl` (`_id`,
     `text`), `qrels_SPLIT.tsv` or `qrels/SPLIT.tsv` (`query-id, corpus-id, score`; the header may be absent;
     also TREC's four columns). A `queries.jsonl` holds the queries of all splits: those that the split's qrels
     name are kept, the rest is counted and said.
-    Raises UserErrors with file and line of every fault.
+    Raises UserErrors with file and line of every fault, or leaves faulty rows out, as `faults` is set.
     Source of the layout: Thakur et al., BEIR, NeurIPS 2021.
     """
     split = choose_split(folder, split)
-    faults = Faults()
     corpus_path = _find(folder, ("corpus.jsonl",), faults)
     queries_path = _find(folder, (f"queries_{split}.jsonl", "queries.jsonl"), faults)
     qrels_path = _find(folder, (f"qrels_{split}.tsv", f"qrels/{split}.tsv"), faults)
@@ -81,13 +80,13 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     for wanted in names:
         plain, packed = folder / wanted, folder / f"{wanted}.gz"
         if plain.is_file() and packed.is_file():
-            faults.add(packed, 1, f"there is a {plain.name} too: remove one of the two")
+            faults.add(packed, 1, f"there is a {plain.name} too: remove one of the two", whole=True)
         if plain.is_file() or packed.is_file():
             return plain if plain.is_file() else packed
     near = nearest(names[0], (p.name for p in folder.iterdir()), count=3)
     hint = f"; near names in the folder: {', '.join(near)}" if near else ""
     wanted = " or ".join(f"{n}(.gz)" for n in names)
-    faults.add(folder, 1, f"no file {wanted}{hint}")
+    faults.add(folder, 1, f"no file {wanted}{hint}", whole=True)
     return None
 
 
@@ -96,10 +95,11 @@ def read_texts(rows: Rows, where: object, faults: Faults, *, titled: bool) -> di
     texts: dict[str, str] = {}
     line = 0
     for line, row in rows:
+        before = faults.noted
         key = identifier(row, ("_id", "id"), where, line, faults)
         text = text_of(row, "text", where, line, faults)
         title = optional_text(row, "title", where, line, faults) if titled else ""
-        if key is None or text is None:
+        if key is None or text is None or faults.noted > before:
             continue
         if key in texts:
             faults.add(where, line, f"id {key!r} appears a second time: give every row an id of its own")
@@ -108,7 +108,7 @@ def read_texts(rows: Rows, where: object, faults: Faults, *, titled: bool) -> di
         else:
             texts[key] = join_title(title, text) if titled else text.strip()
     if not texts and not faults.count:
-        faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}")
+        faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}", whole=True)
     return texts
 
 
@@ -124,7 +124,7 @@ def qrels_rows(path: Path, faults: Faults) -> Rows:
                 missing = [name for name in QRELS_COLUMNS if name not in cells]
                 if missing:
                     listed = ", ".join(f"`{name}`{did_you_mean(name, cells)}" for name in missing)
-                    faults.add(path, number, f"no column {listed}; columns found: {', '.join(cells)}")
+                    faults.add(path, number, f"no column {listed}; columns found: {', '.join(cells)}", whole=True)
                     return
                 continue
         if len(cells) != len(names):
@@ -149,7 +149,10 @@ def read_judgements(
     queries: Mapping[str, str],
     say: Say,
 ) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> label. A judgement of a document or query that is not there is a fault."""
+    """Query id -> document id -> label. A judgement of a document or query that is not there is a fault.
+
+    Where rows are dropped, a query whose judgements all were is still there, with none.
+    """
     qrels: dict[str, dict[str, float]] = {}
     # After a fault in the texts an unknown id would most often be that same fault again.
     whole = not faults.count
@@ -164,6 +167,10 @@ def read_judgements(
             unknown["query"].append((line, query_id))
         if document_id not in corpus:
             unknown["document"].append((line, document_id))
+        if faults.on_fault == "drop" and _drop_unknown(query_id, document_id, corpus, queries, where, line, faults):
+            if query_id in queries:
+                qrels.setdefault(query_id, {})
+            continue
         judged = qrels.setdefault(query_id, {})
         if document_id in judged:
             repeats += 1
@@ -176,7 +183,7 @@ def read_judgements(
                 )
             continue
         judged[document_id] = label
-    if whole:
+    if whole and faults.on_fault == "stop":
         for kind, found in unknown.items():
             _note_unknown(kind, found, where, faults)
     if repeats:
@@ -194,6 +201,24 @@ def _judgement(row: Row, where: object, line: int, faults: Faults) -> tuple[str,
     if query_id is None or document_id is None or label is None:
         return None
     return query_id, document_id, label
+
+
+def _drop_unknown(
+    query_id: str,
+    document_id: str,
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    where: object,
+    line: int,
+    faults: Faults,
+) -> bool:
+    """Whether a judgement names what is not there; noted as a fault of its row."""
+    known = {"query": (query_id, queries, "queries"), "document": (document_id, corpus, "corpus")}
+    for kind, (key, texts, place) in known.items():
+        if key not in texts:
+            faults.add(where, line, f"the judgement names a {kind} that is not in the {place}: {key!r}")
+            return True
+    return False
 
 
 def _note_unknown(kind: str, found: list[tuple[int, str]], where: object, faults: Faults) -> None:
@@ -225,7 +250,7 @@ def assemble(
     """The Collection, after the last checks; `shared` queries are kept when the qrels name them."""
     relevant = any(label > 0 for judged in qrels.values() for label in judged.values())
     if not relevant and not faults.count:
-        faults.add(where, 1, "no query has a relevant document: give judgements with a score above 0")
+        faults.add(where, 1, "no query has a relevant document: give judgements with a score above 0", whole=True)
     faults.check()
     kept = {q: text for q, text in queries.items() if q in qrels} if shared else queries
     if len(kept) < len(queries):

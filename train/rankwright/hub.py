@@ -26,6 +26,7 @@ def read_hub(
     name: str,
     qrels_repo: str | None = None,
     say: Say = log_say,
+    faults: Faults | None = None,
 ) -> Collection:
     """Read one split of a set on the hub.
 
@@ -37,7 +38,7 @@ def read_hub(
     the only one. Queries that the split's qrels do not name are left out, counted and said.
     Raises UserError(s) for a set that cannot be fetched, and for faults with their row, `ID/CONFIG/SPLIT:row`.
     """
-    faults = Faults()
+    faults = Faults() if faults is None else faults
     where, rows = _table(id, corpus, revision, [split, corpus, "corpus"], TEXT_COLUMNS)
     documents = read_texts(rows, where, faults, titled=True)
     where, rows = _table(id, queries, revision, [split, queries, "queries"], TEXT_COLUMNS)

@@ -25,7 +25,14 @@ class NestedColumns:
 
 
 def read_nested(
-    id: str, *, columns: NestedColumns, split: str, revision: str | None, name: str, say: Say = log_say
+    id: str,
+    *,
+    columns: NestedColumns,
+    split: str,
+    revision: str | None,
+    name: str,
+    say: Say = log_say,
+    faults: Faults | None = None,
 ) -> Collection:
     """Read one split; `id` is OWNER/NAME or a local folder of data files named after their splits.
 
@@ -36,21 +43,25 @@ def read_nested(
     if split not in tables:
         names = [str(n) for n in tables]
         raise UserError(f"{id}: no split {split!r}{did_you_mean(split, names)} Splits: {', '.join(names)}")
-    faults = Faults()
+    faults = Faults() if faults is None else faults
     corpus: dict[str, str] = {}
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, float]] = {}
     for part, table in tables.items():
         where = f"{id}/{part}"
         for line, row in enumerate(table, start=1):
+            before = faults.noted
             passages = _passages(row, columns, where, line, faults)
-            corpus |= passages
+            query_id = query = None
             if part == split:
                 query_id = identifier(row, (columns.query_id,), where, line, faults)
                 query = text_of(row, columns.query, where, line, faults)
-                if query_id is not None and query is not None:
-                    queries[query_id] = query
-                    qrels.setdefault(query_id, {}).update(dict.fromkeys(passages, 1.0))
+            if faults.noted > before:
+                continue
+            corpus |= passages
+            if query_id is not None and query is not None:
+                queries[query_id] = query
+                qrels.setdefault(query_id, {}).update(dict.fromkeys(passages, 1.0))
     where = f"{id}/{split}"
     return assemble(name, corpus, queries, qrels, where=where, shared=False, faults=faults, say=say)
 

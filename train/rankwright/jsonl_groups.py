@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rankwright.errors import nearest
 from rankwright.examples import Collection, join_title
@@ -21,6 +21,8 @@ from rankwright.rows import (
     text_of,
 )
 
+T = TypeVar("T")
+_NOTHING = object()
 COLUMNS = ("query", "query_id", "positives", "negatives", "positive_scores", "negative_scores", "weight")
 # What other trainers call these columns.
 OTHER_NAMES = {"pos": "positives", "neg": "negatives", "pos_scores": "positive_scores", "neg_scores": "negative_scores"}
@@ -31,7 +33,7 @@ def content_id(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def read_groups(paths: Sequence[Path], *, name: str, say: Say) -> Collection:
+def read_groups(paths: Sequence[Path], *, name: str, say: Say, faults: Faults) -> Collection:
     """Read groups, one JSON object a line: `query`, `positives`, `negatives` (optional), `query_id` (optional).
 
     An element of positives or negatives is a text or an object `{id, text, title, label, score}` of which only
@@ -39,15 +41,17 @@ def read_groups(paths: Sequence[Path], *, name: str, say: Say) -> Collection:
     document on every line, and lines with the same query are one query. positives get label 1 or their own,
     negatives label 0. `score`, or `positive_scores` and `negative_scores` (a number an element), are a
     teacher's raw scores. `weight` (optional, a number above 0) is the query's weight in the training loss.
-    Raises UserErrors with file and line of every fault.
+    Raises UserErrors with file and line of every fault; or, as `faults` is set, leaves out each line that has one.
     """
-    builder = _Builder()
+    builder = _Builder(faults)
     for path in paths:
         for line, row in json_rows(path, builder.faults):
+            before = faults.noted
             _Line(builder, path, line).read(row)
+            builder.close_line(keep=faults.noted == before)
     builder.faults.check()
     if not any(label > 0 for judged in builder.qrels.values() for label in judged.values()):
-        builder.faults.add(paths[0], 1, "no query has a relevant document: fill `positives`")
+        builder.faults.add(paths[0], 1, "no query has a relevant document: fill `positives`", whole=True)
         builder.faults.check()
     if builder.ignored:
         say(f"{name}: columns not used: {', '.join(sorted(builder.ignored))}")
@@ -61,14 +65,35 @@ def read_groups(paths: Sequence[Path], *, name: str, say: Say) -> Collection:
 
 @dataclass(slots=True)
 class _Builder:
+    faults: Faults
     corpus: dict[str, str] = field(default_factory=dict)
     queries: dict[str, str] = field(default_factory=dict)
     qrels: dict[str, dict[str, float]] = field(default_factory=dict)
     teacher_scores: dict[str, dict[str, float]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    faults: Faults = field(default_factory=Faults)
     ignored: set[str] = field(default_factory=set)
     repeats: int = 0
+    # What stood where the line being read has put something, and how many repeats there were before it.
+    before: list[tuple[dict[str, Any], str, Any]] = field(default_factory=list)
+    repeats_before: int = 0
+
+    def put(self, values: dict[str, T], key: str, value: T, *, replace: bool = False) -> T:
+        """dict.setdefault, or an assignment, which a line that turns out to be faulty takes back."""
+        if replace or key not in values:
+            self.before.append((values, key, values.get(key, _NOTHING)))
+            values[key] = value
+        return values[key]
+
+    def close_line(self, *, keep: bool) -> None:
+        """End the line being read; without `keep` nothing of it stays."""
+        if not keep:
+            self.repeats = self.repeats_before
+            for values, key, value in reversed(self.before):
+                values.pop(key)
+                if value is not _NOTHING:
+                    values[key] = value
+        self.repeats_before = self.repeats
+        self.before.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +144,10 @@ class _Line:
         key = identifier(row, ("query_id",), self.path, self.line, self.builder.faults) if given else content_id(text)
         if key is None:
             return None
-        if self.builder.queries.setdefault(key, text) != text:
+        if self.builder.put(self.builder.queries, key, text) != text:
             self.fault(f"query id {key!r} had another text before: give every query an id of its own")
             return None
-        self.builder.qrels.setdefault(key, {})
+        self.builder.put(self.builder.qrels, key, {})
         return key
 
     def _weight(self, query_id: str | None, given: object) -> None:
@@ -131,7 +156,7 @@ class _Line:
         weight = number_of(given)
         if weight is None or weight <= 0:
             self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
-        elif query_id is not None and self.builder.weights.setdefault(query_id, weight) != weight:
+        elif query_id is not None and self.builder.put(self.builder.weights, query_id, weight) != weight:
             before = self.builder.weights[query_id]
             self.fault(f"weight {weight:g} here and {before:g} before, for the same query: keep one of the two")
 
@@ -163,13 +188,14 @@ class _Line:
             return
         judged = self.builder.qrels[query_id]
         self.builder.repeats += document_id in judged
-        if judged.setdefault(document_id, own) != own:
+        if self.builder.put(judged, document_id, own) != own:
             self.fault(
                 f"{place}: document {document_id!r} has label {own:g} here and {judged[document_id]:g} before, "
                 "for the same query: keep one of the two"
             )
         if teacher is not None:
-            self.builder.teacher_scores.setdefault(query_id, {})[document_id] = teacher
+            scores = self.builder.put(self.builder.teacher_scores, query_id, {})
+            self.builder.put(scores, document_id, teacher, replace=True)
 
     def _add_text(self, place: str, element: Mapping[str, Any]) -> str | None:
         faults = self.builder.faults
@@ -181,7 +207,7 @@ class _Line:
         text = join_title(optional_text(element, "title", self.path, self.line, faults), text)
         given = element.get("id") is not None
         key = identifier(element, ("id",), self.path, self.line, faults) if given else content_id(text)
-        if key is not None and self.builder.corpus.setdefault(key, text) != text:
+        if key is not None and self.builder.put(self.builder.corpus, key, text) != text:
             self.fault(f"{place}: document id {key!r} had another text before: give every document an id of its own")
             return None
         return key

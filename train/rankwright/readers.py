@@ -9,24 +9,28 @@ from rankwright.beir import is_beir, read_beir
 from rankwright.errors import UserError, nearest
 from rankwright.examples import Collection
 from rankwright.jsonl_groups import read_groups
-from rankwright.rows import Say, log_say
+from rankwright.rows import Faults, Say, log_say
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 _SPLIT_NAMES = re.compile(r"(train|dev|valid|validation|val|test|eval)\b")
 
 
-def read_collection(path: Path, *, name: str, split: str | None = None, say: Say = log_say) -> Collection:
+def read_collection(
+    path: Path, *, name: str, split: str | None = None, say: Say = log_say, faults: Faults | None = None
+) -> Collection:
     """Read one split of a set: a folder in BEIR layout, or a .jsonl(.gz) file, or a folder of them, with groups.
 
     See beir.read_beir and jsonl_groups.read_groups for the columns. A single file is read whole, whatever
     `split` is; in a folder of files named after splits (`train.jsonl`, `test-0.jsonl.gz`) those of `split` are.
     `say` receives a line for everything that is left out.
-    Raises UserErrors, `file:line: what, how to fix it`; the first 20 faults, and how many more there are.
+    Raises UserErrors, `file:line: what, how to fix it`; the first 20 faults, and how many more there are. With
+    faults=Faults("drop") rows that have one are left out, and counted in `faults`.
     """
+    faults = Faults() if faults is None else faults
     if path.is_dir():
         if is_beir(path):
-            return read_beir(path, name=name, split=split, say=say)
-        return read_groups(_group_files(path, split, say), name=name, say=say)
+            return read_beir(path, name=name, split=split, say=say, faults=faults)
+        return read_groups(_group_files(path, split, say), name=name, say=say, faults=faults)
     if not path.exists():
         folder = path.parent
         near = nearest(path.name, (p.name for p in folder.iterdir()), count=3) if folder.is_dir() else []
@@ -37,7 +41,7 @@ def read_collection(path: Path, *, name: str, split: str | None = None, say: Say
             f"{path}: not a format that can be read: give a .jsonl or .jsonl.gz file of groups "
             "(query, positives, negatives), or a folder in BEIR layout (corpus.jsonl, queries, qrels)"
         )
-    return read_groups([path], name=name, say=say)
+    return read_groups([path], name=name, say=say, faults=faults)
 
 
 def _group_files(folder: Path, split: str | None, say: Say) -> list[Path]:

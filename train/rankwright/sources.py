@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankwright import resources
 from rankwright.cards import Card, load_card
@@ -14,6 +16,7 @@ from rankwright.hub import read_hub
 from rankwright.hub_nested import NestedColumns, read_nested
 from rankwright.readers import read_collection
 from rankwright.recipe import Data, DevFromTrain, Source
+from rankwright.rows import Faults, OnFault, Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,10 @@ def _card_path(card: Card, root: str | None) -> Path:
     return resources.resolve_path(card.path, root=root)
 
 
-def read(located: Located, say: Callable[[str], None]) -> Collection:
-    """Read an entry's rows. Raises UserError(s) with file and line of every fault."""
+def read(located: Located, say: Say, faults: Faults) -> Collection:
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see rows.Faults."""
     if located.path is not None:
-        return read_collection(located.path, name=located.name, split=located.split, say=say)
+        return read_collection(located.path, name=located.name, split=located.split, say=say, faults=faults)
     hub = located.card.hub if located.card is not None else None
     if hub is None:
         assert located.hub is not None
@@ -76,11 +79,20 @@ def read(located: Located, say: Callable[[str], None]) -> Collection:
             revision=located.revision,
             name=located.name,
             say=say,
+            faults=faults,
         )
     revision = located.revision or hub.revision
     if hub.nested is not None:
         columns = NestedColumns(**hub.nested.model_dump())
-        return read_nested(hub.id, columns=columns, split=located.split, revision=revision, name=located.name, say=say)
+        return read_nested(
+            hub.id,
+            columns=columns,
+            split=located.split,
+            revision=revision,
+            name=located.name,
+            say=say,
+            faults=faults,
+        )
     return read_hub(
         hub.id,
         corpus=hub.corpus,
@@ -91,6 +103,7 @@ def read(located: Located, say: Callable[[str], None]) -> Collection:
         name=located.name,
         qrels_repo=hub.qrels_repo,
         say=say,
+        faults=faults,
     )
 
 
@@ -118,22 +131,44 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
     return found
 
 
-def read_all(entries: Sequence[Located], say: Callable[[str], None]) -> list[Collection]:
-    """Read the entries of one split; entries that share a corpus share it in memory."""
+def read_all(
+    entries: Sequence[Located],
+    say: Say,
+    *,
+    on_fault: OnFault = "stop",
+    dropped: list[dict[str, Any]] | None = None,
+) -> list[Collection]:
+    """Read the entries of one split; entries that share a corpus share it in memory.
+
+    on_fault="drop" leaves out rows with faults: what is, is said, and added to `dropped` (set, split, file, kind,
+    count, examples). Raises UserErrors for all other faults, and for a set of which dropping leaves nothing relevant.
+    """
     collections: list[Collection] = []
-    faults: list[str] = []
+    mistakes: list[str] = []
     for located in entries:
+        faults = Faults(on_fault)
         try:
-            collections.append(read(located, say))
+            collection = read(located, say, faults)
         except UserError as error:
-            faults += str(error).splitlines()
+            mistakes += str(error).splitlines()
             continue
-        done = collections[-1]
-        judged = sum(map(len, done.qrels.values()))
+        for row in faults.dropped:
+            say(f"  {row.file}: {row.count:,} rows dropped, {row.kind}; first: {row.examples[0]}")
+            if dropped is not None:
+                dropped.append({"set": located.name, "split": located.split, **dataclasses.asdict(row)})
+        if faults.rows_dropped and not any(collection.positives(q) for q in collection.queries):
+            mistakes.append(
+                f"set {located.name!r} ({located.split}): no query with a relevant document is left after "
+                f"{faults.rows_dropped:,} rows were dropped for their faults (see above): mend the files"
+            )
+            continue
+        collections.append(collection)
+        judged = sum(map(len, collection.qrels.values()))
+        left_out = f", {faults.rows_dropped:,} rows with faults dropped" if faults.rows_dropped else ""
         say(
-            f"  {done.name} ({located.split}): {len(done.corpus):,} documents, {len(done.queries):,} queries, "
-            f"{judged:,} judgements"
+            f"  {collection.name} ({located.split}): {len(collection.corpus):,} documents, "
+            f"{len(collection.queries):,} queries, {judged:,} judgements{left_out}"
         )
-    if faults:
-        raise UserErrors(faults)
+    if mistakes:
+        raise UserErrors(mistakes)
     return collections

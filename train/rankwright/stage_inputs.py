@@ -54,7 +54,10 @@ class StageInputs:
 
     @cached_property
     def data(self) -> str:
-        return content_hash(self._training_data, self._sets("test"), self.recipe.data.on_leak)
+        data = self.recipe.data
+        # Files that are read at all are read alike whatever on_fault says: what comes after the data stage depends on
+        # the files alone, and the data stage decides anew whether their faults stop it.
+        return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak)
 
     @cached_property
     def _bm25(self) -> str:
