@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from rankwright.errors import UserError
 from rankwright.examples import Collection
 from rankwright.readers import read_collection
-from rankwright.splits import normalised, overlap, split_dev
+from rankwright.splits import dev_size, normalised, overlap, split_dev, split_devs
 
 DATA = Path(os.environ.get("RANKWRIGHT_DATA", Path(__file__).parents[2] / "shared/data"))
 
@@ -74,6 +77,79 @@ def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
 def test_one_query_cannot_be_split() -> None:
     with pytest.raises(UserError, match="1 training query"):
         split_dev(collection(["a"]), fraction=0.5, seed=0)
+
+
+BUNDLES = st.lists(st.integers(1, 6), min_size=2, max_size=12)
+
+
+def grouped(sizes: list[int]) -> Collection:
+    """Groups of these sizes, their queries mixed."""
+    ids = [(f"g{n}-{k}", f"g{n}") for n, size in enumerate(sizes) for k in range(size)]
+    ids.sort(key=lambda pair: hash_of(pair[0]))
+    whole = collection([i for i, _ in ids])
+    return replace(whole, query_groups=dict(ids))
+
+
+def hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@given(BUNDLES, st.floats(0.05, 0.95), st.integers(0, 5))
+def test_groups_stay_together_as_near_the_fraction_as_they_allow(sizes: list[int], fraction: float, seed: int) -> None:
+    whole = grouped(sizes)
+    train, dev = split_dev(whole, fraction=fraction, seed=seed)
+    assert not set(train.query_groups.values()) & set(dev.query_groups.values())
+    assert train.queries and dev.queries
+    assert set(train.queries) | set(dev.queries) == set(whole.queries)
+    # By trying all sums of group sizes.
+    sums = {sum(some) for n in range(1, len(sizes)) for some in itertools.combinations(sizes, n)}
+    wanted = dev_size(len(whole.queries), fraction)
+    assert abs(len(dev.queries) - wanted) == min(abs(total - wanted) for total in sums)
+    back = replace(whole, queries=dict(reversed(whole.queries.items())))
+    assert set(split_dev(back, fraction=fraction, seed=seed)[1].queries) == set(dev.queries)
+
+
+def test_groups_of_relevant_documents_and_equal_texts_bind() -> None:
+    ids = [str(i) for i in range(30)]
+    whole = Collection(
+        "set",
+        {f"d{i}": f"text {i}" for i in ids} | {"shared": "a passage of all", "no": "not relevant"},
+        {i: f"Query {int(i) // 2 if int(i) >= 20 else i + 'x'}" for i in ids},
+        {i: {f"d{i}": 1.0, "shared": 2.0, "no": 0.0} for i in ids},
+        document_groups={f"d{i}": f"filing {int(i) // 2}" for i in ids if int(i) < 10} | {"no": "filing 0"},
+    )
+    for seed in range(5):
+        train, dev = split_dev(whole, fraction=0.3, seed=seed)
+        assert len(dev.queries) in (8, 9, 10)
+        for one, other in [
+            *((f"{i}", f"{i + 1}") for i in range(0, 10, 2)),
+            *((f"{i}", f"{i + 1}") for i in range(20, 30, 2)),
+        ]:
+            assert (one in dev.queries) == (other in dev.queries)
+        # Those that only share a passage are free.
+        assert {str(i) for i in range(10, 20)} & set(train.queries)
+
+
+def test_what_is_bound_over_several_sets_goes_to_one_side() -> None:
+    one, other = (replace(collection([str(i) for i in range(40)]), name=name) for name in ("one", "other"))
+    for seed in range(5):
+        (a, a_dev), (b, b_dev) = split_devs([one, other], fraction=0.25, seed=seed)
+        assert set(a_dev.queries) == set(b_dev.queries) and len(a_dev.queries) == 10
+        assert set(a.queries) == set(b.queries)
+        turned = split_devs([other, one], fraction=0.25, seed=seed)
+        assert set(turned[0][1].queries) == set(a_dev.queries)
+    free = replace(other, queries={q: f"other {q}" for q in other.queries})
+    alike = [[(0, "3"), (1, "5")], [(0, "7"), (0, "9")]]
+    for seed in range(10):
+        (_, a_dev), (_, b_dev) = split_devs([one, free], fraction=0.25, seed=seed, alike=alike)
+        assert ("3" in a_dev.queries) == ("5" in b_dev.queries)
+        assert ("7" in a_dev.queries) == ("9" in a_dev.queries)
+        assert len(a_dev.queries) == len(b_dev.queries) == 10
+
+
+def test_a_set_of_one_group_cannot_be_split() -> None:
+    with pytest.raises(UserError, match="belong together"):
+        split_dev(grouped([9]), fraction=0.3, seed=0)
 
 
 def test_normalised() -> None:
