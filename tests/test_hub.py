@@ -112,7 +112,7 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
 
 def test_faults_name_their_row(tmp_path: Path) -> None:
     root = hub_folder(tmp_path, "jsonl", corpus=[*CORPUS, CORPUS[0]])
-    with pytest.raises(UserError, match=r"corpus/corpus:3: id 'd1' appears a second time"):
+    with pytest.raises(UserError, match=r"corpus/corpus: row 3: id 'd1' appears a second time"):
         read(root)
 
 

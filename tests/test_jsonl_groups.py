@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rankwright.errors import UserError, UserErrors
-from rankwright.jsonl_groups import content_id
+from rankwright.group_builder import content_id
 from rankwright.readers import read_collection
 
 

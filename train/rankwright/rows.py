@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, NoReturn
 
-from rankwright.errors import UserErrors, did_you_mean
+from rankwright.compressed import DAMAGED, open_bytes, packing
+from rankwright.errors import UserError, UserErrors, did_you_mean
+from rankwright.json_text import Json
 
 MOST_FAULTS = 20
 
 Say = Callable[[str], None]
 Row = Mapping[str, Any]
-# (line number from 1, row)
+# (line number from 1, or a RowNumber, row)
 Rows = Iterator[tuple[int, Row]]
 
 # Readers say what they leave out through `say`; without one it goes to the log.
 log_say: Say = logging.getLogger("rankwright").info
+
+
+class RowNumber(int):
+    """Where a row stands in a file that has no lines: messages show `FILE: row N` in place of `FILE:N`."""
+
+    def __format__(self, spec: str) -> str:
+        return f" row {int(self)}"
 
 
 class Faults:
@@ -58,15 +64,18 @@ class Faults:
         raise UserErrors(messages)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
+    """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
+    faults.add(where, line, text)
+    faults.check()
+    raise UserError(f"{where}:{line}: {text}")
 
 
 def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line that is not blank. Bytes that are not UTF-8 are faults, an empty file too."""
     number = seen = 0
     try:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             # Bytes end a line at \n only; text mode would also cut at \r inside a damaged file.
             for number, raw in enumerate(file, start=1):
                 try:
@@ -78,18 +87,18 @@ def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
                 if text.strip():
                     seen += 1
                     yield number, text
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        faults.add(path, number + 1, f"damaged gzip file ({error}): fetch or compress it again")
-        return
+    except DAMAGED as error:
+        give_up(faults, path, number + 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
     if not seen:
         faults.add(path, 1, "the file is empty: give a file with rows")
 
 
 def json_rows(path: Path, faults: Faults) -> Rows:
     """The objects of a JSONL file; a line that is no JSON object is a fault."""
+    json = Json()
     for number, text in text_lines(path, faults):
         try:
-            row = json.loads(text)
+            row = json.decode(text)
         except ValueError as error:
             faults.add(path, number, f"not JSON ({error}): each line must be one JSON object")
             continue
@@ -146,6 +155,9 @@ def _encodable(value: str, name: str, where: object, line: int, faults: Faults) 
     except UnicodeEncodeError as error:
         code = f"\\u{ord(value[error.start]):04x}"
         faults.add(where, line, f"`{name}` holds half of a character ({code}): remove it, or write both halves")
+        return False
+    if "\0" in value:
+        faults.add(where, line, f"`{name}` holds a NUL character (\\0): remove it, or save the file as UTF-8")
         return False
     return True
 

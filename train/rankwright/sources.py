@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright import resources
-from rankwright.cards import Card, load_card
+from rankwright.cards import Card, Hub, load_card
 from rankwright.errors import UserError, UserErrors
 from rankwright.examples import Collection
-from rankwright.hub import read_hub
+from rankwright.hub import has_beir_form, read_hub, read_hub_rows
 from rankwright.hub_nested import NestedColumns, read_nested
-from rankwright.readers import read_collection
+from rankwright.readers import read_path
+from rankwright.reading import Reading
 from rankwright.recipe import Data, DevFromTrain, Source
+from rankwright.rows import Faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,38 +62,63 @@ def _card_path(card: Card, root: str | None) -> Path:
     return resources.resolve_path(card.path, root=root)
 
 
-def read(located: Located, say: Callable[[str], None]) -> Collection:
-    """Read an entry's rows. Raises UserError(s) with file and line of every fault."""
+def read(located: Located, say: Callable[[str], None], faults: Faults | None = None) -> Collection:
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault.
+
+    The recipe's columns, configuration and group key go before those of the card.
+    """
+    source, card = located.source, located.card
+    group_key = source.group_key or (card.group_key if card is not None else None)
+    hub = card.hub if card is not None else None
+    columns = source.columns or (hub.columns if hub is not None else {})
+    reading = Reading(located.name, located.split, faults or Faults(), say, columns, group_key)
     if located.path is not None:
-        return read_collection(located.path, name=located.name, split=located.split, say=say)
-    hub = located.card.hub if located.card is not None else None
-    if hub is None:
-        assert located.hub is not None
-        return read_hub(
-            located.hub,
-            corpus="corpus",
-            queries="queries",
-            qrels="default",
+        if source.config is not None:
+            raise UserError(f"{located.path}: config: {source.config!r} is of sets on the hub: leave it out")
+        return read_path(located.path, source.format, reading)
+    id = hub.id if hub is not None else located.hub
+    assert id is not None
+    revision = located.revision or (hub.revision if hub is not None else None)
+    if _has_rows(id, revision, source, hub):
+        config = source.config or (hub.config if hub is not None else None)
+        return read_hub_rows(id, config=config, revision=revision, format=source.format, reading=reading)
+    stated = [key for key in ("config", "columns") if getattr(source, key)]
+    if stated:
+        raise UserError(f"{id}: {stated[0]}: the set has its layout stated, or the BEIR form: leave it out")
+    if hub is not None and hub.nested is not None:
+        nested = NestedColumns(**hub.nested.model_dump())
+        return read_nested(
+            hub.id,
+            columns=nested,
             split=located.split,
-            revision=located.revision,
+            revision=revision,
             name=located.name,
             say=say,
+            faults=reading.faults,
+            group_key=group_key,
         )
-    revision = located.revision or hub.revision
-    if hub.nested is not None:
-        columns = NestedColumns(**hub.nested.model_dump())
-        return read_nested(hub.id, columns=columns, split=located.split, revision=revision, name=located.name, say=say)
     return read_hub(
-        hub.id,
-        corpus=hub.corpus,
-        queries=hub.queries,
-        qrels=hub.qrels,
+        id,
+        corpus="corpus" if hub is None else hub.corpus,
+        queries="queries" if hub is None else hub.queries,
+        qrels="default" if hub is None else hub.qrels,
         split=located.split,
         revision=revision,
         name=located.name,
-        qrels_repo=hub.qrels_repo,
+        qrels_repo=None if hub is None else hub.qrels_repo,
         say=say,
+        faults=reading.faults,
+        group_key=group_key,
     )
+
+
+def _has_rows(id: str, revision: str | None, source: Source, hub: Hub | None) -> bool:
+    """Whether a set on the hub is a table of rows: by its card, by what the recipe says, or by its configurations."""
+    if hub is not None:
+        return hub.layout == "rows"
+    if source.format is not None:
+        return source.format != "beir"
+    return bool(source.config or source.columns) or not has_beir_form(id, revision)
 
 
 def locate_all(data: Data) -> dict[str, list[Located]]:
@@ -118,15 +145,15 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
     return found
 
 
-def read_all(entries: Sequence[Located], say: Callable[[str], None]) -> list[Collection]:
-    """Read the entries of one split; entries that share a corpus share it in memory."""
+def read_all(entries: Sequence[Located], say: Callable[[str], None], faults: Faults | None = None) -> list[Collection]:
+    """Read the entries of one split."""
     collections: list[Collection] = []
-    faults: list[str] = []
+    messages: list[str] = []
     for located in entries:
         try:
-            collections.append(read(located, say))
+            collections.append(read(located, say, faults))
         except UserError as error:
-            faults += str(error).splitlines()
+            messages += str(error).splitlines()
             continue
         done = collections[-1]
         judged = sum(map(len, done.qrels.values()))
@@ -134,6 +161,6 @@ def read_all(entries: Sequence[Located], say: Callable[[str], None]) -> list[Col
             f"  {done.name} ({located.split}): {len(done.corpus):,} documents, {len(done.queries):,} queries, "
             f"{judged:,} judgements"
         )
-    if faults:
-        raise UserErrors(faults)
+    if messages:
+        raise UserErrors(messages)
     return collections
