@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rankwright.compressed import DAMAGED, PACKED, open_bytes, packing
+from rankwright.compressed import DAMAGED, is_packed, open_bytes, packing
 from rankwright.errors import UserError, did_you_mean
 from rankwright.rows import Faults, RowNumber, Rows, give_up
 
@@ -51,7 +51,7 @@ def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
 
 def _seekable(path: Path) -> IO[bytes]:
     """The file, unpacked to a temporary one where it is packed: a Parquet file is read from its end."""
-    if path.suffix not in PACKED:
+    if not is_packed(path):
         return path.open("rb")
     plain = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     with open_bytes(path) as packed:

@@ -24,6 +24,13 @@ def packing(path: Path) -> str:
     return "zstd" if path.suffix == ".zst" else "gzip"
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file's bytes are gzip or zstd, or its name claims it."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return path.suffix in PACKED or start.startswith(_GZIP) or start == _ZSTD
+
+
 def open_bytes(path: Path) -> IO[bytes]:
     """The unpacked bytes of a file. Reading raises one of DAMAGED where a packed file is cut off or broken."""
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -69,7 +70,11 @@ def _write_rows(target: Path, collection: Collection, to: str, lost: Losses) -> 
     if to == "n-tuple":
         short = _short(collection)
         lost.add("rows with fewer negatives than there are columns, null there", short)
-    return f"{write_table(target, WRITERS[to](collection)):,} rows"
+    rows = WRITERS[to](collection)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(lost.counts)}")
+    return f"{write_table(target, itertools.chain([first], rows)):,} rows"
 
 
 def _short(collection: Collection) -> int:

@@ -54,7 +54,7 @@ def check_suffix(path: Path) -> str:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write the rows and return how many; all have the same keys. Cells of CSV that are lists stand there as JSON."""
+    """Write the rows (at least one) and return how many; all have the same keys. Cells of CSV that are lists stand there as JSON."""
     suffix = check_suffix(path)
     counted = _Counted(rows)
     with _draft(path) as draft:
@@ -139,9 +139,7 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     import pyarrow.parquet
 
     found = iter(rows)
-    first = next(found, None)
-    if first is None:
-        raise UserError(f"{path}: no rows to write")
+    first = next(found)
     types = _arrow_types()
     schema = pyarrow.schema([(name, types[_TYPES.get(name, "text")]) for name in first])
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
