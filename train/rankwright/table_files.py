@@ -54,7 +54,7 @@ def check_suffix(path: Path) -> str:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write the rows (at least one) and return how many; all have the same keys. Cells of CSV that are lists stand there as JSON."""
+    """Write the rows (at least one, all with the same keys) and return how many; lists stand in CSV as JSON."""
     suffix = check_suffix(path)
     counted = _Counted(rows)
     with _draft(path) as draft:
