@@ -63,7 +63,7 @@ def read_beir(folder: Path, reading: Reading) -> Collection:
     header may be absent; also TREC's four columns). A `queries.jsonl` holds the queries of all splits: those that
     the split's qrels name are kept, the rest is counted and said. The group key is a column of the corpus or of
     the queries, or of their `metadata`.
-    Raises UserErrors with file and line of every fault.
+    Raises UserErrors with file and line of every fault, or leaves faulty rows out, as `faults` is set.
     Source of the layout: Thakur et al., BEIR, NeurIPS 2021.
     """
     _no_columns(folder, reading)
@@ -111,13 +111,13 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     for wanted in names:
         found = [path for end in ("", *PACKED) if (path := folder / f"{wanted}{end}").is_file()]
         for other in found[1:]:
-            faults.add(other, 1, f"there is a {found[0].name} too: remove one of the two")
+            faults.add(other, 1, f"there is a {found[0].name} too: remove one of the two", whole=True)
         if found:
             return found[0] if len(found) == 1 else None
     near = nearest(names[0], (p.name for p in folder.iterdir()), count=3)
     hint = f"; near names in the folder: {', '.join(near)}" if near else ""
     wanted = " or ".join(f"{n}(.gz)" for n in names)
-    faults.add(folder, 1, f"no file {wanted}{hint}")
+    faults.add(folder, 1, f"no file {wanted}{hint}", whole=True)
     return None
 
 
@@ -127,12 +127,12 @@ def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> 
     found = Texts()
     line = 0
     for line, row in rows:
-        before = faults.count
+        before = faults.noted
         id = identifier(row, ("_id", "id"), where, line, faults)
         text = text_of(row, "text", where, line, faults)
         title = optional_text(row, "title", where, line, faults).strip() if titled else ""
         group = group_of(row, key, where, line, faults) if key is not None else None
-        if id is None or text is None or faults.count > before:
+        if id is None or text is None or faults.noted > before:
             continue
         if id in found.texts:
             faults.add(where, line, f"id {id!r} appears a second time: give every row an id of its own")
@@ -144,7 +144,7 @@ def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> 
             if group is not None:
                 found.groups[id] = group
     if not found.texts and not faults.count:
-        faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}")
+        faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}", whole=True)
     return found
 
 
@@ -160,7 +160,7 @@ def qrels_rows(path: Path, faults: Faults) -> Rows:
                 missing = [name for name in QRELS_COLUMNS if name not in cells]
                 if missing:
                     listed = ", ".join(f"`{name}`{did_you_mean(name, cells)}" for name in missing)
-                    faults.add(path, number, f"no column {listed}; columns found: {', '.join(cells)}")
+                    faults.add(path, number, f"no column {listed}; columns found: {', '.join(cells)}", whole=True)
                     return
                 continue
         if len(cells) != len(names):
@@ -180,7 +180,10 @@ def _trec_or_beir(cells: list[str]) -> list[str]:
 def read_judgements(
     rows: Rows, where: object, reading: Reading, corpus: Texts, queries: Texts
 ) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> label. A judgement of a document or query that is not there is a fault."""
+    """Query id -> document id -> label. A judgement of a document or query that is not there is a fault.
+
+    Where rows are dropped, a query whose judgements all were is still there, with none.
+    """
     faults = reading.faults
     qrels: dict[str, dict[str, float]] = {}
     # After a fault in the texts an unknown id would most often be that same fault again.
@@ -197,6 +200,10 @@ def read_judgements(
         if document_id not in corpus.texts:
             unknown["document"].append((line, document_id))
         if query_id not in queries.texts or document_id not in corpus.texts:
+            if faults.on_fault == "drop":
+                _drop_unknown(query_id, document_id, queries, where, line, faults)
+            if query_id in queries.texts:
+                qrels.setdefault(query_id, {})
             continue
         judged = qrels.setdefault(query_id, {})
         if document_id in judged:
@@ -210,11 +217,9 @@ def read_judgements(
                 )
             continue
         judged[document_id] = label
-    if not whole:
-        faults.check()
-    # Where it did not raise, rows with faults are dropped, and so are their judgements.
-    for kind, found in unknown.items():
-        _note_unknown(kind, found, where, faults)
+    if whole and faults.on_fault == "stop":
+        for kind, found in unknown.items():
+            _note_unknown(kind, found, where, faults)
     if repeats:
         reading.say(f"{where}: {repeats:,} repeated judgements read once")
     return qrels
@@ -230,6 +235,14 @@ def _judgement(row: Row, where: object, line: int, faults: Faults) -> tuple[str,
     if query_id is None or document_id is None or label is None:
         return None
     return query_id, document_id, label
+
+
+def _drop_unknown(query_id: str, document_id: str, queries: Texts, where: object, line: int, faults: Faults) -> None:
+    """Note a judgement that names what is not there as a fault of its row."""
+    if query_id not in queries.texts:
+        faults.add(where, line, f"the judgement names a query that is not in the queries: {query_id!r}")
+    else:
+        faults.add(where, line, f"the judgement names a document that is not in the corpus: {document_id!r}")
 
 
 def _note_unknown(kind: str, found: list[tuple[int, str]], where: object, faults: Faults) -> None:

@@ -1,4 +1,4 @@
-"""`rankwright data ...`: commands for sets, without a recipe. Heavy imports stay inside the commands."""
+"""`rankwright data ...`: commands that look at sets or write them. Heavy imports stay inside the commands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,69 @@ from typing import Annotated
 import typer
 
 from rankwright import console
+from rankwright.errors import UserError
+from rankwright.exits import EXIT_USER
 
-data_app = typer.Typer(
-    name="data", help="Sets: read, look at and write them.", no_args_is_help=True, add_completion=False
+app = typer.Typer(
+    name="data",
+    help="Look at sets, what they hold and what is wrong with them, and write them in other formats.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 
-@data_app.command()
+@app.command()
+def check(
+    target: Annotated[
+        str, typer.Argument(help="recipe (name or YAML file), or a data file or folder", metavar="RECIPE|PATH")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings of the recipe, e.g. data.root=FOLDER", metavar="[KEY=VALUE]...")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="of a PATH: only this split")] = None,
+    base: Annotated[str | None, typer.Option(help="of a PATH: count tokens as this model does")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 2 for warnings too")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
+) -> None:
+    """What every set holds, and all faults with file and line; exit code 2 when they would stop a run."""
+    import json
+
+    from rankwright import data_check, data_check_output, resources
+    from rankwright.atomic import write_text_atomic
+    from rankwright.loading import load_recipe
+
+    is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
+    if is_recipe:
+        if split is not None or base is not None:
+            raise UserError(
+                "--split and --base: for a PATH; a recipe says its own: data.train.0.split=..., model.base=..."
+            )
+        found = data_check.check_recipe(load_recipe(target, overrides or []))
+    elif overrides:
+        raise UserError(f"{overrides[0]!r}: settings go with a recipe, and {target!r} is none (a file ends in .yaml)")
+    else:
+        found = data_check.check_path(_path(target), split, base)
+    data_check_output.show(found)
+    if json_file is not None:
+        text = json.dumps(data_check_output.as_json(found), indent=2, ensure_ascii=False, allow_nan=False)
+        # A lone surrogate, which is one of the faults, has no bytes.
+        write_text_atomic(json_file, text.encode("utf-8", "backslashreplace").decode() + "\n")
+    if found.count("error") or (strict and found.count("warning")):
+        raise typer.Exit(EXIT_USER)
+
+
+def _path(text: str) -> Path:
+    from rankwright import resources
+
+    try:
+        return resources.resolve_path(text, root=None)
+    except UserError as error:
+        known = ", ".join(sorted(resources.recipe_files()))
+        raise UserError(f"{error} (and no recipe of this name; known: {known})") from None
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="a file or folder that a recipe's `path` could name")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help=".jsonl, .csv, .tsv, .parquet, or a folder")],
@@ -28,7 +84,6 @@ def convert(
 ) -> None:
     """Write a set in another format; says what that format cannot hold."""
     from rankwright.convert import convert as write
-    from rankwright.errors import UserError
 
     pairs = [text.partition("=") for text in columns or []]
     wrong = [ours for ours, mark, theirs in pairs if not (ours and mark and theirs)]

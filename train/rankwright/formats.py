@@ -205,10 +205,10 @@ class _Table:
             self.reading.rows += 1
             row = _ours(original, self.reading)
             fields = Fields(row, self.where, line, self.reading, self.roles)
-            before = faults.count
+            before = faults.noted
             self._check_names(fields, original)
             found = self.reader(fields)
-            if faults.count > before:
+            if faults.noted > before:
                 continue
             assert found is not None, "a reader gave no row and no fault"
             self.groups.add(found, self.where, line)

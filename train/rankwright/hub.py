@@ -41,7 +41,7 @@ def read_hub(
     the only one. Queries that the split's qrels do not name are left out, counted and said.
     Raises UserError(s) for a set that cannot be fetched, and for faults with their row, `ID/CONFIG/SPLIT:row`.
     """
-    reading = Reading(name, split, faults or Faults(), say, group_key=group_key)
+    reading = Reading(name, split, Faults() if faults is None else faults, say, group_key=group_key)
     kept = (*TEXT_COLUMNS, *(("metadata", group_key, group_key.split(".")[0]) if group_key else ()))
     where, rows = _table(id, corpus, revision, [split, corpus, "corpus"], kept)
     documents = read_texts(rows, where, reading, titled=True)

@@ -45,7 +45,7 @@ def read_nested(
     if split not in tables:
         names = [str(n) for n in tables]
         raise UserError(f"{id}: no split {split!r}{did_you_mean(split, names)} Splits: {', '.join(names)}")
-    faults = faults or Faults()
+    faults = Faults() if faults is None else faults
     reading = Reading(name, split, faults, say, group_key=group_key)
     corpus: dict[str, str] = {}
     queries = Texts()
@@ -53,7 +53,7 @@ def read_nested(
     for part, table in tables.items():
         where = f"{id}/{part}"
         for line, row in enumerate(table, start=1):
-            before = faults.count
+            before = faults.noted
             passages = _passages(row, columns, where, line, faults)
             if part != split:
                 corpus |= passages
@@ -61,7 +61,7 @@ def read_nested(
             query_id = identifier(row, (columns.query_id,), where, line, faults)
             query = text_of(row, columns.query, where, line, faults)
             group = group_of(row, group_key, where, line, faults) if group_key is not None else None
-            if query_id is None or query is None or faults.count > before:
+            if query_id is None or query is None or faults.noted > before:
                 continue
             if queries.texts.setdefault(query_id, query) != query:
                 faults.add(where, line, f"query id {query_id!r} had another text before: give every query its own")

@@ -88,12 +88,15 @@ class Pipeline:
 
     def data(self) -> None:
         """Read, split and check the data, and the run files of test sets."""
+        from rankwright.data_report import add_token_lengths
         from rankwright.prepare_stage import check_run_files, prepare_data
 
         if console.is_first_process():
             corpora = self.run.facts("data").get("corpora", [])
             outputs = [*(f"data/{name}" for name in ("train.jsonl", "dev.jsonl", "test.jsonl", *corpora))]
+            outputs.append("data_report.json")
             self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
+            add_token_lengths(self.recipe, self.run)
             check_run_files(self.recipe, self.run, self._run_files)
 
     @property

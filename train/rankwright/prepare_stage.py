@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright import console, mining, run_file, splits
+from rankwright import console, leakage, mining, run_file, splits
 from rankwright.data_files import qualified, read_split, write_split
+from rankwright.data_report import SetReports
 from rankwright.errors import UserError, UserErrors
 from rankwright.evaluate import choose_queries
 from rankwright.examples import Collection
@@ -22,18 +23,22 @@ from rankwright.sources import locate_all, read_all
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns queries a split, and corpora."""
     entries = locate_all(recipe.data)
-    console.say("train")
-    train = read_all(entries["train"], console.say)
+    dropped: list[dict[str, Any]] = []
+
+    def read(split: str) -> list[Collection]:
+        console.say(split)
+        return read_all(entries[split], console.say, on_fault=recipe.data.on_fault, dropped=dropped)
+
+    train = read("train")
+    dev: list[Collection] = []
+    if not isinstance(recipe.data.dev, DevFromTrain):
+        dev = read("dev")
+    test = read("test")
+    train, dev, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
     if isinstance(recipe.data.dev, DevFromTrain):
+        # After what leaks into test has gone: dev then has nothing of it, and keeps its size.
         fraction = recipe.data.dev.fraction
-        parts = [splits.split_dev(c, fraction=fraction, seed=recipe.seed) for c in train]
-        train, dev = [t for t, _ in parts], [d for _, d in parts]
-        console.say(f"dev: {sum(len(d.queries) for d in dev):,} queries taken out of train (fraction {fraction:g})")
-    else:
-        console.say("dev")
-        dev = read_all(entries["dev"], console.say)
-    console.say("test")
-    test = read_all(entries["test"], console.say)
+        train, dev = leakage.take_dev(train, fraction=fraction, seed=recipe.seed, say=console.say)
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
@@ -44,9 +49,11 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     _require_whole_labels([*dev, *test])
     by_split = {"train": train, "dev": dev, "test": test}
     corpora = {file for split, found in by_split.items() for file in write_split(run.path / "data", split, found)}
-    counts = {split: [_counts(c) for c in collections] for split, collections in by_split.items()}
+    reports = SetReports(code=recipe.mine.code)
+    counts = {split: [reports.look(c)[0] for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
-    run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
+    report = {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps, "leakage": leaks}
+    run.write_json("data_report.json", report)
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
     return {**queries, "corpora": sorted(corpora)}
 
@@ -87,17 +94,20 @@ def _require_whole_labels(collections: Sequence[Collection]) -> None:
                     )
 
 
-def _counts(collection: Collection) -> dict[str, Any]:
-    relevant = [len(collection.positives(q)) for q in collection.queries]
-    return {
-        "set": collection.name,
-        "documents": len(collection.corpus),
-        "queries": len(collection.queries),
-        "judgements": sum(map(len, collection.qrels.values())),
-        "positives": sum(relevant),
-        "queries_without_positive": sum(n == 0 for n in relevant),
-        "empty_documents": sum(not text.strip() for text in collection.corpus.values()),
-    }
+def stops_a_run(collection: Collection, split: str) -> list[str]:
+    """What the data stage would refuse in a set that could be read, a line each."""
+    mistakes = []
+    if split != "train":
+        try:
+            _require_whole_labels([collection])
+        except UserError as error:
+            mistakes.append(str(error))
+    for ids in (collection.queries, collection.corpus) if split == "test" else ():
+        try:
+            run_file.spelled(ids, f"set {collection.name!r}")
+        except UserError as error:
+            mistakes.append(str(error))
+    return mistakes
 
 
 def _overlaps(train: Sequence[Collection], held_out: Mapping[str, Sequence[Collection]]) -> list[dict[str, Any]]:

@@ -36,9 +36,10 @@ def read_collection(
     columns: our name of a column -> the file's. A single file is read whole, whatever `split` is; in a folder of
     files named after splits (`train.jsonl`, `test-0.parquet`) those of `split` are.
     `say` receives a line for everything that is left out.
-    Raises UserErrors, `file:line: what, how to fix it`; the first 20 faults, and how many more there are.
+    Raises UserErrors, `file:line: what, how to fix it`; the first 20 faults, and how many more there are. With
+    faults=Faults("drop") rows that have one are left out, and counted in `faults`.
     """
-    reading = Reading(name, split, faults or Faults(), say, columns or {}, group_key)
+    reading = Reading(name, split, Faults() if faults is None else faults, say, columns or {}, group_key)
     return read_path(path, format, reading)
 
 

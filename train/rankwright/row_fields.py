@@ -161,7 +161,7 @@ class Fields:
             found = ", ".join(map(str, element)) or "none"
             self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
             return None
-        before = self.faults.count
+        before = self.faults.noted
         text = text_of(element, "text", self.where, self.line, self.faults) or ""
         title = optional_text(element, "title", self.where, self.line, self.faults)
         self.titles += bool(title.strip())
@@ -172,7 +172,7 @@ class Fields:
         if given is not None and teacher is None:
             self.fault(f"the score of {place} is {given!r}, needs a number")
         group = self._group(element)
-        if self.faults.count > before:
+        if self.faults.noted > before:
             return None
         return Document(place, join_title(title, text), own, key, teacher, group)
 

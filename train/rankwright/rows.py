@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from rankwright.compressed import DAMAGED, open_bytes, packing
 from rankwright.errors import UserError, UserErrors, did_you_mean
 from rankwright.json_text import Json
 
 MOST_FAULTS = 20
+# Of dropped rows: examples kept of a kind, kinds told apart in a file, and how much of a message tells the kind.
+MOST_EXAMPLES = 5
+MOST_KINDS = 50
+MOST_KIND_CHARACTERS = 300
 
+OnFault = Literal["stop", "drop"]
 Say = Callable[[str], None]
 Row = Mapping[str, Any]
 # (line number from 1, or a RowNumber, row)
@@ -30,16 +38,45 @@ class RowNumber(int):
         return f" row {int(self)}"
 
 
-class Faults:
-    """Mistakes of the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted."""
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows of one file that are left out for one kind of fault; examples: the first, `file:line: what`."""
 
-    def __init__(self) -> None:
+    file: str
+    kind: str
+    count: int
+    examples: tuple[str, ...]
+
+
+class Faults:
+    """Mistakes of the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted.
+
+    on_fault="drop": a fault of a row raises nothing; the row is left out by the reader and counted here. Faults of
+    whole files (no such file, nothing relevant in it) stop all the same.
+    count: faults for which check() raises; noted: all that were added, so that a reader sees whether a row had one.
+    """
+
+    def __init__(self, on_fault: OnFault = "stop", *, examples: int = MOST_EXAMPLES) -> None:
+        """examples: how many dropped rows of a kind are kept as text."""
+        self.on_fault = on_fault
+        self.most_examples = examples
+        self.count = self.noted = 0
         self._messages: list[str] = []
         self._repeats: dict[tuple[str, str], list[int]] = {}
-        self.count = 0
+        # A row with several faults is one row: the first one says its kind.
+        self._dropped_lines: dict[str, set[int]] = {}
+        self._dropped: dict[tuple[str, str], list[str]] = {}
+        self._dropped_counts: Counter[tuple[str, str]] = Counter()
 
-    def add(self, where: object, line: int, text: str, *, kind: str | None = None) -> None:
-        """Note a fault. Those of one `kind` in one file take one message, which says how many lines have it."""
+    def add(self, where: object, line: int, text: str, *, kind: str | None = None, whole: bool = False) -> None:
+        """Note a fault. Those of one `kind` in one file take one message, which says how many lines have it.
+
+        whole: a fault of the file and not of a row, which stops whatever on_fault says.
+        """
+        self.noted += 1
+        if self.on_fault == "drop" and not whole:
+            self._drop(str(where), line, text)
+            return
         self.count += 1
         if kind is not None:
             repeats = self._repeats.setdefault((str(where), kind), [len(self._messages), 0])
@@ -49,8 +86,32 @@ class Faults:
         if len(self._messages) < MOST_FAULTS:
             self._messages.append(f"{where}:{line}: {text}")
 
+    def _drop(self, file: str, line: int, text: str) -> None:
+        lines = self._dropped_lines.setdefault(file, set())
+        if line in lines:
+            return
+        lines.add(line)
+        key = (file, kind_of(text))
+        if key not in self._dropped and sum(name == file for name, _ in self._dropped) >= MOST_KINDS:
+            key = (file, "other faults")
+        examples = self._dropped.setdefault(key, [])
+        self._dropped_counts[key] += 1
+        if len(examples) < self.most_examples:
+            examples.append(f"{file}:{line}: {text}")
+
+    @property
+    def dropped(self) -> list[Dropped]:
+        """What is left out, by file and kind."""
+        counts = self._dropped_counts
+        return [Dropped(*key, counts[key], tuple(examples)) for key, examples in self._dropped.items()]
+
+    @property
+    def rows_dropped(self) -> int:
+        """How many rows are left out."""
+        return sum(self._dropped_counts.values())
+
     def check(self) -> None:
-        """Raise UserErrors when there is any fault."""
+        """Raise UserErrors when there is any fault that stops."""
         if not self.count:
             return
         messages = list(self._messages)
@@ -61,12 +122,26 @@ class Faults:
                 shown += times - 1
         if self.count > shown:
             messages.append(f"and {self.count - shown} more faults")
+        # What was dropped is most often why nothing is left.
+        messages += [f"{d.examples[0]} ({d.count:,} rows like this were dropped)" for d in self.dropped[:MOST_FAULTS]]
         raise UserErrors(messages)
+
+
+_VALUES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w`])-?\d[\d.,]*""")
+
+
+def kind_of(text: str) -> str:
+    """A message without what differs from row to row: values in quotes, numbers, and how to fix it.
+
+    `id 'd1' appears a second time: give ...` -> `id ... appears a second time`.
+    """
+    plain = _VALUES.sub("...", text[:MOST_KIND_CHARACTERS])
+    return re.split(r"[:;(]|, (?:did you mean|needs|and) ", plain, maxsplit=1)[0].strip() or "fault"
 
 
 def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
     """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
-    faults.add(where, line, text)
+    faults.add(where, line, text, whole=True)
     faults.check()
     raise UserError(f"{where}:{line}: {text}")
 
@@ -90,7 +165,7 @@ def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     except DAMAGED as error:
         give_up(faults, path, number + 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
     if not seen:
-        faults.add(path, 1, "the file is empty: give a file with rows")
+        faults.add(path, 1, "the file is empty: give a file with rows", whole=True)
 
 
 def json_rows(path: Path, faults: Faults) -> Rows:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankwright import resources
 from rankwright.cards import Card, Hub, load_card
@@ -15,7 +17,7 @@ from rankwright.hub_nested import NestedColumns, read_nested
 from rankwright.readers import read_path
 from rankwright.reading import Reading
 from rankwright.recipe import Data, DevFromTrain, Source
-from rankwright.rows import Faults
+from rankwright.rows import Faults, OnFault, Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ def _card_path(card: Card, root: str | None) -> Path:
     return resources.resolve_path(card.path, root=root)
 
 
-def read(located: Located, say: Callable[[str], None], faults: Faults | None = None) -> Collection:
-    """Read an entry's rows. Raises UserError(s) with file and line of every fault.
+def read(located: Located, say: Say, faults: Faults) -> Collection:
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see rows.Faults.
 
     The recipe's columns, configuration and group key go before those of the card.
     """
@@ -71,7 +73,7 @@ def read(located: Located, say: Callable[[str], None], faults: Faults | None = N
     group_key = source.group_key or (card.group_key if card is not None else None)
     hub = card.hub if card is not None else None
     columns = source.columns or (hub.columns if hub is not None else {})
-    reading = Reading(located.name, located.split, faults or Faults(), say, columns, group_key)
+    reading = Reading(located.name, located.split, faults, say, columns, group_key)
     if located.path is not None:
         if source.config is not None:
             raise UserError(f"{located.path}: config: {source.config!r} is of sets on the hub: leave it out")
@@ -94,7 +96,7 @@ def read(located: Located, say: Callable[[str], None], faults: Faults | None = N
             revision=revision,
             name=located.name,
             say=say,
-            faults=reading.faults,
+            faults=faults,
             group_key=group_key,
         )
     return read_hub(
@@ -107,7 +109,7 @@ def read(located: Located, say: Callable[[str], None], faults: Faults | None = N
         name=located.name,
         qrels_repo=None if hub is None else hub.qrels_repo,
         say=say,
-        faults=reading.faults,
+        faults=faults,
         group_key=group_key,
     )
 
@@ -145,22 +147,44 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
     return found
 
 
-def read_all(entries: Sequence[Located], say: Callable[[str], None], faults: Faults | None = None) -> list[Collection]:
-    """Read the entries of one split."""
+def read_all(
+    entries: Sequence[Located],
+    say: Say,
+    *,
+    on_fault: OnFault = "stop",
+    dropped: list[dict[str, Any]] | None = None,
+) -> list[Collection]:
+    """Read the entries of one split; entries that share a corpus share it in memory.
+
+    on_fault="drop" leaves out rows with faults: what is, is said, and added to `dropped` (set, split, file, kind,
+    count, examples). Raises UserErrors for all other faults, and for a set of which dropping leaves nothing relevant.
+    """
     collections: list[Collection] = []
-    messages: list[str] = []
+    mistakes: list[str] = []
     for located in entries:
+        faults = Faults(on_fault)
         try:
-            collections.append(read(located, say, faults))
+            collection = read(located, say, faults)
         except UserError as error:
-            messages += str(error).splitlines()
+            mistakes += str(error).splitlines()
             continue
-        done = collections[-1]
-        judged = sum(map(len, done.qrels.values()))
+        for row in faults.dropped:
+            say(f"  {row.file}: {row.count:,} rows dropped, {row.kind}; first: {row.examples[0]}")
+            if dropped is not None:
+                dropped.append({"set": located.name, "split": located.split, **dataclasses.asdict(row)})
+        if faults.rows_dropped and not any(collection.positives(q) for q in collection.queries):
+            mistakes.append(
+                f"set {located.name!r} ({located.split}): no query with a relevant document is left after "
+                f"{faults.rows_dropped:,} rows were dropped for their faults (see above): mend the files"
+            )
+            continue
+        collections.append(collection)
+        judged = sum(map(len, collection.qrels.values()))
+        left_out = f", {faults.rows_dropped:,} rows with faults dropped" if faults.rows_dropped else ""
         say(
-            f"  {done.name} ({located.split}): {len(done.corpus):,} documents, {len(done.queries):,} queries, "
-            f"{judged:,} judgements"
+            f"  {collection.name} ({located.split}): {len(collection.corpus):,} documents, "
+            f"{len(collection.queries):,} queries, {judged:,} judgements{left_out}"
         )
-    if messages:
-        raise UserErrors(messages)
+    if mistakes:
+        raise UserErrors(mistakes)
     return collections

@@ -46,11 +46,18 @@ class StageInputs:
 
     @cached_property
     def _training_data(self) -> str:
-        return content_hash(self._sets("train"), self._sets("dev"), self.section("data")["dev"], self.recipe.seed)
+        on_leak = self.recipe.data.on_leak
+        # What is dropped from train and dev depends on the test sets; where a leak stops, they change nothing of it.
+        held_out = self._sets("test") if on_leak == "drop" else None
+        dev = self.section("data")["dev"]
+        return content_hash(self._sets("train"), self._sets("dev"), dev, self.recipe.seed, held_out)
 
     @cached_property
     def data(self) -> str:
-        return content_hash(self._training_data, self._sets("test"))
+        data = self.recipe.data
+        # Files that are read at all are read alike whatever on_fault says: what comes after the data stage depends on
+        # the files alone, and the data stage decides anew whether their faults stop it.
+        return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak)
 
     @cached_property
     def _bm25(self) -> str:
