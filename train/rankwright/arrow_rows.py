@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 # Rows that are Python objects at one time.
 BATCH_ROWS = 256
 
@@ -72,6 +74,10 @@ def _batches(file: IO[bytes], start: bytes) -> Iterator[pyarrow.RecordBatch]:
             yield reader.get_batch(number)
     else:
         yield from pyarrow.ipc.open_stream(file)
+        # A reader takes the end of the file for that of the stream, and batches that were cut off would vanish.
+        file.seek(-len(_END), os.SEEK_END)
+        if file.read() != _END:
+            raise pyarrow.ArrowInvalid("no end-of-stream marker: it is cut off, or its writer was not closed")
 
 
 def _values(batch: pyarrow.RecordBatch) -> Iterator[tuple[int, dict[str, Any] | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rankwright import tuple_formats as tuples
 from rankwright.csv_rows import CsvRow
-from rankwright.errors import UserError, did_you_mean, nearest
+from rankwright.errors import UserError, did_you_mean, nearest, one_line
 from rankwright.examples import Collection
 from rankwright.group_builder import Groups
 from rankwright.json_text import Json
@@ -156,7 +156,7 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
 
 
 def _shown(kinds: Kinds) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "(none)"
+    return one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "(none)")
 
 
 def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, reading: Reading) -> Collection:

@@ -58,7 +58,6 @@ class Groups:
     document_groups: dict[str, str] = field(default_factory=dict)
     instructions: dict[str, int] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
-    taken: int = 0
     repeats: int = 0
     other_scores: int = 0
 
@@ -70,7 +69,7 @@ class Groups:
             self.reading.faults.add(where, line, text)
         if conflicts:
             return False
-        self.taken += 1
+        self.reading.taken += 1
         self.reading.titles += row.titles
         self.queries[key] = row.query
         if row.weight is not None:
@@ -156,7 +155,7 @@ class Groups:
         )
 
     def _one_instruction(self) -> bool:
-        return len(self.instructions) == 1 and sum(self.instructions.values()) == self.taken
+        return len(self.instructions) == 1 and sum(self.instructions.values()) == self.reading.taken
 
     def _say(self) -> None:
         name, say = self.reading.name, self.reading.say
@@ -172,6 +171,6 @@ class Groups:
         if self.instructions and not self._one_instruction():
             some = sum(self.instructions.values())
             say(
-                f"{name}: {some:,} of {self.taken:,} rows have an instruction, {len(self.instructions):,} different "
-                "ones: none is used, since a set has one; split the file, or give `instruction`"
+                f"{name}: {some:,} of {self.reading.taken:,} rows have an instruction, {len(self.instructions):,} "
+                "different ones: none is used, since a set has one; split the file, or give `instruction`"
             )

@@ -9,7 +9,7 @@ from typing import IO, NoReturn
 
 from rankwright.compressed import DAMAGED, open_bytes, packing
 from rankwright.json_text import Json
-from rankwright.rows import Faults, Rows, give_up
+from rankwright.rows import Faults, LineOfRow, Rows, give_up
 
 CHUNK_BYTES = 1 << 16
 # An error this near to the end of what was read may be a value that goes on: `tru`, `\ud83`.
@@ -36,7 +36,7 @@ class _Array:
         self.path, self.file, self.faults = path, file, faults
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self.json = Json()
-        self.text, self.place, self.line, self.ended = "", 0, 1, False
+        self.text, self.place, self.line, self.row, self.ended = "", 0, 1, 0, False
 
     def elements(self) -> Rows:
         if self._next() != "[":
@@ -45,7 +45,8 @@ class _Array:
         closed = self._next() == "]"
         while not closed:
             self._next()
-            line, value = self.line, self._element()
+            self.row += 1
+            line, value = LineOfRow(self.line, self.row), self._element()
             if isinstance(value, dict):
                 yield line, value
             else:

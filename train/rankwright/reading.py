@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rankwright.errors import UserErrors, did_you_mean
+from rankwright.errors import UserErrors, did_you_mean, one_line
 from rankwright.rows import Faults, Row, Say, log_say
 
 # Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
@@ -38,7 +38,8 @@ COLUMNS = {
 class Reading:
     """One set being read. columns: our name -> the file's; group_key: the column of the groups.
 
-    rows: rows that were read or had a fault; titles: documents whose title was joined with their text.
+    rows: rows of formats of rows that were seen, and taken: those that were put into the set; the others have faults.
+    titles: documents whose title was joined with their text.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
     rows: int = 0
+    taken: int = 0
     titles: int = 0
 
 
@@ -67,7 +69,9 @@ def missing_columns(columns: Mapping[str, str], found: Mapping[str, Any], where:
     """Raise UserErrors for columns of the map that a file does not have."""
     listed = ", ".join(map(str, found)) or "none"
     faults = [
-        f"{where}: no column {theirs!r} for {ours}{did_you_mean(theirs, map(str, found))}; columns found: {listed}"
+        one_line(
+            f"{where}: no column {theirs!r} for {ours}{did_you_mean(theirs, map(str, found))}; columns found: {listed}"
+        )
         for ours, theirs in columns.items()
         if at_path(found, theirs) is None and theirs.split(".")[0] not in found
     ]

@@ -99,7 +99,10 @@ class Fields:
         """The list under the first of the names that has one; CSV and mapped columns may hold a single text."""
         name = self.name_of(*names)
         if name is None:
-            if required:
+            null = next((known for known in names if known in self.row), None)
+            if required and null is not None:
+                self.fault(f"`{null}` is null, needs a value")
+            elif required:
                 found = ", ".join(map(str, self.row))
                 hint = did_you_mean(names[-1], map(str, self.row))
                 self.fault(f"no column `{names[-1]}`{hint}; columns found: {found}", kind=f"no {names[-1]}")

@@ -70,7 +70,9 @@ def tevatron(fields: Fields) -> GroupRow | None:
 def ms_swift(fields: Fields) -> GroupRow | None:
     """ms-swift: messages, positive_messages, negative_messages; a system turn is the instruction."""
     turns = fields.listed("query", "messages", required=True)
-    instruction, query = _conversation(fields, "messages", turns) if turns else (None, None)
+    # Without the column there is a fault already.
+    missing = fields.name_of("query", "messages") is None
+    instruction, query = (None, None) if missing else _conversation(fields, "messages", turns)
     documents = []
     for side, label in (("positive", 1.0), ("negative", 0.0)):
         name = f"{side}_messages"

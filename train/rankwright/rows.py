@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from rankwright.compressed import DAMAGED, open_bytes, packing
-from rankwright.errors import UserError, UserErrors, did_you_mean
+from rankwright.errors import UserError, UserErrors, did_you_mean, one_line
 from rankwright.json_text import Json
 
 MOST_FAULTS = 20
@@ -36,6 +36,23 @@ class RowNumber(int):
 
     def __format__(self, spec: str) -> str:
         return f" row {int(self)}"
+
+
+class LineOfRow(int):
+    """The line of a row of a JSON array, where several rows may stand on one line: equal only for the same row."""
+
+    row: int
+
+    def __new__(cls, line: int, row: int) -> LineOfRow:
+        made = super().__new__(cls, line)
+        made.row = row
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LineOfRow) and (int(self), self.row) == (int(other), other.row)
+
+    def __hash__(self) -> int:
+        return hash((int(self), self.row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +91,7 @@ class Faults:
         whole: a fault of the file and not of a row, which stops whatever on_fault says.
         """
         self.noted += 1
+        text = one_line(text)
         if self.on_fault == "drop" and not whole:
             self._drop(str(where), line, text)
             return
@@ -143,7 +161,7 @@ def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
     """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
     faults.add(where, line, text, whole=True)
     faults.check()
-    raise UserError(f"{where}:{line}: {text}")
+    raise UserError(f"{where}:{line}: {one_line(text)}")
 
 
 def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
