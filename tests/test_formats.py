@@ -12,6 +12,8 @@ from format_fixtures import CONTAINERS, ROWS, expected, plain, write_beir, write
 from rankwright.errors import UserError, UserErrors
 from rankwright.group_builder import content_id
 from rankwright.readers import read_collection
+from rankwright.recipe import Source
+from rankwright.sources import locate
 
 
 def messages(path: Path, **options: Any) -> list[str]:
@@ -69,6 +71,16 @@ def test_trec_by_split_and_field(tmp_path: Path) -> None:
     (tmp_path / "queries.jsonl").write_text('{"_id": "71", "text": "a"}\n')
     assert "say `format: beir` or `format: trec`" in messages(tmp_path, split="test")[0]
     assert read_collection(tmp_path, name="set", split="test", format="trec").queries == {"72": "short"}
+
+
+def test_the_run_file_of_a_trec_folder_is_that_of_the_test_set(tmp_path: Path) -> None:
+    folder = write_trec(tmp_path / "set")
+    (folder / "bm25.run").write_text("q1 Q0 d1 1 2.5 x\n")
+    source = Source(path=str(folder))
+    assert locate(source, root=None, split="test").run == folder / "bm25.run"
+    assert locate(source, root=None, split="train").run is None
+    (folder / "dense.run").write_text("q1 Q0 d1 1 2.5 x\n")
+    assert locate(source, root=None, split="test").run is None
 
 
 def test_folders_that_datasets_saved(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from rankwright.readers import read_path
 from rankwright.reading import Reading
 from rankwright.recipe import Data, DevFromTrain, Source
 from rankwright.rows import Faults, OnFault, Say
+from rankwright.trec import is_trec, run_file
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file.
+    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file,
+    the recipe's, or the one of a TREC folder.
 
     source: the entry as the recipe has it.
     """
@@ -50,6 +52,8 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
         return Located(source, source.name or card.name, upstream, path, card, None, source.revision, run)
     if source.path is not None:
         path = resources.resolve_path(source.path, root=root)
+        if run is None and split == "test" and path.is_dir() and is_trec(path):
+            run = run_file(path, wanted)
         return Located(source, source.name or path.name.split(".")[0], wanted, path, None, None, None, run)
     assert source.hub is not None
     return Located(
