@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,22 +11,30 @@ from pydantic import Field, model_validator
 
 from rankwright import resources
 from rankwright.errors import UserError, did_you_mean
+from rankwright.licences import Commercial, Date, Known, known, state
 from rankwright.recipe import Section
 from rankwright.yaml_file import read_yaml, validate
 
 Split = Literal["train", "dev", "test"]
 
 
-class Licence(Section):
-    """A licence as a fact: statements conflict and sets are relicensed, so each has a source and a date.
-
-    commercial is text: in YAML 1.1 a bare yes is a boolean, so cards put it in quotes.
-    """
+class CardStatement(Section):
+    """What one source says; commercial is text: in YAML 1.1 a bare yes is a boolean, so cards put it in quotes."""
 
     name: str
-    commercial: Literal["yes", "no", "unknown"]
+    commercial: Commercial
     source: str
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
+    date: Date
+
+
+class Licence(CardStatement):
+    """A licence as a fact: statements conflict and sets are relicensed, so each has a source and a date.
+
+    others: what other sources say of the same data. The most restrictive statement counts, so a tag that is known to
+    be wrong stands here as well only where it is the stricter one, or in the text of `source`.
+    """
+
+    others: tuple[CardStatement, ...] = ()
 
 
 class Nested(Section):
@@ -42,12 +52,15 @@ class Hub(Section):
 
     layout beir: corpus `_id, title, text`; queries `_id, text`; qrels `query-id, corpus-id, score`.
     qrels_repo is the set that holds the qrels, when it is another one. layout nested: one table, with `nested`.
+    layout rows: one table of the configuration `config`, with `columns` (our name -> the table's).
     """
 
     id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: str | None = None
-    layout: Literal["beir", "nested"] = "beir"
+    layout: Literal["beir", "nested", "rows"] = "beir"
     nested: Nested | None = None
+    columns: dict[str, str] = {}
+    config: str | None = None
     corpus: str = "corpus"
     queries: str = "queries"
     qrels: str = "default"
@@ -57,6 +70,8 @@ class Hub(Section):
     def _columns_of_nested(self) -> Hub:
         if (self.layout == "nested") != (self.nested is not None):
             raise ValueError("layout: nested needs `nested` with its columns, and no other layout has it")
+        if (self.layout == "rows") != bool(self.columns):
+            raise ValueError("layout: rows needs `columns`, and no other layout has them")
         return self
 
 
@@ -77,6 +92,10 @@ class Card(Section):
     splits: Annotated[dict[Split, str], Field(min_length=1)]
     group_key: str | None = None
     licence: Licence
+    # Hub ids, with `*`, of other places where the same data lie: the licence holds there too.
+    also: tuple[str, ...] = ()
+    # The model whose scores the set holds, by hub id.
+    teacher: str | None = None
     citation: str
     notes: str = ""
 
@@ -85,6 +104,17 @@ class Card(Section):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of path, hub")
         return self
+
+    @property
+    def known(self) -> Known:
+        """The card's statements about the licence."""
+        said = (self.licence, *self.licence.others)
+        return known([state(s.name, s.source, date=s.date, commercial=s.commercial) for s in said])
+
+    def is_at(self, hub: str) -> bool:
+        """Whether a hub id is the card's, or one of its copies."""
+        own = [] if self.hub is None else [self.hub.id]
+        return any(fnmatchcase(hub.casefold(), pattern.casefold()) for pattern in (*own, *self.also))
 
     def upstream_split(self, split: str) -> str:
         """The split's name in the files. Raises UserError when the set has no such split."""
@@ -107,6 +137,16 @@ def load_card(name: str) -> Card:
 def list_cards() -> list[Card]:
     """All shipped cards, by name. Raises UserErrors for a faulty one."""
     return [_read(path) for path in resources.card_files().values()]
+
+
+def cards_at(hub: str) -> list[Card]:
+    """The shipped cards that a hub id belongs to; several, where one set is published in parts."""
+    return [card for card in _shipped() if card.is_at(hub)]
+
+
+@cache
+def _shipped() -> tuple[Card, ...]:
+    return tuple(list_cards())
 
 
 def _read(path: Path) -> Card:

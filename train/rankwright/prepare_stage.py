@@ -48,7 +48,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     overlaps = _overlaps(train, {"dev": dev, "test": test})
     run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
-    return {**queries, "corpora": sorted(corpora)}
+    return {**queries, "corpora": sorted(corpora), "teacher_scores": [c.name for c in train if c.teacher_scores]}
 
 
 def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:
