@@ -65,7 +65,7 @@ LADDER = (
     "loop compare slices",
     "prepare_stage compare_output",
     "train_stage evaluate_stage",
-    "export_stage calibrate_stage",
+    "export_stage calibrate_stage licence_stage",
     "report names data_commands",
     "pipeline",
     "cli",

@@ -59,7 +59,7 @@ class Hub(Section):
     revision: str | None = None
     layout: Literal["beir", "nested", "rows"] = "beir"
     nested: Nested | None = None
-    columns: dict[str, str] = {}
+    columns: Annotated[dict[str, str], Field(default_factory=dict)]
     config: str | None = None
     corpus: str = "corpus"
     queries: str = "queries"

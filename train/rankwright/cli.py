@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from rankwright import console
+from rankwright import console, data_commands
 from rankwright.errors import PeerFailed, Stopped, UserError
 from rankwright.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_commands.app)
 RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recipes`) or YAML file", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings, e.g. train.max_steps=100", metavar="[KEY=VALUE]...")
@@ -97,7 +98,7 @@ def check(
         pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
         if not offline:
             pipeline.data()
-        describe_recipe(pipeline.loaded, offline=offline)
+        describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
 
 
 @app.command()

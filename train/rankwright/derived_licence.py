@@ -51,23 +51,24 @@ def derive(inputs: Sequence[Input]) -> Derived:
     unsettled = [one for one in tainting if _is_unsettled(one)]
     if unsettled:
         why = [f"{one.name} ({_used(one)}) has no settled licence: {one.stated}" for one in unsettled]
-        return Derived(UNKNOWN, None, tuple([*why, *decided]), credits)
+        return Derived(UNKNOWN, None, (*why, *decided), credits)
     binding = [(one, term) for one in tainting for term in _binding(one)]
     if binding:
         left = _absorbed(term for _, term in binding)
         why = [f"{one.name} ({_used(one)}) is under {term.id}, {_reason(term)}" for one, term in binding]
         hub, name = _named(left)
-        return Derived(hub, name, tuple([*why, *decided]), credits)
+        return Derived(hub, name, (*why, *decided), credits)
     hub, name, why = _permissive(tainting)
-    return Derived(hub, name, tuple([*why, *decided]), credits)
+    return Derived(hub, name, (*why, *decided), credits)
 
 
 def _is_unsettled(one: Input) -> bool:
     """Whether nobody said which terms hold. Known terms that leave commercial use open are terms all the same."""
     if one.decision is not None or one.known.commercial != UNKNOWN:
         return False
-    terms = [statement.term for statement in one.known.statements]
-    return not terms or one.known.conflicts or any(term is None or term.id == UNKNOWN for term in terms)
+    said = [(statement, statement.term) for statement in one.known.statements]
+    open_terms = [term for statement, term in said if term is not None and term.commercial == statement.commercial]
+    return not said or len(open_terms) < len(said) or any(term.id == UNKNOWN for term in open_terms)
 
 
 def _binding(one: Input) -> list[Term]:

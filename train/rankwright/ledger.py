@@ -222,10 +222,11 @@ def _refusals(inputs: Sequence[Input], rule: LicenceRule) -> Iterator[str]:
         if why is None:
             continue
         used = ", ".join(USE_WORDS[use] for use in one.uses if use in TAINTING)
+        what = "model.base" if one.kind == "base" else one.kind
         typo = _typo(one)
         other = f"{one.known.advice}, use another one" if one.known.advice else "use another one"
         yield (
-            f"licence.require: {rule.require}: {one.kind if one.kind != 'base' else 'model.base'} {one.name!r} ({used}): "
+            f"licence.require: {rule.require}: {what} {one.name!r} ({used}): "
             f"{why}{typo}: {other}, or say who decided and why: licence.decisions=[{{input: {one.name}, by: NAME, "
             "why: REASON}]"
         )

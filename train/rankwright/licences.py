@@ -20,7 +20,7 @@ STRICTNESS: tuple[Commercial, ...] = ("yes", "unknown", "no")
 Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
 # Fewer digits of a commit are no name of it.
 SHORTEST_REVISION = 7
-UNKNOWN = "unknown"
+UNKNOWN: Commercial = "unknown"
 
 
 class Term(Section):
@@ -176,7 +176,7 @@ def _terms() -> dict[str, Term]:
     found: dict[str, Term] = {}
     for term in validate(Terms, read_yaml(resources.data_dir() / "licences" / "terms.yaml")).terms:
         for name in (term.id, *term.aliases):
-            assert _key(name) not in found, f"terms.yaml: {name!r} is given twice"
+            assert found.get(_key(name), term) is term, f"terms.yaml: {name!r} is of two licences"
             found[_key(name)] = term
     return found
 

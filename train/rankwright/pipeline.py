@@ -13,11 +13,10 @@ from typing import Any
 from rankwright import console, resources
 from rankwright.calibration import CALIBRATION
 from rankwright.checkpoint import read_state
-from rankwright.derived_licence import ledger_json
 from rankwright.errors import UserError, UserErrors
 from rankwright.evaluated import experiment_of
 from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
-from rankwright.ledger import LEDGER, Input, faults, make_inputs, warning
+from rankwright.licence_stage import licence_faults, settle_licences, write_ledger
 from rankwright.loading import LoadedRecipe, recipe_json
 from rankwright.names import check_names
 from rankwright.processes import Processes, launched
@@ -44,18 +43,16 @@ class Pipeline:
         if console.is_first_process():
             self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
             self.run.write_json("provenance.json", provenance(self.recipe.seed, sys.argv))
-            self.run.write_json(LEDGER, ledger_json(self.licence_inputs(), self.recipe.licence))
-            if doubt := warning(self.licence_inputs(), self.recipe.licence):
-                console.say(doubt)
+            write_ledger(self.recipe, self._located, self.run)
 
     def check(self, *, data: bool = True) -> None:
-        """Raises UserErrors with all that the registries, the sets and licences (unless data=False) or the base refuse."""
+        """Raises UserErrors with all that the registries, the base, the sets and licences (unless data=False) forbid."""
         found = check_names(self.recipe)
         test_sets: list[str] | None = None
         try:
             if data:
                 test_sets = self._test_sets
-                found += self._licence_faults()
+                found += licence_faults(self.recipe, self._located)
         except UserErrors as error:
             found += error.messages
         if self.recipe.gate is not None:
@@ -68,22 +65,9 @@ class Pipeline:
         if found:
             raise UserErrors(found)
 
-    def licence_inputs(self, teachers: Sequence[str] = ()) -> list[Input]:
-        """What the ledger lists; teachers: training sets whose files hold a teacher's scores."""
-        return make_inputs(self.recipe, self._located, teachers)
-
-    def _licence_faults(self, teachers: Sequence[str] = ()) -> list[str]:
-        sets = [located.name for located in self._located["train"]]
-        return faults(self.licence_inputs(teachers), self.recipe.licence, sets)
-
-    def _check_ledger(self) -> dict[str, Any]:
-        """licences.json once the files are read. Raises UserErrors where a set holds scores of a refused teacher."""
-        teachers = self.run.facts("data").get("teacher_scores", [])
-        ledger = ledger_json(self.licence_inputs(teachers), self.recipe.licence)
-        self.run.write_json(LEDGER, ledger)
-        if found := self._licence_faults(teachers):
-            raise UserErrors(found)
-        return ledger
+    def ledger(self) -> dict[str, Any]:
+        """The licence ledger as far as the files that were read say it."""
+        return settle_licences(self.recipe, self._located, self.run)
 
     def training_queries(self) -> int | None:
         """Queries of the training split that an earlier run has prepared, or None."""
@@ -118,7 +102,7 @@ class Pipeline:
             outputs = [*(f"data/{name}" for name in ("train.jsonl", "dev.jsonl", "test.jsonl", *corpora))]
             self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
             check_run_files(self.recipe, self.run, self._run_files)
-            self._check_ledger()
+            self.ledger()
 
     @property
     def _run_files(self) -> dict[str, Path | None]:
@@ -266,7 +250,7 @@ class Pipeline:
             raise refusal(verdict)
         gate = None if verdict is None else verdict.as_json()
         systems = self.inputs.systems
-        ledger = self._check_ledger()
+        ledger = self.ledger()
         inputs = content_hash(self._calibrate_inputs, systems, self.inputs.section("export"), gate, ledger)
         if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
             self.run.forget("export")
