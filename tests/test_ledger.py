@@ -11,10 +11,14 @@ import pytest
 import yaml
 
 import jobs
+from rankwright.data_commands import list_sets
 from rankwright.derived_licence import derive, ledger_json
+from rankwright.errors import UserError, UserErrors
 from rankwright.ledger import Input, faults, make_inputs, warning
 from rankwright.licence_files import read_statements
 from rankwright.licences import find_model, find_term, known, state, strictest
+from rankwright.loading import load_recipe
+from rankwright.pipeline import Pipeline
 from rankwright.recipe import Recipe
 from rankwright.sources import locate_all
 
@@ -58,6 +62,7 @@ class Case:
     sections: dict[str, Any] = field(default_factory=dict)
 
 
+NEMOTRON = "nvidia/llama-nemotron-rerank-1b-v2"
 BGE = {"name": "bge", "kind": "bge", "model": "BAAI/bge-reranker-v2-gemma"}
 CASES = [
     Case("permissive", "apache-2.0"),
@@ -126,12 +131,7 @@ CASES = [
     Case("zerank at a revision nobody speaks of", "unknown", (ZERANK,), base=ZERANK, revision="a" * 40),
     Case("zerank, decided", "other: see-decisions", base=ZERANK, decided=(ZERANK,)),
     Case("a base nobody knows", "unknown", ("a/base",), base="a/base"),
-    Case(
-        "Llama keeps its own",
-        "unknown",
-        ("nvidia/llama-nemotron-rerank-1b-v2",),
-        base="nvidia/llama-nemotron-rerank-1b-v2",
-    ),
+    Case("terms nobody read", "other: llama-3.2-and-nvidia-open-model", (NEMOTRON,), base=NEMOTRON),
     Case(
         "a dense model trained on MS MARCO only orders", "apache-2.0", sections={"dense": {"model": "cross-encoder/x"}}
     ),
@@ -307,17 +307,22 @@ def licensed(tmp_path: Path, base: Path, **licence: Any) -> Path:
 
 def test_an_unknown_set_stops_before_anything_runs(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = licensed(tmp_path, tiny_qwen3, require="commercial")
-    for command in ("check", "train", "export"):
-        done = jobs.rankwright(command, recipe)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        (line,) = done.stderr.strip().splitlines()
-        assert line.startswith("error: licence.require: commercial: data set 'one' (trained on, chooses the weights): ")
+    done = jobs.rankwright("train", recipe)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: licence.require: commercial: data set 'one' (trained on, chooses the weights): ")
     assert not (tmp_path / "job" / "run").exists()
-    # Beside the other mistakes of the recipe, and not instead of them.
-    done = jobs.rankwright(
-        "check", recipe, "loss.name=listwise_softmaxx", "licence.decisions=[{input: on, by: x, why: y}]"
-    )
-    assert len(done.stderr.strip().splitlines()) == 3 and "did you mean 'one'" in done.stderr
+
+
+def test_check_and_export_are_stopped_beside_all_other_mistakes(tmp_path: Path, tiny_qwen3: Path) -> None:
+    recipe = licensed(tmp_path, tiny_qwen3, require="commercial")
+    overrides = ["loss.name=listwise_softmaxx", "licence.decisions=[{input: on, by: x, why: y}]"]
+    with pytest.raises(UserErrors) as caught:
+        Pipeline(load_recipe(str(recipe), overrides)).check()
+    assert len(caught.value.messages) == 3 and "did you mean 'one'" in str(caught.value)
+    # Also where somebody comes in by another door than the commands.
+    with pytest.raises(UserErrors, match="data set 'one'"):
+        Pipeline(load_recipe(str(recipe), [])).ledger()
 
 
 def test_a_decision_is_kept_in_the_ledger_and_in_the_model_card(tmp_path: Path, tiny_qwen3: Path) -> None:
@@ -355,30 +360,32 @@ def test_scores_of_an_unknown_teacher_stop_before_the_first_step(tmp_path: Path,
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "job" / "sets" / "scored.jsonl").write_text(text, encoding="utf-8")
     entry = "data.train=[{path: scored.jsonl, licence: own}]"
-    done = jobs.rankwright("train", recipe, entry)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
-    assert (
-        "teacher 'teacher of scored' (distilled from)" in line
-        and not (tmp_path / "job" / "run" / "metrics.jsonl").exists()
-    )
+    pipeline = Pipeline(load_recipe(str(recipe), [entry]))
+    pipeline.start()
+    with pytest.raises(UserErrors, match=r"teacher 'teacher of scored' \(distilled from\)"):
+        pipeline.train()
+    assert not (tmp_path / "job" / "run" / "negatives.jsonl").exists()
     decided = "licence.decisions=[{input: teacher of scored, by: me, why: our own model}]"
-    done = jobs.rankwright("mine", recipe, entry, decided)
-    assert done.returncode == 0, done.stderr
+    pipeline = Pipeline(load_recipe(str(recipe), [entry, decided]))
+    pipeline.start()
+    pipeline.mine()
+    ledger = json.loads((tmp_path / "job" / "run" / "licences.json").read_text(encoding="utf-8"))
+    assert [one["use"] for one in ledger["inputs"] if one["decision"]] == [["distil"]]
 
 
-def test_data_list() -> None:
-    done = jobs.rankwright("data", "list", "--domain", "finance", "--commercial")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_data_list(capsys: pytest.CaptureFixture[str]) -> None:
+    list_sets(domain="finance", commercial=True)
+    lines = capsys.readouterr().out.splitlines()
     shown = {line.split()[0] for line in lines if line.strip().startswith(("tatqa", "finqa", "fiqa", "obliqa"))}
     assert shown == {"tatqa", "finqa"}
     assert any(line.startswith("left out: ") and "other domains" in line for line in lines)
     assert any("fiqa (unknown)" in line and "financebench (no)" in line for line in lines)
-    done = jobs.rankwright("data", "list", "--domain", "finanse")
-    assert done.returncode == 2 and "did you mean 'finance'" in done.stderr
-    everything = jobs.rankwright("data", "list").stdout
-    assert all(
-        f"{name}.yaml" == path.name for path in jobs.REPOSITORY.glob("data/*.yaml") if (name := path.stem) in everything
-    )
-    assert sum(path.stem in everything for path in jobs.REPOSITORY.glob("data/*.yaml")) > 60
+    with pytest.raises(UserError, match="did you mean 'finance'"):
+        list_sets(domain="finanse")
+
+
+def test_data_list_on_the_command_line() -> None:
+    done = jobs.rankwright("data", "list")
+    assert done.returncode == 0, done.stderr
+    found = {line.split()[0] for line in done.stdout.splitlines()}
+    assert {path.stem for path in jobs.REPOSITORY.glob("data/*.yaml")} <= found

@@ -68,26 +68,30 @@ def _is_unsettled(one: Input) -> bool:
         return False
     said = [(statement, statement.term) for statement in one.known.statements]
     open_terms = [term for statement, term in said if term is not None and term.commercial == statement.commercial]
-    return not said or len(open_terms) < len(said) or any(term.id == UNKNOWN for term in open_terms)
+    if one.known.conflicts or len(open_terms) < len(said):
+        return True
+    return not said or any(term.id == UNKNOWN for term in open_terms)
 
 
 def _binding(one: Input) -> list[Term]:
     """Terms of an input that weights made from it are bound by, beside its base's own."""
     terms = [term for term in one.known.terms if _binds(term, one)]
     if one.decision is not None:
-        terms = [term for term in terms if term.commercial != "no"]
-    return terms
+        return [term for term in terms if term.commercial != "no"]
+    # Where sources conflict only one of them is right, and the most restrictive one counts.
+    strictest = {s.licence for s in one.known.statements if s.commercial == one.known.commercial}
+    return [term for term in terms if term.id in strictest]
 
 
 def _binds(term: Term, one: Input) -> bool:
-    if term.commercial == "no" or term.flows_down:
+    if term.commercial == "no" or term.flows_down or (term.commercial != "yes" and "base" in one.uses):
         return True
     # What a teacher says is no adaptation of the teacher.
     return term.share_alike and any(use in one.uses for use in ("base", "train", "dev"))
 
 
 def _reason(term: Term) -> str:
-    reasons = ["forbids commercial use"] if term.commercial == "no" else []
+    reasons = {"no": ["forbids commercial use"], "unknown": ["has terms of its own"], "yes": []}[term.commercial]
     reasons += ["is share-alike"] if term.share_alike else []
     reasons += ["flows down to models made from it or from its outputs"] if term.flows_down else []
     return "which " + " and ".join(reasons)

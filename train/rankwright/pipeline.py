@@ -46,7 +46,7 @@ class Pipeline:
             write_ledger(self.recipe, self._located, self.run)
 
     def check(self, *, data: bool = True) -> None:
-        """Raises UserErrors with all that the registries, the base, the sets and licences (unless data=False) forbid."""
+        """Raises UserErrors with all that registries and base, and (unless data=False) sets and licences forbid."""
         found = check_names(self.recipe)
         test_sets: list[str] | None = None
         try:
