@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rankwright.ledger import USE_WORDS, Input
+from rankwright.ledger import TAINTING, USE_WORDS, Input
 from rankwright.licences import UNKNOWN, Term
 from rankwright.recipe import LicenceRule
 
@@ -129,7 +129,7 @@ def _permissive(tainting: Sequence[Input]) -> tuple[str, str | None, list[str]]:
 
 
 def _used(one: Input) -> str:
-    return ", ".join(USE_WORDS[use] for use in one.uses)
+    return ", ".join(USE_WORDS[use] for use in one.uses if use in TAINTING)
 
 
 def ledger_json(inputs: Sequence[Input], rule: LicenceRule) -> dict[str, Any]:

@@ -149,12 +149,13 @@ def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
         place, facts, credit = f"card {entry.card.name}", entry.card.known, entry.card.citation
         revision = revision or (entry.card.hub.revision if entry.card.hub is not None else None)
     elif entry.hub is not None:
-        place, cards = f"hub {entry.hub}", cards_at(entry.hub)
+        local = Path(entry.hub).is_dir()
+        place, cards = f"{'path' if local else 'hub'} {entry.hub}", [] if local else cards_at(entry.hub)
         facts = known([s for card in cards for s in card.known.statements])
         if cards:
             note = f"by the card{'s' if len(cards) > 1 else ''} {', '.join(c.name for c in cards)}"
             facts, credit = replace(facts, note=note), cards[0].citation
-        elif Path(entry.hub).is_dir():
+        elif local:
             facts = known(read_statements(Path(entry.hub)))
     else:
         assert entry.path is not None
@@ -260,6 +261,4 @@ def warning(inputs: Sequence[Input], rule: LicenceRule) -> str | None:
     if rule.require is not None or not doubtful:
         return None
     shown = ", ".join(f"{one.name} ({one.known.commercial}: {one.known.licence})" for one in doubtful)
-    return (
-        f"WARNING: not cleared for commercial use: {shown}; {LEDGER} says by whom, licence.require=commercial refuses"
-    )
+    return f"WARNING: not cleared for commercial use: {shown}; sources in {LEDGER}; licence.require=commercial refuses"
