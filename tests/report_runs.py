@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwright.cards import load_card
 from rankwright.data_files import write_split
+from rankwright.derived_licence import ledger_json
 from rankwright.evaluate import first_stage_run, measure, write_evaluation
 from rankwright.examples import Collection
+from rankwright.ledger import LEDGER, make_inputs
 from rankwright.loading import recipe_json
 from rankwright.mining import Negative, write_candidates, write_negatives
-from rankwright.recipe import Recipe
+from rankwright.recipe import Recipe, Source
 from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder, content_hash
+from rankwright.sources import Located
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" $x_1$ {{ 7 * 7 }} <b>bold</b>"
 QUERIES = tuple(f"q{i}" for i in range(24))
@@ -61,6 +65,7 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     run.write_json("recipe.json", json.loads(recipe_json(recipe)))
     run.write_json("provenance.json", {"command": ["rankwright", "run", "job.yaml"], "seed": seed})
     tests = [collection("one"), collection("two")]
+    run.write_json(LEDGER, ledger_json(make_inputs(recipe, _located(recipe)), recipe.licence))
     train = Collection("tatqa", {"t": tests[0].corpus["d3"].upper()}, {"x": "other words"}, {"x": {"t": 1.0}})
     write_split(folder / "data", "train", [train])
     write_split(folder / "data", "test", tests)
@@ -88,6 +93,17 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     run.finish("evaluate", content_hash(systems), seconds=1.0, systems=list(systems), system_inputs=systems)
     _write_proofs(run)
     return folder
+
+
+def _located(recipe: Recipe) -> dict[str, list[Located]]:
+    """The sets, which lie nowhere."""
+
+    def one(source: Source, split: str) -> Located:
+        card = None if source.card is None else load_card(source.card)
+        path = Path("data") / (source.path or source.card or "")
+        return Located(source, source.name or path.name, split, path, card, None, None)
+
+    return {"train": [one(s, "train") for s in recipe.data.train], "test": [one(s, "test") for s in recipe.data.test]}
 
 
 def _write_counts(run: RunFolder, train: Collection, tests: Sequence[Collection]) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rankwright.cards import Card, list_cards, load_card
+from rankwright.cards import Card, cards_at, list_cards, load_card
 from rankwright.errors import UserError, UserErrors
+from rankwright.licences import find_term, state, strictest
 from rankwright.resources import data_dir
 
 SETS = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -42,7 +43,9 @@ def test_cards_are_found_by_name() -> None:
 
 
 def test_unknown_card() -> None:
-    with pytest.raises(UserError, match=r"unknown card 'tatq', did you mean 'tatqa'\? \(known: aila-statutes"):
+    with pytest.raises(
+        UserError, match=r"unknown card 'tatq', did you mean 'tatqa'\? \(known: aila-casedocs, .* more\)$"
+    ):
         load_card("tatq")
 
 
@@ -51,11 +54,23 @@ def test_card_is_fit_to_ship(card: Card) -> None:
     text = (data_dir() / f"{card.name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# "), "first line says what it is for"
     pinned = card.hub is None or re.fullmatch("[0-9a-f]{40}", card.hub.revision or "")
-    assert pinned or "no revision is pinned" in card.notes, "a revision is pinned, or the notes say that none is"
+    assert pinned or "no revision is pinned" in card.notes.lower(), (
+        "a revision is pinned, or the notes say that none is"
+    )
+    if card.hub is not None and card.hub.layout == "rows":
+        ours = {"query", "query_id", "positives", "negatives", "positive_scores", "negative_scores", "weight", "group"}
+        assert card.hub.columns.keys() <= ours and {"query", "positives"} <= card.hub.columns.keys()
+        assert (card.group_key == card.hub.columns.get("group")) and "live hub" in card.notes
     assert card.path is None or not Path(card.path).is_absolute()
     # A reader with another YAML parser must see the same: a bare yes or date would be no text there.
     licence = yaml.safe_load(text)["licence"]
-    assert licence == card.licence.model_dump()
+    assert licence == card.licence.model_dump(mode="json", exclude_unset=True)
+    for said in (card.licence, *card.licence.others):
+        term = find_term(said.name)
+        assert term is None or state(said.name, "", commercial=said.commercial).commercial == said.commercial, (
+            "no statement is more generous than the licence that it names"
+        )
+        assert term is not None or said.commercial != "yes", "what permits commercial use is in licences/terms.yaml"
 
 
 def test_readme_table_agrees_with_the_cards() -> None:
@@ -67,12 +82,41 @@ def test_readme_table_agrees_with_the_cards() -> None:
             card.domain,
             f"hub: {card.hub.id}" if card.hub else f"`data.root`/{card.path}",
             ", ".join(card.splits),
-            card.licence.name,
-            card.licence.commercial,
+            card.known.licence,
+            card.known.commercial,
         ]
         for card in list_cards()
     ]
     assert sorted(rows) == sorted(expected)
+
+
+def test_sets_of_the_licence_list_are_known_by_their_hub_ids() -> None:
+    expected = {
+        "PatronusAI/financebench": "no",
+        "BeIR/fiqa": "unknown",
+        "next-tat/TAT-QA": "yes",
+        "beir/msmarco": "no",
+        "sentence-transformers/msmarco-bm25": "no",
+        "nixiesearch/msmarco-10k": "no",
+        "kiddothe2b/contract-nli": "no",
+        "CoIR-Retrieval/cosqa": "yes",
+        "CoIR-Retrieval/stackoverflow-qa": "yes",
+        "nomic-ai/cornstack-go-v1": "yes",
+        "flax-sentence-embeddings/stackexchange_title_body_jsonl": "no",
+        "isaacus/gdpr-holdings-retrieval": "unknown",
+        "reglab/housing_qa": "yes",
+        "cfli/bge-full-data": "no",
+        "allenai/gooaq": "no",
+    }
+    found = {hub: strictest(card.known.commercial for card in cards_at(hub)) for hub in expected}
+    assert found == expected
+    assert cards_at("nobody/nothing") == []
+
+
+def test_the_strictest_of_conflicting_statements_counts() -> None:
+    nq = load_card("nq").known
+    assert (nq.commercial, nq.conflicts, nq.licence) == ("no", True, "CC-BY-SA-3.0 and CC-BY-NC-SA-3.0")
+    assert load_card("contractnli").known.commercial == "yes" and not load_card("contractnli").known.conflicts
 
 
 @pytest.mark.skipif(not SETS.is_dir(), reason="the offline sets are not beside the checkout")

@@ -10,14 +10,22 @@ from typing import Any
 import pytest
 import torch
 
+from rankwright.derived_licence import ledger_json
 from rankwright.errors import UserError
 from rankwright.export import TARGETS, CardFacts, Trained, export_hf, export_targets
 from rankwright.golden import make_golden, write_golden
+from rankwright.ledger import Input
+from rankwright.licences import known, state
 from rankwright.parity import check_folders
 from rankwright.prompts import PromptContract
+from rankwright.recipe import LicenceRule
 from rankwright.reranker import Reranker
 from tiny import PAIRS, make_tiny_llama, trained_of
 
+BASE = Input(
+    "Qwen/Qwen3-0.6B", "base", "hub Qwen/Qwen3-0.6B", None, ("base",), known([state("Apache-2.0", "its card")])
+)
+LEDGER = ledger_json([BASE], LicenceRule())
 CASES = ["qwen3-portable", "qwen3-official", "llama-portable", "qwen3-full", "qwen3-bf16"]
 
 
@@ -33,7 +41,7 @@ def published(trained: dict[str, Trained], tmp_path_factory: pytest.TempPathFact
         folder=folder,
         golden_pairs=PAIRS,
         base_name=one.base_name,
-        facts=CardFacts(title="Tiny", license="apache-2.0", figures={"nDCG@10": 0.5}),
+        facts=CardFacts(title="Tiny", ledger=LEDGER, figures={"nDCG@10": 0.5}),
     )
     return folder, figures
 

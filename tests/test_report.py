@@ -160,8 +160,10 @@ def test_the_other_parts_are_those_of_the_files(run: Path, page: Page) -> None:
     assert page.row("data-table", "test", "one")[2:4] == ["12", "24"]
     assert page.row("overlap-table", "test one") == ["test one", "tatqa", "0", "0", "1", "4"]
     licence = page.row("licences-table", "two")
-    assert licence[1] == "test" and licence[2].startswith("card obliqa") and licence[3] not in ("", "not known")
-    assert page.row("licences-table", "one")[2:5] == ["sets/one", "not known", "not known"]
+    assert licence[1:5] == ["evaluate", "card obliqa", "Apache-2.0", "yes"] and "RegNLP/ObliQA" in licence[5]
+    assert page.row("licences-table", "one")[2:5] == ["path sets/one", "unknown", "unknown"]
+    assert page.row("licences-table", "tatqa")[1] == "train, dev"
+    assert "has no settled licence" in page.text
     assert page.row("mining-table", "kept")[1] == "40" and page.row("pools-table", "BM25")[2] == "1"
     assert page.row("parity-table", "hf", "transformers")[2:] == ["35", "4.5e-07", "5.0e-06", "4.0e-08"]
     assert page.row("changed-table", "prompt.max_tokens") == ["prompt.max_tokens", "120", "512"]
@@ -239,15 +241,8 @@ def test_a_run_that_has_only_begun(run: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     shutil.copy(run / "recipe.json", tmp_path / "new")
     page = Page(write_report(tmp_path / "new"))
-    assert (
-        not page.open
-        and "Nothing is evaluated yet." in page.text
-        and set(page.tables)
-        == {
-            "changed-table",
-            "licences-table",
-        }
-    )
+    assert not page.open and "Nothing is evaluated yet." in page.text and set(page.tables) == {"changed-table"}
+    assert "licences.json is missing" in page.text
 
 
 def test_numbers_of_other_settings_are_left_out(run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +11,7 @@ from pydantic import Field, model_validator
 
 from rankwright import resources
 from rankwright.errors import UserError, did_you_mean
+from rankwright.licences import Commercial, Date, Known, known, state
 from rankwright.reading import COLUMNS
 from rankwright.recipe import Section
 from rankwright.yaml_file import read_yaml, validate
@@ -16,16 +19,23 @@ from rankwright.yaml_file import read_yaml, validate
 Split = Literal["train", "dev", "test"]
 
 
-class Licence(Section):
-    """A licence as a fact: statements conflict and sets are relicensed, so each has a source and a date.
-
-    commercial is text: in YAML 1.1 a bare yes is a boolean, so cards put it in quotes.
-    """
+class CardStatement(Section):
+    """What one source says; commercial is text: in YAML 1.1 a bare yes is a boolean, so cards put it in quotes."""
 
     name: str
-    commercial: Literal["yes", "no", "unknown"]
+    commercial: Commercial
     source: str
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
+    date: Date
+
+
+class Licence(CardStatement):
+    """A licence as a fact: statements conflict and sets are relicensed, so each has a source and a date.
+
+    others: what other sources say of the same data. The most restrictive statement counts, so a tag that is known to
+    be wrong stands here as well only where it is the stricter one, or in the text of `source`.
+    """
+
+    others: tuple[CardStatement, ...] = ()
 
 
 class Nested(Section):
@@ -86,6 +96,10 @@ class Card(Section):
     splits: Annotated[dict[Split, str], Field(min_length=1)]
     group_key: str | None = None
     licence: Licence
+    # Hub ids, with `*`, of other places where the same data lie: the licence holds there too.
+    also: tuple[str, ...] = ()
+    # The model whose scores the set holds, by hub id.
+    teacher: str | None = None
     citation: str
     notes: str = ""
 
@@ -94,6 +108,17 @@ class Card(Section):
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of path, hub")
         return self
+
+    @property
+    def known(self) -> Known:
+        """The card's statements about the licence."""
+        said = (self.licence, *self.licence.others)
+        return known([state(s.name, s.source, date=s.date, commercial=s.commercial) for s in said])
+
+    def is_at(self, hub: str) -> bool:
+        """Whether a hub id is the card's, or one of its copies."""
+        own = [] if self.hub is None else [self.hub.id]
+        return any(fnmatchcase(hub.casefold(), pattern.casefold()) for pattern in (*own, *self.also))
 
     def upstream_split(self, split: str) -> str:
         """The split's name in the files. Raises UserError when the set has no such split."""
@@ -116,6 +141,16 @@ def load_card(name: str) -> Card:
 def list_cards() -> list[Card]:
     """All shipped cards, by name. Raises UserErrors for a faulty one."""
     return [_read(path) for path in resources.card_files().values()]
+
+
+def cards_at(hub: str) -> list[Card]:
+    """The shipped cards that a hub id belongs to; several, where one set is published in parts."""
+    return [card for card in _shipped() if card.is_at(hub)]
+
+
+@cache
+def _shipped() -> tuple[Card, ...]:
+    return tuple(list_cards())
 
 
 def _read(path: Path) -> Card:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 SHOWN_CHARACTERS = 90
 
 
-def describe_recipe(loaded: LoadedRecipe, *, offline: bool) -> None:
-    """Sets with their licences, then the prompt where the tokenizer can be had."""
+def describe_recipe(loaded: LoadedRecipe, ledger: Mapping[str, Any], *, offline: bool) -> None:
+    """Sets, then licences (ledger: licences.json), then the prompt where the tokenizer can be had."""
     recipe = loaded.recipe
     table = Table(title=f"recipe {recipe.name}", title_justify="left")
-    for column in ("split", "set", "from", "licence", "commercial use"):
+    for column in ("split", "set", "from"):
         table.add_column(column)
     for split, entries in locate_all(recipe.data).items():
         for entry in entries:
             card = entry.card
             hub = entry.hub or (card.hub.id if card is not None and card.hub is not None else None)
             where = f"hub {hub}" + (" (not fetched)" if offline else "") if hub else f"files, split {entry.split}"
-            licence = (card.licence.name, card.licence.commercial) if card is not None else ("not stated", "unknown")
-            table.add_row(split, entry.name, where, *licence)
+            table.add_row(split, entry.name, where)
     console.show(table)
+    _describe_licences(ledger)
     if isinstance(recipe.data.dev, DevFromTrain):
         console.say(f"dev: {recipe.data.dev.fraction:.0%} of the training queries, by seed {recipe.seed}")
     base = resources.resolve_base(recipe.model.base)
@@ -46,6 +46,17 @@ def describe_recipe(loaded: LoadedRecipe, *, offline: bool) -> None:
     else:
         _describe_prompt(loaded)
     console.say(f"recipe {recipe.name} ({resources.shown(loaded.path)}): no mistakes found")
+
+
+def _describe_licences(ledger: Mapping[str, Any]) -> None:
+    table = Table(title="licences", title_justify="left")
+    for column in ("input", "kind", "use", "licence", "commercial use"):
+        table.add_column(column)
+    for one in ledger["inputs"]:
+        table.add_row(one["input"], one["kind"], ", ".join(one["use"]), one["licence"], one["commercial"])
+    console.show(table)
+    derived = ledger["licence"]
+    console.say(f"licence of the weights: {derived['name'] or derived['hub']} ({'; '.join(derived['why'])})")
 
 
 def _describe_prompt(loaded: LoadedRecipe) -> None:

@@ -98,7 +98,7 @@ def check(
         pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
         if not offline:
             pipeline.data()
-        describe_recipe(pipeline.loaded, offline=offline)
+        describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
 
 
 @app.command()

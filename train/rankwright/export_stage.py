@@ -27,11 +27,13 @@ def export_stage(
     run: RunFolder,
     checkpoint: Path,
     system_inputs: Mapping[str, str],
+    ledger: dict[str, Any],
     *,
     gate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
 
+    ledger: licences.json, which the licence in the model card comes from.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True)
@@ -51,8 +53,11 @@ def export_stage(
             figures=_card_figures(recipe, run, system_inputs),
             calibration=calibration,
             gate=gate,
+            ledger=ledger,
         ),
     )
+    licence = ledger["licence"]
+    console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
     for target in figures:
         console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
     return {"targets": list(figures)}

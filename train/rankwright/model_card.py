@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rankwright.derived_licence import hub_sets, public
 from rankwright.prompts import PromptContract
 
 EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a company.")
@@ -15,16 +16,17 @@ EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a comp
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What only the caller of an export knows; license is a hub identifier such as `apache-2.0`.
+    """What only the caller of an export knows.
 
-    calibration: calibration.json; gate: gate.json, where the recipe has a gate.
+    calibration: calibration.json; gate: gate.json, where the recipe has a gate; ledger: licences.json, without which
+    the card states no licence.
     """
 
     title: str = "Reranker"
-    license: str | None = None
     figures: Mapping[str, str | float | int] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     gate: Mapping[str, Any] | None = None
+    ledger: dict[str, Any] | None = None
 
 
 def write_card(
@@ -46,9 +48,12 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    # A bar or a line break would end the cell of a table.
+    environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
     text = environment.get_template("model_card.md.j2").render(
         title=facts.title,
-        license=facts.license,
+        ledger=None if facts.ledger is None else public(facts.ledger),
+        hub_sets=[] if facts.ledger is None else hub_sets(facts.ledger),
         figures=dict(facts.figures),
         calibration=facts.calibration,
         gate=facts.gate,

@@ -16,6 +16,7 @@ from rankwright.checkpoint import read_state
 from rankwright.errors import UserError, UserErrors
 from rankwright.evaluated import experiment_of
 from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
+from rankwright.licence_stage import licence_faults, settle_licences, write_ledger
 from rankwright.loading import LoadedRecipe, recipe_json
 from rankwright.names import check_names
 from rankwright.processes import Processes, launched
@@ -36,31 +37,37 @@ class Pipeline:
         self.checkpoint: Path | None = None
 
     def start(self) -> None:
-        """Check all names, make the run folder, and write recipe.json and provenance.json."""
+        """Check all names, make the run folder, and write recipe.json, provenance.json and licences.json."""
         self.check()
         self.run.create()
         if console.is_first_process():
             self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
             self.run.write_json("provenance.json", provenance(self.recipe.seed, sys.argv))
+            write_ledger(self.recipe, self._located, self.run)
 
     def check(self, *, data: bool = True) -> None:
-        """Raises UserErrors with all names that the registries, the sets (unless data=False) or the base refuse."""
-        faults = check_names(self.recipe)
+        """Raises UserErrors with all that registries and base, and (unless data=False) sets and licences forbid."""
+        found = check_names(self.recipe)
         test_sets: list[str] | None = None
         try:
             if data:
                 test_sets = self._test_sets
+                found += licence_faults(self.recipe, self._located)
         except UserErrors as error:
-            faults += error.messages
+            found += error.messages
         if self.recipe.gate is not None:
-            faults += check_gate(self.recipe.gate, self.recipe.evaluate.measures, test_sets)
-        faults += check_override(self.override, self.recipe.gate)
+            found += check_gate(self.recipe.gate, self.recipe.evaluate.measures, test_sets)
+        found += check_override(self.override, self.recipe.gate)
         try:
             resources.resolve_base(self.recipe.model.base)
         except UserError as error:
-            faults.append(str(error))
-        if faults:
-            raise UserErrors(faults)
+            found.append(str(error))
+        if found:
+            raise UserErrors(found)
+
+    def ledger(self) -> dict[str, Any]:
+        """The licence ledger as far as the files that were read say it."""
+        return settle_licences(self.recipe, self._located, self.run)
 
     def training_queries(self) -> int | None:
         """Queries of the training split that an earlier run has prepared, or None."""
@@ -98,6 +105,7 @@ class Pipeline:
             self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
             add_token_lengths(self.recipe, self.run)
             check_run_files(self.recipe, self.run, self._run_files)
+            self.ledger()
 
     @property
     def _run_files(self) -> dict[str, Path | None]:
@@ -245,10 +253,13 @@ class Pipeline:
             raise refusal(verdict)
         gate = None if verdict is None else verdict.as_json()
         systems = self.inputs.systems
-        inputs = content_hash(self._calibrate_inputs, systems, self.inputs.section("export"), gate)
+        ledger = self.ledger()
+        inputs = content_hash(self._calibrate_inputs, systems, self.inputs.section("export"), gate, ledger)
         if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
             self.run.forget("export")
-        self._stage("export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, systems, gate=gate))
+        self._stage(
+            "export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, systems, ledger, gate=gate)
+        )
 
     def _gate(self) -> Verdict | None:
         """The gate's verdict on the evaluation; None without a gate."""

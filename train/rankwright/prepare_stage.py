@@ -55,7 +55,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     report = {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps, "leakage": leaks}
     run.write_json("data_report.json", report)
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
-    return {**queries, "corpora": sorted(corpora)}
+    return {**queries, "corpora": sorted(corpora), "teacher_scores": [c.name for c in train if c.teacher_scores]}
 
 
 def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:

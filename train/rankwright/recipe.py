@@ -216,7 +216,8 @@ class Decision(Section):
 class LicenceRule(Section):
     """What all inputs of the weights must permit, and what a person decided about those that are not clear."""
 
-    require: Literal["commercial"] | None = None
+    # commercial-strict: also no base and no teacher whose own training data forbid commercial use.
+    require: Literal["commercial", "commercial-strict"] | None = None
     decisions: tuple[Decision, ...] = ()
 
 

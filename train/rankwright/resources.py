@@ -9,6 +9,8 @@ from rankwright.errors import UserError, did_you_mean
 PACKAGE = Path(__file__).resolve().parent
 FIXTURES = "fixtures/"
 YAML_SUFFIXES = (".yaml", ".yml")
+# Known names that a message lists.
+MOST_NAMES = 30
 
 
 def recipes_dir() -> Path:
@@ -45,7 +47,8 @@ def find_yaml(text: str, known: dict[str, Path], *, kind: str, folder: Path = Pa
         # The last part alone may be near: `finance` for `offline/finance`.
         near = did_you_mean(text, known) or did_you_mean(text, [k for k in known if k.endswith(f"/{text}")])
         local = f"; to use the file {text}.yaml, write its suffix" if _is(folder / f"{text}.yaml", "is_file") else ""
-        names = ", ".join(sorted(known)) or "none"
+        names = ", ".join(sorted(known)[:MOST_NAMES]) or "none"
+        names += f", and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
         raise UserError(f"unknown {kind} {text!r}{near}{local} (known: {names})")
     return known[text]
 

@@ -33,7 +33,8 @@ class StageInputs:
 
     def _set(self, entry: Located) -> str:
         """A set by content; its run file, its weight and its licence are not part of it."""
-        card = entry.card and entry.card.model_dump(mode="json")
+        # What is read; a note or a licence of the card changes no row.
+        card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
         content = entry.path and self._content(entry.path)
         reading = entry.source.model_dump(include={"format", "columns", "config", "group_key"})
         # The seed chooses the queries of a limit.

@@ -12,9 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rankwright.cards import load_card
 from rankwright.errors import UserError
-from rankwright.recipe import DevFromTrain, Recipe, Section, Source
+from rankwright.recipe import Recipe, Section
 from rankwright.run_folder import STAGES, RunFolder
 
 # Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
@@ -29,18 +28,6 @@ REASONS = {
     "judged_duplicate_of_positive": "removed: judged not relevant, with the text of a relevant document",
     "short_pools": "queries with fewer negatives than mine.negatives",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class DataSource:
-    """One set of the recipe and its licence, as far as the recipe or its card says."""
-
-    split: str
-    name: str
-    place: str
-    licence: str
-    commercial: str
-    stated: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,39 +93,6 @@ def _changed(section: Section, prefix: str) -> Iterator[tuple[str, Any, Any]]:
                 yield from _changed(item, f"{key}.{number}.")
         else:
             yield key, value, default
-
-
-def data_sources(recipe: Recipe) -> list[DataSource]:
-    """The sets of the recipe, by split, with what is known of their licences."""
-    entries: list[tuple[str, Source]] = [("train", s) for s in recipe.data.train]
-    if not isinstance(recipe.data.dev, DevFromTrain):
-        entries += [("dev", s) for s in recipe.data.dev]
-    entries += [("test", s) for s in recipe.data.test]
-    return [_source(split, source) for split, source in entries]
-
-
-def _source(split: str, source: Source) -> DataSource:
-    if source.card is not None:
-        try:
-            card = load_card(source.card)
-        except UserError as error:
-            return DataSource(
-                split, source.name or source.card, f"card {source.card}", "not known", "not known", str(error)
-            )
-        licence = card.licence
-        name, place = source.name or card.name, f"card {card.name}: {card.title}"
-        return DataSource(split, name, place, licence.name, licence.commercial, f"{licence.source} ({licence.date})")
-    if source.hub is not None:
-        revision = f" at {source.revision}" if source.revision else ""
-        name, place = source.name or source.hub.split("/")[-1], f"hub {source.hub}{revision}"
-        return DataSource(split, name, place, "not known", "not known", "no card: see the set's own page")
-    path = Path(source.path or "")
-    if path.parts[:1] == ("fixtures",):
-        stated = "made for this project (data/README.md)"
-        return DataSource(split, source.name or path.name.split(".")[0], str(path), "CC0-1.0", "yes", stated)
-    return DataSource(
-        split, source.name or path.name.split(".")[0], str(path), "not known", "not known", "a path, without a card"
-    )
 
 
 def read_mining(run: RunFolder) -> Mined | None:

@@ -15,6 +15,7 @@ from rankwright.data_files import read_split
 from rankwright.errors import UserError
 from rankwright.evaluate import HEADLINE
 from rankwright.evaluated import evaluate_command, read_run
+from rankwright.ledger import LEDGER
 from rankwright.query_attributes import FILE, QueryAttributes, read_attributes
 from rankwright.recipe import Recipe
 from rankwright.report import gather, plots
@@ -123,7 +124,7 @@ def context(
         "resamples": RESAMPLES,
         "cases": _cases(folder, rows),
         "data": data,
-        "sources": gather.data_sources(recipe),
+        "ledger": gather.read_json(folder / LEDGER),
         "mined": gather.read_mining(run),
         "calibration": calibration,
         "reliability": _reliability(calibration),
