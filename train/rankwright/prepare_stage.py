@@ -13,27 +13,29 @@ from rankwright.errors import UserError, UserErrors
 from rankwright.evaluate import choose_queries
 from rankwright.examples import Collection
 from rankwright.first_stages import retrieve, training_stage
+from rankwright.mixture import as_stated
 from rankwright.recipe import DevFromTrain, Recipe
 from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder
-from rankwright.sources import locate_all, read_all
+from rankwright.sources import Located, locate_all, read_all
 
 
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns queries a split, and corpora."""
     entries = locate_all(recipe.data)
     console.say("train")
-    train = read_all(entries["train"], console.say)
+    train = _read(entries["train"], recipe.seed)
     if isinstance(recipe.data.dev, DevFromTrain):
         fraction = recipe.data.dev.fraction
         parts = [splits.split_dev(c, fraction=fraction, seed=recipe.seed) for c in train]
-        train, dev = [t for t, _ in parts], [d for _, d in parts]
+        # Their queries are evaluated, not drawn.
+        train, dev = [t for t, _ in parts], [dataclasses.replace(d, draws=1.0) for _, d in parts]
         console.say(f"dev: {sum(len(d.queries) for d in dev):,} queries taken out of train (fraction {fraction:g})")
     else:
         console.say("dev")
-        dev = read_all(entries["dev"], console.say)
+        dev = _read(entries["dev"], recipe.seed)
     console.say("test")
-    test = read_all(entries["test"], console.say)
+    test = _read(entries["test"], recipe.seed)
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
@@ -49,6 +51,11 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     run.write_json("data_report.json", {"splits": counts, "overlap_with_train": overlaps})
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
     return {**queries, "corpora": sorted(corpora)}
+
+
+def _read(entries: Sequence[Located], seed: int) -> list[Collection]:
+    """The sets of a split with their limits, weights and instructions."""
+    return as_stated(read_all(entries, console.say), [e.source for e in entries], seed=seed, say=console.say)
 
 
 def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:
