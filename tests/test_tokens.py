@@ -72,3 +72,22 @@ def test_a_failure_leaves_nothing_half_written(encoder: PromptEncoder, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         token_store(tmp_path, encoder, {None: QUERIES}, DOCUMENTS, fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_instruction_has_its_heads_and_all_share_the_documents(encoder: PromptEncoder, tmp_path: Path) -> None:
+    queries = {None: QUERIES[:3], "Find the clause.": QUERIES[2:], encoder.contract.instruction: ["one more"]}
+    seen: list[int] = []
+    store = token_store(tmp_path, encoder, queries, DOCUMENTS, seen.append)
+    # The third is the encoder's own, spelled out; the query that two sets have is read under both.
+    assert sum(seen) == len(set(QUERIES[:3])) + len(set(QUERIES[2:])) + 1 + len(set(DOCUMENTS))
+    other = encoder.under("Find the clause.")
+    assert other.contract.instruction == "Find the clause." != encoder.contract.instruction
+    for query in [*QUERIES, "one more"]:
+        assert store.encode(query, DOCUMENTS) == encoder.encode(query, DOCUMENTS)
+        assert store.under("Find the clause.").encode(query, DOCUMENTS) == other.encode(query, DOCUMENTS)
+    heads = [e.encode(QUERIES[2], DOCUMENTS[:1]).head_ids for e in (store, store.under("Find the clause."))]
+    assert heads[0] != heads[1]
+    assert store.under(None) is store and store.under(f" {encoder.contract.instruction} ") is store
+    # What is stored is not tokenised again, under any of them.
+    again = token_store(tmp_path, encoder, queries, DOCUMENTS, refuse)
+    assert again.under("Find the clause.").encode(QUERIES[5], DOCUMENTS) == other.encode(QUERIES[5], DOCUMENTS)

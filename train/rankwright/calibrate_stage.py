@@ -39,11 +39,13 @@ class Pairs:
 
 
 def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: str) -> dict[str, Any]:
-    """Write calibration.json; returns the temperature. Test sets are only looked at: their scores are run.trec's."""
+    """Write calibration.json; returns the temperature. Test sets are only looked at: their scores are run.trec's.
+
+    All under the instruction of the exports, where there are some: what they give is what is calibrated.
+    """
     dev = dev_pairs(recipe, run, checkpoint, scores_inputs)
     fitted = fit_temperature(dev.scores, dev.relevant)
     sets = read_split(run.path / "data", "test")
-    # What an export gives, which is what is calibrated.
     systems = {c.name: EXPORTED if is_read_otherwise(recipe, c.instruction) else "tuned" for c in sets}
     test = {c.name: run_pairs(c, run.path / "eval" / c.name / systems[c.name] / "run.trec") for c in sets}
     found: dict[str, Any] = {

@@ -129,6 +129,7 @@ class Evaluation:
             + (f" (evaluate.limit_queries, by seed {recipe.seed})" if limited else "")
             + (f", {chosen.without_relevant} without a relevant document left out" if chosen.without_relevant else "")
             + f"; {recipe.evaluate.first_stage} top {recipe.evaluate.depth} reranked"
+            + f"; exports read it under another instruction (row {EXPORTED})" * job.is_read_otherwise
         )
 
     def _lists(self, job: Job, name: str) -> Path:

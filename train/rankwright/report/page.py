@@ -123,6 +123,7 @@ def context(
         "resamples": RESAMPLES,
         "cases": _cases(folder, rows),
         "data": data,
+        "mix": gather.read_json(folder / "mix.json"),
         "sources": gather.data_sources(recipe),
         "mined": gather.read_mining(run),
         "calibration": calibration,
