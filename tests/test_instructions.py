@@ -141,7 +141,7 @@ def test_a_set_with_another_instruction_is_scored_under_the_exports_as_well(mixe
     assert done.returncode == 0 and "not evaluated on all of these test sets, left out: exported" in done.stdout
 
 
-def test_exports_hold_the_instruction_and_score_what_exported_says(mixed: tuple[Path, str]) -> None:
+def test_exports_hold_the_instruction_and_score_what_exported_says(mixed: tuple[Path, str], tiny_qwen3: Path) -> None:
     run, _ = mixed
     for target in ("hf", "adapter"):
         folder = run / "export" / target
@@ -149,7 +149,7 @@ def test_exports_hold_the_instruction_and_score_what_exported_says(mixed: tuple[
         assert f"instruction: {CLAUSE}" in (folder / "README.md").read_text()
         golden = [json.loads(line) for line in (folder / "golden.jsonl").read_text().splitlines()]
         assert {row["instruction"] for row in golden} == {CLAUSE}
-        reranker = Reranker.load(str(folder))
+        reranker = Reranker.load(str(folder), base=str(tiny_qwen3) if target == "adapter" else None)
         for collection in read_split(run / "data", "test"):
             place = run / "eval" / collection.name
             candidates = read_candidates(place / "candidates.jsonl")
