@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import pytest
 import yaml
 
 import jobs
+from rankwright.baselines import baseline_under, load_baseline
 from rankwright.data_files import read_split
+from rankwright.errors import UserError
 from rankwright.evaluate import rerank
 from rankwright.instructions import check_mixture, frozen_instruction, is_read_otherwise, recipe_instruction
+from rankwright.loading import load_recipe
 from rankwright.metrics import read_trec_run
 from rankwright.mining import read_candidates
 from rankwright.names import check_names
-from rankwright.recipe import Recipe
+from rankwright.pipeline import Pipeline
+from rankwright.recipe import Baseline, Prompt, Recipe
 from rankwright.reranker import Reranker
+from rankwright.setup_model import load_base_tokenizer, recipe_contract
 from rankwright.sources import locate_all
 from rankwright.stage_inputs import StageInputs
 
@@ -162,28 +168,54 @@ def test_exports_hold_the_instruction_and_score_what_exported_says(mixed: tuple[
                 assert said[query_id] == close
 
 
+def evaluate(path: Path, *overrides: str) -> Path:
+    """bm25 and base in this process; the folder of the results."""
+    pipeline = Pipeline(load_recipe(str(path), overrides))
+    pipeline.start()
+    pipeline.evaluate(["bm25", "base"])
+    return pipeline.run.path / "eval"
+
+
 def test_two_sets_are_scored_as_two_evaluations_with_one_instruction_each(tiny_qwen3: Path, tmp_path: Path) -> None:
     tests = [{"path": "held-out", "instruction": CLAUSE}, {"path": "other", "instruction": CODE}]
     both = write_job(tmp_path / "both", tiny_qwen3, data={"train": [{"path": "one"}], "test": tests})
-    assert jobs.rankwright("evaluate", both, "--only", "bm25,base").returncode == 0
-    scores = []
+    folder = evaluate(both)
+    scores = {name: (folder / name / "base" / "run.trec").read_bytes() for name in ("held-out", "other")}
     for source in tests:
-        name, instruction = source["path"], source["instruction"]
-        data = {"train": [{"path": "one"}], "test": [{"path": name}]}
-        alone = write_job(tmp_path / name, tiny_qwen3, data=data, prompt={"instruction": instruction})
-        assert jobs.rankwright("evaluate", alone, "--only", "bm25,base").returncode == 0
-        ours, theirs = (tmp_path / f / "run" / "eval" / name / "base" / "run.trec" for f in ("both", name))
-        assert ours.read_bytes() == theirs.read_bytes()
-        scores.append(ours.read_bytes())
-    # And another instruction gives other scores.
-    swapped = [{**tests[0], "instruction": CODE}, tests[1]]
-    done = jobs.rankwright("evaluate", both, f"data.test={json.dumps(swapped)}", "--only", "bm25,base")
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "both" / "run" / "eval"
-    assert (folder / "held-out" / "base" / "run.trec").read_bytes() != scores[0]
-    assert (folder / "other" / "base" / "run.trec").read_bytes() == scores[1]
-    # The scores of the other set were kept: only its numbers are of the evaluation as it is now.
-    assert "base on other" not in done.stdout and "bm25: unchanged, kept" in done.stdout
+        data = {"train": [{"path": "one"}], "test": [{"path": source["path"]}]}
+        prompt = {"instruction": source["instruction"]}
+        alone = evaluate(write_job(tmp_path / source["path"], tiny_qwen3, data=data, prompt=prompt))
+        assert (alone / source["path"] / "base" / "run.trec").read_bytes() == scores[source["path"]]
+    # And another instruction gives other scores; those of the other set are kept, with their clock.
+    seconds = json.loads((folder / "other" / "base" / "metrics.json").read_text())["seconds"]
+    evaluate(both, f"data.test={json.dumps([{**tests[0], 'instruction': CODE}, tests[1]])}")
+    assert (folder / "held-out" / "base" / "run.trec").read_bytes() != scores["held-out"]
+    assert (folder / "other" / "base" / "run.trec").read_bytes() == scores["other"]
+    assert json.loads((folder / "other" / "base" / "metrics.json").read_text())["seconds"] == seconds
+
+
+def test_baselines_that_read_the_instruction_are_scored_under_the_sets(tiny_qwen3: Path, tmp_path: Path) -> None:
+    prompt = Prompt(max_tokens=320, instruction="Mine.")
+    for kind, other in (("qwen3-reranker", CLAUSE), ("mxbai", CLAUSE), ("mxbai", GENERAL), ("rankwright", GENERAL)):
+        baseline = Baseline(name="x", kind=kind, model=str(tiny_qwen3))
+        own, wanted = (
+            load_baseline(baseline, p, cache=tmp_path)
+            for p in (prompt, prompt.model_copy(update={"instruction": other}))
+        )
+        assert isinstance(own, Reranker) and isinstance(wanted, Reranker)
+        under = baseline_under(baseline, own, other)
+        assert isinstance(under, Reranker) and under.contract == wanted.contract != own.contract
+        assert under.model is own.model and baseline_under(baseline, own, None) is own
+    for kind in ("zerank", "bge"):
+        baseline = Baseline(name="x", kind=kind, model=str(tiny_qwen3))
+        scorer = load_baseline(baseline, prompt, cache=tmp_path)
+        assert baseline_under(baseline, scorer, CLAUSE) is scorer
+
+
+def test_a_folder_of_ours_as_a_baseline_keeps_its_own_instruction(folders: dict[str, Path], tmp_path: Path) -> None:
+    baseline = Baseline(name="x", kind="rankwright", model=str(folders["qwen3-portable"]))
+    scorer = load_baseline(baseline, Prompt(), cache=tmp_path)
+    assert baseline_under(baseline, scorer, CLAUSE) is scorer
 
 
 def test_what_depends_on_a_sets_instruction_and_weight(tiny_qwen3: Path, tmp_path: Path) -> None:
@@ -216,14 +248,38 @@ def test_what_depends_on_a_sets_instruction_and_weight(tiny_qwen3: Path, tmp_pat
 
 
 def test_a_frame_without_a_place_refuses_the_instruction_of_a_set(tiny_qwen3: Path, tmp_path: Path) -> None:
-    path = write_job(tmp_path, tiny_qwen3, prompt={"mode": "zerank", "instruction": ""}, export={"targets": []})
-    done = jobs.rankwright("check", path)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    for key in ("data.train.0.instruction", "data.test.0.instruction"):
-        assert f"{key}: the frame zerank has no place for one" in done.stderr
+    base = Path(shutil.copytree(tiny_qwen3, tmp_path / "zerank-2"))
+    recipe = recipe_of(base, data={"train": sources(CLAUSE, ""), "test": sources(None, CODE)}, export={"targets": []})
+    with pytest.raises(UserError) as error:
+        recipe_contract(recipe, *load_base_tokenizer(recipe))
+    first, second = str(error.value).splitlines()
+    assert first.startswith("data.train.0.instruction: the frame zerank has no place for one: remove it")
+    assert second.startswith("data.test.1.instruction: the frame zerank has no place")
+    # A frame with a line for it, which is not there without one, takes it.
+    base = Path(shutil.copytree(tiny_qwen3, tmp_path / "mxbai-rerank-base-v2"))
+    prompt = {"max_tokens": 320}
+    recipe = recipe_of(base, data={"train": sources(CLAUSE)}, export={"targets": []}, prompt=prompt)
+    contract = recipe_contract(recipe, *load_base_tokenizer(recipe))
+    assert not contract.takes_instruction
+    told = recipe_of(base, export={"targets": []}, prompt={**prompt, "instruction": CLAUSE})
+    tokenizer = load_base_tokenizer(recipe)[1]
+    assert contract.under(CLAUSE, tokenizer) == recipe_contract(told, *load_base_tokenizer(told))
+    assert contract.under(CLAUSE, tokenizer).under("", tokenizer) == contract
 
 
-def test_an_instruction_that_leaves_no_room_is_said_before_training(tiny_qwen3: Path, tmp_path: Path) -> None:
-    tests = [{"path": "held-out", "instruction": "very " * 200}]
-    done = jobs.rankwright("check", write_job(tmp_path, tiny_qwen3, data={"train": [{"path": "one"}], "test": tests}))
-    assert done.returncode == 2 and "data.test.0.instruction: prompt.max_tokens: 160 is too small" in done.stderr
+def test_an_instruction_that_leaves_no_room_is_said_before_training(tiny_qwen3: Path) -> None:
+    tests = [{"path": "t", "instruction": "very " * 200}]
+    recipe = recipe_of(tiny_qwen3, data={"test": tests}, prompt={"max_tokens": 160})
+    with pytest.raises(UserError, match=r"^data\.test\.0\.instruction: prompt\.max_tokens: 160 is too small"):
+        recipe_contract(recipe, *load_base_tokenizer(recipe))
+
+
+def test_another_instruction_has_no_fitted_temperature(folders: dict[str, Path]) -> None:
+    reranker = Reranker.load(str(folders["qwen3-portable"]))
+    fitted = Reranker(reranker.model, reranker.tokenizer, reranker.contract.replace(temperature=2.0))
+    assert fitted.under(None) is fitted.under(fitted.contract.instruction) is fitted
+    other = fitted.under(CLAUSE)
+    assert (other.contract.temperature, other.contract.instruction) == (1.0, CLAUSE)
+    assert other.model is fitted.model
+    whole = Reranker.load(str(folders["qwen3-portable"]), instruction=CLAUSE)
+    assert other.score("a bond", ["A loan.", "A cat."]) == whole.score("a bond", ["A loan.", "A cat."])
