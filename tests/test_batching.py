@@ -1,16 +1,15 @@
-"""The plan of a step, padded chunks, and the order of the data: pure functions, checked as such."""
+"""The plan of a step and padded chunks: pure functions, checked as such."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwright.batching import epoch_order, pad_chunks, plan_step, step_positions
+from rankwright.batching import pad_chunks, plan_step
 
 TOKENS = st.lists(st.integers(1, 60), max_size=20)
 PROMPTS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), max_size=12)
@@ -72,40 +71,3 @@ def test_no_prompts_no_chunks() -> None:
 def test_an_empty_prompt_is_our_mistake(prompts: list[list[int]]) -> None:
     with pytest.raises(AssertionError, match="empty prompt"):
         pad_chunks(prompts, pad_id=0)
-
-
-@given(st.integers(1, 7), st.integers(1, 9), st.integers(1, 12))
-def test_epochs_follow_each_other_without_a_short_step(queries: int, groups: int, steps: int) -> None:
-    drawn = [step_positions(s, groups_per_step=groups, queries=queries) for s in range(1, steps + 1)]
-    assert all(len(step) == groups for step in drawn)
-    flat = list(itertools.chain.from_iterable(drawn))
-    expected = ((epoch, index) for epoch in itertools.count() for index in range(queries))
-    assert flat == list(itertools.islice(expected, len(flat)))
-
-
-IDS = st.lists(st.text(max_size=4), unique=True, max_size=12)
-
-
-@given(IDS, st.integers(0, 5), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_the_order_of_an_epoch_does_not_depend_on_the_order_of_the_input(
-    ids: list[str], seed: int, epoch: int, random: Any
-) -> None:
-    order = epoch_order(ids, seed=seed, epoch=epoch)
-    assert sorted(order) == sorted(ids)
-    shuffled = list(ids)
-    random.shuffle(shuffled)
-    assert epoch_order(shuffled, seed=seed, epoch=epoch) == order
-
-
-def test_epochs_and_seeds_differ() -> None:
-    ids = [f"q{i}" for i in range(20)]
-    orders = {tuple(epoch_order(ids, seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
-    assert tuple(ids) not in orders
-
-
-def test_every_query_comes_first_about_equally_often() -> None:
-    ids = [f"q{i}" for i in range(5)]
-    first = [epoch_order(ids, seed=0, epoch=epoch)[0] for epoch in range(1000)]
-    # 200 expected of each, with a standard deviation of 12.6.
-    assert all(abs(first.count(q) - 200) < 65 for q in ids)

@@ -70,6 +70,36 @@ def test_killed_after_step_7_of_12_and_continued_gives_the_same_bits(
     assert same == [(b.get("loss"), b.get("dev_nDCG@10")) for b in rows["killed"]]
 
 
+def test_a_mixture_that_is_killed_and_continued_gives_the_same_bits(tmp_path: Path, tiny_qwen3: Path) -> None:
+    """Weights that are no whole numbers and two instructions, over several epochs; and the same counts."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        jobs.write_set(tmp_path / name / "sets" / "two", "train", first=100, queries=20)
+    train = [{"path": "one", "weight": 0.7, "instruction": "Find the clause."}, {"path": "two", "weight": 1.3}]
+    root = {name: str(tmp_path / name / "sets") for name in ("whole", "killed")}
+    whole, killed = (
+        jobs.job(
+            tmp_path / name,
+            tiny_qwen3,
+            train=LONG,
+            data={"root": root[name], "train": train},
+            export={"instruction": "Find the clause."},
+        )
+        for name in ("whole", "killed")
+    )
+    assert jobs.rankwright("train", whole).returncode == 0
+    last = train_until(killed, tmp_path / "killed" / "run", 7)
+    assert 7 <= last < 12
+    done = jobs.rankwright("train", killed)
+    assert done.returncode == 0 and "continuing after step" in done.stdout, done.stderr
+    ours, theirs = weights(tmp_path / "killed" / "run", 12), weights(tmp_path / "whole" / "run", 12)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    mixes = [json.loads((tmp_path / name / "run" / "mix.json").read_text()) for name in ("whole", "killed")]
+    assert mixes[0] == mixes[1] and mixes[0]["steps"] == 12
+    # 288 groups are about seven epochs of 42.3.
+    assert sum(found["groups"] for found in mixes[0]["sets"]) == 12 * 24
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_at_twenty_random_moments_gives_the_same_bits(tmp_path: Path, tiny_qwen3: Path) -> None:

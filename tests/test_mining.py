@@ -17,7 +17,7 @@ from rankwright.examples import Collection
 from rankwright.mining import (
     Negative,
     build_group,
-    draw,
+    draw_negatives,
     mine_pools,
     pool_id,
     read_candidates,
@@ -114,12 +114,12 @@ KEYS = st.tuples(st.integers(0, 3), st.integers(0, 3), st.text(max_size=3), st.t
 def test_draw_is_pure_and_within_the_pool(
     size: int, count: int, key: tuple[int, int, str, str], random: object
 ) -> None:
-    options = dict(zip(("seed", "epoch", "query_id", "pool_id"), key, strict=True))
+    options = dict(zip(("seed", "draw", "query_id", "pool_id"), key, strict=True))
     pool = pool_of(size)
     shuffled = list(pool)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    drawn = draw(pool, count, **options)  # type: ignore[arg-type]
-    assert drawn == draw(shuffled, count, **options)  # type: ignore[arg-type]
+    drawn = draw_negatives(pool, count, **options)  # type: ignore[arg-type]
+    assert drawn == draw_negatives(shuffled, count, **options)  # type: ignore[arg-type]
     assert set(drawn) <= set(pool)
     assert len(drawn) == len(set(drawn)) == min(count, size)
 
@@ -127,23 +127,25 @@ def test_draw_is_pure_and_within_the_pool(
 def test_draw_is_uniform() -> None:
     pool = pool_of(10)
     seen = Counter(
-        n.document_id for epoch in range(2000) for n in draw(pool, 3, seed=0, epoch=epoch, query_id="q", pool_id="p")
+        n.document_id
+        for epoch in range(2000)
+        for n in draw_negatives(pool, 3, seed=0, draw=epoch, query_id="q", pool_id="p")
     )
     assert len(seen) == 10
     # 600 expected of each, with a standard deviation of 20.5.
     assert all(abs(count - 600) < 90 for count in seen.values())
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"epoch": 1}, {"query_id": "r"}, {"pool_id": "other"}])
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"draw": 1}, {"query_id": "r"}, {"pool_id": "other"}])
 def test_draw_depends_on_every_argument(changed: dict[str, object]) -> None:
-    options: dict[str, object] = {"seed": 0, "epoch": 0, "query_id": "q", "pool_id": "p"}
-    first, second = (draw(pool_of(50), 10, **o) for o in (options, options | changed))  # type: ignore[arg-type]
+    options: dict[str, object] = {"seed": 0, "draw": 0, "query_id": "q", "pool_id": "p"}
+    first, second = (draw_negatives(pool_of(50), 10, **o) for o in (options, options | changed))  # type: ignore[arg-type]
     assert set(first) != set(second)
 
 
 def test_group_holds_labels_texts_and_sources() -> None:
     pool = mine_pools(SET, {"q": listed("n1", "n2", "n3")}, source="bm25", first_rank=1, depth=9).pools["q"]
-    group = build_group(SET, pool, "q", negatives=9, positives=9, seed=0, epoch=0, pool_id="p")
+    group = build_group(SET, pool, "q", negatives=9, positives=9, seed=0, draw=0, pool_id="p")
     assert group.query == "what?"
     assert dict(zip(group.document_ids, group.labels, strict=True)) == {
         "good": 1.0,
@@ -158,7 +160,7 @@ def test_group_holds_labels_texts_and_sources() -> None:
 
 def test_group_carries_the_weight_of_its_query() -> None:
     weighted = replace(SET, weights={"q": 2.5})
-    options = {"negatives": 1, "positives": 1, "seed": 0, "epoch": 0, "pool_id": "p"}
+    options = {"negatives": 1, "positives": 1, "seed": 0, "draw": 0, "pool_id": "p"}
     groups = [build_group(weighted, (), query_id, **options) for query_id in ("q", "only")]  # type: ignore[arg-type]
     assert [group.weight for group in groups] == [2.5, 1.0]
 
@@ -167,7 +169,7 @@ def test_group_carries_the_weight_of_its_query() -> None:
 @settings(max_examples=50)
 def test_group_sizes_and_purity(positives: int, negatives: int, epoch: int) -> None:
     pool = mine_pools(SET, {"q": listed("n1", "n2", "n3")}, source="bm25", first_rank=1, depth=9).pools["q"]
-    options = {"negatives": negatives, "positives": positives, "seed": 0, "epoch": epoch, "pool_id": "p"}
+    options = {"negatives": negatives, "positives": positives, "seed": 0, "draw": epoch, "pool_id": "p"}
     group = build_group(SET, pool, "q", **options)  # type: ignore[arg-type]
     assert group == build_group(SET, pool[::-1], "q", **options)  # type: ignore[arg-type]
     assert sum(label > 0 for label in group.labels) == min(positives, 2)
@@ -176,15 +178,14 @@ def test_group_sizes_and_purity(positives: int, negatives: int, epoch: int) -> N
 
 def test_positives_change_with_the_epoch() -> None:
     drawn = {
-        build_group(SET, (), "q", negatives=0, positives=1, seed=0, epoch=e, pool_id="p").document_ids
-        for e in range(20)
+        build_group(SET, (), "q", negatives=0, positives=1, seed=0, draw=e, pool_id="p").document_ids for e in range(20)
     }
     assert drawn == {("good",), ("better",)}
 
 
 def test_group_without_a_positive() -> None:
     pool = mine_pools(SET, {}, source="bm25", first_rank=1, depth=9).pools["only"]
-    group = build_group(SET, pool, "only", negatives=3, positives=3, seed=0, epoch=0, pool_id="p")
+    group = build_group(SET, pool, "only", negatives=3, positives=3, seed=0, draw=0, pool_id="p")
     assert (group.document_ids, group.labels, group.sources) == (("bad",), (0.0,), ("judged",))
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rankwright.control import control_tokens, neutralise
 from rankwright.errors import UserError
 from rankwright.frames import choose_pad_token, single_token_id
 from rankwright.model import load_tokenizer
@@ -16,10 +17,8 @@ from rankwright.prompts import (
     CONTRACT_FILE,
     PromptContract,
     PromptEncoder,
-    control_tokens,
     make_contract,
     native_mode,
-    neutralise,
 )
 from tiny import make_tiny_llama
 

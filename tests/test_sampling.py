@@ -166,3 +166,32 @@ def test_shuffled_labels_mean_nothing(encoder: PromptEncoder) -> None:
     places = [max(range(4), key=source.group("q0", epoch).labels.__getitem__) for epoch in range(400)]
     # 100 expected at each place, with a standard deviation of 8.7.
     assert all(abs(places.count(p) - 100) < 45 for p in range(4))
+
+
+def test_the_instruction_of_a_set_changes_its_ids_only(encoder: PromptEncoder) -> None:
+    names = {"a": ["q0", "q1", "q2"], "b": ["q3", "q4", "q5"]}
+    plain = [dataclasses.replace(SET.subset(ids), name=name) for name, ids in names.items()]
+    told = [dataclasses.replace(plain[0], instruction="Find the clause."), plain[1]]
+    before, after = make(encoder, plain).step(1, 6), make(encoder, told).step(1, 6)
+    assert [dataclasses.replace(g, encoded=None) for g in before] == [
+        dataclasses.replace(g, encoded=None) for g in after
+    ]
+    for old, new in zip(before, after, strict=True):
+        assert (old.encoded == new.encoded) == (old.query_id in names["b"])
+        assert old.encoded.tail_ids == new.encoded.tail_ids
+        texts = make(encoder, told).group(new.query_id, 0)
+        instruction = "Find the clause." if new.query_id in names["a"] else None
+        assert new.encoded == encoder.under(instruction).encode(texts.query, texts.documents)
+
+
+def test_a_weight_draws_a_query_again_with_other_documents(encoder: PromptEncoder) -> None:
+    twice = dataclasses.replace(SET, draws=2.0)
+    groups = make(encoder, [twice]).step(1, 12)
+    for query_id in QUERIES:
+        first, second = (g for g in groups if g.query_id == query_id)
+        assert first.encoded != second.encoded and first.weight == second.weight == 1.0
+    # Its second draw is that of a second epoch at a weight of 1.
+    once = make(encoder)
+    for group in [*once.step(1, 6), *once.step(2, 6)]:
+        assert group in groups
+    assert (make(encoder, [twice]).mixture.draws_an_epoch, once.mixture.draws_an_epoch) == (12.0, 6.0)

@@ -31,7 +31,7 @@ def test_what_is_written_about_a_real_model(
     run = RunFolder(tmp_path)
     reranker = Reranker.load(str(tiny_qwen3), max_tokens=128, device="cpu")
     assert not speed.speed_is_known(run, "now")
-    speed.measure_speed(run, reranker, [(SET, LISTS)], seed=0, inputs="now")
+    speed.measure_speed(run, [(reranker, SET, LISTS)], seed=0, inputs="now")
     values = json.loads((tmp_path / "speed.json").read_text())["tuned"]
     assert list(values) == KEYS
     assert (values["lists"], values["documents"], values["precision"]) == (20, 7, "fp32")
@@ -61,7 +61,7 @@ class Seen:
 def test_the_lists_are_chosen_by_seed_and_time_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(lists: dict[str, list[Candidate]], seed: int) -> list[tuple[str, int]]:
         scorer = Seen()
-        speed.measure_speed(RunFolder(tmp_path), scorer, [(SET, lists)], seed=seed, inputs="x")
+        speed.measure_speed(RunFolder(tmp_path), [(scorer, SET, lists)], seed=seed, inputs="x")
         return scorer.asked
 
     monkeypatch.setattr(speed, "LISTS", 6)
@@ -76,7 +76,7 @@ def test_the_lists_are_chosen_by_seed_and_time_ends_it(tmp_path: Path, monkeypat
 
 
 def test_nothing_to_measure_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    speed.measure_speed(RunFolder(tmp_path), Seen(), [(SET, {"q0": []})], seed=0, inputs="x")
+    speed.measure_speed(RunFolder(tmp_path), [(Seen(), SET, {"q0": []})], seed=0, inputs="x")
     assert "no query has candidates, not measured" in capsys.readouterr().out
     assert not (tmp_path / "speed.json").exists()
 

@@ -15,14 +15,16 @@ from rankwright.endpoints import SHAPES
 from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
 from rankwright.first_stages import FIRST_STAGES
-from rankwright.prompts import CONTRACT_FILE
+from rankwright.instructions import EXPORTED
+from rankwright.prompts import CONTRACT_FILE, DEFAULT_INSTRUCTION, default_instruction
 from rankwright.recipe import Baseline, Prompt, Recipe
+from rankwright.reranker import Reranker, saved_contract
 from rankwright.resources import resolve_base
 from rankwright.run_folder import content_hash, files_hash
 from rankwright.served import ServedReranker
 
 # Names of rows that an evaluation has anyway.
-TAKEN = (*FIRST_STAGES, "base", "tuned")
+TAKEN = (*FIRST_STAGES, "base", "tuned", EXPORTED)
 # How fast or from where, which changes no score.
 UNSCORED = {"key_variable", "batch", "requests_per_minute", "timeout_seconds", "retries"}
 UNSCORED |= {"backoff_seconds", "longest_wait_seconds"}
@@ -40,6 +42,18 @@ def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path) -> Scorer:
     with _named(baseline):
         scorer: Scorer = BASELINES.bind(baseline.kind, baseline.options)(baseline, prompt, cache)
     return scorer
+
+
+def baseline_under(baseline: Baseline, scorer: Scorer, instruction: str | None) -> Scorer:
+    """The scorer under a test set's own instruction, where its kind reads the recipe's; None: the recipe's."""
+    if instruction is None or not isinstance(scorer, Reranker) or READS.get(baseline.kind) is not None:
+        return scorer
+    if baseline.kind == "rankwright" and saved_contract(resolve_base(baseline.model, "model"), baseline.revision):
+        # It is scored under its own.
+        return scorer
+    # The default is that of one family: each frame then has its own.
+    own = default_instruction(scorer.contract.mode)
+    return scorer.under(own if instruction == DEFAULT_INSTRUCTION else instruction)
 
 
 def baseline_inputs(baseline: Baseline, prompt: Prompt) -> str:

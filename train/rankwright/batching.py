@@ -1,7 +1,6 @@
-"""Order of the data, the plan of a step over all ranks, and padded chunks of prompts.
+"""The plan of a step over all ranks, and padded chunks of prompts.
 
-Everything here is a pure function of its arguments: resuming needs no loader state, and every rank computes
-the same plan.
+Everything here is a pure function of its arguments: every rank computes the same plan.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from rankwright.ranking import stable_hash
 
 # Rows of one chunk are cut into pieces of at most this many tokens: larger ones fall out of a CPU's caches.
 CHUNK_TOKENS = 4096
@@ -28,20 +25,6 @@ class Chunk:
     ids_BT: Tensor
     last_B: Tensor
     indices: tuple[int, ...]
-
-
-def epoch_order(query_ids: Sequence[str], *, seed: int, epoch: int) -> list[str]:
-    """The queries of one epoch in their order: a pure function of (seed, epoch, ids)."""
-    return sorted(query_ids, key=lambda q: (stable_hash("order", seed, epoch, q), q))
-
-
-def step_positions(step: int, *, groups_per_step: int, queries: int) -> list[tuple[int, int]]:
-    """(epoch, index in that epoch's order) of each group that step `step` (from 1) draws.
-
-    Epochs follow each other without a short step between them.
-    """
-    first = (step - 1) * groups_per_step
-    return [divmod(position, queries) for position in range(first, first + groups_per_step)]
 
 
 def plan_step(group_tokens: Sequence[int], *, ranks: int, budget_tokens: int) -> list[list[list[int]]]:

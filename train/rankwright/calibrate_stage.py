@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rankwright.data_files import qualified, read_split
 from rankwright.errors import UserError
 from rankwright.evaluate import Candidates
 from rankwright.examples import Collection
+from rankwright.instructions import EXPORTED, frozen_instruction, is_read_otherwise
 from rankwright.metrics import read_trec_run, trec_column
 from rankwright.recipe import Recipe
 from rankwright.run_folder import RunFolder
@@ -37,11 +39,15 @@ class Pairs:
 
 
 def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: str) -> dict[str, Any]:
-    """Write calibration.json; returns the temperature. Test sets are only looked at: their scores are run.trec's."""
+    """Write calibration.json; returns the temperature. Test sets are only looked at: their scores are run.trec's.
+
+    All under the instruction of the exports, where there are some: what they give is what is calibrated.
+    """
     dev = dev_pairs(recipe, run, checkpoint, scores_inputs)
     fitted = fit_temperature(dev.scores, dev.relevant)
     sets = read_split(run.path / "data", "test")
-    test = {c.name: run_pairs(c, run.path / "eval" / c.name / "tuned" / "run.trec") for c in sets}
+    systems = {c.name: EXPORTED if is_read_otherwise(recipe, c.instruction) else "tuned" for c in sets}
+    test = {c.name: run_pairs(c, run.path / "eval" / c.name / systems[c.name] / "run.trec") for c in sets}
     found: dict[str, Any] = {
         "temperature": fitted.temperature,
         "fitted_on": "dev",
@@ -96,11 +102,17 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> 
 def _score(
     recipe: Recipe, checkpoint: Path, todo: Sequence[tuple[Collection, str]], candidates: Candidates
 ) -> Iterator[tuple[str, list[float]]]:
-    """(query id, scores of its candidates in their order), as they come."""
+    """(query id, scores of its candidates in their order), as they come.
+
+    Under the instruction of the exports, whose temperature it is; without exports under each set's own.
+    """
     reranker = tuned_reranker(recipe, checkpoint)
-    groups = ((c.queries[q], [c.corpus[found.document_id] for found in candidates[q]]) for c, q in todo)
-    for (_, query_id), scores in zip(todo, reranker.score_groups(groups), strict=True):
-        yield query_id, scores
+    frozen, exports = frozen_instruction(recipe), bool(recipe.export_targets)
+    for instruction, part in itertools.groupby(todo, lambda pair: frozen if exports else pair[0].instruction):
+        pairs = list(part)
+        groups = ((c.queries[q], [c.corpus[found.document_id] for found in candidates[q]]) for c, q in pairs)
+        for (_, query_id), scores in zip(pairs, reranker.under(instruction).score_groups(groups), strict=True):
+            yield query_id, scores
 
 
 def _read_scores(path: Path, inputs: str) -> dict[str, list[float]]:

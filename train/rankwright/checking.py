@@ -69,8 +69,8 @@ def _describe_prompt(loaded: LoadedRecipe) -> None:
     console.say(f"prompt {contract.mode}, at most {contract.max_tokens} tokens, {words}")
 
 
-def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: int | None) -> None:
-    """Parameters, memory of a device by part, FLOPs and time; queries: of the training split, None when not known."""
+def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: int | None) -> None:
+    """Parameters, memory of a device by part, FLOPs and time; draws: groups of an epoch, None when not known."""
     from rankwright.methods import parameter_counts
     from rankwright.setup_model import lora_name, total_steps
 
@@ -105,12 +105,12 @@ def describe_plan(plan: Plan, *, mfu: float, queries: int | None, mean_tokens: i
         f"a step of {recipe.train.groups_per_step} groups, {length}: {flops / 1e12:,.3g} TFLOP, {seconds:,.3g} s at "
         f"{mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({'measured here' if device.on_cpu else 'as its maker states'})"
     )
-    steps = recipe.train.max_steps if queries is None else total_steps(recipe, queries)
+    steps = recipe.train.max_steps if draws is None else total_steps(recipe, draws)
     if steps is None:
         console.say("steps: not known before the data is read: say --queries N, or run `rankwright mine` first")
     else:
         hours = steps * seconds / 3600
-        most = "at most " if queries is None else ""
+        most = "at most " if draws is None else ""
         console.say(f"training: {most}{steps:,} steps, {hours:,.2g} hours, evaluation not counted")
 
 

@@ -107,18 +107,23 @@ def plan(
     overrides: Overrides = None,
     gpus: Annotated[str, typer.Option(help="devices, e.g. 8xh100, or cpu for this machine")] = "1xh100",
     fsdp2: Annotated[bool, typer.Option("--fsdp2", help="weights in parts on all devices")] = False,
-    queries: Annotated[int | None, typer.Option(help="training queries, where the run has no data yet", min=1)] = None,
+    queries: Annotated[
+        int | None, typer.Option(help="queries an epoch draws (times their weights), where the run has no data", min=1)
+    ] = None,
     mean_tokens: Annotated[int | None, typer.Option(help="tokens of a usual prompt, for the time", min=1)] = None,
     mfu: Annotated[float, typer.Option(help="share of the peak that is reached", min=0.01, max=1.0)] = 0.35,
 ) -> None:
     """Parameters, memory, FLOPs and hours on given devices; reads no weights."""
     from rankwright.checking import describe_plan
+    from rankwright.mix_file import draws_of_prepared
     from rankwright.plan import make_plan
 
     pipeline = _not_started(recipe, overrides)
     pipeline.check(data=False)
     made = make_plan(pipeline.recipe, gpus, sharded=fsdp2)
-    describe_plan(made, mfu=mfu, queries=queries or pipeline.training_queries(), mean_tokens=mean_tokens)
+    describe_plan(
+        made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.run), mean_tokens=mean_tokens
+    )
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rankwright.errors import UserError, did_you_mean
 from rankwright.evaluate import HEADLINE
 from rankwright.evaluated import EvaluatedRun, Values, experiment_of, same_but_for_seed
 from rankwright.first_stages import FIRST_STAGES
+from rankwright.instructions import EXPORTED
 from rankwright.pooling import Repeated, count_repeated, pool, repeated_queries
 from rankwright.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 
@@ -183,7 +184,7 @@ def _systems(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> list[S
     """First stages, base, tuned of every run, then the rest; what is the same in several runs is one system."""
     kinds = dict.fromkeys(kind for run in runs for name in sets for kind in run.sets[name].systems)
     systems: list[System] = []
-    order = [*FIRST_STAGES, "base", "tuned"]
+    order = [*FIRST_STAGES, "base", "tuned", EXPORTED]
     for kind in sorted(kinds, key=lambda k: (order.index(k) if k in order else len(order), k)):
         having = [run for run in runs if all(kind in run.sets[name].systems for name in sets)]
         alike: list[list[EvaluatedRun]] = []

@@ -25,9 +25,11 @@ from rankwright.evaluate import (
 )
 from rankwright.examples import Collection
 from rankwright.first_stages import FIRST_STAGES, retrieve, system_names
+from rankwright.instructions import EXPORTED, frozen_instruction, is_read_otherwise
 from rankwright.metrics import ceiling
 from rankwright.processes import Processes
 from rankwright.recipe import Baseline, Recipe
+from rankwright.reranker import Reranker
 from rankwright.run_folder import RunFolder, content_hash
 from rankwright.score_blocks import BlockScores
 from rankwright.served import ServedReranker
@@ -37,15 +39,19 @@ from rankwright.speed import forget_other_speed, measure_speed, speed_is_known
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One test set: the queries that are evaluated, its folder under eval/, and its TREC run file where it has one."""
+    """One test set: the queries that are evaluated, its folder under eval/, and its TREC run file where it has one.
+
+    is_read_otherwise: exports read it under another instruction than its own.
+    """
 
     collection: Collection
     chosen: TestSet
     folder: Path
     run_file: Path | None
+    is_read_otherwise: bool
 
     def has(self, system: str) -> bool:
-        return system != "run" or self.run_file is not None
+        return {"run": self.run_file is not None, EXPORTED: self.is_read_otherwise}.get(system, True)
 
 
 class Evaluation:
@@ -73,7 +79,8 @@ class Evaluation:
 
     def _job(self, collection: Collection, run_file: Path | None) -> Job:
         chosen = choose_queries(collection, limit=self.recipe.evaluate.limit_queries, seed=self.recipe.seed)
-        return Job(collection, chosen, self.run.path / "eval" / collection.name, run_file)
+        otherwise = is_read_otherwise(self.recipe, collection.instruction)
+        return Job(collection, chosen, self.run.path / "eval" / collection.name, run_file, otherwise)
 
     def __call__(self, only: Sequence[str]) -> None:
         """Evaluate those of the systems that are not done; every process of the group calls this."""
@@ -105,7 +112,7 @@ class Evaluation:
         """No number of other settings is left beside those to come, whenever this is killed; scores are kept."""
         for path in sorted(job.folder.glob("*/metrics.json")):
             system = path.parent.name
-            if system not in self.inputs or not self._is_done(job, system):
+            if system not in self.inputs or not job.has(system) or not self._is_done(job, system):
                 path.unlink(missing_ok=True)
 
     def _is_done(self, job: Job, system: str) -> bool:
@@ -122,6 +129,7 @@ class Evaluation:
             + (f" (evaluate.limit_queries, by seed {recipe.seed})" if limited else "")
             + (f", {chosen.without_relevant} without a relevant document left out" if chosen.without_relevant else "")
             + f"; {recipe.evaluate.first_stage} top {recipe.evaluate.depth} reranked"
+            + f"; exports read it under another instruction (row {EXPORTED})" * job.is_read_otherwise
         )
 
     def _lists(self, job: Job, name: str) -> Path:
@@ -162,7 +170,7 @@ class Evaluation:
             if kept and numbers:
                 console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
             if scorer is not None and share:
-                self._score(job, system, scorer, scores, share)
+                self._score(job, system, self._under(system, scorer, job.collection), scores, share)
             self.processes.meet()
             if self.processes.is_first:
                 run, facts = scores.gather()
@@ -193,17 +201,25 @@ class Evaluation:
     def _load(self, system: str) -> Scorer:
         if system == "base":
             return base_reranker(self.recipe)
-        if system == "tuned":
+        if system in ("tuned", EXPORTED):
             assert self.checkpoint is not None
             return tuned_reranker(self.recipe, self.checkpoint)
-        baseline = next(b for b in self.recipe.evaluate.baselines if b.name == system)
-        return self._load_baseline(baseline)
-
-    def _load_baseline(self, baseline: Baseline) -> Scorer:
         from rankwright.baselines import load_baseline
 
-        scorer: Scorer = load_baseline(baseline, self.recipe.prompt, cache=self.run.path / "cache")
+        scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.path / "cache")
         return scorer
+
+    def _baseline(self, system: str) -> Baseline:
+        return next(b for b in self.recipe.evaluate.baselines if b.name == system)
+
+    def _under(self, system: str, scorer: Scorer, collection: Collection) -> Scorer:
+        """The scorer under the instruction that this system reads a test set with."""
+        if system in ("base", "tuned", EXPORTED):
+            assert isinstance(scorer, Reranker)
+            return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
+        from rankwright.baselines import baseline_under
+
+        return baseline_under(self._baseline(system), scorer, collection.instruction)
 
     def _finish(self, job: Job, system: str, run: Run, facts: dict[str, Any]) -> None:
         """Measure and write; scores that were kept are measured anew when only the measures changed."""
@@ -234,9 +250,14 @@ class Evaluation:
         """Latency of tuned, on the first process while the others wait."""
         inputs = self._speed_inputs
         if self.processes.is_first and not speed_is_known(self.run, inputs):
-            lists: list[tuple[Collection, Candidates]] = [
-                (job.collection, mining.read_candidates(job.folder / "candidates.jsonl")) for job in self.jobs
-            ]
             scorer = load() if load is not None else self._load("tuned")
-            measure_speed(self.run, scorer, lists, seed=self.recipe.seed, inputs=inputs)
+            lists: list[tuple[Scorer, Collection, Candidates]] = [
+                (
+                    self._under("tuned", scorer, job.collection),
+                    job.collection,
+                    mining.read_candidates(job.folder / "candidates.jsonl"),
+                )
+                for job in self.jobs
+            ]
+            measure_speed(self.run, lists, seed=self.recipe.seed, inputs=inputs)
         self.processes.meet()

@@ -14,6 +14,7 @@ from rankwright.data_files import read_split
 from rankwright.evaluate import HEADLINE
 from rankwright.export import export_targets
 from rankwright.gate import GATE_FILE
+from rankwright.instructions import frozen_instruction
 from rankwright.model_card import CardFacts
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
@@ -36,7 +37,7 @@ def export_stage(
     ledger: licences.json, which the licence in the model card comes from.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
-    reranker = tuned_reranker(recipe, checkpoint, fp32=True)
+    reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
     figures = export_targets(
         reranker.model,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.errors import UserError, did_you_mean
+from rankwright.instructions import EXPORTED, has_exported
 from rankwright.recipe import Recipe
 from rankwright.retrieve import RETRIEVERS, Candidate
 
@@ -31,7 +32,8 @@ def training_stage(recipe: Recipe) -> str:
 
 def system_names(recipe: Recipe) -> tuple[str, ...]:
     """All systems of an evaluation, in the order of every table."""
-    return (*possible_stages(recipe), "base", "tuned", *(b.name for b in recipe.evaluate.baselines))
+    exported = (EXPORTED,) if has_exported(recipe) else ()
+    return (*possible_stages(recipe), "base", "tuned", *exported, *(b.name for b in recipe.evaluate.baselines))
 
 
 def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:

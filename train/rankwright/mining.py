@@ -111,14 +111,14 @@ def _pool(
             yield Negative(candidate.document_id, source, candidate.rank, candidate.score, "unjudged")
 
 
-def draw(
-    pool: Sequence[Negative], count: int, *, seed: int, epoch: int, query_id: str, pool_id: str
+def draw_negatives(
+    pool: Sequence[Negative], count: int, *, seed: int, draw: int, query_id: str, pool_id: str
 ) -> tuple[Negative, ...]:
     """`count` negatives of the pool, uniform and without replacement; all of them when the pool is shorter.
 
-    A pure function of the arguments: the order of the pool does not matter.
+    A pure function of the arguments: the order of the pool does not matter. draw: how often the query was drawn before.
     """
-    return tuple(_drawn(pool, count, lambda n: n.document_id, "negatives", seed, epoch, query_id, pool_id))
+    return tuple(_drawn(pool, count, lambda n: n.document_id, "negatives", seed, draw, query_id, pool_id))
 
 
 def _drawn(items: Sequence[T], count: int, name: Callable[[T], str], *key: object) -> list[T]:
@@ -133,16 +133,16 @@ def build_group(
     negatives: int,
     positives: int,
     seed: int,
-    epoch: int,
+    draw: int,
     pool_id: str,
 ) -> Group:
     """A query with up to `positives` relevant documents (labels kept) and up to `negatives` of its pool (label 0).
 
-    Both are drawn as `draw` does, judged negatives along with the rest; relevant documents come first.
+    Both are drawn as `draw_negatives` does, judged negatives along with the rest; relevant documents come first.
     """
     labels = collection.positives(query_id)
-    relevant = _drawn(list(labels), positives, str, "positives", seed, epoch, query_id, pool_id)
-    others = draw(pool, negatives, seed=seed, epoch=epoch, query_id=query_id, pool_id=pool_id)
+    relevant = _drawn(list(labels), positives, str, "positives", seed, draw, query_id, pool_id)
+    others = draw_negatives(pool, negatives, seed=seed, draw=draw, query_id=query_id, pool_id=pool_id)
     assert not {n.document_id for n in others} & set(labels), f"query {query_id}: a relevant document in the pool"
     ids = [*relevant, *(n.document_id for n in others)]
     return Group(

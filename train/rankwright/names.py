@@ -13,6 +13,7 @@ def check_names(recipe: Recipe) -> list[str]:
     from rankwright.attention import check_attention
     from rankwright.export import refuse_impossible
     from rankwright.first_stages import check_first_stages
+    from rankwright.instructions import check_mixture
     from rankwright.losses import bind_loss
     from rankwright.metrics import check_measures
     from rankwright.optim import SCHEDULES
@@ -39,6 +40,7 @@ def check_names(recipe: Recipe) -> list[str]:
         except UserError as error:
             faults.append(f"{key}: {error}")
     faults += check_first_stages(recipe)
+    faults += check_mixture(recipe)
     if recipe.evaluate.baselines:
         from rankwright.baselines import check_baselines
 

@@ -16,6 +16,7 @@ from rankwright.checkpoint import read_state
 from rankwright.errors import UserError, UserErrors
 from rankwright.evaluated import experiment_of
 from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
+from rankwright.instructions import EXPORTED, frozen_instruction
 from rankwright.licence_stage import licence_faults, settle_licences, write_ledger
 from rankwright.loading import LoadedRecipe, recipe_json
 from rankwright.names import check_names
@@ -69,15 +70,6 @@ class Pipeline:
         """The licence ledger as far as the files that were read say it."""
         return settle_licences(self.recipe, self._located, self.run)
 
-    def training_queries(self) -> int | None:
-        """Queries of the training split that an earlier run has prepared, or None."""
-        from rankwright.data_files import read_split
-
-        folder = self.run.path / "data"
-        if not (folder / "train.jsonl").is_file():
-            return None
-        return sum(len(collection.queries) for collection in read_split(folder, "train"))
-
     @cached_property
     def _located(self) -> dict[str, list[Located]]:
         return locate_all(self.recipe.data)
@@ -122,6 +114,7 @@ class Pipeline:
 
     def train(self) -> None:
         """Train, after the stages before; on many processes only the first one prepares."""
+        from rankwright.mix_file import MIX_FILE
         from rankwright.train_stage import make_accelerator, state_facts, train
 
         accelerator = make_accelerator(self.recipe)
@@ -134,7 +127,7 @@ class Pipeline:
             state, steps = train(self.recipe, self.run, self.inputs.train, accelerator)
             return {**state_facts(state, steps), "processes": accelerator.num_processes}
 
-        self._stage("train", self.inputs.train, run)
+        self._stage("train", self.inputs.train, run, [MIX_FILE])
         if accelerator.is_main_process:
             self.checkpoint = self._best_checkpoint()
 
@@ -159,12 +152,13 @@ class Pipeline:
 
         only = choose_systems(self.recipe, only)
         with self.processes.together():
-            if "tuned" in only:
+            trained = not {"tuned", EXPORTED}.isdisjoint(only)
+            if trained:
                 self.train()
             else:
                 self.data()
             self.processes.meet()
-            self.checkpoint = self._best_checkpoint() if "tuned" in only else None
+            self.checkpoint = self._best_checkpoint() if trained else None
             self._evaluate(only)
 
     def _evaluate(self, only: Sequence[str]) -> None:
@@ -231,12 +225,15 @@ class Pipeline:
 
     @property
     def _scores_inputs(self) -> str:
-        """What tuned's scores on dev depend on."""
-        return content_hash(self.inputs.train, self.recipe.model.merge_with_base)
+        """What tuned's scores on dev depend on, under the instruction of the exports where there are some."""
+        frozen = frozen_instruction(self.recipe) if self.recipe.export_targets else "each set's own"
+        return content_hash(self.inputs.train, self.recipe.model.merge_with_base, frozen)
 
     @property
     def _calibrate_inputs(self) -> str:
-        return content_hash(self._scores_inputs, self.inputs.systems["tuned"])
+        # Of the test sets the scores that an export gives are looked at.
+        systems = [self.inputs.systems.get(name) for name in ("tuned", EXPORTED)]
+        return content_hash(self._scores_inputs, systems)
 
     def export(self) -> None:
         """The export targets, each proven in a fresh process, after calibration; raises GateRefused."""

@@ -16,6 +16,7 @@ from rankwright.errors import UserError
 from rankwright.flops import matmul_peak, step_flops
 from rankwright.gpus import CPU, GIB, Device, gpu, parse_gpus, this_cpu
 from rankwright.gradients import REDUCE_NUMBERS
+from rankwright.instructions import training_instructions
 from rankwright.layout import CPU_ROW_TOKENS
 from rankwright.memory import FP32, Types, scoring_bytes, step_bytes
 from rankwright.model import RankModel, empty_model
@@ -174,7 +175,9 @@ class Plan:
 def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> EncodedGroup:
     """As many documents as a query can give, each prompt of max_tokens, and a query that leaves them that room."""
     documents = ["word " * contract.max_tokens] * (recipe.mine.positives + recipe.mine.negatives)
-    return PromptEncoder(contract, tokenizer).encode("", documents)
+    encoder = PromptEncoder(contract, tokenizer)
+    encoders = map(encoder.under, training_instructions(recipe) or [None])
+    return max((under.encode("", documents) for under in encoders), key=lambda group: group.tokens)
 
 
 def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:

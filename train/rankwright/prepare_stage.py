@@ -14,6 +14,7 @@ from rankwright.errors import UserError, UserErrors
 from rankwright.evaluate import choose_queries
 from rankwright.examples import Collection
 from rankwright.first_stages import retrieve, training_stage
+from rankwright.mixture import as_stated
 from rankwright.recipe import DevFromTrain, Recipe
 from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder
@@ -27,7 +28,8 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
     def read(split: str) -> list[Collection]:
         console.say(split)
-        return read_all(entries[split], console.say, on_fault=recipe.data.on_fault, dropped=dropped)
+        found = read_all(entries[split], console.say, on_fault=recipe.data.on_fault, dropped=dropped)
+        return as_stated(found, [e.source for e in entries[split]], seed=recipe.seed, say=console.say)
 
     train = read("train")
     dev: list[Collection] = []
@@ -39,6 +41,8 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         # After what leaks into test has gone: dev then has nothing of it, and keeps its size.
         fraction = recipe.data.dev.fraction
         train, dev = leakage.take_dev(train, fraction=fraction, seed=recipe.seed, say=console.say)
+        # Their queries are evaluated, not drawn.
+        dev = [dataclasses.replace(d, draws=1.0) for d in dev]
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")

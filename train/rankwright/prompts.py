@@ -13,15 +13,14 @@ A prompt is head (frame, instruction, query, up to the document's place), docume
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rankwright.control import control_tokens, neutralise
 from rankwright.errors import UserError
 from rankwright.frames import CUT, Mode, frame_of, native_frame, single_token_id
 
@@ -120,8 +119,18 @@ class PromptContract:
         return [*head, last + self.document_prefix + document + first, *suffix]
 
     def replace(self, **changes: Any) -> PromptContract:
-        """A copy with other values, e.g. another instruction."""
+        """A copy with other values, e.g. other budgets."""
         return dataclasses.replace(self, **changes)
+
+    def under(self, instruction: str, tokenizer: Any) -> PromptContract:
+        """The contract with another instruction; as it is where the frame has no place for one."""
+        stated = neutralise(instruction.strip(), control_tokens(tokenizer))
+        # Here the line of the instruction is there only where there is one.
+        prefix = frame_of(self.mode, tokenizer, stated).prefix if self.mode == "mxbai" else self.prefix
+        if stated == self.instruction or "{instruction}" not in self.prefix + prefix:
+            return self
+        # The temperature was fitted to the scores under its own.
+        return self.replace(prefix=prefix, instruction=stated, temperature=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,32 +198,6 @@ def default_instruction(mode: Mode) -> str:
     return DEFAULT_INSTRUCTION if mode in ("official", "portable") else ""
 
 
-@functools.lru_cache(maxsize=8)
-def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
-    return re.compile("|".join(re.escape(t) for t in tokens)) if tokens else None
-
-
-def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts that this tokenizer would read as control tokens, longest first.
-
-    Runs of white space that some tokenizers add to their vocabulary are ordinary text and not among them.
-    """
-    found = {
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if len(token.content) > 1 and (token.special or re.fullmatch(r"<[^\s<>]+>", token.content))
-    }
-    return tuple(sorted(found, key=lambda t: (-len(t), t)))
-
-
-def neutralise(text: str, tokens: tuple[str, ...]) -> str:
-    """Break every control token in user text by a space after its first character: `<|im_end|>` -> `< |im_end|>`."""
-    pattern = _control_pattern(tokens)
-    while pattern is not None and pattern.search(text):
-        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-    return text
-
-
 class PromptEncoder:
     """Applies a contract with a tokenizer; the only way from texts to ids in training, evaluation and export.
 
@@ -234,6 +217,11 @@ class PromptEncoder:
                 f"{contract.query_tokens} query tokens leave no room for a document; use at least {least}, "
                 "or lower prompt.query_tokens"
             )
+
+    def under(self, instruction: str | None) -> PromptEncoder:
+        """The encoder under another instruction; None, and one that changes nothing: itself."""
+        contract = self.contract if instruction is None else self.contract.under(instruction, self.tokenizer)
+        return self if contract is self.contract else PromptEncoder(contract, self.tokenizer)
 
     def clean(self, text: str) -> str:
         """Text as it enters the prompt: stripped, control tokens neutralised."""

@@ -77,7 +77,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
     for collection, folder, inputs in todo:
         candidates = mining.read_candidates(folder / "candidates.jsonl")
         domain = domains.get(collection.name, collection.name)
-        rows = attributes(collection, candidates, encoder, words, seen, domain)
+        rows = attributes(collection, candidates, encoder.under(collection.instruction), words, seen, domain)
         (folder / "queries.json").unlink(missing_ok=True)
         lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
         write_lines_atomic(folder / FILE, lines)

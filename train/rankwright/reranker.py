@@ -16,10 +16,8 @@ from rankwright.prompts import (
     EncodedGroup,
     PromptContract,
     PromptEncoder,
-    control_tokens,
     make_contract,
     native_mode,
-    neutralise,
 )
 from rankwright.resources import resolve_base
 
@@ -85,6 +83,11 @@ class Reranker:
         model = load_model(folder, contract, tokenizer, dtype=dtype, base=base)
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.to(target).eval(), tokenizer, contract)
+
+    def under(self, instruction: str | None) -> Reranker:
+        """The same model under another instruction; None, and one that changes nothing: itself."""
+        encoder = self.encoder.under(instruction)
+        return self if encoder is self.encoder else Reranker(self.model, self.tokenizer, encoder.contract, encoder)
 
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
         """Raw scores (logits) of the documents, in their order; sigmoid gives a probability."""
@@ -178,10 +181,8 @@ def native_contract(
             max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
             query_tokens=query_tokens,
         )
-    if instruction is not None and saved.takes_instruction:
-        stated = neutralise(instruction.strip(), control_tokens(tokenizer))
-        # The temperature was fitted to the scores under the model's own instruction.
-        saved = saved.replace(instruction=stated, temperature=saved.temperature if stated == saved.instruction else 1.0)
+    if instruction is not None:
+        saved = saved.under(instruction, tokenizer)
     if max_tokens is not None or query_tokens is not None:
         limit = max_tokens or saved.max_tokens
         saved = saved.replace(max_tokens=limit, query_tokens=query_tokens or limit // 4)

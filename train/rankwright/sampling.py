@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rankwright.batching import epoch_order, step_positions
 from rankwright.errors import UserError
 from rankwright.examples import Collection, Group
 from rankwright.mining import JUDGED, Negative, build_group
+from rankwright.mixture import Mixture
 from rankwright.prompts import EncodedGroup, PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Mine
@@ -26,7 +26,7 @@ class TrainGroup:
 
 
 class GroupSource:
-    """The groups of every step, as a pure function of (seed, step): resuming needs no state.
+    """The groups of every step, as a pure function of (seed, step): resuming needs no state. See mixture.py.
 
     Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
     A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
@@ -47,7 +47,8 @@ class GroupSource:
         self._owner = {q: c for c in collections for q in c.queries}
         assert len(self._owner) == sum(len(c.queries) for c in collections), "query ids are not qualified"
         self._pools = pools
-        self._encoder = encoder
+        # Each set is read under its own instruction.
+        self.encoders = {c.name: encoder.under(c.instruction) for c in collections}
         self._settings = settings
         self._seed = seed
         self._pool_id = pool_id
@@ -55,7 +56,12 @@ class GroupSource:
         self.query_ids = [q for q in self._owner if self._usable(q, need_positive)]
         self.left_out = len(self._owner) - len(self.query_ids)
         self.cut_queries = self.cut_documents = 0
-        self._orders: dict[int, list[str]] = {}
+        usable: dict[str, list[str]] = {c.name: [] for c in collections}
+        for query_id in self.query_ids:
+            usable[self._owner[query_id].name].append(query_id)
+        # A set without usable queries has no place in the order.
+        sets = ((c.name, usable[c.name], c.draws) for c in collections if usable[c.name])
+        self.mixture = Mixture(sets, seed=seed)
         if not self.query_ids:
             wanted = "both a relevant document and a negative" if need_positive else "a judged document"
             raise UserError(f"data.train: no query has {wanted}: check the judgements, or raise mine.depth")
@@ -69,8 +75,8 @@ class GroupSource:
         negatives = len(self._pool(query_id))
         return (positives > 0 and negatives > 0) if need_positive else positives + negatives > 0
 
-    def group(self, query_id: str, epoch: int) -> Group:
-        """The documents drawn for a query in one epoch."""
+    def group(self, query_id: str, draw: int) -> Group:
+        """The documents of a query's draw; `draw`: how often it was drawn before, at a weight of 1 the epoch."""
         group = build_group(
             self._owner[query_id],
             self._pool(query_id),
@@ -78,34 +84,26 @@ class GroupSource:
             negatives=self._settings.negatives,
             positives=self._settings.positives,
             seed=self._seed,
-            epoch=epoch,
+            draw=draw,
             pool_id=self._pool_id,
         )
-        return self._shuffled(group, epoch) if self._shuffle_labels else group
+        return self._shuffled(group, draw) if self._shuffle_labels else group
 
-    def _shuffled(self, group: Group, epoch: int) -> Group:
+    def _shuffled(self, group: Group, draw: int) -> Group:
         """The control: the same documents under labels that mean nothing."""
         order = sorted(
             range(len(group.labels)),
-            key=lambda i: stable_hash("shuffle", self._seed, epoch, group.query_id, i),
+            key=lambda i: stable_hash("shuffle", self._seed, draw, group.query_id, i),
         )
         labels = tuple(group.labels[i] for i in order)
         return dataclasses.replace(group, labels=labels)
 
     def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
         """The groups of step `step` (from 1), tokenised."""
-        positions = step_positions(step, groups_per_step=groups_per_step, queries=len(self.query_ids))
-        return [self._encode(self.group(self._order(epoch)[index], epoch)) for epoch, index in positions]
-
-    def _order(self, epoch: int) -> list[str]:
-        if epoch not in self._orders:
-            self._orders = {epoch: epoch_order(self.query_ids, seed=self._seed, epoch=epoch)} | {
-                e: o for e, o in self._orders.items() if e == epoch - 1
-            }
-        return self._orders[epoch]
+        return [self._encode(self.group(*draw)) for draw in self.mixture.step(step, groups_per_step)]
 
     def _encode(self, group: Group) -> TrainGroup:
-        encoded = self._encoder.encode(group.query, group.documents)
+        encoded = self.encoders[self._owner[group.query_id].name].encode(group.query, group.documents)
         self.cut_queries += encoded.query_cut
         self.cut_documents += encoded.documents_cut
         return TrainGroup(group.query_id, group.labels, encoded, group.weight)

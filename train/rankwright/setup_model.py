@@ -14,11 +14,12 @@ from rankwright import console, methods
 from rankwright import model as models
 from rankwright.attention import PLAIN
 from rankwright.checkpoint import load_checkpoint
-from rankwright.errors import UserError
+from rankwright.errors import UserError, UserErrors
 from rankwright.frames import Mode
+from rankwright.instructions import stated_instruction, stated_instructions
 from rankwright.layout import CPU_ROW_TOKENS
 from rankwright.model import RankModel
-from rankwright.prompts import PromptContract, make_contract, native_mode
+from rankwright.prompts import PromptContract, PromptEncoder, make_contract, native_mode
 from rankwright.recipe import Model, Recipe
 from rankwright.reranker import Reranker, native_contract, saved_contract
 from rankwright.resources import resolve_base
@@ -51,9 +52,9 @@ def budget_tokens(recipe: Recipe, on_gpu: bool | None = None) -> int:
     return recipe.train.budget_tokens or default
 
 
-def total_steps(recipe: Recipe, queries: int) -> int:
-    """Steps for the recipe's epochs, at most max_steps."""
-    steps = math.ceil(recipe.train.epochs * queries / recipe.train.groups_per_step)
+def total_steps(recipe: Recipe, draws: float) -> int:
+    """Steps for the recipe's epochs, at most max_steps. draws: of an epoch, queries times their sets' weights."""
+    steps = math.ceil(recipe.train.epochs * draws / recipe.train.groups_per_step)
     return min(steps, recipe.train.max_steps or steps)
 
 
@@ -76,11 +77,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
     )
-    if stated and not contract.takes_instruction:
-        raise UserError(
-            f"prompt.instruction: the frame {mode} has no place for one: write prompt.instruction='', or train in "
-            "another frame, e.g. prompt.mode=portable"
-        )
+    _check_instructions(recipe, contract, tokenizer)
     if contract.in_pieces and recipe.export_targets:
         # Said before training, not after it.
         raise UserError(
@@ -91,9 +88,24 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
     return contract
 
 
-def stated_instruction(recipe: Recipe) -> str | None:
-    """The recipe's instruction, or None when it states none: a base that carries its own then keeps it."""
-    return recipe.prompt.instruction if "instruction" in recipe.prompt.model_fields_set else None
+def _check_instructions(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> None:
+    """Raises UserErrors for those that the frame has no place for, or that leave none for a document."""
+    faults = []
+    for key, text in stated_instructions(recipe).items():
+        under = contract.under(text, tokenizer)
+        if text and not under.takes_instruction:
+            instead = "write prompt.instruction=''" if key == "prompt.instruction" else "remove it"
+            faults.append(
+                f"{key}: the frame {contract.mode} has no place for one: {instead}, or train in another frame, "
+                "e.g. prompt.mode=portable"
+            )
+            continue
+        try:
+            PromptEncoder(under, tokenizer)
+        except UserError as error:
+            faults.append(f"{key}: {error}")
+    if faults:
+        raise UserErrors(faults)
 
 
 def build_trainable(
@@ -168,8 +180,10 @@ def base_reranker(recipe: Recipe) -> Reranker:
         query_tokens=recipe.prompt.query_tokens,
         revision=recipe.model.revision,
     )
-    if stated_instruction(recipe) and not contract.takes_instruction:
-        console.say(f"base: its frame {contract.mode} has no place for prompt.instruction: scored without")
+    # Of sets that are not among the tests nothing is scored.
+    stated = {k: t for k, t in stated_instructions(recipe).items() if k.startswith(("prompt.", "data.test.")) and t}
+    if lost := [key for key, text in stated.items() if not contract.under(text, tokenizer).takes_instruction]:
+        console.say(f"base: its frame {contract.mode} has no place for {', '.join(lost)}: scored without")
     dtype = torch.bfloat16 if precision(recipe) == "bf16" else torch.float32
     model = models.load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
     model.attention = recipe.model.attention

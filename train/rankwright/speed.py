@@ -36,9 +36,9 @@ def forget_other_speed(run: RunFolder, inputs: str) -> None:
 
 
 def measure_speed(
-    run: RunFolder, scorer: Scorer, sets: Sequence[tuple[Collection, Candidates]], *, seed: int, inputs: str
+    run: RunFolder, sets: Sequence[tuple[Scorer, Collection, Candidates]], *, seed: int, inputs: str
 ) -> None:
-    """Rerank the lists of up to LISTS test queries one by one, and write speed.json.
+    """Rerank the lists of up to LISTS test queries one by one, each by its set's scorer, and write speed.json.
 
     A list is one query with its first DOCUMENTS candidates, from texts to scores: tokenising included, loading not.
     The first list is scored once before, uncounted, for what is set up on first use.
@@ -49,17 +49,18 @@ def measure_speed(
         return
     on_gpu = torch.cuda.is_available()
     began = time.perf_counter()
-    next(iter(scorer.score_groups(groups[:1])))
+    scorer, query, documents = groups[0]
+    next(iter(scorer.score_groups([(query, documents)])))
     memory = _PeakMemory(on_gpu)
     seconds: list[float] = []
-    for group in groups:
+    for scorer, query, documents in groups:
         if seconds and time.perf_counter() - began > SECONDS:
             break
         started = time.perf_counter()
         # Scores come as numbers, so the GPU has finished when they are there.
-        next(iter(scorer.score_groups([group])))
+        next(iter(scorer.score_groups([(query, documents)])))
         seconds.append(time.perf_counter() - started)
-    sizes = [len(documents) for _, documents in groups[: len(seconds)]]
+    sizes = [len(documents) for *_, documents in groups[: len(seconds)]]
     values = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
@@ -77,11 +78,14 @@ def measure_speed(
     _say(values)
 
 
-def _groups(sets: Sequence[tuple[Collection, Candidates]], seed: int) -> list[tuple[str, list[str]]]:
+def _groups(sets: Sequence[tuple[Scorer, Collection, Candidates]], seed: int) -> list[tuple[Scorer, str, list[str]]]:
     """Queries by hash, over all test sets: the same ones every time."""
-    found = [(c, lists, q) for c, lists in sets for q in lists if lists[q]]
-    found.sort(key=lambda item: (stable_hash("speed", seed, item[0].name, item[2]), item[0].name, item[2]))
-    return [(c.queries[q], [c.corpus[d.document_id] for d in lists[q][:DOCUMENTS]]) for c, lists, q in found[:LISTS]]
+    found = [(scorer, c, lists, q) for scorer, c, lists in sets for q in lists if lists[q]]
+    found.sort(key=lambda item: (stable_hash("speed", seed, item[1].name, item[3]), item[1].name, item[3]))
+    return [
+        (scorer, c.queries[q], [c.corpus[d.document_id] for d in lists[q][:DOCUMENTS]])
+        for scorer, c, lists, q in found[:LISTS]
+    ]
 
 
 def _notes(sizes: Sequence[int], wanted: int, memory: _PeakMemory) -> list[str]:

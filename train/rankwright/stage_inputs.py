@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.first_stages import possible_stages, system_names, training_stage
+from rankwright.instructions import EXPORTED, frozen_instruction, is_read_otherwise
 from rankwright.recipe import Recipe
 from rankwright.resources import resolve_base
 from rankwright.run_folder import code_version, content_hash, files_hash
@@ -58,7 +59,17 @@ class StageInputs:
         data = self.recipe.data
         # Files that are read at all are read alike whatever on_fault says: what comes after the data stage depends on
         # the files alone, and the data stage decides anew whether their faults stop it.
-        return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak)
+        said = (self._mixture, self._instructions("test"))
+        return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak, *said)
+
+    def _instructions(self, split: str) -> list[str | None]:
+        return [entry.source.instruction for entry in self.located.get(split, ())]
+
+    @property
+    def _mixture(self) -> Any:
+        """What is said of the training sets beside their content: mining does not depend on it."""
+        weights = [entry.source.weight for entry in self.located.get("train", ())]
+        return weights, self._instructions("train"), self._instructions("dev")
 
     @cached_property
     def _bm25(self) -> str:
@@ -105,7 +116,7 @@ class StageInputs:
     def train(self) -> str:
         # Where numbers are logged and how often weights are saved changes no weight.
         train = {k: v for k, v in self.section("train").items() if k not in ("trackers", "save_every")}
-        return content_hash(self.mine, self.model, self.section("loss"), train)
+        return content_hash(self.mine, self.model, self.section("loss"), train, self._mixture)
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:
@@ -125,7 +136,11 @@ class StageInputs:
                 name: content_hash(chosen, self._retriever(name, entry.run)) for name in possible_stages(self.recipe)
             }
             lists = stages[evaluation.first_stage]
-            found[entry.name] = stages | {name: content_hash(lists, own) for name, own in rerankers.items()}
+            own = entry.source.instruction
+            found[entry.name] = stages | {name: content_hash(lists, of, own) for name, of in rerankers.items()}
+            if is_read_otherwise(self.recipe, own):
+                frozen = frozen_instruction(self.recipe)
+                found[entry.name][EXPORTED] = content_hash(lists, rerankers["tuned"], EXPORTED, frozen)
         return found
 
     @property
@@ -141,4 +156,4 @@ class StageInputs:
         """System -> what its numbers depend on: its scores on all test sets, and the measures taken of them."""
         measures = list(self.recipe.evaluate.measures)
         names = system_names(self.recipe)
-        return {name: content_hash([own[name] for own in self.scores.values()], measures) for name in names}
+        return {name: content_hash([own.get(name) for own in self.scores.values()], measures) for name in names}

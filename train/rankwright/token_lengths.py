@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rankwright.control import control_tokens, neutralise
 from rankwright.examples import Collection
-from rankwright.prompts import PromptEncoder, control_tokens, neutralise
+from rankwright.prompts import PromptEncoder
 from rankwright.ranking import stable_hash
 
 # Of a larger corpus these many documents are measured, drawn by hash, so that the time has a bound.

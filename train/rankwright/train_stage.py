@@ -17,9 +17,11 @@ from rankwright.data_files import qualified, read_split
 from rankwright.evaluate import HEADLINE, measure, rerank
 from rankwright.examples import Collection
 from rankwright.guards import stop_on_signals
+from rankwright.instructions import frozen_instruction
 from rankwright.loop import fit
 from rankwright.losses import bind_loss, needs_positive
-from rankwright.prompts import PromptEncoder
+from rankwright.mix_file import describe_mix, write_mix
+from rankwright.prompts import PromptContract, PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
 from rankwright.reranker import Reranker
@@ -72,8 +74,8 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
     accelerator.wait_for_everyone()
     store = tokenised(recipe, run, encoder)
     source = make_source(recipe, run, store)
-    steps = total_steps(recipe, len(source.query_ids))
-    _describe_data(recipe, source, steps, accelerator.num_processes)
+    steps = total_steps(recipe, source.mixture.draws_an_epoch)
+    _describe_data(recipe, run, source, steps, accelerator)
     root = run.path / "checkpoints"
     if accelerator.is_main_process:
         set_aside(root, inputs)
@@ -102,7 +104,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
             total_steps=steps,
             budget_tokens=budget_tokens(recipe),
             seed=recipe.seed,
-            contract=contract,
+            contract=_kept_contract(recipe, reranker),
             root=root,
             inputs=inputs,
             accelerator=accelerator,
@@ -112,24 +114,26 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
             say=console.say,
             stop=stop,
         )
+    _keep_mix(recipe, run, source, steps, state.step, accelerator)
     _describe_end(state, source)
     return state, steps
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
     """The token ids of all that training and the evaluation on dev can draw."""
-    queries, documents = set[str](), set[str]()
+    queries: dict[str | None, set[str]] = {}
+    documents = set[str]()
     pools = mining.read_negatives(run.path / "negatives.jsonl")
     for collection in map(qualified, read_split(run.path / "data", "train")):
-        queries |= set(collection.queries.values())
+        queries.setdefault(collection.instruction, set()).update(collection.queries.values())
         for query_id in collection.queries:
             drawn = [*collection.positives(query_id), *(n.document_id for n in pools.get(query_id, ()))]
             documents |= {collection.corpus[d] for d in drawn}
     candidates = mining.read_candidates(run.path / "dev_candidates.jsonl")
     for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")]):
-        queries |= {collection.queries[q] for q in query_ids}
+        queries.setdefault(collection.instruction, set()).update(collection.queries[q] for q in query_ids)
         documents |= {collection.corpus[c.document_id] for q in query_ids for c in candidates.get(q, ())}
-    with console.progress("tokenise", len(queries) + len(documents)) as advance:
+    with console.progress("tokenise", sum(map(len, queries.values())) + len(documents)) as advance:
         return token_store(run.path / "tokens", encoder, queries, documents, advance)
 
 
@@ -186,7 +190,8 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
         values: list[float] = []
         with sharding.gathered(reranker.model):
             for collection, query_ids in shares:
-                mine = rerank(reranker, collection, candidates, query_ids[rank::ranks], lambda *_: None)
+                under = reranker.under(collection.instruction)
+                mine = rerank(under, collection, candidates, query_ids[rank::ranks], lambda *_: None)
                 values += dev_values(mine, collection, query_ids, ranks)
         return sum(values) / len(values)
 
@@ -216,16 +221,34 @@ def flat_config(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def _describe_data(recipe: Recipe, source: GroupSource, steps: int, ranks: int) -> None:
-    queries = len(source.query_ids)
+def _describe_data(recipe: Recipe, run: RunFolder, source: GroupSource, steps: int, accelerator: Any) -> None:
+    ranks = accelerator.num_processes
+    queries, draws = len(source.query_ids), source.mixture.draws_an_epoch
+    each = f" of {draws:,.6g} groups" if draws != queries else ""
     left_out = f", {source.left_out} queries without a positive or a negative left out" if source.left_out else ""
     console.say(
         f"train on {queries} queries{left_out}: {steps} steps of {recipe.train.groups_per_step} groups "
-        f"({steps * recipe.train.groups_per_step / queries:.2f} epochs), up to {recipe.mine.positives} positives and "
-        f"{recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}"
+        f"({steps * recipe.train.groups_per_step / draws:.2f} epochs{each}), up to {recipe.mine.positives} positives "
+        f"and {recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}"
     )
     if recipe.train.shuffle_labels:
         console.say("train.shuffle_labels: labels mean nothing in this run, which is a control")
+    _keep_mix(recipe, run, source, steps, None, accelerator)
+
+
+def _keep_mix(
+    recipe: Recipe, run: RunFolder, source: GroupSource, planned_steps: int, steps: int | None, accelerator: Any
+) -> None:
+    """mix.json, from the first process; printed when training starts."""
+    if accelerator.is_main_process:
+        mix = write_mix(run, source, recipe.train.groups_per_step, planned_steps, steps)
+        if steps is None:
+            describe_mix(mix, recipe)
+
+
+def _kept_contract(recipe: Recipe, reranker: Reranker) -> PromptContract:
+    """The contract of the checkpoints: with the instruction of the exports, where there are some."""
+    return reranker.under(frozen_instruction(recipe) if recipe.export_targets else None).contract
 
 
 def _describe_end(state: TrainState, source: GroupSource) -> None:

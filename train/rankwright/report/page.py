@@ -125,6 +125,7 @@ def context(
         "cases": _cases(folder, rows),
         "data": data,
         "ledger": gather.read_json(folder / LEDGER),
+        "mix": gather.read_json(folder / "mix.json"),
         "mined": gather.read_mining(run),
         "calibration": calibration,
         "reliability": _reliability(calibration),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.evaluate import HEADLINE, read_metrics_json, read_per_query
+from rankwright.instructions import EXPORTED
 from rankwright.pooling import Repeated, count_repeated, pool, repeated_queries
 from rankwright.recipe import Recipe
 from rankwright.stats import Difference, paired_difference
@@ -41,8 +42,8 @@ def label(system: str) -> str:
 
 
 def system_order(names: Sequence[str], recipe: Recipe) -> list[str]:
-    """First stages, base, tuned, the recipe's baselines in its order, then any others by name."""
-    known = [*FIRST_STAGES, "base", "tuned", *(b.name for b in recipe.evaluate.baselines)]
+    """First stages, base, tuned, exported, the recipe's baselines in its order, then any others by name."""
+    known = [*FIRST_STAGES, "base", "tuned", EXPORTED, *(b.name for b in recipe.evaluate.baselines)]
     return [n for n in known if n in names] + sorted(n for n in names if n not in known)
 
 
