@@ -41,7 +41,7 @@ class Pipeline:
         self.run.create()
         if console.is_first_process():
             self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
-            self.run.write_json("provenance.json", provenance(self.recipe.seed, sys.argv))
+            self.run.write_json("provenance.json", provenance(self.recipe.seed, ["rankwright", *sys.argv[1:]]))
 
     def check(self, *, data: bool = True) -> None:
         """Raises UserErrors with all names that the registries, the sets (unless data=False) or the base refuse."""
