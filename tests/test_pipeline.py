@@ -133,6 +133,12 @@ def test_no_file_of_the_export_names_this_machine(finished: tuple[Path, str]) ->
             assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_provenance_says_the_command_as_a_user_types_it(finished: tuple[Path, str]) -> None:
+    # The launcher's own place on this machine is nobody's business.
+    command = json.loads((finished[0] / "run" / "provenance.json").read_text(encoding="utf-8"))["command"]
+    assert command[:2] == ["rankwright", "run"]
+
+
 def test_evaluate_only_needs_no_training(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     done = jobs.rankwright("evaluate", recipe, "--only", "bm25,base")

@@ -43,7 +43,7 @@ class Pipeline:
         self.run.create()
         if console.is_first_process():
             self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
-            self.run.write_json("provenance.json", provenance(self.recipe.seed, sys.argv))
+            self.run.write_json("provenance.json", provenance(self.recipe.seed, ["rankwright", *sys.argv[1:]]))
             write_ledger(self.recipe, self._located, self.run)
 
     def check(self, *, data: bool = True) -> None:
