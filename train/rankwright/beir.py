@@ -207,7 +207,7 @@ def read_judgements(
             continue
         judged = qrels.setdefault(query_id, {})
         if document_id in judged:
-            repeats += 1
+            repeats += judged[document_id] == label
             if judged[document_id] != label:
                 faults.add(
                     where,
