@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import jobs
+from rankwright.checking import describe_recipe
 from rankwright.errors import UserError, UserErrors
 from rankwright.examples import Collection
 from rankwright.init_recipe import init
@@ -166,22 +166,17 @@ def test_budgets_without_a_tokenizer_are_said_to_be_estimates() -> None:
     assert long.max_tokens == 1024 and long.query_tokens == 500 and "more than is usual" in long.why
 
 
-def test_the_recipe_of_the_command_runs_to_the_end(tmp_path: Path) -> None:
+def test_the_command_and_a_run_of_what_it_wrote(tmp_path: Path) -> None:
     for split in ("train", "test"):
         shutil.copytree(FIXTURES / "finance" / split, tmp_path / "fin" / split)
     output = tmp_path / "fin.yaml"
     done = jobs.rankwright("init", tmp_path / "fin", "-o", output, "--base", BASE)
-    assert done.returncode == 0, done.stderr
-    assert Counter(line.split(":")[0] for line in done.stdout.splitlines())["written"] == 1
-    done = jobs.rankwright("check", output)
-    assert done.returncode == 0 and "no mistakes found" in done.stdout, done.stderr
-    done = jobs.rankwright(
-        "run",
-        output,
-        f"run_dir={tmp_path / 'run'}",
-        "train.max_steps=2",
-        "evaluate.limit_queries=6",
-        "evaluate.depth=5",
-    )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and f"written: {output}. Next:" in done.stdout, done.stderr
+    quick = ["train.max_steps=2", "train.dev_queries=4", "evaluate.limit_queries=6", "evaluate.depth=5"]
+    loaded = load_recipe(str(output), [*quick, "train.groups_per_step=2", "mine.negatives=2", "export.targets=[]"])
+    describe_recipe(loaded, offline=False)
+    pipeline = Pipeline(loaded, RunFolder(tmp_path / "run"))
+    pipeline.start()
+    pipeline.report()
     assert (tmp_path / "run" / "report.html").is_file()
+    assert json.loads((tmp_path / "run" / "eval" / "fin" / "tuned" / "metrics.json").read_text())["queries"] == 6

@@ -65,8 +65,10 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
 
 def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
     by_split: dict[str | None, list[Path]] = {}
+    # The folder's name counts where no file's does: in a folder `test` with train.jsonl, notes.jsonl is neither.
+    of_folder = None if any(our_split(file.name) for file in files) else our_split(folder.name)
     for file in files:
-        by_split.setdefault(our_split(file.name) or our_split(folder.name), []).append(file)
+        by_split.setdefault(our_split(file.name) or of_folder, []).append(file)
     for split, parts in by_split.items():
         # The readers take all files of a folder that begin with the split's name.
         starts = {match[0] if (match := re.match(r"[A-Za-z]+", part.name)) else "" for part in parts}
