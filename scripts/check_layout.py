@@ -35,10 +35,15 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 # Lowest rung first. A module imports only from rungs below its own; a folder counts as one module.
 LADDER = (
     "errors console exits",
-    "registry atomic kernels processes",
+    "registry atomic kernels processes compressed json_text",
     "recipe resources examples ranking frames calibration",
     "rows prompts batching yaml_file retrieve losses optim metrics stats tracking run_folder endpoints score_cache",
-    "vectors run_file",
+    "vectors run_file reading json_array csv_rows arrow_rows",
+    "containers group_builder table_files",
+    "row_fields row_writers",
+    "row_formats",
+    "tuple_formats",
+    "formats",
     "dense",
     "fusion",
     "first_stages",
@@ -52,8 +57,8 @@ LADDER = (
     "model",
     "sharding",
     "methods",
-    "readers beir jsonl_groups hub hub_nested reranker served mining checkpoint cross_encoder",
-    "shapes",
+    "readers beir trec hub hub_nested reranker served mining checkpoint cross_encoder",
+    "convert shapes",
     "memory flops gpus",
     "sources setup_model teacher sampling golden parity model_card",
     "data_report user_files",
@@ -75,7 +80,7 @@ LADDER = (
     "cli",
 )
 # Members of one family may import one another, whatever their rungs.
-FAMILIES = ("readers beir jsonl_groups hub hub_nested",)
+FAMILIES = ("readers beir trec hub hub_nested",)
 # These only hand on: `__init__` offers the public names lazily, `__main__` starts the command line.
 ENTRANCES = {"__init__", "__main__"}
 

@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
+from format_fixtures import ROWS, expected, plain, write_rows
+from rankwright.cards import Card, Hub, load_card
 from rankwright.errors import UserError
 from rankwright.examples import Collection
 from rankwright.hub import read_hub
+from rankwright.recipe import Source
+from rankwright.rows import Faults
+from rankwright.sources import Located
+from rankwright.sources import read as read_source
 
 CORPUS = [
     {"_id": "d1", "title": "Alpha", "text": "first", "language": "en"},
@@ -112,7 +118,7 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
 
 def test_faults_name_their_row(tmp_path: Path) -> None:
     root = hub_folder(tmp_path, "jsonl", corpus=[*CORPUS, CORPUS[0]])
-    with pytest.raises(UserError, match=r"corpus/corpus:3: id 'd1' appears a second time"):
+    with pytest.raises(UserError, match=r"corpus/corpus: row 3: id 'd1' appears a second time"):
         read(root)
 
 
@@ -120,6 +126,69 @@ def test_missing_columns_list_all_that_are_there(tmp_path: Path) -> None:
     root = hub_folder(tmp_path, "jsonl", corpus=[{"_id": "d1", "body": "x", "url": "y"}])
     with pytest.raises(UserError, match=r"no column `text`; columns found: _id, body, url"):
         read(root)
+
+
+def located(source: Source, card: Card | None = None) -> Located:
+    return Located(source, "set", source.split or "test", None, card, source.hub, source.revision)
+
+
+def from_recipe(card: Card | None = None, **source: Any) -> Collection:
+    told = {"card": "c"} if card is not None else {}
+    return read_source(located(Source(**told, **source), card), lambda line: None, Faults())
+
+
+@pytest.mark.parametrize("end", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("name", ["groups", "triplets", "labelled-lists"])
+def test_sets_of_rows(tmp_path: Path, name: str, end: str) -> None:
+    if end == "csv" and name != "triplets":
+        pytest.skip("lists stand in CSV as JSON text, which `datasets` reads as text")
+    write_rows(tmp_path / f"train.{end}", ROWS[name]())
+    write_rows(tmp_path / f"test.{end}", ROWS[name]()[:1])
+    assert plain(from_recipe(hub=str(tmp_path), split="train")) == expected(name)
+    assert len(from_recipe(hub=str(tmp_path)).queries) == 1
+
+
+def test_rows_of_a_configuration_with_a_column_map_and_a_group_key(tmp_path: Path) -> None:
+    for config in ("large", "small"):
+        write(tmp_path / config / "train.jsonl", [{"q": config, "good": "a", "case": 7, "bad": ["b"]}])
+    configs = [{"config_name": c, "data_files": f"{c}/train.jsonl"} for c in ("large", "small")]
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    columns = {"query": "q", "positives": "good", "negatives": "bad"}
+    told: dict[str, Any] = {"hub": str(tmp_path), "split": "train", "columns": columns, "group_key": "case"}
+    found = from_recipe(config="small", **told)
+    assert list(found.queries.values()) == ["small"] and sorted(found.corpus.values()) == ["a", "b"]
+    assert list(found.query_groups.values()) == ["7"]
+    with pytest.raises(UserError, match=r"say which, config: NAME\. Configurations: large, small"):
+        from_recipe(**told)
+    with pytest.raises(UserError, match=r"small: no split 'trian', did you mean 'train'\?"):
+        from_recipe(config="small", **(told | {"split": "trian"}))
+    with pytest.raises(UserError, match=r"no column 'goood' for positives, did you mean 'good'\?"):
+        from_recipe(config="small", **(told | {"columns": columns | {"positives": "goood"}}))
+    hub = Hub(id="owner/name", layout="rows", config="small", columns=columns).model_copy(update={"id": str(tmp_path)})
+    card = load_card("fiqa").model_copy(update={"hub": hub, "group_key": "case"})
+    assert from_recipe(card, split="train") == found
+
+
+def test_rows_with_faults_name_their_row(tmp_path: Path) -> None:
+    write(tmp_path / "test.parquet", [{"anchor": "a", "positive": "b"}, {"anchor": "", "positive": "c"}])
+    with pytest.raises(UserError, match=r"/default/test: row 2: the query is empty"):
+        from_recipe(hub=str(tmp_path))
+
+
+def test_beir_sets_are_still_read_as_such_and_take_no_columns(tmp_path: Path) -> None:
+    root = hub_folder(tmp_path, "jsonl")
+    assert from_recipe(hub=str(root)).qrels == {"q1": {"d1": 1.0, "d2": 0.0}}
+    assert from_recipe(hub=str(root), group_key="language").document_groups == {"d1": "en", "d2": "en"}
+    card = load_card("fiqa")
+    with pytest.raises(UserError, match="columns: the set has its layout stated"):
+        from_recipe(card, columns={"query": "q"})
+
+
+def test_layouts_of_cards() -> None:
+    with pytest.raises(ValueError, match="config, columns: of layout: rows only"):
+        Hub(id="owner/name", config="c")
+    with pytest.raises(ValueError, match="no column of ours: 'querry', did you mean 'query'"):
+        Hub(id="owner/name", layout="rows", columns={"querry": "q"})
 
 
 def test_a_set_that_cannot_be_fetched_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rankwright.errors import UserError, UserErrors
-from rankwright.jsonl_groups import content_id
+from rankwright.group_builder import content_id
 from rankwright.readers import read_collection
 
 
@@ -127,7 +127,7 @@ def test_faults_of_groups(tmp_path: Path) -> None:
         (10, "query id 'k' had another text before"),
         (11, "column 'neg' is unknown, did you mean 'negatives'?"),
         (12, "column 'positive' is unknown, did you mean 'positives'?"),
-        (12, "no column `positives`; columns found: query, positive"),
+        (12, "no column `positives`, did you mean 'positive'?; columns found: query, positive"),
     ]
     assert len(found) == len(expected)
     for message, (line, words) in zip(found, expected, strict=True):

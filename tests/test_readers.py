@@ -208,9 +208,9 @@ def test_paths_that_are_not_there_or_not_a_format(tmp_path: Path) -> None:
         read_collection(tmp_path / "group.jsonl", name="set")
     with pytest.raises(UserError, match="look into"):
         read_collection(tmp_path / "no" / "way", name="set")
-    (tmp_path / "table.csv").write_text("a,b\n")
-    with pytest.raises(UserError, match=r"table\.csv: not a format"):
-        read_collection(tmp_path / "table.csv", name="set")
+    (tmp_path / "notes.txt").write_text("a b\n")
+    with pytest.raises(UserError, match=r"notes\.txt:1: no rows that can be read"):
+        read_collection(tmp_path / "notes.txt", name="set")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"neither a BEIR layout.*found: nothing"):
         read_collection(tmp_path / "empty", name="set")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rankwright.compressed import PACKED
 from rankwright.errors import UserError, did_you_mean, nearest
 from rankwright.examples import Collection, join_title
+from rankwright.reading import Reading, group_of
 from rankwright.rows import (
     Faults,
     Row,
     Rows,
-    Say,
     column,
+    give_up,
     identifier,
     json_rows,
     number_of,
@@ -24,13 +27,26 @@ from rankwright.rows import (
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 MOST_EXAMPLES = 5
-_QRELS_NAME = re.compile(r"(?:qrels_)?(?P<split>.+)\.tsv(?:\.gz)?")
+# What files of TREC topics are called, which the BEIR layout does not have.
+TOPICS = re.compile(r".*topics.*|queries.*\.(?:tsv|txt|trec)(?:\.gz|\.zst)?", re.IGNORECASE)
+_PACKED = r"(?:\.gz|\.zst)?"
+_QRELS_NAME = re.compile(rf"(?:qrels_)?(?P<split>.+)\.tsv{_PACKED}")
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts by id, and by id the group of those that have one."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 def is_beir(folder: Path) -> bool:
-    """Whether a folder has any file that only the BEIR layout has."""
-    patterns = ("corpus.jsonl*", "queries.jsonl*", "queries_*.jsonl*", "qrels_*.tsv*", "qrels/*.tsv*")
-    return any(True for pattern in patterns for _ in folder.glob(pattern))
+    """Whether a folder has any file that only the BEIR layout has; beside TREC topics only queries are one."""
+    own = ("queries.jsonl*", "queries_*.jsonl*", "qrels/*.tsv*")
+    shared = ("corpus.jsonl*", "qrels_*.tsv*")
+    topics = any(TOPICS.match(path.name) for path in folder.iterdir())
+    return any(True for pattern in (*own, *(() if topics else shared)) for _ in folder.glob(pattern))
 
 
 def available_splits(folder: Path) -> list[str]:
@@ -39,27 +55,42 @@ def available_splits(folder: Path) -> list[str]:
     return sorted({match["split"] for file in files if (match := _QRELS_NAME.fullmatch(file.name))})
 
 
-def read_beir(folder: Path, *, name: str, split: str | None, say: Say, faults: Faults) -> Collection:
+def read_beir(folder: Path, reading: Reading) -> Collection:
     """Read one split of a folder in BEIR layout.
 
-    Files: `corpus.jsonl` (`_id`, `text`, `title` optional), `queries_SPLIT.jsonl` or `queries.jsonl` (`_id`,
-    `text`), `qrels_SPLIT.tsv` or `qrels/SPLIT.tsv` (`query-id, corpus-id, score`; the header may be absent;
-    also TREC's four columns). A `queries.jsonl` holds the queries of all splits: those that the split's qrels
-    name are kept, the rest is counted and said.
+    Files, each plain or .gz or .zst: `corpus.jsonl` (`_id`, `text`, `title` optional), `queries_SPLIT.jsonl` or
+    `queries.jsonl` (`_id`, `text`), `qrels_SPLIT.tsv` or `qrels/SPLIT.tsv` (`query-id, corpus-id, score`; the
+    header may be absent; also TREC's four columns). A `queries.jsonl` holds the queries of all splits: those that
+    the split's qrels name are kept, the rest is counted and said. The group key is a column of the corpus or of
+    the queries, or of their `metadata`.
     Raises UserErrors with file and line of every fault, or leaves faulty rows out, as `faults` is set.
     Source of the layout: Thakur et al., BEIR, NeurIPS 2021.
     """
-    split = choose_split(folder, split)
-    corpus_path = _find(folder, ("corpus.jsonl",), faults)
-    queries_path = _find(folder, (f"queries_{split}.jsonl", "queries.jsonl"), faults)
-    qrels_path = _find(folder, (f"qrels_{split}.tsv", f"qrels/{split}.tsv"), faults)
-    faults.check()
-    assert corpus_path is not None and queries_path is not None and qrels_path is not None
-    corpus = read_texts(json_rows(corpus_path, faults), corpus_path, faults, titled=True)
-    queries = read_texts(json_rows(queries_path, faults), queries_path, faults, titled=False)
-    qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, faults, corpus, queries, say)
+    _no_columns(folder, reading)
+    faults = reading.faults
+    split = choose_split(folder, reading.split)
+    found = [
+        _find(folder, ("corpus.jsonl",), faults),
+        _find(folder, (f"queries_{split}.jsonl", "queries.jsonl"), faults),
+        _find(folder, (f"qrels_{split}.tsv", f"qrels/{split}.tsv"), faults),
+    ]
+    paths = [path for path in found if path is not None]
+    if len(paths) < len(found):
+        faults.check()
+        raise UserError(
+            f"{folder}: files of the BEIR layout are missing: corpus.jsonl, queries.jsonl, qrels/{split}.tsv"
+        )
+    corpus_path, queries_path, qrels_path = paths
+    corpus = read_texts(json_rows(corpus_path, faults), corpus_path, reading, titled=True)
+    queries = read_texts(json_rows(queries_path, faults), queries_path, reading, titled=False)
+    qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, reading, corpus, queries)
     shared = queries_path.name.startswith("queries.jsonl")
-    return assemble(name, corpus, queries, qrels, where=qrels_path, shared=shared, faults=faults, say=say)
+    return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared)
+
+
+def _no_columns(folder: Path, reading: Reading) -> None:
+    if reading.columns:
+        raise UserError(f"{folder}: a BEIR folder has fixed columns: leave `columns` out")
 
 
 def choose_split(folder: Path, split: str | None) -> str:
@@ -78,11 +109,11 @@ def choose_split(folder: Path, split: str | None) -> str:
 
 def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     for wanted in names:
-        plain, packed = folder / wanted, folder / f"{wanted}.gz"
-        if plain.is_file() and packed.is_file():
-            faults.add(packed, 1, f"there is a {plain.name} too: remove one of the two", whole=True)
-        if plain.is_file() or packed.is_file():
-            return plain if plain.is_file() else packed
+        found = [path for end in ("", *PACKED) if (path := folder / f"{wanted}{end}").is_file()]
+        for other in found[1:]:
+            faults.add(other, 1, f"there is a {found[0].name} too: remove one of the two", whole=True)
+        if found:
+            return found[0] if len(found) == 1 else None
     near = nearest(names[0], (p.name for p in folder.iterdir()), count=3)
     hint = f"; near names in the folder: {', '.join(near)}" if near else ""
     wanted = " or ".join(f"{n}(.gz)" for n in names)
@@ -90,26 +121,31 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     return None
 
 
-def read_texts(rows: Rows, where: object, faults: Faults, *, titled: bool) -> dict[str, str]:
-    """Id -> text of the rows of a corpus (`titled`: title and text joined) or of queries."""
-    texts: dict[str, str] = {}
+def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> Texts:
+    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is none of them."""
+    faults, key = reading.faults, reading.group_key
+    found = Texts()
     line = 0
     for line, row in rows:
         before = faults.noted
-        key = identifier(row, ("_id", "id"), where, line, faults)
+        id = identifier(row, ("_id", "id"), where, line, faults)
         text = text_of(row, "text", where, line, faults)
-        title = optional_text(row, "title", where, line, faults) if titled else ""
-        if key is None or text is None or faults.noted > before:
+        title = optional_text(row, "title", where, line, faults).strip() if titled else ""
+        group = group_of(row, key, where, line, faults) if key is not None else None
+        if id is None or text is None or faults.noted > before:
             continue
-        if key in texts:
-            faults.add(where, line, f"id {key!r} appears a second time: give every row an id of its own")
+        if id in found.texts:
+            faults.add(where, line, f"id {id!r} appears a second time: give every row an id of its own")
         elif not titled and not text.strip():
-            faults.add(where, line, f"query {key!r} is empty: give it a text or remove it")
+            faults.add(where, line, f"query {id!r} is empty: give it a text or remove it")
         else:
-            texts[key] = join_title(title, text) if titled else text.strip()
-    if not texts and not faults.count:
+            reading.titles += bool(title)
+            found.texts[id] = join_title(title, text)
+            if group is not None:
+                found.groups[id] = group
+    if not found.texts and not faults.count:
         faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}", whole=True)
-    return texts
+    return found
 
 
 def qrels_rows(path: Path, faults: Faults) -> Rows:
@@ -142,17 +178,13 @@ def _trec_or_beir(cells: list[str]) -> list[str]:
 
 
 def read_judgements(
-    rows: Rows,
-    where: object,
-    faults: Faults,
-    corpus: Mapping[str, str],
-    queries: Mapping[str, str],
-    say: Say,
+    rows: Rows, where: object, reading: Reading, corpus: Texts, queries: Texts
 ) -> dict[str, dict[str, float]]:
     """Query id -> document id -> label. A judgement of a document or query that is not there is a fault.
 
     Where rows are dropped, a query whose judgements all were is still there, with none.
     """
+    faults = reading.faults
     qrels: dict[str, dict[str, float]] = {}
     # After a fault in the texts an unknown id would most often be that same fault again.
     whole = not faults.count
@@ -166,12 +198,14 @@ def read_judgements(
                 qrels.setdefault(named, {})
             continue
         query_id, document_id, label = judgement
-        if query_id not in queries:
+        if query_id not in queries.texts:
             unknown["query"].append((line, query_id))
-        if document_id not in corpus:
+        if document_id not in corpus.texts:
             unknown["document"].append((line, document_id))
-        if faults.on_fault == "drop" and _drop_unknown(query_id, document_id, corpus, queries, where, line, faults):
-            if query_id in queries:
+        if query_id not in queries.texts or document_id not in corpus.texts:
+            if faults.on_fault == "drop":
+                _drop_unknown(query_id, document_id, queries, where, line, faults)
+            if query_id in queries.texts:
                 qrels.setdefault(query_id, {})
             continue
         judged = qrels.setdefault(query_id, {})
@@ -190,7 +224,7 @@ def read_judgements(
         for kind, found in unknown.items():
             _note_unknown(kind, found, where, faults)
     if repeats:
-        say(f"{where}: {repeats:,} repeated judgements read once")
+        reading.say(f"{where}: {repeats:,} repeated judgements read once")
     return qrels
 
 
@@ -206,22 +240,12 @@ def _judgement(row: Row, where: object, line: int, faults: Faults) -> tuple[str,
     return query_id, document_id, label
 
 
-def _drop_unknown(
-    query_id: str,
-    document_id: str,
-    corpus: Mapping[str, str],
-    queries: Mapping[str, str],
-    where: object,
-    line: int,
-    faults: Faults,
-) -> bool:
-    """Whether a judgement names what is not there; noted as a fault of its row."""
-    known = {"query": (query_id, queries, "queries"), "document": (document_id, corpus, "corpus")}
-    for kind, (key, texts, place) in known.items():
-        if key not in texts:
-            faults.add(where, line, f"the judgement names a {kind} that is not in the {place}: {key!r}")
-            return True
-    return False
+def _drop_unknown(query_id: str, document_id: str, queries: Texts, where: object, line: int, faults: Faults) -> None:
+    """Note a judgement that names what is not there as a fault of its row."""
+    if query_id not in queries.texts:
+        faults.add(where, line, f"the judgement names a query that is not in the queries: {query_id!r}")
+    else:
+        faults.add(where, line, f"the judgement names a document that is not in the corpus: {document_id!r}")
 
 
 def _note_unknown(kind: str, found: list[tuple[int, str]], where: object, faults: Faults) -> None:
@@ -240,25 +264,27 @@ def _note_unknown(kind: str, found: list[tuple[int, str]], where: object, faults
 
 
 def assemble(
-    name: str,
-    corpus: Mapping[str, str],
-    queries: Mapping[str, str],
+    reading: Reading,
+    corpus: Texts,
+    queries: Texts,
     qrels: Mapping[str, Mapping[str, float]],
     *,
     where: object,
     shared: bool,
-    faults: Faults,
-    say: Say,
 ) -> Collection:
     """The Collection, after the last checks; `shared` queries are kept when the qrels name them."""
-    relevant = any(label > 0 for judged in qrels.values() for label in judged.values())
-    if not relevant and not faults.count:
-        faults.add(where, 1, "no query has a relevant document: give judgements with a score above 0", whole=True)
+    faults, say, key = reading.faults, reading.say, reading.group_key
     faults.check()
-    kept = {q: text for q, text in queries.items() if q in qrels} if shared else queries
-    if len(kept) < len(queries):
-        say(f"{where}: {len(queries) - len(kept):,} of {len(queries):,} queries are of other splits: left out")
+    if not any(label > 0 for judged in qrels.values() for label in judged.values()):
+        give_up(faults, where, 1, "no query has a relevant document: give judgements with a score above 0")
+    if key is not None and not queries.groups and not corpus.groups:
+        give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name a column of theirs")
+    texts = queries.texts
+    kept = {q: text for q, text in texts.items() if q in qrels} if shared else texts
+    if len(kept) < len(texts):
+        say(f"{where}: {len(texts) - len(kept):,} of {len(texts):,} queries are of other splits: left out")
     unjudged = sum(q not in qrels for q in kept)
     if unjudged:
         say(f"{where}: {unjudged:,} of {len(kept):,} queries have no judgement")
-    return Collection(name, corpus, kept, qrels)
+    groups = {q: queries.groups[q] for q in kept if q in queries.groups}
+    return Collection(reading.name, corpus.texts, kept, qrels, query_groups=groups, document_groups=corpus.groups)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from rankwright import resources
 from rankwright.errors import UserError, did_you_mean
+from rankwright.reading import COLUMNS
 from rankwright.recipe import Section
 from rankwright.yaml_file import read_yaml, validate
 
@@ -42,21 +43,29 @@ class Hub(Section):
 
     layout beir: corpus `_id, title, text`; queries `_id, text`; qrels `query-id, corpus-id, score`.
     qrels_repo is the set that holds the qrels, when it is another one. layout nested: one table, with `nested`.
+    layout rows: the tables of one `config`, in any format of rows; columns: our name -> the set's.
     """
 
     id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: str | None = None
-    layout: Literal["beir", "nested"] = "beir"
+    layout: Literal["beir", "nested", "rows"] = "beir"
     nested: Nested | None = None
+    config: str | None = None
+    columns: dict[str, str] = Field(default={})
     corpus: str = "corpus"
     queries: str = "queries"
     qrels: str = "default"
     qrels_repo: str | None = None
 
     @model_validator(mode="after")
-    def _columns_of_nested(self) -> Hub:
+    def _columns_of_layout(self) -> Hub:
         if (self.layout == "nested") != (self.nested is not None):
             raise ValueError("layout: nested needs `nested` with its columns, and no other layout has it")
+        if self.layout != "rows" and (self.config is not None or self.columns):
+            raise ValueError("config, columns: of layout: rows only")
+        unknown = [f"{name!r}{did_you_mean(name, COLUMNS)}" for name in self.columns if name not in COLUMNS]
+        if unknown:
+            raise ValueError(f"columns: no column of ours: {'; '.join(unknown)} (known: {', '.join(COLUMNS)})")
         return self
 
 

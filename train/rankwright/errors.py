@@ -26,6 +26,11 @@ class Stopped(Exception):
         super().__init__(f"stopped after step {step}")
 
 
+def one_line(text: str) -> str:
+    """A message that quotes what a file holds, with line breaks and all else that has no shape spelled out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     """The known words most like `word`, best first; empty when nothing is near."""
     return difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)

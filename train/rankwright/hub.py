@@ -1,4 +1,4 @@
-"""Sets on the Hugging Face hub in the BEIR or mteb form, and local folders that stand for one."""
+"""Sets on the Hugging Face hub, of rows or in the BEIR or mteb form, and local folders that stand for one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from rankwright.beir import QRELS_COLUMNS, assemble, read_judgements, read_texts
 from rankwright.errors import UserError, did_you_mean
 from rankwright.examples import Collection
-from rankwright.rows import Faults, Row, Rows, Say, log_say
+from rankwright.formats import check_format, read_tables
+from rankwright.reading import Reading
+from rankwright.rows import Faults, Row, RowNumber, Rows, Say, log_say
 
 TEXT_COLUMNS = ("_id", "id", "title", "text")
 
@@ -27,6 +29,7 @@ def read_hub(
     qrels_repo: str | None = None,
     say: Say = log_say,
     faults: Faults | None = None,
+    group_key: str | None = None,
 ) -> Collection:
     """Read one split of a set on the hub.
 
@@ -38,15 +41,61 @@ def read_hub(
     the only one. Queries that the split's qrels do not name are left out, counted and said.
     Raises UserError(s) for a set that cannot be fetched, and for faults with their row, `ID/CONFIG/SPLIT:row`.
     """
-    faults = Faults() if faults is None else faults
-    where, rows = _table(id, corpus, revision, [split, corpus, "corpus"], TEXT_COLUMNS)
-    documents = read_texts(rows, where, faults, titled=True)
-    where, rows = _table(id, queries, revision, [split, queries, "queries"], TEXT_COLUMNS)
-    texts = read_texts(rows, where, faults, titled=False)
+    reading = Reading(name, split, Faults() if faults is None else faults, say, group_key=group_key)
+    kept = (*TEXT_COLUMNS, *(("metadata", group_key, group_key.split(".")[0]) if group_key else ()))
+    where, rows = _table(id, corpus, revision, [split, corpus, "corpus"], kept)
+    documents = read_texts(rows, where, reading, titled=True)
+    where, rows = _table(id, queries, revision, [split, queries, "queries"], kept)
+    texts = read_texts(rows, where, reading, titled=False)
     home, at = (id, revision) if qrels_repo is None else (qrels_repo, None)
     where, rows = _table(home, qrels, at, [split], QRELS_COLUMNS)
-    judgements = read_judgements(rows, where, faults, documents, texts, say)
-    return assemble(name, documents, texts, judgements, where=where, shared=True, faults=faults, say=say)
+    judgements = read_judgements(rows, where, reading, documents, texts)
+    return assemble(reading, documents, texts, judgements, where=where, shared=True)
+
+
+def read_hub_rows(
+    id: str, *, config: str | None, revision: str | None, format: str | None, reading: Reading
+) -> Collection:
+    """Read one split of a set on the hub whose rows each hold a query with documents, in any format of rows.
+
+    config: a configuration, where the set has several. Raises UserError(s) as read_hub does.
+    """
+    check_format(format)
+    names = [] if config is not None else configurations(id, revision)
+    if len(names) > 1 and "default" not in names:
+        raise UserError(f"{id}: has configurations: say which, config: NAME. Configurations: {', '.join(names)}")
+    chosen = config or ("default" if "default" in names else names[0] if names else "default")
+    tables = _load(id, chosen, revision)
+    splits = [str(name) for name in tables]
+    split = reading.split or (splits[0] if len(splits) == 1 else "")
+    if split not in splits:
+        raise UserError(
+            f"{id}/{chosen}: no split {split!r}{did_you_mean(split, splits)}. Splits: {', '.join(splits)}. "
+            "Give split: NAME"
+        )
+    return read_tables([(f"{id}/{chosen}/{split}", _numbered(tables[split]))], format, reading)
+
+
+def has_beir_form(id: str, revision: str | None) -> bool:
+    """Whether a set has configurations of a corpus and of queries."""
+    return {"corpus", "queries"} <= {*configurations(id, revision), *_subfolders(id)}
+
+
+def _subfolders(id: str) -> set[str]:
+    folder = Path(id)
+    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+
+
+def configurations(id: str, revision: str | None) -> list[str]:
+    """The configurations of a set. Raises UserError when it cannot be reached."""
+    import datasets
+
+    try:
+        return [str(name) for name in datasets.get_dataset_config_names(id, revision=revision)]
+    except datasets.data_files.EmptyDatasetError:
+        return []
+    except Exception as error:  # one family of errors a transport: httpx, requests, OSError, pyarrow
+        raise UserError(_cannot_load(id, "default", error)) from error
 
 
 def _table(
@@ -72,7 +121,7 @@ def _table(
 
 def _numbered(table: Any) -> Rows:
     rows: Iterator[Row] = iter(table)
-    return enumerate(rows, start=1)
+    return ((RowNumber(number), row) for number, row in enumerate(rows, start=1))
 
 
 def _load(id: str, config: str, revision: str | None) -> Any:

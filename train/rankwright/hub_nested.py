@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwright.beir import assemble
+from rankwright.beir import Texts, assemble
 from rankwright.errors import UserError, did_you_mean
 from rankwright.examples import Collection, join_title
-from rankwright.jsonl_groups import content_id
+from rankwright.group_builder import content_id
+from rankwright.reading import Reading, group_of
 from rankwright.rows import Faults, Row, Say, column, identifier, log_say, optional_text, text_of
 
 
@@ -33,6 +34,7 @@ def read_nested(
     name: str,
     say: Say = log_say,
     faults: Faults | None = None,
+    group_key: str | None = None,
 ) -> Collection:
     """Read one split; `id` is OWNER/NAME or a local folder of data files named after their splits.
 
@@ -44,26 +46,32 @@ def read_nested(
         names = [str(n) for n in tables]
         raise UserError(f"{id}: no split {split!r}{did_you_mean(split, names)} Splits: {', '.join(names)}")
     faults = Faults() if faults is None else faults
+    reading = Reading(name, split, faults, say, group_key=group_key)
     corpus: dict[str, str] = {}
-    queries: dict[str, str] = {}
+    queries = Texts()
     qrels: dict[str, dict[str, float]] = {}
     for part, table in tables.items():
         where = f"{id}/{part}"
         for line, row in enumerate(table, start=1):
             before = faults.noted
             passages = _passages(row, columns, where, line, faults)
-            query_id = query = None
-            if part == split:
-                query_id = identifier(row, (columns.query_id,), where, line, faults)
-                query = text_of(row, columns.query, where, line, faults)
-            if faults.noted > before:
+            if part != split:
+                corpus |= passages
+                continue
+            query_id = identifier(row, (columns.query_id,), where, line, faults)
+            query = text_of(row, columns.query, where, line, faults)
+            group = group_of(row, group_key, where, line, faults) if group_key is not None else None
+            if query_id is None or query is None or faults.noted > before:
+                continue
+            if queries.texts.setdefault(query_id, query) != query:
+                faults.add(where, line, f"query id {query_id!r} had another text before: give every query its own")
                 continue
             corpus |= passages
-            if query_id is not None and query is not None:
-                queries[query_id] = query
-                qrels.setdefault(query_id, {}).update(dict.fromkeys(passages, 1.0))
+            qrels.setdefault(query_id, {}).update(dict.fromkeys(passages, 1.0))
+            if group is not None:
+                queries.groups[query_id] = group
     where = f"{id}/{split}"
-    return assemble(name, corpus, queries, qrels, where=where, shared=False, faults=faults, say=say)
+    return assemble(reading, Texts(corpus), queries, qrels, where=where, shared=False)
 
 
 def _passages(row: Row, columns: NestedColumns, where: str, line: int, faults: Faults) -> dict[str, str]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import logging
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, NoReturn
 
-from rankwright.errors import UserErrors, did_you_mean
+from rankwright.compressed import DAMAGED, open_bytes, packing
+from rankwright.errors import UserError, UserErrors, did_you_mean, one_line
+from rankwright.json_text import Json
 
 MOST_FAULTS = 20
 # Of dropped rows: examples kept of a kind, kinds told apart in a file, and how much of a message tells the kind.
@@ -25,11 +24,35 @@ MOST_KIND_CHARACTERS = 300
 OnFault = Literal["stop", "drop"]
 Say = Callable[[str], None]
 Row = Mapping[str, Any]
-# (line number from 1, row)
+# (line number from 1, or a RowNumber, row)
 Rows = Iterator[tuple[int, Row]]
 
 # Readers say what they leave out through `say`; without one it goes to the log.
 log_say: Say = logging.getLogger("rankwright").info
+
+
+class RowNumber(int):
+    """Where a row stands in a file that has no lines: messages show `FILE: row N` in place of `FILE:N`."""
+
+    def __format__(self, spec: str) -> str:
+        return f" row {int(self)}"
+
+
+class LineOfRow(int):
+    """The line of a row of a JSON array, where several rows may stand on one line: equal only for the same row."""
+
+    row: int
+
+    def __new__(cls, line: int, row: int) -> LineOfRow:
+        made = super().__new__(cls, line)
+        made.row = row
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LineOfRow) and (int(self), self.row) == (int(other), other.row)
+
+    def __hash__(self) -> int:
+        return hash((int(self), self.row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +91,7 @@ class Faults:
         whole: a fault of the file and not of a row, which stops whatever on_fault says.
         """
         self.noted += 1
+        text = one_line(text)
         if self.on_fault == "drop" and not whole:
             self._drop(str(where), line, text)
             return
@@ -133,15 +157,18 @@ def kind_of(text: str) -> str:
     return re.split(r"[:;(]|, (?:did you mean|needs|and) ", plain, maxsplit=1)[0].strip() or "fault"
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
+    """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
+    faults.add(where, line, text, whole=True)
+    faults.check()
+    raise UserError(f"{where}:{line}: {one_line(text)}")
 
 
 def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line that is not blank. Bytes that are not UTF-8 are faults, an empty file too."""
     number = seen = 0
     try:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             # Bytes end a line at \n only; text mode would also cut at \r inside a damaged file.
             for number, raw in enumerate(file, start=1):
                 try:
@@ -153,18 +180,18 @@ def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
                 if text.strip():
                     seen += 1
                     yield number, text
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        faults.add(path, number + 1, f"damaged gzip file ({error}): fetch or compress it again", whole=True)
-        return
+    except DAMAGED as error:
+        give_up(faults, path, number + 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
     if not seen:
         faults.add(path, 1, "the file is empty: give a file with rows", whole=True)
 
 
 def json_rows(path: Path, faults: Faults) -> Rows:
     """The objects of a JSONL file; a line that is no JSON object is a fault."""
+    json = Json()
     for number, text in text_lines(path, faults):
         try:
-            row = json.loads(text)
+            row = json.decode(text)
         except ValueError as error:
             faults.add(path, number, f"not JSON ({error}): each line must be one JSON object")
             continue
@@ -221,6 +248,9 @@ def _encodable(value: str, name: str, where: object, line: int, faults: Faults) 
     except UnicodeEncodeError as error:
         code = f"\\u{ord(value[error.start]):04x}"
         faults.add(where, line, f"`{name}` holds half of a character ({code}): remove it, or write both halves")
+        return False
+    if "\0" in value:
+        faults.add(where, line, f"`{name}` holds a NUL character (\\0): remove it, or save the file as UTF-8")
         return False
     return True
 

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import resources
-from rankwright.cards import Card, load_card
+from rankwright.cards import Card, Hub, load_card
 from rankwright.errors import UserError, UserErrors
 from rankwright.examples import Collection
-from rankwright.hub import read_hub
+from rankwright.hub import has_beir_form, read_hub, read_hub_rows
 from rankwright.hub_nested import NestedColumns, read_nested
-from rankwright.readers import read_collection
+from rankwright.readers import read_path
+from rankwright.reading import Reading
 from rankwright.recipe import Data, DevFromTrain, Source
 from rankwright.rows import Faults, OnFault, Say
+from rankwright.trec import is_trec, run_file
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file.
+    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file,
+    the recipe's, or the one of a TREC folder.
 
     source: the entry as the recipe has it.
     """
@@ -49,6 +52,8 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
         return Located(source, source.name or card.name, upstream, path, card, None, source.revision, run)
     if source.path is not None:
         path = resources.resolve_path(source.path, root=root)
+        if run is None and split == "test" and path.is_dir() and is_trec(path):
+            run = run_file(path, wanted)
         return Located(source, source.name or path.name.split(".")[0], wanted, path, None, None, None, run)
     assert source.hub is not None
     return Located(
@@ -64,47 +69,62 @@ def _card_path(card: Card, root: str | None) -> Path:
 
 
 def read(located: Located, say: Say, faults: Faults) -> Collection:
-    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see rows.Faults."""
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see rows.Faults.
+
+    The recipe's columns, configuration and group key go before those of the card.
+    """
+    source, card = located.source, located.card
+    group_key = source.group_key or (card.group_key if card is not None else None)
+    hub = card.hub if card is not None else None
+    columns = source.columns or (hub.columns if hub is not None else {})
+    reading = Reading(located.name, located.split, faults, say, columns, group_key)
     if located.path is not None:
-        return read_collection(located.path, name=located.name, split=located.split, say=say, faults=faults)
-    hub = located.card.hub if located.card is not None else None
-    if hub is None:
-        assert located.hub is not None
-        return read_hub(
-            located.hub,
-            corpus="corpus",
-            queries="queries",
-            qrels="default",
-            split=located.split,
-            revision=located.revision,
-            name=located.name,
-            say=say,
-            faults=faults,
-        )
-    revision = located.revision or hub.revision
-    if hub.nested is not None:
-        columns = NestedColumns(**hub.nested.model_dump())
+        if source.config is not None:
+            raise UserError(f"{located.path}: config: {source.config!r} is of sets on the hub: leave it out")
+        return read_path(located.path, source.format, reading)
+    id = hub.id if hub is not None else located.hub
+    assert id is not None
+    revision = located.revision or (hub.revision if hub is not None else None)
+    if _has_rows(id, revision, source, hub):
+        config = source.config or (hub.config if hub is not None else None)
+        return read_hub_rows(id, config=config, revision=revision, format=source.format, reading=reading)
+    stated = [key for key in ("config", "columns") if getattr(source, key)]
+    if stated:
+        raise UserError(f"{id}: {stated[0]}: the set has its layout stated, or the BEIR form: leave it out")
+    if hub is not None and hub.nested is not None:
+        nested = NestedColumns(**hub.nested.model_dump())
         return read_nested(
             hub.id,
-            columns=columns,
+            columns=nested,
             split=located.split,
             revision=revision,
             name=located.name,
             say=say,
             faults=faults,
+            group_key=group_key,
         )
     return read_hub(
-        hub.id,
-        corpus=hub.corpus,
-        queries=hub.queries,
-        qrels=hub.qrels,
+        id,
+        corpus="corpus" if hub is None else hub.corpus,
+        queries="queries" if hub is None else hub.queries,
+        qrels="default" if hub is None else hub.qrels,
         split=located.split,
         revision=revision,
         name=located.name,
-        qrels_repo=hub.qrels_repo,
+        qrels_repo=None if hub is None else hub.qrels_repo,
         say=say,
         faults=faults,
+        group_key=group_key,
     )
+
+
+def _has_rows(id: str, revision: str | None, source: Source, hub: Hub | None) -> bool:
+    """Whether a set on the hub is a table of rows: by its card, by what the recipe says, or by its configurations."""
+    if hub is not None:
+        return hub.layout == "rows"
+    if source.format is not None:
+        return source.format != "beir"
+    return bool(source.config or source.columns) or not has_beir_form(id, revision)
 
 
 def locate_all(data: Data) -> dict[str, list[Located]]:

@@ -1,0 +1,135 @@
+"""A set written in another format: what the format cannot hold is counted and said."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from rankwright.atomic import atomic_folder, write_lines_atomic
+from rankwright.containers import is_table
+from rankwright.errors import UserError
+from rankwright.examples import Collection
+from rankwright.formats import FOLDERS, check_format
+from rankwright.readers import read_path
+from rankwright.reading import Reading
+from rankwright.row_writers import HOLDS, WRITERS, Losses, losses, most_negatives, negatives, without_ids
+from rankwright.rows import Faults, Say
+from rankwright.table_files import check_suffix, write_table
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    to: str,
+    say: Say,
+    format: str | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    group_key: str | None = None,
+) -> None:
+    """Read `source` as a recipe's `path` is read, and write it in format `to`; says what was read, written and lost.
+
+    target: a folder for beir and trec, else a file that ends in .jsonl, .csv, .tsv (each also .gz, .zst) or
+    .parquet; it must not be there. Raises UserError(s) when there is a fault, and then writes nothing.
+    """
+    check_format(to)
+    if target.exists():
+        raise UserError(f"{target}: is there already: remove it, or give another name")
+    if to not in FOLDERS:
+        check_suffix(target)
+    elif is_table(target.name):
+        raise UserError(f"{target}: format {to} is a folder of files: give a name without a suffix")
+    reading = Reading(source.name.split(".")[0], split, Faults(), say, columns or {}, group_key)
+    collection = read_path(source, format, reading)
+    judged = sum(map(len, collection.qrels.values()))
+    say(f"{source}: {len(collection.queries):,} queries, {len(collection.corpus):,} documents, {judged:,} judgements")
+    lost = losses(collection, to)
+    lost.add("titles apart from their texts, written as the first line of the text", reading.titles)
+    if "ids" not in HOLDS[to]:
+        collection = without_ids(collection, lost)
+    if to in FOLDERS:
+        written = _write_folder(target, collection, to, split, lost)
+    else:
+        written = _write_rows(target, collection, to, lost)
+    for what, count in lost.counts.items():
+        say(f"not held by {to}: {count:,} {what}")
+    if not lost.counts:
+        say(f"{to} holds all of it")
+    say(f"{target}: {written}")
+
+
+def _write_rows(target: Path, collection: Collection, to: str, lost: Losses) -> str:
+    if target.suffix == ".csv" or ".csv" in target.suffixes or ".tsv" in target.suffixes:
+        collection = _without_empty(collection, lost)
+    if to == "flagembedding":
+        collection = _whole_scores(collection, lost)
+    if to == "n-tuple":
+        short = _short(collection)
+        lost.add("rows with fewer negatives than there are columns, null there", short)
+    rows = WRITERS[to](collection)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(lost.counts)}")
+    return f"{write_table(target, itertools.chain([first], rows)):,} rows"
+
+
+def _short(collection: Collection) -> int:
+    width = most_negatives(collection)
+    return sum(len(collection.positives(q)) for q in collection.queries if len(negatives(collection, q)) < width)
+
+
+def _without_empty(collection: Collection, lost: Losses) -> Collection:
+    """Without documents that hold nothing: CSV cannot tell an empty text from none."""
+    qrels = {q: {d: label for d, label in row.items() if collection.corpus[d]} for q, row in collection.qrels.items()}
+    before, after = (sum(map(len, judged.values())) for judged in (collection.qrels, qrels))
+    lost.add("judgements of empty documents, which CSV cannot tell from none", before - after)
+    return replace(collection, qrels=qrels)
+
+
+def _whole_scores(collection: Collection, lost: Losses) -> Collection:
+    """Scores of the queries whose judged documents all have one: FlagEmbedding wants a number an element."""
+    whole = {q: row for q, row in collection.teacher_scores.items() if set(collection.qrels.get(q, {})) <= set(row)}
+    dropped = sum(map(len, collection.teacher_scores.values())) - sum(map(len, whole.values()))
+    lost.add("teacher scores of queries with documents that have none", dropped)
+    return replace(collection, teacher_scores=whole)
+
+
+def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Losses) -> str:
+    _check_ids([*collection.queries, *collection.corpus], to)
+    with atomic_folder(target) as folder:
+        write_lines_atomic(folder / "corpus.jsonl", _texts(collection.corpus, collection.document_groups))
+        if to == "beir":
+            name = split or "test"
+            write_lines_atomic(folder / "queries.jsonl", _texts(collection.queries, collection.query_groups))
+            header = "query-id\tcorpus-id\tscore"
+            write_lines_atomic(folder / "qrels" / f"{name}.tsv", [header, *_judgements(collection, "{}\t{}\t{}")])
+            return f"corpus.jsonl, queries.jsonl, qrels/{name}.tsv"
+        end = f".{split}" if split is not None else ""
+        topics = {q: " ".join(text.split()) for q, text in collection.queries.items()}
+        changed = sum(topics[q] != text for q, text in collection.queries.items())
+        lost.add("queries with line breaks, tabs or runs of spaces, written as single spaces", changed)
+        write_lines_atomic(folder / f"topics{end}.tsv", (f"{q}\t{text}" for q, text in topics.items()))
+        write_lines_atomic(folder / f"qrels{end}.txt", _judgements(collection, "{}\t0\t{}\t{}"))
+        return f"topics{end}.tsv, qrels{end}.txt, corpus.jsonl"
+
+
+def _check_ids(ids: Iterable[str], to: str) -> None:
+    for key in ids:
+        if key != key.strip() or any(mark in key for mark in "\t\r\n"):
+            raise UserError(f"id {key!r}: {to} cannot hold white space at its ends, tabs or line breaks: rename it")
+
+
+def _texts(texts: Mapping[str, str], groups: Mapping[str, str]) -> Iterator[str]:
+    for key, text in texts.items():
+        metadata = {"metadata": {"group": groups[key]}} if key in groups else {}
+        yield json.dumps({"_id": key, "text": text} | metadata, ensure_ascii=False)
+
+
+def _judgements(collection: Collection, form: str) -> Iterator[str]:
+    for query, row in collection.qrels.items():
+        for document, label in row.items():
+            yield form.format(query, document, int(label) if label == int(label) else label)

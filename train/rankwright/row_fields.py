@@ -1,0 +1,198 @@
+"""One row as a format's reader sees it: values by name, and a fault with its line for each that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwright.csv_rows import CsvRow
+from rankwright.errors import did_you_mean
+from rankwright.examples import join_title
+from rankwright.group_builder import Document, GroupRow, content_id
+from rankwright.json_text import Json
+from rankwright.reading import Reading, group_of
+from rankwright.rows import Row, identifier, number_of, optional_text, text_of
+
+_IDS = ("id", "docid", "document_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which columns are the query, the document (or the positive) and the negatives, where any name will do."""
+
+    query: str
+    document: str
+    negatives: tuple[str, ...] = ()
+
+
+class Fields:
+    """A row under our names. Readers return None after a fault of theirs; whoever calls them counts faults."""
+
+    def __init__(self, row: Row, where: object, line: int, reading: Reading, roles: Roles | None = None) -> None:
+        self.row, self.where, self.line, self.reading, self.roles = row, where, line, reading, roles
+        self.faults = reading.faults
+        self.titles = 0
+
+    def fault(self, text: str, *, kind: str | None = None) -> None:
+        self.faults.add(self.where, self.line, text, kind=kind)
+
+    def name_of(self, *names: str) -> str | None:
+        """The first of the names that the row has a value for."""
+        return next((name for name in names if self.row.get(name) is not None), None)
+
+    def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
+        """The row with what all formats share: query_id, weight, group, instruction. None without a query."""
+        row = GroupRow(
+            query or "",
+            [document for document in documents if document is not None],
+            self.id("query_id"),
+            self._weight(),
+            self._group(self.row),
+            self.text("instruction"),
+            self.titles,
+        )
+        return row if query is not None else None
+
+    def query(self, name: str = "query") -> str | None:
+        """The query, which may not be empty."""
+        text = text_of(self.row, name, self.where, self.line, self.faults)
+        if text is not None and not text.strip():
+            self.fault("the query is empty: give it a text or remove the line")
+            return None
+        return None if text is None else text.strip()
+
+    def text(self, *names: str) -> str | None:
+        """A text that may be absent, empty or null: then None."""
+        name = self.name_of(*names)
+        text = "" if name is None else optional_text(self.row, name, self.where, self.line, self.faults)
+        return text.strip() or None
+
+    def id(self, *names: str) -> str | None:
+        """An id that may be absent."""
+        name = self.name_of(*names)
+        return None if name is None else identifier(self.row, (name,), self.where, self.line, self.faults)
+
+    def number(self, name: str, what: str) -> float | None:
+        """A number that may be absent."""
+        value = self.row.get(name)
+        if value is None:
+            return None
+        number = number_of(value)
+        if number is None:
+            self.fault(f"{what} is {value!r}, needs a number")
+        return number
+
+    def _weight(self) -> float | None:
+        given = self.row.get("weight")
+        weight = None if given is None else number_of(given)
+        if given is not None and (weight is None or weight <= 0):
+            self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
+            return None
+        return weight
+
+    def _group(self, row: Row) -> str | None:
+        key = self.reading.group_key or "group"
+        return group_of(row, key, self.where, self.line, self.faults)
+
+    def listed(self, *names: str, required: bool = False) -> Sequence[Any]:
+        """The list under the first of the names that has one; CSV and mapped columns may hold a single text."""
+        name = self.name_of(*names)
+        if name is None:
+            null = next((known for known in names if known in self.row), None)
+            if required and null is not None:
+                self.fault(f"`{null}` is null, needs a value")
+            elif required:
+                found = ", ".join(map(str, self.row))
+                hint = did_you_mean(names[-1], map(str, self.row))
+                self.fault(f"no column `{names[-1]}`{hint}; columns found: {found}", kind=f"no {names[-1]}")
+            return ()
+        value = self.row[name]
+        if isinstance(self.row, CsvRow) and isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                value = Json().decode(value)
+            except ValueError as error:
+                self.fault(f"`{name}` starts like a JSON list and is none ({error}): mend it")
+                return ()
+        if isinstance(value, list):
+            return value
+        if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
+            return self._transposed(name, value)
+        if isinstance(value, str) and (name in self.reading.columns or isinstance(self.row, CsvRow)):
+            return [value]
+        self.fault(f"`{name}` has type {type(value).__name__}, needs a list")
+        return ()
+
+    def _transposed(self, name: str, columns: dict[str, list[Any]]) -> Sequence[Any]:
+        """Objects as `datasets` stores a sequence of them: a list a key."""
+        if len({len(part) for part in columns.values()}) > 1:
+            self.fault(f"the lists of `{name}` differ in length: give each object all keys")
+            return ()
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def parallel(self, documents: str, count: int, *names: str) -> Sequence[Any] | None:
+        """Something for each document, Nones where the row has none; None, with a fault, for a wrong length."""
+        values = self.listed(*names)
+        if not values:
+            return [None] * count
+        if len(values) != count:
+            what = self.name_of(*names)
+            self.fault(f"{count} {documents} but {len(values)} {what}: give one an element")
+            return None
+        return values
+
+    def document(
+        self,
+        place: str,
+        element: object,
+        label: float,
+        *,
+        side: bool = False,
+        id: object = None,
+        score: object = None,
+    ) -> Document | None:
+        """A document from a text, or an object with `text` and maybe id, title, label, score, group.
+
+        side: its own label must be on the same side of 0 as `label`.
+        """
+        if isinstance(element, str):
+            element = {"text": element}
+        if not isinstance(element, dict):
+            self.fault(f"{place} has type {type(element).__name__}, needs a text or an object with `text`")
+            return None
+        if not isinstance(element.get("text"), str):
+            found = ", ".join(map(str, element)) or "none"
+            self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
+            return None
+        before = self.faults.noted
+        text = text_of(element, "text", self.where, self.line, self.faults) or ""
+        title = optional_text(element, "title", self.where, self.line, self.faults)
+        self.titles += bool(title.strip())
+        key = self._document_id(element, id)
+        own = self._label(place, element.get("label"), label, side)
+        given = element.get("score") if score is None else score
+        teacher = None if given is None else number_of(given)
+        if given is not None and teacher is None:
+            self.fault(f"the score of {place} is {given!r}, needs a number")
+        group = self._group(element)
+        if self.faults.noted > before:
+            return None
+        text = join_title(title, text)
+        return Document(place, text, own, content_id(text) if key is None else key, teacher, group)
+
+    def _document_id(self, element: Row, given: object) -> str | None:
+        if given is not None:
+            element = {"id": given}
+        name = next((name for name in _IDS if element.get(name) is not None), None)
+        return None if name is None else identifier(element, (name,), self.where, self.line, self.faults)
+
+    def _label(self, place: str, given: object, label: float, side: bool) -> float:
+        if given is None:
+            return label
+        own = number_of(given)
+        if own is None:
+            self.fault(f"the label of {place} is {given!r}, needs a number")
+        elif side and (own > 0) != (label > 0):
+            other = "negatives" if label > 0 else "positives"
+            self.fault(f"{place} has label {own:g}: move it to {other}, or mend the label")
+        return label if own is None else own

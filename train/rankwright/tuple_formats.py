@@ -1,0 +1,161 @@
+"""Formats of sentence-transformers: pairs, triplets, n-tuple, labelled lists and scored pairs, by name or by order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from rankwright.group_builder import Document, GroupRow
+from rankwright.row_fields import Fields, Roles
+from rankwright.row_formats import ROW_FORMATS
+from rankwright.rows import number_of
+
+QUERIES = ("query", "anchor", "question", "sentence1", "sentence_1")
+DOCUMENTS = ("document", "positive", "answer", "passage", "sentence2", "sentence_2", "response")
+LISTS = ("documents", "docs", "passages")
+LABELS, SCORES = ("label", "labels"), ("score", "scores")
+_NEGATIVE = re.compile(r"negatives?(_?\d+)?")
+# Never a query or a document, whatever its place.
+_OTHERS = {*LABELS, *SCORES, "query_id", "document_id", "document_ids", "title", "weight", "group", "instruction"}
+
+
+def negatives_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of negatives, by number."""
+    found = [name for name in names if _NEGATIVE.fullmatch(name)]
+    return tuple(sorted(found, key=lambda name: int(re.sub(r"\D", "", name) or 0)))
+
+
+def roles_by_name(kinds: Mapping[str, str], documents: Sequence[str] = DOCUMENTS) -> Roles | None:
+    """The roles of a file whose columns have names that say them; None where none or several could be meant."""
+    queries = [name for name in QUERIES if name in kinds]
+    found = [name for name in documents if name in kinds]
+    if len(queries) != 1 or len(found) != 1:
+        return None
+    return Roles(queries[0], found[0], negatives_of(list(kinds)))
+
+
+def roles_by_order(kinds: Mapping[str, str], *, lists: bool) -> Roles | None:
+    """The roles by the order of columns, as the library has it; lists: the second is a list of documents."""
+    names = [name for name in kinds if name not in _OTHERS]
+    if len(names) < 2 or (lists and kinds[names[1]] not in ("list", "text")):
+        return None
+    return Roles(names[0], names[1], tuple(names[2:]))
+
+
+def _score(fields: Fields, place: str, value: object) -> float | None:
+    """A teacher's score; None, with a fault, for what is no number."""
+    number = number_of(value)
+    if number is None:
+        fields.fault(f"{place} is {value!r}, needs a number")
+    return number
+
+
+def _tuple(fields: Fields, most: int | None) -> GroupRow | None:
+    """A row of a query, a positive and negatives; `scores`: a list of a teacher's, in the order of the documents."""
+    roles = fields.roles
+    assert roles is not None
+    spare = [name for name in negatives_of(list(fields.row)) if name not in roles.negatives]
+    if spare:
+        fields.fault(f"column {spare[0]!r} holds a negative, and the first rows had none: give `format: n-tuple`")
+    query = fields.query(roles.query)
+    names = [roles.document, *(name for name in roles.negatives if fields.row.get(name) is not None)]
+    if most is not None and len(names) > most:
+        fields.fault(f"{len(names)} documents, this format has {most}: give `format: n-tuple`")
+    if fields.row.get(roles.document) is None:
+        fields.listed(roles.document, required=True)
+        return None
+    scores: Sequence[object] | None = [None] * len(names)
+    if fields.name_of("scores") is not None:
+        scores = fields.parallel("documents", len(names), "scores")
+    documents: list[Document | None] = []
+    for number, (name, score) in enumerate(zip(names, scores or (), strict=False)):
+        element = fields.row[name]
+        if number == 0:
+            element = _titled(fields, element)
+        key = fields.row.get("document_id") if number == 0 else None
+        documents.append(fields.document(name, element, float(number == 0), id=key, score=score))
+    return fields.group_row(query, documents)
+
+
+def _titled(fields: Fields, text: object) -> object:
+    title = fields.row.get("title")
+    return {"title": title, "text": text} if isinstance(text, str) and title is not None else text
+
+
+@ROW_FORMATS.register
+def pairs(fields: Fields) -> GroupRow | None:
+    """sentence-transformers: a query and a positive."""
+    return _tuple(fields, 1)
+
+
+@ROW_FORMATS.register
+def triplets(fields: Fields) -> GroupRow | None:
+    """sentence-transformers: a query, a positive and a negative."""
+    return _tuple(fields, 2)
+
+
+@ROW_FORMATS.register
+def n_tuple(fields: Fields) -> GroupRow | None:
+    """sentence-transformers: a query, a positive and negatives; one that is null is none."""
+    return _tuple(fields, None)
+
+
+def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[float, float | None] | None:
+    """(label, teacher's score). A score alone is a label where it is a whole number: else nobody said which it is."""
+    teacher = None if score is None else _score(fields, f"the score of {place}", score)
+    if label is not None:
+        own = number_of(label)
+        if own is None:
+            fields.fault(f"the label of {place} is {label!r}, needs a number")
+        return None if own is None else (own, teacher)
+    if teacher is None:
+        if score is None:
+            fields.fault(f"{place} has no label: a number, above 0 is relevant")
+        return None
+    if teacher != int(teacher):
+        fields.fault(
+            "a score that is no whole number: is it a label or a teacher's? `columns: {label: score}` (for lists "
+            "`{labels: scores}`) reads it as a label, above 0 is relevant; for a teacher's, add a column of labels",
+            kind="score without label",
+        )
+        return None
+    return teacher, None
+
+
+@ROW_FORMATS.register
+def scored_pairs(fields: Fields) -> GroupRow | None:
+    """A query, a document and its label; `score` beside a label is a teacher's."""
+    roles = fields.roles
+    assert roles is not None
+    query = fields.query(roles.query)
+    judged = _judged(fields, roles.document, fields.row.get("label"), fields.row.get("score"))
+    if fields.row.get(roles.document) is None:
+        fields.listed(roles.document, required=True)
+        return None
+    element = _titled(fields, fields.row[roles.document])
+    if judged is None:
+        return None
+    key = fields.row.get("document_id")
+    document = fields.document(roles.document, element, judged[0], id=key, score=judged[1])
+    return fields.group_row(query, [document])
+
+
+@ROW_FORMATS.register
+def labelled_lists(fields: Fields) -> GroupRow | None:
+    """A query, its documents and their labels; `scores` beside labels are a teacher's, `document_ids` the ids."""
+    roles = fields.roles
+    assert roles is not None
+    query = fields.query(roles.query)
+    elements = fields.listed(roles.document, required=True)
+    count = len(elements)
+    lists = [fields.parallel("documents", count, name) for name in ("labels", "scores", "document_ids")]
+    documents: list[Document | None] = []
+    for number, element in enumerate(elements):
+        if None in lists:
+            break
+        label, score, key = (values[number] for values in lists if values is not None)
+        place = f"{roles.document}[{number}]"
+        judged = _judged(fields, place, label, score)
+        if judged is not None:
+            documents.append(fields.document(place, element, judged[0], id=key, score=judged[1]))
+    return fields.group_row(query, documents)
