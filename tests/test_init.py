@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -122,6 +123,39 @@ def test_faults_are_told_and_dropped_when_wanted(tmp_path: Path) -> None:
     assert "train.jsonl:201: not JSON" in caught.value.messages[0] and "--drop-faults" in caught.value.messages[-1]
     loaded = write(file, output=tmp_path / "r.yaml", on_fault="drop")
     assert loaded.recipe.data.on_fault == "drop"
+    passes_check(loaded, tmp_path / "run")
+
+
+def test_a_table_whose_columns_have_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
+    read = read_collection(FIXTURES / "legal" / "train", name="s", split="train")
+    with (tmp_path / "support.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["row_id", "Customer question", "Paragraph text", "url"])
+        for number, (q, text) in enumerate(read.queries.items()):
+            table.writerow([number, text, read.corpus[next(iter(read.positives(q)))], "https://example.org"])
+    loaded = write(tmp_path / "support.csv", output=tmp_path / "r.yaml")
+    # Its queries were taken apart into folders whose columns have our names.
+    assert "pairs" in capsys.readouterr().out or loaded.recipe.data.train[0].columns == {}
+    passes_check(loaded, tmp_path / "run")
+    shutil.copy(tmp_path / "support.csv", tmp_path / "train.csv")
+    groups_file(tmp_path / "test.jsonl", FIXTURES / "legal" / "test")
+    loaded = write(tmp_path / "train.csv", tmp_path / "test.jsonl", output=tmp_path / "two.yaml")
+    assert loaded.recipe.data.train[0].columns == {"query": "Customer question", "document": "Paragraph text"}
+    assert "GUESSED" in (tmp_path / "two.yaml").read_text()
+    report = passes_check(loaded, tmp_path / "run2")
+    assert sum(row["queries"] for s in ("train", "dev") for row in report["splits"][s]) == len(read.queries)
+
+
+def test_tables_of_other_trainers_are_told_by_their_content(tmp_path: Path) -> None:
+    read = read_collection(FIXTURES / "finance" / "train", name="s", split="train")
+    for split in ("train", "test"):
+        read = read_collection(FIXTURES / "finance" / split, name="s", split=split)
+        rows = [
+            {"query": t, "pos": [read.corpus[d] for d in read.positives(q)], "neg": []} for q, t in read.queries.items()
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded = write(tmp_path, output=tmp_path / "r.yaml")
+    assert "# flagembedding: 200 queries" in (tmp_path / "r.yaml").read_text()
     passes_check(loaded, tmp_path / "run")
 
 
