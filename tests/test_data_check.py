@@ -86,12 +86,12 @@ def test_a_recipe_is_checked_with_its_tokenizer_and_between_its_splits(tmp_path:
     check = data_check.check_recipe(load_recipe(str(recipe)))
     assert "at most 96, the query at most 4" in check.tokens
     assert list(check.statistics) == ["train", "test"]
-    assert check.statistics["train"][0]["tokens"]["queries"]["cut"] == 30
+    assert check.statistics["train"][0]["tokens"]["queries"]["cut"] > 20
     errors = [p.what for p in check.problems if p.level == "error"]
     assert len(errors) == 1 and "are in test too: same query 1" in errors[0]
     check = data_check.check_recipe(load_recipe(str(recipe), ["data.on_leak=drop"]))
     assert check.count("error") == 0
-    assert any("dropped by on_leak: drop" in p.what for p in check.problems)
+    assert any("1 queries are in test too, dropped by on_leak: drop" in p.what for p in check.problems)
 
 
 def test_a_tokenizer_that_cannot_be_had_is_said(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import jobs
+from rankwright.checking import describe_recipe
 from rankwright.errors import UserError, UserErrors
 from rankwright.examples import Collection
 from rankwright.init_recipe import init
@@ -125,6 +126,39 @@ def test_faults_are_told_and_dropped_when_wanted(tmp_path: Path) -> None:
     passes_check(loaded, tmp_path / "run")
 
 
+def test_a_table_whose_columns_have_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
+    read = read_collection(FIXTURES / "legal" / "train", name="s", split="train")
+    with (tmp_path / "support.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["row_id", "Customer question", "Paragraph text", "url"])
+        for number, (q, text) in enumerate(read.queries.items()):
+            table.writerow([number, text, read.corpus[next(iter(read.positives(q)))], "https://example.org"])
+    loaded = write(tmp_path / "support.csv", output=tmp_path / "r.yaml")
+    # Its queries were taken apart into folders whose columns have our names.
+    assert "pairs" in capsys.readouterr().out or loaded.recipe.data.train[0].columns == {}
+    passes_check(loaded, tmp_path / "run")
+    shutil.copy(tmp_path / "support.csv", tmp_path / "train.csv")
+    groups_file(tmp_path / "test.jsonl", FIXTURES / "legal" / "test")
+    loaded = write(tmp_path / "train.csv", tmp_path / "test.jsonl", output=tmp_path / "two.yaml")
+    assert loaded.recipe.data.train[0].columns == {"query": "Customer question", "document": "Paragraph text"}
+    assert "GUESSED" in (tmp_path / "two.yaml").read_text()
+    report = passes_check(loaded, tmp_path / "run2")
+    assert sum(row["queries"] for s in ("train", "dev") for row in report["splits"][s]) == len(read.queries)
+
+
+def test_tables_of_other_trainers_are_told_by_their_content(tmp_path: Path) -> None:
+    read = read_collection(FIXTURES / "finance" / "train", name="s", split="train")
+    for split in ("train", "test"):
+        read = read_collection(FIXTURES / "finance" / split, name="s", split=split)
+        rows = [
+            {"query": t, "pos": [read.corpus[d] for d in read.positives(q)], "neg": []} for q, t in read.queries.items()
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded = write(tmp_path, output=tmp_path / "r.yaml")
+    assert "# flagembedding: 200 queries" in (tmp_path / "r.yaml").read_text()
+    passes_check(loaded, tmp_path / "run")
+
+
 @pytest.mark.parametrize("more", [{}, {"weights": {"q0": 2.0}}, {"teacher_scores": {"q1": {"d1": 0.5, "d9": -3.0}}}])
 def test_nothing_of_a_set_is_lost_when_it_is_taken_apart(tmp_path: Path, more: dict[str, Any]) -> None:
     corpus = {f"d{i}": f"document number {i} of them" for i in range(20)}
@@ -166,22 +200,17 @@ def test_budgets_without_a_tokenizer_are_said_to_be_estimates() -> None:
     assert long.max_tokens == 1024 and long.query_tokens == 500 and "more than is usual" in long.why
 
 
-def test_the_recipe_of_the_command_runs_to_the_end(tmp_path: Path) -> None:
+def test_the_command_and_a_run_of_what_it_wrote(tmp_path: Path) -> None:
     for split in ("train", "test"):
         shutil.copytree(FIXTURES / "finance" / split, tmp_path / "fin" / split)
     output = tmp_path / "fin.yaml"
     done = jobs.rankwright("init", tmp_path / "fin", "-o", output, "--base", BASE)
-    assert done.returncode == 0, done.stderr
-    assert Counter(line.split(":")[0] for line in done.stdout.splitlines())["written"] == 1
-    done = jobs.rankwright("check", output)
-    assert done.returncode == 0 and "no mistakes found" in done.stdout, done.stderr
-    done = jobs.rankwright(
-        "run",
-        output,
-        f"run_dir={tmp_path / 'run'}",
-        "train.max_steps=2",
-        "evaluate.limit_queries=6",
-        "evaluate.depth=5",
-    )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and f"written: {output}. Next:" in done.stdout, done.stderr
+    quick = ["train.max_steps=2", "train.dev_queries=4", "evaluate.limit_queries=6", "evaluate.depth=5"]
+    loaded = load_recipe(str(output), [*quick, "train.groups_per_step=2", "mine.negatives=2", "export.targets=[]"])
+    describe_recipe(loaded, offline=False)
+    pipeline = Pipeline(loaded, RunFolder(tmp_path / "run"))
+    pipeline.start()
+    pipeline.report()
     assert (tmp_path / "run" / "report.html").is_file()
+    assert json.loads((tmp_path / "run" / "eval" / "fin" / "tuned" / "metrics.json").read_text())["queries"] == 6

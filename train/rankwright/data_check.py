@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankwright import console, resources, sources
+from rankwright import console, leakage, resources, sources
 from rankwright.data_places import Wanted, locate, wanted_judgement, wanted_text
 from rankwright.data_report import SetReports, recipe_encoder
 from rankwright.data_statistics import Finding, Level
@@ -80,10 +80,31 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
         for entry in located:
             checker.look(entry, split)
     if isinstance(recipe.data.dev, DevFromTrain):
-        console.say(
-            f"dev: {recipe.data.dev.fraction:.0%} of the training queries, taken out by a run; train is whole here"
-        )
+        fraction = recipe.data.dev.fraction
+        console.say(f"dev: {fraction:.0%} of the training queries, taken out by a run; train is whole here")
+    check.problems += _between_splits(recipe, checker.read)
     return check
+
+
+def _between_splits(recipe: Recipe, read: Mapping[str, Sequence[Collection]]) -> list[Problem]:
+    """What train shares with dev and test, and whether dev can be taken out of it, as a run would find."""
+    train, dev, test = (read.get(split, ()) for split in SPLITS)
+    problems = []
+    try:
+        kept, _, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
+        for row in leaks:
+            kinds = ", ".join(f"{kind} {found['queries']:,}" for kind, found in row["kinds"].items())
+            what = f"{row['leaking']:,} queries are in {row['held_out']} too, dropped by on_leak: drop ({kinds})"
+            problems.append(Problem("warning", row["split"], "all sets", SET, "leak", what, row["leaking"], ()))
+        if isinstance(recipe.data.dev, DevFromTrain) and kept:
+            fraction = recipe.data.dev.fraction
+            for taken in leakage.take_dev(kept, fraction=fraction, seed=recipe.seed, say=lambda line: None)[1]:
+                lines = stops_a_run(taken, "dev")
+                problems += [Problem("error", "dev", taken.name, SET, UNUSABLE, line, 1, ()) for line in lines]
+    except UserError as error:
+        lines = str(error).splitlines()
+        problems += [Problem("error", "train", "all sets", SET, UNUSABLE, line, 1, ()) for line in lines]
+    return problems
 
 
 def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:

@@ -6,6 +6,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rankwright import console, leakage, resources
@@ -23,7 +24,7 @@ from rankwright.rows import Faults, OnFault
 from rankwright.sources import Located, read
 from rankwright.taken_out import take_test, write_taken
 from rankwright.text_traits import SHARE_OF_CODE, choose_budget, drawn, share_of_code
-from rankwright.user_files import FoundSet, find_sets
+from rankwright.user_files import Format, FoundSet, find_sets, format_of
 
 DEFAULT_BASE = "Qwen/Qwen3-Reranker-0.6B"
 # Long enough for any text that is measured.
@@ -133,9 +134,10 @@ def _read(chosen: Sequence[tuple[FoundSet, str]], on_fault: OnFault) -> list[Ent
     mistakes: list[str] = []
     for one, split in chosen:
         path = _written(one.path)
-        source = Source(path=path, split=one.upstream)
         faults = Faults(on_fault)
         try:
+            format = format_of(one)
+            source = Source(path=path, split=one.upstream, columns=dict(format.columns))
             collection = read(
                 Located(source, one.name, one.upstream or split, one.path, None, None, None), _say, faults
             )
@@ -144,14 +146,14 @@ def _read(chosen: Sequence[tuple[FoundSet, str]], on_fault: OnFault) -> list[Ent
             continue
         for row in faults.dropped:
             _say(f"{row.file}: {row.count:,} rows will be dropped, {row.kind}; first: {row.examples[0]}")
-        entries.append(Entry(split, one.name, path, one.upstream, collection))
+        entries.append(Entry(split, one.name, path, one.upstream, collection, format))
     if mistakes:
         raise UserErrors([*mistakes, "mend the files, or say --drop-faults to write on_fault: drop into the recipe"])
     names = [(entry.split, entry.name) for entry in entries]
     if twice := sorted({name for split, name in names if names.count((split, name)) > 1}):
         entries = [
-            Entry(e.split, f"{e.name}-{number}" if e.name in twice else e.name, e.path, e.upstream, e.collection)
-            for number, e in enumerate(entries, 1)
+            replace(entry, name=f"{entry.name}-{number}") if entry.name in twice else entry
+            for number, entry in enumerate(entries, 1)
         ]
     return entries
 
@@ -186,7 +188,8 @@ def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[
             upstream = split if path == "." else None
             # Read again: what is said of a side is what the recipe will find.
             written = read_collection(place / path, name=entry.name, split=upstream, say=lambda line: None)
-            new = Entry(split, entry.name, _written(place / path), upstream, written)
+            written_as = Format("beir" if path == "." else "groups", {})
+            new = Entry(split, entry.name, _written(place / path), upstream, written, written_as)
             (kept if split == "train" else tests).append(new)
         said.append(
             f"{entry.path}: no test split, so {len(test.queries):,} of {len(entry.collection.queries):,} queries "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rankwright.examples import Collection
 from rankwright.rows import OnFault
 from rankwright.text_traits import Budget
+from rankwright.user_files import Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Entry:
     path: str
     upstream: str | None
     collection: Collection
+    format: Format
 
     @property
     def found(self) -> str:
@@ -30,7 +32,7 @@ class Entry:
         extra = [what for what, has in (("teacher scores", c.teacher_scores), ("weights", c.weights)) if has]
         judged = sum(map(len, c.qrels.values()))
         return (
-            f"{len(c.queries):,} queries, {len(c.corpus):,} documents, {judged:,} judgements"
+            f"{self.format.name}: {len(c.queries):,} queries, {len(c.corpus):,} documents, {judged:,} judgements"
             f" (labels {', '.join(f'{label:g}' for label in labels[:6])}{', ...' if len(labels) > 6 else ''})"
             + "".join(f", {what}" for what in extra)
         )
@@ -96,6 +98,9 @@ def _split(split: str, entries: Sequence[Entry]) -> Iterator[str]:
         yield f"      path: {_text(entry.path)}"
         if entry.upstream is not None:
             yield f"      split: {_text(entry.upstream)}"
+        if columns := entry.format.columns:
+            pairs = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
+            yield f"      columns: {{{pairs}}}    # GUESSED by their names: our name of a column -> the file's"
         yield "      # licence: own    # whose texts are these? own, or e.g. CC-BY-4.0; without it: unknown"
 
 
