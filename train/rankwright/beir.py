@@ -193,6 +193,9 @@ def read_judgements(
     for line, row in rows:
         judgement = _judgement(row, where, line, faults)
         if judgement is None:
+            if (named := str(row.get("query-id"))) in queries.texts:
+                # Its row is dropped; the query is one of this split all the same.
+                qrels.setdefault(named, {})
             continue
         query_id, document_id, label = judgement
         if query_id not in queries.texts:
@@ -207,7 +210,7 @@ def read_judgements(
             continue
         judged = qrels.setdefault(query_id, {})
         if document_id in judged:
-            repeats += 1
+            repeats += judged[document_id] == label
             if judged[document_id] != label:
                 faults.add(
                     where,

@@ -102,6 +102,31 @@ def check(
 
 
 @app.command()
+def init(
+    paths: Annotated[list[Path] | None, typer.Argument(help="your files and folders (else this one)")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the recipe to write")] = Path("recipe.yaml"),
+    base: Annotated[str | None, typer.Option(help="hub id or folder (else Qwen/Qwen3-Reranker-0.6B)")] = None,
+    name: Annotated[str | None, typer.Option(help="of the recipe (else as its file)")] = None,
+    test_fraction: Annotated[
+        float, typer.Option(help="of the queries, where no split is for testing", min=0.01, max=0.5)
+    ] = 0.2,
+    drop_faults: Annotated[bool, typer.Option("--drop-faults", help="leave out rows with faults, counted")] = False,
+) -> None:
+    """Look at your files and write a commented recipe for them; overwrites nothing."""
+    from rankwright import init_recipe
+
+    _quiet_libraries()
+    init_recipe.init(
+        paths or [Path()],
+        output,
+        base=base or init_recipe.DEFAULT_BASE,
+        name=name,
+        fraction=test_fraction,
+        on_fault="drop" if drop_faults else "stop",
+    )
+
+
+@app.command()
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,

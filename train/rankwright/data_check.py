@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankwright import console, resources
+from rankwright import console, leakage, resources, sources
 from rankwright.data_places import Wanted, locate, wanted_judgement, wanted_text
 from rankwright.data_report import SetReports, recipe_encoder
 from rankwright.data_statistics import Finding, Level
@@ -18,17 +18,23 @@ from rankwright.prepare_stage import stops_a_run
 from rankwright.prompts import PromptEncoder
 from rankwright.recipe import Data, DevFromTrain, Model, Recipe, Source
 from rankwright.rows import Faults, OnFault
-from rankwright.sources import Located, locate_all, read
+from rankwright.sources import Located, locate_all
 from rankwright.user_files import find_sets
 
 # Of a kind: faults of rows that are kept, and findings whose line is looked up. The report says how many there are.
 MOST_ROWS = 1000
 MOST_PLACES = 200
+SPLITS = ("train", "dev", "test")
+# A problem of a whole set: its text says all.
+SET, UNUSABLE = "set", "cannot be used"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text, group or judgement of a problem. where: `file:line`, of a group a place each."""
+    """One text, group of texts or judgement of a problem.
+
+    where: `file:line` in the order of ids, of a judgement one for (query, document); "" where it was not found.
+    """
 
     ids: tuple[str, ...]
     where: tuple[str, ...] = ()
@@ -70,14 +76,35 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
     encoder, tokens = _encoder(recipe)
     check = DataCheck(f"recipe {recipe.name} ({resources.shown(loaded.path)})", tokens)
     checker = _Checker(check, SetReports(code=recipe.mine.code), encoder, recipe.data.on_fault)
-    for split, located in sorted(entries.items(), key=lambda item: ("train", "dev", "test").index(item[0])):
+    for split, located in sorted(entries.items(), key=lambda item: SPLITS.index(item[0])):
         for entry in located:
             checker.look(entry, split)
     if isinstance(recipe.data.dev, DevFromTrain):
-        console.say(
-            f"dev: {recipe.data.dev.fraction:.0%} of the training queries, taken out by a run; train is whole here"
-        )
+        fraction = recipe.data.dev.fraction
+        console.say(f"dev: {fraction:.0%} of the training queries, taken out by a run; train is whole here")
+    check.problems += _between_splits(recipe, checker.read)
     return check
+
+
+def _between_splits(recipe: Recipe, read: Mapping[str, Sequence[Collection]]) -> list[Problem]:
+    """What train shares with dev and test, and whether dev can be taken out of it, as a run would find."""
+    train, dev, test = (read.get(split, ()) for split in SPLITS)
+    problems = []
+    try:
+        kept, _, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
+        for row in leaks:
+            kinds = ", ".join(f"{kind} {found['queries']:,}" for kind, found in row["kinds"].items())
+            what = f"{row['leaking']:,} queries are in {row['held_out']} too, dropped by on_leak: drop ({kinds})"
+            problems.append(Problem("warning", row["split"], "all sets", SET, "leak", what, row["leaking"], ()))
+        if isinstance(recipe.data.dev, DevFromTrain) and kept:
+            fraction = recipe.data.dev.fraction
+            for taken in leakage.take_dev(kept, fraction=fraction, seed=recipe.seed, say=lambda line: None)[1]:
+                lines = stops_a_run(taken, "dev")
+                problems += [Problem("error", "dev", taken.name, SET, UNUSABLE, line, 1, ()) for line in lines]
+    except UserError as error:
+        lines = str(error).splitlines()
+        problems += [Problem("error", "train", "all sets", SET, UNUSABLE, line, 1, ()) for line in lines]
+    return problems
 
 
 def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
@@ -96,7 +123,7 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
         encoder, tokens = _encoder(Recipe(name="check", model=Model(base=base), data=Data()))
     check = DataCheck(str(path), tokens)
     checker = _Checker(check, SetReports(code=False), encoder, "stop")
-    for one in found:
+    for one in sorted(found, key=lambda one: SPLITS.index(one.split) if one.split else len(SPLITS)):
         source = Source(path=str(one.path), split=one.upstream or split)
         entry = Located(source, one.name, one.upstream or split or "", one.path, None, None, None)
         checker.look(entry, one.split or one.upstream or split or "all")
@@ -125,6 +152,8 @@ class _Checker:
     reports: SetReports
     encoder: PromptEncoder | None
     on_fault: OnFault
+    read: dict[str, list[Collection]] = field(default_factory=dict)
+    told: set[tuple[Path | None, Finding]] = field(default_factory=set)
 
     def look(self, entry: Located, split: str) -> None:
         """Read a set with all its faults, and look at what could be read."""
@@ -134,7 +163,7 @@ class _Checker:
         collection: Collection | None = None
         stopped: list[str] = []
         try:
-            collection = read(entry, lambda line: console.say(f"  {line}"), faults)
+            collection = sources.read(entry, lambda line: console.say(f"  {line}"), faults)
         except UserError as error:
             stopped = str(error).splitlines()
         self.check.problems += self._of_rows(entry, split, faults)
@@ -147,11 +176,12 @@ class _Checker:
                 row["tokens"] = self.reports.tokens(collection, self.encoder)
             row["rows_with_faults"] = faults.rows_dropped
             self.check.statistics.setdefault(split, []).append(row)
-            self.check.problems += located(findings, collection, entry, split)
-        for line in stopped:
-            self.check.problems.append(
-                Problem("error", split, entry.name, "set", "cannot be used", line, 1, (Example((), (), line),))
-            )
+            self.read.setdefault(split, []).append(collection)
+            # Two splits of one folder have one corpus, which is not told of twice.
+            new = [one for one in findings if (entry.path, one) not in self.told]
+            self.told.update((entry.path, one) for one in new)
+            self.check.problems += located(new, collection, entry, split)
+        self.check.problems += [Problem("error", split, entry.name, SET, UNUSABLE, line, 1, ()) for line in stopped]
 
     def _of_rows(self, entry: Located, split: str, faults: Faults) -> Iterator[Problem]:
         level: Level = "error" if self.on_fault == "stop" else "warning"
@@ -172,8 +202,8 @@ def located(findings: Sequence[Finding], collection: Collection, entry: Located,
             slots += [(number, place)] * len(mine)
     places = {} if entry.path is None else locate(wanted, entry.path, entry.split or None)
     where: dict[tuple[int, int], list[str]] = {}
-    for number, line in sorted(places.items()):
-        where.setdefault(slots[number], []).append(line)
+    for number, slot in enumerate(slots):
+        where.setdefault(slot, []).append(places.get(number, ""))
     for number, one in enumerate(findings):
         examples = tuple(Example(ids, tuple(where.get((number, i), ()))) for i, ids in enumerate(one.ids))
         yield Problem(one.level, split, collection.name, one.of, one.kind, one.what, len(one.ids), examples)

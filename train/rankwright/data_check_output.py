@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from rankwright import console
-from rankwright.data_check import DataCheck, Example, Problem
+from rankwright.data_check import SET, DataCheck, Example, Problem
 
 SHOWN_EXAMPLES = 5
 SHOWN_CHARACTERS = 160
@@ -83,20 +83,28 @@ def _cut(lengths: Mapping[str, Any]) -> str:
 
 def _show_problem(problem: Problem) -> None:
     place = f"{problem.level}: {problem.split} {problem.set}"
-    if problem.of == "set":
+    if problem.of == SET:
         console.say(f"{place}: {problem.what}")
         return
     console.say(f"{place}: {problem.count:,} x {problem.kind} ({problem.of}): {problem.what}")
     for example in problem.examples[:SHOWN_EXAMPLES]:
-        text = example.what or _words(example)
+        text = example.what or _words(example, judgement=problem.of == "judgements")
         console.say("    " + (text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."))
     if problem.count > SHOWN_EXAMPLES:
-        console.say(f"    and {problem.count - SHOWN_EXAMPLES:,} more (all that are kept: --json FILE)")
+        console.say(f"    and {problem.count - SHOWN_EXAMPLES:,} more: --json FILE")
 
 
-def _words(example: Example) -> str:
-    ids = ", ".join(map(repr, example.ids))
-    return f"{', '.join(example.where)}: {ids}" if example.where else ids
+def _words(example: Example, *, judgement: bool) -> str:
+    """`file:line 'id'` of each text; of a judgement `file:line 'query id' 'document id'`."""
+    step = 2 if judgement else 1
+    parts = [example.ids[i : i + step] for i in range(0, len(example.ids), step)]
+    where = example.where or ("",) * len(parts)
+    return ", ".join(" ".join([_short(w), *map(repr, ids)]).strip() for w, ids in zip(where, parts, strict=True))
+
+
+def _short(where: str) -> str:
+    """A place of an example, whose set is named: the file without its folders."""
+    return where.rsplit("/", 1)[-1]
 
 
 def as_json(check: DataCheck) -> dict[str, Any]:

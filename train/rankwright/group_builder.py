@@ -17,18 +17,14 @@ def content_id(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document of a row. place: what messages call it; score: a teacher's; id None: that of its content."""
+    """A document of a row. place: what messages call it; key: its id, or that of its content; score: a teacher's."""
 
     place: str
     text: str
     label: float
-    id: str | None = None
+    key: str
     score: float | None = None
     group: str | None = None
-
-    @property
-    def key(self) -> str:
-        return self.id if self.id is not None else content_id(self.text)
 
 
 @dataclass(slots=True)

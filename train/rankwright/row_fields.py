@@ -9,7 +9,7 @@ from typing import Any
 from rankwright.csv_rows import CsvRow
 from rankwright.errors import did_you_mean
 from rankwright.examples import join_title
-from rankwright.group_builder import Document, GroupRow
+from rankwright.group_builder import Document, GroupRow, content_id
 from rankwright.json_text import Json
 from rankwright.reading import Reading, group_of
 from rankwright.rows import Row, identifier, number_of, optional_text, text_of
@@ -177,7 +177,8 @@ class Fields:
         group = self._group(element)
         if self.faults.noted > before:
             return None
-        return Document(place, join_title(title, text), own, key, teacher, group)
+        text = join_title(title, text)
+        return Document(place, text, own, content_id(text) if key is None else key, teacher, group)
 
     def _document_id(self, element: Row, given: object) -> str | None:
         if given is not None:
