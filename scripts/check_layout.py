@@ -66,7 +66,7 @@ LADDER = (
     "prepare_stage compare_output",
     "train_stage evaluate_stage",
     "export_stage calibrate_stage licence_stage",
-    "report names data_commands",
+    "report names data_commands run_start",
     "pipeline",
     "cli",
 )
