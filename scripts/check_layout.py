@@ -74,7 +74,7 @@ LADDER = (
     "prepare_stage compare_output",
     "train_stage evaluate_stage",
     "export_stage calibrate_stage licence_stage",
-    "report names",
+    "report names run_start",
     "pipeline",
     "recipe_text",
     "data_check init_recipe",

@@ -159,7 +159,7 @@ def _model(entry: KnownModel, revision: str | None) -> Known:
         return known(said, note=entry.note, trained_on=trained_on)
     # Which statement is about these weights is not known, so none of them settles it.
     said = [state(s.licence, s.source, date=s.date) for s in entry.statements]
-    known_ones = [r for s in entry.statements for r in s.revisions or ()]
+    known_ones = [f"{r} is {s.licence}" for s in entry.statements for r in s.revisions or ()]
     advice = f"name a revision whose licence is known ({', '.join(known_ones)})"
     why = "no revision is named" if revision is None else f"no statement is about revision {revision}"
     return Known(tuple(said), UNKNOWN, f"{entry.note}, and {why}", trained_on, advice)

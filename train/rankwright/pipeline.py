@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -17,11 +16,12 @@ from rankwright.errors import UserError, UserErrors
 from rankwright.evaluated import experiment_of
 from rankwright.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.instructions import EXPORTED, frozen_instruction
-from rankwright.licence_stage import licence_faults, settle_licences, write_ledger
+from rankwright.licence_stage import licence_faults, settle_licences
 from rankwright.loading import LoadedRecipe, recipe_json
 from rankwright.names import check_names
 from rankwright.processes import Processes, launched
-from rankwright.run_folder import RunFolder, content_hash, provenance
+from rankwright.run_folder import RunFolder, content_hash
+from rankwright.run_start import begin_run
 from rankwright.sources import Located, locate_all
 from rankwright.stage_inputs import StageInputs
 
@@ -42,9 +42,7 @@ class Pipeline:
         self.check()
         self.run.create()
         if console.is_first_process():
-            self.run.write_json("recipe.json", json.loads(recipe_json(self.recipe)))
-            self.run.write_json("provenance.json", provenance(self.recipe.seed, ["rankwright", *sys.argv[1:]]))
-            write_ledger(self.recipe, self._located, self.run)
+            begin_run(self.recipe, self._located, self.run)
 
     def check(self, *, data: bool = True) -> None:
         """Raises UserErrors with all that registries and base, and (unless data=False) sets and licences forbid."""
