@@ -24,7 +24,7 @@ WEIGHTS = st.one_of(
 
 @st.composite
 def sets(draw: st.DrawFn, most: int = 4) -> list[tuple[str, list[str], float]]:
-    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=most))
+    sizes = draw(st.lists(st.integers(0, 12), min_size=1, max_size=most).filter(any))
     return [(f"s{n}", [f"s{n}/q{i}" for i in range(size)], draw(WEIGHTS)) for n, size in enumerate(sizes)]
 
 

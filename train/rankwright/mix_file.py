@@ -29,6 +29,7 @@ def write_mix(
         {
             "set": part.name,
             "queries": len(part.query_ids),
+            "left_out": source.left_out_of[part.name],
             "weight": float(part.weight),
             "draws_an_epoch": float(len(part.query_ids) * part.weight),
             "share": float(len(part.query_ids) * part.weight) / an_epoch,

@@ -59,9 +59,8 @@ class GroupSource:
         usable: dict[str, list[str]] = {c.name: [] for c in collections}
         for query_id in self.query_ids:
             usable[self._owner[query_id].name].append(query_id)
-        # A set without usable queries has no place in the order.
-        sets = ((c.name, usable[c.name], c.draws) for c in collections if usable[c.name])
-        self.mixture = Mixture(sets, seed=seed)
+        self.left_out_of = {c.name: len(c.queries) - len(usable[c.name]) for c in collections}
+        self.mixture = Mixture(((c.name, usable[c.name], c.draws) for c in collections), seed=seed)
         if not self.query_ids:
             wanted = "both a relevant document and a negative" if need_positive else "a judged document"
             raise UserError(f"data.train: no query has {wanted}: check the judgements, or raise mine.depth")
