@@ -35,8 +35,8 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 # Lowest rung first. A module imports only from rungs below its own; a folder counts as one module.
 LADDER = (
     "errors console exits",
-    "registry atomic kernels processes",
-    "recipe resources examples ranking frames calibration",
+    "registry atomic kernels processes spill text_files",
+    "recipe resources examples ranking frames calibration text_store",
     "rows prompts batching yaml_file retrieve losses optim metrics stats tracking run_folder endpoints score_cache",
     "vectors run_file",
     "dense",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,10 +72,9 @@ def test_the_rows_are_as_documented(tmp_path: Path) -> None:
         "query": "unjudged",
         "judgements": {},
     }
-    texts = [
-        json.loads(line) for line in (tmp_path / "corpora" / f"{corpus}.jsonl").read_text("utf-8").split("\n")[:-1]
-    ]
-    assert texts == [{"_id": d, "text": text} for d, text in CORPUS.items()]
+    # As anybody reads them who has the library of the field and not ours.
+    texts = datasets.Dataset.from_file(str(tmp_path / "corpora" / f"{corpus}.arrow"))
+    assert list(texts) == [{"_id": d, "text": text} for d, text in CORPUS.items()]
 
 
 def test_a_query_nobody_judged_has_an_empty_row(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_shared_corpus_is_stored_and_read_once(tmp_path: Path) -> None:
     other = Collection("other", dict(reversed(CORPUS.items())), {"q": "?"}, {"q": {"d1": 1.0}})
     write_split(tmp_path, "train", [ONE, other])
     write_split(tmp_path, "test", [other])
-    assert len(list((tmp_path / "corpora").iterdir())) == 1
+    assert len(list((tmp_path / "corpora").glob("*.arrow"))) == 1
     first, second = read_split(tmp_path, "train")
     assert (first, second) == (ONE, other)
     assert first.corpus is second.corpus
@@ -106,7 +106,7 @@ def test_another_corpus_is_another_file(tmp_path: Path) -> None:
     changed = Collection("changed", {**CORPUS, "d1": "changed"}, {"q": "?"}, {"q": {"d1": 1.0}})
     write_split(tmp_path, "train", [ONE, changed])
     assert read_split(tmp_path, "train") == [ONE, changed]
-    assert len(list((tmp_path / "corpora").iterdir())) == 2
+    assert len(list((tmp_path / "corpora").glob("*.arrow"))) == 2
 
 
 def test_two_sets_of_one_name_are_our_mistake(tmp_path: Path) -> None:
@@ -114,13 +114,19 @@ def test_two_sets_of_one_name_are_our_mistake(tmp_path: Path) -> None:
         write_split(tmp_path, "train", [ONE, ONE])
 
 
-def test_lone_surrogates_come_back(tmp_path: Path) -> None:
-    # JSON can spell them, so the readers can meet them.
-    odd = Collection("odd", {"d": "half \ud83d", "e": "whole \U0001f600"}, {"q": "\udc00"}, {"q": {"d": 1.0}})
+def test_lone_surrogates_of_a_query_come_back(tmp_path: Path) -> None:
+    # JSON can spell them, so a caller can have them.
+    odd = Collection("odd", {"d": "whole \U0001f600"}, {"q": "\udc00"}, {"q": {"d": 1.0}})
     write_split(tmp_path, "train", [odd])
     assert read_split(tmp_path, "train") == [odd]
-    corpus = next((tmp_path / "corpora").iterdir()).read_text(encoding="utf-8")
-    assert "\U0001f600" in corpus and "\\ud83d" in corpus
+
+
+def test_lone_surrogates_of_a_document_are_refused(tmp_path: Path) -> None:
+    # Readers refuse them with their line.
+    odd = Collection("odd", {"d": "half \ud83d"}, {"q": "?"}, {"q": {"d": 1.0}})
+    with pytest.raises(UserError, match=r"set 'odd': document 'd' holds half of a character \(\\ud83d\)"):
+        write_split(tmp_path, "train", [odd])
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:

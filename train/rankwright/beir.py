@@ -21,6 +21,7 @@ from rankwright.rows import (
     text_lines,
     text_of,
 )
+from rankwright.text_store import TextBuilder
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 MOST_EXAMPLES = 5
@@ -91,9 +92,9 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     return None
 
 
-def read_texts(rows: Rows, where: object, faults: Faults, *, titled: bool) -> dict[str, str]:
+def read_texts(rows: Rows, where: object, faults: Faults, *, titled: bool) -> Mapping[str, str]:
     """Id -> text of the rows of a corpus (`titled`: title and text joined) or of queries."""
-    texts: dict[str, str] = {}
+    texts = TextBuilder()
     line = 0
     for line, row in rows:
         key = identifier(row, ("_id", "id"), where, line, faults)
@@ -101,15 +102,13 @@ def read_texts(rows: Rows, where: object, faults: Faults, *, titled: bool) -> di
         title = optional_text(row, "title", where, line, faults) if titled else ""
         if key is None or text is None:
             continue
-        if key in texts:
-            faults.add(where, line, f"id {key!r} appears a second time: give every row an id of its own")
-        elif not titled and not text.strip():
+        if not titled and not text.strip():
             faults.add(where, line, f"query {key!r} is empty: give it a text or remove it")
-        else:
-            texts[key] = join_title(title, text) if titled else text.strip()
-    if not texts and not faults.count:
+        elif texts.add(key, join_title(title, text) if titled else text.strip()) != "new":
+            faults.add(where, line, f"id {key!r} appears a second time: give every row an id of its own")
+    if not len(texts) and not faults.count:
         faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}")
-    return texts
+    return texts.finish()
 
 
 def qrels_rows(path: Path, faults: Faults) -> Rows:

@@ -11,6 +11,7 @@ from rankwright.errors import UserError, did_you_mean
 from rankwright.examples import Collection, join_title
 from rankwright.jsonl_groups import content_id
 from rankwright.rows import Faults, Row, Say, column, identifier, log_say, optional_text, text_of
+from rankwright.text_store import TextBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,15 @@ def read_nested(
         names = [str(n) for n in tables]
         raise UserError(f"{id}: no split {split!r}{did_you_mean(split, names)} Splits: {', '.join(names)}")
     faults = Faults()
-    corpus: dict[str, str] = {}
+    corpus = TextBuilder()
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, float]] = {}
     for part, table in tables.items():
         where = f"{id}/{part}"
         for line, row in enumerate(table, start=1):
             passages = _passages(row, columns, where, line, faults)
-            corpus |= passages
+            for document_id, text in passages.items():
+                corpus.add(document_id, text)
             if part == split:
                 query_id = identifier(row, (columns.query_id,), where, line, faults)
                 query = text_of(row, columns.query, where, line, faults)
@@ -52,7 +54,7 @@ def read_nested(
                     queries[query_id] = query
                     qrels.setdefault(query_id, {}).update(dict.fromkeys(passages, 1.0))
     where = f"{id}/{split}"
-    return assemble(name, corpus, queries, qrels, where=where, shared=False, faults=faults, say=say)
+    return assemble(name, corpus.finish(), queries, qrels, where=where, shared=False, faults=faults, say=say)
 
 
 def _passages(row: Row, columns: NestedColumns, where: str, line: int, faults: Faults) -> dict[str, str]:

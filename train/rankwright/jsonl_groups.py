@@ -14,12 +14,14 @@ from rankwright.rows import (
     Faults,
     Row,
     Say,
+    encodable,
     identifier,
     json_rows,
     number_of,
     optional_text,
     text_of,
 )
+from rankwright.text_store import TextBuilder
 
 COLUMNS = ("query", "query_id", "positives", "negatives", "positive_scores", "negative_scores", "weight")
 # What other trainers call these columns.
@@ -56,12 +58,12 @@ def read_groups(paths: Sequence[Path], *, name: str, say: Say) -> Collection:
     weights = {q: weight for q, weight in builder.weights.items() if weight != 1}
     if weights:
         say(f"{name}: {len(weights):,} of {len(builder.queries):,} queries have a weight of their own")
-    return Collection(name, builder.corpus, builder.queries, builder.qrels, builder.teacher_scores, weights)
+    return Collection(name, builder.corpus.finish(), builder.queries, builder.qrels, builder.teacher_scores, weights)
 
 
 @dataclass(slots=True)
 class _Builder:
-    corpus: dict[str, str] = field(default_factory=dict)
+    corpus: TextBuilder = field(default_factory=TextBuilder)
     queries: dict[str, str] = field(default_factory=dict)
     qrels: dict[str, dict[str, float]] = field(default_factory=dict)
     teacher_scores: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -178,10 +180,12 @@ class _Line:
             found = ", ".join(map(str, element)) or "none"
             self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
             return None
+        if not encodable(text, f"{place}.text", self.path, self.line, faults):
+            return None
         text = join_title(optional_text(element, "title", self.path, self.line, faults), text)
         given = element.get("id") is not None
         key = identifier(element, ("id",), self.path, self.line, faults) if given else content_id(text)
-        if key is not None and self.builder.corpus.setdefault(key, text) != text:
+        if key is not None and self.builder.corpus.add(key, text) == "other":
             self.fault(f"{place}: document id {key!r} had another text before: give every document an id of its own")
             return None
         return key
