@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rankwright.atomic import write_lines_atomic
 from rankwright.errors import UserError
 from rankwright.examples import Collection
+from rankwright.keyed_texts import get_many
 from rankwright.run_folder import content_hash
 from rankwright.text_files import index_path
 from rankwright.text_store import content, read_texts, write_texts
@@ -183,6 +184,14 @@ class Prefixed(Mapping[str, V]):
         return self.of.values()
 
 
+class PrefixedTexts(Prefixed[str]):
+    """Texts of a corpus under PREFIX + id."""
+
+    def get_many(self, keys: Sequence[str]) -> list[str]:
+        """The texts of these, which must all be there."""
+        return get_many(self.of, [key.removeprefix(self.prefix) for key in keys])
+
+
 class _PrefixedItems(ItemsView[str, V]):
     _mapping: Prefixed[V]
 
@@ -203,7 +212,7 @@ def qualified(collection: Collection) -> Collection:
 
     return replace(
         collection,
-        corpus=Prefixed(collection.corpus, prefix),
+        corpus=PrefixedTexts(collection.corpus, prefix),
         queries=flat(collection.queries),
         qrels=nested(collection.qrels),
         teacher_scores=nested(collection.teacher_scores),

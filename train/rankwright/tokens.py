@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,29 +14,38 @@ from typing import Any
 
 import numpy as np
 
+from rankwright.keyed_texts import KeyedTexts, text_key
 from rankwright.prompts import EncodedGroup, PromptEncoder
 
 BATCH = 1024
-IDS, ENDS = "ids.npy", "ends.npy"
+# int32 after int32; where each text ends; which text it is.
+IDS, ENDS, KEYS = "ids.bin", "ends.npy", "keys.npy"
 Advance = Callable[..., None]
 
 
 class TokenStore(PromptEncoder):
-    """A PromptEncoder that knows the ids of its texts already; any other text is tokenised as ever."""
+    """A PromptEncoder that knows the ids of its texts already; any other text is tokenised as ever.
 
-    def __init__(self, encoder: PromptEncoder, folder: Path, heads: Sequence[str], documents: Sequence[str]) -> None:
+    heads: how many of the rows are of queries. Nothing is held a text: all of it is memory-mapped.
+    """
+
+    def __init__(self, encoder: PromptEncoder, folder: Path, heads: int) -> None:
         super().__init__(encoder.contract, encoder.tokenizer)
-        self._flat = np.load(folder / IDS, mmap_mode="r")
-        self._ends = np.load(folder / ENDS)
-        self._head_place = {text: number for number, text in enumerate(heads)}
-        self._document_place = {text: number + len(heads) for number, text in enumerate(documents)}
+        flat = folder / IDS
+        # An empty file cannot be mapped.
+        self._flat = np.memmap(flat, dtype="<i4", mode="r") if flat.stat().st_size else np.empty(0, dtype=np.int32)
+        self._ends = np.asarray(np.load(folder / ENDS, mmap_mode="r"))
+        keys = np.asarray(np.load(folder / KEYS, mmap_mode="r"))
+        self._heads = _Keys(keys[:, :heads], 0)
+        self._documents = _Keys(keys[:, heads:], heads)
 
     def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
         """Token ids of one query with its documents (raw user texts), as PromptEncoder.encode gives them."""
-        places = [self._document_place.get(document) for document in documents]
-        if not cut or query not in self._head_place or None in places:
+        places = [self._documents.find(document) for document in documents] if cut else []
+        head_place = self._heads.find(query) if cut else None
+        if head_place is None or None in places:
             return super().encode(query, documents, cut=cut)
-        head = self._stored(self._head_place[query])
+        head = self._stored(head_place)
         return self.assemble(head[1:], bool(head[0]), [self._stored(p) for p in places if p is not None])
 
     def _stored(self, place: int) -> list[int]:
@@ -44,35 +54,51 @@ class TokenStore(PromptEncoder):
         return found
 
 
+class _Keys:
+    """Where the row of a text is: text_keys in ascending order as two uint64 a text, the first half and the second."""
+
+    def __init__(self, keys: Any, first: int) -> None:
+        self._high, self._low = keys
+        self._first = first
+
+    def find(self, text: str) -> int | None:
+        key = text_key(text)
+        high, low = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+        # Anything but uint64 would have numpy copy the whole array to a common type.
+        place = int(self._high.searchsorted(np.uint64(high)))
+        while place < len(self._high) and int(self._high[place]) == high:
+            if int(self._low[place]) == low:
+                return self._first + place
+            place += 1
+        return None
+
+
 def token_store(
     root: Path, encoder: PromptEncoder, queries: Iterable[str], documents: Iterable[str], advance: Advance
 ) -> TokenStore:
     """The store of these texts under `root`, made where it is missing; any number of processes may ask at once.
 
-    advance(count) is called as texts are tokenised.
+    KeyedTexts are read piece by piece, and only where the store is missing. advance(count) is called as texts are
+    tokenised.
     """
-    heads, texts = sorted(set(queries)), sorted(set(documents))
+    heads, texts = KeyedTexts.of(queries), KeyedTexts.of(documents)
     folder = root / _content_hash(encoder, heads, texts)
     if not folder.is_dir():
-        _write(folder, _rows(encoder, heads, texts, advance))
-    return TokenStore(encoder, folder, heads, texts)
+        _write(folder, [*heads.keys, *texts.keys], _rows(encoder, heads, texts, advance))
+    return TokenStore(encoder, folder, len(heads))
 
 
-def _content_hash(encoder: PromptEncoder, heads: Sequence[str], texts: Sequence[str]) -> str:
+def _content_hash(encoder: PromptEncoder, heads: KeyedTexts, texts: KeyedTexts) -> str:
     digest = hashlib.sha256(json.dumps(asdict(encoder.contract), sort_keys=True).encode())
     digest.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
     for part in (heads, texts):
-        digest.update(b"%d." % len(part))
-        for text in part:
-            data = text.encode()
-            digest.update(b"%d:" % len(data))
-            digest.update(data)
+        digest.update(b"keys %d:" % len(part))
+        for key in part.keys:
+            digest.update(key)
     return digest.hexdigest()[:16]
 
 
-def _rows(
-    encoder: PromptEncoder, heads: Sequence[str], texts: Sequence[str], advance: Advance
-) -> Iterable[Sequence[int]]:
+def _rows(encoder: PromptEncoder, heads: KeyedTexts, texts: KeyedTexts, advance: Advance) -> Iterable[Sequence[int]]:
     """Of each head whether its query was cut and its ids; of each document all its ids, up to the whole budget."""
     for text in heads:
         ids, cut = encoder.encode_head(text)
@@ -86,15 +112,21 @@ def _rows(
         advance(len(part))
 
 
-def _write(folder: Path, rows: Iterable[Sequence[int]]) -> None:
+def _write(folder: Path, keys: Sequence[bytes], rows: Iterable[Sequence[int]]) -> None:
     """Write beside, then rename: whoever is first has written what all others would."""
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     draft.mkdir(parents=True)
+    ends = array("q")
     try:
-        arrays = [np.asarray(row, dtype=np.int32) for row in rows]
-        ends: Any = np.cumsum([len(a) for a in arrays], dtype=np.int64)
-        np.save(draft / IDS, np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32))
-        np.save(draft / ENDS, ends)
+        with (draft / IDS).open("wb") as file:
+            end = 0
+            for row in rows:
+                file.write(np.asarray(row, dtype="<i4").tobytes())
+                end += len(row)
+                ends.append(end)
+        np.save(draft / ENDS, np.frombuffer(ends, dtype=np.int64))
+        halves = np.frombuffer(b"".join(keys), dtype=">u8").reshape(-1, 2)
+        np.save(draft / KEYS, np.ascontiguousarray(halves.T, dtype=np.uint64))
         draft.rename(folder)
     except OSError:
         if not folder.is_dir():
