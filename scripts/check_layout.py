@@ -36,7 +36,8 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 LADDER = (
     "errors console exits",
     "registry atomic kernels processes spill text_files",
-    "recipe resources examples ranking frames calibration text_store keyed_texts",
+    "recipe resources examples ranking frames calibration text_store keyed_texts row_file",
+    "prefixed",
     "rows prompts batching yaml_file retrieve losses optim metrics stats tracking run_folder endpoints score_cache",
     "vectors run_file",
     "dense",

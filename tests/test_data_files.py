@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankwright import row_file, text_store
 from rankwright.data_files import qualified, read_split, write_split
 from rankwright.errors import UserError
 from rankwright.examples import Collection
+from rankwright.text_store import TextStore
 
 CORPUS = {"d1": "One\nwith a title", "d2": "zwei → ü\u2028next", "d3": ""}
 ONE = Collection(
@@ -43,13 +47,45 @@ def collections(draw: st.DrawFn, name: str) -> Collection:
     return Collection(name, corpus, queries, qrels, teacher_scores, {q: draw(weight) for q in some})
 
 
-@given(collections("one"), collections("two"))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, one: Collection, two: Collection) -> None:
+@settings(deadline=None, max_examples=40)
+@given(collections("one"), collections("two"), st.booleans())
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, one: Collection, two: Collection, large: bool) -> None:
     folder = tmp_path_factory.mktemp("data")
-    write_split(folder, "train", [two, one])
-    read = read_split(folder, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        if large:
+            leave_in_files(patch)
+        write_split(folder, "train", [two, one])
+        read = read_split(folder, "train")
     assert read == [two, one]
     assert [list(c.queries) for c in read] == [list(two.queries), list(one.queries)]
+    assert [type(c.corpus) is TextStore for c in read] == [large, large]
+    assert [type(c.queries) is dict for c in read] == [not large, not large]
+    for was, now in zip([two, one], map(qualified, read), strict=True):
+        assert now == plainly_qualified(was)
+        assert list(now.qrels.items()) == [(q, plainly_qualified(was).qrels[q]) for q in now.queries]
+        assert list(now.qrels.values()) == [row for _, row in now.qrels.items()]
+        for query_id in (f"{was.name}/{q}" for q in was.queries):
+            assert now.positives(query_id) == plainly_qualified(was).positives(query_id)
+            assert now.weight(query_id) == plainly_qualified(was).weight(query_id)
+    copy = pickle.loads(pickle.dumps(read))
+    assert copy == read
+
+
+def leave_in_files(patch: pytest.MonkeyPatch) -> None:
+    for module in (text_store, row_file):
+        patch.setattr(module, "IN_MEMORY_BYTES", -1)
+
+
+def plainly_qualified(collection: Collection) -> Collection:
+    prefix = f"{collection.name}/"
+
+    def renamed(values: Any) -> Any:
+        return {prefix + k: renamed(v) if isinstance(v, dict) else v for k, v in values.items()}
+
+    return Collection(
+        collection.name,
+        *(renamed(getattr(collection, f)) for f in ("corpus", "queries", "qrels", "teacher_scores", "weights")),
+    )
 
 
 def test_the_rows_are_as_documented(tmp_path: Path) -> None:

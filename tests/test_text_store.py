@@ -16,7 +16,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwright import spill, text_files, text_store
@@ -44,7 +44,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
 
 def few_hashes(patch: pytest.MonkeyPatch) -> None:
     for module in (text_files, text_store):
-        patch.setattr(module, "id_hash", lambda identifier: len(identifier.encode()) % 2)
+        patch.setattr(module, "id_hash", lambda identifier: len(identifier) % 2)
 
 
 def stored(path: Path, texts: dict[str, str], groups: dict[str, str] | None = None) -> TextStore:
@@ -52,6 +52,7 @@ def stored(path: Path, texts: dict[str, str], groups: dict[str, str] | None = No
     return TextStore(path)
 
 
+@settings(deadline=None, max_examples=50)
 @given(TEXTS, st.lists(st.text(max_size=5)), st.booleans())
 def test_a_store_is_what_a_dict_is(
     tmp_path_factory: pytest.TempPathFactory, texts: dict[str, str], others: list[str], collide: bool
@@ -76,6 +77,7 @@ def test_a_store_is_what_a_dict_is(
         assert (7 in store) is False and "\ud83d" not in store
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.text(max_size=2), st.sampled_from("abc")), max_size=40), st.booleans())
 def test_a_builder_that_spills_says_what_one_in_memory_does(added: list[tuple[str, str]], collide: bool) -> None:
     plain = TextBuilder()
@@ -92,6 +94,7 @@ def test_a_builder_that_spills_says_what_one_in_memory_does(added: list[tuple[st
         assert found == plain.finish()
 
 
+@settings(deadline=None)
 @given(TEXTS, st.data())
 def test_the_content_depends_on_the_rows_and_not_on_their_order(texts: dict[str, str], data: st.DataObject) -> None:
     groups = {d: "g" for d in texts if data.draw(st.booleans())}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rankwright import row_file
 from rankwright.atomic import write_lines_atomic
 from rankwright.errors import UserError
-from rankwright.examples import Collection
-from rankwright.keyed_texts import get_many
+from rankwright.examples import Collection, Qrels
+from rankwright.prefixed import Prefixed, PrefixedQrels, PrefixedTexts
+from rankwright.row_file import RowFile, RowValues
 from rankwright.run_folder import content_hash
 from rankwright.text_files import index_path
 from rankwright.text_store import content, read_texts, write_texts
@@ -91,55 +94,73 @@ def read_split(folder: Path, split: str) -> list[Collection]:
     A corpus larger than text_store.IN_MEMORY_BYTES stays in its file; sets that share one share it here too. Raises
     UserError for a file that is missing or damaged.
     """
+    path = folder / f"{split}.jsonl"
+    large = path.exists() and path.stat().st_size > row_file.IN_MEMORY_BYTES
     found: dict[tuple[str, str], _Queries] = {}
-    for row in _rows(folder / f"{split}.jsonl", ("set", "corpus")):
+    for start, row in _rows(path, ("set", "corpus")):
         place = row["set"], row["corpus"]
         if place not in found:
-            found[place] = _Queries(row.get("instruction"), row.get("draws", 1.0))
+            file = RowFile(path, "query_id") if large else None
+            found[place] = _Queries(row.get("instruction"), row.get("draws", 1.0), file)
         if "query_id" in row:
-            found[place].add(row)
+            found[place].add(start, row)
     corpora = {corpus: read_texts(folder / "corpora" / f"{corpus}.arrow") for _, corpus in found}
     return [queries.collection(name, *corpora[corpus]) for (name, corpus), queries in found.items()]
 
 
+# Column of SPLIT.jsonl -> field of Collection.
+COLUMNS = {
+    "query": "queries",
+    "judgements": "qrels",
+    "teacher_scores": "teacher_scores",
+    "weight": "weights",
+    "group": "query_groups",
+}
+
+
 @dataclass(slots=True)
 class _Queries:
-    """The queries of one set as their rows are read."""
+    """The queries of one set as their rows are read; with a `file` they stay there."""
 
     instruction: str | None
     draws: float
-    queries: dict[str, str] = field(default_factory=dict)
-    qrels: dict[str, dict[str, float]] = field(default_factory=dict)
-    teacher_scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
-    groups: dict[str, str] = field(default_factory=dict)
+    file: RowFile | None
+    values: dict[str, dict[str, Any]] = field(default_factory=lambda: {column: {} for column in COLUMNS})
+    counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, start: int, row: Mapping[str, Any]) -> None:
         query_id = row["query_id"]
-        self.queries[query_id] = row["query"]
-        self.qrels[query_id] = row["judgements"]
-        for key, values in (("teacher_scores", self.teacher_scores), ("weight", self.weights), ("group", self.groups)):
-            if key in row:
-                values[query_id] = row[key]
+        if self.file is not None:
+            self.file.add(start, query_id)
+            self.counts.update(row.keys())
+            return
+        for column, values in self.values.items():
+            if column in row:
+                values[query_id] = row[column]
 
     def collection(self, name: str, corpus: Mapping[str, str], document_groups: Mapping[str, str]) -> Collection:
+        values: dict[str, Any] = dict(self.values)
+        if self.file is not None:
+            values = {column: RowValues(self.file, column, self.counts[column], _same) for column in COLUMNS}
         return Collection(
             name,
             corpus,
-            self.queries,
-            self.qrels,
-            self.teacher_scores,
-            self.weights,
-            self.groups,
-            document_groups,
-            self.instruction,
-            self.draws,
+            document_groups=document_groups,
+            instruction=self.instruction,
+            draws=self.draws,
+            **{COLUMNS[column]: of for column, of in values.items()},
         )
 
 
-def _rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _same(value: Any) -> Any:
+    return value
+
+
+def _rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte at which it starts, row)"""
+    start = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     row = json.loads(line)
@@ -150,65 +171,24 @@ def _rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
                         f"{path}:{number}: not a row of this file ({type(error).__name__}: {error}): "
                         "delete it and run the data stage again"
                     ) from None
-                yield row
+                yield start, row
+                start += len(line)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: run the data stage first") from None
-
-
-class Prefixed(Mapping[str, V]):
-    """The same values under PREFIX + key: nothing is copied, so a corpus on the disk stays there."""
-
-    def __init__(self, values: Mapping[str, V], prefix: str) -> None:
-        self.of, self.prefix = values, prefix
-
-    def __getitem__(self, key: str) -> V:
-        if not key.startswith(self.prefix):
-            raise KeyError(key)
-        return self.of[key[len(self.prefix) :]]
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and key.startswith(self.prefix) and key[len(self.prefix) :] in self.of
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def __iter__(self) -> Iterator[str]:
-        return (self.prefix + key for key in self.of)
-
-    def items(self) -> ItemsView[str, V]:
-        """(PREFIX + key, value), streaming."""
-        return _PrefixedItems(self)
-
-    def values(self) -> ValuesView[V]:
-        """The values, streaming."""
-        return self.of.values()
-
-
-class PrefixedTexts(Prefixed[str]):
-    """Texts of a corpus under PREFIX + id."""
-
-    def get_many(self, keys: Sequence[str]) -> list[str]:
-        """The texts of these, which must all be there."""
-        return get_many(self.of, [key.removeprefix(self.prefix) for key in keys])
-
-
-class _PrefixedItems(ItemsView[str, V]):
-    _mapping: Prefixed[V]
-
-    def __iter__(self) -> Iterator[tuple[str, V]]:
-        prefix = self._mapping.prefix
-        return ((prefix + key, value) for key, value in self._mapping.of.items())
 
 
 def qualified(collection: Collection) -> Collection:
     """The same set with SET/ID for every id, so that several sets can be trained on together; the corpus is a view."""
     prefix = f"{collection.name}/"
 
-    def nested(values: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        return {prefix + q: {prefix + d: v for d, v in row.items()} for q, row in values.items()}
+    # What is in memory anyway is quicker to look up as a dict.
+    def nested(values: Qrels) -> Qrels:
+        view = PrefixedQrels(values, prefix)
+        return dict(view.items()) if isinstance(values, dict) else view
 
-    def flat(values: Mapping[str, V]) -> dict[str, V]:
-        return {prefix + key: value for key, value in values.items()}
+    def flat(values: Mapping[str, V]) -> Mapping[str, V]:
+        view = Prefixed(values, prefix)
+        return dict(view.items()) if isinstance(values, dict) else view
 
     return replace(
         collection,

@@ -30,7 +30,9 @@ BETWEEN = b"\xff"
 
 def id_hash(identifier: str) -> int:
     """64 bits that stand for an id in an index; ids that share them are told apart by their text."""
-    return int.from_bytes(hashlib.blake2b(identifier.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def index_path(path: Path) -> Path:

@@ -64,11 +64,7 @@ class TextStore(Mapping[str, str]):
     def _find(self, identifier: object) -> tuple[int, int] | None:
         if not isinstance(identifier, str):
             return None
-        try:
-            hashed = id_hash(identifier)
-        except UnicodeEncodeError:
-            return None
-        for row in find_rows(self._hashes, self._rows, hashed):
+        for row in find_rows(self._hashes, self._rows, id_hash(identifier)):
             if row >= self._starts[-1]:
                 raise self._damaged("its index names rows that it lacks")
             batch, place = self._place(row)
