@@ -60,7 +60,7 @@ def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:
         train = [{"path": "one", "split": "train"}, {"path": "groups.jsonl"}]
         jobs.job(folder, "base", data={"train": train})
         (folder / "sets" / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = load_recipe(str(recipe_path), [])
+    recipe = load_recipe(str(recipe_path)).recipe
     run = RunFolder(folder / name)
     run.create()
     console.say(name)
@@ -101,7 +101,7 @@ def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
 def test_a_set_that_comes_three_times_lies_on_the_disk_once(tmp_path: Path, large: None) -> None:
     run = run_of(tmp_path, "run")
     (run / "data" / f"{spill.PREFIX}99999999-left").mkdir()
-    prepare_data(load_recipe(str(tmp_path / "recipe.yaml"), []), RunFolder(run))
+    prepare_data(load_recipe(str(tmp_path / "recipe.yaml")).recipe, RunFolder(run))
     assert not list((run / "data").glob(f"{spill.PREFIX}*"))
     assert len(list((run / "data" / "corpora").glob("*.arrow"))) == 3
 
