@@ -42,7 +42,10 @@ def leave_in_files(patch: pytest.MonkeyPatch) -> None:
 
 
 def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:
-    """The data and mine stages of a recipe with a BEIR set and a file of groups with repeated documents."""
+    """The data and mine stages of a recipe with a BEIR set and a file of groups with repeated documents.
+
+    One set has an instruction and a weight, the other a limit and a group key.
+    """
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.exists():
         drawn = random.Random(0)
@@ -54,10 +57,14 @@ def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:
                 "negatives": drawn.sample(texts[30:], 4),
                 "positive_scores": [2.5],
                 "weight": 1 + n % 3,
+                "of": f"case {n // 2}",
             }
             for n in range(30)
         ]
-        train = [{"path": "one", "split": "train"}, {"path": "groups.jsonl"}]
+        train = [
+            {"path": "one", "split": "train", "weight": 1.5, "instruction": "Find the sale."},
+            {"path": "groups.jsonl", "group_key": "of", "limit": 25},
+        ]
         jobs.job(folder, "base", data={"train": train})
         (folder / "sets" / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = load_recipe(str(recipe_path)).recipe
@@ -88,6 +95,8 @@ def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
     assert not [path for path in other.rglob("*") if path.name.startswith(spill.PREFIX)]
     for mapped, held in zip(train, read_split(tmp_path / "plain" / "data", "train"), strict=True):
         assert mapped == held
+        assert (held.instruction, held.draws) == (("Find the sale.", 1.5) if held.name == "one" else (None, 1.0))
+        assert bool(held.query_groups) == (held.name == "groups")
         for query_id in qualified(held).queries:
             groups = [
                 mining.build_group(

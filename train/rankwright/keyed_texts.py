@@ -36,7 +36,7 @@ class KeyedTexts(Sequence[str]):
         self._texts = texts
         found: dict[bytes, list[str]] = {}
         lengths: dict[bytes, int] = {}
-        for identifier, text in texts.items() if chosen is None else _read(texts, chosen):
+        for identifier, text in texts.items() if chosen is None else read_some(texts, chosen):
             key = text_key(text)
             found.setdefault(key, []).append(identifier)
             lengths[key] = len(text)
@@ -70,7 +70,8 @@ class KeyedTexts(Sequence[str]):
             yield from self[start : start + AT_ONCE]
 
 
-def _read(texts: Mapping[str, str], ids: Iterable[str]) -> Iterator[tuple[str, str]]:
+def read_some(texts: Mapping[str, str], ids: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(id, text) of these ids, in their order, streaming."""
     rest = iter(ids)
     while some := list(islice(rest, AT_ONCE)):
         yield from zip(some, get_many(texts, some), strict=True)
