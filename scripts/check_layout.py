@@ -35,8 +35,9 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 # Lowest rung first. A module imports only from rungs below its own; a folder counts as one module.
 LADDER = (
     "errors console exits",
-    "registry atomic kernels processes compressed json_text",
-    "recipe resources examples ranking frames calibration control",
+    "registry atomic kernels processes compressed json_text spill text_files",
+    "recipe resources examples ranking frames calibration control text_store keyed_texts row_file",
+    "prefixed",
     "rows prompts batching mixture yaml_file retrieve losses optim metrics stats tracking run_folder endpoints",
     "score_cache vectors run_file instructions reading json_array csv_rows arrow_rows",
     "containers group_builder table_files",

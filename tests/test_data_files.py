@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankwright import row_file, text_store
 from rankwright.data_files import qualified, read_split, write_split
 from rankwright.errors import UserError
 from rankwright.examples import Collection
+from rankwright.text_store import TextStore
 
 CORPUS = {"d1": "One\nwith a title", "d2": "zwei → ü\u2028next", "d3": ""}
 ONE = Collection(
@@ -42,13 +47,45 @@ def collections(draw: st.DrawFn, name: str) -> Collection:
     return Collection(name, corpus, queries, qrels, teacher_scores, {q: draw(weight) for q in some})
 
 
-@given(collections("one"), collections("two"))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, one: Collection, two: Collection) -> None:
+@settings(deadline=None, max_examples=40)
+@given(collections("one"), collections("two"), st.booleans())
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, one: Collection, two: Collection, large: bool) -> None:
     folder = tmp_path_factory.mktemp("data")
-    write_split(folder, "train", [two, one])
-    read = read_split(folder, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        if large:
+            leave_in_files(patch)
+        write_split(folder, "train", [two, one])
+        read = read_split(folder, "train")
     assert read == [two, one]
     assert [list(c.queries) for c in read] == [list(two.queries), list(one.queries)]
+    assert [type(c.corpus) is TextStore for c in read] == [large, large]
+    assert [type(c.queries) is dict for c in read] == [not large, not large]
+    for was, now in zip([two, one], map(qualified, read), strict=True):
+        assert now == plainly_qualified(was)
+        assert list(now.qrels.items()) == [(q, plainly_qualified(was).qrels[q]) for q in now.queries]
+        assert list(now.qrels.values()) == [row for _, row in now.qrels.items()]
+        for query_id in (f"{was.name}/{q}" for q in was.queries):
+            assert now.positives(query_id) == plainly_qualified(was).positives(query_id)
+            assert now.weight(query_id) == plainly_qualified(was).weight(query_id)
+    copy = pickle.loads(pickle.dumps(read))
+    assert copy == read
+
+
+def leave_in_files(patch: pytest.MonkeyPatch) -> None:
+    for module in (text_store, row_file):
+        patch.setattr(module, "IN_MEMORY_BYTES", -1)
+
+
+def plainly_qualified(collection: Collection) -> Collection:
+    prefix = f"{collection.name}/"
+
+    def renamed(values: Any) -> Any:
+        return {prefix + k: renamed(v) if isinstance(v, dict) else v for k, v in values.items()}
+
+    return Collection(
+        collection.name,
+        *(renamed(getattr(collection, f)) for f in ("corpus", "queries", "qrels", "teacher_scores", "weights")),
+    )
 
 
 def test_the_rows_are_as_documented(tmp_path: Path) -> None:
@@ -71,10 +108,9 @@ def test_the_rows_are_as_documented(tmp_path: Path) -> None:
         "query": "unjudged",
         "judgements": {},
     }
-    texts = [
-        json.loads(line) for line in (tmp_path / "corpora" / f"{corpus}.jsonl").read_text("utf-8").split("\n")[:-1]
-    ]
-    assert texts == [{"_id": d, "text": text} for d, text in CORPUS.items()]
+    # As anybody reads them who has the library of the field and not ours.
+    texts = datasets.Dataset.from_file(str(tmp_path / "corpora" / f"{corpus}.arrow"))
+    assert list(texts) == [{"_id": d, "text": text} for d, text in CORPUS.items()]
 
 
 def test_a_query_nobody_judged_has_an_empty_row(tmp_path: Path) -> None:
@@ -96,7 +132,7 @@ def test_a_shared_corpus_is_stored_and_read_once(tmp_path: Path) -> None:
     other = Collection("other", dict(reversed(CORPUS.items())), {"q": "?"}, {"q": {"d1": 1.0}})
     write_split(tmp_path, "train", [ONE, other])
     write_split(tmp_path, "test", [other])
-    assert len(list((tmp_path / "corpora").iterdir())) == 1
+    assert len(list((tmp_path / "corpora").glob("*.arrow"))) == 1
     first, second = read_split(tmp_path, "train")
     assert (first, second) == (ONE, other)
     assert first.corpus is second.corpus
@@ -106,7 +142,7 @@ def test_another_corpus_is_another_file(tmp_path: Path) -> None:
     changed = Collection("changed", {**CORPUS, "d1": "changed"}, {"q": "?"}, {"q": {"d1": 1.0}})
     write_split(tmp_path, "train", [ONE, changed])
     assert read_split(tmp_path, "train") == [ONE, changed]
-    assert len(list((tmp_path / "corpora").iterdir())) == 2
+    assert len(list((tmp_path / "corpora").glob("*.arrow"))) == 2
 
 
 def test_two_sets_of_one_name_are_our_mistake(tmp_path: Path) -> None:
@@ -114,13 +150,19 @@ def test_two_sets_of_one_name_are_our_mistake(tmp_path: Path) -> None:
         write_split(tmp_path, "train", [ONE, ONE])
 
 
-def test_lone_surrogates_come_back(tmp_path: Path) -> None:
-    # JSON can spell them, so the readers can meet them.
-    odd = Collection("odd", {"d": "half \ud83d", "e": "whole \U0001f600"}, {"q": "\udc00"}, {"q": {"d": 1.0}})
+def test_lone_surrogates_of_a_query_come_back(tmp_path: Path) -> None:
+    # JSON can spell them, so a caller can have them.
+    odd = Collection("odd", {"d": "whole \U0001f600"}, {"q": "\udc00"}, {"q": {"d": 1.0}})
     write_split(tmp_path, "train", [odd])
     assert read_split(tmp_path, "train") == [odd]
-    corpus = next((tmp_path / "corpora").iterdir()).read_text(encoding="utf-8")
-    assert "\U0001f600" in corpus and "\\ud83d" in corpus
+
+
+def test_lone_surrogates_of_a_document_are_refused(tmp_path: Path) -> None:
+    # Readers refuse them with their line.
+    odd = Collection("odd", {"d": "half \ud83d"}, {"q": "?"}, {"q": {"d": 1.0}})
+    with pytest.raises(UserError, match=r"set 'odd': document 'd' holds half of a character \(\\ud83d\)"):
+        write_split(tmp_path, "train", [odd])
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:

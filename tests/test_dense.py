@@ -101,7 +101,11 @@ def test_chunks_and_ties_give_what_sorting_all_scores_gives(
     corpus = {f"d{i}": drawn.choice(document_texts) for i in range(18)} | {f"e{t}": t for t in document_texts}
     asked = {f"q{i}": drawn.choice(query_texts) for i in range(5)} | {f"r{t}": t for t in query_texts}
     one, two = np.array(queries, dtype=np.float32), np.array(documents, dtype=np.float32)
-    search = Search(corpus, asked, document_texts, query_texts, depth)
+    search = Search(
+        [[d for d, t in corpus.items() if t == text] for text in document_texts],
+        [[q for q, t in asked.items() if t == text] for text in query_texts],
+        depth,
+    )
     for start in range(0, len(two), chunk):
         search.add(start, two[start : start + chunk], one, lambda a, b: torch.tensor(a) @ torch.tensor(b).T)
     place = {t: i for i, t in enumerate(document_texts)}

@@ -161,3 +161,9 @@ def test_faults_of_several_files_come_together(tmp_path: Path) -> None:
     with pytest.raises(UserErrors) as caught:
         read_collection(tmp_path, name="s")
     assert [Path(m.split(":")[0]).name for m in caught.value.messages] == ["a.jsonl", "b.jsonl"]
+
+
+def test_half_of_a_character_in_a_document_is_a_fault(tmp_path: Path) -> None:
+    write(tmp_path / "g.jsonl", [{"query": "q", "positives": ["whole", "half \ud83d"]}])
+    (said,) = messages(tmp_path / "g.jsonl")
+    assert "g.jsonl:1: `positives[1].text` holds half of a character (\\ud83d): remove it" in said

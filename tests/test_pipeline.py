@@ -10,6 +10,7 @@ import pytest
 
 import jobs
 from rankwright import Reranker
+from rankwright.text_store import read_texts
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,7 @@ def test_the_mean_of_the_per_query_values_is_the_headline(finished: tuple[Path, 
 def test_the_export_scores_like_the_evaluation(finished: tuple[Path, str]) -> None:
     run = finished[0] / "run"
     reranker = Reranker.load(str(run / "export" / "hf"))
-    corpus = {
-        row["_id"]: row["text"]
-        for path in (run / "data" / "corpora").glob("*.jsonl")
-        for row in map(json.loads, path.read_text().splitlines())
-    }
+    corpus = {d: t for path in (run / "data" / "corpora").glob("*.arrow") for d, t in read_texts(path)[0].items()}
     query = next(row for row in map(json.loads, (run / "data" / "test.jsonl").read_text().splitlines()))
     lines = [line.split() for line in (run / "eval" / "held-out" / "tuned" / "run.trec").read_text().splitlines()]
     mine = [(document, float(score)) for q, _, document, _, score, _ in lines if q == query["query_id"]]

@@ -24,6 +24,7 @@ from rankwright.rows import (
     text_lines,
     text_of,
 )
+from rankwright.text_store import TextBuilder
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 MOST_EXAMPLES = 5
@@ -35,10 +36,10 @@ _QRELS_NAME = re.compile(rf"(?:qrels_)?(?P<split>.+)\.tsv{_PACKED}")
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts by id, and by id the group of those that have one."""
+    """Texts by id, which may lie in a file, and by id the group of those that have one."""
 
-    texts: dict[str, str] = field(default_factory=dict)
-    groups: dict[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_beir(folder: Path) -> bool:
@@ -124,7 +125,8 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
 def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> Texts:
     """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is none of them."""
     faults, key = reading.faults, reading.group_key
-    found = Texts()
+    texts = TextBuilder()
+    groups: dict[str, str] = {}
     line = 0
     for line, row in rows:
         before = faults.noted
@@ -134,18 +136,17 @@ def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> 
         group = group_of(row, key, where, line, faults) if key is not None else None
         if id is None or text is None or faults.noted > before:
             continue
-        if id in found.texts:
-            faults.add(where, line, f"id {id!r} appears a second time: give every row an id of its own")
-        elif not titled and not text.strip():
+        if not titled and not text.strip():
             faults.add(where, line, f"query {id!r} is empty: give it a text or remove it")
+        elif texts.add(id, join_title(title, text)) != "new":
+            faults.add(where, line, f"id {id!r} appears a second time: give every row an id of its own")
         else:
             reading.titles += bool(title)
-            found.texts[id] = join_title(title, text)
             if group is not None:
-                found.groups[id] = group
-    if not found.texts and not faults.count:
+                groups[id] = group
+    if not len(texts) and not faults.count:
         faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}", whole=True)
-    return found
+    return Texts(texts.finish(), groups)
 
 
 def qrels_rows(path: Path, faults: Faults) -> Rows:

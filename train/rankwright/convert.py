@@ -99,7 +99,7 @@ def _whole_scores(collection: Collection, lost: Losses) -> Collection:
 
 
 def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Losses) -> str:
-    _check_ids([*collection.queries, *collection.corpus], to)
+    _check_ids(itertools.chain(collection.queries, collection.corpus), to)
     with atomic_folder(target) as folder:
         write_lines_atomic(folder / "corpus.jsonl", _texts(collection.corpus, collection.document_groups))
         if to == "beir":

@@ -16,6 +16,7 @@ import numpy as np
 
 from rankwright import console
 from rankwright.errors import UserError
+from rankwright.keyed_texts import KeyedTexts
 from rankwright.ranking import ranked
 from rankwright.resources import resolve_base
 from rankwright.retrieve import RETRIEVERS, Candidate
@@ -58,19 +59,20 @@ def dense(
         return {query_id: [] for query_id in queries}
     encoder = BiEncoder(model, revision, {"query": query_prompt, "document": document_prompt})
     folder = (cache or cache_folder()) / "vectors"
-    # Sorted and distinct, so that what shares a batch or a product of matrices depends on the texts alone.
-    document_texts, query_texts = sorted(set(corpus.values())), sorted(set(queries.values()))
+    # Distinct and in an order of their own, so that what shares a batch or a product of matrices depends on the texts
+    # alone.
+    document_texts, query_texts = KeyedTexts(corpus), KeyedTexts(queries)
     documents = _vectors(encoder, "document", document_texts, folder)
     query_vectors = _vectors(encoder, "query", query_texts, folder).read(query_texts)
-    search = Search(corpus, queries, document_texts, query_texts, depth)
+    search = Search(document_texts.ids, query_texts.ids, depth)
     for start, vectors in documents.chunks(document_texts):
         search.add(start, vectors, query_vectors, encoder.similarity)
     return search.lists()
 
 
-def _vectors(encoder: BiEncoder, side: str, texts: Sequence[str], folder: Path) -> VectorStore:
+def _vectors(encoder: BiEncoder, side: str, texts: KeyedTexts, folder: Path) -> VectorStore:
     store = VectorStore(folder / store_name(encoder.fingerprint, {side: encoder.prompts[side]}), console.say)
-    missing = sum(text not in store for text in texts)
+    missing = store.missing(texts)
     if missing:
         with console.progress(f"encode {side} texts", missing) as advance:
             store.encode_missing(texts, lambda some: encoder.encode(side, some), advance)
@@ -158,21 +160,14 @@ class Search:
     ranking.ranked has decided, so that no library's sorting does.
     """
 
-    def __init__(
-        self,
-        corpus: Mapping[str, str],
-        queries: Mapping[str, str],
-        document_texts: Sequence[str],
-        query_texts: Sequence[str],
-        depth: int,
-    ) -> None:
-        self._ids = _ids_by_text(corpus, document_texts)
-        self._queries = _ids_by_text(queries, query_texts)
+    def __init__(self, documents: Sequence[Sequence[str]], queries: Sequence[Sequence[str]], depth: int) -> None:
+        """documents, queries: for each text in the order of its vector, the ids that have it."""
+        self._ids, self._queries = documents, queries
         self._depth = depth
-        self._best: dict[str, list[tuple[str, float]]] = {query_id: [] for query_id in queries}
+        self._best: dict[str, list[tuple[str, float]]] = {query_id: [] for ids in queries for query_id in ids}
 
     def add(self, first: int, documents_DE: Any, queries_QE: Any, similarity: Callable[[Any, Any], Any]) -> None:
-        """Score a chunk; `first` is the place of its first text among document_texts."""
+        """Score a chunk; `first` is the place of its first text among the documents."""
         import torch
 
         for start in range(0, len(queries_QE), QUERIES_AT_ONCE):
@@ -203,11 +198,3 @@ class Search:
             query_id: [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, start=1)]
             for query_id, best in self._best.items()
         }
-
-
-def _ids_by_text(texts: Mapping[str, str], order: Sequence[str]) -> list[list[str]]:
-    """For each text in `order`, the ids that have it."""
-    found: dict[str, list[str]] = {text: [] for text in order}
-    for identifier, text in texts.items():
-        found[text].append(identifier)
-    return [found[text] for text in order]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from datasketch import LeanMinHash, MinHash, MinHashLSH
 
 from rankwright import shingles
+from rankwright.keyed_texts import read_some
 from rankwright.shingles import Hashes, Vocabulary
 from rankwright.splits import normalised
 
@@ -74,7 +75,7 @@ def find_duplicates(
     """
     kind = kind or (CODE if code else TEXT)
     groups = _by_exact(texts, kind)
-    sketches = _Sketches({ids[0]: texts[ids[0]] for ids in groups}, kind, advance)
+    sketches = _Sketches(texts, [ids[0] for ids in groups], kind, advance)
     joined = _Joined(len(sketches.ids))
     for same in sketches.equal_sets():
         for other in same[1:]:
@@ -94,8 +95,8 @@ def find_shared(ours: Mapping[str, str], theirs: Mapping[str, str], *, kind: Kin
     for ids in our_groups:
         exact += [(a, b) for a in ids for b in by_key.get(_digest(kind.exact(ours[ids[0]])), ())]
     ours_of, theirs_of = ({ids[0]: ids for ids in groups} for groups in (our_groups, their_groups))
-    one = _Sketches({a: ours[a] for a in ours_of}, kind, None)
-    other = _Sketches({b: theirs[b] for b in theirs_of}, kind, None)
+    one = _Sketches(ours, ours_of, kind, None)
+    other = _Sketches(theirs, theirs_of, kind, None)
     equal = set(exact)
     near = []
     for i, j in _meetings(one, other):
@@ -119,15 +120,18 @@ def _by_exact(texts: Mapping[str, str], kind: Kind) -> list[tuple[str, ...]]:
 
 
 class _Sketches:
-    """The shingles of texts, one behind the other, and a MinHash signature for each text that has several."""
+    """The shingles of texts, one behind the other, and a MinHash signature for each text that has several.
 
-    def __init__(self, texts: Mapping[str, str], kind: Kind, advance: Advance | None) -> None:
-        self.ids, self.texts, self.kind = sorted(texts), texts, kind
+    ids: those of `texts` that are compared. The texts stay where they are, maybe in a file.
+    """
+
+    def __init__(self, texts: Mapping[str, str], ids: Iterable[str], kind: Kind, advance: Advance | None) -> None:
+        self.ids, self.texts, self.kind = sorted(ids), texts, kind
         vocabulary, empty = Vocabulary(), MinHash(BANDS * ROWS, seed=SEED, hashfunc=int)
         parts: list[Hashes] = []
         self.signatures: Signatures = np.zeros((len(self.ids), BANDS * ROWS), np.uint32)
-        for row, i in enumerate(self.ids):
-            parts.append(kind.shingles(texts[i], vocabulary))
+        for row, (_, text) in enumerate(read_some(texts, self.ids)):
+            parts.append(kind.shingles(text, vocabulary))
             if len(parts[-1]) > 1:
                 sketch = empty.copy()
                 # The lower half of a shingle's 64 bits, which datasketch mixes once more; the comparison takes all.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rankwright.examples import Collection
 from rankwright.reading import Reading
 from rankwright.rows import give_up
+from rankwright.text_store import TextBuilder
 
 
 def content_id(text: str) -> str:
@@ -45,7 +46,7 @@ class Groups:
     """The rows taken so far."""
 
     reading: Reading
-    corpus: dict[str, str] = field(default_factory=dict)
+    corpus: TextBuilder = field(default_factory=TextBuilder)
     queries: dict[str, str] = field(default_factory=dict)
     qrels: dict[str, dict[str, float]] = field(default_factory=dict)
     teacher_scores: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -83,7 +84,7 @@ class Groups:
         key = document.key
         self.repeats += key in judged
         judged[key] = document.label
-        self.corpus[key] = document.text
+        self.corpus.add(key, document.text)
         if document.group is not None:
             self.document_groups[key] = document.group
         if document.score is not None:
@@ -140,7 +141,7 @@ class Groups:
         weights = {q: weight for q, weight in self.weights.items() if weight != 1}
         return Collection(
             self.reading.name,
-            self.corpus,
+            self.corpus.finish(),
             self.queries,
             self.qrels,
             self.teacher_scores,

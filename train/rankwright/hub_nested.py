@@ -12,6 +12,7 @@ from rankwright.examples import Collection, join_title
 from rankwright.group_builder import content_id
 from rankwright.reading import Reading, group_of
 from rankwright.rows import Faults, Row, Say, column, identifier, log_say, optional_text, text_of
+from rankwright.text_store import TextBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,9 @@ def read_nested(
         raise UserError(f"{id}: no split {split!r}{did_you_mean(split, names)} Splits: {', '.join(names)}")
     faults = Faults() if faults is None else faults
     reading = Reading(name, split, faults, say, group_key=group_key)
-    corpus: dict[str, str] = {}
-    queries = Texts()
+    corpus = TextBuilder()
+    queries: dict[str, str] = {}
+    groups: dict[str, str] = {}
     qrels: dict[str, dict[str, float]] = {}
     for part, table in tables.items():
         where = f"{id}/{part}"
@@ -56,22 +58,27 @@ def read_nested(
             before = faults.noted
             passages = _passages(row, columns, where, line, faults)
             if part != split:
-                corpus |= passages
+                _add(corpus, passages)
                 continue
             query_id = identifier(row, (columns.query_id,), where, line, faults)
             query = text_of(row, columns.query, where, line, faults)
             group = group_of(row, group_key, where, line, faults) if group_key is not None else None
             if query_id is None or query is None or faults.noted > before:
                 continue
-            if queries.texts.setdefault(query_id, query) != query:
+            if queries.setdefault(query_id, query) != query:
                 faults.add(where, line, f"query id {query_id!r} had another text before: give every query its own")
                 continue
-            corpus |= passages
+            _add(corpus, passages)
             qrels.setdefault(query_id, {}).update(dict.fromkeys(passages, 1.0))
             if group is not None:
-                queries.groups[query_id] = group
+                groups[query_id] = group
     where = f"{id}/{split}"
-    return assemble(reading, Texts(corpus), queries, qrels, where=where, shared=False)
+    return assemble(reading, Texts(corpus.finish()), Texts(queries, groups), qrels, where=where, shared=False)
+
+
+def _add(corpus: TextBuilder, passages: dict[str, str]) -> None:
+    for document_id, text in passages.items():
+        corpus.add(document_id, text)
 
 
 def _passages(row: Row, columns: NestedColumns, where: str, line: int, faults: Faults) -> dict[str, str]:

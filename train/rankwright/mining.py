@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rankwright import row_file
 from rankwright.atomic import file_sha256, write_lines_atomic
 from rankwright.errors import UserError
 from rankwright.examples import Collection, Group
 from rankwright.ranking import stable_hash
 from rankwright.retrieve import Candidate
+from rankwright.row_file import RowFile, RowValues
 from rankwright.splits import normalised
 
 T = TypeVar("T")
@@ -161,9 +163,9 @@ def write_negatives(path: Path, pools: Mapping[str, Sequence[Negative]]) -> None
     _write(path, "negatives", pools)
 
 
-def read_negatives(path: Path) -> dict[str, tuple[Negative, ...]]:
-    """What write_negatives wrote. Raises UserError with file and line for anything else."""
-    return {q: tuple(rows) for q, rows in _read(path, "negatives", Negative)}
+def read_negatives(path: Path) -> Mapping[str, Sequence[Negative]]:
+    """What write_negatives wrote, left in its file where that is large. Raises UserError for anything else."""
+    return _read(path, "negatives", _negatives)
 
 
 def write_candidates(path: Path, candidates: Mapping[str, Sequence[Candidate]]) -> None:
@@ -171,9 +173,9 @@ def write_candidates(path: Path, candidates: Mapping[str, Sequence[Candidate]]) 
     _write(path, "candidates", candidates)
 
 
-def read_candidates(path: Path) -> dict[str, list[Candidate]]:
-    """What write_candidates wrote. Raises UserError with file and line for anything else."""
-    return dict(_read(path, "candidates", Candidate))
+def read_candidates(path: Path) -> Mapping[str, Sequence[Candidate]]:
+    """What write_candidates wrote, left in its file where that is large. Raises UserError for anything else."""
+    return _read(path, "candidates", _candidates)
 
 
 def pool_id(path: Path) -> str:
@@ -187,16 +189,34 @@ def _write(path: Path, key: str, lists: Mapping[str, Sequence[Any]]) -> None:
     write_lines_atomic(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows))
 
 
-def _read(path: Path, key: str, kind: Callable[..., T]) -> Iterator[tuple[str, list[T]]]:
+def _read(path: Path, key: str, convert: Callable[[Any], T]) -> Mapping[str, T]:
+    large = path.exists() and path.stat().st_size > row_file.IN_MEMORY_BYTES
+    file = RowFile(path, "query_id") if large else None
+    found: dict[str, T] = {}
+    start = 0
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
                 try:
                     row = json.loads(line)
-                    yield row["query_id"], [kind(**item) for item in row[key]]
+                    query_id, items = row["query_id"], convert(row[key])
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
                         f"{path}:{number}: not a row of {key} ({type(error).__name__}: {error}): mine again"
                     ) from None
+                if file is None:
+                    found[query_id] = items
+                else:
+                    file.add(start, query_id)
+                start += len(line)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: run the mining stage first") from None
+    return found if file is None else RowValues(file, key, len(file), convert)
+
+
+def _negatives(rows: Sequence[Mapping[str, Any]]) -> tuple[Negative, ...]:
+    return tuple(Negative(**row) for row in rows)
+
+
+def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    return [Candidate(**row) for row in rows]

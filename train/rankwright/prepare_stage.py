@@ -19,10 +19,17 @@ from rankwright.recipe import DevFromTrain, Recipe
 from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder
 from rankwright.sources import locate_all, read_all
+from rankwright.spill import spilling_to
 
 
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns queries a split, and corpora."""
+    # Corpora that are too large for memory lie beside where they are kept, so that keeping them copies nothing.
+    with spilling_to(run.path / "data"):
+        return _prepare_data(recipe, run)
+
+
+def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     entries = locate_all(recipe.data)
     dropped: list[dict[str, Any]] = []
 

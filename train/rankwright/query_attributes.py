@@ -15,11 +15,12 @@ from rankwright.cards import load_card
 from rankwright.data_files import read_split
 from rankwright.errors import UserError
 from rankwright.examples import Collection
+from rankwright.keyed_texts import get_many
 from rankwright.recipe import Recipe
 from rankwright.resources import resolve_base
 from rankwright.retrieve import Candidate, Words
 from rankwright.run_folder import RunFolder, code_version, content_hash
-from rankwright.splits import normalised
+from rankwright.splits import normalised_key
 
 if TYPE_CHECKING:
     from rankwright.prompts import PromptEncoder
@@ -89,7 +90,7 @@ def attributes(
     candidates: Mapping[str, Sequence[Candidate]],
     encoder: PromptEncoder,
     words: Words,
-    seen_texts: frozenset[str],
+    seen_texts: frozenset[bytes],
     domain: str,
 ) -> list[QueryAttributes]:
     """A row for each query that has a (maybe empty) list of candidates, by query id."""
@@ -104,7 +105,7 @@ def attributes(
         relevant = sorted(collection.positives(query_id))
         query_words = set(words(query))
         document_words = {word for d in relevant for word in words(collection.corpus[d])}
-        seen = sum(normalised(collection.corpus[d]) in seen_texts for d in relevant)
+        seen = sum(normalised_key(collection.corpus[d]) in seen_texts for d in relevant)
         tokens = [lengths[d] for d in listed]
         rows.append(
             QueryAttributes(
@@ -127,9 +128,9 @@ def attributes(
     return rows
 
 
-def seen_in_training(train: Sequence[Collection]) -> frozenset[str]:
-    """The normalised texts that are relevant to some train query."""
-    return frozenset(normalised(c.corpus[d]) for c in train for q in c.queries for d in c.positives(q))
+def seen_in_training(train: Sequence[Collection]) -> frozenset[bytes]:
+    """The splits.normalised_key of the texts that are relevant to some train query."""
+    return frozenset(normalised_key(c.corpus[d]) for c in train for q in c.queries for d in c.positives(q))
 
 
 def read_attributes(path: Path) -> list[QueryAttributes]:
@@ -152,7 +153,7 @@ def _document_tokens(ids: Sequence[str], corpus: Mapping[str, str], encoder: Pro
     with console.progress("lengths of the candidates", len(ids)) as advance:
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
-            found = encoder.encode_documents([corpus[d] for d in batch])
+            found = encoder.encode_documents(get_many(corpus, batch))
             lengths |= {d: len(tokens) for d, tokens in zip(batch, found, strict=True)}
             advance(len(batch))
     return lengths

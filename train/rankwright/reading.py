@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwright.errors import UserErrors, did_you_mean, one_line
-from rankwright.rows import Faults, Row, Say, log_say
+from rankwright.rows import Faults, Row, Say, encodable, log_say
 
 # Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
 COLUMNS = {
@@ -103,7 +103,9 @@ def group_of(row: Row, key: str, where: object, line: int, faults: Faults) -> st
         value = at_path(row, f"metadata.{key}")
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+    if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, str):
+        return value if encodable(value, key, where, line, faults) else None
     faults.add(where, line, f"the group key {key!r} is {value!r}, needs a text or a whole number")
     return None

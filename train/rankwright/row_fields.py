@@ -12,7 +12,7 @@ from rankwright.examples import join_title
 from rankwright.group_builder import Document, GroupRow, content_id
 from rankwright.json_text import Json
 from rankwright.reading import Reading, group_of
-from rankwright.rows import Row, identifier, number_of, optional_text, text_of
+from rankwright.rows import Row, encodable, identifier, number_of, optional_text, text_of
 
 _IDS = ("id", "docid", "document_id")
 
@@ -160,12 +160,13 @@ class Fields:
         if not isinstance(element, dict):
             self.fault(f"{place} has type {type(element).__name__}, needs a text or an object with `text`")
             return None
-        if not isinstance(element.get("text"), str):
+        text = element.get("text")
+        if not isinstance(text, str):
             found = ", ".join(map(str, element)) or "none"
             self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
             return None
         before = self.faults.noted
-        text = text_of(element, "text", self.where, self.line, self.faults) or ""
+        encodable(text, f"{place}.text", self.where, self.line, self.faults)
         title = optional_text(element, "title", self.where, self.line, self.faults)
         self.titles += bool(title.strip())
         key = self._document_id(element, id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rankwright.examples import Collection
 from rankwright.group_builder import content_id
 from rankwright.registry import Registry
+from rankwright.text_store import TextBuilder
 
 RowWriter = Callable[[Collection], Iterator[dict[str, Any]]]
 WRITERS: Registry[RowWriter] = Registry("format", hyphens=True)
@@ -60,7 +62,8 @@ def losses(collection: Collection, format: str) -> Losses:
     if "instruction" not in holds:
         found.add("instruction", collection.instruction is not None)
     if "documents" not in holds:
-        found.add("documents that no query judges", len(set(collection.corpus) - {d for _, d, _ in judged}))
+        known = {d for _, d, _ in judged}
+        found.add("documents that no query judges", sum(d not in known for d in collection.corpus))
     unjudged = {q for q in collection.queries if not collection.qrels.get(q)}
     if "queries" not in holds:
         found.add("queries that nobody judged", len(unjudged))
@@ -68,7 +71,7 @@ def losses(collection: Collection, format: str) -> Losses:
         lonely = sum(not collection.positives(q) for q in collection.queries if q not in unjudged)
         found.add("queries without a relevant document", lonely)
     if "ids" not in holds:
-        texts = (*collection.corpus.items(), *collection.queries.items())
+        texts = itertools.chain(collection.corpus.items(), collection.queries.items())
         found.add("ids, made anew from the texts when read", sum(key != content_id(text) for key, text in texts))
     if format == "triplets":
         alone = [q for q in collection.queries if collection.positives(q) and not negatives(collection, q)]
@@ -78,7 +81,11 @@ def losses(collection: Collection, format: str) -> Losses:
 
 def without_ids(collection: Collection, found: Losses) -> Collection:
     """The set as a reader without ids makes it: equal texts are one; of two labels the higher stays."""
-    documents = {d: content_id(text) for d, text in collection.corpus.items()}
+    documents: dict[str, str] = {}
+    corpus = TextBuilder()
+    for d, text in collection.corpus.items():
+        documents[d] = content_id(text)
+        corpus.add(documents[d], text)
     queries = {q: content_id(text) for q, text in collection.queries.items()}
     qrels: dict[str, dict[str, float]] = {}
     scores: dict[str, dict[str, float]] = {}
@@ -94,7 +101,7 @@ def without_ids(collection: Collection, found: Losses) -> Collection:
     found.add("queries with the text of another, written as one", len(queries) - len(set(queries.values())))
     return replace(
         collection,
-        corpus={documents[d]: text for d, text in collection.corpus.items()},
+        corpus=corpus.finish(),
         queries={queries[q]: text for q, text in collection.queries.items()},
         qrels=qrels,
         teacher_scores=scores,

@@ -225,7 +225,7 @@ def identifier(row: Row, names: tuple[str, ...], where: object, line: int, fault
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value.strip():
-        return value if _encodable(value, names[0], where, line, faults) else None
+        return value if encodable(value, names[0], where, line, faults) else None
     faults.add(where, line, f"`{names[0]}` is {value!r}, needs a text or a whole number")
     return None
 
@@ -236,12 +236,12 @@ def text_of(row: Row, name: str, where: object, line: int, faults: Faults) -> st
     if value is None:
         return None
     if isinstance(value, str):
-        return value if _encodable(value, name, where, line, faults) else None
+        return value if encodable(value, name, where, line, faults) else None
     faults.add(where, line, f"`{name}` has type {type(value).__name__}, needs a text")
     return None
 
 
-def _encodable(value: str, name: str, where: object, line: int, faults: Faults) -> bool:
+def encodable(value: str, name: str, where: object, line: int, faults: Faults) -> bool:
     """Whether the text can be written at all: JSON allows half of a character (a lone surrogate), UTF-8 does not."""
     try:
         value.encode("utf-8")

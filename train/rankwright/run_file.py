@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rankwright import console
@@ -65,11 +65,36 @@ def _nothing(found: set[str], queries: set[str]) -> str:
     return "none of its documents" if found & queries else f"none of its queries, such as {min(found)!r}"
 
 
-def spelled(ids: Iterable[str], where: str) -> dict[str, str]:
-    """How a run file spells an id -> the id. Raises UserError for two ids that it spells alike; where: of the set."""
-    found: dict[str, str] = {}
+class Spelled(Mapping[str, str]):
+    """How a run file spells an id -> the id. What is held is the ids that it spells in another way."""
+
+    def __init__(self, ids: Mapping[str, object], changed: Mapping[str, str]) -> None:
+        self._ids, self._changed = ids, changed
+
+    def __getitem__(self, spelling: str) -> str:
+        if spelling in self._changed:
+            return self._changed[spelling]
+        if spelling in self._ids and trec_column(spelling) == spelling:
+            return spelling
+        raise KeyError(spelling)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(trec_column, self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
+def spelled(ids: Mapping[str, object], where: str) -> Spelled:
+    """The run file's spelling of ids. Raises UserError for two ids that it spells alike; where: of the set."""
+    changed: dict[str, str] = {}
     for identifier in ids:
-        other = found.setdefault(trec_column(identifier), identifier)
+        spelling = trec_column(identifier)
+        if spelling == identifier:
+            continue
+        other = changed.setdefault(spelling, identifier)
+        if other == identifier and spelling in ids:
+            other = spelling
         if other != identifier:
             raise UserError(f"{where}: a run file spells the ids {other!r} and {identifier!r} alike: rename one")
-    return found
+    return Spelled(ids, changed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from rankwright.errors import UserError
 from rankwright.examples import Collection
+from rankwright.keyed_texts import read_some, text_key
 from rankwright.ranking import stable_hash
 
 MOST_EXAMPLES = 5
@@ -20,6 +21,11 @@ QueryPlace = tuple[int, str]
 def normalised(text: str) -> str:
     """A text without what does not make it another text: NFKC, casefold, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def normalised_key(text: str) -> bytes:
+    """16 bytes that stand for a normalised text: of many texts it is all that is held."""
+    return text_key(normalised(text))
 
 
 def group_keys(collection: Collection, query_id: str) -> frozenset[str]:
@@ -176,16 +182,16 @@ class OverlapReport:
 def overlap(train: Collection, test: Collection) -> OverlapReport:
     """Queries, relevant pairs and relevant documents of `test` that `train` has too."""
     # Reversed, so that of twins the smallest id is the example, whatever the order of the file.
-    train_queries = {normalised(train.queries[q]): q for q in sorted(train.queries, reverse=True)}
+    train_queries = {normalised_key(train.queries[q]): q for q in sorted(train.queries, reverse=True)}
     train_positives = _positive_texts(train)
     by_text = {train_positives[d]: d for d in reversed(train_positives)}
     train_pairs = {
-        (normalised(train.queries[q]), train_positives[d]) for q in train.queries for d in train.positives(q)
+        (normalised_key(train.queries[q]), train_positives[d]) for q in train.queries for d in train.positives(q)
     }
     queries, pairs, seen = [], [], []
     test_positives = _positive_texts(test)
     for query_id, query in test.queries.items():
-        text = normalised(query)
+        text = normalised_key(query)
         if text in train_queries:
             queries.append((query_id, train_queries[text]))
         positives = test.positives(query_id)
@@ -206,7 +212,7 @@ def overlap(train: Collection, test: Collection) -> OverlapReport:
     )
 
 
-def _positive_texts(collection: Collection) -> dict[str, str]:
-    """Id -> normalised text of the documents that are relevant to any query, in the order of their ids."""
+def _positive_texts(collection: Collection) -> dict[str, bytes]:
+    """Id -> normalised_key of the documents that are relevant to any query, in the order of their ids."""
     ids = sorted({d for q in collection.queries for d in collection.positives(q)})
-    return {d: normalised(collection.corpus[d]) for d in ids}
+    return {d: normalised_key(text) for d, text in read_some(collection.corpus, ids)}

@@ -10,6 +10,7 @@ import numpy as np
 
 from rankwright.control import control_tokens, neutralise
 from rankwright.examples import Collection
+from rankwright.keyed_texts import get_many
 from rankwright.prompts import PromptEncoder
 from rankwright.ranking import stable_hash
 
@@ -23,13 +24,14 @@ Advance = Callable[[int], None]
 
 def document_lengths(corpus: Mapping[str, str], encoder: PromptEncoder, advance: Advance) -> dict[str, int]:
     """Document id -> tokens as in a prompt, not cut; of at most MOST_DOCUMENTS, which a hash of the id chooses."""
-    ids = list(corpus)
-    if len(ids) > MOST_DOCUMENTS:
-        ids = heapq.nsmallest(MOST_DOCUMENTS, ids, key=lambda d: stable_hash("token lengths", d))
+    if len(corpus) > MOST_DOCUMENTS:
+        ids = heapq.nsmallest(MOST_DOCUMENTS, corpus, key=lambda d: stable_hash("token lengths", d))
+    else:
+        ids = list(corpus)
     lengths: dict[str, int] = {}
     for start in range(0, len(ids), BATCH):
         part = ids[start : start + BATCH]
-        lengths |= zip(part, map(len, encoder.encode_documents([corpus[d] for d in part])), strict=True)
+        lengths |= zip(part, map(len, encoder.encode_documents(get_many(corpus, part))), strict=True)
         advance(len(part))
     return lengths
 

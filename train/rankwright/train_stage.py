@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rankwright.evaluate import HEADLINE, measure, rerank
 from rankwright.examples import Collection
 from rankwright.guards import stop_on_signals
 from rankwright.instructions import frozen_instruction
+from rankwright.keyed_texts import Joined, KeyedTexts
 from rankwright.loop import fit
 from rankwright.losses import bind_loss, needs_positive
 from rankwright.mix_file import describe_mix, write_mix
@@ -122,19 +123,25 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
     """The token ids of all that training and the evaluation on dev can draw."""
     queries: dict[str | None, set[str]] = {}
-    documents = set[str]()
+    corpora: list[Mapping[str, str]] = []
+    drawn: set[str] = set()
     pools = mining.read_negatives(run.path / "negatives.jsonl")
     for collection in map(qualified, read_split(run.path / "data", "train")):
         queries.setdefault(collection.instruction, set()).update(collection.queries.values())
         for query_id in collection.queries:
-            drawn = [*collection.positives(query_id), *(n.document_id for n in pools.get(query_id, ()))]
-            documents |= {collection.corpus[d] for d in drawn}
+            documents = [*collection.positives(query_id), *(n.document_id for n in pools.get(query_id, ()))]
+            drawn |= {f"{len(corpora)}/{d}" for d in documents}
+        corpora.append(collection.corpus)
     candidates = mining.read_candidates(run.path / "dev_candidates.jsonl")
     for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")]):
         queries.setdefault(collection.instruction, set()).update(collection.queries[q] for q in query_ids)
-        documents |= {collection.corpus[c.document_id] for q in query_ids for c in candidates.get(q, ())}
-    with console.progress("tokenise", sum(map(len, queries.values())) + len(documents)) as advance:
-        return token_store(run.path / "tokens", encoder, queries, documents, advance)
+        drawn |= {f"{len(corpora)}/{c.document_id}" for q in query_ids for c in candidates.get(q, ())}
+        corpora.append(collection.corpus)
+    del pools, candidates
+    # Texts are read again where they are tokenised: what training can draw need not fit into memory.
+    texts = KeyedTexts(Joined(corpora), drawn)
+    with console.progress("tokenise", sum(map(len, queries.values())) + len(texts)) as advance:
+        return token_store(run.path / "tokens", encoder, queries, texts, advance)
 
 
 def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSource:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rankwright.errors import UserError
+from rankwright.keyed_texts import KeyedTexts, text_key
 
 # Texts that are encoded between two writes: what a kill can lose.
 SHARD_TEXTS = 1024
@@ -28,11 +29,6 @@ def cache_folder() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
-
-
-def text_key(text: str) -> bytes:
-    """16 bytes that stand for a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 class VectorStore:
@@ -75,11 +71,13 @@ class VectorStore:
 
     def encode_missing(self, texts: Sequence[str], encode: Encode, advance: Callable[..., None]) -> int:
         """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept."""
-        # Longest first: what does not fit into memory fails at the start. A set, so that order does not matter.
-        missing = sorted((t for t in set(texts) if t not in self), key=lambda t: (-len(t), t))
+        distinct = KeyedTexts.of(texts)
+        # Longest first: what does not fit into memory fails at the start. Then by key, so that order does not matter.
+        missing = [place for place, key in enumerate(distinct.keys) if key not in self._place]
+        missing.sort(key=lambda place: -distinct.lengths[place])
         advance(0)
         for start in range(0, len(missing), SHARD_TEXTS):
-            shard = missing[start : start + SHARD_TEXTS]
+            shard = distinct.take(missing[start : start + SHARD_TEXTS])
             vectors, cut = encode(shard)
             if not np.isfinite(vectors).all():
                 bad = shard[int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])]
@@ -108,12 +106,16 @@ class VectorStore:
             draft.unlink(missing_ok=True)
         return path
 
+    def missing(self, texts: KeyedTexts) -> int:
+        """How many of these are not there."""
+        return sum(key not in self._place for key in texts.keys)
+
     def read(self, texts: Sequence[str]) -> Any:
         """float32 [texts, size] of texts that are all there."""
-        return np.stack(self._column(texts, "vector")) if texts else np.zeros((0, 0), dtype=np.float32)
+        return np.stack(self._column(_keys(texts), "vector")) if texts else np.zeros((0, 0), dtype=np.float32)
 
-    def _column(self, texts: Sequence[str], name: str) -> list[Any]:
-        places = [self._place[text_key(text)] for text in texts]
+    def _column(self, keys: Sequence[bytes], name: str) -> list[Any]:
+        places = [self._place[key] for key in keys]
         found: list[Any] = [None] * len(places)
         # File by file, each closed again: a large corpus has more of them than a process may hold open.
         by_shard: dict[int, list[int]] = {}
@@ -127,12 +129,17 @@ class VectorStore:
 
     def chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
         """(place of the first, vectors) of CHUNK_TEXTS texts after another."""
-        for start in range(0, len(texts), CHUNK_TEXTS):
-            yield start, self.read(texts[start : start + CHUNK_TEXTS])
+        keys = _keys(texts)
+        for start in range(0, len(keys), CHUNK_TEXTS):
+            yield start, np.stack(self._column(keys[start : start + CHUNK_TEXTS], "vector"))
 
     def cut(self, texts: Sequence[str]) -> int:
         """How many of these texts the model read only the start of."""
-        return sum(map(bool, self._column(texts, "cut")))
+        return sum(map(bool, self._column(_keys(texts), "cut")))
+
+
+def _keys(texts: Sequence[str]) -> list[bytes]:
+    return texts.keys if isinstance(texts, KeyedTexts) else [text_key(text) for text in texts]
 
 
 def _rows(path: Path) -> Any:
