@@ -43,7 +43,7 @@ LADDER = (
     "fusion",
     "first_stages",
     "loading cards splits layout tokens data_files bake",
-    "pooling attention",
+    "pooling attention filters",
     "blocks",
     "model",
     "sharding",

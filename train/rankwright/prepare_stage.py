@@ -125,9 +125,7 @@ def mine(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     for collection in train:
         console.say(f"  {collection.name}: BM25 over {len(collection.corpus):,} documents")
         found = retrieve(recipe, "bm25", collection.corpus, collection.queries, recipe.mine.depth)
-        mined = mining.mine_pools(
-            collection, found, source="bm25", first_rank=recipe.mine.first_rank, depth=recipe.mine.depth
-        )
+        mined = mining.mine_pools(collection, found, source="bm25", first_rank=1, depth=recipe.mine.depth)
         candidates |= found
         pools |= mined.pools
         for reason, count in mined.counts.items():
