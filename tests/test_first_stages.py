@@ -58,9 +58,9 @@ def test_a_short_fusion_is_the_start_of_a_long_one(tmp_path: Path, monkeypatch: 
     encoder = make_tiny_encoder(tmp_path / "encoder")
     wanted = recipe(dense={"model": str(encoder)})
     corpus = {f"d{i}": " ".join(random.Random(i).choices(["bond", "loan", "court", "river"], k=5)) for i in range(40)}
-    long, short = (retriever(wanted, "fusion", depth)(corpus, QUERIES) for depth in (30, 4))
+    long, short = (retriever(wanted, "fusion", depth)(corpus)(QUERIES) for depth in (30, 4))
     assert {q: found[:4] for q, found in long.items()} == short
-    parts = [retriever(wanted, name, 200)(corpus, QUERIES) for name in ("bm25", "dense")]
+    parts = [retriever(wanted, name, 200)(corpus)(QUERIES) for name in ("bm25", "dense")]
     assert reciprocal_rank_fusion(parts, depth=30) == long
 
 
@@ -86,7 +86,7 @@ def test_what_a_run_file_lacks_or_has_too_much_is_counted(tmp_path: Path, capsys
         *("q1 Q0 d2 1 0.5 x", "q1 Q0 d1 2 0.7 x", "q1 Q0 d4 3 0.1 x", "q1 Q0 gone 4 0.9 x"),
         *("q3 Q0 d4 1 1 x", "other Q0 d1 1 1 x"),
     )
-    lists = run(CORPUS, QUERIES, depth=2, path=path)
+    lists = run(CORPUS, depth=2, path=path)(QUERIES)
     assert [c.document_id for c in lists["q1"]] == ["d1", "d2"]
     assert lists["q 2"] == []
     said = " ".join(capsys.readouterr().out.split())
@@ -116,14 +116,14 @@ def test_what_a_run_file_lacks_or_has_too_much_is_counted(tmp_path: Path, capsys
 def test_a_run_file_that_is_of_no_use_is_one_line(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
     path = write(tmp_path / "x.run", *lines)
     with pytest.raises(UserError, match=message) as caught:
-        run(CORPUS, QUERIES, depth=5, path=path)
+        run(CORPUS, depth=5, path=path)(QUERIES)
     assert "\n" not in str(caught.value)
 
 
 def test_ids_that_a_run_file_spells_alike_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.run", "q1 Q0 d%203 1 1 t")
     with pytest.raises(UserError, match="alike"):
-        run({**CORPUS, "d%203": "x"}, QUERIES, depth=5, path=path)
+        run({**CORPUS, "d%203": "x"}, depth=5, path=path)(QUERIES)
 
 
 def recipe(**sections: Any) -> Recipe:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Annotated
 
+import numpy as np
+from pydantic import Field
+
+from rankwright.errors import UserError
 from rankwright.examples import Collection
+from rankwright.ranking import stable_hash
 from rankwright.registry import Registry
 from rankwright.retrieve import Candidate
+from rankwright.splits import normalised
 
+_WORD = re.compile(r"\w+")
+_CODE_WORD = re.compile(r"\w+|[^\w\s]")
 # Query id -> document ids, to query id -> document id -> raw score: the cross-encoder of mine.teacher.
 Teacher = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Mapping[str, float]]]
 
@@ -58,3 +70,154 @@ class Decided:
 FILTERS: Registry[Callable[..., Decided]] = Registry("filter")
 # These, and all filters after the first of them, are called once with all queries of a set.
 ACROSS_QUERIES = frozenset({"max_reuse"})
+
+
+def bind_filters(options: Mapping[str, Mapping[str, object]]) -> dict[str, Callable[[MiningView], Decided]]:
+    """The filters of `mine.filters` with their options fixed, in their order. Raises UserError for an unknown one."""
+    return {name: FILTERS.bind(name, values) for name, values in options.items()}
+
+
+def split_filters(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(those that decide each query alone, the first that looks across queries and all after it)."""
+    order = list(names)
+    first = next((n for n, name in enumerate(order) if name in ACROSS_QUERIES), len(order))
+    return order[:first], order[first:]
+
+
+@FILTERS.register
+def rank_window(
+    view: MiningView, *, first: Annotated[int, Field(ge=1)] = 1, last: Annotated[int, Field(ge=1)] | None = None
+) -> Decided:
+    """Removes candidates before rank `first` and after rank `last`, by the retriever's ranks.
+
+    Raises UserError when last < first.
+    """
+    if last is not None and last < first:
+        raise UserError(f"filter 'rank_window': first {first}, last {last}: nothing lies between them")
+    return Decided(
+        {
+            query_id: {
+                c.document_id: "outside_window"
+                for c in candidates
+                if c.rank < first or (last is not None and c.rank > last)
+            }
+            for query_id, candidates in view.candidates.items()
+        }
+    )
+
+
+@FILTERS.register
+def margin(
+    view: MiningView,
+    *,
+    absolute: Annotated[float, Field(ge=0)] | None = None,
+    relative_to_spread: Annotated[float, Field(ge=0)] | None = None,
+) -> Decided:
+    """Removes candidates whose score is above that of the query's best relevant document, less a margin.
+
+    absolute: the margin in the retriever's own scores, or relative_to_spread: in interquartile ranges of the
+    query's retrieved scores. Never a share of a score, which turns round where scores are negative. The best
+    relevant document counts: beside one that the retriever found late, all its other hits would look too good.
+    A query none of whose relevant documents was retrieved keeps its candidates, and is counted.
+    Notes: how far below the best relevant document a candidate is. Source: de Souza Moreira et al. 2024
+    (NV-Retriever, arXiv 2407.15831), whose margins this replaces by ones that hold for any sign.
+    """
+    if (absolute is None) == (relative_to_spread is None):
+        raise UserError("filter 'margin': give exactly one of absolute, relative_to_spread")
+    removed: dict[str, dict[str, str]] = {}
+    notes: dict[str, dict[str, float]] = {}
+    unknown = 0
+    for query_id, candidates in view.candidates.items():
+        positives = view.collection.positives(query_id)
+        best = max((c.score for c in view.retrieved[query_id] if c.document_id in positives), default=None)
+        if best is None:
+            unknown += bool(positives)
+            continue
+        wide = absolute if absolute is not None else (relative_to_spread or 0.0) * _spread(view.retrieved[query_id])
+        notes[query_id] = {c.document_id: best - c.score for c in candidates}
+        removed[query_id] = {d: "above_margin" for d, below in notes[query_id].items() if below < wide}
+    return Decided(removed, notes, counts={"queries without a retrieved relevant document, no margin": unknown})
+
+
+def _spread(candidates: Sequence[Candidate]) -> float:
+    """Interquartile range of the scores."""
+    low, high = np.percentile([c.score for c in candidates], (25, 75))
+    return float(high - low)
+
+
+@FILTERS.register
+def same_group(view: MiningView) -> Decided:
+    """Removes documents of the same group (filing, case, repository: the set's group_key) as a relevant document."""
+    groups = view.collection.document_groups
+    removed = {}
+    for query_id, candidates in view.candidates.items():
+        taken = {groups[d] for d in view.collection.positives(query_id) if d in groups}
+        removed[query_id] = {c.document_id: "same_group" for c in candidates if groups.get(c.document_id) in taken}
+    return Decided(removed)
+
+
+@FILTERS.register
+def near_duplicate(
+    view: MiningView,
+    *,
+    jaccard: Annotated[float, Field(gt=0, le=1)] = 0.8,
+    words: Annotated[int, Field(ge=1)] = 3,
+) -> Decided:
+    """Removes documents of nearly the text of a relevant one: Jaccard similarity of their runs of `words` words.
+
+    A query has few relevant documents, so every pair is compared exactly and nothing is estimated. Case, white
+    space and punctuation do not count, except with mine.code. Notes: the similarity, of what is removed.
+    Source: Broder 1997.
+    """
+    corpus, code = view.collection.corpus, view.code
+    removed: dict[str, dict[str, str]] = {}
+    notes: dict[str, dict[str, float]] = {}
+
+    @cache
+    def of(document_id: str) -> frozenset[int]:
+        return shingles(corpus[document_id], words, code=code)
+
+    for query_id, candidates in view.candidates.items():
+        relevant = [of(d) for d in view.collection.positives(query_id)]
+        for candidate in candidates:
+            found = of(candidate.document_id)
+            near = max((_jaccard(found, other) for other in relevant), default=0.0)
+            if near >= jaccard:
+                removed.setdefault(query_id, {})[candidate.document_id] = "near_duplicate_of_positive"
+                notes.setdefault(query_id, {})[candidate.document_id] = round(near, 4)
+    return Decided(removed, notes)
+
+
+def shingles(text: str, words: int, *, code: bool = False) -> frozenset[int]:
+    """Hashes of all runs of `words` words of a text, of the whole text where it is shorter.
+
+    code: each sign is a word too. Hashes are Python's of tuples of CRCs, the same in every process.
+    """
+    spelled = _CODE_WORD.findall(text) if code else _WORD.findall(normalised(text))
+    numbers = [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in spelled]
+    last = max(1, len(numbers) - words + 1)
+    return frozenset(hash(tuple(numbers[start : start + words])) for start in range(last))
+
+
+def _jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
+
+
+@FILTERS.register
+def max_reuse(view: MiningView, *, most: Annotated[int, Field(ge=1)]) -> Decided:
+    """Leaves a document in at most `most` pools of its set: those where it ranks best, ties by a hash with the seed.
+
+    Judged negatives do not count. Documents that answer everything half (a table of contents, a licence) fill pools
+    otherwise. A stricter filter before this one can free a place, and so let another query keep the document.
+    """
+    uses: dict[str, list[tuple[int, int, str]]] = {}
+    for query_id, candidates in view.candidates.items():
+        for c in candidates:
+            key = (c.rank, stable_hash("reuse", view.seed, query_id, c.document_id), query_id)
+            uses.setdefault(c.document_id, []).append(key)
+    removed: dict[str, dict[str, str]] = {query_id: {} for query_id in view.candidates}
+    for document_id, pools in uses.items():
+        for _, _, query_id in sorted(pools)[most:]:
+            removed[query_id][document_id] = "reused"
+    return Decided(removed)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rankwright.errors import UserError, did_you_mean
 from rankwright.recipe import Recipe
-from rankwright.retrieve import RETRIEVERS, Candidate
+from rankwright.retrieve import RETRIEVERS, Candidate, Searcher
 
 # In the order of every table; each is a registered retriever, in the module beside it.
 MODULES = {"bm25": "retrieve", "dense": "dense", "fusion": "fusion", "run": "run_file"}
@@ -83,8 +83,8 @@ def _check_dense(model: str) -> list[str]:
     return faults
 
 
-def retriever(recipe: Recipe, name: str, depth: int, run_file: Path | None = None) -> Callable[..., Any]:
-    """The first stage `name` with the recipe's settings: called with corpus and queries, as all retrievers are."""
+def retriever(recipe: Recipe, name: str, depth: int, run_file: Path | None = None) -> Callable[..., Searcher]:
+    """The first stage `name` with the recipe's settings: called with a corpus, as all retrievers are."""
     bm25: dict[str, Any] = {"language": recipe.mine.language, "code": recipe.mine.code}
     dense = {} if recipe.dense is None else recipe.dense.model_dump()
     options = {"bm25": bm25, "dense": dense, "fusion": {"bm25": bm25, "dense": dense}, "run": {"path": run_file}}
@@ -101,5 +101,4 @@ def retrieve(
     run_file: Path | None = None,
 ) -> dict[str, list[Candidate]]:
     """A first stage's candidates for the queries."""
-    found: dict[str, list[Candidate]] = retriever(recipe, name, depth, run_file)(corpus, queries)
-    return found
+    return retriever(recipe, name, depth, run_file)(corpus)(queries)

@@ -73,12 +73,18 @@ class VectorStore:
         for row, key in enumerate(keys):
             self._place.setdefault(key, (len(self._shards) - 1, row))
 
-    def encode_missing(self, texts: Sequence[str], encode: Encode, advance: Callable[..., None]) -> int:
-        """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept."""
+    def encode_missing(
+        self, texts: Sequence[str], encode: Encode, advance: Callable[..., None], part: tuple[int, int] = (0, 1)
+    ) -> int:
+        """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept.
+
+        part: (this process, processes) of those that share the work, each file made by one of them.
+        """
         # Longest first: what does not fit into memory fails at the start. A set, so that order does not matter.
         missing = sorted((t for t in set(texts) if t not in self), key=lambda t: (-len(t), t))
         advance(0)
-        for start in range(0, len(missing), SHARD_TEXTS):
+        own = range(part[0] * SHARD_TEXTS, len(missing), part[1] * SHARD_TEXTS)
+        for start in own:
             shard = missing[start : start + SHARD_TEXTS]
             vectors, cut = encode(shard)
             if not np.isfinite(vectors).all():
@@ -88,7 +94,7 @@ class VectorStore:
                 )
             self._add(self._write(shard, np.asarray(vectors, dtype=np.float32), cut))
             advance(len(shard))
-        return len(missing)
+        return sum(min(SHARD_TEXTS, len(missing) - start) for start in own)
 
     def _write(self, texts: Sequence[str], vectors: Any, cut: Any) -> Path:
         kind = np.dtype([("key", "V16"), ("cut", "?"), ("vector", "<f4", (vectors.shape[1],))])
@@ -110,19 +116,21 @@ class VectorStore:
 
     def read(self, texts: Sequence[str]) -> Any:
         """float32 [texts, size] of texts that are all there."""
-        return np.stack(self._column(texts, "vector")) if texts else np.zeros((0, 0), dtype=np.float32)
+        return self._column(texts, "vector") if texts else np.zeros((0, 0), dtype=np.float32)
 
-    def _column(self, texts: Sequence[str], name: str) -> list[Any]:
-        places = [self._place[text_key(text)] for text in texts]
-        found: list[Any] = [None] * len(places)
+    def _column(self, texts: Sequence[str], name: str) -> Any:
         # File by file, each closed again: a large corpus has more of them than a process may hold open.
-        by_shard: dict[int, list[int]] = {}
-        for number, (shard, _) in enumerate(places):
-            by_shard.setdefault(shard, []).append(number)
-        for shard, numbers in by_shard.items():
-            column = _rows(self._shards[shard])[name][[places[n][1] for n in numbers]]
-            for number, value in zip(numbers, column, strict=True):
-                found[number] = value
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for number, text in enumerate(texts):
+            shard, row = self._place[text_key(text)]
+            by_shard.setdefault(shard, []).append((number, row))
+        found: Any = None
+        for shard, places in by_shard.items():
+            column = _rows(self._shards[shard])[name]
+            if found is None:
+                found = np.empty((len(texts), *column.shape[1:]), dtype=column.dtype)
+            numbers, rows = zip(*places, strict=True)
+            found[list(numbers)] = column[list(rows)]
         return found
 
     def chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -132,7 +140,7 @@ class VectorStore:
 
     def cut(self, texts: Sequence[str]) -> int:
         """How many of these texts the model read only the start of."""
-        return sum(map(bool, self._column(texts, "cut")))
+        return int(self._column(texts, "cut").sum()) if texts else 0
 
 
 def _rows(path: Path) -> Any:
