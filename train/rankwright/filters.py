@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -54,13 +54,14 @@ class Decided:
 
     removed: query id -> document id -> reason code (snake_case); only of `candidates`
     notes: query id -> document id -> a number that negatives.jsonl and removed.jsonl keep under the filter's name
-    labels: query id -> document id -> the label that the document is trained with, in place of 0
+    labels: query id -> document id -> the label that the document is trained with, in place of 0; None: not known, so
+        that only losses of a teacher's scores see the document
     counts: what else is to be said, in words -> how many
     """
 
     removed: Mapping[str, Mapping[str, str]]
     notes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    labels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -221,3 +222,39 @@ def max_reuse(view: MiningView, *, most: Annotated[int, Field(ge=1)]) -> Decided
         for _, _, query_id in sorted(pools)[most:]:
             removed[query_id][document_id] = "reused"
     return Decided(removed)
+
+
+@FILTERS.register
+def teacher(
+    view: MiningView,
+    *,
+    margin: float = 0.0,
+    above: Literal["drop", "promote", "soft"] = "drop",
+    positive: Literal["best", "lowest"] = "best",
+    label: Annotated[float, Field(gt=0)] = 1.0,
+) -> Decided:
+    """What mine.teacher scores above a query's relevant document, less a margin, is dropped, promoted or soft.
+
+    margin: in the teacher's raw scores; below 0, only what is clearly above. positive: which of several relevant
+    documents counts, by the teacher; beside the lowest, one that the teacher misjudges empties a pool.
+    drop: removed. promote: kept as relevant with `label`. soft: kept without a label, for losses of a teacher's scores
+    alone. A query without a relevant document keeps its candidates. Notes: the teacher's score of each candidate.
+    Source: Qu et al. 2021 (RocketQA, arXiv 2010.08191: drop), Ren et al. 2021 (RocketQAv2, arXiv 2110.07367: soft).
+    Raises UserError without mine.teacher.
+    """
+    if view.teacher is None:
+        raise UserError("filter 'teacher': needs mine.teacher: {name, kind, model}")
+    relevant = {q: list(view.collection.positives(q)) for q in view.candidates}
+    wanted = {q: [*relevant[q], *(c.document_id for c in found)] for q, found in view.candidates.items()}
+    scores = view.teacher(wanted)
+    choose = max if positive == "best" else min
+    notes = {q: {c.document_id: scores[q][c.document_id] for c in found} for q, found in view.candidates.items()}
+    too_good = {
+        q: [d for d, score in found.items() if score > choose(scores[q][p] for p in relevant[q]) - margin]
+        for q, found in notes.items()
+        if relevant[q]
+    }
+    if above == "drop":
+        return Decided({q: dict.fromkeys(found, "teacher_above_margin") for q, found in too_good.items()}, notes)
+    given = label if above == "promote" else None
+    return Decided({}, notes, {q: dict.fromkeys(found, given) for q, found in too_good.items()})

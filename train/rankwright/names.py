@@ -43,6 +43,10 @@ def check_names(recipe: Recipe) -> list[str]:
         from rankwright.baselines import check_baselines
 
         faults += check_baselines(recipe)
+    if recipe.mine.teacher is not None:
+        from rankwright.baselines import check_teacher
+
+        faults += check_teacher(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
