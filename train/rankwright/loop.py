@@ -13,7 +13,7 @@ from rankwright.errors import Stopped, UserError
 from rankwright.flops import Utilisation
 from rankwright.gradients import accumulate, clip, prepare
 from rankwright.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
-from rankwright.losses import Loss
+from rankwright.losses import RecipeLoss
 from rankwright.model import RankModel
 from rankwright.optim import make_optimizer, set_learning_rate
 from rankwright.prompts import PromptContract
@@ -27,7 +27,7 @@ def fit(
     source: GroupSource,
     *,
     settings: Train,
-    loss: Loss,
+    loss: RecipeLoss,
     total_steps: int,
     budget_tokens: int,
     seed: int,

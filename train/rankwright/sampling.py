@@ -17,12 +17,16 @@ from rankwright.recipe import Mine
 
 @dataclass(frozen=True, slots=True)
 class TrainGroup:
-    """One query's token ids and the labels of its documents, in the same order; weight: its share in the loss."""
+    """One query's token ids and the labels of its documents, in the same order; weight: its share in the loss.
+
+    teacher: a teacher's raw score of each; all groups of a training have it, or none. NaN: not known.
+    """
 
     query_id: str
     labels: tuple[float, ...]
     encoded: EncodedGroup
     weight: float = 1.0
+    teacher: tuple[float, ...] | None = None
 
 
 class GroupSource:
