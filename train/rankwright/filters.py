@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -20,6 +20,8 @@ from rankwright.retrieve import Candidate
 from rankwright.splits import normalised
 
 _WORD = re.compile(r"\w+")
+# Sets of shingles that are kept: documents come back for query after query.
+DOCUMENTS_AT_ONCE = 4096
 _CODE_WORD = re.compile(r"\w+|[^\w\s]")
 # Query id -> document ids, to query id -> document id -> raw score: the cross-encoder of mine.teacher.
 Teacher = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Mapping[str, float]]]
@@ -46,6 +48,12 @@ class MiningView:
     seed: int = 0
     code: bool = False
     teacher: Teacher | None = None
+
+    def of(
+        self, retrieved: Mapping[str, Sequence[Candidate]], candidates: Mapping[str, Sequence[Candidate]]
+    ) -> MiningView:
+        """The same view with other lists."""
+        return replace(self, retrieved=retrieved, candidates=candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +182,7 @@ def near_duplicate(
     removed: dict[str, dict[str, str]] = {}
     notes: dict[str, dict[str, float]] = {}
 
-    @cache
+    @lru_cache(DOCUMENTS_AT_ONCE)
     def of(document_id: str) -> frozenset[int]:
         return shingles(corpus[document_id], words, code=code)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rankwright.errors import UserError, UserErrors
-from rankwright.recipe import Recipe
+from rankwright.recipe import Mine, Recipe
 
 
 def check_names(recipe: Recipe) -> list[str]:
@@ -38,7 +38,7 @@ def check_names(recipe: Recipe) -> list[str]:
             check()
         except UserError as error:
             faults.append(f"{key}: {error}")
-    faults += check_first_stages(recipe)
+    faults += check_first_stages(recipe) + _check_mining(recipe.mine)
     if recipe.evaluate.baselines:
         from rankwright.baselines import check_baselines
 
@@ -50,4 +50,26 @@ def check_names(recipe: Recipe) -> list[str]:
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
+    return faults
+
+
+def _check_mining(mine: Mine) -> list[str]:
+    """Mistakes of the filters and the sampler: they are tried on nothing, and refuse what they cannot do."""
+    from rankwright.examples import Collection
+    from rankwright.filters import MiningView, bind_filters
+    from rankwright.samplers import DrawKey, bind_sampler
+
+    faults = []
+    nothing = MiningView(
+        Collection("", {}, {}, {}), mine.retriever, {}, {}, teacher=None if mine.teacher is None else lambda pairs: {}
+    )
+    for name, options in mine.filters.items():
+        try:
+            bind_filters({name: options})[name](nothing)
+        except UserError as error:
+            faults.append(f"mine.filters.{name}: {error}")
+    try:
+        bind_sampler(mine.sampler)([], 1, DrawKey(0, 0, "", ""))
+    except UserError as error:
+        faults.append(f"mine.sampler: {error}")
     return faults

@@ -101,13 +101,16 @@ class Pipeline:
         return {located.name: located.run for located in self._located["test"]}
 
     def mine(self) -> None:
-        """Candidates and negatives, after the data stage."""
-        from rankwright.prepare_stage import mine
+        """Candidates and negatives, after the data stage; on many processes as well."""
+        from rankwright.mine_stage import mine
 
-        self.data()
-        if console.is_first_process():
-            outputs = ["negatives.jsonl", "candidates.jsonl", "dev_candidates.jsonl"]
-            self._stage("mine", self.inputs.mine, lambda: mine(self.recipe, self.run), outputs)
+        with self.processes.together():
+            self.data()
+            self.processes.meet()
+            console.heading("mine")
+            run_files = {located.name: located.run for located in self._located["train"]}
+            inputs, shards = self.inputs.mine, self.inputs.shards
+            mine(self.recipe, self.run, inputs=inputs, shards=shards, run_files=run_files, processes=self.processes)
 
     def train(self) -> None:
         """Train, after the stages before; on many processes only the first one prepares."""

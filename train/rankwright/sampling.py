@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from rankwright.batching import epoch_order, step_positions
 from rankwright.errors import UserError
 from rankwright.examples import Collection, Group
-from rankwright.mining import JUDGED, Negative, build_group
+from rankwright.mining import JUDGED, Negative
 from rankwright.prompts import EncodedGroup, PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Mine
+from rankwright.samplers import bind_sampler, build_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class GroupSource:
         self._pools = pools
         self._encoder = encoder
         self._settings = settings
+        self._sampler = bind_sampler(settings.sampler)
         self._seed = seed
         self._pool_id = pool_id
         self._shuffle_labels = shuffle_labels
@@ -84,6 +86,7 @@ class GroupSource:
             seed=self._seed,
             epoch=epoch,
             pool_id=self._pool_id,
+            sampler=self._sampler,
         )
         return self._shuffled(group, epoch) if self._shuffle_labels else group
 

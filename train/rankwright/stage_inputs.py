@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rankwright.filters import split_filters
 from rankwright.first_stages import possible_stages, system_names, training_stage
 from rankwright.recipe import Recipe
 from rankwright.resources import resolve_base
@@ -72,9 +73,26 @@ class StageInputs:
         return {"bm25": self._bm25, "dense": self._dense, "fusion": content_hash(self._bm25, self._dense)}[name]
 
     @cached_property
-    def mine(self) -> str:
+    def shards(self) -> str:
+        """What mining reads and decides a query at a time: candidates, and the filters before those across queries."""
+        mine = self.recipe.mine
+        alone, _ = split_filters(mine.filters)
+        found = [self._retriever(mine.retriever, entry.run) for entry in self.located.get("train", ())]
         dev = self._retriever(training_stage(self.recipe))
-        return content_hash(self._training_data, self.section("mine"), self.recipe.evaluate.depth, dev)
+        teacher = None
+        if mine.teacher is not None:
+            from rankwright.baselines import baseline_inputs
+
+            teacher = baseline_inputs(mine.teacher, self.recipe.prompt)
+        options = [(name, mine.filters[name]) for name in alone]
+        depths = (mine.depth, self.recipe.evaluate.depth)
+        return content_hash(self._training_data, found, dev, depths, options, mine.code, teacher, code_version())
+
+    @cached_property
+    def mine(self) -> str:
+        mine = self.recipe.mine
+        # In their order, which a section's hash does not keep. How a pool is drawn from comes with training.
+        return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives)
 
     @cached_property
     def _base(self) -> str:
@@ -97,7 +115,7 @@ class StageInputs:
     def train(self) -> str:
         # Where numbers are logged and how often weights are saved changes no weight.
         train = {k: v for k, v in self.section("train").items() if k not in ("trackers", "save_every")}
-        return content_hash(self.mine, self.model, self.section("loss"), train)
+        return content_hash(self.mine, self.section("mine"), self.model, self.section("loss"), train)
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:
