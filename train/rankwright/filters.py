@@ -25,6 +25,8 @@ DOCUMENTS_AT_ONCE = 4096
 _CODE_WORD = re.compile(r"\w+|[^\w\s]")
 # Query id -> document ids, to query id -> document id -> raw score: the cross-encoder of mine.teacher.
 Teacher = Callable[[Mapping[str, Sequence[str]]], Mapping[str, Mapping[str, float]]]
+# The set that the ids are of -> its teacher.
+TeacherOf = Callable[[Collection], Teacher]
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,5 +266,6 @@ def teacher(
     }
     if above == "drop":
         return Decided({q: dict.fromkeys(found, "teacher_above_margin") for q, found in too_good.items()}, notes)
-    given = label if above == "promote" else None
-    return Decided({}, notes, {q: dict.fromkeys(found, given) for q, found in too_good.items()})
+    given, words = (label, "promoted") if above == "promote" else (None, "kept as soft labels")
+    labels = {q: dict.fromkeys(found, given) for q, found in too_good.items()}
+    return Decided({}, notes, labels, {words: sum(map(len, labels.values()))})

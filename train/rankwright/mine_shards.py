@@ -12,7 +12,7 @@ from rankwright import console
 from rankwright.atomic import write_lines_atomic
 from rankwright.dense import encode_together
 from rankwright.examples import Collection
-from rankwright.filters import MiningView, Teacher
+from rankwright.filters import MiningView, TeacherOf
 from rankwright.first_stages import retriever
 from rankwright.processes import Processes
 from rankwright.recipe import Recipe
@@ -54,7 +54,7 @@ class Shards:
     inputs: str
     recipe: Recipe
     jobs: Sequence[Job]
-    teacher: Teacher | None = None
+    teacher: TeacherOf | None = None
 
     def path(self, job: Job, number: int) -> Path:
         """Where a shard lies: its name is the hash of what it was made from."""
@@ -107,7 +107,8 @@ class Shards:
     def view(self, job: Job, collection: Collection) -> MiningView:
         """What filters see of a job, without candidates."""
         seed, code = self.recipe.seed, self.recipe.mine.code
-        return MiningView(collection, job.retriever, {}, {}, seed, code, self.teacher)
+        teacher = None if self.teacher is None else self.teacher(collection)
+        return MiningView(collection, job.retriever, {}, {}, seed, code, teacher)
 
     def read(self, job: Job) -> Iterator[Sifted]:
         """The shards of a job, in order, once all are made."""

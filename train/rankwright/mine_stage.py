@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,18 @@ from rich.table import Table
 from rankwright import console
 from rankwright.atomic import lines_atomic
 from rankwright.data_files import qualified, read_split
+from rankwright.examples import Collection
+from rankwright.false_negatives import told_estimate
 from rankwright.fill import filled
-from rankwright.filters import Teacher, bind_filters, split_filters
+from rankwright.filters import TeacherOf, bind_filters, split_filters
 from rankwright.first_stages import training_stage
 from rankwright.mine_shards import Job, Shards
-from rankwright.mining import Negative, candidates_line, negatives_line
+from rankwright.mining import Negative, candidates_line, negatives_line, read_candidates, read_negatives
 from rankwright.processes import Processes
 from rankwright.recipe import Recipe
 from rankwright.run_folder import RunFolder
 from rankwright.sift import Filter, Sifted, apply, pool_of
+from rankwright.teacher import TEACHER_SCORES, Teacher, write_teacher_scores
 
 OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
 # Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.
@@ -43,13 +46,13 @@ def mine(
     shards: str,
     run_files: Mapping[str, Path | None],
     processes: Processes,
-    teacher: Teacher | None = None,
 ) -> None:
     """The whole stage, skipped when it is done with these inputs; every process of the group calls this.
 
     shards: hash of what decides candidates and the filters that look at a query alone; run_files: of training sets.
     """
-    done = run.is_done("mine", inputs) and all((run.path / name).exists() for name in OUTPUTS)
+    outputs = (*OUTPUTS, *([TEACHER_SCORES] if recipe.mine.teacher else []))
+    done = run.is_done("mine", inputs) and all((run.path / name).exists() for name in outputs)
     # All have looked before the first one changes what they look at.
     processes.meet()
     if done:
@@ -59,9 +62,16 @@ def mine(
     if processes.is_first:
         # From here on the files are no longer those of the record.
         run.forget("mine")
-    made = make_shards(recipe, run, inputs=shards, run_files=run_files, processes=processes, teacher=teacher)
+    teacher = None if recipe.mine.teacher is None else Teacher(recipe.mine.teacher, recipe.prompt)
+    of = None if teacher is None else teacher.of
+    made = make_shards(recipe, run, inputs=shards, run_files=run_files, processes=processes, teacher=of)
+    facts = gather(recipe, run, made) if processes.is_first else {}
+    processes.meet()
+    train = [job.collection for job in made.jobs if job.kind == "train"]
+    if teacher is not None:
+        ask_teacher(recipe, run, teacher, train, processes)
     if processes.is_first:
-        facts = gather(recipe, run, made)
+        facts["false_negatives"] = told_estimate(recipe, run, train)
         seconds = time.perf_counter() - started
         run.finish("mine", inputs, seconds=seconds, processes=processes.count, **facts)
         made.forget()
@@ -75,7 +85,7 @@ def make_shards(
     inputs: str,
     run_files: Mapping[str, Path | None],
     processes: Processes,
-    teacher: Teacher | None = None,
+    teacher: TeacherOf | None = None,
 ) -> Shards:
     """Retrieve and filter for every query of train, and retrieve for dev."""
     filters = bind_filters(recipe.mine.filters)
@@ -118,6 +128,26 @@ def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
                         write["removed.jsonl"](line)
                 tally.add(found, pools)
     return tally.told()
+
+
+def ask_teacher(
+    recipe: Recipe, run: RunFolder, teacher: Teacher, train: Sequence[Collection], processes: Processes
+) -> None:
+    """Write teacher.jsonl: scores of all that training can draw; all candidates too, where a refresh may need them."""
+    pools = read_negatives(run.path / "negatives.jsonl")
+    needed = recipe.mine.refresh_steps is not None and "teacher" in recipe.mine.filters
+    candidates = read_candidates(run.path / "candidates.jsonl") if needed else {}
+
+    def wanted(collection: Collection) -> dict[str, list[str]]:
+        found = {}
+        for query_id in collection.queries:
+            pool = [n.document_id for n in pools.get(query_id, ())]
+            others = [c.document_id for c in candidates.get(query_id, ())]
+            found[query_id] = list(dict.fromkeys([*collection.positives(query_id), *pool, *others]))
+        return found
+
+    write_teacher_scores(run.path / TEACHER_SCORES, teacher, train, wanted, processes)
+    console.say(teacher.describe())
 
 
 def _write(write: Callable[[str], object], line: Callable[[str, Any], str], lists: Mapping[str, Any]) -> None:

@@ -13,16 +13,17 @@ from rankwright.errors import UserError
 from rankwright.retrieve import Candidate
 
 T = TypeVar("T")
-JUDGED = "judged"
+JUDGED, PROMOTED = "judged", "promoted"
 
 
 @dataclass(frozen=True, slots=True)
 class Negative:
     """A document taken as not relevant to a query.
 
-    source: the retriever, "judged" or "random"; reason: `unjudged` (retrieved, nobody judged it),
-    `judged_not_relevant` or `fill`. rank (from 1) and score are the retriever's; None for a document that it did not
-    return. decisions: (filter, the number it noted); label: what it is trained with, 0 unless a filter said otherwise.
+    source: the retriever, "judged", "random" or "promoted"; reason: `unjudged` (retrieved, nobody judged it),
+    `judged_not_relevant`, `fill` or `teacher_above_margin`. rank (from 1) and score are the retriever's; None for a
+    document that it did not return. decisions: (filter, the number it noted); label: what it is trained with, 0 unless
+    a filter said otherwise: above 0 it is relevant after all, None where only losses of a teacher's scores may see it.
     """
 
     document_id: str
@@ -31,7 +32,11 @@ class Negative:
     score: float | None
     reason: str
     decisions: tuple[tuple[str, float], ...] = ()
-    label: float = 0.0
+    label: float | None = 0.0
+
+    @property
+    def is_promoted(self) -> bool:
+        return self.label is not None and self.label > 0
 
 
 def write_negatives(path: Path, pools: Mapping[str, Sequence[Negative]]) -> None:
@@ -52,7 +57,7 @@ def _negative_row(negative: Negative) -> dict[str, Any]:
     row: dict[str, Any] = {"document_id": n.document_id, "source": n.source, "rank": n.rank}
     row |= {"score": n.score, "reason": n.reason}
     row |= {"decisions": dict(n.decisions)} if n.decisions else {}
-    return row | ({"label": n.label} if n.label else {})
+    return row | ({"label": n.label} if n.label != 0 else {})
 
 
 def _negative(*, decisions: Mapping[str, float] | None = None, **values: Any) -> Negative:

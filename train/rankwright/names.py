@@ -38,7 +38,7 @@ def check_names(recipe: Recipe) -> list[str]:
             check()
         except UserError as error:
             faults.append(f"{key}: {error}")
-    faults += check_first_stages(recipe) + _check_mining(recipe.mine)
+    faults += check_first_stages(recipe) + _check_mining(recipe.mine) + _check_soft(recipe)
     if recipe.evaluate.baselines:
         from rankwright.baselines import check_baselines
 
@@ -73,3 +73,13 @@ def _check_mining(mine: Mine) -> list[str]:
     except UserError as error:
         faults.append(f"mine.sampler: {error}")
     return faults
+
+
+def _check_soft(recipe: Recipe) -> list[str]:
+    """Soft labels are for losses of a teacher's scores: without one these documents would be in no loss at all."""
+    from rankwright.losses import OF_TEACHER, reads_teacher
+
+    if recipe.mine.filters.get("teacher", {}).get("above") != "soft" or reads_teacher(recipe.loss):
+        return []
+    known = ", ".join(sorted(OF_TEACHER))
+    return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]

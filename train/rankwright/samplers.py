@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rankwright.errors import UserError
 from rankwright.examples import Collection, Group
-from rankwright.mining import Negative
+from rankwright.mining import PROMOTED, Negative
 from rankwright.ranking import stable_hash
 from rankwright.registry import Registry
 
@@ -126,15 +126,22 @@ def build_group(
     epoch: int,
     pool_id: str,
     sampler: Sampler = uniform,
+    teacher: Mapping[str, float] | None = None,
 ) -> Group:
     """A query with up to `positives` relevant documents (labels kept) and up to `negatives` of its pool.
 
-    Relevant documents come first, drawn uniformly; the sampler draws the others.
+    Relevant documents come first, drawn uniformly: judged ones, then those of the pool that were promoted. The sampler
+    draws the others. teacher: document id -> a teacher's score, where there are any.
     """
-    labels = collection.positives(query_id)
+    judged = collection.positives(query_id)
+    labels = {**{n.document_id: float(n.label or 0.0) for n in pool if n.is_promoted}, **judged}
     key = DrawKey(seed, epoch, query_id, pool_id)
-    relevant = sorted(labels, key=lambda d: (stable_hash("draw", "positives", *key, d), d))[:positives]
-    others = sampler(pool, negatives, key)
+
+    def order(document_id: str) -> tuple[bool, int, str]:
+        return document_id not in judged, stable_hash("draw", "positives", *key, document_id), document_id
+
+    relevant = sorted(labels, key=order)[:positives]
+    others = sampler([n for n in pool if not n.is_promoted], negatives, key)
     assert not {n.document_id for n in others} & set(labels), f"query {query_id}: a relevant document in the pool"
     ids = [*relevant, *(n.document_id for n in others)]
     return Group(
@@ -142,7 +149,8 @@ def build_group(
         collection.queries[query_id],
         tuple(ids),
         tuple(collection.corpus[d] for d in ids),
-        tuple([float(labels[d]) for d in relevant] + [n.label for n in others]),
-        tuple(["positive"] * len(relevant) + [n.source for n in others]),
+        tuple([float(labels[d]) for d in relevant] + [math.nan if n.label is None else n.label for n in others]),
+        tuple(["positive" if d in judged else PROMOTED for d in relevant] + [n.source for n in others]),
         collection.weight(query_id),
+        None if teacher is None else tuple(teacher.get(d, math.nan) for d in ids),
     )

@@ -48,7 +48,9 @@ class GroupSource:
         pool_id: str,
         need_positive: bool,
         shuffle_labels: bool = False,
+        teacher_scores: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
+        """teacher_scores: query id -> document id -> a teacher's score; by default those of the sets' own files."""
         self._owner = {q: c for c in collections for q in c.queries}
         assert len(self._owner) == sum(len(c.queries) for c in collections), "query ids are not qualified"
         self._pools = pools
@@ -58,6 +60,10 @@ class GroupSource:
         self._seed = seed
         self._pool_id = pool_id
         self._shuffle_labels = shuffle_labels
+        if teacher_scores is None:
+            teacher_scores = {q: scores for c in collections for q, scores in c.teacher_scores.items()}
+        # All groups have scores, if only NaN, or none has: what a loss does must not depend on its neighbours.
+        self._teacher_scores = teacher_scores or None
         self.query_ids = [q for q in self._owner if self._usable(q, need_positive)]
         self.left_out = len(self._owner) - len(self.query_ids)
         self.cut_queries = self.cut_documents = 0
@@ -72,7 +78,8 @@ class GroupSource:
 
     def _usable(self, query_id: str, need_positive: bool) -> bool:
         positives = len(self._owner[query_id].positives(query_id))
-        negatives = len(self._pool(query_id))
+        pool = self._pool(query_id)
+        negatives = sum(not n.is_promoted for n in pool)
         return (positives > 0 and negatives > 0) if need_positive else positives + negatives > 0
 
     def group(self, query_id: str, epoch: int) -> Group:
@@ -87,6 +94,7 @@ class GroupSource:
             epoch=epoch,
             pool_id=self._pool_id,
             sampler=self._sampler,
+            teacher=None if self._teacher_scores is None else self._teacher_scores.get(query_id, {}),
         )
         return self._shuffled(group, epoch) if self._shuffle_labels else group
 
@@ -97,7 +105,8 @@ class GroupSource:
             key=lambda i: stable_hash("shuffle", self._seed, epoch, group.query_id, i),
         )
         labels = tuple(group.labels[i] for i in order)
-        return dataclasses.replace(group, labels=labels)
+        teacher = None if group.teacher is None else tuple(group.teacher[i] for i in order)
+        return dataclasses.replace(group, labels=labels, teacher=teacher)
 
     def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
         """The groups of step `step` (from 1), tokenised."""
@@ -115,4 +124,4 @@ class GroupSource:
         encoded = self._encoder.encode(group.query, group.documents)
         self.cut_queries += encoded.query_cut
         self.cut_documents += encoded.documents_cut
-        return TrainGroup(group.query_id, group.labels, encoded, group.weight)
+        return TrainGroup(group.query_id, group.labels, encoded, group.weight, group.teacher)

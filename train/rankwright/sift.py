@@ -12,7 +12,7 @@ from typing import Any
 from rankwright.errors import UserError
 from rankwright.examples import Collection
 from rankwright.filters import Decided, MiningView
-from rankwright.mining import JUDGED, Negative
+from rankwright.mining import JUDGED, PROMOTED, Negative
 from rankwright.retrieve import Candidate
 from rankwright.splits import normalised
 
@@ -45,7 +45,7 @@ class Sifted:
     retrieved: dict[str, list[Candidate]]
     removed: dict[str, dict[str, Removed]]
     notes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    labels: dict[str, dict[str, float]] = field(default_factory=dict)
+    labels: dict[str, dict[str, float | None]] = field(default_factory=dict)
     said: Counter[str] = field(default_factory=Counter)
 
     def left(self, query_id: str) -> list[Candidate]:
@@ -124,18 +124,12 @@ def pool_of(collection: Collection, sifted: Sifted, query_id: str, source: str) 
         Negative(d, JUDGED, *_place(found.get(d)), "judged_not_relevant") for d in judged_of(collection, query_id)
     ]
     notes, labels = sifted.notes.get(query_id, {}), sifted.labels.get(query_id, {})
-    unjudged = [
-        Negative(
-            c.document_id,
-            source,
-            c.rank,
-            c.score,
-            "unjudged",
-            tuple(sorted(notes.get(c.document_id, {}).items())),
-            labels.get(c.document_id, 0.0),
-        )
-        for c in sifted.left(query_id)
-    ]
+    unjudged = []
+    for c in sifted.left(query_id):
+        decisions, label = tuple(sorted(notes.get(c.document_id, {}).items())), labels.get(c.document_id, 0.0)
+        reason = "unjudged" if label == 0 else "teacher_above_margin"
+        by = source if label is None or label == 0 else PROMOTED
+        unjudged.append(Negative(c.document_id, by, c.rank, c.score, reason, decisions, label))
     return (*judged, *unjudged)
 
 

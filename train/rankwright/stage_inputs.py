@@ -81,9 +81,9 @@ class StageInputs:
         dev = self._retriever(training_stage(self.recipe))
         teacher = None
         if mine.teacher is not None:
-            from rankwright.baselines import baseline_inputs
+            from rankwright.baselines import TEACHER, baseline_inputs
 
-            teacher = baseline_inputs(mine.teacher, self.recipe.prompt)
+            teacher = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER)
         options = [(name, mine.filters[name]) for name in alone]
         depths = (mine.depth, self.recipe.evaluate.depth)
         return content_hash(self._training_data, found, dev, depths, options, mine.code, teacher, code_version())
@@ -92,7 +92,9 @@ class StageInputs:
     def mine(self) -> str:
         mine = self.recipe.mine
         # In their order, which a section's hash does not keep. How a pool is drawn from comes with training.
-        return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives)
+        # A refresh asks the teacher's filter about all candidates.
+        refreshed = mine.refresh_steps is not None and "teacher" in mine.filters
+        return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives, refreshed)
 
     @cached_property
     def _base(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import torch
 
 from rankwright import console
+from rankwright.atomic import write_lines_atomic
 from rankwright.baselines import TEACHER, baseline_inputs, load_baseline
 from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
 from rankwright.examples import Collection
 from rankwright.pair_scores import PairScores, pair_key
-from rankwright.processes import launched
+from rankwright.processes import Processes, launched
 from rankwright.recipe import Baseline, Prompt
 from rankwright.resources import resolve_base
 from rankwright.run_folder import content_hash
@@ -22,6 +24,10 @@ from rankwright.vectors import cache_folder
 
 # Pairs that are scored by one call and kept together: a kill loses no more, and a scorer sorts so many by length.
 BLOCK_PAIRS = 1024
+# Blocks that a process takes at a time where several write teacher.jsonl together.
+SHARE_BLOCKS = 4
+
+TEACHER_SCORES = "teacher.jsonl"
 
 Wanted = Mapping[str, Sequence[str]]
 Scores = dict[str, dict[str, float]]
@@ -62,7 +68,8 @@ class Teacher:
         stated = collection.instruction
         prompt = self._prompt if stated is None else self._prompt.model_copy(update={"instruction": stated})
         store = self._store(prompt)
-        blocks = [[(q, list(dict.fromkeys(wanted[q]))) for q in block] for block in _blocks(wanted)]
+        store.look()
+        blocks = [[(q, list(dict.fromkeys(wanted[q]))) for q in block] for block in _blocks(wanted, BLOCK_PAIRS)]
         pairs = sum(len(documents) for block in blocks for _, documents in block)
         scored = self.scored
         with console.progress(f"teacher {self.baseline.name}", pairs) as advance:
@@ -110,6 +117,11 @@ class Teacher:
             commit = _commit(self.baseline)
         return content_hash(baseline_inputs(self.baseline, prompt, key=TEACHER), commit, torch.cuda.is_available())
 
+    def describe(self) -> str:
+        """What this process asked for, in one line."""
+        cut = "".join(f", {name.replace('_', ' ')} {count:,}" for name, count in self.cut.items() if count)
+        return f"teacher {self.baseline.name}: {self.scored:,} pairs scored, {self.cached:,} known before{cut}"
+
     @property
     def cut(self) -> dict[str, int]:
         """What the scorer says of texts that it cut in this process; not every kind does."""
@@ -117,6 +129,54 @@ class Teacher:
         names = {"documents_cut": "cut_documents", "queries_cut": "cut_queries"}
         found = {name: getattr(scorer, attribute, None) for name, attribute in names.items()}
         return {name: count for name, count in found.items() if isinstance(count, int)}
+
+
+def write_teacher_scores(
+    path: Path,
+    teacher: Teacher,
+    collections: Sequence[Collection],
+    wanted: Callable[[Collection], Wanted],
+    processes: Processes,
+) -> None:
+    """JSONL, a query a line, by query id: `query_id, scores: {document id: raw score}`.
+
+    Every process of the group calls this: each scores its share of the queries, the first one writes. Ids of the
+    collections are qualified.
+    """
+    asked = [(collection, wanted(collection)) for collection in collections]
+    shares = [
+        (collection, {q: pairs[q] for q in block})
+        for collection, pairs in asked
+        for block in _blocks(pairs, SHARE_BLOCKS * BLOCK_PAIRS)
+    ]
+    for collection, share in shares[processes.rank :: processes.count]:
+        processes.look()
+        teacher.of(collection)(share)
+    processes.meet()
+    if processes.is_first:
+        scores: Scores = {}
+        for collection, share in shares:
+            scores |= teacher.of(collection)(share)
+        rows = ({"query_id": q, "scores": scores[q]} for q in sorted(scores))
+        write_lines_atomic(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows))
+
+
+def read_teacher_scores(path: Path) -> Scores:
+    """What write_teacher_scores wrote. Raises UserError with file and line for anything else."""
+    scores: Scores = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line)
+                    scores[row["query_id"]] = {d: float(score) for d, score in row["scores"].items()}
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise UserError(
+                        f"{path}:{number}: not a row of scores ({type(error).__name__}: {error}): mine again"
+                    ) from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run the mining stage first") from None
+    return scores
 
 
 def _commit(baseline: Baseline) -> str | None:
@@ -127,14 +187,14 @@ def _commit(baseline: Baseline) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def _blocks(wanted: Wanted) -> Iterator[list[str]]:
-    """The queries in the order of their ids, cut where BLOCK_PAIRS is reached: a function of what is wanted alone."""
+def _blocks(wanted: Wanted, most: int) -> Iterator[list[str]]:
+    """The queries in the order of their ids, cut where `most` pairs are reached: a function of what is wanted alone."""
     block: list[str] = []
     pairs = 0
     for query_id in sorted(wanted):
         block.append(query_id)
         pairs += len(wanted[query_id])
-        if pairs >= BLOCK_PAIRS:
+        if pairs >= most:
             yield block
             block, pairs = [], 0
     if block:

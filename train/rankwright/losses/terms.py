@@ -32,9 +32,7 @@ def bind_loss(settings: LossSettings) -> RecipeLoss:
     if faults:
         raise UserErrors(faults)
 
-    def weighted_sum(
-        scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, teacher_QD: Tensor | None = None
-    ) -> Tensor:
+    def weighted_sum(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, teacher_QD: Tensor | None = None) -> Tensor:
         losses = []
         for weight, of_teacher, loss in terms:
             targets_QD = teacher_QD if of_teacher and teacher_QD is not None else labels_QD
