@@ -74,7 +74,7 @@ class Shards:
         if missing:
             self._encode([job for job in self.jobs if any(job is other for other, _ in missing)], processes)
         own = missing[processes.rank :: processes.count]
-        searchers = _Searchers(self.recipe)
+        searchers = _Searchers(self.recipe, self.jobs)
         if own:
             with console.progress("mine queries", sum(len(job.shards[number]) for job, number in own)) as advance:
                 for job, number in own:
@@ -125,11 +125,15 @@ class Shards:
             self.folder.rmdir()
 
 
-class _Searchers:
-    """A job's searcher; the last one is kept, since train and dev of one set often share corpus and depth."""
+# Their short lists are the starts of their long ones.
+CUT = ("bm25", "dense")
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+
+class _Searchers:
+    """A job's searcher; the last one is kept, since train and dev of one set share a corpus."""
+
+    def __init__(self, recipe: Recipe, jobs: Sequence[Job]) -> None:
+        self._recipe, self._jobs = recipe, jobs
         self._last: tuple[Job, Searcher] | None = None
 
     def of(self, job: Job) -> Searcher:
@@ -137,11 +141,15 @@ class _Searchers:
             # The old index goes before the new one is made.
             self._last = None
             self._last = (job, self._make(job))
-        return self._last[1]
+        search = self._last[1]
+        return lambda queries: {query_id: found[: job.depth] for query_id, found in search(queries).items()}
 
     def _make(self, job: Job) -> Searcher:
         console.say(f"  {job.collection.name}: {job.retriever} over {len(job.collection.corpus):,} documents")
-        make = retriever(self._recipe, job.retriever, job.depth, job.run_file)
+        depth = job.depth
+        if job.retriever in CUT:
+            depth = max(other.depth for other in self._jobs if other.retriever == job.retriever)
+        make = retriever(self._recipe, job.retriever, depth, job.run_file)
         if job.retriever != "run":
             return make(job.collection.corpus)
         # The whole file at once: what it lacks is said of the set, not of every shard.
@@ -157,6 +165,8 @@ def _alike(one: Job, other: Job) -> bool:
     """Whether one searcher serves both."""
     if one is other:
         return True
-    if one.retriever == "run" or (one.retriever, one.depth) != (other.retriever, other.depth):
+    if one.retriever != other.retriever or one.retriever == "run":
+        return False
+    if one.depth != other.depth and one.retriever not in CUT:
         return False
     return one.collection.corpus is other.collection.corpus or dict(one.collection.corpus) == other.collection.corpus
