@@ -58,7 +58,7 @@ LADDER = (
     "baseline_kinds",
     "baselines",
     "guards evaluated stage_inputs query_attributes score_blocks teacher results speed gate",
-    "loop compare slices false_negatives",
+    "loop compare slices false_negatives refresh",
     "prepare_stage mine_stage compare_output",
     "train_stage evaluate_stage",
     "export_stage calibrate_stage",

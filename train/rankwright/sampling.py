@@ -53,7 +53,7 @@ class GroupSource:
         """teacher_scores: query id -> document id -> a teacher's score; by default those of the sets' own files."""
         self._owner = {q: c for c in collections for q in c.queries}
         assert len(self._owner) == sum(len(c.queries) for c in collections), "query ids are not qualified"
-        self._pools = pools
+        self._pools = self._first_pools = pools
         self._encoder = encoder
         self._settings = settings
         self._sampler = bind_sampler(settings.sampler)
@@ -71,6 +71,19 @@ class GroupSource:
         if not self.query_ids:
             wanted = "both a relevant document and a negative" if need_positive else "a judged document"
             raise UserError(f"data.train: no query has {wanted}: check the judgements, or raise mine.depth")
+
+    def queries_of(self, steps: range, groups_per_step: int) -> set[str]:
+        """The queries that these steps draw."""
+        size = len(self.query_ids)
+        places = (p for step in steps for p in step_positions(step, groups_per_step=groups_per_step, queries=size))
+        return {self._order(epoch)[index] for epoch, index in places}
+
+    def use(self, pools: Mapping[str, Sequence[Negative]], pool_id: str) -> None:
+        """Draw from these pools from now on, and from the first ones for queries that they lack.
+
+        Which queries are drawn, and when, stays as it is.
+        """
+        self._pools, self._pool_id = {**self._first_pools, **pools}, pool_id
 
     def _pool(self, query_id: str) -> Sequence[Negative]:
         pool = self._pools.get(query_id, ())

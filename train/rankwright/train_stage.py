@@ -17,11 +17,12 @@ from rankwright.data_files import qualified, read_split
 from rankwright.evaluate import HEADLINE, measure, rerank
 from rankwright.examples import Collection
 from rankwright.guards import stop_on_signals
-from rankwright.loop import fit
+from rankwright.loop import Refreshing, fit
 from rankwright.losses import bind_loss, needs_positive
 from rankwright.prompts import PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
+from rankwright.refresh import NoRefresh, Refresh
 from rankwright.reranker import Reranker
 from rankwright.run_folder import RunFolder
 from rankwright.sampling import GroupSource
@@ -112,6 +113,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
             advance=advance,
             say=console.say,
             stop=stop,
+            refresh=make_refresh(recipe, run, source, reranker, steps),
         )
     _describe_end(state, source)
     return state, steps
@@ -121,10 +123,15 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
     """The token ids of all that training and the evaluation on dev can draw."""
     queries, documents = set[str](), set[str]()
     pools = mining.read_negatives(run.path / "negatives.jsonl")
+    # A refresh scores, and may draw, all that was retrieved.
+    refreshed = recipe.mine.refresh_steps is not None
+    retrieved = mining.read_candidates(run.path / "candidates.jsonl") if refreshed else {}
     for collection in map(qualified, read_split(run.path / "data", "train")):
         queries |= set(collection.queries.values())
         for query_id in collection.queries:
             drawn = [*collection.positives(query_id), *(n.document_id for n in pools.get(query_id, ()))]
+            drawn += [c.document_id for c in retrieved.get(query_id, ())]
+            drawn += list(collection.qrels.get(query_id, {})) if refreshed else []
             documents |= {collection.corpus[d] for d in drawn}
     candidates = mining.read_candidates(run.path / "dev_candidates.jsonl")
     for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")]):
@@ -148,6 +155,16 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         shuffle_labels=recipe.train.shuffle_labels,
         teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES),
     )
+
+
+def make_refresh(
+    recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
+) -> Refreshing:
+    """What mines negatives again every mine.refresh_steps; NoRefresh without."""
+    if recipe.mine.refresh_steps is None:
+        return NoRefresh()
+    collections = [qualified(c) for c in read_split(run.path / "data", "train")]
+    return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
 
 
 def set_aside(root: Path, inputs: str) -> None:
