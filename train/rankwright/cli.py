@@ -121,9 +121,18 @@ def plan(
 
 
 @app.command()
-def mine(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Find candidates and negatives: negatives.jsonl, with source and reason."""
-    _pipeline(recipe, overrides).mine()
+def mine(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    audit: Annotated[int | None, typer.Option(help="write audit.html of so many queries, to judge", min=1)] = None,
+) -> None:
+    """Find candidates and negatives: negatives.jsonl, with source and reason; on many processes as well."""
+    pipeline = _pipeline(recipe, overrides)
+    pipeline.mine()
+    if audit is not None and console.is_first_process():
+        from rankwright.report import write_audit
+
+        console.say(f"audit: {write_audit(pipeline.run, audit)}")
 
 
 @app.command()

@@ -10,14 +10,20 @@ from rankwright import console
 from rankwright.errors import UserError
 from rankwright.examples import Collection
 from rankwright.filters import MiningView, bind_filters, split_filters
-from rankwright.mining import JUDGED, Negative, read_candidates, read_negatives
+from rankwright.mining import (
+    JUDGED,
+    TEACHER_SCORES,
+    Negative,
+    read_candidates,
+    read_negatives,
+    read_teacher_scores,
+)
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
 from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder
 from rankwright.sift import Filter, Removed, Sifted, apply, sift
 from rankwright.stats import Share, clustered_share
-from rankwright.teacher import TEACHER_SCORES, read_teacher_scores
 
 # Relevant documents of a query that are left out in turn: the third tells little that two did not.
 MOST_HELD_OUT = 3

@@ -21,12 +21,19 @@ from rankwright.fill import filled
 from rankwright.filters import TeacherOf, bind_filters, split_filters
 from rankwright.first_stages import training_stage
 from rankwright.mine_shards import Job, Shards
-from rankwright.mining import Negative, candidates_line, negatives_line, read_candidates, read_negatives
+from rankwright.mining import (
+    TEACHER_SCORES,
+    Negative,
+    candidates_line,
+    negatives_line,
+    read_candidates,
+    read_negatives,
+)
 from rankwright.processes import Processes
 from rankwright.recipe import Recipe
 from rankwright.run_folder import RunFolder
 from rankwright.sift import Filter, Sifted, apply, pool_of
-from rankwright.teacher import TEACHER_SCORES, Teacher, write_teacher_scores
+from rankwright.teacher import Teacher, write_teacher_scores
 
 OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
 # Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.

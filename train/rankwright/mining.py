@@ -14,6 +14,7 @@ from rankwright.retrieve import Candidate
 
 T = TypeVar("T")
 JUDGED, PROMOTED = "judged", "promoted"
+TEACHER_SCORES = "teacher.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,20 @@ def candidates_line(query_id: str, candidates: Sequence[Candidate]) -> str:
 def read_candidates(path: Path) -> dict[str, list[Candidate]]:
     """What write_candidates wrote. Raises UserError with file and line for anything else."""
     return dict(_read(path, "candidates", Candidate))
+
+
+def read_teacher_scores(path: Path) -> dict[str, dict[str, float]]:
+    """What teacher_line wrote: query id -> document id -> raw score. Raises UserError as the others do."""
+    return {q: dict(rows) for q, rows in _read(path, "scores", _score)}
+
+
+def teacher_line(query_id: str, scores: Mapping[str, float]) -> str:
+    """A row of teacher.jsonl: `query_id, scores: [{document_id, score}]`."""
+    return _line({"query_id": query_id, "scores": [{"document_id": d, "score": s} for d, s in scores.items()]})
+
+
+def _score(*, document_id: str, score: float) -> tuple[str, float]:
+    return document_id, float(score)
 
 
 def pool_id(path: Path) -> str:

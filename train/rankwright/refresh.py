@@ -19,7 +19,15 @@ from rankwright.errors import UserError
 from rankwright.examples import Collection
 from rankwright.filters import MiningView, bind_filters
 from rankwright.methods import trainable_state
-from rankwright.mining import Negative, negatives_line, pool_id, read_candidates, read_negatives
+from rankwright.mining import (
+    TEACHER_SCORES,
+    Negative,
+    negatives_line,
+    pool_id,
+    read_candidates,
+    read_negatives,
+    read_teacher_scores,
+)
 from rankwright.ranking import ranked
 from rankwright.recipe import Recipe
 from rankwright.reranker import Reranker
@@ -28,7 +36,6 @@ from rankwright.run_folder import RunFolder, content_hash
 from rankwright.sampling import GroupSource
 from rankwright.score_blocks import BlockScores
 from rankwright.sift import apply, pool_of, sift
-from rankwright.teacher import TEACHER_SCORES, read_teacher_scores
 
 # The source of negatives that a refresh ranked.
 MODEL = "model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rankwright.baselines import TEACHER, baseline_inputs, load_baseline
 from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
 from rankwright.examples import Collection
+from rankwright.mining import teacher_line
 from rankwright.pair_scores import PairScores, pair_key
 from rankwright.processes import Processes, launched
 from rankwright.recipe import Baseline, Prompt
@@ -26,8 +26,6 @@ from rankwright.vectors import cache_folder
 BLOCK_PAIRS = 1024
 # Blocks that a process takes at a time where several write teacher.jsonl together.
 SHARE_BLOCKS = 4
-
-TEACHER_SCORES = "teacher.jsonl"
 
 Wanted = Mapping[str, Sequence[str]]
 Scores = dict[str, dict[str, float]]
@@ -138,7 +136,7 @@ def write_teacher_scores(
     wanted: Callable[[Collection], Wanted],
     processes: Processes,
 ) -> None:
-    """JSONL, a query a line, by query id: `query_id, scores: {document id: raw score}`.
+    """teacher.jsonl: raw scores of all wanted pairs, a query a line, by query id.
 
     Every process of the group calls this: each scores its share of the queries, the first one writes. Ids of the
     collections are qualified.
@@ -157,26 +155,7 @@ def write_teacher_scores(
         scores: Scores = {}
         for collection, share in shares:
             scores |= teacher.of(collection)(share)
-        rows = ({"query_id": q, "scores": scores[q]} for q in sorted(scores))
-        write_lines_atomic(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows))
-
-
-def read_teacher_scores(path: Path) -> Scores:
-    """What write_teacher_scores wrote. Raises UserError with file and line for anything else."""
-    scores: Scores = {}
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                    scores[row["query_id"]] = {d: float(score) for d, score in row["scores"].items()}
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UserError(
-                        f"{path}:{number}: not a row of scores ({type(error).__name__}: {error}): mine again"
-                    ) from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: run the mining stage first") from None
-    return scores
+        write_lines_atomic(path, (teacher_line(q, scores[q]) for q in sorted(scores)))
 
 
 def _commit(baseline: Baseline) -> str | None:

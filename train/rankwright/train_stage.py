@@ -35,7 +35,6 @@ from rankwright.setup_model import (
     recipe_contract,
     total_steps,
 )
-from rankwright.teacher import TEACHER_SCORES, read_teacher_scores
 from rankwright.tokens import TokenStore, token_store
 from rankwright.tracking import Trackers, open_trackers
 
@@ -153,7 +152,9 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         pool_id=mining.pool_id(path),
         need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
-        teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES),
+        teacher_scores=None
+        if recipe.mine.teacher is None
+        else mining.read_teacher_scores(run.path / mining.TEACHER_SCORES),
     )
 
 
