@@ -53,12 +53,12 @@ def write_data(folder: Path, passages: int, queries: int, seed: int) -> None:
     words = sorted({"".join(drawn.choices("aeioubcdfglmnprst", k=drawn.randint(2, 11))) for _ in range(WORDS)})
     drawn.shuffle(words)
     numbers = np.random.default_rng(seed)
-    weights = 1 / np.arange(1, len(words) + 1)
-    weights /= weights.sum()
+    shares = np.cumsum(1 / np.arange(1, len(words) + 1))
     corpus: dict[str, str] = {}
     for number in range(passages):
         count = int(numbers.integers(PASSAGE_WORDS // 2, PASSAGE_WORDS * 3 // 2))
-        corpus[f"d{number}"] = " ".join(words[i] for i in numbers.choice(len(words), count, p=weights))
+        places = np.searchsorted(shares, numbers.random(count) * shares[-1])
+        corpus[f"d{number}"] = " ".join([words[i] for i in places])
     asked, qrels = {}, {}
     for number in range(queries):
         relevant = f"d{drawn.randrange(passages)}"
@@ -144,10 +144,8 @@ def main() -> None:
             )
             rows.append({**json.loads(done.stdout.splitlines()[-1]), **vars(options), "json": None, "only": None})
             row = rows[-1]
-            print(
-                f"{row['stage']:20} {row['seconds']:7.1f} s, {row['cpu_seconds']:7.1f} s of CPU, {row['peak_gib']:5.2f} GiB",
-                flush=True,
-            )
+            figures = f"{row['seconds']:7.1f} s, {row['cpu_seconds']:7.1f} s of CPU, {row['peak_gib']:5.2f} GiB"
+            print(f"{row['stage']:20} {figures}", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 

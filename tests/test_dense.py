@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import jobs
 from rankwright import vectors
@@ -141,6 +142,12 @@ def test_texts_are_encoded_once_and_anything_else_misses(
     # Other weights under the same name miss.
     other = make_tiny_encoder(tmp_path / "other", seed=1, query="find: ")
     (copy / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert ", 0 of them" in encoded(copy)
+    # And so does one weight of them.
+    weights = load_file(other / "model.safetensors")
+    name = next(n for n, tensor in weights.items() if tensor.is_floating_point())
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert ", 0 of them" in encoded(copy)
 
 

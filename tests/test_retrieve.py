@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import bm25s
 import pytest
 import Stemmer
 from hypothesis import given, settings
@@ -61,6 +62,25 @@ def test_equal_to_an_independent_implementation(
     for query_id, query in queries.items():
         expected = independent(corpus, query, k1, b)
         assert {c.document_id: c.score for c in found[query_id]} == pytest.approx(expected, abs=1e-12)
+
+
+@given(CORPORA, QUERIES, st.integers(1, 5))
+@settings(deadline=None)
+def test_scores_are_those_of_bm25s_to_the_last_bit(corpus: dict[str, str], queries: dict[str, str], depth: int) -> None:
+    words, ids = Words("english"), sorted(corpus)
+    vocabulary: dict[str, int] = {}
+    tokens = [[vocabulary.setdefault(w, len(vocabulary)) for w in words(corpus[d])] for d in ids]
+    found = bm25(corpus, depth=depth)(queries)
+    if not vocabulary:
+        assert found == {q: [] for q in queries}
+        return
+    index = bm25s.BM25(k1=1.2, b=0.75, method="lucene", dtype="float64", backend="numpy")
+    index.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
+    for query_id, query in queries.items():
+        asked = [vocabulary[w] for w in words(query) if w in vocabulary]
+        scores = index.get_scores_from_ids(asked) if asked else [0.0] * len(ids)
+        best = ranked(query_id, {d: float(s) for d, s in zip(ids, scores, strict=True) if s > 0})[:depth]
+        assert found[query_id] == [Candidate(d, s, rank) for rank, (d, s) in enumerate(best, start=1)]
 
 
 @given(CORPORA, QUERIES, st.integers(1, 5), st.randoms(use_true_random=False))

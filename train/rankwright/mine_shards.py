@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +119,9 @@ class Shards:
             yield read_rows(rows, head["said"])
 
     def forget(self) -> None:
-        """Remove all shards, of whatever inputs."""
-        for path in self.folder.glob("*.jsonl") if self.folder.is_dir() else ():
-            path.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        """Remove all shards, of whatever inputs, and what a kill left of one."""
+        if self.folder.is_dir():
+            shutil.rmtree(self.folder)
 
 
 # Their short lists are the starts of their long ones.
