@@ -59,7 +59,7 @@ LISTS = st.fixed_dictionaries({"q": RANKED, "r": RANKED, "s": RANKED})
 
 
 @given(LISTS, st.permutations(list(OPTIONS)), st.integers(1, 5))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_a_filter_only_removes(lists: dict[str, list[Candidate]], order: list[str], most: int) -> None:
     before = kept(lists)
     for count in range(len(order) + 1):
@@ -69,15 +69,15 @@ def test_a_filter_only_removes(lists: dict[str, list[Candidate]], order: list[st
         before = after
 
 
-@given(LISTS, st.sampled_from(["absolute", "relative_to_spread"]), st.floats(0, 9), st.floats(0, 9))
+@given(LISTS, st.sampled_from(["absolute", "relative_to_spread", "ranks"]), st.integers(0, 9), st.integers(0, 9))
 @settings(deadline=None)
-def test_a_larger_margin_never_adds(lists: dict[str, list[Candidate]], kind: str, one: float, other: float) -> None:
+def test_a_larger_margin_never_adds(lists: dict[str, list[Candidate]], kind: str, one: int, other: int) -> None:
     small, large = (kept(lists, margin={kind: value}) for value in sorted((one, other)))
     assert all(set(large[q]) <= set(small[q]) for q in lists)
 
 
 @given(LISTS, st.sampled_from(sorted(set(OPTIONS) - ACROSS_QUERIES)))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_a_query_is_decided_as_if_alone(lists: dict[str, list[Candidate]], name: str) -> None:
     together = kept(lists, **{name: OPTIONS[name]})
     alone = {q: kept({q: found}, **{name: OPTIONS[name]})[q] for q, found in lists.items()}
@@ -124,8 +124,10 @@ def test_margin_holds_for_negative_scores_and_counts_what_it_cannot_judge() -> N
     # Interquartile range of -3, -4, -4.5, -6: from -4.875 to -3.75.
     assert kept(lists, margin={"relative_to_spread": 1.7})["q"] == ["n2"]
     assert kept(lists, margin={"relative_to_spread": 1.8})["q"] == []
+    assert kept(lists, margin={"ranks": 0})["q"] == ["n1", "n2"]
+    assert kept(lists, margin={"ranks": 2})["q"] == ["n2"]
     for options in ({}, {"absolute": 1, "relative_to_spread": 1}):
-        with pytest.raises(UserError, match="exactly one of absolute, relative_to_spread"):
+        with pytest.raises(UserError, match="exactly one of absolute, relative_to_spread, ranks"):
             kept(lists, margin=options)
 
 

@@ -14,6 +14,7 @@ from rankwright.errors import UserError, UserErrors
 from rankwright.first_stages import check_first_stages, possible_stages, retriever, system_names, training_stage
 from rankwright.fusion import reciprocal_rank_fusion
 from rankwright.metrics import write_trec_run
+from rankwright.names import check_names
 from rankwright.ranking import tie_order
 from rankwright.recipe import Recipe
 from rankwright.retrieve import Candidate
@@ -159,6 +160,11 @@ def test_the_systems_of_a_recipe_in_order(tmp_path: Path) -> None:
             ["data.train.0.run: only test sets", "data.dev.1.run: only test sets"],
         ),
         ({"dense": {"model": "./nothing"}}, ["dense.model: "]),
+        ({"mine": {"retriever": "fusion"}}, ["mine.retriever: fusion needs a bi-encoder"]),
+        (
+            {"data": {"train": ({"path": "x", "run": "r"}, {"path": "y"})}, "mine": {"retriever": "run"}},
+            ["data.train.1.run: mine.retriever is run"],
+        ),
     ],
 )
 def test_mistakes_of_a_recipe_are_found_together(sections: dict[str, Any], faults: list[str]) -> None:
@@ -180,3 +186,25 @@ def test_a_missing_run_file_is_found_with_the_sets(tmp_path: Path) -> None:
         locate_all(data)
     located = locate_all(Data.model_validate({"root": str(tmp_path), "test": sources[:1]}))["test"][0]
     assert located.run == tmp_path / "good.run"
+
+
+@pytest.mark.parametrize(
+    ("mine", "faults"),
+    [
+        ({"filters": {"margin": {"absolute": 1.0}, "max_reuse": {"most": 3}}, "sampler": {"top": {}}}, []),
+        ({"filters": {"margin": {}}}, ["mine.filters.margin: filter 'margin': give exactly one of absolute"]),
+        ({"filters": {"margni": {}}}, ["mine.filters.margni: unknown filter 'margni', did you mean 'margin'"]),
+        ({"filters": {"max_reuse": {"least": 1}}}, ["mine.filters.max_reuse: filter 'max_reuse' has no parameter"]),
+        (
+            {"filters": {"rank_window": {"first": 9, "last": 3}}, "sampler": {"stratified": {"bands": [9, 3]}}},
+            ["mine.filters.rank_window: filter 'rank_window': first 9, last 3", "mine.sampler: sampler 'stratified'"],
+        ),
+    ],
+)
+def test_mistakes_of_filters_and_samplers_are_found_before_anything_runs(
+    mine: dict[str, Any], faults: list[str]
+) -> None:
+    found = [fault for fault in check_names(recipe(mine=mine)) if fault.startswith("mine.")]
+    assert len(found) == len(faults)
+    for message, start in zip(found, faults, strict=True):
+        assert message.startswith(start)

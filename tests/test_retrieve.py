@@ -122,6 +122,10 @@ def test_code_words_keep_the_whole_identifier() -> None:
     words = Words("english", code=True)
     assert words("parseHTTPResponse") == ["parsehttprespons", "pars", "http", "respons"]
     assert words("snake_case_name plain x2b") == ["snake_case_nam", "snake", "case", "name", "plain", "x2b"]
+    assert words("np.random.randint(int32) getHTTP2Url") == [
+        *("np", "random", "randint", "int32"),
+        *("gethttp2url", "get", "http2", "url"),
+    ]
     assert words("__init__ _") == ["__init__", "init", "_"]
     assert Words("english")("parseHTTP snake_case") == ["parsehttp", "snake_cas"]
 

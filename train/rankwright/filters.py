@@ -123,29 +123,36 @@ def margin(
     *,
     absolute: Annotated[float, Field(ge=0)] | None = None,
     relative_to_spread: Annotated[float, Field(ge=0)] | None = None,
+    ranks: Annotated[int, Field(ge=0)] | None = None,
 ) -> Decided:
-    """Removes candidates whose score is above that of the query's best relevant document, less a margin.
+    """Removes candidates that are not a margin below the query's best relevant document.
 
-    absolute: the margin in the retriever's own scores, or relative_to_spread: in interquartile ranges of the
-    query's retrieved scores. Never a share of a score, which turns round where scores are negative. The best
-    relevant document counts: beside one that the retriever found late, all its other hits would look too good.
+    absolute: the margin in the retriever's own scores; relative_to_spread: in interquartile ranges of the query's
+    retrieved scores; ranks: in places of the list. Never a share of a score, which turns round where scores are
+    negative. The best relevant document counts: beside one found late, all other hits would look too good.
     A query none of whose relevant documents was retrieved keeps its candidates, and is counted.
     Notes: how far below the best relevant document a candidate is. Source: de Souza Moreira et al. 2024
     (NV-Retriever, arXiv 2407.15831), whose margins this replaces by ones that hold for any sign.
     """
-    if (absolute is None) == (relative_to_spread is None):
-        raise UserError("filter 'margin': give exactly one of absolute, relative_to_spread")
+    if sum(option is not None for option in (absolute, relative_to_spread, ranks)) != 1:
+        raise UserError("filter 'margin': give exactly one of absolute, relative_to_spread, ranks")
+
+    def height(candidate: Candidate) -> float:
+        return candidate.score if ranks is None else -candidate.rank
+
     removed: dict[str, dict[str, str]] = {}
     notes: dict[str, dict[str, float]] = {}
     unknown = 0
     for query_id, candidates in view.candidates.items():
         positives = view.collection.positives(query_id)
-        best = max((c.score for c in view.retrieved[query_id] if c.document_id in positives), default=None)
+        best = max((height(c) for c in view.retrieved[query_id] if c.document_id in positives), default=None)
         if best is None:
             unknown += bool(positives)
             continue
-        wide = absolute if absolute is not None else (relative_to_spread or 0.0) * _spread(view.retrieved[query_id])
-        notes[query_id] = {c.document_id: best - c.score for c in candidates}
+        wide = absolute if absolute is not None else ranks
+        if wide is None:
+            wide = (relative_to_spread or 0.0) * _spread(view.retrieved[query_id])
+        notes[query_id] = {c.document_id: best - height(c) for c in candidates}
         removed[query_id] = {d: "above_margin" for d, below in notes[query_id].items() if below < wide}
     return Decided(removed, notes, counts={"queries without a retrieved relevant document, no margin": unknown})
 

@@ -34,7 +34,7 @@ class Source(Section):
     split: str | None = None
     name: str | None = None
     revision: str | None = None
-    # A TREC run file with the candidate lists of a test set.
+    # A TREC run file with candidate lists: of a test set, or of a training set with mine.retriever: run.
     run: str | None = None
     # How often a training query is drawn in an epoch; 0.5: every other epoch.
     weight: Annotated[float, Field(gt=0)] = 1.0
