@@ -18,7 +18,7 @@ from rankwright.data_files import qualified, read_split
 from rankwright.fill import filled
 from rankwright.filters import Teacher, bind_filters, split_filters
 from rankwright.first_stages import training_stage
-from rankwright.mine_shards import Job, Shards
+from rankwright.mine_shards import Job, Shards, forget_shards
 from rankwright.mining import Negative, candidates_line, negatives_line
 from rankwright.processes import Processes
 from rankwright.recipe import Recipe
@@ -26,6 +26,7 @@ from rankwright.run_folder import RunFolder
 from rankwright.sift import Filter, Sifted, apply, pool_of
 
 OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
+FOLDER = "mining"
 # Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20
 MEANING = {
@@ -54,6 +55,9 @@ def mine(
     processes.meet()
     if done:
         console.say("unchanged, skipped")
+        if processes.is_first:
+            # A kill after the record was written leaves them.
+            forget_shards(run.path / FOLDER)
         return
     started = time.perf_counter()
     if processes.is_first:
@@ -64,7 +68,7 @@ def mine(
         facts = gather(recipe, run, made)
         seconds = time.perf_counter() - started
         run.finish("mine", inputs, seconds=seconds, processes=processes.count, **facts)
-        made.forget()
+        forget_shards(made.folder)
     processes.meet()
 
 
@@ -93,7 +97,7 @@ def make_shards(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
         + used * (stage != recipe.evaluate.first_stage)
     )
-    shards = Shards(run.path / "mining", inputs, recipe, jobs, teacher)
+    shards = Shards(run.path / FOLDER, inputs, recipe, jobs, teacher)
     shards.make(processes)
     return shards
 
