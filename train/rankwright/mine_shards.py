@@ -117,11 +117,11 @@ class Shards:
                 head, *rows = map(json.loads, file)
             yield read_rows(rows, head["said"])
 
-
-def forget_shards(folder: Path) -> None:
-    """Remove all shards, of whatever inputs, and what a kill left of one."""
-    if folder.is_dir():
-        shutil.rmtree(folder)
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Remove all shards, of whatever inputs, and what a kill left of one."""
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 # Their short lists are the starts of their long ones.

@@ -18,7 +18,7 @@ from rankwright.data_files import qualified, read_split
 from rankwright.fill import filled
 from rankwright.filters import Teacher, bind_filters, split_filters
 from rankwright.first_stages import training_stage
-from rankwright.mine_shards import Job, Shards, forget_shards
+from rankwright.mine_shards import Job, Shards
 from rankwright.mining import Negative, candidates_line, negatives_line
 from rankwright.processes import Processes
 from rankwright.recipe import Recipe
@@ -57,7 +57,7 @@ def mine(
         console.say("unchanged, skipped")
         if processes.is_first:
             # A kill after the record was written leaves them.
-            forget_shards(run.path / FOLDER)
+            Shards.forget(run.path / FOLDER)
         return
     started = time.perf_counter()
     if processes.is_first:
@@ -68,7 +68,7 @@ def mine(
         facts = gather(recipe, run, made)
         seconds = time.perf_counter() - started
         run.finish("mine", inputs, seconds=seconds, processes=processes.count, **facts)
-        forget_shards(made.folder)
+        Shards.forget(made.folder)
     processes.meet()
 
 
