@@ -68,7 +68,8 @@ def dense(
             return {}
         texts = sorted(set(queries.values()))
         vectors = _vectors(encoder, "query", texts, folder).read(texts)
-        return nearest(documents.chunks(document_texts), document_ids, queries, texts, vectors, encoder, depth)
+        query_ids = _ids_by_text(queries, texts)
+        return nearest(documents.chunks(document_texts), document_ids, vectors, query_ids, encoder, depth)
 
     return search
 
@@ -192,32 +193,31 @@ class Similarity(Protocol):
 def nearest(
     chunks: Iterable[tuple[int, Any]],
     document_ids: Sequence[Sequence[str]],
-    queries: Mapping[str, str],
-    query_texts: Sequence[str],
-    query_vectors: Any,
+    queries_QE: Any,
+    query_ids: Sequence[Sequence[str]],
     encoder: Similarity,
     depth: int,
 ) -> dict[str, list[Candidate]]:
     """The `depth` best documents of every query, from chunk after chunk of document vectors.
 
-    chunks: (place of the first, vectors) over all distinct texts; document_ids: the ids of each text.
+    chunks: (place of the first, vectors) over all distinct texts; document_ids, query_ids: the ids of each text.
     What is held is a chunk's scores and `depth` texts a query. Whatever ties with the last one is kept until
     ranking.ranked has decided, so that no library's sorting does.
     """
-    best = [_Best(depth) for _ in query_texts]
+    best = [_Best(depth) for _ in query_ids]
     for first, vectors in chunks:
-        for start in range(0, len(query_texts), QUERIES_AT_ONCE):
-            scores_QD = encoder.similarity(query_vectors[start : start + QUERIES_AT_ONCE], vectors)
+        for start in range(0, len(best), QUERIES_AT_ONCE):
+            scores_QD = encoder.similarity(queries_QE[start : start + QUERIES_AT_ONCE], vectors)
             for row, found in enumerate(best[start : start + QUERIES_AT_ONCE]):
                 found.add(first, scores_QD[row])
-    by_text = dict(zip(query_texts, best, strict=True))
     lists = {}
-    for query_id, query in queries.items():
+    for found, ids in zip(best, query_ids, strict=True):
+        pairs = list(zip(found.places.tolist(), found.values.tolist(), strict=True))
+        scores = {d: value for place, value in pairs for d in document_ids[place]}
         # Queries of one text have the same scores, and by the tie rule not the same lists.
-        places, values = by_text[query].places, by_text[query].values.tolist()
-        scores = {d: v for p, v in zip(places.tolist(), values, strict=True) for d in document_ids[p]}
-        order = enumerate(ranked(query_id, scores)[:depth], start=1)
-        lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in order]
+        for query_id in ids:
+            order = enumerate(ranked(query_id, scores)[:depth], start=1)
+            lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in order]
     return lists
 
 
