@@ -110,9 +110,9 @@ def test_chunks_and_ties_give_what_sorting_all_scores_gives(
     asked = {f"q{i}": drawn.choice(query_texts) for i in range(5)} | {f"r{t}": t for t in query_texts}
     one, two = np.array(queries, dtype=np.float32), np.array(documents, dtype=np.float32)
     chunks = [(start, two[start : start + chunk]) for start in range(0, len(two), chunk)]
-    document_ids = [[d for d, t in corpus.items() if t == text] for text in document_texts]
-    query_ids = [[q for q, t in asked.items() if t == text] for text in query_texts]
-    lists = nearest(chunks, document_ids, query_ids, one, Products(), depth)
+    ids = [[d for d, t in corpus.items() if t == text] for text in document_texts]
+    asked_ids = [[q for q, t in asked.items() if t == text] for text in query_texts]
+    lists = nearest(chunks, ids, one, asked_ids, Products(), depth)
     place = {t: i for i, t in enumerate(document_texts)}
     assert set(lists) == set(asked)
     for query_id, found in lists.items():

@@ -69,8 +69,8 @@ def dense(
             return {}
         texts = KeyedTexts(queries)
         vectors = _vectors(encoder, "query", texts, folder).read(texts)
-        found = nearest(documents.chunks(document_texts), document_texts.ids, texts.ids, vectors, encoder, depth)
-        return {query_id: found[query_id] for query_id in queries}
+        lists = nearest(documents.chunks(document_texts), document_texts.ids, vectors, texts.ids, encoder, depth)
+        return {query_id: lists[query_id] for query_id in queries}
 
     return search
 
@@ -194,27 +194,27 @@ class Similarity(Protocol):
 def nearest(
     chunks: Iterable[tuple[int, Any]],
     document_ids: Sequence[Sequence[str]],
+    queries_QE: Any,
     query_ids: Sequence[Sequence[str]],
-    query_vectors: Any,
     encoder: Similarity,
     depth: int,
 ) -> dict[str, list[Candidate]]:
     """The `depth` best documents of every query, from chunk after chunk of document vectors.
 
-    chunks: (place of the first, vectors) over all distinct texts; document_ids, query_ids: for each text, in the order
-    of its vector, the ids that have it. What is held is a chunk's scores and `depth` texts a query. Whatever ties with
-    the last one is kept until ranking.ranked has decided, so that no library's sorting does.
+    chunks: (place of the first, vectors) over all distinct texts; document_ids, query_ids: the ids of each text.
+    What is held is a chunk's scores and `depth` texts a query. Whatever ties with the last one is kept until
+    ranking.ranked has decided, so that no library's sorting does.
     """
     best = [_Best(depth) for _ in query_ids]
     for first, vectors in chunks:
         for start in range(0, len(best), QUERIES_AT_ONCE):
-            scores_QD = encoder.similarity(query_vectors[start : start + QUERIES_AT_ONCE], vectors)
+            scores_QD = encoder.similarity(queries_QE[start : start + QUERIES_AT_ONCE], vectors)
             for row, found in enumerate(best[start : start + QUERIES_AT_ONCE]):
                 found.add(first, scores_QD[row])
     lists = {}
-    for ids, found in zip(query_ids, best, strict=True):
-        places, values = found.places.tolist(), found.values.tolist()
-        scores = {d: v for p, v in zip(places, values, strict=True) for d in document_ids[p]}
+    for found, ids in zip(best, query_ids, strict=True):
+        pairs = list(zip(found.places.tolist(), found.values.tolist(), strict=True))
+        scores = {d: value for place, value in pairs for d in document_ids[place]}
         # Queries of one text have the same scores, and by the tie rule not the same lists.
         for query_id in ids:
             order = enumerate(ranked(query_id, scores)[:depth], start=1)
