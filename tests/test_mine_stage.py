@@ -145,6 +145,8 @@ def test_a_done_stage_is_skipped_and_others_are_not(run: RunFolder, capsys: pyte
     go(recipe(), run)
     (run.path / "candidates.jsonl").touch()
     before = (run.path / "candidates.jsonl").stat().st_mtime_ns
+    # A kill after the record was written leaves shards.
+    (run.path / "mining").mkdir()
     go(recipe(), run)
     assert (run.path / "candidates.jsonl").stat().st_mtime_ns == before
     assert "unchanged, skipped" in capsys.readouterr().out

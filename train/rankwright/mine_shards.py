@@ -118,10 +118,11 @@ class Shards:
                 head, *rows = map(json.loads, file)
             yield read_rows(rows, head["said"])
 
-    def forget(self) -> None:
+    @staticmethod
+    def forget(folder: Path) -> None:
         """Remove all shards, of whatever inputs, and what a kill left of one."""
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 # Their short lists are the starts of their long ones.

@@ -36,6 +36,7 @@ from rankwright.sift import Filter, Sifted, apply, pool_of
 from rankwright.teacher import Teacher, write_teacher_scores
 
 OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
+FOLDER = "mining"
 # Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20
 MEANING = {
@@ -64,6 +65,9 @@ def mine(
     processes.meet()
     if done:
         console.say("unchanged, skipped")
+        if processes.is_first:
+            # A kill after the record was written leaves them.
+            Shards.forget(run.path / FOLDER)
         return
     started = time.perf_counter()
     if processes.is_first:
@@ -81,7 +85,7 @@ def mine(
         facts["false_negatives"] = told_estimate(recipe, run, train)
         seconds = time.perf_counter() - started
         run.finish("mine", inputs, seconds=seconds, processes=processes.count, **facts)
-        made.forget()
+        Shards.forget(made.folder)
     processes.meet()
 
 
@@ -110,7 +114,7 @@ def make_shards(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
         + used * (stage != recipe.evaluate.first_stage)
     )
-    shards = Shards(run.path / "mining", inputs, recipe, jobs, teacher)
+    shards = Shards(run.path / FOLDER, inputs, recipe, jobs, teacher)
     shards.make(processes)
     return shards
 
