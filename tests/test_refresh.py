@@ -19,9 +19,12 @@ from rankwright.checkpoint import load_checkpoint, read_state
 from rankwright.data_files import qualified, read_split
 from rankwright.loading import load_recipe
 from rankwright.mining import read_candidates, read_negatives
+from rankwright.prompts import PromptEncoder
 from rankwright.refresh import HARDEST
 from rankwright.reranker import Reranker
+from rankwright.run_folder import RunFolder
 from rankwright.setup_model import build_trainable, load_base_tokenizer, recipe_contract
+from rankwright.train_stage import tokenised
 
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Checkpoints before each refresh, at 2 and 4, and at the end, of which the newest two stay.
@@ -46,7 +49,8 @@ main()
 
 
 def job(folder: Path, base: Path) -> Path:
-    return jobs.job(folder, base, train=STEPS, mine=MINE)
+    data = {"train": [{"path": "one", "split": "train", "instruction": "Find the sale."}]}
+    return jobs.job(folder, base, train=STEPS, mine=MINE, data=data)
 
 
 def train(recipe: Path, place: str = "score_blocks._append", number: int = 0) -> subprocess.CompletedProcess[str]:
@@ -98,8 +102,9 @@ def test_a_pool_is_ranked_by_the_model_and_filtered_by_the_same_rules(whole: tup
     contract = recipe_contract(recipe, base, tokenizer)
     model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu"))
     load_checkpoint(folder / "run" / "checkpoints" / "step-4", model)
-    reranker = Reranker(model, tokenizer, contract)
     (collection,) = map(qualified, read_split(folder / "run" / "data", "train"))
+    reranker = Reranker(model, tokenizer, contract).under(collection.instruction)
+    assert reranker.contract.instruction == "Find the sale."
     candidates = read_candidates(folder / "run" / "candidates.jsonl")
     (path,) = (folder / "run" / "pools").glob("step-4-*.jsonl")
     changed = 0
@@ -120,6 +125,23 @@ def test_a_pool_is_ranked_by_the_model_and_filtered_by_the_same_rules(whole: tup
         assert [n.rank for n in pool] == [order.index(d) + 1 for d in expected]
         changed += 1
     assert changed
+
+
+def test_all_that_a_refresh_may_score_or_draw_is_tokenised_before(
+    whole: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = whole
+    recipe = load_recipe(str(folder / "recipe.yaml"), []).recipe
+    base, tokenizer = load_base_tokenizer(recipe)
+    encoder = PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
+    store = tokenised(recipe, RunFolder(folder / "run"), encoder)
+    monkeypatch.setattr(PromptEncoder, "encode_documents", None)
+    monkeypatch.setattr(PromptEncoder, "encode_head", None)
+    (collection,) = map(qualified, read_split(folder / "run" / "data", "train"))
+    for query_id, found in read_candidates(folder / "run" / "candidates.jsonl").items():
+        ids = dict.fromkeys([*(c.document_id for c in found), *collection.qrels[query_id]])
+        texts = [collection.corpus[d] for d in ids]
+        assert store.under(collection.instruction).encode(collection.queries[query_id], texts).tail_ids
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_scores_are_those_of_the_scorer(cross_encoder: Path, tmp_path: Path, mon
     renamed = Collection("other", {f"x{d}": t for d, t in CORPUS.items()}, QUERIES, {})
     kept = again.of(renamed)({q: [f"x{d}" for d in CORPUS] for q in QUERIES})
     assert [list(scores.values()) for scores in kept.values()] == [list(s.values()) for s in found.values()]
-    assert (again.scored, again.cached, again._loaded) == (0, pairs, None)
+    assert (again.scored, again.cached, again._scorers) == (0, pairs, {})
     # What is more is all that is scored.
     more = replace(SET, corpus={**CORPUS, "new": "a new document on the court"})
     teacher(cross_encoder, tmp_path).of(more)({"q0": ["new", "d0"]})
@@ -105,6 +105,19 @@ def test_weights_options_prompt_and_instruction_ask_anew(cross_encoder: Path, ti
     assert scored(Teacher(ours, prompt, cache=tmp_path), replace(SET, instruction="Find the clause")) == 2
     assert scored(Teacher(ours, prompt, cache=tmp_path)) == 0
     assert len(list((tmp_path / "teacher").iterdir())) == 6
+
+
+def test_sets_of_several_instructions_share_the_weights(tiny_qwen3: Path, tmp_path: Path) -> None:
+    prompt = Prompt(max_tokens=320)
+    model = row(tiny_qwen3, kind="qwen3-reranker")
+    one = Teacher(model, prompt, cache=tmp_path)
+    for instruction in (None, "Find the clause", "Find the judgement"):
+        found = one.of(replace(SET, instruction=instruction))({"q0": ["d0", "d1"]})["q0"]
+        stated = prompt if instruction is None else prompt.model_copy(update={"instruction": instruction})
+        plain: Any = load_baseline(model, stated, cache=tmp_path)
+        expected = plain.score(QUERIES["q0"], [CORPUS["d0"], CORPUS["d1"]])
+        assert list(found.values()) == pytest.approx(expected, abs=1e-5)
+    assert len({id(scorer.model) for scorer in one._scorers.values()}) == 1 and one.scored == 6
 
 
 def test_a_damaged_file_is_removed_and_its_pairs_scored_again(

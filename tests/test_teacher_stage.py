@@ -66,7 +66,7 @@ def groups(pipeline: Pipeline) -> list[Any]:
     recipe = pipeline.recipe
     base, tokenizer = load_base_tokenizer(recipe)
     encoder = PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
-    source = make_source(recipe, pipeline.run, token_store(pipeline.run.path / "t", encoder, [], [], lambda *_: None))
+    source = make_source(recipe, pipeline.run, token_store(pipeline.run.path / "t", encoder, {}, [], lambda *_: None))
     return [source.group(query_id, 0) for query_id in source.query_ids]
 
 
