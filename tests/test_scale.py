@@ -16,6 +16,7 @@ import jobs
 from rankwright import console, mining, row_file, spill, text_files, text_store
 from rankwright.data_files import qualified, read_split
 from rankwright.errors import UserError
+from rankwright.filters import known_scores
 from rankwright.keyed_texts import Joined, KeyedTexts, text_key
 from rankwright.loading import load_recipe
 from rankwright.mine_stage import mine
@@ -68,7 +69,8 @@ def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:
             {"path": "one", "split": "train", "weight": 1.5, "instruction": "Find the sale."},
             {"path": "groups.jsonl", "group_key": "of", "limit": 25},
         ]
-        jobs.job(folder, "base", data={"train": train})
+        filters = {"near_duplicate": {}, "same_group": {}, "max_reuse": {"most": 9}}
+        jobs.job(folder, "base", data={"train": train}, mine={"filters": filters, "fill": "random", "negatives": 19})
         (folder / "sets" / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = load_recipe(str(recipe_path)).recipe
     run = RunFolder(folder / name)
@@ -93,7 +95,11 @@ def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
         train = read_split(other / "data", "train")
         assert all(isinstance(c.corpus, TextStore) and isinstance(c.qrels, RowValues) for c in train)
         pools = mining.read_negatives(other / "negatives.jsonl")
-        assert isinstance(pools, RowValues)
+        assert isinstance(pools, RowValues) and any(n.reason == "fill" for pool in pools.values() for n in pool)
+        (tmp_path / "teacher.jsonl").write_text(mining.teacher_line("q", {"a": -1.5, "b": 2}) + "\n")
+        scores = mining.read_teacher_scores(tmp_path / "teacher.jsonl")
+        assert isinstance(scores, RowValues) and dict(scores) == {"q": {"a": -1.5, "b": 2.0}}
+        assert known_scores(scores)({"q": ["b"]}) == {"q": {"b": 2.0}}
     assert files(other).keys() == plain.keys()
     assert files(other) == plain
     assert pools == mining.read_negatives(tmp_path / "plain" / "negatives.jsonl")
