@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from rankwright.sift import Filter, Sifted, apply, read_rows, rows_of, sift
 SHARD_QUERIES = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job:
     """One set to mine: ids are qualified; plain: the same set with the ids of its files, by which a run file goes."""
 
@@ -37,9 +38,9 @@ class Job:
     run_file: Path | None
     filters: Mapping[str, Filter]
 
-    @property
+    @cached_property
     def shards(self) -> list[tuple[str, ...]]:
-        """The queries, sorted, cut: a function of their ids alone."""
+        """The queries, sorted, cut: a function of their ids alone. They may lie in a file, which is read once."""
         ids = sorted(self.collection.queries)
         return [tuple(ids[start : start + SHARD_QUERIES]) for start in range(0, len(ids), SHARD_QUERIES)]
 
