@@ -19,6 +19,7 @@ import pytest
 import jobs
 from rankwright import mine_shards
 from rankwright.data_files import write_split
+from rankwright.dense import BiEncoder
 from rankwright.examples import Collection
 from rankwright.mine_stage import MOST_REMOVED, OUTPUTS, make_shards, mine
 from rankwright.mining import read_candidates, read_negatives
@@ -228,6 +229,14 @@ def test_a_run_file_of_a_training_set(run: RunFolder, tmp_path: Path, capsys: py
 @pytest.mark.parametrize("retriever", ["dense", "fusion"])
 def test_processes_share_the_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retriever: str) -> None:
     monkeypatch.setattr("rankwright.vectors.SHARD_TEXTS", 16)
+    # transformers patches its own classes while it loads: two threads at once would leave them patched for all tests.
+    one_at_a_time, load = threading.Lock(), BiEncoder.__init__
+
+    def loaded(*arguments: Any) -> None:
+        with one_at_a_time:
+            load(*arguments)
+
+    monkeypatch.setattr(BiEncoder, "__init__", loaded)
     chosen = recipe(retriever=retriever, filters=FILTERS, dense={"model": str(make_tiny_encoder(tmp_path / "encoder"))})
     found, vectors = [], []
     for count in (1, 2, 3):

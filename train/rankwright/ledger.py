@@ -12,7 +12,6 @@ from rankwright.errors import UserError, did_you_mean
 from rankwright.first_stages import training_stage
 from rankwright.licence_files import read_statements
 from rankwright.licences import Known, find_model, find_term, known, state, strictest, term_names
-from rankwright.losses import reads_teacher
 from rankwright.recipe import Baseline, Decision, DevFromTrain, LicenceRule, Recipe
 from rankwright.resources import FIXTURES, resolve_base
 from rankwright.sources import Located
@@ -187,6 +186,9 @@ def _teacher(entry: Located) -> Input:
 
 def _own_teacher(recipe: Recipe, teacher: Baseline) -> Input:
     """mine.teacher: distilled from where its scores, or labels by them, are trained on; else it sorts candidates."""
+    # Torch comes with the losses, and the report does without it.
+    from rankwright.losses import reads_teacher
+
     above = recipe.mine.filters.get("teacher", {}).get("above", "drop")
     use: Use = "distil" if above != "drop" or reads_teacher(recipe.loss) else "mine"
     return _model("teacher", teacher.model, teacher.revision, (use,), served=teacher.kind == "served")

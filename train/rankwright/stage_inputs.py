@@ -10,7 +10,6 @@ from typing import Any
 from rankwright.filters import split_filters
 from rankwright.first_stages import possible_stages, system_names, training_stage
 from rankwright.instructions import EXPORTED, frozen_instruction, is_read_otherwise
-from rankwright.losses import reads_teacher
 from rankwright.recipe import Recipe
 from rankwright.resources import resolve_base
 from rankwright.run_folder import code_version, content_hash, files_hash
@@ -19,6 +18,8 @@ from rankwright.sources import Located
 
 def scores_candidates(recipe: Recipe) -> bool:
     """Whether the teacher scores all that was retrieved: a refresh may draw, or ask its filter about, any of it."""
+    from rankwright.losses import reads_teacher
+
     mine = recipe.mine
     used = "teacher" in mine.filters or reads_teacher(recipe.loss)
     return mine.teacher is not None and mine.refresh_steps is not None and used
