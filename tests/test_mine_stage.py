@@ -246,18 +246,40 @@ def test_a_run_file_of_a_training_set(run: RunFolder, tmp_path: Path, capsys: py
     assert "queries that are not in the file 1" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("retriever", ["dense", "fusion"])
-def test_processes_share_the_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retriever: str) -> None:
-    monkeypatch.setattr("rankwright.vectors.SHARD_TEXTS", 16)
-    chosen = recipe(retriever=retriever, filters=FILTERS, dense={"model": str(make_tiny_encoder(tmp_path / "encoder"))})
+WORKER = """
+import sys
+from pathlib import Path
+from torch.distributed import FileStore
+from rankwright import mine_shards, vectors
+from rankwright.mine_stage import mine
+from rankwright.processes import Processes
+from rankwright.recipe import Recipe
+from rankwright.run_folder import RunFolder
+rank, count, store, folder, recipe = sys.argv[1:]
+mine_shards.SHARD_QUERIES, vectors.SHARD_TEXTS = 8, 16
+processes = Processes(int(rank), int(count), FileStore(store, int(count)))
+with processes.together():
+    mine(Recipe.model_validate_json(recipe), RunFolder(Path(folder)), inputs="i", shards="i", run_files={},
+         processes=processes)
+"""
+
+
+def test_processes_share_the_encoding(tmp_path: Path) -> None:
+    # Processes and not threads: transformers does not load models in several threads at once.
+    chosen = recipe(retriever="fusion", filters=FILTERS, dense={"model": str(make_tiny_encoder(tmp_path / "encoder"))})
     found, vectors = [], []
-    for count in (1, 2, 3):
-        monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / f"cache{count}"))
-        found.append(go(chosen, prepared(tmp_path / str(count)), count))
+    for count in (1, 2):
+        run = prepared(tmp_path / str(count))
+        environment = jobs.environment(RANKWRIGHT_CACHE=str(tmp_path / f"cache{count}"))
+        arguments = [str(count), str(tmp_path / f"store{count}"), str(run.path), chosen.model_dump_json(by_alias=True)]
+        commands = [[sys.executable, "-c", WORKER, str(rank), *arguments] for rank in range(count)]
+        started = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for command in commands]
+        assert [process.wait(timeout=200) for process in started] == [0] * count
+        found.append({name: (run.path / name).read_bytes() for name in OUTPUTS})
         files = sorted((tmp_path / f"cache{count}").rglob("*.npy"))
         vectors.append({path.name: path.read_bytes() for path in files})
-    assert found[0] == found[1] == found[2]
-    assert vectors[0] == vectors[1] == vectors[2]
+    assert found[0] == found[1]
+    assert vectors[0] == vectors[1] and len(vectors[0]) > 6
 
 
 def test_killed_and_continued_by_two_processes(tiny_qwen3: Path, tmp_path: Path) -> None:
