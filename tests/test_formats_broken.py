@@ -194,7 +194,7 @@ CSV = {
     "query,answer\n": "",
     "": ":1: no header in the first line",
     "query,answer\n,a\n": ":2: `query` is null",
-    "query,answer\none,\0\n": ":2: `text` holds a NUL character",
+    "query,answer\none,\0\n": ":2: `answer` holds a NUL character",
 }
 
 

@@ -164,6 +164,8 @@ def test_faults_of_several_files_come_together(tmp_path: Path) -> None:
 
 
 def test_half_of_a_character_in_a_document_is_a_fault(tmp_path: Path) -> None:
-    write(tmp_path / "g.jsonl", [{"query": "q", "positives": ["whole", "half \ud83d"]}])
-    (said,) = messages(tmp_path / "g.jsonl")
-    assert "g.jsonl:1: `positives[1].text` holds half of a character (\\ud83d): remove it" in said
+    sides = {"positives": ["whole", "half \ud83d"], "negatives": [{"text": "\ud83d"}]}
+    write(tmp_path / "g.jsonl", [{"query": "q", **sides}])
+    first, second = messages(tmp_path / "g.jsonl")
+    assert "g.jsonl:1: `positives[1]` holds half of a character (\\ud83d): remove it" in first
+    assert "g.jsonl:1: `negatives[0].text` holds half of a character (\\ud83d): remove it" in second

@@ -155,6 +155,7 @@ class Fields:
 
         side: its own label must be on the same side of 0 as `label`.
         """
+        name = place if isinstance(element, str) else f"{place}.text"
         if isinstance(element, str):
             element = {"text": element}
         if not isinstance(element, dict):
@@ -166,7 +167,7 @@ class Fields:
             self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
             return None
         before = self.faults.noted
-        encodable(text, f"{place}.text", self.where, self.line, self.faults)
+        encodable(text, name, self.where, self.line, self.faults)
         title = optional_text(element, "title", self.where, self.line, self.faults)
         self.titles += bool(title.strip())
         key = self._document_id(element, id)
