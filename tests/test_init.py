@@ -217,9 +217,9 @@ def test_the_command_and_a_run_of_what_it_wrote(tmp_path: Path) -> None:
     assert done.returncode == 0 and f"written: {output}. Next:" in done.stdout, done.stderr
     quick = ["train.max_steps=2", "train.dev_queries=4", "evaluate.limit_queries=6", "evaluate.depth=5"]
     loaded = load_recipe(str(output), [*quick, "train.groups_per_step=2", "mine.negatives=2", "export.targets=[]"])
-    describe_recipe(loaded, offline=False)
     pipeline = Pipeline(loaded, RunFolder(tmp_path / "run"))
     pipeline.start()
+    describe_recipe(loaded, pipeline.ledger(), offline=False)
     pipeline.report()
     assert (tmp_path / "run" / "report.html").is_file()
     assert json.loads((tmp_path / "run" / "eval" / "fin" / "tuned" / "metrics.json").read_text())["queries"] == 6
