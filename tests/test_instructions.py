@@ -132,6 +132,13 @@ def test_the_mix_is_counted_as_planned_and_as_it_came(mixed: tuple[Path, str]) -
     assert 'id="mix-table"' in page and CLAUSE in page
 
 
+def test_a_plan_counts_the_draws_of_an_epoch(mixed: tuple[Path, str]) -> None:
+    recipe = str(mixed[0].parent / "recipe.yaml")
+    assert Pipeline(load_recipe(recipe)).training_draws() == pytest.approx(25.2)
+    # As the recipe has it now, not as it was when the data were read.
+    assert Pipeline(load_recipe(recipe, ["data.train.0.weight=2"])).training_draws() == pytest.approx(65.7)
+
+
 def test_a_set_with_another_instruction_is_scored_under_the_exports_as_well(mixed: tuple[Path, str]) -> None:
     run, said = mixed
     assert (run / "eval" / "other" / "exported" / "metrics.json").is_file()
