@@ -40,7 +40,7 @@ def read_lists(folder: Path, *, count: int, documents: int, seed: int) -> list[T
     collection = read_collection(folder, name=folder.name, split="test")
     queries = [q for q in collection.queries if collection.positives(q)]
     chosen = random.Random(seed).sample(sorted(queries), count)
-    found = bm25(collection.corpus, {q: collection.queries[q] for q in chosen}, depth=documents + 5)
+    found = bm25(collection.corpus, depth=documents + 5)({q: collection.queries[q] for q in chosen})
     lists = []
     for query_id in chosen:
         positives = collection.positives(query_id)

@@ -25,8 +25,9 @@ from typing import Any
 
 from rankwright.data_files import qualified, read_split, write_split
 from rankwright.examples import Collection
-from rankwright.mining import Negative, build_group
+from rankwright.mining import Negative
 from rankwright.readers import read_collection
+from rankwright.samplers import build_group
 from rankwright.spill import spilling_to
 
 QUERIES, GROUPS, NEGATIVES = 10_000, 10_000, 7
@@ -188,7 +189,7 @@ def bm25(options: argparse.Namespace) -> dict[str, int]:
 
     collection = opened(options, "train")
     queries = {q: collection.queries[q] for q in list(collection.queries)[:100]}
-    return {"candidates": sum(map(len, bm25(collection.corpus, queries, depth=50).values()))}
+    return {"candidates": sum(map(len, bm25(collection.corpus, depth=50)(queries).values()))}
 
 
 STAGES: dict[str, Callable[[argparse.Namespace], dict[str, int]]] = {

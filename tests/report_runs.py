@@ -73,7 +73,16 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     inputs = {system: f"i-{system}-{folder.name if system == 'tuned' else ''}" for system in SKILL}
     for test in tests:
         _evaluate(folder / "eval" / test.name, test, recipe, inputs, {**SKILL, "tuned": tuned}, seed)
-    run.finish("mine", "i", seconds=1.25, counts={"kept": 40, "positive": 3}, queries=1, short_pools=0)
+    run.finish(
+        "mine",
+        "i",
+        seconds=1.25,
+        counts={"kept": 40, "positive": 3},
+        filters=[{"filter": "margin", "removed": 5, "left": 40}],
+        said={"margin: <no relevant>": 2},
+        queries=1,
+        short_pools=0,
+    )
     write_negatives(
         folder / "negatives.jsonl",
         {

@@ -23,40 +23,11 @@ from rankwright.reranker import Reranker
 from rankwright.served import ServedReranker
 from rerank_server import running_server, true_score
 from tiny import PAIRS
+from tiny_encoder import make_tiny_cross_encoder
 
 PROMPT = Prompt(max_tokens=320)
-WORDS = "a bond is loan court held contract void river town seller goods what who why ? . the in of to".split()
 QUERIES = list(dict.fromkeys(query for query, _ in PAIRS))[:5]
 DOCUMENTS = [document for _, document in PAIRS]
-
-
-def make_tiny_cross_encoder(folder: Path, *, labels: int = 1, head: bool = True, max_positions: int = 64) -> Path:
-    """A tiny BERT in the layout of sentence-transformers' cross-encoders before there were modules."""
-    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
-
-    letters = [chr(ord("a") + i) for i in range(26)]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *WORDS]
-    vocabulary = list(dict.fromkeys(vocabulary))
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=max_positions,
-        num_labels=labels,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = (BertForSequenceClassification if head else BertModel)(config).eval()
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.4)
-    model.save_pretrained(folder)
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

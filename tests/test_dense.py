@@ -16,10 +16,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import jobs
 from rankwright import vectors
-from rankwright.dense import BiEncoder, Search, dense
+from rankwright.dense import BiEncoder, dense, nearest
 from rankwright.errors import UserError
 from rankwright.ranking import ranked
 from rankwright.vectors import VectorStore, store_name
@@ -54,7 +55,7 @@ def test_equal_to_the_search_of_sentence_transformers(
 
     monkeypatch.setattr(vectors, "CHUNK_TEXTS", chunk)
     folder = make_tiny_encoder(tmp_path / "encoder", similarity=similarity, query="find: ", document="text: ")
-    found = dense(CORPUS, QUERIES, model=str(folder), depth=10, cache=tmp_path / "cache")
+    found = dense(CORPUS, model=str(folder), depth=10, cache=tmp_path / "cache")(QUERIES)
     model = SentenceTransformer(str(folder), device="cpu")
     ids = list(CORPUS)
     hits = semantic_search(
@@ -73,16 +74,23 @@ def test_equal_to_the_search_of_sentence_transformers(
 
 def test_the_order_of_corpus_and_queries_does_not_matter(tmp_path: Path, encoder: Path) -> None:
     lists = [
-        dense(shuffled(CORPUS, seed), shuffled(QUERIES, seed), model=str(encoder), depth=20, cache=tmp_path / str(seed))
+        dense(shuffled(CORPUS, seed), model=str(encoder), depth=20, cache=tmp_path / str(seed))(shuffled(QUERIES, seed))
         for seed in range(3)
     ]
     assert lists[0] == lists[1] == lists[2]
     # Equal texts tie exactly.
     scores = {
-        c.document_id: c.score for c in dense(CORPUS, QUERIES, model=str(encoder), depth=90, cache=tmp_path)["q0"]
+        c.document_id: c.score for c in dense(CORPUS, model=str(encoder), depth=90, cache=tmp_path)(QUERIES)["q0"]
     }
     assert len(scores) == 90
     assert all(scores[a] == scores[b] for a in CORPUS for b in CORPUS if CORPUS[a] == CORPUS[b])
+
+
+class Products:
+    """Similarity as the product of vectors."""
+
+    def similarity(self, one: Any, two: Any) -> torch.Tensor:
+        return torch.tensor(one) @ torch.tensor(two).T
 
 
 @settings(deadline=None, max_examples=60)
@@ -101,15 +109,13 @@ def test_chunks_and_ties_give_what_sorting_all_scores_gives(
     corpus = {f"d{i}": drawn.choice(document_texts) for i in range(18)} | {f"e{t}": t for t in document_texts}
     asked = {f"q{i}": drawn.choice(query_texts) for i in range(5)} | {f"r{t}": t for t in query_texts}
     one, two = np.array(queries, dtype=np.float32), np.array(documents, dtype=np.float32)
-    search = Search(
-        [[d for d, t in corpus.items() if t == text] for text in document_texts],
-        [[q for q, t in asked.items() if t == text] for text in query_texts],
-        depth,
-    )
-    for start in range(0, len(two), chunk):
-        search.add(start, two[start : start + chunk], one, lambda a, b: torch.tensor(a) @ torch.tensor(b).T)
+    chunks = [(start, two[start : start + chunk]) for start in range(0, len(two), chunk)]
+    ids = [[d for d, t in corpus.items() if t == text] for text in document_texts]
+    asked_ids = [[q for q, t in asked.items() if t == text] for text in query_texts]
+    lists = nearest(chunks, ids, one, asked_ids, Products(), depth)
     place = {t: i for i, t in enumerate(document_texts)}
-    for query_id, found in search.lists().items():
+    assert set(lists) == set(asked)
+    for query_id, found in lists.items():
         query = one[int(asked[query_id][1:])]
         expected = ranked(query_id, {d: float(query @ two[place[t]]) for d, t in corpus.items()})[:depth]
         assert [(c.document_id, c.score) for c in found] == expected
@@ -120,7 +126,7 @@ def test_texts_are_encoded_once_and_anything_else_misses(
 ) -> None:
     def encoded(model: Path, corpus: dict[str, str] = CORPUS, **options: Any) -> str:
         capsys.readouterr()
-        dense(corpus, QUERIES, model=str(model), cache=tmp_path / "cache", **options)
+        dense(corpus, model=str(model), cache=tmp_path / "cache", **options)(QUERIES)
         return next(
             line for line in capsys.readouterr().out.splitlines() if "document texts" in line and "of them" in line
         )
@@ -137,6 +143,12 @@ def test_texts_are_encoded_once_and_anything_else_misses(
     # Other weights under the same name miss.
     other = make_tiny_encoder(tmp_path / "other", seed=1, query="find: ")
     (copy / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert ", 0 of them" in encoded(copy)
+    # And so does one weight of them.
+    weights = load_file(other / "model.safetensors")
+    name = next(n for n, tensor in weights.items() if tensor.is_floating_point())
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert ", 0 of them" in encoded(copy)
 
 
@@ -155,10 +167,10 @@ def test_a_prompt_goes_in_front_and_the_models_own_is_the_default(tmp_path: Path
 
 
 def test_a_damaged_file_is_encoded_again(tmp_path: Path, encoder: Path) -> None:
-    whole = dense(CORPUS, QUERIES, model=str(encoder), cache=tmp_path)
+    whole = dense(CORPUS, model=str(encoder), cache=tmp_path)(QUERIES)
     for path in (tmp_path / "vectors").rglob("*.npy"):
         path.write_bytes(path.read_bytes()[:-30])
-    assert dense(CORPUS, QUERIES, model=str(encoder), cache=tmp_path) == whole
+    assert dense(CORPUS, model=str(encoder), cache=tmp_path)(QUERIES) == whole
 
 
 def encode(some: Any) -> tuple[Any, Any]:
@@ -216,13 +228,13 @@ def test_two_processes_and_a_kill_in_the_middle(tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"dense\.model.*no such folder"):
-        dense(CORPUS, QUERIES, model=str(tmp_path / "nothing"))
+        dense(CORPUS, model=str(tmp_path / "nothing"))(QUERIES)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"dense\.model .*cannot be loaded") as caught:
-        dense(CORPUS, QUERIES, model=str(tmp_path / "empty"))
+        dense(CORPUS, model=str(tmp_path / "empty"))(QUERIES)
     assert "\n" not in str(caught.value)
-    assert dense({}, QUERIES, model="x") == {q: [] for q in QUERIES}
+    assert dense({}, model="x")(QUERIES) == {q: [] for q in QUERIES}
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rankwright\[dense\]'"):
-        dense(CORPUS, QUERIES, model="x")
+        dense(CORPUS, model="x")(QUERIES)

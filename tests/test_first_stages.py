@@ -14,6 +14,7 @@ from rankwright.errors import UserError, UserErrors
 from rankwright.first_stages import check_first_stages, possible_stages, retriever, system_names, training_stage
 from rankwright.fusion import reciprocal_rank_fusion
 from rankwright.metrics import write_trec_run
+from rankwright.names import check_names
 from rankwright.ranking import tie_order
 from rankwright.recipe import Recipe
 from rankwright.retrieve import Candidate
@@ -58,9 +59,9 @@ def test_a_short_fusion_is_the_start_of_a_long_one(tmp_path: Path, monkeypatch: 
     encoder = make_tiny_encoder(tmp_path / "encoder")
     wanted = recipe(dense={"model": str(encoder)})
     corpus = {f"d{i}": " ".join(random.Random(i).choices(["bond", "loan", "court", "river"], k=5)) for i in range(40)}
-    long, short = (retriever(wanted, "fusion", depth)(corpus, QUERIES) for depth in (30, 4))
+    long, short = (retriever(wanted, "fusion", depth)(corpus)(QUERIES) for depth in (30, 4))
     assert {q: found[:4] for q, found in long.items()} == short
-    parts = [retriever(wanted, name, 200)(corpus, QUERIES) for name in ("bm25", "dense")]
+    parts = [retriever(wanted, name, 200)(corpus)(QUERIES) for name in ("bm25", "dense")]
     assert reciprocal_rank_fusion(parts, depth=30) == long
 
 
@@ -86,7 +87,7 @@ def test_what_a_run_file_lacks_or_has_too_much_is_counted(tmp_path: Path, capsys
         *("q1 Q0 d2 1 0.5 x", "q1 Q0 d1 2 0.7 x", "q1 Q0 d4 3 0.1 x", "q1 Q0 gone 4 0.9 x"),
         *("q3 Q0 d4 1 1 x", "other Q0 d1 1 1 x"),
     )
-    lists = run(CORPUS, QUERIES, depth=2, path=path)
+    lists = run(CORPUS, depth=2, path=path)(QUERIES)
     assert [c.document_id for c in lists["q1"]] == ["d1", "d2"]
     assert lists["q 2"] == []
     said = " ".join(capsys.readouterr().out.split())
@@ -116,14 +117,14 @@ def test_what_a_run_file_lacks_or_has_too_much_is_counted(tmp_path: Path, capsys
 def test_a_run_file_that_is_of_no_use_is_one_line(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
     path = write(tmp_path / "x.run", *lines)
     with pytest.raises(UserError, match=message) as caught:
-        run(CORPUS, QUERIES, depth=5, path=path)
+        run(CORPUS, depth=5, path=path)(QUERIES)
     assert "\n" not in str(caught.value)
 
 
 def test_ids_that_a_run_file_spells_alike_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.run", "q1 Q0 d%203 1 1 t")
     with pytest.raises(UserError, match="alike"):
-        run({**CORPUS, "d%203": "x"}, QUERIES, depth=5, path=path)
+        run({**CORPUS, "d%203": "x"}, depth=5, path=path)(QUERIES)
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -159,6 +160,11 @@ def test_the_systems_of_a_recipe_in_order(tmp_path: Path) -> None:
             ["data.train.0.run: only test sets", "data.dev.1.run: only test sets"],
         ),
         ({"dense": {"model": "./nothing"}}, ["dense.model: "]),
+        ({"mine": {"retriever": "fusion"}}, ["mine.retriever: fusion needs a bi-encoder"]),
+        (
+            {"data": {"train": ({"path": "x", "run": "r"}, {"path": "y"})}, "mine": {"retriever": "run"}},
+            ["data.train.1.run: mine.retriever is run"],
+        ),
     ],
 )
 def test_mistakes_of_a_recipe_are_found_together(sections: dict[str, Any], faults: list[str]) -> None:
@@ -180,3 +186,25 @@ def test_a_missing_run_file_is_found_with_the_sets(tmp_path: Path) -> None:
         locate_all(data)
     located = locate_all(Data.model_validate({"root": str(tmp_path), "test": sources[:1]}))["test"][0]
     assert located.run == tmp_path / "good.run"
+
+
+@pytest.mark.parametrize(
+    ("mine", "faults"),
+    [
+        ({"filters": {"margin": {"absolute": 1.0}, "max_reuse": {"most": 3}}, "sampler": {"top": {}}}, []),
+        ({"filters": {"margin": {}}}, ["mine.filters.margin: filter 'margin': give exactly one of absolute"]),
+        ({"filters": {"margni": {}}}, ["mine.filters.margni: unknown filter 'margni', did you mean 'margin'"]),
+        ({"filters": {"max_reuse": {"least": 1}}}, ["mine.filters.max_reuse: filter 'max_reuse' has no parameter"]),
+        (
+            {"filters": {"rank_window": {"first": 9, "last": 3}}, "sampler": {"stratified": {"bands": [9, 3]}}},
+            ["mine.filters.rank_window: filter 'rank_window': first 9, last 3", "mine.sampler: sampler 'stratified'"],
+        ),
+    ],
+)
+def test_mistakes_of_filters_and_samplers_are_found_before_anything_runs(
+    mine: dict[str, Any], faults: list[str]
+) -> None:
+    found = [fault for fault in check_names(recipe(mine=mine)) if fault.startswith("mine.")]
+    assert len(found) == len(faults)
+    for message, start in zip(found, faults, strict=True):
+        assert message.startswith(start)

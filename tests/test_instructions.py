@@ -258,6 +258,12 @@ def test_what_depends_on_a_sets_instruction_and_weight(tiny_qwen3: Path, tmp_pat
         assert before.mine == trained.mine and before.data != trained.data and before.train != trained.train
         assert before.scores["other"]["base"] == trained.scores["other"]["base"]
         assert before.scores["other"]["tuned"] != trained.scores["other"]["tuned"]
+    # A teacher scores a set under the set's instruction.
+    raw["mine"] = {"teacher": raw["evaluate"]["baselines"][0]}
+    before = inputs("train", 0)
+    assert before.shards == inputs("train", 0, weight=2.0).shards
+    told = inputs("train", 0, instruction=CODE)
+    assert before.shards != told.shards and before.mine != told.mine
 
 
 def test_a_frame_without_a_place_refuses_the_instruction_of_a_set(tiny_qwen3: Path, tmp_path: Path) -> None:

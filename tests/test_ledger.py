@@ -19,7 +19,7 @@ from rankwright.licence_files import read_statements
 from rankwright.licences import find_model, find_term, known, state, strictest
 from rankwright.loading import load_recipe
 from rankwright.pipeline import Pipeline
-from rankwright.recipe import Recipe
+from rankwright.recipe import Decision, Recipe
 from rankwright.sources import locate_all
 
 QWEN = "Qwen/Qwen3-Reranker-0.6B"
@@ -204,6 +204,39 @@ def test_uses_of_one_input_are_collected(tmp_path: Path) -> None:
         ("free", "data set", ("train", "dev", "evaluate")),
         (QWEN, "dense model", ("mine", "evaluate")),
     ]
+
+
+ROCKET = {"name": "rocket", "kind": "cross-encoder", "model": "jinaai/jina-reranker-v3"}
+
+
+@pytest.mark.parametrize(
+    ("filters", "plus", "use"),
+    [
+        ({}, [], "mine"),
+        ({"teacher": {"margin": 1.0}}, [], "mine"),
+        ({"teacher": {"above": "promote"}}, [], "distil"),
+        ({"teacher": {"above": "soft"}}, [{"name": "kl_distil", "weight": 0.5}], "distil"),
+        ({"teacher": {"margin": 1.0}}, [{"name": "kl_distil", "weight": 0.5}], "distil"),
+    ],
+)
+def test_the_teacher_of_mining(tmp_path: Path, filters: dict[str, Any], plus: list[Any], use: str) -> None:
+    sections = {"mine": {"teacher": ROCKET, "filters": filters}, "loss": {"plus": plus}}
+    sections["evaluate"] = {"baselines": [ROCKET]}
+    recipe, inputs = inputs_of(Case("", "", sections=sections), tmp_path)
+    found = {one.kind: one for one in inputs if one.name == ROCKET["model"]}
+    assert {kind: one.uses for kind, one in found.items()} == {"teacher": (use,), "baseline": ("evaluate",)}
+    rule = recipe.licence.model_copy(update={"require": "commercial"})
+    refused = [line for line in faults(inputs, rule) if ROCKET["model"] in line]
+    assert len(refused) == (use == "distil") and all("(distilled from)" in line for line in refused)
+    decided = rule.model_copy(update={"decisions": [Decision(input=ROCKET["model"], **DECISION)]})
+    _, inputs = recipe, make_inputs(recipe.model_copy(update={"licence": decided}), locate_all(recipe.data))
+    assert not [line for line in faults(inputs, decided) if ROCKET["model"] in line]
+
+
+def test_a_dense_model_that_mines_orders_candidates(tmp_path: Path) -> None:
+    sections = {"dense": {"model": QWEN}, "mine": {"retriever": "dense"}}
+    _, inputs = inputs_of(Case("", "", sections=sections), tmp_path)
+    assert [one.uses for one in inputs if one.kind == "dense model"] == [("mine", "evaluate")]
 
 
 def rules(tmp_path: Path, case: Case, **licence: Any) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from rankwright.errors import UserErrors
 from rankwright.loading import load_recipe
-from rankwright.losses import LOSSES, bind_loss, needs_positive
+from rankwright.losses import LOSSES, bind_loss, needs_positive, reads_teacher
 from rankwright.names import check_names
 from rankwright.recipe import Loss, LossTerm
 
@@ -30,6 +30,29 @@ def test_terms_are_added_with_their_weights_a_group() -> None:
     expected = parts[0] + 0.2 * parts[1] + LOSSES.bind("lambda_rank", {"k": 2})(SCORES, LABELS, MASK)
     assert found.shape == (2,)
     torch.testing.assert_close(found, expected)
+
+
+def test_terms_of_a_teacher_read_its_scores_and_the_others_known_labels() -> None:
+    """Each as if it were given the documents that it can use and no others."""
+    nan = float("nan")
+    teacher = torch.tensor([[2.0, nan, -1.0], [0.5, 3.0, 0.0]])
+    labels = torch.tensor([[1.0, 0.0, nan], [1.0, 0.0, 0.0]])
+    scores = SCORES.clone().requires_grad_()
+    loss = bind_loss(Loss(plus=(LossTerm(name="kl_distil", weight=0.5), LossTerm(name="mse"))))
+    found = loss(scores, labels, MASK, teacher)
+    whole = torch.tensor([[True, True]])
+    known = LOSSES["listwise_softmax"](SCORES[:, :2], labels[:, :2], torch.ones(2, 2, dtype=torch.bool))
+    places = [[0, 2], [0, 1]]
+    for row, chosen in enumerate(places):
+        parts = SCORES[row, chosen][None], teacher[row, chosen][None], whole
+        expected = known[row] + 0.5 * LOSSES["kl_distil"](*parts)[0] + LOSSES["mse"](*parts)[0]
+        torch.testing.assert_close(found[row], expected)
+    found.sum().backward()
+    assert scores.grad is not None and scores.grad.isfinite().all() and scores.grad[1, 2] == 0
+    # Without a teacher its terms take the labels, as scores that a file gives in their place.
+    plain = bind_loss(Loss(name="mse"))(SCORES, LABELS, MASK)
+    assert plain.equal(LOSSES["mse"](SCORES, LABELS, MASK))
+    assert reads_teacher(Loss(name="mse")) and not reads_teacher(Loss())
 
 
 def test_a_sum_needs_what_any_of_its_terms_needs() -> None:

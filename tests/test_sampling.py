@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,25 @@ def test_a_weight_draws_a_query_again_with_other_documents(encoder: PromptEncode
     for group in [*once.step(1, 6), *once.step(2, 6)]:
         assert group in groups
     assert (make(encoder, [twice]).mixture.draws_an_epoch, once.mixture.draws_an_epoch) == (12.0, 6.0)
+
+
+def test_other_pools_come_in_place_of_the_first_ones(encoder: PromptEncoder) -> None:
+    source = make(encoder)
+    before, order = drawn(source, 0), [[g.query_id for g in source.step(n, 4)] for n in range(1, 5)]
+    assert source.queries_of(range(2, 4), 4) == {*order[1], *order[2]}
+    source.use({"q1": mined("d5", "d6", "d7")}, "new")
+    after = drawn(source, 0)
+    assert set(after["q1"][1:]) == {"d5", "d6", "d7"}
+    assert drawn(make(encoder, pool_id="new"), 0) == {**after, "q1": drawn(make(encoder, pool_id="new"), 0)["q1"]}
+    assert before.keys() == after.keys()
+    assert [[g.query_id for g in source.step(n, 4)] for n in range(1, 5)] == order
+
+
+def test_scores_of_a_teacher_are_the_recipes_or_else_the_files(encoder: PromptEncoder) -> None:
+    own = dataclasses.replace(SET, teacher_scores={"q0": {"d0": 2.5}})
+    assert make(encoder).group("q0", 0).teacher is None
+    first, *others = make(encoder, [own]).group("q0", 0).teacher or ()
+    assert first == 2.5 and all(map(math.isnan, others))
+    # All groups have scores, if only unknown ones.
+    assert all(map(math.isnan, make(encoder, [own]).group("q1", 0).teacher or (0.0,)))
+    assert (make(encoder, [own], teacher_scores={"q0": {"d0": -1.0}}).group("q0", 0).teacher or (0.0,))[0] == -1.0

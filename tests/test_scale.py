@@ -16,13 +16,17 @@ import jobs
 from rankwright import console, mining, row_file, spill, text_files, text_store
 from rankwright.data_files import qualified, read_split
 from rankwright.errors import UserError
+from rankwright.filters import known_scores
 from rankwright.keyed_texts import Joined, KeyedTexts, text_key
 from rankwright.loading import load_recipe
-from rankwright.prepare_stage import mine, prepare_data
+from rankwright.mine_stage import mine
+from rankwright.prepare_stage import prepare_data
+from rankwright.processes import Processes
 from rankwright.prompts import PromptEncoder, make_contract
 from rankwright.row_file import RowFile, RowValues
 from rankwright.run_file import spelled
 from rankwright.run_folder import RunFolder
+from rankwright.samplers import build_group
 from rankwright.text_store import TextStore
 from rankwright.tokens import token_store
 
@@ -65,19 +69,22 @@ def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:
             {"path": "one", "split": "train", "weight": 1.5, "instruction": "Find the sale."},
             {"path": "groups.jsonl", "group_key": "of", "limit": 25},
         ]
-        jobs.job(folder, "base", data={"train": train})
+        filters = {"near_duplicate": {}, "same_group": {}, "max_reuse": {"most": 9}}
+        jobs.job(folder, "base", data={"train": train}, mine={"filters": filters, "fill": "random", "negatives": 19})
         (folder / "sets" / "groups.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = load_recipe(str(recipe_path)).recipe
     run = RunFolder(folder / name)
     run.create()
     console.say(name)
     prepare_data(recipe, run)
-    mine(recipe, run)
+    mine(recipe, run, inputs="all", shards="all", run_files={}, processes=Processes())
     return run.path
 
 
 def files(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    """All but the records of the stages, which hold times."""
+    found = [path for path in sorted(run.rglob("*")) if path.is_file() and path.parent.name != "stages"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in found}
 
 
 def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
@@ -88,7 +95,11 @@ def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
         train = read_split(other / "data", "train")
         assert all(isinstance(c.corpus, TextStore) and isinstance(c.qrels, RowValues) for c in train)
         pools = mining.read_negatives(other / "negatives.jsonl")
-        assert isinstance(pools, RowValues)
+        assert isinstance(pools, RowValues) and any(n.reason == "fill" for pool in pools.values() for n in pool)
+        (tmp_path / "teacher.jsonl").write_text(mining.teacher_line("q", {"a": -1.5, "b": 2}) + "\n")
+        scores = mining.read_teacher_scores(tmp_path / "teacher.jsonl")
+        assert isinstance(scores, RowValues) and dict(scores) == {"q": {"a": -1.5, "b": 2.0}}
+        assert known_scores(scores)({"q": ["b"]}) == {"q": {"b": 2.0}}
     assert files(other).keys() == plain.keys()
     assert files(other) == plain
     assert pools == mining.read_negatives(tmp_path / "plain" / "negatives.jsonl")
@@ -99,7 +110,7 @@ def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
         assert bool(held.query_groups) == (held.name == "groups")
         for query_id in qualified(held).queries:
             groups = [
-                mining.build_group(
+                build_group(
                     qualified(c), pools[query_id], query_id, negatives=3, positives=2, seed=1, draw=0, pool_id="p"
                 )
                 for c in (mapped, held)

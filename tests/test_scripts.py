@@ -125,3 +125,14 @@ def test_the_gpu_check_runs_as_far_as_a_cpu_lets_it(tmp_path: Path) -> None:
     assert routes["documents"]["d_score"] < 1e-5
     # What it could not check it says, in the table and on the screen.
     assert "left_out" in routes["varlen"] and "varlen: left out" in done.stdout
+
+
+def test_the_mining_benchmark_says_time_and_memory(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "bench_mining.py"), "--passages", "300", "--queries", "20"]
+    command += ["--only", "bm25, five filters", "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=jobs.environment(), check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads((tmp_path / "out.json").read_text())
+    assert row["stage"] == "bm25, five filters" and row["seconds"] > 0 and 0 < row["peak_gib"] < 4
+    assert row["passages"] == 300 and row["kept"] > 0
+    assert "GiB" in done.stdout.splitlines()[-1]

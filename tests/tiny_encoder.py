@@ -1,4 +1,4 @@
-"""A tiny random bi-encoder of sentence-transformers: BERT from a config, mean pooling, vectors of length 1 or not."""
+"""Tiny random models of sentence-transformers, BERT from a config: a bi-encoder with mean pooling, a cross-encoder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ WORDS = (
     "bond loan court contract river town seller goods interest spring floods company government print item "
     "range sofa library water bridge garden winter summer paper music engine market a an the of to and is"
 ).split()
+PAIR_WORDS = "a bond is loan court held contract void river town seller goods what who why ? . the in of to".split()
 
 
 def make_tiny_encoder(folder: Path, *, seed: int = 0, similarity: str = "cosine", **prompts: str) -> Path:
@@ -45,4 +46,33 @@ def make_tiny_encoder(folder: Path, *, seed: int = 0, similarity: str = "cosine"
     modules: list[Any] = [Transformer(str(bert), max_seq_length=24), Pooling(32, pooling_mode="mean")]
     whole = SentenceTransformer(modules=modules, prompts=prompts or None, similarity_fn_name=similarity, device="cpu")
     whole.save(str(folder))
+    return folder
+
+
+def make_tiny_cross_encoder(folder: Path, *, labels: int = 1, head: bool = True, max_positions: int = 64) -> Path:
+    """A tiny BERT in the layout of sentence-transformers' cross-encoders before there were modules."""
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+    letters = [chr(ord("a") + i) for i in range(26)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *PAIR_WORDS]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=max_positions,
+        num_labels=labels,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = (BertForSequenceClassification if head else BertModel)(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(folder)
+    BertTokenizerFast(vocab=str(folder / "vocab.txt"), vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
     return folder

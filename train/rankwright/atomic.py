@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,26 @@ def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
+    with _draft(path) as write:
+        for piece in pieces:
+            write(piece)
+
+
+@contextlib.contextmanager
+def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
+    """Yields write(line); the file appears when the block ends, and stays as it was when the block fails."""
+    with _draft(path) as write:
+        yield lambda line: write(line + "\n")
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[Callable[[str], object]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unlike tempfile's, this file gets the permissions that the user's umask gives to any other file.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with draft.open("x", encoding="utf-8", newline="") as file:
-            for piece in pieces:
-                file.write(piece)
+            yield file.write
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

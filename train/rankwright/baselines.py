@@ -1,7 +1,4 @@
-"""Other rerankers as rows of an evaluation: loaded by kind, what their scores depend on, what a recipe says wrong.
-
-They are scored and nothing else: not trained, not distilled from, not exported.
-"""
+"""Other rerankers, as rows of an evaluation or as teacher: loaded by kind, what their scores depend on, faults."""
 
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ from rankwright.resources import resolve_base
 from rankwright.run_folder import content_hash, files_hash
 from rankwright.served import ServedReranker
 
+ROWS, TEACHER = "evaluate.baselines", "mine.teacher"
 # Names of rows that an evaluation has anyway.
 TAKEN = (*FIRST_STAGES, "base", "tuned", EXPORTED)
 # How fast or from where, which changes no score.
@@ -33,13 +31,14 @@ BUDGETS = ("max_tokens", "query_tokens")
 READS: dict[str, tuple[str, ...]] = {"cross-encoder": ("max_tokens",), "zerank": BUDGETS, "bge": BUDGETS}
 
 
-def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path) -> Scorer:
+def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path, key: str = ROWS) -> Scorer:
     """The scorer of a baseline, ready to use.
 
     prompt: the recipe's section; its budgets hold for every local kind, its instruction, where it is not the default,
-    for the frames that have a place for one. cache: folder for what was paid for. Raises UserError naming the row.
+    for the frames that have a place for one. cache: folder for what was paid for. key: the recipe's key that holds it.
+    Raises UserError naming key and row.
     """
-    with _named(baseline):
+    with _named(baseline, key):
         scorer: Scorer = BASELINES.bind(baseline.kind, baseline.options)(baseline, prompt, cache)
     return scorer
 
@@ -56,7 +55,7 @@ def baseline_under(baseline: Baseline, scorer: Scorer, instruction: str | None) 
     return scorer.under(own if instruction == DEFAULT_INSTRUCTION else instruction)
 
 
-def baseline_inputs(baseline: Baseline, prompt: Prompt) -> str:
+def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS) -> str:
     """Hash of what the scores depend on beside the lists; never of a key.
 
     A local model counts by the content of its files, one of the hub by its id and revision; of the prompt counts what
@@ -66,7 +65,7 @@ def baseline_inputs(baseline: Baseline, prompt: Prompt) -> str:
     if baseline.kind == "served":
         # The server makes the prompt.
         return content_hash("served", baseline.model, options)
-    with _named(baseline):
+    with _named(baseline, key):
         model = _content(baseline.model, baseline.revision)
         read = () if _has_contract(baseline) else READS.get(baseline.kind, (*BUDGETS, "instruction"))
         if options.get("base") is not None:
@@ -91,15 +90,21 @@ def check_baselines(recipe: Recipe) -> list[str]:
     faults: list[str] = []
     seen: dict[str, int] = {}
     for number, baseline in enumerate(recipe.evaluate.baselines):
-        key = f"evaluate.baselines.{number}"
+        key = f"{ROWS}.{number}"
         if baseline.name.lower() in TAKEN:
             faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
         # Names are names of folders, and some disks take no notice of capitals.
         first = seen.setdefault(baseline.name.lower(), number)
         if first != number:
-            faults.append(f"{key}.name: {baseline.name!r} is also that of evaluate.baselines.{first}: rename one")
+            faults.append(f"{key}.name: {baseline.name!r} is also that of {ROWS}.{first}: rename one")
         faults += [f"{key}.{fault}" for fault in _faults(baseline, recipe.prompt)]
     return faults
+
+
+def check_teacher(recipe: Recipe) -> list[str]:
+    """All faults of mine.teacher, each as `mine.teacher.key: what`."""
+    teacher = recipe.mine.teacher
+    return [] if teacher is None else [f"{TEACHER}.{fault}" for fault in _faults(teacher, recipe.prompt)]
 
 
 def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
@@ -166,12 +171,12 @@ def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
 
 
 @contextmanager
-def _named(baseline: Baseline) -> Iterator[None]:
+def _named(baseline: Baseline, key: str) -> Iterator[None]:
     """Says of a mistake whose it is: a recipe may hold several baselines."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"evaluate.baselines: {baseline.name}: {_own_words(error)}") from None
+        raise UserError(f"{key}: {baseline.name}: {_own_words(error)}") from None
 
 
 def _own_words(error: UserError) -> str:

@@ -29,6 +29,7 @@ class TrainState:
 
     inputs: hash of the recipe's sections and files that this training depends on.
     since_best: evaluations since the last one that was above all before it, the base's among them.
+    pool: the refreshed negatives that this step was drawn from (refresh.Refresh); None: those mined before training.
     """
 
     step: int
@@ -37,6 +38,7 @@ class TrainState:
     best_step: int = 0
     best_value: float | None = None
     since_best: int = 0
+    pool: str | None = None
 
     def evaluated(self, value: float) -> TrainState:
         """This state after an evaluation of its step."""

@@ -152,9 +152,18 @@ def plan(
 
 
 @app.command()
-def mine(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Find candidates and negatives: negatives.jsonl, with source and reason."""
-    _pipeline(recipe, overrides).mine()
+def mine(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    audit: Annotated[int | None, typer.Option(help="write audit.html of so many queries, to judge", min=1)] = None,
+) -> None:
+    """Find candidates and negatives: negatives.jsonl, with source and reason; on many processes as well."""
+    pipeline = _pipeline(recipe, overrides)
+    pipeline.mine()
+    if audit is not None and console.is_first_process():
+        from rankwright.report import write_audit
+
+        console.say(f"audit: {write_audit(pipeline.run, audit)}")
 
 
 @app.command()
@@ -182,18 +191,14 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="write all numbers to this file")] = None,
 ) -> None:
     """Runs side by side: differences with intervals, p values, spread over seeds."""
-    import json
-
     from rankwright import compare_output
-    from rankwright.atomic import write_text_atomic
     from rankwright.compare import compare as compare_runs
     from rankwright.evaluated import read_runs
 
     comparison = compare_runs(read_runs(runs), against)
     compare_output.show(comparison)
     if json_file is not None:
-        text = json.dumps(compare_output.as_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
-        write_text_atomic(json_file, text + "\n")
+        compare_output.write_json(comparison, json_file)
 
 
 @app.command()
@@ -250,10 +255,8 @@ def score(
     reranker = Reranker.load(model, instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:
-        console.say(
-            f"cut to {reranker.contract.max_tokens} tokens: {reranker.cut_documents} documents, "
-            f"{reranker.cut_queries} queries"
-        )
+        cut = f"{reranker.cut_documents} documents, {reranker.cut_queries} queries"
+        console.say(f"cut to {reranker.contract.max_tokens} tokens: {cut}")
 
 
 def main() -> NoReturn:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from rankwright import console
+from rankwright.atomic import write_text_atomic
 from rankwright.compare import Compared, Comparison
 from rankwright.evaluate import HEADLINE
 
@@ -101,6 +104,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "notes": list(comparison.notes),
     }
+
+
+def write_json(comparison: Comparison, path: Path) -> None:
+    """The comparison as a file, which appears whole or not at all."""
+    text = json.dumps(as_json(comparison), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text_atomic(path, text + "\n")
 
 
 def _row(row: Compared | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ LOG_EVERY_S = 15.0
 LOG_COLUMNS = 160
 # Emoji codes off: an id like `a:b:c` must come out as it is.
 console = Console(highlight=False, soft_wrap=True, emoji=False)
+_has_bar = False
 if not console.is_terminal:
     console.width = max(console.width, LOG_COLUMNS)
 
@@ -47,11 +48,12 @@ def show(renderable: Any) -> None:
 def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Yields advance(count=1, **values): a bar with an ETA on a terminal, lines elsewhere, nothing on other ranks.
 
-    advance(0, total=N) says that N is all there will be.
+    advance(0, total=N) says that N is all there will be. Inside another one it is lines too: a terminal has one bar.
     """
+    global _has_bar
     if not is_first_process():
         yield lambda count=1, **values: None
-    elif console.is_terminal:
+    elif console.is_terminal and not _has_bar:
         columns = [
             TextColumn("{task.description}"),
             BarColumn(),
@@ -65,7 +67,11 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
             def advance(count: int = 1, *, total: int | None = None, **values: float) -> None:
                 bar.update(task, advance=count, total=total, values=_format(values))
 
-            yield advance
+            _has_bar = True
+            try:
+                yield advance
+            finally:
+                _has_bar = False
     else:
         yield _line_progress(description, total)
 

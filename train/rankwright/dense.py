@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from rankwright import console
 from rankwright.errors import UserError
 from rankwright.keyed_texts import KeyedTexts
+from rankwright.processes import Processes
 from rankwright.ranking import ranked
 from rankwright.resources import resolve_base
-from rankwright.retrieve import RETRIEVERS, Candidate
+from rankwright.retrieve import RETRIEVERS, Candidate, Searcher
 from rankwright.vectors import VectorStore, cache_folder, store_name
 
 QUERIES_AT_ONCE = 256
@@ -36,7 +37,6 @@ def check_installed() -> None:
 @RETRIEVERS.register
 def dense(
     corpus: Mapping[str, str],
-    queries: Mapping[str, str],
     *,
     model: str,
     depth: int = 100,
@@ -44,8 +44,8 @@ def dense(
     query_prompt: str = "",
     document_prompt: str = "",
     cache: Path | None = None,
-) -> dict[str, list[Candidate]]:
-    """Nearest documents by the model's own similarity: query id -> `depth` candidates, best first.
+) -> Searcher:
+    """Nearest documents by the model's own similarity: `depth` candidates a query.
 
     model: a folder or a hub id; query_prompt, document_prompt: text in front, instead of the model's own prompts.
     Every document is scored. Texts are encoded once and kept under `cache` (by default vectors.cache_folder)
@@ -55,27 +55,59 @@ def dense(
     """
     if depth < 1:
         raise UserError(f"dense: depth {depth}: needs depth >= 1")
-    if not queries or not corpus:
-        return {query_id: [] for query_id in queries}
+    if not corpus:
+        return lambda queries: {query_id: [] for query_id in queries}
     encoder = BiEncoder(model, revision, {"query": query_prompt, "document": document_prompt})
     folder = (cache or cache_folder()) / "vectors"
     # Distinct and in an order of their own, so that what shares a batch or a product of matrices depends on the texts
     # alone.
-    document_texts, query_texts = KeyedTexts(corpus), KeyedTexts(queries)
+    document_texts = KeyedTexts(corpus)
     documents = _vectors(encoder, "document", document_texts, folder)
-    query_vectors = _vectors(encoder, "query", query_texts, folder).read(query_texts)
-    search = Search(document_texts.ids, query_texts.ids, depth)
-    for start, vectors in documents.chunks(document_texts):
-        search.add(start, vectors, query_vectors, encoder.similarity)
-    return search.lists()
+
+    def search(queries: Mapping[str, str]) -> dict[str, list[Candidate]]:
+        if not queries:
+            return {}
+        texts = KeyedTexts(queries)
+        vectors = _vectors(encoder, "query", texts, folder).read(texts)
+        lists = nearest(documents.chunks(document_texts), document_texts.ids, vectors, texts.ids, encoder, depth)
+        return {query_id: lists[query_id] for query_id in queries}
+
+    return search
 
 
-def _vectors(encoder: BiEncoder, side: str, texts: KeyedTexts, folder: Path) -> VectorStore:
+def encode_together(
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    *,
+    processes: Processes,
+    model: str,
+    revision: str | None = None,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    cache: Path | None = None,
+) -> None:
+    """Encode what `dense` will look for, each process its share; the files are those that one process would write."""
+    encoder = BiEncoder(model, revision, {"query": query_prompt, "document": document_prompt})
+    folder = (cache or cache_folder()) / "vectors"
+    for side, texts in (("document", corpus), ("query", queries)):
+        _vectors(encoder, side, KeyedTexts(texts), folder, processes)
+
+
+def _vectors(
+    encoder: BiEncoder, side: str, texts: KeyedTexts, folder: Path, processes: Processes | None = None
+) -> VectorStore:
+    processes = processes or Processes()
     store = VectorStore(folder / store_name(encoder.fingerprint, {side: encoder.prompts[side]}), console.say)
     missing = store.missing(texts)
+    # Nobody writes before all have looked, so that all cut what is missing alike.
+    processes.meet()
     if missing:
         with console.progress(f"encode {side} texts", missing) as advance:
-            store.encode_missing(texts, lambda some: encoder.encode(side, some), advance)
+            part = (processes.rank, processes.count)
+            store.encode_missing(texts, lambda some: encoder.encode(side, some), advance, part)
+    processes.meet()
+    if processes.count > 1:
+        return _vectors(encoder, side, texts, folder)
     cut = store.cut(texts)
     console.say(
         f"dense: {len(texts):,} distinct {side} texts, {len(texts) - missing:,} of them encoded before"
@@ -153,48 +185,64 @@ def _fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-class Search:
+class Similarity(Protocol):
+    """What compares vectors: float32 [Q, E] and [D, E] -> tensor [Q, D], higher is nearer."""
+
+    def similarity(self, queries_QE: Any, documents_DE: Any) -> Any: ...
+
+
+def nearest(
+    chunks: Iterable[tuple[int, Any]],
+    document_ids: Sequence[Sequence[str]],
+    queries_QE: Any,
+    query_ids: Sequence[Sequence[str]],
+    encoder: Similarity,
+    depth: int,
+) -> dict[str, list[Candidate]]:
     """The `depth` best documents of every query, from chunk after chunk of document vectors.
 
-    What is held is a chunk's scores and `depth` documents a query. Whatever ties with the last one is kept until
+    chunks: (place of the first, vectors) over all distinct texts; document_ids, query_ids: the ids of each text.
+    What is held is a chunk's scores and `depth` texts a query. Whatever ties with the last one is kept until
     ranking.ranked has decided, so that no library's sorting does.
     """
+    best = [_Best(depth) for _ in query_ids]
+    for first, vectors in chunks:
+        for start in range(0, len(best), QUERIES_AT_ONCE):
+            scores_QD = encoder.similarity(queries_QE[start : start + QUERIES_AT_ONCE], vectors)
+            for row, found in enumerate(best[start : start + QUERIES_AT_ONCE]):
+                found.add(first, scores_QD[row])
+    lists = {}
+    for found, ids in zip(best, query_ids, strict=True):
+        pairs = list(zip(found.places.tolist(), found.values.tolist(), strict=True))
+        scores = {d: value for place, value in pairs for d in document_ids[place]}
+        # Queries of one text have the same scores, and by the tie rule not the same lists.
+        for query_id in ids:
+            order = enumerate(ranked(query_id, scores)[:depth], start=1)
+            lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in order]
+    return lists
 
-    def __init__(self, documents: Sequence[Sequence[str]], queries: Sequence[Sequence[str]], depth: int) -> None:
-        """documents, queries: for each text in the order of its vector, the ids that have it."""
-        self._ids, self._queries = documents, queries
+
+class _Best:
+    """Places and scores of one query's `depth` best texts so far, and of all that tie with the last of them."""
+
+    def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._best: dict[str, list[tuple[str, float]]] = {query_id: [] for ids in queries for query_id in ids}
+        self.places = np.zeros(0, dtype=np.int64)
+        self.values = np.zeros(0, dtype=np.float32)
 
-    def add(self, first: int, documents_DE: Any, queries_QE: Any, similarity: Callable[[Any, Any], Any]) -> None:
-        """Score a chunk; `first` is the place of its first text among the documents."""
-        import torch
-
-        for start in range(0, len(queries_QE), QUERIES_AT_ONCE):
-            scores_QD = similarity(queries_QE[start : start + QUERIES_AT_ONCE], documents_DE)
-            count = min(self._depth, scores_QD.shape[1])
-            last_Q = torch.topk(scores_QD, count, dim=1).values[:, -1].cpu().numpy()
-            for row, last in enumerate(last_Q):
-                query_ids = self._queries[start + row]
-                # Queries of one text have the same scores, and by the tie rule not the same lists.
-                floor = max(float(last), min(self._floor(q) for q in query_ids))
-                places = torch.nonzero(scores_QD[row] >= floor).flatten()
-                if len(places):
-                    values = scores_QD[row][places].tolist()
-                    self._merge(query_ids, [(first + p, v) for p, v in zip(places.tolist(), values, strict=True)])
-
-    def _floor(self, query_id: str) -> float:
-        best = self._best[query_id]
-        return best[-1][1] if len(best) >= self._depth else -float("inf")
-
-    def _merge(self, query_ids: Sequence[str], found: Sequence[tuple[int, float]]) -> None:
-        scores = {document_id: score for place, score in found for document_id in self._ids[place]}
-        for query_id in query_ids:
-            self._best[query_id] = ranked(query_id, {**dict(self._best[query_id]), **scores})[: self._depth]
-
-    def lists(self) -> dict[str, list[Candidate]]:
-        """Query id -> candidates, best first."""
-        return {
-            query_id: [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, start=1)]
-            for query_id, best in self._best.items()
-        }
+    def add(self, first: int, scores_D: Any) -> None:
+        if len(self.places) >= self._depth:
+            near = (scores_D >= float(self.values.min())).nonzero().flatten()
+            if not len(near):
+                return
+            values, places = scores_D[near].cpu().numpy(), near.cpu().numpy()
+        else:
+            values = scores_D.cpu().numpy()
+            places = np.arange(len(values))
+        self.places = np.concatenate([self.places, places + first])
+        self.values = np.concatenate([self.values, values])
+        if len(self.values) > self._depth:
+            last = np.partition(self.values, -self._depth)[-self._depth]
+            # Not `>= last`: a score that is not a number must reach ranking.ranked, which refuses it.
+            kept = ~(self.values < last)
+            self.places, self.values = self.places[kept], self.values[kept]

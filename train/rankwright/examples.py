@@ -66,6 +66,7 @@ class Group:
 
     document_ids, documents, labels run in parallel; sources says where each came from
     ("positive", "judged", "bm25", ...). weight: the group's share in the loss, beside those of the other groups.
+    A label that is not known is NaN. teacher: a teacher's raw scores, NaN where it has none; None: there is no teacher.
     """
 
     query_id: str
@@ -75,9 +76,11 @@ class Group:
     labels: tuple[float, ...]
     sources: tuple[str, ...]
     weight: float = 1.0
+    teacher: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.document_ids), len(self.documents), len(self.labels), len(self.sources)}
+        lengths |= set() if self.teacher is None else {len(self.teacher)}
         assert len(lengths) == 1, f"group {self.query_id}: columns differ in length"
 
 

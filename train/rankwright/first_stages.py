@@ -10,7 +10,7 @@ from typing import Any
 from rankwright.errors import UserError, did_you_mean
 from rankwright.instructions import EXPORTED, has_exported
 from rankwright.recipe import Recipe
-from rankwright.retrieve import RETRIEVERS, Candidate
+from rankwright.retrieve import RETRIEVERS, Candidate, Searcher
 
 # In the order of every table; each is a registered retriever, in the module beside it.
 MODULES = {"bm25": "retrieve", "dense": "dense", "fusion": "fusion", "run": "run_file"}
@@ -51,22 +51,25 @@ def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:
 
 
 def check_first_stages(recipe: Recipe) -> list[str]:
-    """Mistakes of `dense`, `evaluate.first_stage`, and the `run` of data sets, as `key: what`."""
+    """Mistakes of `dense`, `mine.retriever`, `evaluate.first_stage`, and the `run` of data sets, as `key: what`."""
     faults = []
-    chosen = recipe.evaluate.first_stage
-    if chosen in ("dense", "fusion") and recipe.dense is None:
-        faults.append(f"evaluate.first_stage: {chosen} needs a bi-encoder: add dense: {{model: FOLDER or hub id}}")
-    for split in ("train", "dev"):
-        sources = getattr(recipe.data, split)
-        for number, source in enumerate(sources if isinstance(sources, tuple) else ()):
-            if source.run is not None:
-                faults.append(f"data.{split}.{number}.run: only test sets take a run file: remove it here")
-    if chosen == "run":
-        faults += [
-            f"data.test.{number}.run: evaluate.first_stage is run, and this set has no run file: add run: FILE"
-            for number, source in enumerate(recipe.data.test)
-            if source.run is None
-        ]
+    wanted = {"evaluate.first_stage": recipe.evaluate.first_stage, "mine.retriever": recipe.mine.retriever}
+    for key, chosen in wanted.items():
+        if chosen in ("dense", "fusion") and recipe.dense is None:
+            faults.append(f"{key}: {chosen} needs a bi-encoder: add dense: {{model: FOLDER or hub id}}")
+    dev = recipe.data.dev if isinstance(recipe.data.dev, tuple) else ()
+    for split, sources in (("train", recipe.data.train), ("dev", dev)):
+        for number, source in enumerate(sources):
+            if source.run is not None and (split == "dev" or recipe.mine.retriever != "run"):
+                takes = "test sets, and training sets with mine.retriever: run, take"
+                faults.append(f"data.{split}.{number}.run: only {takes} a run file: remove it here")
+    for split, key in (("test", "evaluate.first_stage"), ("train", "mine.retriever")):
+        if wanted[key] == "run":
+            faults += [
+                f"data.{split}.{number}.run: {key} is run, and this set has no run file: add run: FILE"
+                for number, source in enumerate(getattr(recipe.data, split))
+                if source.run is None
+            ]
     if recipe.dense is not None:
         faults += _check_dense(recipe.dense.model)
     return faults
@@ -85,8 +88,8 @@ def _check_dense(model: str) -> list[str]:
     return faults
 
 
-def retriever(recipe: Recipe, name: str, depth: int, run_file: Path | None = None) -> Callable[..., Any]:
-    """The first stage `name` with the recipe's settings: called with corpus and queries, as all retrievers are."""
+def retriever(recipe: Recipe, name: str, depth: int, run_file: Path | None = None) -> Callable[..., Searcher]:
+    """The first stage `name` with the recipe's settings: called with a corpus, as all retrievers are."""
     bm25: dict[str, Any] = {"language": recipe.mine.language, "code": recipe.mine.code}
     dense = {} if recipe.dense is None else recipe.dense.model_dump()
     options = {"bm25": bm25, "dense": dense, "fusion": {"bm25": bm25, "dense": dense}, "run": {"path": run_file}}
@@ -103,5 +106,4 @@ def retrieve(
     run_file: Path | None = None,
 ) -> dict[str, list[Candidate]]:
     """A first stage's candidates for the queries."""
-    found: dict[str, list[Candidate]] = retriever(recipe, name, depth, run_file)(corpus, queries)
-    return found
+    return retriever(recipe, name, depth, run_file)(corpus)(queries)

@@ -9,7 +9,7 @@ from typing import Any
 from rankwright import dense as _dense  # noqa: F401  (registers the retriever that is fused)
 from rankwright.errors import UserError
 from rankwright.ranking import ranked
-from rankwright.retrieve import RETRIEVERS, Candidate
+from rankwright.retrieve import RETRIEVERS, Candidate, Searcher
 
 # Lists are fused from at least this depth, so that a short list of the fusion is the start of a longer one.
 FUSED_DEPTH = 200
@@ -41,18 +41,17 @@ def reciprocal_rank_fusion(
 @RETRIEVERS.register
 def fusion(
     corpus: Mapping[str, str],
-    queries: Mapping[str, str],
     *,
     bm25: dict[str, Any],
     dense: dict[str, Any],
     depth: int = 100,
     k: int = 60,
-) -> dict[str, list[Candidate]]:
+) -> Searcher:
     """Reciprocal rank fusion of BM25 and a dense retriever; bm25, dense: their parameters.
 
     Raises UserError as the two do.
     """
     parts = {"bm25": bm25, "dense": dense}
     wanted = {"depth": max(depth, FUSED_DEPTH)}
-    lists = [RETRIEVERS.bind(name, {**options, **wanted})(corpus, queries) for name, options in parts.items()]
-    return reciprocal_rank_fusion(lists, depth=depth, k=k)
+    searches = [RETRIEVERS.bind(name, {**options, **wanted})(corpus) for name, options in parts.items()]
+    return lambda queries: reciprocal_rank_fusion([search(queries) for search in searches], depth=depth, k=k)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rankwright.batching import plan_step
 from rankwright.layout import split_group
-from rankwright.losses import Loss
+from rankwright.losses import RecipeLoss
 from rankwright.model import RankModel
 from rankwright.prompts import EncodedGroup
 from rankwright.ranking import stable_hash
@@ -44,7 +44,7 @@ class StepSums:
 def accumulate(
     model: RankModel,
     groups: Sequence[TrainGroup],
-    loss: Loss,
+    loss: RecipeLoss,
     *,
     budget_tokens: int,
     one_by_one: bool,
@@ -87,7 +87,7 @@ def accumulate(
 def _backward(
     model: RankModel,
     groups: Sequence[TrainGroup],
-    loss: Loss,
+    loss: RecipeLoss,
     divisor: float,
     budget_tokens: int,
     key: tuple[int, int, str],
@@ -103,7 +103,7 @@ def _backward(
     if len(parts) == 1:
         _seed(key, 0)
         scores_N = model(parts[0])
-        loss_Q = loss(*to_lists(scores_N, groups))
+        loss_Q = _losses(loss, scores_N, groups)
         accelerator.backward((loss_Q * weights_Q.to(loss_Q)).sum())
         return scores_N.detach(), loss_Q.detach()
     scores = []
@@ -112,7 +112,7 @@ def _backward(
         with torch.no_grad():
             scores.append(model(part))
     scores_N = torch.cat(scores).requires_grad_()
-    loss_Q = loss(*to_lists(scores_N, groups))
+    loss_Q = _losses(loss, scores_N, groups)
     (gradient_N,) = torch.autograd.grad((loss_Q * weights_Q.to(loss_Q)).sum(), scores_N)
     gradients = torch.split(gradient_N, [len(s) for s in scores])
     for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
@@ -166,11 +166,24 @@ def to_lists(scores_N: Tensor, groups: Sequence[TrainGroup]) -> tuple[Tensor, Te
     return scores_QD, labels_QD, mask_QD
 
 
+def _losses(loss: RecipeLoss, scores_N: Tensor, groups: Sequence[TrainGroup]) -> Tensor:
+    """loss_Q, of labels and, where the groups have them, a teacher's scores."""
+    lists = to_lists(scores_N, groups)
+    if groups[0].teacher is None:
+        return loss(*lists)
+    teacher = [torch.tensor(g.teacher, dtype=torch.float32, device=scores_N.device) for g in groups]
+    return loss(*lists, nn.utils.rnn.pad_sequence(teacher, batch_first=True))
+
+
 def score_distances(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
-    """Sums over the groups of (margin, spread), as StepSums has them; 0 for a group with nothing to compare."""
+    """Sums over the groups of (margin, spread), as StepSums has them; 0 for a group with nothing to compare.
+
+    A document whose label is not known (NaN) has no part in the margin.
+    """
     scores_QD = scores_QD.double()
-    best_Q1 = labels_QD.masked_fill(~mask_QD, -torch.inf).amax(dim=1, keepdim=True)
-    best_QD, rest_QD = mask_QD & (labels_QD == best_Q1), mask_QD & (labels_QD < best_Q1)
+    known_QD = mask_QD & ~labels_QD.isnan()
+    best_Q1 = labels_QD.masked_fill(~known_QD, -torch.inf).amax(dim=1, keepdim=True)
+    best_QD, rest_QD = known_QD & (labels_QD == best_Q1), known_QD & (labels_QD < best_Q1)
     margin_Q = _mean(scores_QD, best_QD) - _mean(scores_QD, rest_QD)
     margin_Q = margin_Q.masked_fill(~rest_QD.any(dim=1), 0.0)
     centred_QD = scores_QD - _mean(scores_QD, mask_QD).unsqueeze(1)

@@ -12,19 +12,20 @@ from rankwright.errors import UserError, did_you_mean
 from rankwright.first_stages import training_stage
 from rankwright.licence_files import read_statements
 from rankwright.licences import Known, find_model, find_term, known, state, strictest, term_names
-from rankwright.recipe import Decision, DevFromTrain, LicenceRule, Recipe
+from rankwright.losses import reads_teacher
+from rankwright.recipe import Baseline, Decision, DevFromTrain, LicenceRule, Recipe
 from rankwright.resources import FIXTURES, resolve_base
 from rankwright.sources import Located
 
 LEDGER = "licences.json"
 Kind = Literal["base", "data set", "teacher", "dense model", "baseline"]
-# base: the weights start there. dev: chooses the checkpoint and the temperature. mine: orders candidates only.
+# base: the weights start there. dev: chooses the checkpoint and the temperature. mine: orders or drops candidates only.
 Use = Literal["base", "train", "dev", "distil", "mine", "evaluate"]
 USES: tuple[Use, ...] = ("base", "train", "dev", "distil", "mine", "evaluate")
 # Uses that leave something of the input in what is exported.
 TAINTING: tuple[Use, ...] = ("base", "train", "dev", "distil")
 USE_WORDS = {"base": "the base", "train": "trained on", "dev": "chooses the weights", "distil": "distilled from"}
-USE_WORDS |= {"mine": "orders candidates", "evaluate": "evaluated only"}
+USE_WORDS |= {"mine": "orders or drops candidates", "evaluate": "evaluated only"}
 NOTHING_KNOWN = "nobody has said under which licence it is"
 
 
@@ -117,8 +118,11 @@ def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teache
         uses: tuple[Use, ...] = (use, "dev") if split == "train" and _dev_from_train(recipe) else (use,)
         found += [_set(entry, uses) for entry in entries]
     found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
+    if recipe.mine.teacher is not None:
+        found.append(_own_teacher(recipe, recipe.mine.teacher))
     if recipe.dense is not None:
-        ordering: tuple[Use, ...] = ("mine",) if training_stage(recipe) in ("dense", "fusion") else ()
+        orders = {training_stage(recipe), recipe.mine.retriever} & {"dense", "fusion"}
+        ordering: tuple[Use, ...] = ("mine",) if orders else ()
         found.append(_model("dense model", recipe.dense.model, recipe.dense.revision, (*ordering, "evaluate")))
     for baseline in recipe.evaluate.baselines:
         served = baseline.kind == "served"
@@ -179,6 +183,13 @@ def _teacher(entry: Located) -> Input:
         return Input(teacher_name(entry.name), "teacher", "unknown", None, ("distil",), facts)
     facts = find_model(name, None) or known([])
     return Input(teacher_name(entry.name), "teacher", f"hub {name}", None, ("distil",), facts, name)
+
+
+def _own_teacher(recipe: Recipe, teacher: Baseline) -> Input:
+    """mine.teacher: distilled from where its scores, or labels by them, are trained on; else it sorts candidates."""
+    above = recipe.mine.filters.get("teacher", {}).get("above", "drop")
+    use: Use = "distil" if above != "drop" or reads_teacher(recipe.loss) else "mine"
+    return _model("teacher", teacher.model, teacher.revision, (use,), served=teacher.kind == "served")
 
 
 def teacher_name(set_name: str) -> str:

@@ -6,14 +6,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rankwright.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
 from rankwright.errors import Stopped, UserError
 from rankwright.flops import Utilisation
 from rankwright.gradients import accumulate, clip, prepare
 from rankwright.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
-from rankwright.losses import Loss
+from rankwright.losses import RecipeLoss
 from rankwright.model import RankModel
 from rankwright.optim import make_optimizer, set_learning_rate
 from rankwright.prompts import PromptContract
@@ -22,12 +22,20 @@ from rankwright.sampling import GroupSource, TrainGroup
 from rankwright.tracking import Trackers
 
 
+class Refreshing(Protocol):
+    """refresh.Refresh, or NoRefresh."""
+
+    def due(self, step: int) -> bool: ...
+
+    def __call__(self, state: TrainState) -> str | None: ...
+
+
 def fit(
     model: RankModel,
     source: GroupSource,
     *,
     settings: Train,
-    loss: Loss,
+    loss: RecipeLoss,
     total_steps: int,
     budget_tokens: int,
     seed: int,
@@ -40,10 +48,12 @@ def fit(
     advance: Callable[..., None],
     say: Callable[[str], None],
     stop: StopSignal,
+    refresh: Refreshing,
 ) -> TrainState:
     """Train to total_steps, or out of patience, from the newest whole checkpoint under `root` where there is one.
 
     evaluate() scores the dev queries with the model as it stands (on all ranks together) and returns nDCG@10.
+    refresh(state) has the source draw the next step from its pool of negatives, mined now where due; returns its name.
     Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
     Raises Stopped after saving, when `stop` is requested on any rank.
     """
@@ -60,18 +70,16 @@ def fit(
     if found is None:
         state = TrainState(step=0, inputs=inputs, base_value=evaluate())
         say(f"before step 1: dev nDCG@10 {state.base_value:.3f}")
-    trackers = open_trackers(state.step)
-    if state.step == 0:
-        trackers.log({"dev_nDCG@10": state.base_value}, step=0)
+    trackers = _trackers(open_trackers, state)
     utilisation = _utilisation(model, accelerator, budget_tokens, say)
-    spread = SpreadWatch(say)
+    spread, first = SpreadWatch(say), state.step + 1
     advance(state.step)
     model.train()
-    first = state.step + 1
     for step in range(first, total_steps + 1):
         if state.out_of_patience(settings.patience):
             _say_early_end(state, total_steps, say, advance)
             break
+        state = dataclasses.replace(state, pool=refresh(state))
         started = time.perf_counter()
         groups = source.step(step, settings.groups_per_step)
         if step == first:
@@ -91,18 +99,17 @@ def fit(
         norm = clip(model.parameters(), settings.clip_norm)
         refuse_not_finite(sums, norm, groups, step, root.parent / NOT_FINITE_FILE, accelerator.is_main_process)
         spread.look(sums.spread, step)
-        learning_rate = set_learning_rate(optimizer, settings, step, total_steps)
+        rate = set_learning_rate(optimizer, settings, step, total_steps)
         optimizer.step()
-        seconds = time.perf_counter() - started
+        speed = _speed(groups, time.perf_counter() - started, utilisation)
         values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread}
-        values |= {"gradient_norm": norm, "learning_rate": learning_rate}
-        speed = _speed(groups, seconds, utilisation)
+        values |= {"gradient_norm": norm, "learning_rate": rate}
         state = dataclasses.replace(state, step=step)
         if step % settings.evaluate_every == 0 or step == total_steps:
             values["dev_nDCG@10"] = evaluate()
             state = state.evaluated(values["dev_nDCG@10"])
         trackers.log(values | speed, step=step)
-        due = step % settings.save_every == 0 or "dev_nDCG@10" in values or sums.stop
+        due = step % settings.save_every == 0 or "dev_nDCG@10" in values or refresh.due(step) or sums.stop
         if due and (accelerator.is_main_process or model.sharded):
             save_checkpoint(root, state, model, optimizer, contract, write=accelerator.is_main_process)
         if sums.stop and step < total_steps:
@@ -112,6 +119,13 @@ def fit(
         advance(1, loss=sums.loss, dev=state.value_so_far, **speed)
     accelerator.wait_for_everyone()
     return state
+
+
+def _trackers(open_trackers: Callable[[int], Trackers], state: TrainState) -> Trackers:
+    trackers = open_trackers(state.step)
+    if state.step == 0:
+        trackers.log({"dev_nDCG@10": state.base_value}, step=0)
+    return trackers
 
 
 def _say_early_end(

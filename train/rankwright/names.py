@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rankwright.errors import UserError, UserErrors
-from rankwright.recipe import Recipe
+from rankwright.recipe import Mine, Recipe
 
 
 def check_names(recipe: Recipe) -> list[str]:
@@ -39,13 +39,48 @@ def check_names(recipe: Recipe) -> list[str]:
             check()
         except UserError as error:
             faults.append(f"{key}: {error}")
-    faults += check_first_stages(recipe)
-    faults += check_mixture(recipe)
+    faults += check_first_stages(recipe) + check_mixture(recipe) + _check_mining(recipe.mine) + _check_soft(recipe)
     if recipe.evaluate.baselines:
         from rankwright.baselines import check_baselines
 
         faults += check_baselines(recipe)
+    if recipe.mine.teacher is not None:
+        from rankwright.baselines import check_teacher
+
+        faults += check_teacher(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
     return faults
+
+
+def _check_mining(mine: Mine) -> list[str]:
+    """Mistakes of the filters and the sampler: they are tried on nothing, and refuse what they cannot do."""
+    from rankwright.examples import Collection
+    from rankwright.filters import MiningView, bind_filters
+    from rankwright.samplers import DrawKey, bind_sampler
+
+    faults = []
+    nothing = MiningView(
+        Collection("", {}, {}, {}), mine.retriever, {}, {}, teacher=None if mine.teacher is None else lambda pairs: {}
+    )
+    for name, options in mine.filters.items():
+        try:
+            bind_filters({name: options})[name](nothing)
+        except UserError as error:
+            faults.append(f"mine.filters.{name}: {error}")
+    try:
+        bind_sampler(mine.sampler)([], 1, DrawKey(0, 0, "", ""))
+    except UserError as error:
+        faults.append(f"mine.sampler: {error}")
+    return faults
+
+
+def _check_soft(recipe: Recipe) -> list[str]:
+    """Soft labels are for losses of a teacher's scores: without one these documents would be in no loss at all."""
+    from rankwright.losses import OF_TEACHER, reads_teacher
+
+    if recipe.mine.filters.get("teacher", {}).get("above") != "soft" or reads_teacher(recipe.loss):
+        return []
+    known = ", ".join(sorted(OF_TEACHER))
+    return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]

@@ -94,21 +94,23 @@ class Pipeline:
             outputs.append("data_report.json")
             self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
             add_token_lengths(self.recipe, self.run)
-            check_run_files(self.recipe, self.run, self._run_files)
+            check_run_files(self.recipe, self.run, self._run_files("test"))
             self.ledger()
 
-    @property
-    def _run_files(self) -> dict[str, Path | None]:
-        return {located.name: located.run for located in self._located["test"]}
+    def _run_files(self, split: str) -> dict[str, Path | None]:
+        return {located.name: located.run for located in self._located[split]}
 
     def mine(self) -> None:
-        """Candidates and negatives, after the data stage."""
-        from rankwright.prepare_stage import mine
+        """Candidates and negatives, after the data stage; on many processes as well."""
+        from rankwright.mine_stage import mine
 
-        self.data()
-        if console.is_first_process():
-            outputs = ["negatives.jsonl", "candidates.jsonl", "dev_candidates.jsonl"]
-            self._stage("mine", self.inputs.mine, lambda: mine(self.recipe, self.run), outputs)
+        with self.processes.together():
+            self.data()
+            self.processes.meet()
+            console.heading("mine")
+            run_files = self._run_files("train")
+            inputs, shards = self.inputs.mine, self.inputs.shards
+            mine(self.recipe, self.run, inputs=inputs, shards=shards, run_files=run_files, processes=self.processes)
 
     def train(self) -> None:
         """Train, after the stages before; on many processes only the first one prepares."""
@@ -170,7 +172,7 @@ class Pipeline:
             self.run,
             scores=self.inputs.scores,
             inputs=inputs,
-            run_files=self._run_files,
+            run_files=self._run_files("test"),
             processes=self.processes,
             checkpoint=self.checkpoint,
         )

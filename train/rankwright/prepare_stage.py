@@ -1,4 +1,4 @@
-"""The data and mine stages: sets read and split, overlap reported, negatives mined with a reason for each."""
+"""The data stage: sets read and split, overlap reported."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright import console, leakage, mining, run_file, splits
-from rankwright.data_files import qualified, read_split, write_split
+from rankwright import console, leakage, run_file, splits
+from rankwright.data_files import read_split, write_split
 from rankwright.data_report import SetReports
 from rankwright.errors import UserError, UserErrors
 from rankwright.evaluate import choose_queries
 from rankwright.examples import Collection
-from rankwright.first_stages import retrieve, training_stage
 from rankwright.mixture import as_stated
 from rankwright.recipe import DevFromTrain, Recipe
-from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder
 from rankwright.sources import locate_all, read_all
 from rankwright.spill import spilling_to
@@ -133,37 +131,3 @@ def _overlaps(train: Sequence[Collection], held_out: Mapping[str, Sequence[Colle
                 shown = ", ".join(f"{name} {count}" for name, count in counts.items())
                 console.say(f"shared between train {ours.name} and {split} {theirs.name}: {shown}")
     return rows
-
-
-def mine(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write negatives.jsonl, candidates.jsonl and dev_candidates.jsonl; returns counts by reason."""
-    data = run.path / "data"
-    pools: dict[str, Sequence[mining.Negative]] = {}
-    counts: dict[str, int] = {}
-    candidates: dict[str, Sequence[Candidate]] = {}
-    train = [qualified(c) for c in read_split(data, "train")]
-    dev = [qualified(c) for c in read_split(data, "dev")]
-    for collection in train:
-        console.say(f"  {collection.name}: BM25 over {len(collection.corpus):,} documents")
-        found = retrieve(recipe, "bm25", collection.corpus, collection.queries, recipe.mine.depth)
-        mined = mining.mine_pools(
-            collection, found, source="bm25", first_rank=recipe.mine.first_rank, depth=recipe.mine.depth
-        )
-        candidates |= found
-        pools |= mined.pools
-        for reason, count in mined.counts.items():
-            counts[reason] = counts.get(reason, 0) + count
-    stage = training_stage(recipe)
-    used = f"; on dev {stage}'s lists are reranked: run files are for test sets"
-    console.say(f"  dev: {stage} top {recipe.evaluate.depth}" + used * (stage != recipe.evaluate.first_stage))
-    dev_candidates: dict[str, Sequence[Candidate]] = {}
-    for collection in dev:
-        dev_candidates |= retrieve(recipe, stage, collection.corpus, collection.queries, recipe.evaluate.depth)
-    mining.write_candidates(run.path / "candidates.jsonl", candidates)
-    mining.write_candidates(run.path / "dev_candidates.jsonl", dev_candidates)
-    mining.write_negatives(run.path / "negatives.jsonl", pools)
-    short = sum(len(pool) < recipe.mine.negatives for pool in pools.values())
-    console.say("candidates " + ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())))
-    if short:
-        console.say(f"{short} of {len(pools)} queries have fewer than {recipe.mine.negatives} negatives: kept short")
-    return {"counts": counts, "queries": len(pools), "short_pools": short}

@@ -34,7 +34,7 @@ class Source(Section):
     split: str | None = None
     name: str | None = None
     revision: str | None = None
-    # A TREC run file with the candidate lists of a test set.
+    # A TREC run file with candidate lists: of a test set, or of a training set with mine.retriever: run.
     run: str | None = None
     # How often a training query is drawn in an epoch; 0.5: every other epoch.
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -131,11 +131,34 @@ class Dense(Section):
     document_prompt: str = ""
 
 
+class Baseline(Section):
+    """Another reranker, scored on the same lists. kind and options: a registered kind and its parameters."""
+
+    # It names a folder beside bm25, base and tuned.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    kind: str
+    model: str
+    revision: str | None = None
+    options: dict[str, Any] = {}
+
+
 class Mine(Section):
+    """Hard negatives: retrieved to `depth`, filtered in the order of `filters`, drawn by the sampler."""
+
+    retriever: Literal["bm25", "dense", "fusion", "run"] = "bm25"
     depth: Positive = 100
-    first_rank: Positive = 1
+    # Name of a registered filter -> its options.
+    filters: dict[str, dict[str, Any]] = {}
+    # One registered sampler -> its options.
+    sampler: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)] = {"uniform": {}}
     negatives: Positive = 7
     positives: Positive = 4
+    # What becomes of a pool with fewer than `negatives`.
+    fill: Literal["none", "random"] = "none"
+    # Steps after which negatives are mined again with the current checkpoint.
+    refresh_steps: Positive | None = None
+    # A reranker that filters may ask.
+    teacher: Baseline | None = None
     language: str = "english"
     code: bool = False
 
@@ -172,17 +195,6 @@ class Train(Section):
     dev_queries: Positive = 200
     trackers: tuple[str, ...] = ()
     shuffle_labels: bool = False
-
-
-class Baseline(Section):
-    """Another reranker, scored on the same lists. kind and options: a registered kind and its parameters."""
-
-    # It names a folder beside bm25, base and tuned.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    kind: str
-    model: str
-    revision: str | None = None
-    options: dict[str, Any] = {}
 
 
 class Evaluate(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,10 @@ class Candidate:
     rank: int
 
 
-RETRIEVERS: Registry[Callable[..., dict[str, list[Candidate]]]] = Registry("retriever")
+# Query id -> text, to query id -> candidates, best first.
+Searcher = Callable[[Mapping[str, str]], dict[str, list[Candidate]]]
+# Called as name(corpus, **options): reads the corpus once, for any number of searches.
+RETRIEVERS: Registry[Callable[..., Searcher]] = Registry("retriever")
 
 _WORD = re.compile(r"\w+")
 # camelCase | HTTPServer | snake_case
@@ -53,45 +56,46 @@ class Words:
         if language not in known:
             raise UserError(f"unknown language {language!r}{did_you_mean(language, known)}. Known: {', '.join(known)}")
         stem = (lambda word: word) if language == "none" else Stemmer.Stemmer(language).stemWord
-        self._stem: Callable[[str], str] = stem
-        self._stop_words = stop_words(language)
-        self._code = code
         # A corpus repeats its words: each is looked up and stemmed once.
-        self._known: dict[str, str | None] = {}
+        self._known = _Stems(stem, stop_words(language))
+        self._code = code
 
     def __call__(self, text: str) -> list[str]:
         """The words of a text in order, repeated as often as they occur."""
-        words = (self._word(spelled) for spelled in self._spelled(text))
-        return [word for word in words if word is not None]
+        spelled = self._with_parts(text) if self._code else _WORD.findall(text)
+        return [word for word in map(self._known.__getitem__, spelled) if word is not None]
 
-    def _spelled(self, text: str) -> Iterator[str]:
-        for match in _WORD.finditer(text):
-            whole = match.group()
+    def _with_parts(self, text: str) -> Iterator[str]:
+        for whole in _WORD.findall(text):
             yield whole
-            if self._code:
-                parts = [part for part in _SUB_WORD.split(whole) if part]
-                if parts != [whole]:
-                    yield from parts
+            parts = [part for part in _SUB_WORD.split(whole) if part]
+            if parts != [whole]:
+                yield from parts
 
-    def _word(self, spelled: str) -> str | None:
-        if spelled not in self._known:
-            lower = spelled.lower()
-            self._known[spelled] = None if lower in self._stop_words else self._stem(lower)
-        return self._known[spelled]
+
+class _Stems(dict[str, "str | None"]):
+    """A word as it is spelled -> its stem in lower case, None for a stop word; filled as words are asked for."""
+
+    def __init__(self, stem: Callable[[str], str], stop: frozenset[str]) -> None:
+        self._stem, self._stop = stem, stop
+
+    def __missing__(self, spelled: str) -> str | None:
+        lower = spelled.lower()
+        self[spelled] = found = None if lower in self._stop else self._stem(lower)
+        return found
 
 
 @RETRIEVERS.register
 def bm25(
     corpus: Mapping[str, str],
-    queries: Mapping[str, str],
     *,
     depth: int = 100,
     language: str = "english",
     k1: float = 1.2,
     b: float = 0.75,
     code: bool = False,
-) -> dict[str, list[Candidate]]:
-    """BM25 in Lucene's form: query id -> at most `depth` candidates, best first.
+) -> Searcher:
+    """BM25 in Lucene's form: at most `depth` candidates a query.
 
     score = sum over the query's words of ln(1 + (N - n + 0.5) / (n + 0.5)) * tf / (tf + k1 (1 - b + b len / mean len));
     a document without any query word is no candidate, so lists may be short or empty. language: stemmer
@@ -111,16 +115,31 @@ def bm25(
         document_ids.append(document_id)
         documents.append(array("i", (vocabulary.setdefault(w, len(vocabulary)) for w in words(text))))
     if not vocabulary:
-        return {query_id: [] for query_id in queries}
+        return lambda queries: {query_id: [] for query_id in queries}
     # float64: in float32 documents with different scores would tie.
     index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64", backend="numpy")
     index.index((documents, vocabulary), create_empty_token=False, show_progress=False)
-    found: dict[str, list[Candidate]] = {}
-    for query_id, query in queries.items():
-        ids = [vocabulary[w] for w in words(query) if w in vocabulary]
-        scores = index.get_scores_from_ids(ids) if ids else np.zeros(0)
-        found[query_id] = _best(query_id, scores, document_ids, depth)
-    return found
+    del documents
+    scores = np.zeros(len(document_ids))
+
+    def search(queries: Mapping[str, str]) -> dict[str, list[Candidate]]:
+        found: dict[str, list[Candidate]] = {}
+        for query_id, query in queries.items():
+            _score(index.scores, [vocabulary[w] for w in words(query) if w in vocabulary], scores)
+            found[query_id] = _best(query_id, scores, document_ids, depth)
+        return found
+
+    return search
+
+
+def _score(index: Mapping[str, Any], word_ids: Sequence[int], scores: Any) -> None:
+    """Set float64 [documents] to the sums of the words' columns of the index, in the order of the words."""
+    scores.fill(0)
+    places, values, starts = index["indices"], index["data"], index["indptr"]
+    for word in word_ids:
+        column = slice(starts[word], starts[word + 1])
+        # No document is twice in a column, so that this adds to each what numpy.add.at would, faster.
+        scores[places[column]] += values[column]
 
 
 def _best(query_id: str, scores: Any, document_ids: list[str], depth: int) -> list[Candidate]:

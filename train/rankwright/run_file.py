@@ -9,23 +9,25 @@ from rankwright import console
 from rankwright.errors import UserError
 from rankwright.metrics import read_trec_run, trec_column
 from rankwright.ranking import ranked
-from rankwright.retrieve import RETRIEVERS, Candidate
+from rankwright.retrieve import RETRIEVERS, Candidate, Searcher
 
 
 @RETRIEVERS.register
-def run(
-    corpus: Mapping[str, str], queries: Mapping[str, str], *, depth: int = 100, path: Path
-) -> dict[str, list[Candidate]]:
-    """The lists of a TREC run file: query id -> at most `depth` candidates, best first.
+def run(corpus: Mapping[str, str], *, depth: int = 100, path: Path) -> Searcher:
+    """The lists of a TREC run file: at most `depth` candidates a query.
 
     The file's scores decide, not its ranks or the order of its lines, as trec_eval has it; ties by
     ranking.tie_order. White space inside an id is %20 and the like there. Said and counted: queries and documents
     that are not in the set, queries that the file lacks (their lists are empty), lists shorter than `depth`.
-    Raises UserError for a file that is damaged or has nothing in common with the set.
+    Its search raises UserError for a file that is damaged or has nothing in common with the set.
     """
-    lists, told = read_lists(path, corpus, queries, depth)
-    console.say(f"run file {path}: {told}")
-    return lists
+
+    def search(queries: Mapping[str, str]) -> dict[str, list[Candidate]]:
+        lists, told = read_lists(path, corpus, queries, depth)
+        console.say(f"run file {path}: {told}")
+        return lists
+
+    return search
 
 
 def read_lists(
@@ -49,7 +51,7 @@ def read_lists(
         lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, 1)]
     if not any(lists.values()):
         why = _nothing(set(found), set(spelled_queries))
-        raise UserError(f"{path}: has nothing in common with the set ({why}): give the run file of this test set")
+        raise UserError(f"{path}: has nothing in common with the set ({why}): give the run file of this set")
     facts = [
         ("queries of other sets or not evaluated, left out", sum(q not in spelled_queries for q in found)),
         ("documents that are not in the corpus, left out", unknown),

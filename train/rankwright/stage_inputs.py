@@ -7,12 +7,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rankwright.filters import split_filters
 from rankwright.first_stages import possible_stages, system_names, training_stage
 from rankwright.instructions import EXPORTED, frozen_instruction, is_read_otherwise
+from rankwright.losses import reads_teacher
 from rankwright.recipe import Recipe
 from rankwright.resources import resolve_base
 from rankwright.run_folder import code_version, content_hash, files_hash
 from rankwright.sources import Located
+
+
+def scores_candidates(recipe: Recipe) -> bool:
+    """Whether the teacher scores all that was retrieved: a refresh may draw, or ask its filter about, any of it."""
+    mine = recipe.mine
+    used = "teacher" in mine.filters or reads_teacher(recipe.loss)
+    return mine.teacher is not None and mine.refresh_steps is not None and used
 
 
 class StageInputs:
@@ -91,9 +100,29 @@ class StageInputs:
         return {"bm25": self._bm25, "dense": self._dense, "fusion": content_hash(self._bm25, self._dense)}[name]
 
     @cached_property
-    def mine(self) -> str:
+    def shards(self) -> str:
+        """What mining reads and decides a query at a time: candidates, and the filters before those across queries."""
+        mine = self.recipe.mine
+        alone, _ = split_filters(mine.filters)
+        found = [self._retriever(mine.retriever, entry.run) for entry in self.located.get("train", ())]
         dev = self._retriever(training_stage(self.recipe))
-        return content_hash(self._training_data, self.section("mine"), self.recipe.evaluate.depth, dev)
+        teacher = None
+        if mine.teacher is not None:
+            from rankwright.baselines import TEACHER, baseline_inputs
+
+            # It scores a set under the set's own instruction.
+            scores = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER)
+            teacher = (scores, self._instructions("train"))
+        options = [(name, mine.filters[name]) for name in alone]
+        depths = (mine.depth, self.recipe.evaluate.depth)
+        return content_hash(self._training_data, found, dev, depths, options, mine.code, teacher, code_version())
+
+    @cached_property
+    def mine(self) -> str:
+        mine = self.recipe.mine
+        # In their order, which a section's hash does not keep. How a pool is drawn from comes with training.
+        scored = scores_candidates(self.recipe)
+        return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives, scored)
 
     @cached_property
     def _base(self) -> str:
@@ -116,7 +145,7 @@ class StageInputs:
     def train(self) -> str:
         # Where numbers are logged and how often weights are saved changes no weight.
         train = {k: v for k, v in self.section("train").items() if k not in ("trackers", "save_every")}
-        return content_hash(self.mine, self.model, self.section("loss"), train, self._mixture)
+        return content_hash(self.mine, self.section("mine"), self.model, self.section("loss"), train, self._mixture)
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:

@@ -175,3 +175,39 @@ def spread(values: Sequence[float]) -> Spread:
     numbers = np.array(values, dtype=np.float64)
     deviation = float(numbers.std(ddof=1)) if len(values) > 1 else None
     return Spread(len(values), float(numbers.mean()), deviation, min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`part` of `whole` things, which lie in `groups` groups (queries), with a 95 % interval."""
+
+    part: int
+    whole: int
+    groups: int
+    share: float
+    low: float
+    high: float
+
+
+def clustered_share(parts: Sequence[int], wholes: Sequence[int], *, seed: int = 0, resamples: int = RESAMPLES) -> Share:
+    """sum(parts) / sum(wholes), with a percentile bootstrap interval that resamples groups: things of one are alike.
+
+    parts, wholes: of each group, wholes above 0. Where all or nothing is counted no resample differs: the interval is
+    then the exact binomial one (Clopper and Pearson 1934) with the groups for trials. A pure function of its arguments.
+    Raises UserError for no group. Source: Efron and Tibshirani 1993, ch. 8 (resampling clusters).
+    """
+    if not wholes or min(wholes) < 1:
+        raise UserError("a share needs at least one group, none of them empty")
+    part, whole, groups = sum(parts), sum(wholes), len(wholes)
+    if part in (0, whole):
+        end = 0.025 ** (1 / groups)
+        low, high = (0.0, 1 - end) if part == 0 else (end, 1.0)
+        return Share(part, whole, groups, part / whole, low, high)
+    rng = np.random.default_rng(seed)
+    both = np.array([parts, wholes], dtype=np.float64)
+    shares = []
+    for _ in range(0, resamples, BATCH):
+        part_B, whole_B = both[:, rng.integers(groups, size=(BATCH, groups))].sum(axis=2)
+        shares.append(part_B / whole_B)
+    low, high = np.percentile(np.concatenate(shares), (2.5, 97.5)).tolist()
+    return Share(part, whole, groups, part / whole, low, high)

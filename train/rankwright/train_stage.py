@@ -19,12 +19,13 @@ from rankwright.examples import Collection
 from rankwright.guards import stop_on_signals
 from rankwright.instructions import frozen_instruction
 from rankwright.keyed_texts import Joined, KeyedTexts
-from rankwright.loop import fit
+from rankwright.loop import Refreshing, fit
 from rankwright.losses import bind_loss, needs_positive
 from rankwright.mix_file import describe_mix, write_mix
 from rankwright.prompts import PromptContract, PromptEncoder
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
+from rankwright.refresh import NoRefresh, Refresh
 from rankwright.reranker import Reranker
 from rankwright.run_folder import RunFolder
 from rankwright.sampling import GroupSource
@@ -70,10 +71,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
         sharding.shard(model, accelerator)
     describe(recipe, model, contract, console.say)
     encoder = PromptEncoder(contract, tokenizer)
-    if accelerator.is_main_process:
-        tokenised(recipe, run, encoder)
-    accelerator.wait_for_everyone()
-    store = tokenised(recipe, run, encoder)
+    store = _tokens_of_all(recipe, run, encoder, accelerator)
     source = make_source(recipe, run, store)
     steps = total_steps(recipe, source.mixture.draws_an_epoch)
     _describe_data(recipe, run, source, steps, accelerator)
@@ -114,10 +112,19 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
             advance=advance,
             say=console.say,
             stop=stop,
+            refresh=make_refresh(recipe, run, source, reranker, steps),
         )
     _keep_mix(recipe, run, source, steps, state.step, accelerator)
     _describe_end(state, source)
     return state, steps
+
+
+def _tokens_of_all(recipe: Recipe, run: RunFolder, encoder: PromptEncoder, accelerator: Any) -> TokenStore:
+    """The first process tokenises, the others read."""
+    if accelerator.is_main_process:
+        tokenised(recipe, run, encoder)
+    accelerator.wait_for_everyone()
+    return tokenised(recipe, run, encoder)
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -126,10 +133,15 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
     corpora: list[Mapping[str, str]] = []
     drawn: set[str] = set()
     pools = mining.read_negatives(run.path / "negatives.jsonl")
+    # A refresh scores, and may draw, all that was retrieved.
+    refreshed = recipe.mine.refresh_steps is not None
+    retrieved = mining.read_candidates(run.path / "candidates.jsonl") if refreshed else {}
     for collection in map(qualified, read_split(run.path / "data", "train")):
         queries.setdefault(collection.instruction, set()).update(collection.queries.values())
         for query_id in collection.queries:
             documents = [*collection.positives(query_id), *(n.document_id for n in pools.get(query_id, ()))]
+            documents += [c.document_id for c in retrieved.get(query_id, ())]
+            documents += list(collection.qrels.get(query_id, {})) if refreshed else []
             drawn |= {f"{len(corpora)}/{d}" for d in documents}
         corpora.append(collection.corpus)
     candidates = mining.read_candidates(run.path / "dev_candidates.jsonl")
@@ -137,7 +149,7 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
         queries.setdefault(collection.instruction, set()).update(collection.queries[q] for q in query_ids)
         drawn |= {f"{len(corpora)}/{c.document_id}" for q in query_ids for c in candidates.get(q, ())}
         corpora.append(collection.corpus)
-    del pools, candidates
+    del pools, retrieved, candidates
     # Texts are read again where they are tokenised: what training can draw need not fit into memory.
     texts = KeyedTexts(Joined(corpora), drawn)
     with console.progress("tokenise", sum(map(len, queries.values())) + len(texts)) as advance:
@@ -156,7 +168,20 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         pool_id=mining.pool_id(path),
         need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
+        teacher_scores=None
+        if recipe.mine.teacher is None
+        else mining.read_teacher_scores(run.path / mining.TEACHER_SCORES),
     )
+
+
+def make_refresh(
+    recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
+) -> Refreshing:
+    """What mines negatives again every mine.refresh_steps; NoRefresh without."""
+    if recipe.mine.refresh_steps is None:
+        return NoRefresh()
+    collections = [qualified(c) for c in read_split(run.path / "data", "train")]
+    return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
 
 
 def set_aside(root: Path, inputs: str) -> None:

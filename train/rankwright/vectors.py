@@ -69,14 +69,20 @@ class VectorStore:
         for row, key in enumerate(keys):
             self._place.setdefault(key, (len(self._shards) - 1, row))
 
-    def encode_missing(self, texts: Sequence[str], encode: Encode, advance: Callable[..., None]) -> int:
-        """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept."""
+    def encode_missing(
+        self, texts: Sequence[str], encode: Encode, advance: Callable[..., None], part: tuple[int, int] = (0, 1)
+    ) -> int:
+        """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept.
+
+        part: (this process, processes) of those that share the work, each file made by one of them.
+        """
         distinct = KeyedTexts.of(texts)
         # Longest first: what does not fit into memory fails at the start. Then by key, so that order does not matter.
         missing = [place for place, key in enumerate(distinct.keys) if key not in self._place]
         missing.sort(key=lambda place: -distinct.lengths[place])
         advance(0)
-        for start in range(0, len(missing), SHARD_TEXTS):
+        own = range(part[0] * SHARD_TEXTS, len(missing), part[1] * SHARD_TEXTS)
+        for start in own:
             shard = distinct.take(missing[start : start + SHARD_TEXTS])
             vectors, cut = encode(shard)
             if not np.isfinite(vectors).all():
@@ -86,7 +92,7 @@ class VectorStore:
                 )
             self._add(self._write(shard, np.asarray(vectors, dtype=np.float32), cut))
             advance(len(shard))
-        return len(missing)
+        return sum(min(SHARD_TEXTS, len(missing) - start) for start in own)
 
     def _write(self, texts: Sequence[str], vectors: Any, cut: Any) -> Path:
         kind = np.dtype([("key", "V16"), ("cut", "?"), ("vector", "<f4", (vectors.shape[1],))])
@@ -112,30 +118,32 @@ class VectorStore:
 
     def read(self, texts: Sequence[str]) -> Any:
         """float32 [texts, size] of texts that are all there."""
-        return np.stack(self._column(_keys(texts), "vector")) if texts else np.zeros((0, 0), dtype=np.float32)
+        return self._column(_keys(texts), "vector") if texts else np.zeros((0, 0), dtype=np.float32)
 
-    def _column(self, keys: Sequence[bytes], name: str) -> list[Any]:
-        places = [self._place[key] for key in keys]
-        found: list[Any] = [None] * len(places)
+    def _column(self, keys: Sequence[bytes], name: str) -> Any:
         # File by file, each closed again: a large corpus has more of them than a process may hold open.
-        by_shard: dict[int, list[int]] = {}
-        for number, (shard, _) in enumerate(places):
-            by_shard.setdefault(shard, []).append(number)
-        for shard, numbers in by_shard.items():
-            column = _rows(self._shards[shard])[name][[places[n][1] for n in numbers]]
-            for number, value in zip(numbers, column, strict=True):
-                found[number] = value
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for number, key in enumerate(keys):
+            shard, row = self._place[key]
+            by_shard.setdefault(shard, []).append((number, row))
+        found: Any = None
+        for shard, places in by_shard.items():
+            column = _rows(self._shards[shard])[name]
+            if found is None:
+                found = np.empty((len(keys), *column.shape[1:]), dtype=column.dtype)
+            numbers, rows = zip(*places, strict=True)
+            found[list(numbers)] = column[list(rows)]
         return found
 
     def chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
         """(place of the first, vectors) of CHUNK_TEXTS texts after another."""
         keys = _keys(texts)
         for start in range(0, len(keys), CHUNK_TEXTS):
-            yield start, np.stack(self._column(keys[start : start + CHUNK_TEXTS], "vector"))
+            yield start, self._column(keys[start : start + CHUNK_TEXTS], "vector")
 
     def cut(self, texts: Sequence[str]) -> int:
         """How many of these texts the model read only the start of."""
-        return sum(map(bool, self._column(_keys(texts), "cut")))
+        return int(self._column(_keys(texts), "cut").sum()) if texts else 0
 
 
 def _keys(texts: Sequence[str]) -> list[bytes]:

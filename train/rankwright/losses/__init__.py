@@ -13,7 +13,16 @@ from __future__ import annotations
 
 # Imported for what they register.
 from rankwright.losses import lists, pairs, pointwise  # noqa: F401
-from rankwright.losses.base import LOSSES, NEED_POSITIVE, Loss
-from rankwright.losses.terms import bind_loss, needs_positive
+from rankwright.losses.base import LOSSES, NEED_POSITIVE, OF_TEACHER, Loss, RecipeLoss
+from rankwright.losses.terms import bind_loss, needs_positive, reads_teacher
 
-__all__ = ["LOSSES", "NEED_POSITIVE", "Loss", "bind_loss", "needs_positive"]
+__all__ = [
+    "LOSSES",
+    "NEED_POSITIVE",
+    "OF_TEACHER",
+    "Loss",
+    "RecipeLoss",
+    "bind_loss",
+    "needs_positive",
+    "reads_teacher",
+]

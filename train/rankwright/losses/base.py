@@ -23,7 +23,17 @@ class Loss(Protocol):
     def __call__(self, scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor: ...
 
 
+class RecipeLoss(Protocol):
+    """A recipe's whole loss: terms.bind_loss. teacher_QD: a teacher's raw scores, NaN where it has none."""
+
+    def __call__(
+        self, scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, teacher_QD: Tensor | None = None
+    ) -> Tensor: ...
+
+
 LOSSES: Registry[Loss] = Registry("loss")
+# Losses of a teacher's raw scores, which take the place of labels where training has any.
+OF_TEACHER = frozenset({"kl_distil", "margin_mse", "mse"})
 # These learn nothing from a group without a relevant document: the sampler leaves such groups out and counts them.
 # The losses of a teacher's scores are not among them: a score below 0 says as much as one above.
 NEED_POSITIVE = frozenset({"approx_ndcg", "lambda_rank", "list_mle", "listwise_softmax", "ranknet"})

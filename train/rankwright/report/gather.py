@@ -25,20 +25,30 @@ REASONS = {
     "judged": "judged not relevant as well as retrieved: counted with those",
     "outside_window": "removed: a rank outside of the window",
     "duplicate_of_positive": "removed: the text of a relevant document",
-    "judged_duplicate_of_positive": "removed: judged not relevant, with the text of a relevant document",
+    "near_duplicate_of_positive": "removed: nearly the text of a relevant document",
+    "above_margin": "removed: scored above the best relevant document, less the margin",
+    "teacher_above_margin": "removed: the teacher scores it above the relevant document, less the margin",
+    "same_group": "removed: of the same group (filing, case, repository) as a relevant document",
+    "reused": "removed: in as many pools as it may be",
+    "filled": "drawn at random from the corpus for pools that were short",
     "short_pools": "queries with fewer negatives than mine.negatives",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """counts: reason -> (number, meaning); sources: (source, reason) -> negatives in the `pools` pools counted."""
+    """counts: reason -> (number, meaning); sources: (source, reason) -> negatives in the `pools` pools counted.
+
+    filters: (what removed, how many, candidates left after it), in their order; said: what filters counted, in words.
+    """
 
     queries: int | None
     counts: Mapping[str, tuple[int, str]]
     sources: Mapping[tuple[str, str], int]
     pools: int
     sizes: tuple[int, float, int] | None
+    filters: Sequence[tuple[str, int, int]]
+    said: Mapping[str, int]
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -120,6 +130,8 @@ def read_mining(run: RunFolder) -> Mined | None:
         sources=dict(sorted(sources.items())),
         pools=len(sizes),
         sizes=(sizes[0], float(sizes[len(sizes) // 2]), sizes[-1]) if sizes else None,
+        filters=[(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
+        said=facts.get("said", {}),
     )
 
 

@@ -1,0 +1,188 @@
+"""audit.html: mined negatives of some training queries beside the relevant documents, for a person to judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright.atomic import write_text_atomic
+from rankwright.data_files import qualified, read_split
+from rankwright.errors import UserError
+from rankwright.examples import Collection
+from rankwright.false_negatives import read_estimate, spelled
+from rankwright.mining import JUDGED
+from rankwright.ranking import stable_hash
+from rankwright.report import gather
+from rankwright.report.cases import cut
+from rankwright.report.page import environment
+from rankwright.run_folder import RunFolder
+
+QUERY_CHARACTERS = 600
+DOCUMENT_CHARACTERS = 700
+# Of a query: those of the best rank, and what filters changed among the rest.
+NEGATIVES_SHOWN, REMOVED_SHOWN, POSITIVES_SHOWN = 10, 6, 4
+REASONS = {
+    "unjudged": "retrieved, nobody judged it",
+    "judged_not_relevant": "judged not relevant",
+    "fill": "drawn at random from the corpus, since the pool was short",
+    "outside_window": "its rank is outside of the window",
+    "above_margin": "its score is too near to the relevant document's, or above it",
+    "duplicate_of_positive": "the text of a relevant document",
+    "near_duplicate_of_positive": "nearly the text of a relevant document",
+    "same_group": "of the same group as a relevant document",
+    "reused": "already in as many pools as allowed",
+    "teacher_above_margin": "the teacher scores it above the relevant document, less the margin",
+}
+# What the number means that a filter notes.
+NOTED = {"margin": "below the best relevant score by", "near_duplicate": "similarity", "teacher": "teacher"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A document on the page. rank and score: the retriever's, None where it did not return it.
+
+    kind: positive, negative, soft, promoted or removed. notes: (what a filter noted, number).
+    """
+
+    document_id: str
+    text: str
+    rest: int
+    kind: str
+    label: float | None
+    rank: int | None
+    score: float | None
+    teacher: float | None
+    source: str
+    reason: str
+    notes: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the page asks about it: what somebody judged is known."""
+        return self.kind != "positive" and self.source != JUDGED
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A query with what it is trained on; more_*: how many are not shown."""
+
+    query_id: str
+    query: str
+    rest: int
+    positives: tuple[Shown, ...]
+    negatives: tuple[Shown, ...]
+    removed: tuple[Shown, ...]
+    more_positives: int
+    more_negatives: int
+    more_removed: int
+
+
+def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
+    """Write audit.html (or `output`) from the files of the mine stage: `count` queries by the recipe's seed.
+
+    Raises UserError where nothing is mined yet, and for damaged files.
+    """
+    recipe = gather.read_recipe(run.path)
+    facts = run.facts("mine")
+    if not facts:
+        raise UserError(f"{run.path}: nothing is mined yet: give `rankwright mine` first")
+    train = [qualified(c) for c in read_split(run.path / "data", "train")]
+    owners = {q: c for c in train for q in c.queries if c.positives(q)}
+    order = sorted(owners, key=lambda q: (stable_hash("audit", recipe.seed, q), q))
+    cases = list(_cases(run.path, {q: owners[q] for q in order[:count]}, has_teacher=recipe.mine.teacher is not None))
+    page = (
+        environment()
+        .get_template("audit.html.j2")
+        .render(
+            recipe=recipe,
+            mine=recipe.mine,
+            facts=facts,
+            cases=cases,
+            queries=len(owners),
+            estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
+            mined=gather.read_mining(run),
+            reasons=REASONS,
+            # A name for what the page keeps: of this mining, and of no other.
+            name=f"{recipe.name}-{facts['inputs']}-{recipe.seed}",
+        )
+    )
+    path = output or run.path / "audit.html"
+    write_text_atomic(path, page)
+    return path
+
+
+def _cases(folder: Path, owners: Mapping[str, Collection], *, has_teacher: bool) -> Iterator[Case]:
+    pools = _rows(folder / "negatives.jsonl", "negatives", owners)
+    removed = _rows(folder / "removed.jsonl", None, owners)
+    retrieved = _rows(folder / "candidates.jsonl", "candidates", owners)
+    teacher = _rows(folder / "teacher.jsonl", "scores", owners) if has_teacher else {}
+    for query_id, collection in owners.items():
+        places = {c["document_id"]: c for c in retrieved.get(query_id, ())}
+        scores = {row["document_id"]: row["score"] for row in teacher.get(query_id, ())}
+        labels = collection.positives(query_id)
+        positives = [
+            _shown(collection, scores, {"document_id": d, "label": label, **places.get(d, {})}, "positive")
+            for d, label in sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))
+        ]
+        negatives = [_shown(collection, scores, row, _kind(row)) for row in pools.get(query_id, ())]
+        # What a filter decided to be no plain negative comes first, then by rank.
+        negatives.sort(key=lambda n: (n.kind == "negative", n.source == JUDGED, n.rank or len(places) + 1))
+        gone = removed.get(query_id, {"removed": [], "more": 0})
+        others = [_shown(collection, scores, row, "removed") for row in gone["removed"]]
+        query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
+        yield Case(
+            query_id,
+            query,
+            rest,
+            tuple(positives[:POSITIVES_SHOWN]),
+            tuple(negatives[:NEGATIVES_SHOWN]),
+            tuple(others[:REMOVED_SHOWN]),
+            max(0, len(positives) - POSITIVES_SHOWN),
+            max(0, len(negatives) - NEGATIVES_SHOWN),
+            max(0, len(others) - REMOVED_SHOWN) + int(gone["more"]),
+        )
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    label = row.get("label", 0.0)
+    return "soft" if label is None else "promoted" if label > 0 else "negative"
+
+
+def _shown(collection: Collection, scores: Mapping[str, float], row: Mapping[str, Any], kind: str) -> Shown:
+    document_id = row["document_id"]
+    text, rest = cut(collection.corpus[document_id], DOCUMENT_CHARACTERS)
+    notes: dict[str, float] = dict(row.get("decisions", {}))
+    teacher = notes.pop("teacher", scores.get(document_id))
+    return Shown(
+        document_id,
+        text,
+        rest,
+        kind,
+        row.get("label", 0.0),
+        row.get("rank"),
+        row.get("score"),
+        teacher,
+        row.get("source", row.get("filter", "")),
+        row.get("reason", ""),
+        tuple((NOTED.get(name, name), number) for name, number in notes.items()),
+    )
+
+
+def _rows(path: Path, key: str | None, chosen: Mapping[str, object]) -> dict[str, Any]:
+    """Query id -> the value of `key`, or the whole row, of the chosen queries; a large file is not held."""
+    found: dict[str, Any] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line)
+                    if row["query_id"] in chosen:
+                        found[row["query_id"]] = row if key is None else row[key]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"{path}:{number}: not a row of this file ({error}): mine again") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: give `rankwright mine` again") from None
+    return found
