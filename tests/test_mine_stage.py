@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import jobs
-from rankwright import mine_shards
+from rankwright import mine_shards, vectors
 from rankwright.data_files import write_split
 from rankwright.examples import Collection
 from rankwright.mine_stage import MOST_REMOVED, OUTPUTS, make_shards, mine
@@ -57,8 +57,9 @@ def recipe(**mine_keys: Any) -> Recipe:
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mine_shards, "SHARD_QUERIES", 8)
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -73,30 +74,50 @@ def prepared(folder: Path) -> RunFolder:
 
 
 def go(chosen: Recipe, run: RunFolder, count: int = 1, inputs: str = "i", **options: Any) -> dict[str, bytes]:
-    """The stage's files, made by so many processes (threads here, which meet as processes do)."""
-    from torch.distributed import HashStore
-
-    store = HashStore()
-    options = {"run_files": {}, **options}
-    failed: list[BaseException] = []
-
-    def work(rank: int) -> None:
-        processes = Processes(rank, count, store)
-        try:
-            with processes.together():
-                mine(chosen, run, inputs=inputs, shards=inputs, processes=processes, **options)
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failed:
-        raise failed[0]
+    """The stage's files, made by so many processes."""
+    options = {"run_files": {}, "inputs": inputs, "shards": inputs, **options}
+    if count == 1:
+        work(0, 1, "", chosen, run, options, patched())
+    else:
+        # Not threads: transformers changes its classes for as long as a model is being loaded.
+        context = multiprocessing.get_context("forkserver")
+        # Imported once, not by every process.
+        context.set_forkserver_preload(["torch.distributed", "rankwright.mine_stage", "sentence_transformers"])
+        store = str(run.path / "store")
+        left = [
+            context.Process(target=work, args=(rank, count, store, chosen, run, options, patched()))
+            for rank in range(count)
+        ]
+        for process in left:
+            process.start()
+        for process in left:
+            process.join()
+        assert [process.exitcode for process in left] == [0] * count
     assert not (run.path / "mining").exists()
     return {name: (run.path / name).read_bytes() for name in OUTPUTS}
+
+
+def patched() -> tuple[int, int, str]:
+    """What tests change of this process, for the others."""
+    return mine_shards.SHARD_QUERIES, vectors.SHARD_TEXTS, os.environ["RANKWRIGHT_CACHE"]
+
+
+def work(
+    rank: int,
+    count: int,
+    store: str,
+    chosen: Recipe,
+    run: RunFolder,
+    options: dict[str, Any],
+    now: tuple[int, int, str],
+) -> None:
+    """What one of `count` processes does."""
+    from torch.distributed import FileStore, HashStore
+
+    mine_shards.SHARD_QUERIES, vectors.SHARD_TEXTS, os.environ["RANKWRIGHT_CACHE"] = now
+    processes = Processes(rank, count, FileStore(store, count) if count > 1 else HashStore())
+    with processes.together():
+        mine(chosen, run, processes=processes, **options)
 
 
 @pytest.mark.parametrize("filters", [FILTERS, {k: v for k, v in FILTERS.items() if k != "max_reuse"}])
@@ -214,7 +235,7 @@ def test_a_run_file_of_a_training_set(run: RunFolder, tmp_path: Path, capsys: py
     lines = [f"q{q} Q0 d{(q + k) % 60} {k} {9 - k} x" for q in range(36) for k in range(5)]
     (tmp_path / "x.run").write_text("\n".join(lines) + "\n")
     files = {"one": tmp_path / "x.run", "two": tmp_path / "x.run"}
-    go(recipe(retriever="run"), run, 2, run_files=files)
+    go(recipe(retriever="run"), run, run_files=files)
     found = read_candidates(run.path / "candidates.jsonl")
     assert [c.document_id for c in found["one/q7"]] == [f"one/d{7 + k}" for k in range(5)]
     assert found["one/q36"] == []
