@@ -20,12 +20,16 @@ TOPICS = (
 ).split()
 
 
-def write_set(folder: Path, split: str, *, first: int, queries: int) -> Path:
-    """`queries` documents of seven words each, and a query of three of its words for each of them."""
+def write_set(folder: Path, split: str, *, first: int, queries: int, numbered: bool = False) -> Path:
+    """`queries` documents of seven words each, and a query of three of its words for each of them.
+
+    Texts come again after 120 of them, unless they are numbered.
+    """
     (folder / "qrels").mkdir(parents=True)
     documents, questions, judgements = [], [], ["query-id\tcorpus-id\tscore"]
     for number in range(first, first + queries):
         words = [TOPICS[(number * 7 + k * (number % 5 + 1)) % len(TOPICS)] for k in range(7)]
+        words[5] += str(number) if numbered else ""
         documents.append({"_id": f"d{number}", "title": "", "text": " ".join(words)})
         questions.append({"_id": f"q{number}", "text": " ".join(words[1:6:2])})
         judgements.append(f"q{number}\td{number}\t{1 + number % 2}")
@@ -96,7 +100,7 @@ def evaluation_job(folder: Path, base: Path) -> Path:
     """A job whose test set, of 220 queries with 16 candidates each, is scored in several blocks."""
     recipe = job(folder, base, evaluate={"depth": 16})
     shutil.rmtree(folder / "sets" / "held-out")
-    write_set(folder / "sets" / "held-out", "test", first=40, queries=220)
+    write_set(folder / "sets" / "held-out", "test", first=40, queries=220, numbered=True)
     return recipe
 
 

@@ -21,6 +21,7 @@ from rankwright.readers import read_collection
 from rankwright.run_folder import RunFolder
 from rankwright.taken_out import take_test, write_taken
 from rankwright.text_traits import choose_budget, share_of_code
+from rankwright.user_files import guess_columns
 
 FIXTURES = jobs.REPOSITORY / "data" / "fixtures"
 BASE = "fixtures/tiny-base"
@@ -126,7 +127,7 @@ def test_faults_are_told_and_dropped_when_wanted(tmp_path: Path) -> None:
     passes_check(loaded, tmp_path / "run")
 
 
-def test_a_table_whose_columns_have_names_of_their_own(tmp_path: Path, capsys: Any) -> None:
+def test_a_table_whose_columns_have_names_of_their_own(tmp_path: Path) -> None:
     read = read_collection(FIXTURES / "legal" / "train", name="s", split="train")
     with (tmp_path / "support.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -134,8 +135,8 @@ def test_a_table_whose_columns_have_names_of_their_own(tmp_path: Path, capsys: A
         for number, (q, text) in enumerate(read.queries.items()):
             table.writerow([number, text, read.corpus[next(iter(read.positives(q)))], "https://example.org"])
     loaded = write(tmp_path / "support.csv", output=tmp_path / "r.yaml")
-    # Its queries were taken apart into folders whose columns have our names.
-    assert "pairs" in capsys.readouterr().out or loaded.recipe.data.train[0].columns == {}
+    # What is taken apart is written with our names.
+    assert loaded.recipe.data.train[0].columns == {}
     passes_check(loaded, tmp_path / "run")
     shutil.copy(tmp_path / "support.csv", tmp_path / "train.csv")
     groups_file(tmp_path / "test.jsonl", FIXTURES / "legal" / "test")
@@ -146,8 +147,16 @@ def test_a_table_whose_columns_have_names_of_their_own(tmp_path: Path, capsys: A
     assert sum(row["queries"] for s in ("train", "dev") for row in report["splits"][s]) == len(read.queries)
 
 
+def test_columns_are_guessed_by_whole_words() -> None:
+    kinds = {"task": "text", "questionText": "text", "passage_id": "text", "Passages shown": "text", "code": "text"}
+    assert guess_columns(kinds) == {"query": "questionText", "document": "code"}
+    assert (
+        guess_columns({"question": "text", "answer": "text", "Relevance (0-3)": "number"})["label"] == "Relevance (0-3)"
+    )
+    assert guess_columns({"question": "text", "answer": "text", "context": "text"}) == {"query": "question"}
+
+
 def test_tables_of_other_trainers_are_told_by_their_content(tmp_path: Path) -> None:
-    read = read_collection(FIXTURES / "finance" / "train", name="s", split="train")
     for split in ("train", "test"):
         read = read_collection(FIXTURES / "finance" / split, name="s", split=split)
         rows = [
@@ -208,9 +217,9 @@ def test_the_command_and_a_run_of_what_it_wrote(tmp_path: Path) -> None:
     assert done.returncode == 0 and f"written: {output}. Next:" in done.stdout, done.stderr
     quick = ["train.max_steps=2", "train.dev_queries=4", "evaluate.limit_queries=6", "evaluate.depth=5"]
     loaded = load_recipe(str(output), [*quick, "train.groups_per_step=2", "mine.negatives=2", "export.targets=[]"])
-    describe_recipe(loaded, offline=False)
     pipeline = Pipeline(loaded, RunFolder(tmp_path / "run"))
     pipeline.start()
+    describe_recipe(loaded, pipeline.ledger(), offline=False)
     pipeline.report()
     assert (tmp_path / "run" / "report.html").is_file()
     assert json.loads((tmp_path / "run" / "eval" / "fin" / "tuned" / "metrics.json").read_text())["queries"] == 6

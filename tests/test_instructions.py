@@ -19,10 +19,12 @@ from rankwright.instructions import check_mixture, frozen_instruction, is_read_o
 from rankwright.loading import load_recipe
 from rankwright.metrics import read_trec_run
 from rankwright.mining import read_candidates
+from rankwright.mix_file import draws_of_prepared
 from rankwright.names import check_names
 from rankwright.pipeline import Pipeline
 from rankwright.recipe import Baseline, Prompt, Recipe
 from rankwright.reranker import Reranker
+from rankwright.run_folder import RunFolder
 from rankwright.setup_model import load_base_tokenizer, recipe_contract
 from rankwright.sources import locate_all
 from rankwright.stage_inputs import StageInputs
@@ -130,6 +132,17 @@ def test_the_mix_is_counted_as_planned_and_as_it_came(mixed: tuple[Path, str]) -
     assert "mix of the training sets" in said and f"exports hold the instruction {CLAUSE!r}" in said
     page = (run / "report.html").read_text()
     assert 'id="mix-table"' in page and CLAUSE in page
+
+
+def test_a_plan_counts_the_draws_of_an_epoch(mixed: tuple[Path, str]) -> None:
+    path = str(mixed[0].parent / "recipe.yaml")
+
+    def draws(*settings: str) -> float | None:
+        return draws_of_prepared(load_recipe(path, settings).recipe, RunFolder(mixed[0]))
+
+    assert draws() == pytest.approx(25.2)
+    # As the recipe has it now, not as it was when the data were read.
+    assert draws("data.train.0.weight=2") == pytest.approx(65.7)
 
 
 def test_a_set_with_another_instruction_is_scored_under_the_exports_as_well(mixed: tuple[Path, str]) -> None:

@@ -98,5 +98,6 @@ def spelled(ids: Mapping[str, object], where: str) -> Spelled:
         if other == identifier and spelling in ids:
             other = spelling
         if other != identifier:
-            raise UserError(f"{where}: a run file spells the ids {other!r} and {identifier!r} alike: rename one")
+            first, second = sorted((other, identifier))
+            raise UserError(f"{where}: a run file spells the ids {first!r} and {second!r} alike: rename one")
     return Spelled(ids, changed)
