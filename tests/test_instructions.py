@@ -19,10 +19,12 @@ from rankwright.instructions import check_mixture, frozen_instruction, is_read_o
 from rankwright.loading import load_recipe
 from rankwright.metrics import read_trec_run
 from rankwright.mining import read_candidates
+from rankwright.mix_file import draws_of_prepared
 from rankwright.names import check_names
 from rankwright.pipeline import Pipeline
 from rankwright.recipe import Baseline, Prompt, Recipe
 from rankwright.reranker import Reranker
+from rankwright.run_folder import RunFolder
 from rankwright.setup_model import load_base_tokenizer, recipe_contract
 from rankwright.sources import locate_all
 from rankwright.stage_inputs import StageInputs
@@ -133,10 +135,12 @@ def test_the_mix_is_counted_as_planned_and_as_it_came(mixed: tuple[Path, str]) -
 
 
 def test_a_plan_counts_the_draws_of_an_epoch(mixed: tuple[Path, str]) -> None:
-    recipe = str(mixed[0].parent / "recipe.yaml")
-    assert Pipeline(load_recipe(recipe)).training_draws() == pytest.approx(25.2)
+    path, run = str(mixed[0].parent / "recipe.yaml"), RunFolder(mixed[0])
+    assert draws_of_prepared(load_recipe(path).recipe, run) == pytest.approx(25.2)
     # As the recipe has it now, not as it was when the data were read.
-    assert Pipeline(load_recipe(recipe, ["data.train.0.weight=2"])).training_draws() == pytest.approx(65.7)
+    weighted = load_recipe(path, ["data.train.0.weight=2"]).recipe
+    assert draws_of_prepared(weighted, run) == pytest.approx(65.7)
+    assert draws_of_prepared(weighted, RunFolder(mixed[0] / "none")) is None
 
 
 def test_a_set_with_another_instruction_is_scored_under_the_exports_as_well(mixed: tuple[Path, str]) -> None:
