@@ -20,6 +20,9 @@ from rankwright.recipe import Data, DevFromTrain, Source
 from rankwright.rows import Faults, OnFault, Say
 from rankwright.trec import is_trec, run_file
 
+# A set's name is that of a folder, eval/NAME, and stands before its ids, NAME/ID.
+LONGEST_NAME = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
@@ -40,7 +43,22 @@ class Located:
 
 
 def locate(source: Source, *, root: str | None, split: str) -> Located:
-    """Find an entry's files without reading them. `split` is the default. Raises UserError when nothing is there."""
+    """Find an entry's files without reading them. `split` is the default.
+
+    Raises UserError when nothing is there, and for a set whose name is none of a folder.
+    """
+    located = _locate(source, root=root, split=split)
+    name = located.name
+    if name in (".", "..") or name != name.strip() or not name.isprintable() or {"/", "\\"} & {*name} or not name:
+        why = "which is no name of a folder"
+    elif len(name.encode()) > LONGEST_NAME:
+        why = f"which is longer than {LONGEST_NAME} bytes"
+    else:
+        return located
+    raise UserError(f"the set is named {name!r}, {why}: give it another `name`")
+
+
+def _locate(source: Source, *, root: str | None, split: str) -> Located:
     run = None if source.run is None else resources.resolve_path(source.run, root=root)
     if run is not None and not run.is_file():
         raise UserError(f"run: {run} is a folder: give a TREC run file")
