@@ -139,7 +139,8 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
         source = Source(path=str(one.path), split=one.upstream or split)
         entry = Located(source, one.name, one.upstream or split or "", one.path, None, None, None)
         checker.look(entry, one.split or one.upstream or split or "all")
-    check.problems += _leaks("stop", checker.read)[1]
+    if len(checker.read.keys() & set(SPLITS)) > 1:
+        check.problems += _leaks("stop", checker.read)[1]
     return check
 
 
