@@ -144,6 +144,10 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     bad = write_rows(tmp_path / "ids.jsonl", rows)
     with pytest.raises(UserError, match=r"id 'a\\tb': trec cannot hold"):
         convert(bad, tmp_path / "trec", to="trec", say=print)
+    # What reads TREC files splits them at any white space.
+    spaced = write_rows(tmp_path / "ids.jsonl", [{"query_id": "a b", "query": "q", "positives": ["x"]}])
+    with pytest.raises(UserError, match=r"id 'a b': trec cannot hold white space"):
+        convert(spaced, tmp_path / "trec", to="trec", say=print)
     with pytest.raises(UserError):
         convert(
             write_rows(tmp_path / "no.jsonl", [{"query": "q", "positives": 5}]),
@@ -177,3 +181,4 @@ def test_the_command(tmp_path: Path) -> None:
     again = run("--to", "flagembedding")
     assert again.returncode == 2 and "is there already" in again.stderr
     assert "must be OURS=THEIRS" in run("--to", "pairs", "--columns", "query").stderr
+    assert "--columns query: given twice" in run("--columns", "query=a", "--columns", "query=b", "--to", "pairs").stderr

@@ -137,6 +137,17 @@ def test_splits_of_a_path(tmp_path: Path) -> None:
         data_check.check_path(tmp_path, "tset", None)
 
 
+def test_what_the_splits_of_a_path_share_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"query": "the same", "positives": [f"of {name}"]}))
+    [problem] = [p for p in data_check.check_path(tmp_path, None, None).problems if p.level == "error"]
+    assert problem.what.startswith("data.train: 1 of 1 queries are in test too: same query 1")
+    capsys.readouterr()
+    assert not data_check.check_path(tmp_path, "test", None).problems
+    # Where there is nothing to compare, nothing is said to be apart.
+    assert "leakage" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "split"),
     [

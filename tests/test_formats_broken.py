@@ -259,3 +259,11 @@ def test_folders_with_damaged_files(folder: Path, kind: str) -> None:
         path.write_bytes(whole)
 
     check()
+
+
+@pytest.mark.parametrize("name", ["set.jsonl", "set.json", "set.csv", "set.tsv", "set"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str) -> None:
+    text = "query,answer\nq,a\n" if name == "set.csv" else '{"query": "q", "positives": ["a"]}\n'
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read(tmp_path / name)[1] == [f"{tmp_path / name}:1: UTF-16 text: save it as UTF-8"]

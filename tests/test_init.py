@@ -147,6 +147,18 @@ def test_a_table_whose_columns_have_names_of_their_own(tmp_path: Path) -> None:
     assert sum(row["queries"] for s in ("train", "dev") for row in report["splits"][s]) == len(read.queries)
 
 
+def test_labels_of_another_name_beside_names_we_know(tmp_path: Path) -> None:
+    lines = [f"question {n},text {n},1\nquestion {n},other {n},0" for n in range(30)]
+    (tmp_path / "train.csv").write_text("\n".join(["sentence1,sentence2,Relevance", *lines]))
+    loaded = write(tmp_path / "train.csv", output=tmp_path / "r.yaml")
+    assert "labels 0, 1" in (tmp_path / "r.yaml").read_text()
+    report = passes_check(loaded, tmp_path / "run")
+    assert sum(row["judgements"] for rows in report["splits"].values() for row in rows) == 60
+    (tmp_path / "text.csv").write_text("question,answer,relevant\nq,a,yes\nq,b,no\n")
+    with pytest.raises(UserError, match="is 'relevant' the label"):
+        write(tmp_path / "text.csv", output=tmp_path / "text.yaml")
+
+
 def test_columns_are_guessed_by_whole_words() -> None:
     kinds = {"task": "text", "questionText": "text", "passage_id": "text", "Passages shown": "text", "code": "text"}
     assert guess_columns(kinds) == {"query": "questionText", "document": "code"}

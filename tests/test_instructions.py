@@ -135,14 +135,12 @@ def test_the_mix_is_counted_as_planned_and_as_it_came(mixed: tuple[Path, str]) -
 
 
 def test_a_plan_counts_the_draws_of_an_epoch(mixed: tuple[Path, str]) -> None:
-    path = str(mixed[0].parent / "recipe.yaml")
-
-    def draws(*settings: str) -> float | None:
-        return draws_of_prepared(load_recipe(path, settings).recipe, RunFolder(mixed[0]))
-
-    assert draws() == pytest.approx(25.2)
+    path, run = str(mixed[0].parent / "recipe.yaml"), RunFolder(mixed[0])
+    assert draws_of_prepared(load_recipe(path).recipe, run) == pytest.approx(25.2)
     # As the recipe has it now, not as it was when the data were read.
-    assert draws("data.train.0.weight=2") == pytest.approx(65.7)
+    weighted = load_recipe(path, ["data.train.0.weight=2"]).recipe
+    assert draws_of_prepared(weighted, run) == pytest.approx(65.7)
+    assert draws_of_prepared(weighted, RunFolder(mixed[0] / "none")) is None
 
 
 def test_a_set_with_another_instruction_is_scored_under_the_exports_as_well(mixed: tuple[Path, str]) -> None:

@@ -33,16 +33,24 @@ UNKNOWN = {"hub": "a/unknown"}
 OWN = {"path": "SET", "licence": "own", "name": "ours"}
 DECISION = {"by": "A. Lawyer", "why": "a separate contract of 2026-03-01"}
 CARD = """\
-name: scored
-title: Scored
+name: {name}
+title: A set
 domain: code
-description: A set with scores.
-hub: {{id: a/scored}}
+description: A set with a card of one's own.
+hub: {{id: {hub}}}
 splits: {{train: train}}
-licence: {{name: MIT, commercial: "yes", source: its card, date: 2026-11}}
+licence: {{name: {licence}, commercial: "{commercial}", source: its card, date: 2026-11}}
 teacher: {teacher}
 citation: none
 """
+# In place of a card's path in a case -> (name, hub, licence, commercial).
+OWN_CARDS = {
+    "CARD": ("scored", "a/scored", "MIT", "yes"),
+    "ACME": ("acme", "a/acme", "ACME terms 2", "yes"),
+    "MARCO": ("marco", "microsoft/ms_marco", "MIT", "yes"),
+    "STRICT": ("strict", "a/strict", "MIT", "no"),
+    "DOUBT": ("doubt", "a/doubt", "CC-BY-SA-4.0", "unknown"),
+}
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,27 @@ CASES = [
         train=({"hub": "PatronusAI/financebench", "licence": "MIT"},),
     ),
     Case("a card whose sources conflict", "cc-by-nc-sa-3.0", ("nq",), train=({"card": "nq", "split": "test"},)),
+    Case(
+        "a no in words of its own",
+        "other: non-commercial-by-the-readme-of-the-authors",
+        ("gooaq",),
+        train=(FREE, {"card": "gooaq"}),
+    ),
+    Case("a no by parts", "other: mixed-by-task", ("legalbench",), train=({"hub": "nguha/legalbench"},)),
+    Case("a no in words of its own, decided", "apache-2.0", train=({"card": "gooaq"},), decided=("gooaq",)),
+    Case("terms of a card of one's own that we do not know", "other: acme-terms-2", train=({"card": "ACME"},)),
+    Case("a card of one's own for a set that we know", "other: ms-marco", ("marco",), train=({"card": "MARCO"},)),
+    Case("a no beside a name that permits it", "other: mit-non-commercial", ("strict",), train=({"card": "STRICT"},)),
+    Case("share-alike stays beside its own decision", "cc-by-sa-4.0", train=({"card": "DOUBT"},), decided=("doubt",)),
+    Case(
+        "two Llama licences are two",
+        "other: llama-3.2-and-llama-3.3",
+        ("a", "b"),
+        train=(
+            {"hub": "a/a", "licence": "llama3.2"},
+            {"hub": "a/b", "licence": "llama3.3"},
+        ),
+    ),
     Case("C-UDA: models are results", "apache-2.0", train=({"card": "coir-cosqa"},)),
     Case("MS MARCO", "other: ms-marco", ("msmarco",), train=({"hub": "mteb/msmarco"},)),
     Case("Gemma as the base", "gemma", base="google/gemma-3-1b-it"),
@@ -145,10 +174,14 @@ CASES = [
 
 def inputs_of(case: Case, folder: Path) -> tuple[Recipe, list[Input]]:
     (folder / "SET").mkdir()
-    (folder / "scored.yaml").write_text(CARD.format(teacher=case.teacher or "null"), encoding="utf-8")
+    for name, hub, licence, commercial in OWN_CARDS.values():
+        card = CARD.format(name=name, hub=hub, licence=licence, commercial=commercial, teacher=case.teacher or "null")
+        (folder / f"{name}.yaml").write_text(card, encoding="utf-8")
 
     def sources(entries: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
-        text = json.dumps(entries).replace("SET", str(folder / "SET")).replace("CARD", str(folder / "scored.yaml"))
+        text = json.dumps(entries).replace("SET", str(folder / "SET"))
+        for word, (name, *_) in OWN_CARDS.items():
+            text = text.replace(word, str(folder / f"{name}.yaml"))
         found: list[dict[str, Any]] = json.loads(text)
         return found
 
@@ -273,6 +306,11 @@ def test_mistakes_of_decisions(tmp_path: Path) -> None:
         f"(inputs: {QWEN}, unknown, free)",
         "licence.decisions.2.input: 'unknown' is also that of licence.decisions.1: keep one",
     ]
+
+
+def test_two_decisions_about_one_input_under_two_of_its_names(tmp_path: Path) -> None:
+    (line,) = rules(tmp_path, Case("", "", train=(UNKNOWN,), decided=("unknown", "a/unknown")))
+    assert line.startswith("licence.decisions.1.input: 'a/unknown' is 'unknown', that of licence.decisions.0: keep one")
 
 
 def test_without_a_rule_there_is_one_line_of_warning(tmp_path: Path) -> None:

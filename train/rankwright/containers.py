@@ -44,6 +44,9 @@ def table_rows(path: Path, faults: Faults) -> Rows:
     for start, what in _FOREIGN.items():
         if head.startswith(start):
             give_up(faults, path, 1, what)
+    if len(head) > 1 and (head[0] == 0) != (head[1] == 0):
+        # ASCII in two bytes each, without the mark that most programs write in front.
+        give_up(faults, path, 1, _FOREIGN[b"\xff\xfe"])
     return _text_rows(path, name, head, faults)
 
 

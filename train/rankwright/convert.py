@@ -119,6 +119,8 @@ def _write_folder(target: Path, collection: Collection, to: str, split: str | No
 
 def _check_ids(ids: Iterable[str], to: str) -> None:
     for key in ids:
+        if to == "trec" and key.split() != [key]:
+            raise UserError(f"id {key!r}: trec cannot hold white space in ids, at which its readers split: rename it")
         if key != key.strip() or any(mark in key for mark in "\t\r\n"):
             raise UserError(f"id {key!r}: {to} cannot hold white space at its ends, tabs or line breaks: rename it")
 

@@ -88,23 +88,35 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
 
 def _between_splits(recipe: Recipe, read: Mapping[str, Sequence[Collection]]) -> list[Problem]:
     """What train shares with dev and test, and whether dev can be taken out of it, as a run would find."""
-    train, dev, test = (read.get(split, ()) for split in SPLITS)
-    problems = []
+    kept, problems = _leaks(recipe.data.on_leak, read)
     try:
-        kept, _, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
-        for row in leaks:
-            kinds = ", ".join(f"{kind} {found['queries']:,}" for kind, found in row["kinds"].items())
-            what = f"{row['leaking']:,} queries are in {row['held_out']} too, dropped by on_leak: drop ({kinds})"
-            problems.append(Problem("warning", row["split"], "all sets", SET, "leak", what, row["leaking"], ()))
         if isinstance(recipe.data.dev, DevFromTrain) and kept:
             fraction = recipe.data.dev.fraction
             for taken in leakage.take_dev(kept, fraction=fraction, seed=recipe.seed, say=lambda line: None)[1]:
                 lines = stops_a_run(taken, "dev")
                 problems += [Problem("error", "dev", taken.name, SET, UNUSABLE, line, 1, ()) for line in lines]
     except UserError as error:
-        lines = str(error).splitlines()
-        problems += [Problem("error", "train", "all sets", SET, UNUSABLE, line, 1, ()) for line in lines]
+        problems += _of_train(error)
     return problems
+
+
+def _leaks(on_leak: OnFault, read: Mapping[str, Sequence[Collection]]) -> tuple[list[Collection], list[Problem]]:
+    """What is left of train, nothing where leaks stop a run; what train shares with dev and test."""
+    train, dev, test = (read.get(split, ()) for split in SPLITS)
+    problems = []
+    try:
+        kept, _, leaks = leakage.keep_apart(train, dev, test, on_leak=on_leak, say=console.say)
+    except UserError as error:
+        return [], _of_train(error)
+    for row in leaks:
+        kinds = ", ".join(f"{kind} {found['queries']:,}" for kind, found in row["kinds"].items())
+        what = f"{row['leaking']:,} queries are in {row['held_out']} too, dropped by on_leak: drop ({kinds})"
+        problems.append(Problem("warning", row["split"], "all sets", SET, "leak", what, row["leaking"], ()))
+    return kept, problems
+
+
+def _of_train(error: UserError) -> list[Problem]:
+    return [Problem("error", "train", "all sets", SET, UNUSABLE, line, 1, ()) for line in str(error).splitlines()]
 
 
 def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
@@ -127,6 +139,8 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
         source = Source(path=str(one.path), split=one.upstream or split)
         entry = Located(source, one.name, one.upstream or split or "", one.path, None, None, None)
         checker.look(entry, one.split or one.upstream or split or "all")
+    if len(checker.read.keys() & set(SPLITS)) > 1:
+        check.problems += _leaks("stop", checker.read)[1]
     return check
 
 

@@ -89,6 +89,9 @@ def convert(
     wrong = [ours for ours, mark, theirs in pairs if not (ours and mark and theirs)]
     if wrong:
         raise UserError(f"--columns {wrong[0]}: must be OURS=THEIRS, such as query=question")
+    names = [ours for ours, *_ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--columns {twice[0]}: given twice: a column of ours is one of the file's")
     write(
         source,
         target,

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rankwright.ledger import TAINTING, USE_WORDS, Input
-from rankwright.licences import UNKNOWN, Term
+from rankwright.licences import UNKNOWN, Commercial, Statement, Term
 from rankwright.recipe import LicenceRule
 
 OTHER = "other"
 SEE_DECISIONS = "see-decisions"
+FORBIDS = "forbids commercial use"
+
+
+@dataclass(frozen=True, slots=True)
+class Bond:
+    """Terms that bind weights. id: their name; hub: that of the hub; why: what they do, after the name."""
+
+    id: str
+    hub: str
+    commercial: Commercial
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +43,8 @@ def derive(inputs: Sequence[Input]) -> Derived:
     """The licence of weights made from the inputs; those that are only evaluated on do not count.
 
     - An input whose licence nobody settled makes it `unknown`.
-    - Terms that forbid commercial use, share-alike terms, and terms that flow down to students bind the weights;
-      several at once are `other`, with all their names.
+    - Terms that forbid commercial use, share-alike terms, terms that flow down to students, and terms that are not in
+      our table bind the weights; several at once are `other`, with all their names.
     - Else it is the base's licence; where that asks for nothing and data ask for attribution, the data's.
     - A decision stands in place of terms that forbid commercial use; all else that an input's licence asks for stays.
     """
@@ -52,10 +63,10 @@ def derive(inputs: Sequence[Input]) -> Derived:
     if unsettled:
         why = [f"{one.name} ({_used(one)}) has no settled licence: {one.stated}" for one in unsettled]
         return Derived(UNKNOWN, None, (*why, *decided), credits)
-    binding = [(one, term) for one in tainting for term in _binding(one)]
+    binding = [(one, bond) for one in tainting for bond in _binding(one)]
     if binding:
-        left = _absorbed(term for _, term in binding)
-        why = [f"{one.name} ({_used(one)}) is under {term.id}, {_reason(term)}" for one, term in binding]
+        left = _absorbed(bond for _, bond in binding)
+        why = [f"{one.name} ({_used(one)}) is under {bond.id}, {bond.why}" for one, bond in binding]
         hub, name = _named(left)
         return Derived(hub, name, (*why, *decided), credits)
     hub, name, why = _permissive(tainting)
@@ -73,14 +84,24 @@ def _is_unsettled(one: Input) -> bool:
     return not said or any(term.id == UNKNOWN for term in open_terms)
 
 
-def _binding(one: Input) -> list[Term]:
+def _binding(one: Input) -> list[Bond]:
     """Terms of an input that weights made from it are bound by, beside its base's own."""
-    terms = [term for term in one.known.terms if _binds(term, one)]
-    if one.decision is not None:
-        return [term for term in terms if term.commercial != "no"]
+    decided = one.decision is not None
     # Where sources conflict only one of them is right, and the most restrictive one counts.
-    strictest = {s.licence for s in one.known.statements if s.commercial == one.known.commercial}
-    return [term for term in terms if term.id in strictest]
+    statements = [s for s in one.known.statements if decided or s.commercial == one.known.commercial]
+    # Of a decided one all else that it asks for stays.
+    return [bond for s in statements for bond in _bonds(s, one) if not decided or bond.commercial != "no"]
+
+
+def _bonds(statement: Statement, one: Input) -> Iterator[Bond]:
+    licence, term = statement.licence, statement.term
+    if term is not None and _binds(term, one):
+        yield Bond(term.id, term.hub, term.commercial, _reason(term))
+    if statement.commercial == "no" and (term is None or term.commercial != "no"):
+        yield Bond(licence if term is None else f"{licence} non-commercial", OTHER, "no", f"which {FORBIDS}")
+    if statement.commercial == "yes" and term is None:
+        # They may ask for anything: nobody read them for us.
+        yield Bond(licence, OTHER, "yes", "whose terms we do not know")
 
 
 def _binds(term: Term, one: Input) -> bool:
@@ -91,28 +112,28 @@ def _binds(term: Term, one: Input) -> bool:
 
 
 def _reason(term: Term) -> str:
-    reasons = {"no": ["forbids commercial use"], "unknown": ["has terms of its own"], "yes": []}[term.commercial]
+    reasons = {"no": [FORBIDS], "unknown": ["has terms of its own"], "yes": []}[term.commercial]
     reasons += ["is share-alike"] if term.share_alike else []
     reasons += ["flows down to models made from it or from its outputs"] if term.flows_down else []
     return "which " + " and ".join(reasons)
 
 
-def _absorbed(terms: Iterable[Term]) -> list[Term]:
-    """One term a family, the newest version; non-commercial terms are kept by non-commercial share-alike ones."""
-    newest: dict[str, Term] = {}
-    for term in terms:
-        family = re.sub(r"-[\d.]+$", "", term.id)
-        if family not in newest or term.id > newest[family].id:
-            newest[family] = term
+def _absorbed(bonds: Iterable[Bond]) -> list[Bond]:
+    """Each once; of Creative Commons the newest version, and non-commercial terms are kept by their share-alike one."""
+    newest: dict[str, Bond] = {}
+    for bond in bonds:
+        family = re.sub(r"^(CC-.*)-[\d.]+$", r"\1", bond.id)
+        if family not in newest or bond.id > newest[family].id:
+            newest[family] = bond
     if "CC-BY-NC-SA" in newest:
         newest.pop("CC-BY-NC", None)
     return list(newest.values())
 
 
-def _named(terms: Sequence[Term]) -> tuple[str, str | None]:
+def _named(terms: Sequence[Bond | Term]) -> tuple[str, str | None]:
     if len(terms) == 1 and terms[0].hub != OTHER:
         return terms[0].hub, None
-    return OTHER, "-and-".join(sorted(term.id.lower() for term in terms))
+    return OTHER, "-and-".join(sorted(re.sub(r"[^a-z0-9.]+", "-", term.id.lower()).strip("-") for term in terms))
 
 
 def _permissive(tainting: Sequence[Input]) -> tuple[str, str | None, list[str]]:

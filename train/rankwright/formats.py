@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from rankwright import tuple_formats as tuples
@@ -43,29 +44,36 @@ def _has(*wanted: str) -> Callable[[Kinds], bool]:
     return lambda kinds: all(name in kinds for name in wanted)
 
 
-def _labelled(kinds: Kinds, kind: str) -> bool:
-    names = ("labels", "scores") if kind == "list" else ("label", "score")
-    return any(kinds.get(name) == kind for name in names)
-
-
 def _tuple(least: int, most: int) -> Callable[[Kinds], bool]:
     def fits(kinds: Kinds) -> bool:
         roles = tuples.roles_by_name(kinds)
         if roles is None or kinds[roles.document] == "list":
             return False
-        return least <= len(roles.negatives) <= most and (least > 0 or not _labelled(kinds, "number"))
+        return least <= len(roles.negatives) <= most and (least > 0 or not (_labelled(kinds) or _judgements(kinds)))
 
     return fits
 
 
+def _labelled(kinds: Kinds) -> bool:
+    # Whatever stands there: what is no number is a fault of its row, and never left out.
+    return any(kinds.get(name, "null") != "null" for name in ("label", "score"))
+
+
+def _judgements(kinds: Kinds) -> list[str]:
+    """Columns that may hold labels, under names that we do not read as such."""
+    return [name for name, kind in kinds.items() if name != "label" and tuples.is_judgement(name, kind)]
+
+
 def _scored(kinds: Kinds) -> bool:
     roles = tuples.roles_by_name(kinds)
-    return roles is not None and not roles.negatives and _labelled(kinds, "number")
+    one = roles is not None and kinds[roles.document] != "list" and not roles.negatives
+    return one and _labelled(kinds)
 
 
 def _lists(kinds: Kinds) -> bool:
     roles = tuples.roles_by_name(kinds, _list_names(kinds))
-    return roles is not None and kinds[roles.document] == "list" and _labelled(kinds, "list")
+    labelled = any(kinds.get(name) == "list" for name in ("labels", "scores"))
+    return roles is not None and kinds[roles.document] == "list" and labelled
 
 
 def _list_names(kinds: Kinds) -> tuple[str, ...]:
@@ -119,7 +127,7 @@ def _kind(value: Any, in_csv: bool) -> str:
         if in_csv and _is_json_list(value):
             return "list"
         return "number" if in_csv and number_of(value) is not None else "text"
-    if isinstance(value, int | float):
+    if isinstance(value, int | float | Decimal):
         return "number"
     return "list" if isinstance(value, list | tuple) else "object"
 
@@ -138,6 +146,13 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
     fitting = [name for name, form in FORMS.items() if form.fits(kinds)] if given is None else [given]
     if len(fitting) != 1:
         what = f"fit {' and '.join(fitting)}" if fitting else f"fit none of {', '.join(FORMS)}"
+        rest = {name: kind for name, kind in kinds.items() if name not in _judgements(kinds)}
+        if FORMS["pairs"].fits(rest) and not fitting:
+            name = one_line(_judgements(kinds)[0])
+            raise UserError(
+                f"{where}: the columns {_shown(kinds)} are those of pairs, or is {name!r} the label? Say `columns: "
+                f"{{label: {name}}}`, above 0 is relevant, or `format: pairs`, which reads every row as relevant"
+            )
         raise UserError(
             f"{where}: the columns {_shown(kinds)} {what}: say `format: NAME`, or which column is what, "
             "`columns: {query: ..., positives: ...}`"
@@ -168,13 +183,22 @@ def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, readi
         if not sample:
             continue
         missing_columns(reading.columns, {str(n): v for _, row in sample for n, v in row.items()}, where)
-        kinds = kinds_of(_ours(row, reading) for _, row in sample)
+        kinds = _decided(kinds_of(_ours(row, reading) for _, row in sample), reading.columns)
         name, roles = choose(kinds, format, where)
         if roles is not None and format is not None and tuples.roles_by_name(kinds) is None:
             rest = f", {', '.join(map(repr, roles.negatives))} as negatives" if roles.negatives else ""
             reading.say(f"{where}: {name}: {roles.query!r} is read as the query, {roles.document!r} as document{rest}")
-        _Table(groups, where, name, roles).read(itertools.chain(sample, rows))
+        _Table(groups, where, name, roles, guessed=format is None).read(itertools.chain(sample, rows))
     return groups.finish(tables[0][0])
+
+
+def _decided(kinds: Kinds, columns: Mapping[str, str]) -> Kinds:
+    """Without columns of the file that could be meant too, where the map says which column is the query or document."""
+    others = {head for theirs in columns.values() if kinds.get(head := theirs.split(".")[0]) == "object"}
+    for names in (tuples.QUERIES, (*tuples.DOCUMENTS, *tuples.LISTS)):
+        if not columns.keys().isdisjoint(names):
+            others.update(names)
+    return {name: kind for name, kind in kinds.items() if name in columns or name not in others}
 
 
 def _ours(row: Row, reading: Reading) -> Row:
@@ -187,7 +211,7 @@ def _ours(row: Row, reading: Reading) -> Row:
 class _Table:
     """A table of one format being read into the groups."""
 
-    def __init__(self, groups: Groups, where: object, name: str, roles: Roles | None) -> None:
+    def __init__(self, groups: Groups, where: object, name: str, roles: Roles | None, *, guessed: bool) -> None:
         self.groups, self.where, self.roles = groups, where, roles
         self.reader: RowReader = ROW_FORMATS[name]
         self.reading = groups.reading
@@ -196,6 +220,9 @@ class _Table:
         self.strict = roles is None
         if roles is not None:
             self.names |= {roles.query, roles.document, *roles.negatives}
+            self.names |= {roles.scores} if "scores" in self.names else set()
+        # Where nobody said that all rows are relevant.
+        self.pairs = guessed and name == "pairs"
         key = self.reading.group_key
         self.also = {key, key.split(".")[0], "metadata"} if key else set()
 
@@ -214,8 +241,16 @@ class _Table:
             self.groups.add(found, self.where, line)
 
     def _check_names(self, fields: Fields, original: Row) -> None:
-        for name in fields.row:
+        for name, value in fields.row.items():
             if name in self.names or name in self.also:
+                continue
+            kind = _kind(value, isinstance(fields.row, CsvRow))
+            if self.pairs and (tuples.is_judgement(str(name), kind) or (name == "score" and kind != "null")):
+                fields.fault(
+                    f"column {name!r} holds a judgement, and the first rows had none: give every row one and "
+                    f"`columns: {{label: {name}}}`, or `format: pairs`, which reads every row as relevant",
+                    kind=f"late {name}",
+                )
                 continue
             near = ([_MEANT[name]] if name in _MEANT else nearest(name, self.names)) if self.strict else []
             if near and near[0] not in fields.row:

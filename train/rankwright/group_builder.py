@@ -10,6 +10,8 @@ from rankwright.reading import Reading
 from rankwright.rows import give_up
 from rankwright.text_store import TextBuilder
 
+MOST_SHOWN = 60
+
 
 def content_id(text: str) -> str:
     """The id of a text that brings none: 64 bits of its SHA-256, in hexadecimal."""
@@ -26,6 +28,12 @@ class Document:
     key: str
     score: float | None = None
     group: str | None = None
+
+
+def _shown(document: Document) -> str:
+    """Its id, or the start of its text where the id was made of that."""
+    text, most = document.text, MOST_SHOWN
+    return repr(document.key if document.key != content_id(text) else text[:most] + "..." * (len(text) > most))
 
 
 @dataclass(slots=True)
@@ -118,14 +126,16 @@ class Groups:
             before = labels.setdefault(key, judged.get(key, document.label))
             if before != document.label:
                 found.append(
-                    f"{place}: document {key!r} has label {document.label:g} here and {before:g} before, "
+                    f"{place}: document {_shown(document)} has label {document.label:g} here and {before:g} before, "
                     "for the same query: keep one of the two"
                 )
             if document.group is None:
                 continue
             group = groups.setdefault(key, self.document_groups.get(key, document.group))
             if group != document.group:
-                found.append(f"{place}: document {key!r} has group {document.group!r} here and {group!r} before")
+                found.append(
+                    f"{place}: document {_shown(document)} has group {document.group!r} here and {group!r} before"
+                )
         return found
 
     def finish(self, where: object) -> Collection:

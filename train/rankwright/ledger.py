@@ -150,7 +150,11 @@ def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
     revision = entry.revision
     if entry.card is not None:
         place, facts, credit = f"card {entry.card.name}", entry.card.known, entry.card.citation
-        revision = revision or (entry.card.hub.revision if entry.card.hub is not None else None)
+        if entry.card.hub is not None:
+            revision = revision or entry.card.hub.revision
+            # A card of one's own says nothing against ours of the same set.
+            ours = [card for card in cards_at(entry.card.hub.id) if card != entry.card]
+            facts = known([*facts.statements, *(s for card in ours for s in card.known.statements)])
     elif entry.hub is not None:
         local = Path(entry.hub).is_dir()
         place, cards = f"{'path' if local else 'hub'} {entry.hub}", [] if local else cards_at(entry.hub)
@@ -254,6 +258,7 @@ def _typo(one: Input) -> str:
 def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequence[str]) -> Iterator[str]:
     names = list(dict.fromkeys([name for one in inputs for name in one.names]))
     seen: dict[str, int] = {}
+    decided: dict[str, int] = {}
     for number, decision in enumerate(rule.decisions):
         key = f"licence.decisions.{number}"
         if decision.input not in (*names, *others):
@@ -263,6 +268,10 @@ def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequenc
         first = seen.setdefault(decision.input, number)
         if first != number:
             yield f"{key}.input: {decision.input!r} is also that of licence.decisions.{first}: keep one"
+        for one in inputs if first == number else ():
+            # Of two only the first would be kept, and nobody would read the other.
+            if decision.input in one.names and (other := decided.setdefault(one.name, number)) != number:
+                yield f"{key}.input: {decision.input!r} is {one.name!r}, that of licence.decisions.{other}: keep one"
         for field in ("by", "why"):
             if not getattr(decision, field).strip():
                 yield f"{key}.{field}: is blank: say it, it is kept in the ledger and in the model card"

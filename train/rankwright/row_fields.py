@@ -19,11 +19,12 @@ _IDS = ("id", "docid", "document_id")
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Which columns are the query, the document (or the positive) and the negatives, where any name will do."""
+    """Which columns are the query, the document (or the positive), the negatives and a teacher's list of scores."""
 
     query: str
     document: str
     negatives: tuple[str, ...] = ()
+    scores: str = "scores"
 
 
 class Fields:

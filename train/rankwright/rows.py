@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -263,8 +264,8 @@ def optional_text(row: Row, name: str, where: object, line: int, faults: Faults)
 
 
 def number_of(value: object) -> float | None:
-    """A finite number, or a text that spells one; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """A finite number, or a text that spells one; None for anything else. Parquet has decimals."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
         number = float(value)

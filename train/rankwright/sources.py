@@ -12,13 +12,17 @@ from rankwright import resources
 from rankwright.cards import Card, Hub, load_card
 from rankwright.errors import UserError, UserErrors
 from rankwright.examples import Collection
+from rankwright.formats import check_format
 from rankwright.hub import has_beir_form, read_hub, read_hub_rows
 from rankwright.hub_nested import NestedColumns, read_nested
 from rankwright.readers import read_path
-from rankwright.reading import Reading
+from rankwright.reading import Reading, check_columns
 from rankwright.recipe import Data, DevFromTrain, Source
 from rankwright.rows import Faults, OnFault, Say
 from rankwright.trec import is_trec, run_file
+
+# A set's name is that of a folder, eval/NAME, and stands before its ids, NAME/ID.
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,25 @@ class Located:
 
 
 def locate(source: Source, *, root: str | None, split: str) -> Located:
-    """Find an entry's files without reading them. `split` is the default. Raises UserError when nothing is there."""
+    """Find an entry's files without reading them. `split` is the default.
+
+    Raises UserError when nothing is there, for a set whose name is none of a folder, and for a format or names of
+    columns that are not ours.
+    """
+    check_format(source.format)
+    check_columns(source.columns)
+    located = _locate(source, root=root, split=split)
+    name = located.name
+    if name in (".", "..") or name != name.strip() or not name.isprintable() or {"/", "\\"} & {*name} or not name:
+        why = "which is no name of a folder"
+    elif len(name.encode()) > LONGEST_NAME:
+        why = f"which is longer than {LONGEST_NAME} bytes"
+    else:
+        return located
+    raise UserError(f"the set is named {name!r}, {why}: give it another `name`")
+
+
+def _locate(source: Source, *, root: str | None, split: str) -> Located:
     run = None if source.run is None else resources.resolve_path(source.run, root=root)
     if run is not None and not run.is_file():
         raise UserError(f"run: {run} is a folder: give a TREC run file")
@@ -140,7 +162,7 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
             try:
                 found[split].append(locate(source, root=data.root, split=split))
             except UserError as error:
-                faults.append(f"data.{split}.{number}: {error}")
+                faults += [f"data.{split}.{number}: {line}" for line in str(error).splitlines()]
         names = [located.name for located in found[split]]
         faults += [
             f"data.{split}: two entries are named {name!r}: give one of them another `name`"

@@ -69,7 +69,8 @@ class StageInputs:
         data = self.recipe.data
         # Files that are read at all are read alike whatever on_fault says: what comes after the data stage depends on
         # the files alone, and the data stage decides anew whether their faults stop it.
-        said = (self._mixture, self._instructions("test"))
+        # mine.code: how data_report.json counts duplicates.
+        said = (self._mixture, self._instructions("test"), self.recipe.mine.code)
         return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak, *said)
 
     def _instructions(self, split: str) -> list[str | None]:

@@ -81,7 +81,9 @@ def _one(folder: Path, pattern: re.Pattern[str], what: str, split: str | None) -
     found = _of_split(files, split)
     if len(found) == 1:
         return found[0]
-    names = ", ".join(path.name for path in files) or "none"
+    if not files:
+        raise UserError(f"{folder}: no file of {what}, by its name: add one, such as {what}.tsv")
+    names = ", ".join(path.name for path in files)
     near = did_you_mean(split, [s for path in files for s in _named_splits(path)]) if split is not None else ""
     wanted = f"one file of {what}" + (f" for split {split!r}{near}" if split is not None else "")
     raise UserError(f"{folder}: needs {wanted}, found {len(found)}. Files of {what}: {names}. Give split: NAME")

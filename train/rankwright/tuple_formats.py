@@ -15,6 +15,8 @@ DOCUMENTS = ("document", "positive", "answer", "passage", "sentence2", "sentence
 LISTS = ("documents", "docs", "passages")
 LABELS, SCORES = ("label", "labels"), ("score", "scores")
 _NEGATIVE = re.compile(r"negatives?(_?\d+)?")
+# Words that name a judgement. As the whole name they do so whatever stands there, else only beside numbers.
+_JUDGEMENTS = set("label labels relevance relevant grade rating".split())
 # Never a query or a document, whatever its place.
 _OTHERS = {*LABELS, *SCORES, "query_id", "document_id", "document_ids", "title", "weight", "group", "instruction"}
 
@@ -25,13 +27,27 @@ def negatives_of(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: int(re.sub(r"\D", "", name) or 0)))
 
 
+def words_of(name: str) -> set[str]:
+    """The words of a column's name: `questionText` and `Question text` have both two."""
+    return set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+
+
+def is_judgement(name: str, kind: str) -> bool:
+    """Whether a column may say which documents are relevant: left out, every row would be."""
+    words = words_of(name)
+    whole = words - {"", "is"} <= _JUDGEMENTS
+    return kind != "null" and bool(words & _JUDGEMENTS) and (whole or kind == "number")
+
+
 def roles_by_name(kinds: Mapping[str, str], documents: Sequence[str] = DOCUMENTS) -> Roles | None:
     """The roles of a file whose columns have names that say them; None where none or several could be meant."""
     queries = [name for name in QUERIES if name in kinds]
     found = [name for name in documents if name in kinds]
     if len(queries) != 1 or len(found) != 1:
         return None
-    return Roles(queries[0], found[0], negatives_of(list(kinds)))
+    # The miner of sentence-transformers has both names for a list of scores.
+    scores = "score" if kinds.get("score") == "list" and "scores" not in kinds else "scores"
+    return Roles(queries[0], found[0], negatives_of(list(kinds)), scores)
 
 
 def roles_by_order(kinds: Mapping[str, str], *, lists: bool) -> Roles | None:
@@ -65,8 +81,8 @@ def _tuple(fields: Fields, most: int | None) -> GroupRow | None:
         fields.listed(roles.document, required=True)
         return None
     scores: Sequence[object] | None = [None] * len(names)
-    if fields.name_of("scores") is not None:
-        scores = fields.parallel("documents", len(names), "scores")
+    if fields.name_of(roles.scores) is not None:
+        scores = fields.parallel("documents", len(names), roles.scores)
     documents: list[Document | None] = []
     for number, (name, score) in enumerate(zip(names, scores or (), strict=False)):
         element = fields.row[name]
@@ -106,7 +122,8 @@ def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[f
     if label is not None:
         own = number_of(label)
         if own is None:
-            fields.fault(f"the label of {place} is {label!r}, needs a number")
+            more = "" if "[" in place else "; `format: pairs` would read every row as relevant"
+            fields.fault(f"the label of {place} is {label!r}, needs a number, above 0 is relevant{more}")
         return None if own is None else (own, teacher)
     if teacher is None:
         if score is None:

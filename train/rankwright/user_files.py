@@ -16,6 +16,7 @@ from rankwright.errors import UserError, nearest
 from rankwright.formats import SAMPLE_ROWS, choose, kinds_of
 from rankwright.rows import Faults
 from rankwright.trec import is_trec
+from rankwright.tuple_formats import is_judgement, roles_by_name, words_of
 
 # A set may lie in SPLIT/ below DOMAIN/ below what was named; further down are other things.
 MOST_FOLDERS_DOWN = 3
@@ -138,7 +139,7 @@ def format_of(one: FoundSet) -> Format:
         return Format(choose(kinds, None, path)[0], {})
     except UserError:
         columns = guess_columns(kinds)
-        if len(columns) < 2:
+        if "document" not in columns and "label" not in columns:
             raise
         ours = {theirs: our for our, theirs in columns.items()}
         return Format(choose({ours.get(name, name): kind for name, kind in kinds.items()}, None, path)[0], columns)
@@ -148,23 +149,20 @@ _GUESSES = {
     "query": set("query question search ask claim anchor prompt problem request".split()),
     "document": set("document doc passage paragraph answer context content chunk code snippet".split()),
 }
-_LABELS = set("relevance relevant label grade rating".split())
-
-
-def _name_words(name: str) -> set[str]:
-    """The words of a column's name: `questionText` and `Question text` have both two."""
-    return set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def guess_columns(kinds: Mapping[str, str]) -> dict[str, str]:
     """Our name -> the one text column whose name has such a word; a number with a word of judgement is the label."""
     found: dict[str, str] = {}
+    numbers = [n for n, kind in kinds.items() if kind == "number" and is_judgement(n, kind)]
+    if roles_by_name(kinds) is not None and len(numbers) == 1:
+        # The others have names that say what they are.
+        return {"label": numbers[0]}
     for ours, words in _GUESSES.items():
         columns = [n for n, kind in kinds.items() if kind == "text"]
-        names = [n for n in columns if words & _name_words(n) and "id" not in _name_words(n)]
+        names = [n for n in columns if words & words_of(n) and "id" not in words_of(n)]
         if len(names) == 1:
             found[ours] = names[0]
-    numbers = [n for n, kind in kinds.items() if kind == "number" and _LABELS & _name_words(n)]
     if len(found) == 2 and len(numbers) == 1:
         found["label"] = numbers[0]
     return found
