@@ -142,4 +142,4 @@ def _rows(path: Path) -> Any:
 def store_name(fingerprint: str, settings: Mapping[str, str]) -> str:
     """The folder's name for the content hash of a model and the settings that decide a vector."""
     text = "\x1f".join([fingerprint, *(f"{k}={v}" for k, v in sorted(settings.items()))])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return text_key(text).hex()
