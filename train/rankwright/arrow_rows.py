@@ -104,10 +104,15 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
+def saved_splits(folder: Path) -> list[str]:
+    """The splits of a folder of save_to_disk; none for a single table. Raises UserError."""
+    splits: list[str] = _json(folder / "dataset_dict.json").get("splits", [])
+    return splits
+
+
 def saved_files(folder: Path, split: str | None) -> list[Path]:
     """The Arrow files of a folder of save_to_disk, of one split where it has several. Raises UserError."""
-    splits = _json(folder / "dataset_dict.json").get("splits", [])
-    if splits:
+    if splits := saved_splits(folder):
         chosen = split if split in splits else splits[0] if split is None and len(splits) == 1 else None
         if chosen is None:
             near = did_you_mean(split or "", splits)

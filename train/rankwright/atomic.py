@@ -24,27 +24,27 @@ def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
-    with _draft(path) as write:
+    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
         for piece in pieces:
-            write(piece)
+            file.write(piece)
 
 
 @contextlib.contextmanager
 def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
     """Yields write(line); the file appears when the block ends, and stays as it was when the block fails."""
-    with _draft(path) as write:
-        yield lambda line: write(line + "\n")
+    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
+        yield lambda line: file.write(line + "\n")
 
 
 @contextlib.contextmanager
-def _draft(path: Path) -> Iterator[Callable[[str], object]]:
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file that replaces it when the block succeeds, and is removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unlike tempfile's, this file gets the permissions that the user's umask gives to any other file.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with draft.open("x", encoding="utf-8", newline="") as file:
-            yield file.write
-            file.flush()
+        yield draft
+        with draft.open("rb+") as file:
             os.fsync(file.fileno())
         draft.replace(path)
     except BaseException:

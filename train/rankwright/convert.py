@@ -15,7 +15,7 @@ from rankwright.examples import Collection
 from rankwright.formats import FOLDERS, check_format
 from rankwright.readers import read_path
 from rankwright.reading import Reading
-from rankwright.row_writers import HOLDS, WRITERS, Losses, losses, most_negatives, negatives, without_ids
+from rankwright.row_writers import HOLDS, WRITERS, Losses, fits_a_table, losses, most_negatives, negatives, without_ids
 from rankwright.rows import Faults, Say
 from rankwright.table_files import check_suffix, write_table
 
@@ -121,7 +121,7 @@ def _check_ids(ids: Iterable[str], to: str) -> None:
     for key in ids:
         if to == "trec" and key.split() != [key]:
             raise UserError(f"id {key!r}: trec cannot hold white space in ids, at which its readers split: rename it")
-        if key != key.strip() or any(mark in key for mark in "\t\r\n"):
+        if not fits_a_table(key):
             raise UserError(f"id {key!r}: {to} cannot hold white space at its ends, tabs or line breaks: rename it")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rankwright import console, leakage, resources, sources
 from rankwright.data_places import Wanted, locate, wanted_judgement, wanted_text
-from rankwright.data_report import SetReports, recipe_encoder
+from rankwright.data_report import SetReports
 from rankwright.data_statistics import Finding, Level
 from rankwright.errors import UserError, did_you_mean
 from rankwright.examples import Collection
@@ -146,6 +146,8 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
 
 def _encoder(recipe: Recipe) -> tuple[PromptEncoder | None, str]:
     """The encoder where it can be had, and a sentence on it."""
+    from rankwright.setup_model import recipe_encoder
+
     console.say(f"tokenizer of {recipe.model.base} ...")
     try:
         encoder = recipe_encoder(recipe)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +42,14 @@ class SetReports:
         """Lengths in tokens and what the budgets cut, see token_lengths; always give the same encoder."""
         key = _content(collection.corpus)
         if key not in self._lengths:
-            with _progress(f"  {collection.name}: tokens", len(collection.corpus)) as advance:
+            with console.progress(f"  {collection.name}: tokens", len(collection.corpus)) as advance:
                 self._lengths[key] = document_lengths(collection.corpus, encoder, advance)
         return token_report(collection, encoder, self._lengths[key])
 
     def _facts(self, name: str, texts: Mapping[str, str], *, queries: bool) -> TextFacts:
         what = "queries" if queries else "documents"
-        with _progress(f"  {name}: duplicates of {what}", len(texts)) as advance:
+        with console.progress(f"  {name}: duplicates of {what}", len(texts)) as advance:
             return text_facts(texts, queries=queries, code=self.code, advance=advance)
-
-
-@contextmanager
-def _progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    with console.progress(description, total) as advance:
-        yield lambda count: advance(count)
 
 
 def _content(corpus: Mapping[str, str]) -> bytes:
@@ -65,14 +58,6 @@ def _content(corpus: Mapping[str, str]) -> bytes:
         data = f"{len(key)} {key} {len(text)} {text}".encode("utf-8", "surrogatepass")
         digest.update(data)
     return digest.digest()
-
-
-def recipe_encoder(recipe: Recipe) -> PromptEncoder:
-    """The recipe's tokenizer under its prompt contract. Raises UserError when it cannot be had."""
-    from rankwright.setup_model import load_base_tokenizer, recipe_contract
-
-    base, tokenizer = load_base_tokenizer(recipe)
-    return PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
 
 
 def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
@@ -85,6 +70,8 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
     own = _tokenizer_inputs(recipe)
     if report.get("tokens_of") == own:
         return
+    from rankwright.setup_model import recipe_encoder
+
     try:
         encoder = recipe_encoder(recipe)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections import Counter
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rankwright.examples import Collection
-from rankwright.splits import normalised
+from rankwright.splits import normalised_key
 
 Level = Literal["error", "warning", "note"]
 Of = Literal["documents", "queries", "judgements"]
@@ -91,9 +90,9 @@ def conflicts(collection: Collection) -> list[tuple[tuple[str, str], tuple[str, 
 
     Texts are compared as splits.normalised makes them. Each later judgement is paired with the first of its texts.
     """
-    queries = {q: _digest(text) for q, text in collection.queries.items()}
+    queries = {q: normalised_key(text) for q, text in collection.queries.items()}
     judged = {d for row in collection.qrels.values() for d in row}
-    documents = {d: _digest(collection.corpus[d]) for d in judged if d in collection.corpus}
+    documents = {d: normalised_key(collection.corpus[d]) for d in judged if d in collection.corpus}
     first: dict[bytes, tuple[tuple[str, str], float]] = {}
     found = []
     for query_id, row in collection.qrels.items():
@@ -104,10 +103,6 @@ def conflicts(collection: Collection) -> list[tuple[tuple[str, str], tuple[str, 
                 if label_before != label:
                     found.append((before, pair))
     return found
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(normalised(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def counts(collection: Collection, documents: TextFacts, queries: TextFacts) -> dict[str, Any]:

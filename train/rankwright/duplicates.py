@@ -11,7 +11,7 @@ import numpy.typing as npt
 from datasketch import LeanMinHash, MinHash, MinHashLSH
 
 from rankwright import shingles
-from rankwright.keyed_texts import read_some
+from rankwright.keyed_texts import read_some, text_key
 from rankwright.shingles import Hashes, Vocabulary
 from rankwright.splits import normalised
 
@@ -90,10 +90,10 @@ def find_duplicates(
 def find_shared(ours: Mapping[str, str], theirs: Mapping[str, str], *, kind: Kind) -> Shared:
     """What two sets share; both may use the same ids. Symmetric, and independent of the order of either."""
     our_groups, their_groups = (_by_exact(texts, kind) for texts in (ours, theirs))
-    by_key = {_digest(kind.exact(theirs[ids[0]])): ids for ids in their_groups}
+    by_key = {text_key(kind.exact(theirs[ids[0]])): ids for ids in their_groups}
     exact = []
     for ids in our_groups:
-        exact += [(a, b) for a in ids for b in by_key.get(_digest(kind.exact(ours[ids[0]])), ())]
+        exact += [(a, b) for a in ids for b in by_key.get(text_key(kind.exact(ours[ids[0]])), ())]
     ours_of, theirs_of = ({ids[0]: ids for ids in groups} for groups in (our_groups, their_groups))
     one = _Sketches(ours, ours_of, kind, None)
     other = _Sketches(theirs, theirs_of, kind, None)
@@ -106,16 +106,12 @@ def find_shared(ours: Mapping[str, str], theirs: Mapping[str, str], *, kind: Kin
     return Shared(sorted(exact), sorted(near))
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
 def _by_exact(texts: Mapping[str, str], kind: Kind) -> list[tuple[str, ...]]:
     """Ids of equal texts together, sorted; texts without content are left out."""
     found: dict[bytes, list[str]] = {}
     for i, text in texts.items():
         if key := kind.exact(text):
-            found.setdefault(_digest(key), []).append(i)
+            found.setdefault(text_key(key), []).append(i)
     return [tuple(sorted(ids)) for ids in found.values()]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rankwright import console, leakage, resources
 from rankwright.atomic import write_text_atomic
-from rankwright.data_report import recipe_encoder
 from rankwright.errors import UserError, UserErrors
 from rankwright.examples import Collection
 from rankwright.loading import load_recipe
@@ -199,6 +198,9 @@ def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[
 
 
 def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
+    # Brings torch, which nothing else here needs.
+    from rankwright.setup_model import recipe_encoder
+
     data = Data()
     prompt = Prompt(max_tokens=UNBOUNDED_TOKENS, query_tokens=UNBOUNDED_TOKENS // 4)
     try:

@@ -172,14 +172,19 @@ def _fault(row: Mapping[str, Any]) -> str:
     )
 
 
+def split_apart(sets: Sequence[Collection], *, fraction: float, seed: int) -> list[tuple[Collection, Collection]]:
+    """(the rest, what is taken out) of each set by `splits.split_devs`, near-duplicate queries on one side as well."""
+    places: dict[str, QueryPlace] = {f"{n}/{q}": (n, q) for n, c in enumerate(sets) for q in c.queries}
+    texts = {key: sets[n].queries[q] for key, (n, q) in places.items()}
+    near = duplicates.find_duplicates(texts, code=False, kind=QUERY).near
+    return split_devs(sets, fraction=fraction, seed=seed, alike=[[places[key] for key in group] for group in near])
+
+
 def take_dev(
     train: Sequence[Collection], *, fraction: float, seed: int, say: Say
 ) -> tuple[list[Collection], list[Collection]]:
-    """(train, dev) of all sets by `splits.split_devs`, near-duplicate queries on one side: nothing leaks into dev."""
-    places: dict[str, QueryPlace] = {f"{n}/{q}": (n, q) for n, c in enumerate(train) for q in c.queries}
-    texts = {key: train[n].queries[q] for key, (n, q) in places.items()}
-    near = duplicates.find_duplicates(texts, code=False, kind=QUERY).near
-    parts = split_devs(train, fraction=fraction, seed=seed, alike=[[places[key] for key in group] for group in near])
+    """(train, dev) of all sets by `split_apart`; says how many queries, and where the fraction is not kept."""
+    parts = split_apart(train, fraction=fraction, seed=seed)
     taken = sum(len(dev.queries) for _, dev in parts)
     say(f"dev: {taken:,} queries taken out of train (fraction {fraction:g})")
     for whole, (_, dev) in zip(train, parts, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 from rankwright import console
 from rankwright.derived_licence import ledger_json
 from rankwright.errors import UserErrors
-from rankwright.ledger import LEDGER, faults, make_inputs, warning
+from rankwright.ledger import LEDGER, Input, faults, make_inputs, warning
 from rankwright.recipe import Recipe
 from rankwright.run_folder import RunFolder
 from rankwright.sources import Located
@@ -16,10 +16,13 @@ from rankwright.sources import Located
 Sets = Mapping[str, Sequence[Located]]
 
 
-def licence_faults(recipe: Recipe, located: Sets, teachers: Sequence[str] = ()) -> list[str]:
-    """What licence.require refuses, and decisions about nothing; teachers: see make_inputs."""
-    sets = [entry.name for entry in located.get("train", ())]
-    return faults(make_inputs(recipe, located, teachers), recipe.licence, sets)
+def licence_faults(recipe: Recipe, located: Sets) -> list[str]:
+    """What licence.require refuses before files are read, and decisions about nothing."""
+    return _faults(make_inputs(recipe, located), recipe, located)
+
+
+def _faults(inputs: Sequence[Input], recipe: Recipe, located: Sets) -> list[str]:
+    return faults(inputs, recipe.licence, [entry.name for entry in located.get("train", ())])
 
 
 def write_ledger(recipe: Recipe, located: Sets, run: RunFolder) -> None:
@@ -36,6 +39,6 @@ def settle_licences(recipe: Recipe, located: Sets, run: RunFolder) -> dict[str, 
     inputs = make_inputs(recipe, located, teachers)
     ledger = ledger_json(inputs, recipe.licence)
     run.write_json(LEDGER, ledger)
-    if found := licence_faults(recipe, located, teachers):
+    if found := _faults(inputs, recipe, located):
         raise UserErrors(found)
     return ledger

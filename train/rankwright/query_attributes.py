@@ -72,7 +72,9 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
             todo.append((collection, folder, inputs))
     if not todo:
         return
-    encoder, domains = _encoder(recipe), _domains(recipe)
+    from rankwright.setup_model import recipe_encoder
+
+    encoder, domains = recipe_encoder(recipe), _domains(recipe)
     seen = seen_in_training(read_split(run.path / "data", "train"))
     words = Words(recipe.mine.language, code=recipe.mine.code)
     for collection, folder, inputs in todo:
@@ -157,15 +159,6 @@ def _document_tokens(ids: Sequence[str], corpus: Mapping[str, str], encoder: Pro
             lengths |= {d: len(tokens) for d, tokens in zip(batch, found, strict=True)}
             advance(len(batch))
     return lengths
-
-
-def _encoder(recipe: Recipe) -> PromptEncoder:
-    """The encoder that tuned is trained and scored with."""
-    from rankwright.prompts import PromptEncoder
-    from rankwright.setup_model import load_base_tokenizer, recipe_contract
-
-    base, tokenizer = load_base_tokenizer(recipe)
-    return PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
 
 
 def _domains(recipe: Recipe) -> dict[str, str]:

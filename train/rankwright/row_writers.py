@@ -111,6 +111,11 @@ def without_ids(collection: Collection, found: Losses) -> Collection:
     )
 
 
+def fits_a_table(identifier: str) -> bool:
+    """Whether an id survives a file of columns: no white space at its ends, no tab or line break inside."""
+    return identifier == identifier.strip() and not set(identifier) & set("\t\r\n")
+
+
 def negatives(collection: Collection, query: str) -> list[str]:
     """Ids of the documents judged not relevant."""
     return [d for d, label in collection.qrels.get(query, {}).items() if label <= 0]

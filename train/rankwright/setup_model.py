@@ -88,6 +88,12 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
     return contract
 
 
+def recipe_encoder(recipe: Recipe) -> PromptEncoder:
+    """The encoder that tuned is trained and scored with. Raises UserError when the tokenizer cannot be had."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    return PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
+
+
 def _check_instructions(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> None:
     """Raises UserErrors for those that the frame has no place for, or that leave none for a document."""
     faults = []

@@ -8,12 +8,11 @@ import gzip
 import io
 import itertools
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from rankwright.atomic import atomic_file
 from rankwright.compressed import plain_name
 from rankwright.errors import UserError
 
@@ -57,7 +56,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write the rows (at least one, all with the same keys) and return how many; lists stand in CSV as JSON."""
     suffix = check_suffix(path)
     counted = _Counted(rows)
-    with _draft(path) as draft:
+    with atomic_file(path) as draft:
         if suffix == ".parquet":
             _write_parquet(draft, counted)
         else:
@@ -74,21 +73,6 @@ class _Counted:
         for row in self.rows:
             self.count += 1
             yield row
-
-
-@contextlib.contextmanager
-def _draft(path: Path) -> Iterator[Path]:
-    """A file beside `path` that becomes it when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

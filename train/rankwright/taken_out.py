@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.atomic import atomic_folder, write_lines_atomic
-from rankwright.duplicates import QUERY, find_duplicates
 from rankwright.errors import UserError
 from rankwright.examples import Collection
-from rankwright.splits import split_devs
+from rankwright.leakage import split_apart
+from rankwright.row_writers import fits_a_table
 
 
 def take_test(whole: Collection, *, fraction: float, seed: int) -> tuple[Collection, Collection]:
-    """(the rest, test) by query; near duplicates, and queries of one group, stay on one side (see splits)."""
-    near = find_duplicates(whole.queries, code=False, kind=QUERY).near
+    """(the rest, test) by query; near duplicates, and queries of one group, stay on one side (see leakage, splits)."""
     try:
-        [parts] = split_devs([whole], fraction=fraction, seed=seed, alike=[[(0, q) for q in group] for group in near])
+        [parts] = split_apart([whole], fraction=fraction, seed=seed)
     except UserError as error:
         raise UserError(f"no test set can be taken out: {error} (a test set of your own is told by its name)") from None
     return parts
@@ -31,7 +30,7 @@ def write_taken(folder: Path, rest: Collection, test: Collection) -> tuple[str, 
     scores, which BEIR has no place for, train is a file of groups; of test they are not used. Ids with a tab or
     spaces around them make files of groups of both.
     """
-    tabs = not all(_fits_a_table(i) for i in (*rest.queries, *test.queries, *rest.corpus))
+    tabs = not all(fits_a_table(i) for i in (*rest.queries, *test.queries, *rest.corpus))
     more = bool(rest.weights or rest.teacher_scores or rest.query_groups)
     in_groups = {"train": tabs or more, "test": tabs}
     with atomic_folder(folder) as draft:
@@ -45,10 +44,6 @@ def write_taken(folder: Path, rest: Collection, test: Collection) -> tuple[str, 
             write_lines_atomic(draft / f"qrels_{split}.tsv", ["query-id\tcorpus-id\tscore", *judged])
     train, test_path = (f"{split}/{split}.jsonl" if alone else "." for split, alone in in_groups.items())
     return train, test_path
-
-
-def _fits_a_table(identifier: str) -> bool:
-    return identifier == identifier.strip() and not set(identifier) & set("\t\r\n")
 
 
 def _lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from rankwright.control import control_tokens, neutralise
 from rankwright.examples import Collection
 from rankwright.keyed_texts import get_many
 from rankwright.prompts import PromptEncoder
@@ -41,10 +40,8 @@ def token_report(collection: Collection, encoder: PromptEncoder, lengths: Mappin
 
     A document's room is the budget beside the split's median query; judged pairs are measured each beside its own.
     """
+    encoder = encoder.under(collection.instruction)
     contract = encoder.contract
-    if collection.instruction is not None and contract.takes_instruction:
-        own = neutralise(collection.instruction.strip(), control_tokens(encoder.tokenizer))
-        encoder = PromptEncoder(contract.replace(instruction=own), encoder.tokenizer)
     heads: dict[str, int] = {}
     queries, lost = [], []
     for query_id, query in collection.queries.items():

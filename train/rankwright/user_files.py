@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwright.arrow_rows import is_saved
+from rankwright.arrow_rows import is_saved, saved_splits
 from rankwright.beir import available_splits, is_beir
 from rankwright.containers import SUFFIXES, is_table, table_rows
 from rankwright.errors import UserError, nearest
@@ -48,10 +47,11 @@ def _words(name: str) -> list[str]:
 
 
 def _saved_splits(folder: Path) -> list[str | None]:
-    """The splits of a folder that `datasets` saved; none for a single table."""
+    """The splits of a folder that `datasets` saved, None for a single table or where they cannot be read."""
     try:
-        return list(json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-    except (OSError, ValueError, KeyError):
+        return [*saved_splits(folder)] or [None]
+    except UserError:
+        # The reader tells it.
         return [None]
 
 

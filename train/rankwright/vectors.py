@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rankwright.atomic import atomic_file
 from rankwright.errors import UserError
 from rankwright.keyed_texts import KeyedTexts, text_key
 
@@ -101,15 +101,8 @@ class VectorStore:
         rows["key"] = np.array(keys, dtype="V16")
         rows["cut"], rows["vector"] = cut, vectors
         path = self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.npy"
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with draft.open("xb") as file:
-                np.save(file, rows)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with atomic_file(path) as draft, draft.open("xb") as file:
+            np.save(file, rows)
         return path
 
     def missing(self, texts: KeyedTexts) -> int:
@@ -157,4 +150,4 @@ def _rows(path: Path) -> Any:
 def store_name(fingerprint: str, settings: Mapping[str, str]) -> str:
     """The folder's name for the content hash of a model and the settings that decide a vector."""
     text = "\x1f".join([fingerprint, *(f"{k}={v}" for k, v in sorted(settings.items()))])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return text_key(text).hex()
