@@ -13,10 +13,10 @@ import torch
 from rankwright.derived_licence import ledger_json
 from rankwright.errors import UserError
 from rankwright.export import TARGETS, CardFacts, Trained, export_hf, export_targets
-from rankwright.golden import make_golden, write_golden
+from rankwright.export.golden import make_golden, write_golden
+from rankwright.export.parity import check_folders
 from rankwright.ledger import Input
 from rankwright.licences import known, state
-from rankwright.parity import check_folders
 from rankwright.prompts import PromptContract
 from rankwright.recipe import LicenceRule
 from rankwright.reranker import Reranker
@@ -163,7 +163,7 @@ def test_files_are_readable_by_all_and_name_no_machine(
 def test_the_snippets_of_the_card_run(published: tuple[Path, dict[str, Any]], folders: dict[str, Path]) -> None:
     import re
 
-    from rankwright.model_card import EXAMPLE, write_card
+    from rankwright.export.card import EXAMPLE, write_card
 
     folder, figures = published
     official = folders["qwen3-official"]

@@ -13,7 +13,7 @@ import pytest
 
 from rankwright.errors import UserError
 from rankwright.export import TARGETS, CardFacts, Trained, publish
-from rankwright.parity import NOT_CHECKED, check_parity, measure
+from rankwright.export.parity import NOT_CHECKED, check_parity, measure
 
 
 def edit_json(path: Path, **values: Any) -> None:

@@ -303,7 +303,7 @@ def test_a_base_with_one_scored_token_is_exported_as_it_scores(tiny_qwen3: Path,
 
 @pytest.mark.parametrize("mode", ["mxbai", "bge"])
 def test_frames_in_pieces_are_not_exported(tiny_qwen3: Path, tmp_path: Path, mode: Any) -> None:
-    from rankwright.bake import write_tokenizer
+    from rankwright.export.bake import write_tokenizer
 
     tokenizer = load_tokenizer(str(tiny_qwen3))
     with pytest.raises(UserError, match="in pieces"):

@@ -13,9 +13,9 @@ from rankwright.calibration import CALIBRATION
 from rankwright.data_files import read_split
 from rankwright.evaluate import HEADLINE
 from rankwright.export import export_targets
+from rankwright.export.card import CardFacts
 from rankwright.gate import GATE_FILE
 from rankwright.instructions import frozen_instruction
-from rankwright.model_card import CardFacts
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
 from rankwright.results import results

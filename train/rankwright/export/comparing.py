@@ -1,0 +1,134 @@
+"""A runtime's answer held against the golden rows: figures, the worst pair, and the likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwright.export.runtimes import Answer, Limits, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """One row: |golden - found| of its logit and probability, alone and in the worst batch; NaN counts as infinite."""
+
+    ids: bool
+    logit: float
+    batched_logit: float
+    probability: float
+    batched_probability: float
+
+
+def compare(
+    rows: Sequence[Row], answer: Answer, limits: Limits, *, every_row: bool = False
+) -> tuple[dict[str, Any], str | None]:
+    """Figures of one runtime, and what is wrong in one line or None; rows with gate false do not decide."""
+    found = [_differences(row, answer, i) for i, row in enumerate(rows)]
+    decides = [i for i, row in enumerate(rows) if row["gate"] or every_row]
+    others = [i for i in range(len(rows)) if i not in set(decides)]
+    figures = {**_largest(answer, [found[i] for i in decides])}
+    if others:
+        figures["other_rows"] = _largest(answer, [found[i] for i in others])
+    failure = _worst_pair(rows, answer, found, decides, limits)
+    if limits.spearman is not None:
+        figures["spearman"] = _spearman(rows, answer, decides)
+        if failure is None and not figures["spearman"] >= limits.spearman:
+            failure = (
+                f"rank correlation with the golden scores {figures['spearman']:.3f}, must be {limits.spearman:g} or "
+                "more -> too few bits for these weights"
+            )
+    return figures, failure
+
+
+def _differences(row: Row, answer: Answer, at: int) -> Differences:
+    probability = _distance(row["probability"], answer.probabilities[at])
+    ids = answer.ids is not None and row["token_ids"] != list(answer.ids[at])
+    if answer.logits is None:
+        batched = max(_distance(row["probability"], b[at]) for b in answer.batched)
+        return Differences(ids, 0.0, 0.0, probability, batched)
+    batched = max(_distance(row["logit"], b[at]) for b in answer.batched)
+    return Differences(ids, _distance(row["logit"], answer.logits[at]), batched, probability, 0.0)
+
+
+def _distance(golden: float, found: float) -> float:
+    """Infinite for NaN, so that it never passes."""
+    difference = abs(golden - found)
+    return difference if difference == difference else float("inf")
+
+
+def _largest(answer: Answer, found: Sequence[Differences]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"rows": len(found)}
+    if answer.ids is not None:
+        figures["ids_differ"] = sum(d.ids for d in found)
+    if answer.logits is not None:
+        figures["max_d_logit"] = max(d.logit for d in found)
+        figures["max_d_logit_batch"] = max(d.batched_logit for d in found)
+    figures["max_d_probability"] = max(max(d.probability, d.batched_probability) for d in found)
+    return figures
+
+
+def _excess(row: Row, found: Differences, limits: Limits) -> float:
+    """The largest difference in units of its limit: below 1 passes."""
+    parts = [0.0]
+    if limits.logit is not None:
+        allowed = limits.logit + limits.relative * abs(row["logit"])
+        parts.append(max(found.logit, found.batched_logit) / allowed)
+    if limits.probability is not None:
+        parts.append(max(found.probability, found.batched_probability) / limits.probability)
+    return max(parts)
+
+
+def _worst_pair(
+    rows: Sequence[Row], answer: Answer, found: Sequence[Differences], decides: Sequence[int], limits: Limits
+) -> str | None:
+    worst = max(decides, key=lambda i: (found[i].ids, _excess(rows[i], found[i], limits)))
+    if not found[worst].ids and _excess(rows[worst], found[worst], limits) < 1:
+        return None
+    row = rows[worst]
+    shown = f"(probability {row['probability']:.6f}), got "
+    if answer.logits is not None:
+        seen = [answer.logits[worst], *(b[worst] for b in answer.batched)]
+        got = max(seen, key=lambda logit: _distance(logit, row["logit"]))
+        shown += f"{got:.6f} ({answer.probabilities[worst]:.6f})"
+    else:
+        shown += f"the probability {answer.probabilities[worst]:.6f}"
+    return (
+        f"query {_short(row['query'])}, document {_short(row['document'])}: expected the logit "
+        f"{row['logit']:.6f} {shown}; {_cause(row, answer, found[worst], worst, limits)}"
+    )
+
+
+def _cause(row: Row, answer: Answer, found: Differences, at: int, limits: Limits) -> str:
+    if found.ids:
+        assert answer.ids is not None
+        expected, ids = row["token_ids"], list(answer.ids[at])
+        same = [a == b for a, b in zip(expected, ids, strict=False)]
+        first = [*same, False].index(False)
+        return (
+            f"token ids differ from place {first} on ({len(expected)} expected, {len(ids)} found) "
+            "-> the prompt or its template, not the weights"
+        )
+    start = "same token ids, " if answer.ids is not None else ""
+    allowed = float("inf") if limits.logit is None else limits.logit + limits.relative * abs(row["logit"])
+    if not found.logit < allowed:
+        return f"{start}other logit -> the weights, the score head, or the rope settings of config.json"
+    if not found.batched_logit < allowed:
+        return "equal alone, other in a batch -> pad_token_id or padding"
+    if answer.logits is not None:
+        return "same logits, other probability -> the activation function in config.json"
+    if limits.probability is not None and found.probability < limits.probability:
+        return "equal alone, other in a batch -> pad_token_id or padding"
+    return f"{start}other probability -> the weights, the classifier rows, or the rope settings"
+
+
+def _spearman(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> float:
+    from scipy.stats import spearmanr
+
+    values = answer.probabilities if answer.logits is None else answer.logits
+    correlation = spearmanr([rows[i]["logit"] for i in decides], [values[i] for i in decides]).statistic
+    return float(correlation) if correlation == correlation else 0.0
+
+
+def _short(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else text[:most] + "...")

@@ -1,0 +1,119 @@
+"""Proves in a fresh process that the runtimes read an exported folder as the trainer wrote it.
+
+    python -m rankwright.export.parity FOLDER... [--tolerance 1e-4] [--base FOLDER]
+
+Every runtime gets the raw texts of golden.jsonl; token ids are compared first, then logits one by one and in
+mixed batches, then probabilities. All in fp32 on the CPU. Prints one line of JSON for each folder; exit code 1
+when one is not equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright.errors import UserError
+from rankwright.export.comparing import compare
+from rankwright.export.runtimes import Exported
+from rankwright.export.runtimes.table import RUNTIMES
+
+NOT_CHECKED = "not installed: not checked"
+
+
+def check_parity(folder: Path, tolerance: float = 1e-4, base: str | None = None) -> dict[str, Any]:
+    """Check one folder in a fresh process and return its report; see check_folders."""
+    return check_folders({folder.name: folder}, tolerance, base)[folder.name]
+
+
+def check_folders(
+    folders: Mapping[str, Path], tolerance: float = 1e-4, base: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run this module on the folders (name -> path) in one fresh process and return their reports.
+
+    base: where the base of an adapter folder lies. Raises UserError naming the runtime, the worst pair, both
+    values and the likely cause.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "rankwright.export.parity",
+        *map(str, folders.values()),
+        "--tolerance",
+        str(tolerance),
+    ]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        # What is checked lies here already.
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    command += ["--base", base] if base else []
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    try:
+        lines = done.stdout.strip().splitlines()[-len(folders) :]
+        reports: dict[str, dict[str, Any]] = dict(zip(folders, map(json.loads, lines), strict=True))
+        failures = [f"export {name}: {f}" for name, report in reports.items() for f in report["failures"]]
+    except (ValueError, TypeError, KeyError):
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        names = ", ".join(folders)
+        raise UserError(f"export {names}: the parity check did not run (exit {done.returncode}): {last}") from None
+    if failures:
+        raise UserError("\n".join(failures))
+    return reports
+
+
+def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str, Any]:
+    """The report of one folder: rows, tolerance, a section for each runtime, failures (empty when equal)."""
+    exported = Exported.read(folder, base)
+    report: dict[str, Any] = {
+        "rows": len(exported.rows),
+        "gate_rows": sum(row["gate"] for row in exported.rows),
+        "tolerance": tolerance,
+        "engines": {},
+        "failures": [],
+    }
+    for runtime in RUNTIMES:
+        if exported.kind not in runtime.kinds:
+            continue
+        if not importlib.util.find_spec(runtime.module):
+            report["engines"][runtime.name] = NOT_CHECKED
+            continue
+        try:
+            with torch.inference_mode():
+                answer = runtime.run(exported)
+        except Exception as error:  # whatever a runtime raises on the folder is the finding
+            first = (str(error).strip().splitlines() or [""])[0]
+            report["engines"][runtime.name] = {"error": f"{type(error).__name__}: {first}"}
+            report["failures"].append(f"{runtime.name}: cannot score the folder: {type(error).__name__}: {first}")
+            continue
+        figures, failure = compare(exported.rows, answer, runtime.limits(tolerance), every_row=runtime.every_row)
+        report["engines"][runtime.name] = figures
+        report["failures"] += [f"{runtime.name}: {failure}"] if failure else []
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rankwright.export.parity", description="Check exported folders")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--base", help="where the base of an adapter folder lies")
+    options = parser.parse_args(arguments)
+    reports = [measure(folder, options.tolerance, options.base) for folder in options.folders]
+    for report in reports:
+        print(json.dumps(report, ensure_ascii=False))
+    return 1 if any(report["failures"] for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Runtimes that read an exported folder as their users would: raw texts in, token ids, logits and probabilities out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rankwright.export.golden import GOLDEN_FILE
+from rankwright.prompts import PromptContract
+
+Row = dict[str, Any]
+Kind = Literal["hf", "causal", "adapter", "onnx", "gguf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A folder that is to be proven: its kind, golden rows and contract; base: where an adapter's base lies."""
+
+    path: Path
+    kind: Kind
+    rows: list[Row]
+    contract: PromptContract
+    base: str | None = None
+
+    @classmethod
+    def read(cls, path: Path, base: str | None = None) -> Exported:
+        """Raises OSError, ValueError or AssertionError for a folder that no export has written."""
+        rows = [json.loads(line) for line in (path / GOLDEN_FILE).read_text(encoding="utf-8").splitlines()]
+        contract = PromptContract.load(path)
+        assert contract is not None, "an export is written with its contract"
+        return cls(path, kind_of(path), rows, contract, base)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a runtime made of the golden rows: ids and logits of each row alone, logits in batches, probabilities.
+
+    ids: None where the runtime does not show them; logits: None where it gives probabilities only, and batched then
+    holds probabilities.
+    """
+
+    ids: list[list[int]] | None
+    logits: list[float] | None
+    batched: list[list[float]]
+    probabilities: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a runtime may be from the golden rows, in absolute numbers; None: does not decide.
+
+    logit: to which `relative` times the golden logit's size is added. spearman: the least rank correlation with the
+    golden logits over the rows that decide, for weights of few bits.
+    """
+
+    logit: float | None
+    probability: float | None
+    relative: float = 1e-5
+    spearman: float | None = None
+
+
+def exact(tolerance: float) -> Limits:
+    """For a runtime that computes in fp32 what was written: the recipe's tolerance of a logit."""
+    return Limits(logit=tolerance, probability=tolerance / 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """name: as in reports; kinds: of folders that it reads; module: what must be installed for it.
+
+    limits: of the recipe's tolerance. every_row: it reads texts as the trainer does, so that the rows which are no
+    gate for others decide as well.
+    """
+
+    name: str
+    kinds: frozenset[Kind]
+    module: str
+    run: Callable[[Exported], Answer]
+    limits: Callable[[float], Limits] = exact
+    every_row: bool = False
+
+
+def kind_of(folder: Path) -> Kind:
+    """Which target wrote the folder, by its files."""
+    if (folder / "adapter_config.json").is_file():
+        return "adapter"
+    if any(folder.glob("*.gguf")):
+        return "gguf"
+    if (folder / "onnx").is_dir():
+        return "onnx"
+    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ["?"]
+    return "causal" if architectures[0].endswith("ForCausalLM") else "hf"
+
+
+def sigmoid(logits: Sequence[float]) -> list[float]:
+    """In double precision, as the golden probabilities."""
+    found: list[float] = torch.sigmoid(torch.tensor(logits, dtype=torch.float64)).tolist()
+    return found

@@ -1,0 +1,83 @@
+"""transformers and peft: the tokenizer's own pair or chat template, padded on each side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from rankwright.export.runtimes import Answer, Exported, Row, sigmoid
+from rankwright.model import load_tokenizer
+from rankwright.prompts import PromptEncoder
+from rankwright.resources import resolve_base
+
+BATCH = 8
+
+
+def transformers(exported: Exported) -> Answer:
+    """AutoModelForSequenceClassification, in fp32."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(exported.path)
+    model = AutoModelForSequenceClassification.from_pretrained(exported.path, dtype=torch.float32).eval()
+    return scores_of(tokenizer, exported, lambda batch: model(**batch).logits[:, 0], sides=("left", "right"))
+
+
+def peft(exported: Exported) -> Answer:
+    """PeftModel on the base; the scored tokens' logits at the last position."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    folder, contract = exported.path, exported.contract
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    path = resolve_base(exported.base or settings["base_model_name_or_path"])
+    # As in our own loader: a base that is named here is taken as it lies there.
+    revision = settings.get("revision") if exported.base is None else None
+    is_causal = settings["task_type"] == "CAUSAL_LM"
+    auto = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base_model = auto.from_pretrained(path, revision=revision, dtype=torch.float32)
+    base_model.config.pad_token_id = tokenizer.pad_token_id
+    model = PeftModel.from_pretrained(base_model, str(folder)).eval()
+
+    def score(batch: Any) -> torch.Tensor:
+        logits: torch.Tensor = model(**batch).logits
+        if not is_causal:
+            return logits[:, 0]
+        no = 0.0 if contract.no_id is None else logits[:, -1, contract.no_id]
+        return (logits[:, -1, contract.yes_id] - no) * contract.scale
+
+    # A language model's last position is the scored one under left padding only.
+    return scores_of(tokenizer, exported, score, sides=("left",))
+
+
+def scores_of(
+    tokenizer: Any, exported: Exported, score: Callable[[Any], torch.Tensor], *, sides: Sequence[str]
+) -> Answer:
+    """The answer of score(batch) -> logits: each row alone, then in mixed batches padded on each of `sides`."""
+    contract = exported.contract
+    suffix_ids = PromptEncoder(contract, load_tokenizer(str(exported.path))).suffix_ids
+    ids = [runtime_ids(tokenizer, row, contract.max_tokens, suffix_ids) for row in exported.rows]
+
+    def scores(size: int, side: str) -> list[float]:
+        found: list[float] = []
+        for start in range(0, len(ids), size):
+            part = {"input_ids": ids[start : start + size]}
+            batch = tokenizer.pad(part, padding_side=side, return_tensors="pt")
+            found += score(batch).tolist()
+        return found
+
+    alone = scores(1, sides[0])
+    return Answer(ids, alone, [scores(BATCH, side) for side in sides], sigmoid(alone))
+
+
+def runtime_ids(tokenizer: Any, row: Row, limit: int, suffix_ids: list[int]) -> list[int]:
+    """Ids as the model card tells users to make them: the pair, or the chat template with its suffix kept."""
+    if not tokenizer.chat_template:
+        return list(tokenizer(row["query"], row["document"], truncation=True)["input_ids"])
+    messages = [{"role": role, "content": row[role]} for role in ("query", "document")]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return ids if len(ids) <= limit else ids[: limit - len(suffix_ids)] + suffix_ids

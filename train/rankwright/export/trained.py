@@ -1,0 +1,55 @@
+"""What an export starts from, and the registry of its targets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright.model import RankModel
+from rankwright.prompts import PromptContract
+from rankwright.registry import Registry
+from rankwright.resources import FIXTURES
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What is exported: the trained model (left as it is) and what a target needs to know about it."""
+
+    model: RankModel
+    tokenizer: Any
+    contract: PromptContract
+    base_name: str
+    revision: str | None
+    golden_pairs: Sequence[tuple[str, str]]
+    tolerance: float
+    dtype: torch.dtype
+
+
+# A target writes its files and golden.jsonl into an empty folder and returns figures for parity.json. Which runtimes
+# then prove the folder follows from its files: see runtimes.
+Writer = Callable[[Trained, Path], Figures]
+TARGETS: Registry[Writer] = Registry("export target")
+
+
+def has_adapter(model: RankModel) -> bool:
+    """Whether the model carries LoRA adapters."""
+    return hasattr(model.lm, "peft_config")
+
+
+def fp32_copy(model: RankModel) -> RankModel:
+    """A copy in fp32 on the CPU, which every machine has; the model itself stays as it is."""
+    return copy.deepcopy(model).float().cpu().eval()
+
+
+def portable_name(base_name: str) -> str:
+    """The base's name as another machine can read it: of a local folder only its own name."""
+    if not base_name.startswith(FIXTURES) and Path(base_name).expanduser().is_dir():
+        return Path(base_name).expanduser().resolve().name
+    return base_name
