@@ -37,7 +37,7 @@ def published(trained: dict[str, Trained], tmp_path_factory: pytest.TempPathFact
         one.model,
         one.tokenizer,
         one.contract,
-        targets=["hf", "adapter"],
+        targets={"hf": {}, "adapter": {}},
         folder=folder,
         golden_pairs=PAIRS,
         base_name=one.base_name,
@@ -185,9 +185,9 @@ def test_what_cannot_be_exported_is_refused(trained: dict[str, Trained], tmp_pat
     full = trained["qwen3-full"]
     arguments: dict[str, Any] = {"folder": tmp_path, "golden_pairs": PAIRS, "base_name": "base"}
     with pytest.raises(UserError, match="method: lora"):
-        export_targets(full.model, full.tokenizer, full.contract, targets=["hf", "adapter"], **arguments)
+        export_targets(full.model, full.tokenizer, full.contract, targets={"hf": {}, "adapter": {}}, **arguments)
     with pytest.raises(UserError, match="export target"):
-        export_targets(full.model, full.tokenizer, full.contract, targets=["hff"], **arguments)
+        export_targets(full.model, full.tokenizer, full.contract, targets={"hff": {}}, **arguments)
     untrained = trained_of(Path(full.base_name), "portable")
     for name, parameter in untrained.model.named_parameters():
         if "lora_B" in name:

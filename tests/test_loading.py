@@ -19,7 +19,8 @@ import rankwright
 from rankwright.cards import load_card
 from rankwright.errors import UserError, UserErrors
 from rankwright.loading import config_key_count, list_recipes, load_recipe, merge_under, recipe_json
-from rankwright.recipe import DevFromTrain, Recipe, recipe_keys
+from rankwright.recipe import DevFromTrain, Recipe
+from rankwright.recipe_keys import recipe_keys
 from rankwright.resources import recipe_files
 from rankwright.yaml_file import YamlFile, read_yaml
 

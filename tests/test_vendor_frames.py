@@ -287,7 +287,7 @@ def test_a_base_with_one_scored_token_is_exported_as_it_scores(tiny_qwen3: Path,
         trained.model,
         trained.tokenizer,
         trained.contract,
-        targets=["hf", "adapter"],
+        targets={"hf": {}, "adapter": {}},
         folder=tmp_path,
         golden_pairs=PAIRS,
         base_name=str(tiny_qwen3),
@@ -331,6 +331,6 @@ def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qw
         contract("zerank-2", told)
     with pytest.raises(UserError, match=r"^export\.targets: hf, adapter: .*in pieces"):
         contract("mxbai-rerank-base-v2", told)
-    assert contract("mxbai-rerank-base-v2", told, Export(targets=())).mode == "mxbai"
+    assert contract("mxbai-rerank-base-v2", told, Export(targets={})).mode == "mxbai"
     portable = Prompt(max_tokens=320, instruction="Find the clause", mode="portable")
     assert contract("mxbai-rerank-base-v2", portable).mode == "portable"

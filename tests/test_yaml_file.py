@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwright.errors import UserError, UserErrors
-from rankwright.recipe import Recipe, recipe_keys
+from rankwright.recipe import Recipe
+from rankwright.recipe_keys import recipe_keys
 from rankwright.yaml_file import parse_value, read_yaml, scalar, validate
 
 GOOD = "name: mine\nmodel: {base: some/base}\ndata: {test: [{card: fiqa, split: test}]}\n"

@@ -11,7 +11,8 @@ from typing import Any
 
 from rankwright import resources
 from rankwright.errors import UserError
-from rankwright.recipe import Key, Recipe, recipe_keys
+from rankwright.recipe import Key, Recipe
+from rankwright.recipe_keys import recipe_keys
 from rankwright.yaml_file import MISSING, Place, YamlFile, parse_value, read_yaml, validate
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Key = tuple[str | int, ...]
 Positive = Annotated[int, Field(gt=0)]
@@ -233,8 +231,14 @@ class LicenceRule(Section):
     decisions: tuple[Decision, ...] = ()
 
 
+# NAME -> options; a list of names gives them their defaults.
+Targets = Annotated[
+    dict[str, dict[str, Any]], BeforeValidator(lambda t: {name: {} for name in t} if isinstance(t, list) else t)
+]
+
+
 class Export(Section):
-    targets: tuple[str, ...] | None = None
+    targets: Targets | None = None
     # The one that is frozen into the exports; to be chosen when the sets have several.
     instruction: str | None = None
     golden_pairs: Annotated[int, Field(ge=20)] = 24
@@ -262,38 +266,8 @@ class Recipe(Section):
     export: Export = Export()
 
     @property
-    def export_targets(self) -> tuple[str, ...]:
-        """The chosen targets; by default `hf`, and `adapter` where there are adapters."""
+    def export_targets(self) -> dict[str, dict[str, Any]]:
+        """The chosen targets with their options; by default `hf`, and `adapter` where there are adapters."""
         if self.export.targets is not None:
             return self.export.targets
-        return ("hf", "adapter") if self.model.method == "lora" else ("hf",)
-
-
-def keys_of(section: type[Section]) -> dict[str, Any]:
-    """The keys of a section as a file spells them -> their annotations."""
-    hints = typing.get_type_hints(section)
-    return {field.alias or name: hints[name] for name, field in section.model_fields.items()}
-
-
-def sections_in(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[Section], bool]]:
-    """The sections that an annotation can hold, each with whether it is the element of a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation, in_list
-    for argument in typing.get_args(annotation):
-        yield from sections_in(argument, in_list or typing.get_origin(annotation) is tuple)
-
-
-def recipe_keys(root: type[Section] | None = None) -> list[str]:
-    """All keys of a recipe, dotted; those of the elements of a list (`[]`) only where they first appear."""
-    seen: set[type[Section]] = set()
-
-    def walk(section: type[Section], prefix: str) -> Iterator[str]:
-        for key, annotation in keys_of(section).items():
-            inner = [(found, in_list) for found, in_list in sections_in(annotation) if found not in seen]
-            seen.update(found for found, _ in inner)
-            if not inner:
-                yield prefix + key
-            for found, in_list in inner:
-                yield from walk(found, f"{prefix}{key}{'[]' if in_list else ''}.")
-
-    return ["extends", *walk(Recipe, "")] if root in (None, Recipe) else list(walk(root, ""))
+        return {"hf": {}, "adapter": {}} if self.model.method == "lora" else {"hf": {}}

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from rankwright import resources
 from rankwright.errors import UserErrors, did_you_mean
-from rankwright.recipe import Key, Recipe, Section, keys_of, recipe_keys, sections_in
+from rankwright.recipe import Key, Recipe, Section
+from rankwright.recipe_keys import keys_of, recipe_keys, sections_in
 
 S = TypeVar("S", bound=Section)
 MISSING = "missing, must be given"

@@ -28,7 +28,7 @@ def export_targets(
     tokenizer: Any,
     contract: PromptContract,
     *,
-    targets: Sequence[str],
+    targets: Mapping[str, Mapping[str, Any]],
     folder: Path,
     golden_pairs: Sequence[tuple[str, str]],
     base_name: str,
@@ -37,20 +37,21 @@ def export_targets(
     dtype: torch.dtype = torch.float32,
     facts: CardFacts | None = None,
 ) -> dict[str, Figures]:
-    """Write folder/TARGET for each target; the figures of each, as in its parity.json.
+    """Write folder/TARGET for each target (name -> options); the figures of each, as in its parity.json.
 
     base_name: what the recipe calls the base. dtype: type of the written weights. Raises UserError, and leaves an
     earlier folder of the target in place, when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
     trained = Trained(model, tokenizer, contract, base_name, revision, golden_pairs, tolerance=tolerance, dtype=dtype)
-    return publish(folder, trained, {t: TARGETS[t] for t in targets}, facts or CardFacts())
+    writers = {name: TARGETS.bind(name, options) for name, options in targets.items()}
+    return publish(folder, trained, writers, facts or CardFacts())
 
 
-def refuse_impossible(targets: Sequence[str], *, has_adapter: bool) -> None:
-    """Raises UserError for an unknown target, or one that this training method cannot have; call it before training."""
-    for target in targets:
-        TARGETS[target]
+def refuse_impossible(targets: Mapping[str, Mapping[str, Any]], *, has_adapter: bool) -> None:
+    """Raises UserError for an unknown target or option, or one that this training cannot have; call it before."""
+    for name, options in targets.items():
+        TARGETS.bind(name, options)
     if "adapter" in targets and not has_adapter:
         raise UserError(NEEDS_LORA)
 

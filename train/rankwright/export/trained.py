@@ -32,10 +32,10 @@ class Trained:
     dtype: torch.dtype
 
 
-# A target writes its files and golden.jsonl into an empty folder and returns figures for parity.json. Which runtimes
-# then prove the folder follows from its files: see runtimes.
+# A target writes its files and golden.jsonl into an empty folder and returns figures for parity.json; its
+# keyword-only parameters are the options of a recipe. Which runtimes then prove the folder follows from its files.
 Writer = Callable[[Trained, Path], Figures]
-TARGETS: Registry[Writer] = Registry("export target")
+TARGETS: Registry[Callable[..., Figures]] = Registry("export target")
 
 
 def has_adapter(model: RankModel) -> bool:

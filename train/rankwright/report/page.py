@@ -131,7 +131,7 @@ def context(
         "reliability": _reliability(calibration),
         "gate": gather.read_json(folder / "gate.json"),
         "speed": gather.read_json(folder / "speed.json"),
-        "parity": gather.read_parity(folder, recipe.export_targets),
+        "parity": gather.read_parity(folder, list(recipe.export_targets)),
         "stages": gather.read_stages(run),
         "provenance": gather.read_json(folder / "provenance.json"),
     }
