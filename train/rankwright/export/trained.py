@@ -30,12 +30,19 @@ class Trained:
     golden_pairs: Sequence[tuple[str, str]]
     tolerance: float
     dtype: torch.dtype
+    # For the metadata of files: what the model is called; (id on the hub, name of its own or None) of its licence.
+    title: str = "Reranker"
+    licence: tuple[str, str | None] | None = None
 
 
 # A target writes its files and golden.jsonl into an empty folder and returns figures for parity.json; its
 # keyword-only parameters are the options of a recipe. Which runtimes then prove the folder follows from its files.
 Writer = Callable[[Trained, Path], Figures]
 TARGETS: Registry[Callable[..., Figures]] = Registry("export target")
+# Modules that a target needs beyond the core dependencies; the extra of pyproject.toml has the target's name.
+NEEDS: dict[str, tuple[str, ...]] = {}
+# (config of the base, its tokenizer, contract) -> why a target cannot serve it exactly; asked before training.
+REFUSALS: dict[str, Callable[[Any, Any, PromptContract], list[str]]] = {}
 
 
 def has_adapter(model: RankModel) -> bool:

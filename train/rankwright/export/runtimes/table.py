@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from rankwright.export.runtimes import Kind, Runtime
+from collections.abc import Callable
+from functools import partial
+
+from rankwright.export.runtimes import Kind, Limits, Runtime, exact
 from rankwright.export.runtimes.cross_encoders import sentence_transformers
+from rankwright.export.runtimes.gguf_files import read_back
+from rankwright.export.runtimes.llama_cpp import llama_cpp
 from rankwright.export.runtimes.own import rankwright
 from rankwright.export.runtimes.torch_models import peft, transformers
 
@@ -12,9 +17,27 @@ def _kinds(*kinds: Kind) -> frozenset[Kind]:
     return frozenset(kinds)
 
 
+def _gguf(kind: str, limits: Callable[[float], Limits] = exact) -> tuple[Runtime, Runtime]:
+    """Both readers of the files whose weights are of one type."""
+    kinds, file = _kinds("gguf"), f"*-{kind}.gguf"
+    return (
+        Runtime(f"gguf {kind}", kinds, "gguf", partial(read_back, kind=kind), limits, file=file),
+        Runtime(f"llama.cpp {kind}", kinds, "llama_cpp", partial(llama_cpp, kind=kind), limits, file=file),
+    )
+
+
+def _rounded(probability: float, spearman: float) -> Callable[[float], Limits]:
+    """For weights that are rounded and golden scores that are not: the order, and a bound."""
+    return lambda tolerance: Limits(None, probability, spearman=spearman)
+
+
 RUNTIMES = (
     Runtime("rankwright", _kinds("hf", "adapter"), "rankwright", rankwright, every_row=True),
     Runtime("transformers", _kinds("hf"), "transformers", transformers),
     Runtime("sentence-transformers", _kinds("hf"), "sentence_transformers", sentence_transformers),
     Runtime("peft", _kinds("adapter"), "peft", peft),
+    *_gguf("f32"),
+    *_gguf("f16", _rounded(0.01, 0.999)),
+    *_gguf("bf16", _rounded(0.06, 0.99)),
+    *_gguf("q8_0", _rounded(0.15, 0.98)),
 )
