@@ -16,7 +16,7 @@ from rankwright.export.runtimes import Answer, Exported
 
 BATCH = 8
 RANK = 4
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 _LETTERS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
 _OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -106,15 +106,13 @@ def tokenizer_of(file: GgufFile) -> Any:
         raise ValueError(f"tokenizer.ggml.pre: {name!r} is none of {', '.join(SPLITS)}")
     if len(set(tokens)) != len(tokens):
         raise ValueError("two tokens of the vocabulary are equal, which stops llama.cpp")
-    kept = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != 5}
+    kept = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != UNUSED}
     merges = [tuple(merge.split(" ", 1)) for merge in file["tokenizer.ggml.merges"]]
     found = Tokenizer(models.BPE(kept, merges, ignore_merges=name in WHOLE_WORDS))
     splits = [pre.Split(Regex(expression), behavior="isolated") for expression in SPLITS[name]]
     found.pre_tokenizer = pre.Sequence([*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
-    found.add_special_tokens(
-        [AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == CONTROL]
-    )
-    found.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types, strict=True) if k == USER_DEFINED])
+    for kind, add in ((CONTROL, found.add_special_tokens), (USER_DEFINED, found.add_tokens)):
+        add([AddedToken(token, normalized=False) for token, own in zip(tokens, types, strict=True) if own == kind])
     return found
 
 
