@@ -8,7 +8,7 @@ from rankwright.export.adapter import export_adapter
 from rankwright.export.card import CardFacts
 from rankwright.export.hf import export_hf
 from rankwright.export.merging import merge
-from rankwright.export.publish import export_targets, publish, refuse_impossible
+from rankwright.export.publish import export_targets, publish, refuse_base, refuse_impossible
 from rankwright.export.trained import TARGETS, Figures, Trained
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "export_targets",
     "merge",
     "publish",
+    "refuse_base",
     "refuse_impossible",
 ]

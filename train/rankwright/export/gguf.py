@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 
 from rankwright import console
-from rankwright.errors import UserError
+from rankwright.errors import UserError, UserErrors
 from rankwright.export.gguf_vocab import (
     normalised,
     rerank_template,
@@ -45,13 +45,12 @@ def gguf(trained: Trained, folder: Path, *, types: tuple[Type, ...] = ("f16", "q
         raise UserError("export.targets: gguf: types: must name at least one of f32, bf16, f16, q8_0")
     faults = why_no_gguf(trained.model.causal_lm.config, trained.tokenizer, trained.contract)
     if faults:
-        raise UserError("\n".join(f"export.targets: gguf: {fault}" for fault in faults))
+        raise UserErrors([f"export.targets: gguf: {fault}" for fault in faults])
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
-    name = re.sub(r"[^\w.-]+", "-", trained.title).strip("-.") or "reranker"
     files = {}
     for kind in dict.fromkeys(types):
-        path = folder / f"{name}-{kind}.gguf"
+        path = folder / f"{trained.name}-{kind}.gguf"
         write_gguf(merged, trained, path, kind)
         files[path.name] = {"bytes": path.stat().st_size}
     trained.contract.save(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from rankwright.atomic import atomic_folder
-from rankwright.errors import UserError
+from rankwright.errors import UserError, UserErrors
 from rankwright.export.adapter import NEEDS_LORA
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.parity import check_folders
-from rankwright.export.trained import NEEDS, TARGETS, Figures, Trained, Writer, has_adapter, portable_name
+from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained, Writer, has_adapter, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
@@ -44,6 +44,7 @@ def export_targets(
     earlier folder of the target in place, when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
+    refuse_base(targets, model, tokenizer, contract)
     facts = facts or CardFacts()
     licence = None if facts.ledger is None else facts.ledger["licence"]
     trained = Trained(
@@ -56,6 +57,7 @@ def export_targets(
         tolerance=tolerance,
         dtype=dtype,
         title=facts.title,
+        name=facts.name,
         licence=None if licence is None else (licence["hub"], licence["name"]),
     )
     writers = {name: TARGETS.bind(name, options) for name, options in targets.items()}
@@ -74,6 +76,19 @@ def refuse_impossible(targets: Mapping[str, Mapping[str, Any]], *, has_adapter: 
             )
     if "adapter" in targets and not has_adapter:
         raise UserError(NEEDS_LORA)
+
+
+def refuse_base(targets: Iterable[str], model: RankModel, tokenizer: Any, contract: PromptContract) -> None:
+    """Raises UserErrors, a line a reason, when a target cannot serve this base exactly; call it before training."""
+    config = model.causal_lm.config
+    faults = [
+        f"export.targets: {name}: {fault}"
+        for name in targets
+        if name in REFUSALS
+        for fault in REFUSALS[name](config, tokenizer, contract)
+    ]
+    if faults:
+        raise UserErrors(faults)
 
 
 def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts: CardFacts) -> dict[str, Figures]:

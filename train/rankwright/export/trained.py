@@ -30,8 +30,9 @@ class Trained:
     golden_pairs: Sequence[tuple[str, str]]
     tolerance: float
     dtype: torch.dtype
-    # For the metadata of files: what the model is called; (id on the hub, name of its own or None) of its licence.
+    # For names and metadata of files: (id on the hub, name of its own or None) of the licence.
     title: str = "Reranker"
+    name: str = "reranker"
     licence: tuple[str, str | None] | None = None
 
 

@@ -25,9 +25,7 @@ def llama_server(exported: Exported, kind: str) -> Answer:
     file = GgufFile(path)
     template, tokenizer = template_of(file), tokenizer_of(file)
     limit = exported.contract.max_tokens
-    pairs = [
-        (row["query"], _cut(tokenizer, template, row["query"], row["document"], limit)) for row in exported.rows
-    ]
+    pairs = [(row["query"], _cut(tokenizer, template, row["query"], row["document"], limit)) for row in exported.rows]
     with _served(path, limit) as url:
         texts = [render(template, query, document) for query, document in pairs]
         ids = [

@@ -9,6 +9,7 @@ from rankwright.export.runtimes import Kind, Limits, Runtime, exact
 from rankwright.export.runtimes.cross_encoders import sentence_transformers
 from rankwright.export.runtimes.gguf_files import read_back
 from rankwright.export.runtimes.llama_cpp import llama_cpp
+from rankwright.export.runtimes.llama_server import llama_server
 from rankwright.export.runtimes.own import rankwright
 from rankwright.export.runtimes.torch_models import peft, transformers
 
@@ -17,12 +18,13 @@ def _kinds(*kinds: Kind) -> frozenset[Kind]:
     return frozenset(kinds)
 
 
-def _gguf(kind: str, limits: Callable[[float], Limits] = exact) -> tuple[Runtime, Runtime]:
-    """Both readers of the files whose weights are of one type."""
+def _gguf(kind: str, limits: Callable[[float], Limits] = exact) -> tuple[Runtime, ...]:
+    """The readers of the files whose weights are of one type."""
     kinds, file = _kinds("gguf"), f"*-{kind}.gguf"
     return (
         Runtime(f"gguf {kind}", kinds, "gguf", partial(read_back, kind=kind), limits, file=file),
         Runtime(f"llama.cpp {kind}", kinds, "llama_cpp", partial(llama_cpp, kind=kind), limits, file=file),
+        Runtime(f"llama-server {kind}", kinds, "xllamacpp", partial(llama_server, kind=kind), limits, file=file),
     )
 
 
