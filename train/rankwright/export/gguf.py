@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import Field
 
 from rankwright import console
-from rankwright.errors import UserError, UserErrors
+from rankwright.errors import UserErrors
 from rankwright.export.gguf_vocab import (
     normalised,
     rerank_template,
@@ -39,10 +40,10 @@ NEEDS["gguf"] = ("gguf",)
 
 
 @TARGETS.register
-def gguf(trained: Trained, folder: Path, *, types: tuple[Type, ...] = ("f16", "q8_0")) -> Figures:
+def gguf(
+    trained: Trained, folder: Path, *, types: Annotated[tuple[Type, ...], Field(min_length=1)] = ("f16", "q8_0")
+) -> Figures:
     """NAME-f16.gguf and so on: llama.cpp (llama-server, llama-cpp-python, node-llama-cpp) and what is built on it."""
-    if not types:
-        raise UserError("export.targets: gguf: types: must name at least one of f32, bf16, f16, q8_0")
     faults = why_no_gguf(trained.model.causal_lm.config, trained.tokenizer, trained.contract)
     if faults:
         raise UserErrors([f"export.targets: gguf: {fault}" for fault in faults])
