@@ -34,8 +34,10 @@ Q8_BLOCK = 32
 ROPE_KEYS = {
     "default": {"rope_type", "rope_theta"},
     "linear": {"rope_type", "rope_theta", "factor"},
-    "yarn": {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow"},
+    "yarn": {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"},
 }
+# What llama.cpp takes where it reads no key, as it does for Qwen3.
+ROPE_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 NEEDS["gguf"] = ("gguf",)
 
 
@@ -72,7 +74,8 @@ def why_no_gguf(config: Any, tokenizer: Any, contract: PromptContract) -> list[s
     faults = []
     rope = dict(getattr(config, "rope_parameters", None) or {"rope_type": "default"})
     kind = str(rope.get("rope_type", "default"))
-    odd = sorted(k for k, v in rope.items() if v is not None and k not in ROPE_KEYS.get(kind, set()))
+    stated = {k for k, v in rope.items() if v is not None and v != ROPE_DEFAULTS.get(k)}
+    odd = sorted(stated - ROPE_KEYS.get(kind, set()))
     if kind not in ROPE_KEYS:
         faults.append(f"llama.cpp does not scale positions by {kind} for Qwen3 (known: {', '.join(ROPE_KEYS)})")
     elif odd:
@@ -198,12 +201,6 @@ def _add_architecture(writer: Any, config: Any) -> None:
     if rope.get("rope_type") == "yarn":
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(original)
-        for key, add in (
-            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
-            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
-        ):
-            if rope.get(key) is not None:
-                add(rope[key])
     writer.add_pooling_type(PoolingType.RANK)
     writer.add_classifier_output_labels(["yes", "no"])
 

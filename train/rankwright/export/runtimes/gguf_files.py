@@ -145,9 +145,6 @@ def model_of(file: GgufFile, weights: dict[str, torch.Tensor]) -> Any:
     for key, name in (("factor", "factor"), ("original_context_length", "original_max_position_embeddings")):
         if (value := file.of_model(f"rope.scaling.{key}")) is not None:
             rope[name] = value
-    for key in ("beta_fast", "beta_slow"):
-        if (value := file.of_model(f"rope.scaling.yarn_{key}")) is not None:
-            rope[key] = value
     config = Qwen3Config(
         vocab_size=len(file["tokenizer.ggml.tokens"]),
         hidden_size=file.of_model("embedding_length"),
