@@ -69,7 +69,8 @@ def why_no_gguf(config: Any, tokenizer: Any, contract: PromptContract) -> list[s
     """Every reason, with a way out, why llama.cpp would not score as this model does; empty where it does."""
     way_out = "export it as hf or onnx, or start from a Qwen3 base"
     if config.model_type != "qwen3":
-        # Its graph of `llama` loads no cls.output and others have none either (src/models/*.cpp).
+        # A `llama` file with cls.output has a tensor too many and is not loaded; without it llama-server answers the
+        # hidden state's first number (tried; src/models/*.cpp).
         return [f"llama.cpp has a causal reranker's classifier for Qwen3 only, not for {config.model_type}: {way_out}"]
     faults = []
     rope = dict(getattr(config, "rope_parameters", None) or {"rope_type": "default"})
