@@ -42,6 +42,11 @@ class Negative:
         return self.label is not None and self.label > 0
 
 
+def negatives_in(pool: Sequence[Negative]) -> int:
+    """How many of a pool a group can draw as negatives: all but those that were promoted."""
+    return sum(not negative.is_promoted for negative in pool)
+
+
 def write_negatives(path: Path, pools: Mapping[str, Sequence[Negative]]) -> None:
     """JSONL, a query a line, by query id: `query_id, negatives: [{document_id, source, rank, score, reason}]`.
 

@@ -22,6 +22,7 @@ from rankwright.methods import trainable_state
 from rankwright.mining import (
     TEACHER_SCORES,
     Negative,
+    negatives_in,
     negatives_line,
     pool_id,
     read_candidates,
@@ -198,11 +199,11 @@ class Refresh:
         others = [n for n in pool if n.reason != "judged_not_relevant" and not n.is_promoted]
         left_out = {n.document_id for n in others[HARDEST * wanted :]}
         found = [n for n in pool if n.document_id not in left_out]
-        if not any(not n.is_promoted for n in found):
+        if not negatives_in(found):
             return tuple(first)
         here = {n.document_id for n in found}
         fill = [n for n in first if n.reason == "fill" and n.document_id not in here]
-        return (*found, *fill[: max(0, wanted - len(found))])
+        return (*found, *fill[: max(0, wanted - negatives_in(found))])
 
     def _publish(self, step: int, pools: Mapping[str, Sequence[Negative]]) -> str:
         text = "".join(f"{negatives_line(q, pools[q])}\n" for q in sorted(pools))
