@@ -176,11 +176,8 @@ def _fingerprint(model: Any) -> str:
 
     digest = hashlib.sha256()
     # Heads, positions and the like change no weight. A module's parts share its settings: each is hashed once.
-    configs = {
-        id(config): config
-        for module in model.modules()
-        if hasattr(config := getattr(module, "config", None), "to_dict")
-    }
+    found = (getattr(module, "config", None) for module in model.modules())
+    configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "to_dict")}
     for config in configs.values():
         known = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in OF_THE_FILE}
         digest.update(f"{json.dumps(known, sort_keys=True, default=str)}\n".encode())
