@@ -143,6 +143,22 @@ def test_promoted_ones_are_relevant_and_no_judged_negative_is(models: tuple[Path
         assert {d for d, label, _ in rows if d in judged and label > 0} == set()
 
 
+def test_promoted_ones_are_no_negatives_where_pools_are_short(models: tuple[Path, Path], tmp_path: Path) -> None:
+    pipeline = mined(tmp_path, models, "promote", negatives=17, fill="random")
+    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    (collection,) = map(qualified, read_split(pipeline.run.path / "data", "train"))
+    filled = short = 0
+    for query_id, pool in pools.items():
+        promoted = sum(n.is_promoted for n in pool)
+        # All that the corpus has, or as many as are drawn beside what was promoted.
+        left = len(collection.corpus) - len(collection.positives(query_id)) - promoted
+        assert min(17, left) <= len(pool) - promoted <= left
+        filled += len(pool) > 17 and any(n.reason == "fill" for n in pool)
+        short += len(pool) - promoted < 17
+    assert filled and short
+    assert pipeline.run.facts("mine")["short_pools"] == short
+
+
 def test_two_processes_mine_the_same_files(models: tuple[Path, Path], tmp_path: Path) -> None:
     one = mined(tmp_path, models, "drop")
     setting = f"run_dir={tmp_path / 'two'}"
