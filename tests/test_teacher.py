@@ -142,6 +142,23 @@ def test_keys_that_end_in_zero_bytes_and_texts_without_valid_unicode(tmp_path: P
     assert pair_key("a b", "c") != pair_key("a", "b c")
 
 
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    keys = {pair_key("a", "b"): 0.5}
+    PairScores(tmp_path, print).add(keys)
+    (path,) = tmp_path.glob("*.npy")
+    # As what a disk, or a limit of open files, may answer; root may read whatever its mode says.
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        PairScores(tmp_path, print)
+    path.rmdir()
+    path.write_bytes(content)
+    # One that goes while it is looked at is another process's to write again.
+    (tmp_path / "gone.npy").symlink_to(tmp_path / "absent")
+    assert PairScores(tmp_path, print).find(pair_key("a", "b")) == 0.5
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -12,7 +12,7 @@ from rankwright.atomic import write_text_atomic
 from rankwright.data_files import qualified, read_split
 from rankwright.errors import UserError
 from rankwright.examples import Collection
-from rankwright.false_negatives import read_estimate, spelled
+from rankwright.false_negatives import NONE_ABOVE, leaves_none_above
 from rankwright.mining import JUDGED
 from rankwright.ranking import stable_hash
 from rankwright.report import gather
@@ -102,8 +102,8 @@ def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
             facts=facts,
             cases=cases,
             queries=len(owners),
-            estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
             mined=gather.read_mining(run),
+            none_above=NONE_ABOVE if leaves_none_above(recipe) else None,
             reasons=REASONS,
             # A name for what the page keeps: of this mining, and of no other.
             name=f"{recipe.name}-{facts['inputs']}-{recipe.seed}",

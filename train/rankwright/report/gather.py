@@ -13,13 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwright.errors import UserError
+from rankwright.false_negatives import read_estimate, spelled
 from rankwright.recipe import Recipe, Section
 from rankwright.run_folder import STAGES, RunFolder
 
 # Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
 MOST_POOLS = 20_000
 REASONS = {
-    "kept": "retrieved and not judged: taken as not relevant",
+    "kept": "retrieved and not judged: taken as not relevant, unless a filter promoted it or left it soft",
     "kept_judged": "judged not relevant",
     "positive": "removed: relevant to the query",
     "judged": "judged not relevant as well as retrieved: counted with those",
@@ -40,6 +41,7 @@ class Mined:
     """counts: reason -> (number, meaning); sources: (source, reason) -> negatives in the `pools` pools counted.
 
     filters: (what removed, how many, candidates left after it), in their order; said: what filters counted, in words.
+    estimates: of false negatives, (what it is a share of, the share with its interval).
     """
 
     queries: int | None
@@ -49,6 +51,7 @@ class Mined:
     sizes: tuple[int, float, int] | None
     filters: Sequence[tuple[str, int, int]]
     said: Mapping[str, int]
+    estimates: Sequence[tuple[str, str]]
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -132,6 +135,7 @@ def read_mining(run: RunFolder) -> Mined | None:
         sizes=(sizes[0], float(sizes[len(sizes) // 2]), sizes[-1]) if sizes else None,
         filters=[(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
         said=facts.get("said", {}),
+        estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
     )
 
 
