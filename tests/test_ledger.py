@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,16 @@ def test_uses_of_one_input_are_collected(tmp_path: Path) -> None:
 
 
 ROCKET = {"name": "rocket", "kind": "cross-encoder", "model": "jinaai/jina-reranker-v3"}
+
+
+def test_scores_of_sets_that_nothing_reads_are_not_distilled_from(tmp_path: Path) -> None:
+    """Those of mine.teacher are trained on in their place: see sampling.GroupSource."""
+    for folder in ("sets", "own"):
+        (tmp_path / folder).mkdir()
+    case = Case("", "", teacher="", train=(FREE,))
+    assert "teacher of free" in {one.name for one in inputs_of(case, tmp_path / "sets")[1]}
+    own = replace(case, sections={"mine": {"teacher": ROCKET}})
+    assert {one.name for one in inputs_of(own, tmp_path / "own")[1] if one.kind == "teacher"} == {ROCKET["model"]}
 
 
 @pytest.mark.parametrize(

@@ -213,12 +213,17 @@ def test_texts_cannot_break_out_of_the_page(models: tuple[Path, Path], tmp_path:
     assert page.count("<script>") == 1 and "&lt;script&gt;" in page
 
 
-def test_soft_labels_without_a_loss_for_them_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_kept_and_in_no_loss_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     base, teacher = models
     settings = {"teacher": {"name": "big", "kind": "cross-encoder", "model": str(teacher)}}
     path = jobs.job(tmp_path, base, mine={**settings, "filters": {"teacher": {"above": "soft"}}})
     (fault,) = check_names(load_recipe(str(path), []).recipe)
     assert fault.startswith("mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of kl_distil")
     assert check_names(load_recipe(str(path), ["loss.name=mse"]).recipe) == []
+    # Judged documents come first, and the filter decides only where there are some.
+    promote = ["mine.filters.teacher.above=promote", "mine.positives=1"]
+    (fault,) = check_names(load_recipe(str(path), promote).recipe)
+    assert fault.startswith("mine.filters.teacher.above: promote needs mine.positives above 1")
+    assert check_names(load_recipe(str(path), [promote[0], "mine.positives=2"]).recipe) == []
     (fault,) = check_names(load_recipe(str(path), ["mine.teacher=null", "loss.name=mse"]).recipe)
     assert "needs mine.teacher" in fault

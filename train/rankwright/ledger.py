@@ -116,9 +116,11 @@ def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teache
         # Queries that are taken out of train choose the checkpoint.
         uses: tuple[Use, ...] = (use, "dev") if split == "train" and _dev_from_train(recipe) else (use,)
         found += [_set(entry, uses) for entry in entries]
-    found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
     if recipe.mine.teacher is not None:
+        # Its scores take the place of those in the sets, which nothing reads then.
         found.append(_own_teacher(recipe, recipe.mine.teacher))
+    else:
+        found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
     if recipe.dense is not None:
         orders = {training_stage(recipe), recipe.mine.retriever} & {"dense", "fusion"}
         ordering: tuple[Use, ...] = ("mine",) if orders else ()

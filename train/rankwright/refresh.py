@@ -88,6 +88,8 @@ class Refresh:
         self._first = read_negatives(run.path / "negatives.jsonl")
         self._teacher = None if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES)
         self._current: str | None = None
+        if self.every >= total_steps:
+            console.say(f"WARNING: mine.refresh_steps: {self.every}: never, training has {total_steps} steps")
         # Queries of the pool in the making that the filters would have left without a negative.
         self._emptied = 0
 
