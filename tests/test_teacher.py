@@ -57,13 +57,13 @@ def test_scores_are_those_of_the_scorer(cross_encoder: Path, tmp_path: Path, mon
         expected = plain.score(QUERIES[query_id], list(CORPUS.values()))
         assert list(scores.values()) == pytest.approx(expected, abs=1e-5)
     pairs = len(QUERIES) * len(CORPUS)
-    assert (one.scored, one.cached) == (pairs, 0)
+    assert one.scored == pairs
     # Another process, which reads them and loads nothing; texts and not ids count.
     again = teacher(cross_encoder, tmp_path)
     renamed = Collection("other", {f"x{d}": t for d, t in CORPUS.items()}, QUERIES, {})
     kept = again.of(renamed)({q: [f"x{d}" for d in CORPUS] for q in QUERIES})
     assert [list(scores.values()) for scores in kept.values()] == [list(s.values()) for s in found.values()]
-    assert (again.scored, again.cached, again._scorers) == (0, pairs, {})
+    assert (again.scored, again._scorers) == (0, {})
     # What is more is all that is scored.
     more = replace(SET, corpus={**CORPUS, "new": "a new document on the court"})
     teacher(cross_encoder, tmp_path).of(more)({"q0": ["new", "d0"]})
@@ -198,7 +198,7 @@ def test_two_processes_and_a_kill_give_the_same_files(
     assert len(kept(tmp_path / "killed")) == 3
     resumed = teacher(cross_encoder, tmp_path / "killed")
     assert resumed.of(SET)(WANTED) == whole
-    assert resumed.cached == 3 * len(CORPUS)
+    assert resumed.scored == (len(QUERIES) - 3) * len(CORPUS)
     files = kept(tmp_path / "one")
     assert len(files) == len(QUERIES)
     assert kept(tmp_path / "two") == kept(tmp_path / "killed") == files

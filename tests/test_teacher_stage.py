@@ -98,7 +98,8 @@ def test_dropped_ones_are_gone_and_the_rest_is_scored(
     # The filter left none above by the same scores: 0 % would be no finding.
     assert kept and "above_positive" not in estimates and "no estimate, its filter left none by these scores" in output
     assert estimates["held_out"]["whole"] >= 1 and estimates["judged"]["whole"] > 1
-    assert "pairs scored" in output and "that would be negatives if nobody had judged them" in output
+    assert "pairs scored" in output and f"{sum(map(len, scores.values())):,} in teacher.jsonl" in output
+    assert "that would be negatives if nobody had judged them" in output
     # Another order of keys or a setting of training asks for nothing again; a removed file does.
     pipeline.mine()
     assert "unchanged, skipped" in capsys.readouterr().out

@@ -34,8 +34,8 @@ Counts = tuple[list[int], list[int]]
 # Name of an estimate -> what it is a share of, in the order in which they are shown.
 MEANINGS = {
     "above_positive": "negatives that the teacher scores above the query's best relevant document",
-    "held_out": "relevant documents, each left out in turn, that would be negatives if nobody had judged them: what "
-    "the filters miss, not a share of the negatives",
+    "held_out": "relevant documents, each left out in turn, that would be negatives if nobody had judged them "
+    "(what the filters miss, not a share of the negatives)",
     "judged": "retrieved and judged documents that are relevant",
 }
 NONE_ABOVE = (

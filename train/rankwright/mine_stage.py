@@ -158,8 +158,8 @@ def ask_teacher(
             found[query_id] = list(dict.fromkeys([*collection.positives(query_id), *pool, *others]))
         return found
 
-    write_teacher_scores(run.path / TEACHER_SCORES, teacher, train, wanted, processes)
-    console.say(teacher.describe())
+    kept = write_teacher_scores(run.path / TEACHER_SCORES, teacher, train, wanted, processes)
+    console.say(teacher.describe(kept))
 
 
 def _write(write: Callable[[str], object], line: Callable[[str, Any], str], lists: Mapping[str, Any]) -> None:
