@@ -202,6 +202,24 @@ def test_the_audit_page_shows_what_was_decided_and_takes_answers(models: tuple[P
     assert chosen[1][:5] == chosen[0]
 
 
+def test_the_audit_page_asks_about_negatives_however_many_are_soft(models: tuple[Path, Path], tmp_path: Path) -> None:
+    pipeline = mined(tmp_path, models, "soft")
+    page = write_audit(pipeline.run, 30).read_text(encoding="utf-8")
+    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    seen = 0
+    for case in page.split('<section class="case"')[1:]:
+        (query_id,) = re.findall(r'data-reviewed="([^"]+)"', case)
+        kinds = re.findall(r'data-kind="([^"]+)"', case)
+        soft = sum(n.label is None for n in pools[query_id])
+        plain = sum(n.label == 0 and n.source != "judged" for n in pools[query_id])
+        assert (kinds.count("soft"), kinds.count("negative")) == (
+            min(soft, max(5, 10 - plain - sum(n.source == "judged" for n in pools[query_id]))),
+            min(plain, max(5, 10 - soft)),
+        )
+        seen += soft >= 10 and plain > 0
+    assert seen
+
+
 def test_texts_cannot_break_out_of_the_page(models: tuple[Path, Path], tmp_path: Path) -> None:
     base, _ = models
     path = jobs.job(tmp_path, base)

@@ -123,7 +123,8 @@ def read_mining(run: RunFolder) -> Mined | None:
         with path.open(encoding="utf-8") as file:
             for line in itertools.islice(file, MOST_POOLS):
                 pool = json.loads(line)["negatives"]
-                sizes.append(len(pool))
+                # What was promoted is drawn as relevant.
+                sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
                 sources.update((str(n["source"]), str(n["reason"])) for n in pool)
     sizes.sort()
     order = [*(r for r in REASONS if r in counts), *sorted(r for r in counts if r not in REASONS)]
