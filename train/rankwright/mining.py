@@ -42,9 +42,9 @@ class Negative:
         return self.label is not None and self.label > 0
 
 
-def negatives_in(pool: Sequence[Negative]) -> int:
-    """How many of a pool a group can draw as negatives: all but those that were promoted."""
-    return sum(not negative.is_promoted for negative in pool)
+def count_negatives(pool: Sequence[Negative]) -> int:
+    """How many of a pool are drawn as negatives: what was promoted is drawn as relevant."""
+    return sum(not n.is_promoted for n in pool)
 
 
 def write_negatives(path: Path, pools: Mapping[str, Sequence[Negative]]) -> None:
