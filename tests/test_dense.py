@@ -172,6 +172,14 @@ def test_a_prompt_goes_in_front_and_the_models_own_is_the_default(tmp_path: Path
     ]
 
 
+def test_a_file_that_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    # As what a disk, or a limit of open files, may answer; root may read whatever its mode says.
+    (tmp_path / "0.npy").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        VectorStore(tmp_path, print)
+    assert (tmp_path / "0.npy").is_dir()
+
+
 def test_a_damaged_file_is_encoded_again(tmp_path: Path, encoder: Path) -> None:
     whole = dense(CORPUS, model=str(encoder), cache=tmp_path)(QUERIES)
     for path in (tmp_path / "vectors").rglob("*.npy"):

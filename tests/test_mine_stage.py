@@ -277,6 +277,7 @@ with processes.together():
 """
 
 
+@pytest.mark.slow
 def test_processes_share_the_encoding(tmp_path: Path) -> None:
     # Processes and not threads: transformers does not load models in several threads at once.
     chosen = recipe(retriever="fusion", filters=FILTERS, dense={"model": str(make_tiny_encoder(tmp_path / "encoder"))})

@@ -198,6 +198,7 @@ def test_a_checkpoint_goes_on_with_the_pool_that_it_names_or_says_that_it_is_gon
     assert "pools/step-4-" in done.stderr and "gone or damaged" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_publish_one_pool_and_train_like_one(
     whole: tuple[Path, str], tiny_qwen3: Path, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_promoted_ones_are_no_negatives_where_pools_are_short(models: tuple[Path
     assert pipeline.run.facts("mine")["short_pools"] == short
 
 
+@pytest.mark.slow
 def test_two_processes_mine_the_same_files(models: tuple[Path, Path], tmp_path: Path) -> None:
     one = mined(tmp_path, models, "drop")
     setting = f"run_dir={tmp_path / 'two'}"
