@@ -1,4 +1,4 @@
-"""Exports of tiny models with large random weights, for scripts/test_engines.sh: python tests/engine_folders.py FOLDER"""
+"""Exports of tiny models with large random weights, for scripts/test_engines.sh: engine_folders.py FOLDER"""
 
 from __future__ import annotations
 
