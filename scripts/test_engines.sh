@@ -28,6 +28,7 @@ fi
 # Engine -> the kinds of folders that it reads, by the names that exports have.
 declare -A reads=(
     [infinity]="hf" [vllm]="hf hf-official" [transformers_js]="onnx" [node_llama_cpp]="gguf" [llama_cpp_python]="gguf"
+    [llama_server]="gguf"
 )
 names=("$@")
 if [[ ${#names[@]} -eq 0 ]]; then
