@@ -84,7 +84,7 @@ def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str
         "failures": [],
     }
     for runtime in RUNTIMES:
-        if exported.kind not in runtime.kinds:
+        if not runtime.reads(exported):
             continue
         if not importlib.util.find_spec(runtime.module):
             report["engines"][runtime.name] = NOT_CHECKED

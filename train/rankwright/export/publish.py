@@ -15,7 +15,15 @@ from rankwright.errors import UserError
 from rankwright.export.adapter import NEEDS_LORA
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.parity import check_folders
-from rankwright.export.trained import TARGETS, Figures, Trained, Writer, has_adapter, portable_name
+from rankwright.export.trained import (
+    TARGETS,
+    Figures,
+    Trained,
+    Writer,
+    has_adapter,
+    portable_name,
+    refuse_uninstalled,
+)
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
@@ -49,11 +57,12 @@ def export_targets(
 
 
 def refuse_impossible(targets: Mapping[str, Mapping[str, Any]], *, has_adapter: bool) -> None:
-    """Raises UserError for an unknown target or option, or one that this training cannot have; call it before."""
+    """Raises UserError for an unknown target or option, or one that cannot be had here or by this training."""
     for name, options in targets.items():
         TARGETS.bind(name, options)
     if "adapter" in targets and not has_adapter:
         raise UserError(NEEDS_LORA)
+    refuse_uninstalled(targets)
 
 
 def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts: CardFacts) -> dict[str, Figures]:

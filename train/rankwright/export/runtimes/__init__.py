@@ -55,13 +55,15 @@ class Limits:
     """How far a runtime may be from the golden rows, in absolute numbers; None: does not decide.
 
     logit: to which `relative` times the golden logit's size is added. spearman: the least rank correlation with the
-    golden logits over the rows that decide, for weights of few bits.
+    golden logits over the rows that decide, for weights of few bits. batch: how far a row's logit in a batch may be
+    from its own alone, for a runtime that is not held to the golden one as closely.
     """
 
     logit: float | None
     probability: float | None
     relative: float = 1e-5
     spearman: float | None = None
+    batch: float | None = None
 
 
 def exact(tolerance: float) -> Limits:
@@ -73,6 +75,7 @@ def exact(tolerance: float) -> Limits:
 class Runtime:
     """name: as in reports; kinds: of folders that it reads; module: what must be installed for it.
 
+    file: without it in the folder the runtime has nothing to read there (one of a target's options).
     limits: of the recipe's tolerance. every_row: it reads texts as the trainer does, so that the rows which are no
     gate for others decide as well.
     """
@@ -83,6 +86,11 @@ class Runtime:
     run: Callable[[Exported], Answer]
     limits: Callable[[float], Limits] = exact
     every_row: bool = False
+    file: str | None = None
+
+    def reads(self, exported: Exported) -> bool:
+        """Whether the folder is for this runtime."""
+        return exported.kind in self.kinds and (self.file is None or (exported.path / self.file).is_file())
 
 
 def kind_of(folder: Path) -> Kind:
