@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -15,8 +16,7 @@ import torch
 
 from rankwright.errors import UserError
 from rankwright.export import TARGETS, CardFacts, Trained, publish
-from rankwright.export.merging import merge
-from rankwright.export.onnx import MODEL_FILE, OPSET, QUANTIZED_FILE, write_graphs
+from rankwright.export.onnx import MODEL_FILE, OPSET, QUANTIZED_FILE, write_onnx
 from rankwright.export.parity import check_folders, measure
 from rankwright.prompts import PromptContract
 from rankwright.reranker import Reranker
@@ -109,16 +109,9 @@ def test_no_file_names_this_machine(exports: dict[str, Path], tiny_qwen3: Path) 
         assert not [place for place in places if f"{place}/".encode() in content] and b".py" not in content
 
 
-def test_large_weights_lie_beside_the_graph(
-    trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rankwright.export.onnx.LARGEST_BYTES", 100_000)
-    figures = publish(
-        tmp_path,
-        trained["qwen3-portable"],
-        {"onnx": TARGETS.bind("onnx", {"quantize": ["8bit"]})},
-        CardFacts(),
-    )["onnx"]
+def test_large_weights_lie_beside_the_graph(trained: dict[str, Trained], tmp_path: Path) -> None:
+    write = functools.partial(write_onnx, bits8=True, largest_bytes=100_000)
+    figures = publish(tmp_path, trained["qwen3-portable"], {"onnx": write}, CardFacts())["onnx"]
     folder = tmp_path / "onnx"
     names = {"model.onnx", "model.onnx_data", "model_quantized.onnx", "model_quantized.onnx_data"}
     assert {path.name for path in (folder / "onnx").iterdir()} == names
@@ -214,7 +207,7 @@ FAULTS: list[tuple[Callable[[Path], None], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "engine", "cause"), FAULTS, ids=lambda value: getattr(value, "__name__", value[:16]))
+@pytest.mark.parametrize(("fault", "engine", "cause"), FAULTS, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_each_fault_fails_parity_and_is_explained(
     fault: Callable[[Path], None], engine: str, cause: str, exports: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -241,7 +234,7 @@ def test_quantising_leaves_the_process_its_logging(trained: dict[str, Trained], 
     sys.modules.pop("onnxruntime.quantization.matmul_nbits_quantizer", None)
     root = logging.getLogger()
     before = (root.handlers[:], root.level, logging.root.manager.disable)
-    files = write_graphs(merge(trained["qwen3-full"].model), tmp_path, bits8=True)
+    files = write_onnx(trained["qwen3-full"], tmp_path, bits8=True)["bytes"]
     assert (root.handlers, root.level, logging.root.manager.disable) == before
     assert files[QUANTIZED_FILE] < 0.7 * files[MODEL_FILE]
 

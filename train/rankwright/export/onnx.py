@@ -48,10 +48,18 @@ def onnx(trained: Trained, folder: Path, *, quantize: tuple[Literal["8bit"], ...
     quantize: `8bit` adds a graph whose matrix products have weights of 8 bits; embeddings stay fp32.
     """
     refuse_uninstalled(["onnx"])
+    return write_onnx(trained, folder, bits8="8bit" in quantize)
+
+
+def write_onnx(trained: Trained, folder: Path, *, bits8: bool = False, largest_bytes: int = LARGEST_BYTES) -> Figures:
+    """Write the whole folder; weights of more than largest_bytes go into a file beside their graph.
+
+    Raises UserError for a prompt that tokenizer.json cannot hold, or a base without a classifier's form.
+    """
     refuse_frame(["onnx"], trained.contract)
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
-    files = write_graphs(merged, folder, bits8="8bit" in quantize)
+    files = write_graphs(merged, folder, bits8=bits8, largest_bytes=largest_bytes)
     _write_config(merged, folder)
     write_tokenizer(trained.tokenizer, trained.contract, folder)
     rows = make_golden(Reranker(merged, trained.tokenizer, trained.contract), trained.golden_pairs)
@@ -59,13 +67,8 @@ def onnx(trained: Trained, folder: Path, *, quantize: tuple[Literal["8bit"], ...
     return {**figures, "dtype": "float32", "opset": OPSET, "bytes": files}
 
 
-def write_graphs(
-    merged: RankModel, folder: Path, *, bits8: bool = False, largest_bytes: int = LARGEST_BYTES
-) -> dict[str, int]:
-    """Write the graph of what merge() returned, and the one with 8-bit weights; returns file -> bytes.
-
-    Weights of more than largest_bytes go into a file beside the graph, named as transformers.js and TEI expect.
-    """
+def write_graphs(merged: RankModel, folder: Path, *, bits8: bool, largest_bytes: int) -> dict[str, int]:
+    """Write the graph of what merge() returned, and the one with 8-bit weights; returns file -> bytes."""
     (folder / "onnx").mkdir()
     _save(_trace(merged, folder), folder / MODEL_FILE, largest_bytes)
     if bits8:
@@ -150,6 +153,7 @@ def _save(model: Any, path: Path, largest_bytes: int) -> None:
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    # The name that transformers.js and TEI look for.
     beside = {"save_as_external_data": True, "location": f"{path.name}_data"} if size > largest_bytes else {}
     onnx.save_model(model, str(path), **beside)
 
