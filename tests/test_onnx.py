@@ -18,8 +18,13 @@ from rankwright.errors import UserError
 from rankwright.export import TARGETS, CardFacts, Trained, publish
 from rankwright.export.onnx import MODEL_FILE, OPSET, QUANTIZED_FILE, write_onnx
 from rankwright.export.parity import check_folders, measure
+from rankwright.export.trained import NEEDS
+from rankwright.model import load_tokenizer
+from rankwright.names import check_names
 from rankwright.prompts import PromptContract
+from rankwright.recipe import Data, Export, Model, Prompt, Recipe
 from rankwright.reranker import Reranker
+from rankwright.setup_model import recipe_contract
 from tiny import PAIRS
 
 CASES = ["qwen3-portable", "llama-portable", "qwen3-full", "qwen3-bf16"]
@@ -242,3 +247,40 @@ def test_quantising_leaves_the_process_its_logging(trained: dict[str, Trained], 
 def test_the_folder_keeps_the_contract(trained: dict[str, Trained], exports: dict[str, Path]) -> None:
     for case in CASES:
         assert PromptContract.load(exports[case]) == trained[case].contract
+
+
+def recipe_on(base: Path, mode: Any, **options: Any) -> Recipe:
+    return Recipe(
+        name="r",
+        model=Model(base=str(base)),
+        data=Data(),
+        prompt=Prompt(mode=mode, max_tokens=160),
+        export=Export(targets={"hf": {}, "onnx": options}),
+    )
+
+
+def test_a_recipe_is_refused_before_training(tiny_qwen3: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_qwen3))
+    portable = recipe_on(tiny_qwen3, "portable", quantize=["8bit"])
+    assert recipe_contract(portable, str(tiny_qwen3), tokenizer).mode == "portable"
+    assert not [fault for fault in check_names(portable) if fault.startswith("export")]
+    with pytest.raises(UserError, match=r"^export\.targets: onnx: .*frame official: .*or without it \(export\.targets=\[hf\]\)$"):
+        recipe_contract(recipe_on(tiny_qwen3, "official"), str(tiny_qwen3), tokenizer)
+
+
+def test_absent_libraries_are_said_before_training(tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    faults = [fault for fault in check_names(recipe_on(tiny_qwen3, "portable")) if fault.startswith("export")]
+    assert faults == [
+        "export.targets: `onnx` needs the package onnx: pip install 'rankwright[onnx]', or leave the target out"
+    ]
+
+
+def test_the_extra_brings_what_the_target_imports() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    extra = tomllib.loads(text)["project"]["optional-dependencies"]["onnx"]
+    assert {Requirement(line).name.replace("-", "_") for line in extra} == set(NEEDS["onnx"])

@@ -17,7 +17,9 @@ const contract = JSON.parse(fs.readFileSync(path.join(folder, "rankwright.json")
 const rows = fs.readFileSync(path.join(folder, "golden.jsonl"), "utf8").trim().split("\n").map((line) => JSON.parse(line));
 const gate = rows.filter((row) => row.gate);
 const tokenizer = await AutoTokenizer.from_pretrained(name);
-const suffix = tokenizer.encode(contract.suffix, {add_special_tokens: false});
+// The end that all prompts share: encoding it alone would strip its line breaks.
+const [one, other] = ["b", "c"].map((document) => tokenizer.encode("a", {text_pair: document}));
+const suffix = one.slice(one.findLastIndex((id, i) => id !== other[i]) + 1);
 // Its own truncation cuts the end of the prompt: a longer document is cut here, and the end kept.
 const prompts = gate.map((row) => {
     const ids = tokenizer.encode(row.query, {text_pair: row.document});
@@ -36,7 +38,7 @@ const scoreIds = async (model, lists) => {
     return Array.from(logits.data);
 };
 const sigmoid = (logit) => 1 / (1 + Math.exp(-logit));
-const largest = (values) => values.reduce((most, value) => (value <= most ? most : value), 0);
+const largest = (values) => values.reduce((most, value) => (Number.isNaN(most) || value <= most ? most : value), 0);
 
 let failed = idsDiffer > 0;
 // fp32 is what a user gets who names no dtype (config.json says so).

@@ -23,7 +23,6 @@ from rankwright.prompts import PromptContract, PromptEncoder, make_contract, nat
 from rankwright.recipe import Model, Recipe
 from rankwright.reranker import Reranker, native_contract, saved_contract
 from rankwright.resources import resolve_base
-from rankwright.target_frames import refuse_frame
 
 
 def device() -> torch.device:
@@ -86,7 +85,6 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
             "which no runtime of an export repeats: train in another frame (prompt.mode=portable) or without exports "
             "(export.targets=[])"
         )
-    refuse_frame(recipe.export_targets, contract)
     return contract
 
 

@@ -27,11 +27,13 @@ from rankwright.export.bake import write_tokenizer
 from rankwright.export.golden import make_golden, write_golden
 from rankwright.export.hf import patch_config
 from rankwright.export.merging import merge, merge_figures
-from rankwright.export.trained import TARGETS, Figures, Trained, refuse_uninstalled
+from rankwright.export.trained import NEEDS, TARGETS, Figures, Trained
 from rankwright.model import RankModel
 from rankwright.reranker import Reranker
-from rankwright.target_frames import refuse_frame
+from rankwright.servable import refuse_unservable
 
+# onnx_ir: for the quantiser of ONNX Runtime.
+NEEDS["onnx"] = ("onnx", "onnx_ir", "onnxruntime")
 MODEL_FILE = "onnx/model.onnx"
 QUANTIZED_FILE = "onnx/model_quantized.onnx"
 # ONNX Runtime has it since 1.12.
@@ -47,7 +49,6 @@ def onnx(trained: Trained, folder: Path, *, quantize: tuple[Literal["8bit"], ...
 
     quantize: `8bit` adds a graph whose matrix products have weights of 8 bits; embeddings stay fp32.
     """
-    refuse_uninstalled(["onnx"])
     return write_onnx(trained, folder, bits8="8bit" in quantize)
 
 
@@ -56,7 +57,7 @@ def write_onnx(trained: Trained, folder: Path, *, bits8: bool = False, largest_b
 
     Raises UserError for a prompt that tokenizer.json cannot hold, or a base without a classifier's form.
     """
-    refuse_frame(["onnx"], trained.contract)
+    refuse_unservable(trained.contract, ["onnx"])
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
     files = write_graphs(merged, folder, bits8=bits8, largest_bytes=largest_bytes)

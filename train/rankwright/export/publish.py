@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,15 +16,7 @@ from rankwright.errors import UserError
 from rankwright.export.adapter import NEEDS_LORA
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.parity import check_folders
-from rankwright.export.trained import (
-    TARGETS,
-    Figures,
-    Trained,
-    Writer,
-    has_adapter,
-    portable_name,
-    refuse_uninstalled,
-)
+from rankwright.export.trained import NEEDS, TARGETS, Figures, Trained, Writer, has_adapter, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
@@ -57,12 +50,17 @@ def export_targets(
 
 
 def refuse_impossible(targets: Mapping[str, Mapping[str, Any]], *, has_adapter: bool) -> None:
-    """Raises UserError for an unknown target or option, or one that cannot be had here or by this training."""
+    """Raises UserError for an unknown target or option, or one that this training cannot have; call it before."""
     for name, options in targets.items():
         TARGETS.bind(name, options)
+        missing = [module for module in NEEDS.get(name, ()) if not importlib.util.find_spec(module)]
+        if missing:
+            raise UserError(
+                f"export.targets: `{name}` needs the package {missing[0]}: pip install 'rankwright[{name}]', "
+                "or leave the target out"
+            )
     if "adapter" in targets and not has_adapter:
         raise UserError(NEEDS_LORA)
-    refuse_uninstalled(targets)
 
 
 def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts: CardFacts) -> dict[str, Figures]:

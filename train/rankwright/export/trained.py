@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rankwright.errors import UserError
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.registry import Registry
@@ -38,19 +36,8 @@ class Trained:
 # keyword-only parameters are the options of a recipe. Which runtimes then prove the folder follows from its files.
 Writer = Callable[[Trained, Path], Figures]
 TARGETS: Registry[Callable[..., Figures]] = Registry("export target")
-# What a target imports beyond the core, all of it in the extra that has the target's name.
-LIBRARIES: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnx_ir", "onnxruntime")}
-
-
-def refuse_uninstalled(targets: Iterable[str]) -> None:
-    """Raises UserError for a target whose libraries are not installed here."""
-    for target in targets:
-        missing = [name for name in LIBRARIES.get(target, ()) if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"export.targets: `{target}` needs {', '.join(missing)}, not installed here: "
-                f"pip install 'rankwright[{target}]'"
-            )
+# Modules that a target needs beyond the core dependencies; the extra of pyproject.toml has the target's name.
+NEEDS: dict[str, tuple[str, ...]] = {}
 
 
 def has_adapter(model: RankModel) -> bool:

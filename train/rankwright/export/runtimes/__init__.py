@@ -75,8 +75,8 @@ def exact(tolerance: float) -> Limits:
 class Runtime:
     """name: as in reports; kinds: of folders that it reads; module: what must be installed for it.
 
-    file: without it in the folder the runtime has nothing to read there (one of a target's options).
-    limits: of the recipe's tolerance. every_row: it reads texts as the trainer does, so that the rows which are no
+    file: of several in a folder the one it reads, a pattern; without it there is nothing to check. limits: of the
+    recipe's tolerance. every_row: it reads texts as the trainer does, so that the rows which are no
     gate for others decide as well.
     """
 
@@ -89,8 +89,8 @@ class Runtime:
     file: str | None = None
 
     def reads(self, exported: Exported) -> bool:
-        """Whether the folder is for this runtime."""
-        return exported.kind in self.kinds and (self.file is None or (exported.path / self.file).is_file())
+        """Whether there is something in the folder for it."""
+        return exported.kind in self.kinds and (self.file is None or any(exported.path.glob(self.file)))
 
 
 def kind_of(folder: Path) -> Kind:
