@@ -25,19 +25,22 @@ from rankwright.prompts import PromptContract
 from rankwright.recipe import Data, Export, Model, Prompt, Recipe
 from rankwright.reranker import Reranker
 from rankwright.setup_model import recipe_contract
-from tiny import PAIRS
+from tiny import PAIRS, trained_of
 
-CASES = ["qwen3-portable", "llama-portable", "qwen3-full", "qwen3-bf16"]
+CASES = ["qwen3-portable", "llama-portable", "qwen3-full"]
+IN_BF16 = "qwen3-in-bf16"
 
 
 @pytest.fixture(scope="module")
-def exports(trained: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def exports(trained: dict[str, Trained], tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The `onnx` folder of each case, with both files, not yet checked; do not write into it."""
     root = tmp_path_factory.mktemp("onnx")
-    for case in CASES:
+    bf16 = trained_of(tiny_qwen3, "portable")
+    bf16.model.lm.to(torch.bfloat16)
+    for case, one in [*((case, trained[case]) for case in CASES), (IN_BF16, bf16)]:
         (root / case).mkdir()
-        TARGETS["onnx"](trained[case], root / case, quantize=("8bit",))
-    return {case: root / case for case in CASES}
+        TARGETS["onnx"](one, root / case, quantize=("8bit",))
+    return {case: root / case for case in [*CASES, IN_BF16]}
 
 
 def test_a_fresh_process_scores_all_bases_like_the_trainer(exports: dict[str, Path]) -> None:
@@ -76,7 +79,7 @@ def test_the_graph_names_what_runtimes_look_for(exports: dict[str, Path]) -> Non
     import onnx
 
     for file in (MODEL_FILE, QUANTIZED_FILE):
-        model = onnx.load(str(exports["qwen3-portable"] / file))
+        model = onnx.load(str(exports[IN_BF16] / file))
         sides = [model.graph.input, model.graph.output]
         shapes = [
             {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in s} for s in sides
@@ -89,7 +92,7 @@ def test_the_graph_names_what_runtimes_look_for(exports: dict[str, Path]) -> Non
         assert kinds.count("MatMulNBits") == (15 if file == QUANTIZED_FILE else 0)
         assert domains[""] == OPSET and domains.get("com.microsoft") == (1 if file == QUANTIZED_FILE else None)
         types = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer}
-        # bf16 weights are merged and written in fp32.
+        # Weights that were trained in bf16 are merged and written in fp32.
         assert "FLOAT" in types and not types & {"BFLOAT16", "FLOAT16"}
 
 
@@ -100,7 +103,7 @@ def test_the_config_is_that_of_hf_and_speaks_to_transformers_js(
         config = json.loads((exports[case] / "config.json").read_text())
         assert config.pop("transformers.js_config") == {"dtype": "fp32"}
         wanted = json.loads((folders[case] / "config.json").read_text())
-        assert config == {**wanted, "dtype": "float32", "torch_dtype": "float32"}
+        assert config == wanted and config["dtype"] == "float32"
         assert config["id2label"] == {"0": "LABEL_0"} and config["label2id"] == {"LABEL_0": 0}
         names = {path.relative_to(exports[case]).as_posix() for path in exports[case].rglob("*") if path.is_file()}
         shared = {"config.json", "tokenizer.json", "tokenizer_config.json", "rankwright.json", "golden.jsonl"}
@@ -264,7 +267,9 @@ def test_a_recipe_is_refused_before_training(tiny_qwen3: Path) -> None:
     portable = recipe_on(tiny_qwen3, "portable", quantize=["8bit"])
     assert recipe_contract(portable, str(tiny_qwen3), tokenizer).mode == "portable"
     assert not [fault for fault in check_names(portable) if fault.startswith("export")]
-    with pytest.raises(UserError, match=r"^export\.targets: onnx: .*frame official: .*or without it \(export\.targets=\[hf\]\)$"):
+    with pytest.raises(
+        UserError, match=r"^export\.targets: onnx: .*frame official: .*or without it \(export\.targets=\[hf\]\)$"
+    ):
         recipe_contract(recipe_on(tiny_qwen3, "official"), str(tiny_qwen3), tokenizer)
 
 

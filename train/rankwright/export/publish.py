@@ -20,6 +20,7 @@ from rankwright.export.trained import NEEDS, TARGETS, Figures, Trained, Writer, 
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
+from rankwright.servable import refuse_unservable
 
 PARITY_FILE = "parity.json"
 
@@ -44,6 +45,7 @@ def export_targets(
     earlier folder of the target in place, when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
+    refuse_unservable(contract, targets)
     trained = Trained(model, tokenizer, contract, base_name, revision, golden_pairs, tolerance=tolerance, dtype=dtype)
     writers = {name: TARGETS.bind(name, options) for name, options in targets.items()}
     return publish(folder, trained, writers, facts or CardFacts())
