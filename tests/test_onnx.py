@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 
 from rankwright.errors import UserError
 from rankwright.export import TARGETS, CardFacts, Trained, publish
+from rankwright.export.card import EXAMPLE
 from rankwright.export.onnx import MODEL_FILE, OPSET, QUANTIZED_FILE, write_onnx
 from rankwright.export.parity import check_folders, measure
 from rankwright.export.trained import NEEDS
@@ -117,10 +119,17 @@ def test_no_file_names_this_machine(exports: dict[str, Path], tiny_qwen3: Path) 
         assert not [place for place in places if f"{place}/".encode() in content] and b".py" not in content
 
 
-def test_large_weights_lie_beside_the_graph(trained: dict[str, Trained], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def published(trained: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """(folder, figures) of an export whose weights lie beside the graphs; do not write into it."""
     write = functools.partial(write_onnx, bits8=True, largest_bytes=100_000)
-    figures = publish(tmp_path, trained["qwen3-portable"], {"onnx": write}, CardFacts())["onnx"]
-    folder = tmp_path / "onnx"
+    root = tmp_path_factory.mktemp("published")
+    figures = publish(root, trained["qwen3-portable"], {"onnx": write}, CardFacts(title="Tiny", name="tiny"))
+    return root / "onnx", figures["onnx"]
+
+
+def test_large_weights_lie_beside_the_graph(published: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, figures = published
     names = {"model.onnx", "model.onnx_data", "model_quantized.onnx", "model_quantized.onnx_data"}
     assert {path.name for path in (folder / "onnx").iterdir()} == names
     assert figures["bytes"] == {f"onnx/{name}": (folder / "onnx" / name).stat().st_size for name in names}
@@ -129,8 +138,32 @@ def test_large_weights_lie_beside_the_graph(trained: dict[str, Trained], tmp_pat
     config = json.loads((folder / "config.json").read_text())
     beside = {"model.onnx": True, "model_quantized.onnx": True}
     assert config["transformers.js_config"] == {"dtype": "fp32", "use_external_data_format": beside}
-    (folder / "onnx" / "model.onnx_data").unlink()
-    assert any("onnxruntime: cannot score" in failure for failure in measure(folder, 1e-4)["failures"])
+    lost = Path(shutil.copytree(folder, tmp_path / "lost"))
+    (lost / "onnx" / "model.onnx_data").unlink()
+    assert any("onnxruntime: cannot score" in failure for failure in measure(lost, 1e-4)["failures"])
+
+
+def test_the_snippets_of_the_card_run(
+    published: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastembed.rerank.cross_encoder.custom_text_cross_encoder import CustomTextCrossEncoder
+
+    folder, _ = published
+    corpus = Path(__file__).parent.parent / "data" / "fixtures" / "finance" / "test" / "corpus.jsonl"
+    shutil.copy(corpus, tmp_path / "corpus.jsonl")
+    monkeypatch.chdir(tmp_path)
+    [row] = [r for r in map(json.loads, (folder / "golden.jsonl").open()) if (r["query"], r["document"]) == EXAMPLE]
+    texts = {name: (folder / name).read_text() for name in ("README.md", "SERVE.md")}
+    snippets = [s for text in texts.values() for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    found = []
+    for snippet in snippets:
+        # A process registers a model once.
+        monkeypatch.setattr(CustomTextCrossEncoder, "SUPPORTED_MODELS", [])
+        exec(snippet.replace("PATH", str(folder)), {"print": found.append})
+    onnx_runtime, fast_embed, searched = found
+    assert float(onnx_runtime[0]) == pytest.approx(row["probability"], abs=1e-5)
+    assert float(fast_embed[0]) == pytest.approx(row["probability"], abs=1e-5)
+    assert len(searched) == 10 and searched == sorted(searched, key=lambda one: -one[1])
 
 
 def edit_initializer(path: Path, change: Callable[[Any], Any], *, last: bool = False) -> None:
