@@ -38,7 +38,9 @@ def check_names(recipe: Recipe) -> list[str]:
         try:
             check()
         except UserError as error:
-            faults.append(f"{key}: {error}")
+            # Some are raised where they must name their key themselves.
+            text = str(error)
+            faults.append(text if text.startswith(f"{key}: ") else f"{key}: {text}")
     faults += check_first_stages(recipe) + check_mixture(recipe) + _check_mining(recipe.mine) + _check_above(recipe)
     if recipe.evaluate.baselines:
         from rankwright.baselines import check_baselines

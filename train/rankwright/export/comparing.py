@@ -11,13 +11,17 @@ from rankwright.export.runtimes import Answer, Limits, Row
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """One row: |golden - found| of its logit and probability, alone and in the worst batch; NaN counts as infinite."""
+    """One row: |golden - found| of its logit and probability, alone and in the worst batch; NaN counts as infinite.
+
+    own_batch: |alone - in the worst batch| of what was found.
+    """
 
     ids: bool
     logit: float
     batched_logit: float
     probability: float
     batched_probability: float
+    own_batch: float
 
 
 def compare(
@@ -30,6 +34,8 @@ def compare(
     figures = {**_largest(answer, [found[i] for i in decides])}
     if others:
         figures["other_rows"] = _largest(answer, [found[i] for i in others])
+    if limits.batch is not None:
+        figures["max_d_alone_batch"] = max(found[i].own_batch for i in decides)
     failure = _worst_pair(rows, answer, found, decides, limits)
     if limits.spearman is not None:
         figures["spearman"] = _spearman(rows, answer, decides)
@@ -46,9 +52,12 @@ def _differences(row: Row, answer: Answer, at: int) -> Differences:
     ids = answer.ids is not None and row["token_ids"] != list(answer.ids[at])
     if answer.logits is None:
         batched = max(_distance(row["probability"], b[at]) for b in answer.batched)
-        return Differences(ids, 0.0, 0.0, probability, batched)
+        own = max(_distance(answer.probabilities[at], b[at]) for b in answer.batched)
+        return Differences(ids, 0.0, 0.0, probability, batched, own)
     batched = max(_distance(row["logit"], b[at]) for b in answer.batched)
-    return Differences(ids, _distance(row["logit"], answer.logits[at]), batched, probability, 0.0)
+    alone = answer.logits[at]
+    own = max(_distance(alone, b[at]) for b in answer.batched)
+    return Differences(ids, _distance(row["logit"], alone), batched, probability, 0.0, own)
 
 
 def _distance(golden: float, found: float) -> float:
@@ -76,6 +85,8 @@ def _excess(row: Row, found: Differences, limits: Limits) -> float:
         parts.append(max(found.logit, found.batched_logit) / allowed)
     if limits.probability is not None:
         parts.append(max(found.probability, found.batched_probability) / limits.probability)
+    if limits.batch is not None:
+        parts.append(found.own_batch / limits.batch)
     return max(parts)
 
 
@@ -113,6 +124,10 @@ def _cause(row: Row, answer: Answer, found: Differences, at: int, limits: Limits
     allowed = float("inf") if limits.logit is None else limits.logit + limits.relative * abs(row["logit"])
     if not found.logit < allowed:
         return f"{start}other logit -> the weights, the score head, or the rope settings of config.json"
+    if limits.batch is not None and not found.own_batch < limits.batch:
+        return (
+            f"{found.own_batch:.1e} apart alone and in a batch -> activations that are quantised together, or padding"
+        )
     if not found.batched_logit < allowed:
         return "equal alone, other in a batch -> pad_token_id or padding"
     if answer.logits is not None:

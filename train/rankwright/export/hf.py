@@ -47,10 +47,11 @@ def write_hf(merged: RankModel, tokenizer: Any, contract: PromptContract, folder
     cast(Any, merged.lm).to(dtype).save_pretrained(folder)
     write_tokenizer(tokenizer, contract, folder)
     # Last: save_pretrained would drop these again.
-    _patch_config(folder / "config.json")
+    patch_config(folder / "config.json")
 
 
-def _patch_config(path: Path) -> None:
+def patch_config(path: Path) -> None:
+    """What other libraries and older versions need to find in config.json."""
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings.pop("_name_or_path", None)
     settings["sentence_transformers"] = {"activation_fn": ACTIVATION}

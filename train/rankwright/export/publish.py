@@ -20,6 +20,7 @@ from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
+from rankwright.servable import refuse_unservable
 
 PARITY_FILE = "parity.json"
 
@@ -44,6 +45,7 @@ def export_targets(
     earlier folder of the target in place, when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
+    refuse_unservable(contract, targets)
     refuse_base(targets, model, tokenizer, contract)
     facts = facts or CardFacts()
     licence = None if facts.ledger is None else facts.ledger["licence"]

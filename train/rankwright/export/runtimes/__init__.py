@@ -55,13 +55,15 @@ class Limits:
     """How far a runtime may be from the golden rows, in absolute numbers; None: does not decide.
 
     logit: to which `relative` times the golden logit's size is added. spearman: the least rank correlation with the
-    golden logits over the rows that decide, for weights of few bits.
+    golden logits over the rows that decide, for weights of few bits. batch: how far a row's logit in a batch may be
+    from its own alone, for a runtime that is not held to the golden one as closely.
     """
 
     logit: float | None
     probability: float | None
     relative: float = 1e-5
     spearman: float | None = None
+    batch: float | None = None
 
 
 def exact(tolerance: float) -> Limits:

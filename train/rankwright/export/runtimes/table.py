@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from rankwright.export.onnx import QUANTIZED_FILE
 from rankwright.export.runtimes import Kind, Limits, Runtime, exact
 from rankwright.export.runtimes.cross_encoders import sentence_transformers
+from rankwright.export.runtimes.fastembed import fastembed
 from rankwright.export.runtimes.gguf_files import read_back
 from rankwright.export.runtimes.llama_cpp import llama_cpp
 from rankwright.export.runtimes.llama_server import llama_server
+from rankwright.export.runtimes.onnxruntime import bits8, onnxruntime, onnxruntime_8_bits
 from rankwright.export.runtimes.own import rankwright
 from rankwright.export.runtimes.torch_models import peft, transformers
 
@@ -42,4 +45,7 @@ RUNTIMES = (
     *_gguf("f16", _rounded(0.01, 0.99)),
     *_gguf("bf16", _rounded(0.06, 0.98)),
     *_gguf("q8_0", _rounded(0.15, 0.97)),
+    Runtime("onnxruntime", _kinds("onnx"), "onnxruntime", onnxruntime),
+    Runtime("fastembed", _kinds("onnx"), "fastembed", fastembed),
+    Runtime("onnxruntime 8bit", _kinds("onnx"), "onnxruntime", onnxruntime_8_bits, bits8, file=QUANTIZED_FILE),
 )
