@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.derived_licence import hub_sets, public
+from rankwright.export.causal import LOGIT_SCORE, vllm_overrides
 from rankwright.prompts import PromptContract
 
 EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a company.")
@@ -65,6 +66,7 @@ def write_card(
         # `base_model` must be a hub id; a fixture of this package is none.
         hub_base=re.fullmatch(r"(?!fixtures/)[\w.-]+/[\w.-]+", base_name) is not None,
         adapter=(folder / "adapter_config.json").is_file(),
+        vllm_overrides=vllm_overrides(folder, contract) if (folder / LOGIT_SCORE).is_dir() else None,
         control_token=next(iter(re.findall(r"<\|\w+\|>", contract.suffix)), "<|im_end|>"),
         query=EXAMPLE[0],
         document=EXAMPLE[1],

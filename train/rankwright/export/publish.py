@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rankwright.atomic import atomic_folder
 from rankwright.errors import UserError
 from rankwright.export.adapter import NEEDS_LORA
@@ -34,16 +32,15 @@ def export_targets(
     base_name: str,
     revision: str | None = None,
     tolerance: float = 1e-4,
-    dtype: torch.dtype = torch.float32,
     facts: CardFacts | None = None,
 ) -> dict[str, Figures]:
     """Write folder/TARGET for each target (name -> options); the figures of each, as in its parity.json.
 
-    base_name: what the recipe calls the base. dtype: type of the written weights. Raises UserError, and leaves an
-    earlier folder of the target in place, when a runtime does not reproduce the golden scores within tolerance.
+    base_name: what the recipe calls the base. Raises UserError, and leaves an earlier folder of the target in place,
+    when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
-    trained = Trained(model, tokenizer, contract, base_name, revision, golden_pairs, tolerance=tolerance, dtype=dtype)
+    trained = Trained(model, tokenizer, contract, base_name, revision, golden_pairs, tolerance=tolerance)
     writers = {name: TARGETS.bind(name, options) for name, options in targets.items()}
     return publish(folder, trained, writers, facts or CardFacts())
 
@@ -77,7 +74,8 @@ def _finish(draft: Path, trained: Trained, facts: CardFacts, figures: Figures) -
     write_card(
         draft,
         facts,
-        trained.contract,
+        # The folder's own: a target may have put the scale into its weights.
+        PromptContract.load(draft) or trained.contract,
         figures,
         base_name=portable_name(trained.base_name),
         revision=trained.revision,
