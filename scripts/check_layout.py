@@ -39,7 +39,7 @@ LADDER = (
     "recipe resources examples ranking frames calibration control text_store keyed_texts row_file",
     "prefixed recipe_keys",
     "rows prompts batching mixture yaml_file retrieve losses optim metrics stats tracking run_folder endpoints",
-    "score_cache vectors run_file pair_scores instructions reading json_array csv_rows arrow_rows",
+    "score_cache vectors run_file pair_scores instructions servable reading json_array csv_rows arrow_rows",
     "containers group_builder table_files",
     "row_fields row_writers",
     "row_formats",

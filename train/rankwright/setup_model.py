@@ -23,6 +23,7 @@ from rankwright.prompts import PromptContract, PromptEncoder, make_contract, nat
 from rankwright.recipe import Model, Recipe
 from rankwright.reranker import Reranker, native_contract, saved_contract
 from rankwright.resources import resolve_base
+from rankwright.servable import refuse_unservable
 
 
 def device() -> torch.device:
@@ -78,13 +79,8 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         query_tokens=recipe.prompt.query_tokens,
     )
     _check_instructions(recipe, contract, tokenizer)
-    if contract.in_pieces and recipe.export_targets:
-        # Said before training, not after it.
-        raise UserError(
-            f"export.targets: {', '.join(recipe.export_targets)}: a prompt of the frame {mode} is tokenised in pieces, "
-            "which no runtime of an export repeats: train in another frame (prompt.mode=portable) or without exports "
-            "(export.targets=[])"
-        )
+    # Said before training, not after it.
+    refuse_unservable(contract, recipe.export_targets)
     return contract
 
 

@@ -17,6 +17,7 @@ from rankwright.export.trained import TARGETS, Figures, Trained, Writer, has_ada
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
+from rankwright.servable import refuse_unservable
 
 PARITY_FILE = "parity.json"
 
@@ -40,6 +41,7 @@ def export_targets(
     when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
+    refuse_unservable(contract, targets)
     trained = Trained(model, tokenizer, contract, base_name, revision, golden_pairs, tolerance=tolerance)
     writers = {name: TARGETS.bind(name, options) for name, options in targets.items()}
     return publish(folder, trained, writers, facts or CardFacts())
