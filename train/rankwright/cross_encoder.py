@@ -122,9 +122,11 @@ def _cut_lengths(query: int, document: int, room: int) -> tuple[bool, bool]:
 def _load(model: str, options: dict[str, Any], dtype: torch.dtype, device: str | None) -> Any:
     from sentence_transformers import CrossEncoder
 
+    # A pickle may run code when it is loaded.
+    weights = {"dtype": dtype, "use_safetensors": True}
     try:
         encoder: Any = CrossEncoder(
-            model, activation_fn=torch.nn.Identity(), model_kwargs={"dtype": dtype}, device=device, **options
+            model, activation_fn=torch.nn.Identity(), model_kwargs=weights, device=device, **options
         )
     except LOAD_ERRORS as error:
         raise _not_loaded(model, error) from None
@@ -170,7 +172,9 @@ def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype)
             )
         auto = transformers.AutoModelForSequenceClassification
         labels = {} if architecture.endswith("ForSequenceClassification") else {"num_labels": 1}
-        loaded, info = auto.from_pretrained(model, dtype=dtype, output_loading_info=True, **labels, **options)
+        loaded, info = auto.from_pretrained(
+            model, dtype=dtype, use_safetensors=True, output_loading_info=True, **labels, **options
+        )
     except LOAD_ERRORS as error:
         raise (error if isinstance(error, UserError) else _not_loaded(model, error)) from None
     bad = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from rankwright import console
 from rankwright.atomic import atomic_folder
 from rankwright.errors import UserError
 from rankwright.export.adapter import NEEDS_LORA
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.parity import check_folders
+from rankwright.export.scan import Private, scan, without_private
 from rankwright.export.trained import TARGETS, Figures, Trained, Writer, has_adapter, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
@@ -56,20 +59,42 @@ def refuse_impossible(targets: Mapping[str, Mapping[str, Any]], *, has_adapter: 
 
 
 def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts: CardFacts) -> dict[str, Figures]:
-    """Fill a folder beside each folder/TARGET, check all of them in one fresh process, then put them in place."""
+    """Fill a folder beside each folder/TARGET, check all of them in one fresh process, then put them in place.
+
+    Golden pairs that hold a path or a key of this machine are left out, and said; any other file that does is refused.
+    """
+    # A hub id stays out: the adapter then names it, with its revision.
+    found = resolve_base(trained.base_name)
+    base = found if Path(found).is_dir() else None
+    private = Private.of_this_machine(folder, *([Path(base)] if base is not None else []))
+    trained = _without_private(trained, private)
     with ExitStack() as stack:
         drafts = {name: stack.enter_context(atomic_folder(folder / name)) for name in writers}
         figures = {name: write(trained, drafts[name]) for name, write in writers.items()}
-        # A hub id stays out: the adapter then names it, with its revision.
-        found = resolve_base(trained.base_name)
-        base = found if Path(found).is_dir() else None
         reports = check_folders(drafts, trained.tolerance, base)
         for name, draft in drafts.items():
             figures[name] |= reports[name]
             text = json.dumps(figures[name], indent=2, ensure_ascii=False)
             (draft / PARITY_FILE).write_text(text + "\n", encoding="utf-8")
             _finish(draft, trained, facts, figures[name])
+            with _named(name):
+                scan(draft, private)
     return figures
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"export {target}: {error}") from None
+
+
+def _without_private(trained: Trained, private: Private) -> Trained:
+    kept = without_private(trained.golden_pairs, private)
+    if lost := len(trained.golden_pairs) - len(kept):
+        console.say(f"  golden pairs: {lost} of {len(trained.golden_pairs)} hold a path or a key: left out")
+    return dataclasses.replace(trained, golden_pairs=kept)
 
 
 def _finish(draft: Path, trained: Trained, facts: CardFacts, figures: Figures) -> None:
