@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rankwright import console
+from rankwright.base_files import refuse_pickles
 from rankwright.errors import UserError
 
 # Pairs are gathered over queries up to this many before they are scored together, sorted by length.
@@ -49,6 +50,7 @@ class CrossEncoderScorer:
         cross-encoder.
         """
         check_installed()
+        refuse_pickles(model)
         self.batch = batch
         options = {"revision": revision, "trust_remote_code": remote_code}
         _refuse_other_kinds(model, options, dtype)
