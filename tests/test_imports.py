@@ -289,3 +289,22 @@ def test_adapters_in_a_pickle_are_refused(exported: dict[str, Any], tmp_path: Pa
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model\.bin, a pickle"):
         Reranker.load(str(folder), base=exported["sources"]["portable"].base_name)
+
+
+def test_adapters_of_the_hub(exported: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they lie in the cache of the hub after a push and a download."""
+    snapshot = tmp_path / "models--me--mine" / "snapshots" / "0123abc"
+    shutil.copytree(exported["adapter-official"], snapshot)
+    refs = tmp_path / "models--me--mine" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0123abc")
+    # What the hub said is not there, it remembers in this way.
+    absent = tmp_path / "models--me--mine" / ".no_exist" / "0123abc"
+    absent.mkdir(parents=True)
+    (absent / "config.json").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    one = exported["sources"]["official"]
+    again = Reranker.load("me/mine", base=one.base_name)
+    assert again.contract == one.contract
+    assert again.score(QUERY, DOCUMENTS) == pytest.approx(scores_of(one), abs=1e-4)

@@ -67,9 +67,9 @@ def architecture(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [""])[0])
 
 
-def adapter_base(folder: str) -> tuple[str, str | None] | None:
-    """(base, revision) of a local folder of adapters as it names them; None for any other."""
-    settings = read_json(folder, ADAPTER_FILE) if Path(folder).is_dir() else None
+def adapter_base(folder: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """(base, revision) of a folder or hub repository of adapters as it names them; None for any other."""
+    settings = read_json(folder, ADAPTER_FILE, revision)
     return None if settings is None else (str(settings["base_model_name_or_path"]), settings.get("revision"))
 
 

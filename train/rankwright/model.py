@@ -7,7 +7,6 @@ and logits over the vocabulary are never computed. With one scored token the row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rankwright.attention import PLAIN, choose_route
-from rankwright.base_files import adapter_base, refuse_other_kinds, refuse_pickles
+from rankwright.base_files import adapter_base, find_file, refuse_other_kinds, refuse_pickles
 from rankwright.batching import CHUNK_TOKENS, Chunk, pad_chunks
 from rankwright.blocks import Block, score_states, why_not
 from rankwright.errors import UserError
@@ -168,8 +167,8 @@ def load_model(
     `base` is where an adapter's base lies, when its own settings do not name a hub id.
     """
     refuse_pickles(folder)
-    if adapter_base(folder) is not None:
-        return _load_adapter(Path(folder), contract, tokenizer, dtype, base)
+    if adapter_base(folder, revision) is not None:
+        return _load_adapter(folder, contract, tokenizer, revision=revision, dtype=dtype, base=base)
     config, auto = _config(folder, contract, tokenizer, revision)
     options = {"revision": revision, "config": config, "dtype": dtype, "output_loading_info": True}
     # A pickle may run code when it is loaded.
@@ -185,9 +184,9 @@ def load_merged(
     folder: str, contract: PromptContract, tokenizer: Any, *, revision: str | None = None, dtype: torch.dtype
 ) -> RankModel:
     """As load_model(), but adapters are merged, in fp32 and cast once: what new adapters are trained on."""
-    if adapter_base(folder) is None:
+    if adapter_base(folder, revision) is None:
         return load_model(folder, contract, tokenizer, revision=revision, dtype=dtype)
-    model = load_model(folder, contract, tokenizer)
+    model = load_model(folder, contract, tokenizer, revision=revision)
     model.lm = cast(Any, model.lm).merge_and_unload().to(dtype)
     return model
 
@@ -215,7 +214,7 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
     """The base's config, checked, and the class of transformers that its weights are of."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    while (named := adapter_base(folder)) is not None:
+    while (named := adapter_base(folder, revision)) is not None:
         folder, revision = resolve_base(named[0]), named[1]
     refuse_other_kinds(folder, folder, revision)
     config = _from_pretrained(AutoConfig, folder, revision=revision)
@@ -230,23 +229,32 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
 
 
 def _load_adapter(
-    folder: Path, contract: PromptContract, tokenizer: Any, dtype: torch.dtype, base: str | None
+    folder: str,
+    contract: PromptContract,
+    tokenizer: Any,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    base: str | None,
 ) -> RankModel:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    named = adapter_base(str(folder))
+    named = adapter_base(folder, revision)
     assert named is not None, "the caller has looked"
-    name, revision = named if base is None else (named[0], None)
+    name, base_revision = named if base is None else (named[0], None)
+    weights = find_file(folder, "adapter_model.safetensors", revision)
+    if weights is None:
+        raise UserError(f"model.base: {folder}: no adapter_model.safetensors: write the adapters again, as safetensors")
     try:
-        model = load_model(resolve_base(base or name), contract, tokenizer, revision=revision, dtype=dtype)
+        model = load_merged(resolve_base(base or name), contract, tokenizer, revision=base_revision, dtype=dtype)
     except UserError as error:
         raise UserError(
             f"{folder}: adapters of the base {name!r}: {error}; or say where it is: base=FOLDER (--base FOLDER), "
             f"or start where a folder {name!r} lies"
         ) from None
-    model.lm = PeftModel.from_pretrained(model.lm, str(folder))
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+    model.lm = PeftModel.from_pretrained(model.lm, folder, revision=revision)
+    with safe_open(weights, "pt") as file:
         stored = set(file.keys())
     # peft only warns of these, and the adapter then changes nothing there.
     missing = sorted(set(get_peft_model_state_dict(model.lm, save_embedding_layers=False)) ^ stored)

@@ -94,7 +94,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
 
 
 def _refuse_nested_adapters(recipe: Recipe, base: str) -> None:
-    if "adapter" in recipe.export_targets and adapter_base(base) is not None:
+    if "adapter" in recipe.export_targets and adapter_base(base, recipe.model.revision) is not None:
         raise UserError(
             "export.targets: adapter: model.base is itself a folder of adapters, and those on top of others have no "
             "base that peft could load: export the merged model only (export.targets=[hf])"
