@@ -34,7 +34,7 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 
 # Lowest rung first. A module imports only from rungs below its own; a folder counts as one module.
 LADDER = (
-    "errors console exits",
+    "errors console exits quiet",
     "registry atomic kernels processes compressed json_text spill text_files",
     "recipe resources examples ranking frames calibration control text_store keyed_texts row_file",
     "prefixed recipe_keys",
@@ -74,13 +74,13 @@ LADDER = (
     "loop compare slices false_negatives refresh",
     "prepare_stage mine_stage compare_output",
     "train_stage evaluate_stage",
-    "export_stage calibrate_stage licence_stage",
+    "export_stage calibrate_stage licence_stage push",
     "report names run_start",
     "pipeline",
     "recipe_text",
     "data_check init_recipe",
     "data_check_output",
-    "data_commands",
+    "data_commands model_commands",
     "cli",
 )
 # Members of one family may import one another, whatever their rungs.

@@ -80,6 +80,9 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
         counts={"kept": 40, "positive": 3},
         filters=[{"filter": "margin", "removed": 5, "left": 40}],
         said={"margin: <no relevant>": 2},
+        false_negatives={
+            "judged": {"part": 1, "whole": 8, "groups": 4, "share": 0.125, "low": 0.0, "high": 0.25},
+        },
         queries=1,
         short_pools=0,
     )
@@ -89,6 +92,7 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
             "x": [
                 Negative("t1", "bm25", 2, 1.5, "unjudged"),
                 Negative("t2", "judged", None, None, "judged_not_relevant"),
+                Negative("t3", "promoted", 1, 2.5, "teacher_above_margin", (), 1.0),
             ]
         },
     )

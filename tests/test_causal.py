@@ -146,10 +146,11 @@ def test_the_snippets_of_the_card_run(causal: dict[str, Path]) -> None:
             shown: list[Any] = []
             exec(snippet.replace('"PATH"', repr(str(folder))), {"print": shown.append})
             assert torch.as_tensor(shown[0]).item() == pytest.approx(wanted, abs=1e-4)
-        found = re.search(r"--hf-overrides '(.*)'", card)
+        serve = (folder / "SERVE.md").read_text()
+        found = re.search(r"--hf-overrides '(.*)'", serve)
         assert found is not None
         overrides = json.loads(found.group(1))
         assert overrides["architectures"] == ["Qwen3ForSequenceClassification"]
         official = name == "qwen3-official"
         assert overrides["classifier_from_token"] == (["no", "yes"] if official else ["Yes"])
-        assert ("--chat-template" in card) == official
+        assert ("--chat-template PATH/" in serve) == official

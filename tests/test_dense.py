@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -150,6 +151,11 @@ def test_texts_are_encoded_once_and_anything_else_misses(
     weights[name].view(-1)[0] += 1e-3
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     assert ", 0 of them" in encoded(copy)
+    # The same weights compute something else with other heads; who wrote the file changes nothing.
+    settings = json.loads((copy / "config.json").read_text())
+    for changed, expected in (({"transformers_version": "0.0"}, count), ({"num_attention_heads": 4}, 0)):
+        (copy / "config.json").write_text(json.dumps(settings | changed))
+        assert f", {expected} of them" in encoded(copy)
 
 
 def test_a_prompt_goes_in_front_and_the_models_own_is_the_default(tmp_path: Path, encoder: Path) -> None:
@@ -164,6 +170,14 @@ def test_a_prompt_goes_in_front_and_the_models_own_is_the_default(tmp_path: Path
         False,
         True,
     ]
+
+
+def test_a_file_that_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    # As what a disk, or a limit of open files, may answer; root may read whatever its mode says.
+    (tmp_path / "0.npy").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        VectorStore(tmp_path, print)
+    assert (tmp_path / "0.npy").is_dir()
 
 
 def test_a_damaged_file_is_encoded_again(tmp_path: Path, encoder: Path) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rankwright.errors import UserError
 from rankwright.examples import Collection
 from rankwright.false_negatives import (
+    MEANINGS,
     above_teacher,
     kept_when_held_out,
-    meanings,
     read_estimate,
     relevant_among_judged,
     spelled,
@@ -50,9 +50,7 @@ def test_negatives_above_the_relevant_document_by_hand() -> None:
         "none": (negative("n1"),),
     }
     scores = {"one": {"p1": 2.0, "n1": 1.0}, "three": {"p1": -3.0, "p2": 0.0, "p3": 5.0, "n1": 6.0, "n2": 4.5}}
-    assert above_teacher([SET], pools, scores, 0.0) == ([0, 1], [1, 2])
-    assert above_teacher([SET], pools, scores, 1.0) == ([0, 2], [1, 2])
-    assert above_teacher([SET], pools, scores, 1.5) == ([1, 2], [1, 2])
+    assert above_teacher([SET], pools, scores) == ([0, 1], [1, 2])
 
 
 def test_judged_documents_among_the_retrieved_by_hand() -> None:
@@ -116,8 +114,8 @@ def test_intervals_against_what_is_known() -> None:
 
 def test_facts_come_back_and_are_spelled() -> None:
     values = {"part": 31, "whole": 1000, "groups": 140, "share": 0.031, "low": 0.02, "high": 0.044}
-    ((words, share),) = read_estimate({"margin": 0.5, "above_margin": values})
-    assert words == meanings(0.5, False)["above_margin"] and "0.5" in words
+    ((words, share),) = read_estimate({"above_positive": values})
+    assert words == MEANINGS["above_positive"]
     assert share == Share(**values)  # type: ignore[arg-type]
     assert spelled(share) == "3.1 % [2.0, 4.4] (31 of 1,000, of 140 queries)"
     assert read_estimate({}) == []

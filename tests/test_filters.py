@@ -92,8 +92,10 @@ def test_reuse_is_bounded_and_does_not_depend_on_the_order_of_queries(
     found = kept(lists, seed, max_reuse={"most": most})
     assert found == kept(dict(reversed(lists.items())), seed, max_reuse={"most": most})
     before = kept(lists)
+    # Nothing is drawn from the pool of a query without a relevant document: it takes no place of another.
+    assert found["s"] == before["s"]
     for document_id in CORPUS:
-        uses = [q for q in lists if document_id in before[q]]
+        uses = [q for q in ("q", "r") if document_id in before[q]]
         ranks = {q: next(c.rank for c in lists[q] if c.document_id == document_id) for q in uses}
         stays = [q for q in uses if document_id in found[q]]
         assert len(stays) == min(most, len(uses))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,23 @@ def test_uses_of_one_input_are_collected(tmp_path: Path) -> None:
 
 
 ROCKET = {"name": "rocket", "kind": "cross-encoder", "model": "jinaai/jina-reranker-v3"}
+
+
+def test_the_base_of_a_teacher_that_is_an_adapter_counts_as_well(tmp_path: Path) -> None:
+    teacher = {"name": "big", "kind": "rankwright", "model": "me/adapter", "options": {"base": ROCKET["model"]}}
+    sections = {"mine": {"teacher": teacher}, "loss": {"plus": [{"name": "kl_distil", "weight": 0.5}]}}
+    found = {one.name: one.uses for one in inputs_of(Case("", "", sections=sections), tmp_path)[1]}
+    assert found["me/adapter"] == found[ROCKET["model"]] == ("distil",)
+
+
+def test_scores_of_sets_that_nothing_reads_are_not_distilled_from(tmp_path: Path) -> None:
+    """Those of mine.teacher are trained on in their place: see sampling.GroupSource."""
+    for folder in ("sets", "own"):
+        (tmp_path / folder).mkdir()
+    case = Case("", "", teacher="", train=(FREE,))
+    assert "teacher of free" in {one.name for one in inputs_of(case, tmp_path / "sets")[1]}
+    own = replace(case, sections={"mine": {"teacher": ROCKET}})
+    assert {one.name for one in inputs_of(own, tmp_path / "own")[1] if one.kind == "teacher"} == {ROCKET["model"]}
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import rankwright
 from rankwright.cards import load_card
 from rankwright.errors import UserError, UserErrors
+from rankwright.evaluated import experiment_of
 from rankwright.loading import config_key_count, list_recipes, load_recipe, merge_under, recipe_json
-from rankwright.recipe import DevFromTrain, Recipe
+from rankwright.recipe import DevFromTrain, Mine, Recipe
 from rankwright.recipe_keys import recipe_keys
 from rankwright.resources import recipe_files
 from rankwright.yaml_file import YamlFile, read_yaml
@@ -331,3 +332,29 @@ def test_recipe_json_is_canonical_and_validates_back(change: Callable[[Recipe], 
     assert text == recipe_json(Recipe.model_validate_json(text))
     assert json.loads(text)["data"]["dev"] == {"from": "train", "fraction": 0.1}
     assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_recipe_json_keeps_the_order_of_filters() -> None:
+    """It decides what is mined, and so what a run folder says was run."""
+    given = ["near_duplicate", "max_reuse", "margin"]
+    options = {"max_reuse": {"most": 3}, "margin": {"ranks": 1}}
+    shipped = load_recipe("quickstart").recipe
+    recipe = shipped.model_copy(update={"mine": Mine(filters={name: options.get(name, {}) for name in given})})
+    text = recipe_json(recipe)
+    assert list(json.loads(text)["mine"]["filters"]) == given
+    assert list(Recipe.model_validate_json(text).mine.filters) == given
+    assert list(json.loads(text)["mine"]) == sorted(json.loads(text)["mine"])
+    # Runs that differ in it are not runs of one experiment.
+    other = json.loads(text)
+    other["mine"]["filters"] = dict(reversed(other["mine"]["filters"].items()))
+    assert experiment_of(other) != experiment_of(json.loads(text))
+
+
+def test_filters_and_sampler_are_not_mixed_with_those_of_the_base() -> None:
+    base = "mine: {depth: 30, sampler: {top: {}}, filters: {near_duplicate: {}, margin: {ranks: 3}}}\n"
+    own = "mine: {sampler: {uniform: {}}, filters: {margin: {absolute: 1.0}}}\n"
+    write({"base.yaml": GOOD + base, "mine.yaml": f"extends: base.yaml\nname: leaf\n{own}"})
+    mine = load_recipe("mine.yaml").recipe.mine
+    assert (mine.depth, mine.sampler, mine.filters) == (30, {"uniform": {}}, {"margin": {"absolute": 1.0}})
+    [message] = mistakes(GOOD + base, "mine.sampler.uniform={}")
+    assert message.endswith("mine.sampler: must hold at most 1, found a mapping")

@@ -46,7 +46,7 @@ def train_until(recipe: Path, run: Path, step: int) -> int:
 LONG = {"max_steps": 12, "groups_per_step": 24, "evaluate_every": 6, "save_every": 5, "learning_rate": 0.003}
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_killed_after_step_7_of_12_and_continued_gives_the_same_bits(
     tmp_path: Path, tiny_qwen3: Path, method: str
 ) -> None:
@@ -187,7 +187,10 @@ def test_one_two_and_three_processes_accumulate_the_same_gradient(tmp_path: Path
     "launcher",
     [
         [*TORCHRUN, "2"],
-        ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+        pytest.param(
+            ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["torchrun", "accelerate"],
 )

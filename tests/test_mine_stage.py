@@ -20,10 +20,13 @@ import jobs
 from rankwright import mine_shards, vectors
 from rankwright.data_files import write_split
 from rankwright.examples import Collection
+from rankwright.fill import filled
+from rankwright.filters import MiningView
 from rankwright.mine_stage import MOST_REMOVED, OUTPUTS, make_shards, mine
-from rankwright.mining import read_candidates, read_negatives
+from rankwright.mining import PROMOTED, Negative, read_candidates, read_negatives
 from rankwright.processes import Processes
 from rankwright.recipe import Recipe
+from rankwright.retrieve import Candidate
 from rankwright.run_folder import RunFolder
 from rankwright.splits import normalised
 from tiny_encoder import make_tiny_encoder
@@ -209,6 +212,16 @@ def test_short_pools_stay_short_or_are_filled_and_marked(run: RunFolder) -> None
     assert facts["counts"]["filled"] == added > 0
 
 
+def test_a_promoted_document_is_no_negative_that_a_pool_has() -> None:
+    collection = made_up("one", 3, 0)
+    promoted = Negative("d7", PROMOTED, 1, 2.0, "teacher_above_margin", (), 1.0)
+    pool = (promoted, Negative("d8", "bm25", 2, 1.0, "unjudged"))
+    retrieved = {"q0": [Candidate("d7", 2.0, 1), Candidate("d8", 1.0, 2)]}
+    view = MiningView(collection, "bm25", retrieved, {})
+    full = filled(pool, "q0", 3, view=view, filters={}, document_ids=sorted(collection.corpus))
+    assert full[:2] == pool and [n.reason for n in full[2:]] == ["fill"] * 2
+
+
 def test_what_every_filter_removed(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     go(recipe(filters=FILTERS), run)
     facts = run.facts("mine")
@@ -264,6 +277,7 @@ with processes.together():
 """
 
 
+@pytest.mark.slow
 def test_processes_share_the_encoding(tmp_path: Path) -> None:
     # Processes and not threads: transformers does not load models in several threads at once.
     chosen = recipe(retriever="fusion", filters=FILTERS, dense={"model": str(make_tiny_encoder(tmp_path / "encoder"))})

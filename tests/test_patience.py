@@ -101,7 +101,7 @@ def killed_at(recipe: Path, run: Path, lines: int, delay: float) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize(("lines", "delay"), [(4, 0.0), (5, 0.0)])
+@pytest.mark.parametrize(("lines", "delay"), [pytest.param(4, 0.0, marks=pytest.mark.slow), (5, 0.0)])
 def test_killed_around_the_stopping_point_ends_at_the_same_step(
     ended: tuple[Path, str], tmp_path: Path, tiny_qwen3: Path, lines: int, delay: float
 ) -> None:
@@ -117,6 +117,7 @@ def test_killed_around_the_stopping_point_ends_at_the_same_step(
     assert all(torch.equal(ours_4[name], theirs_4[name]) for name in theirs_4)
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_the_same_step(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3, train={**STILL, "patience": 1})
     done = jobs.rankwright("train", recipe, launcher=TORCHRUN, ACCELERATE_USE_CPU="true")

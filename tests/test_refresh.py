@@ -170,6 +170,14 @@ def test_killed_in_a_refresh_and_continued_gives_the_same_bits(
     assert len(list(folder.iterdir())) == 2
 
 
+def test_a_refresh_that_never_comes_is_said(whole: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(whole[0] / "run", tmp_path / "run")
+    settings = [whole[0] / "recipe.yaml", f"run_dir={tmp_path / 'run'}", "train.max_steps=1", "mine.refresh_steps=2"]
+    done = jobs.rankwright("train", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: mine.refresh_steps: 2: never, training has 1 steps" in done.stdout
+
+
 def test_a_checkpoint_goes_on_with_the_pool_that_it_names_or_says_that_it_is_gone(
     whole: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -190,6 +198,7 @@ def test_a_checkpoint_goes_on_with_the_pool_that_it_names_or_says_that_it_is_gon
     assert "pools/step-4-" in done.stderr and "gone or damaged" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_publish_one_pool_and_train_like_one(
     whole: tuple[Path, str], tiny_qwen3: Path, tmp_path: Path
 ) -> None:

@@ -165,6 +165,8 @@ def test_the_other_parts_are_those_of_the_files(run: Path, page: Page) -> None:
     assert page.row("licences-table", "tatqa")[1] == "train, dev"
     assert "has no settled licence" in page.text
     assert page.row("filters-table", "margin")[1:] == ["5", "40"]
+    assert page.row("estimates-table", "retrieved and judged documents that are relevant")[1].startswith("12.5 % [0.0,")
+    assert "Negatives in a pool: 2 to 2, median 2." in page.text
     assert page.row("mining-table", "kept")[1] == "40" and page.row("pools-table", "BM25")[2] == "1"
     assert page.row("parity-table", "hf", "transformers")[2:] == ["35", "4.5e-07", "5.0e-06", "4.0e-08"]
     assert page.row("changed-table", "prompt.max_tokens") == ["prompt.max_tokens", "120", "512"]

@@ -56,7 +56,11 @@ def scores_of(reranker: Reranker) -> torch.Tensor:
     return torch.tensor([reranker.score(query, [document])[0] for query, document in PAIRS])
 
 
-@pytest.mark.parametrize("name", METHODS)
+# The others are of the same parts.
+SLOW = ("rslora", "dora", "merged lora")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in METHODS])
 def test_every_method_is_exported_as_it_scores(name: str, tiny_qwen3: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_qwen3, **METHODS[name])
     checkpoint = checkpoint_of(recipe, tmp_path / "checkpoints")

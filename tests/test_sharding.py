@@ -123,6 +123,7 @@ def check_sharded_training(folder: Path, base: Path, method: str) -> None:
         assert relative_difference(weights(run, 4), ended[name]) < 1e-4
 
 
+@pytest.mark.slow
 def test_full_training_sharded_is_that_of_one_process_and_continues_either_way(
     tmp_path: Path, tiny_qwen3: Path
 ) -> None:

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import jobs
 
 SCRIPT = jobs.REPOSITORY / "scripts" / "slurm" / "train.sbatch"
@@ -70,6 +72,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_in_time_is_requeued_and_continues(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3, train={"max_steps": 60, "evaluate_every": 1000, "save_every": 1000})
     command = ["bash", str(SCRIPT), str(recipe)]

@@ -57,13 +57,13 @@ def test_scores_are_those_of_the_scorer(cross_encoder: Path, tmp_path: Path, mon
         expected = plain.score(QUERIES[query_id], list(CORPUS.values()))
         assert list(scores.values()) == pytest.approx(expected, abs=1e-5)
     pairs = len(QUERIES) * len(CORPUS)
-    assert (one.scored, one.cached) == (pairs, 0)
+    assert one.scored == pairs
     # Another process, which reads them and loads nothing; texts and not ids count.
     again = teacher(cross_encoder, tmp_path)
     renamed = Collection("other", {f"x{d}": t for d, t in CORPUS.items()}, QUERIES, {})
     kept = again.of(renamed)({q: [f"x{d}" for d in CORPUS] for q in QUERIES})
     assert [list(scores.values()) for scores in kept.values()] == [list(s.values()) for s in found.values()]
-    assert (again.scored, again.cached, again._scorers) == (0, pairs, {})
+    assert (again.scored, again._scorers) == (0, {})
     # What is more is all that is scored.
     more = replace(SET, corpus={**CORPUS, "new": "a new document on the court"})
     teacher(cross_encoder, tmp_path).of(more)({"q0": ["new", "d0"]})
@@ -142,6 +142,23 @@ def test_keys_that_end_in_zero_bytes_and_texts_without_valid_unicode(tmp_path: P
     assert pair_key("a b", "c") != pair_key("a", "b c")
 
 
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    keys = {pair_key("a", "b"): 0.5}
+    PairScores(tmp_path, print).add(keys)
+    (path,) = tmp_path.glob("*.npy")
+    # As what a disk, or a limit of open files, may answer; root may read whatever its mode says.
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        PairScores(tmp_path, print)
+    path.rmdir()
+    path.write_bytes(content)
+    # One that goes while it is looked at is another process's to write again.
+    (tmp_path / "gone.npy").symlink_to(tmp_path / "absent")
+    assert PairScores(tmp_path, print).find(pair_key("a", "b")) == 0.5
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -181,7 +198,7 @@ def test_two_processes_and_a_kill_give_the_same_files(
     assert len(kept(tmp_path / "killed")) == 3
     resumed = teacher(cross_encoder, tmp_path / "killed")
     assert resumed.of(SET)(WANTED) == whole
-    assert resumed.cached == 3 * len(CORPUS)
+    assert resumed.scored == (len(QUERIES) - 3) * len(CORPUS)
     files = kept(tmp_path / "one")
     assert len(files) == len(QUERIES)
     assert kept(tmp_path / "two") == kept(tmp_path / "killed") == files

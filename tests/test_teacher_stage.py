@@ -95,9 +95,11 @@ def test_dropped_ones_are_gone_and_the_rest_is_scored(
         kept += len(unjudged)
     facts = pipeline.run.facts("mine")
     estimates = facts["false_negatives"]
-    assert (estimates["above_positive"]["part"], estimates["above_positive"]["whole"]) == (0, kept)
+    # The filter left none above by the same scores: 0 % would be no finding.
+    assert kept and "above_positive" not in estimates and "no estimate, its filter left none by these scores" in output
     assert estimates["held_out"]["whole"] >= 1 and estimates["judged"]["whole"] > 1
-    assert "pairs scored" in output and "that would be negatives if nobody had judged them" in output
+    assert "pairs scored" in output and f"{sum(map(len, scores.values())):,} in teacher.jsonl" in output
+    assert "that would be negatives if nobody had judged them" in output
     # Another order of keys or a setting of training asks for nothing again; a removed file does.
     pipeline.mine()
     assert "unchanged, skipped" in capsys.readouterr().out
@@ -143,6 +145,23 @@ def test_promoted_ones_are_relevant_and_no_judged_negative_is(models: tuple[Path
         assert {d for d, label, _ in rows if d in judged and label > 0} == set()
 
 
+def test_promoted_ones_are_no_negatives_where_pools_are_short(models: tuple[Path, Path], tmp_path: Path) -> None:
+    pipeline = mined(tmp_path, models, "promote", negatives=17, fill="random")
+    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    (collection,) = map(qualified, read_split(pipeline.run.path / "data", "train"))
+    filled = short = 0
+    for query_id, pool in pools.items():
+        promoted = sum(n.is_promoted for n in pool)
+        # All that the corpus has, or as many as are drawn beside what was promoted.
+        left = len(collection.corpus) - len(collection.positives(query_id)) - promoted
+        assert min(17, left) <= len(pool) - promoted <= left
+        filled += len(pool) > 17 and any(n.reason == "fill" for n in pool)
+        short += len(pool) - promoted < 17
+    assert filled and short
+    assert pipeline.run.facts("mine")["short_pools"] == short
+
+
+@pytest.mark.slow
 def test_two_processes_mine_the_same_files(models: tuple[Path, Path], tmp_path: Path) -> None:
     one = mined(tmp_path, models, "drop")
     setting = f"run_dir={tmp_path / 'two'}"
@@ -177,10 +196,29 @@ def test_the_audit_page_shows_what_was_decided_and_takes_answers(models: tuple[P
         assert "teacher" in case and "relevant" in case
     assert "teacher_above_margin" in page and "What the filters removed" in page
     assert "that would be negatives if nobody had judged them" in page
+    assert "no estimate, its filter left none by these scores" in page
     # Other queries with another seed, and more of them come after the same first ones.
     more = write_audit(pipeline.run, 9, tmp_path / "more.html").read_text(encoding="utf-8")
     chosen = [re.findall(r'data-reviewed="([^"]+)"', text) for text in (page, more)]
     assert chosen[1][:5] == chosen[0]
+
+
+def test_the_audit_page_asks_about_negatives_however_many_are_soft(models: tuple[Path, Path], tmp_path: Path) -> None:
+    pipeline = mined(tmp_path, models, "soft")
+    page = write_audit(pipeline.run, 30).read_text(encoding="utf-8")
+    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    seen = 0
+    for case in page.split('<section class="case"')[1:]:
+        (query_id,) = re.findall(r'data-reviewed="([^"]+)"', case)
+        kinds = re.findall(r'data-kind="([^"]+)"', case)
+        soft = sum(n.label is None for n in pools[query_id])
+        plain = sum(n.label == 0 and n.source != "judged" for n in pools[query_id])
+        assert (kinds.count("soft"), kinds.count("negative")) == (
+            min(soft, max(5, 10 - plain - sum(n.source == "judged" for n in pools[query_id]))),
+            min(plain, max(5, 10 - soft)),
+        )
+        seen += soft >= 10 and plain > 0
+    assert seen
 
 
 def test_texts_cannot_break_out_of_the_page(models: tuple[Path, Path], tmp_path: Path) -> None:
@@ -195,12 +233,17 @@ def test_texts_cannot_break_out_of_the_page(models: tuple[Path, Path], tmp_path:
     assert page.count("<script>") == 1 and "&lt;script&gt;" in page
 
 
-def test_soft_labels_without_a_loss_for_them_are_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_kept_and_in_no_loss_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     base, teacher = models
     settings = {"teacher": {"name": "big", "kind": "cross-encoder", "model": str(teacher)}}
     path = jobs.job(tmp_path, base, mine={**settings, "filters": {"teacher": {"above": "soft"}}})
     (fault,) = check_names(load_recipe(str(path), []).recipe)
     assert fault.startswith("mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of kl_distil")
     assert check_names(load_recipe(str(path), ["loss.name=mse"]).recipe) == []
+    # Judged documents come first, and the filter decides only where there are some.
+    promote = ["mine.filters.teacher.above=promote", "mine.positives=1"]
+    (fault,) = check_names(load_recipe(str(path), promote).recipe)
+    assert fault.startswith("mine.filters.teacher.above: promote needs mine.positives above 1")
+    assert check_names(load_recipe(str(path), [promote[0], "mine.positives=2"]).recipe) == []
     (fault,) = check_names(load_recipe(str(path), ["mine.teacher=null", "loss.name=mse"]).recipe)
     assert "needs mine.teacher" in fault

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from rankwright import console, data_commands
+from rankwright import console, data_commands, model_commands
 from rankwright.errors import PeerFailed, Stopped, UserError
 from rankwright.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
+from rankwright.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rankwright.pipeline import Pipeline
@@ -51,20 +50,8 @@ def _not_started(
     from rankwright.loading import load_recipe
     from rankwright.pipeline import Pipeline
 
-    _quiet_libraries()
+    quiet_libraries()
     return Pipeline(load_recipe(recipe, overrides or []), run, override)
-
-
-def _quiet_libraries() -> None:
-    """Keep other libraries' notices and bars out of our output; what matters we check and say ourselves."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 @app.command()
@@ -115,7 +102,7 @@ def init(
     """Look at your files and write a commented recipe for them; overwrites nothing."""
     from rankwright import init_recipe
 
-    _quiet_libraries()
+    quiet_libraries()
     init_recipe.init(
         paths or [Path()],
         output,
@@ -237,27 +224,7 @@ def recipes() -> None:
     console.show(table)
 
 
-@app.command()
-def score(
-    model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
-    query: Annotated[str, typer.Option("--query", "-q", help="the query")],
-    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one a line), JSONL with `text`, or -")],
-    mode: Annotated[str | None, typer.Option(help="the prompt frame, where the model's files do not say it")] = None,
-    instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
-    base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
-    top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
-) -> None:
-    """Rank the documents of a file for one query."""
-    from rankwright.checking import read_documents, show_ranking, stated_mode
-    from rankwright.reranker import Reranker
-
-    texts = read_documents(documents)
-    _quiet_libraries()
-    reranker = Reranker.load(model, mode=stated_mode(mode), instruction=instruction, base=base)
-    show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
-    if reranker.cut_documents or reranker.cut_queries:
-        cut = f"{reranker.cut_documents} documents, {reranker.cut_queries} queries"
-        console.say(f"cut to {reranker.contract.max_tokens} tokens: {cut}")
+model_commands.add_to(app)
 
 
 def main() -> NoReturn:

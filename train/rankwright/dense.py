@@ -27,6 +27,9 @@ QUERIES_AT_ONCE = 256
 # The names under which models keep the prompt of either side, as sentence-transformers looks for them.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
+# What a model's settings say of who wrote them.
+OF_THE_FILE = ("transformers_version", "architectures")
+
 
 def check_installed() -> None:
     """Raises UserError when sentence-transformers is missing."""
@@ -172,6 +175,12 @@ def _fingerprint(model: Any) -> str:
     import torch
 
     digest = hashlib.sha256()
+    # Heads, positions and the like change no weight. A module's parts share its settings: each is hashed once.
+    found = (getattr(module, "config", None) for module in model.modules())
+    configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "to_dict")}
+    for config in configs.values():
+        known = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in OF_THE_FILE}
+        digest.update(f"{json.dumps(known, sort_keys=True, default=str)}\n".encode())
     for name, module in model.named_children():
         settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
         digest.update(f"{name} {type(module).__name__} {json.dumps(settings, sort_keys=True, default=str)}\n".encode())

@@ -98,7 +98,11 @@ def experiment_of(recipe: Mapping[str, Any]) -> str:
 
     By it runs of one experiment are known: recipe.json is that of the last command, which may have come later.
     """
-    return content_hash({k: v for k, v in recipe.items() if k not in NOT_THE_EXPERIMENT})
+    # Their order decides what is mined, and a mapping's hash does not keep it.
+    mine = recipe.get("mine")
+    filters = list(mine.get("filters") or ()) if isinstance(mine, dict) else []
+    order = [filters] if len(filters) > 1 else []
+    return content_hash({k: v for k, v in recipe.items() if k not in NOT_THE_EXPERIMENT}, *order)
 
 
 def evaluate_command(folder: Path) -> str:

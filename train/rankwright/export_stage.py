@@ -11,16 +11,18 @@ from typing import Any
 from rankwright import console, mining
 from rankwright.calibration import CALIBRATION
 from rankwright.data_files import read_split
-from rankwright.evaluate import HEADLINE
+from rankwright.evaluate import HEADLINE, read_metrics_json, read_per_query
 from rankwright.export import export_targets
 from rankwright.export.card import CardFacts
+from rankwright.export.card_metadata import SetResult
 from rankwright.gate import GATE_FILE
 from rankwright.instructions import frozen_instruction
 from rankwright.ranking import stable_hash
 from rankwright.recipe import Recipe
-from rankwright.results import results
+from rankwright.results import SHOWN_NAME, results
 from rankwright.run_folder import RunFolder
 from rankwright.setup_model import tuned_reranker
+from rankwright.stats import Difference, paired_difference
 
 
 def export_stage(
@@ -51,6 +53,9 @@ def export_stage(
         tolerance=recipe.export.tolerance,
         facts=CardFacts(
             title=f"{recipe.name} reranker",
+            name=recipe.name,
+            results=_set_results(recipe, run, system_inputs, ledger),
+            training=_training(recipe, run),
             figures=_card_figures(recipe, run, system_inputs),
             calibration=calibration,
             gate=gate,
@@ -108,6 +113,50 @@ def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, st
     return figures
 
 
+def _set_results(
+    recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str], ledger: Mapping[str, Any]
+) -> list[SetResult]:
+    """nDCG@10 of what is exported on every test set, with its interval over queries."""
+    hubs = {one["input"]: one["hub"] for one in ledger["inputs"] if "evaluate" in one["use"]}
+    found = []
+    for collection in read_split(run.path / "data", "test"):
+        folder = run.path / "eval" / collection.name
+        # Under the frozen instruction, where the sets have several.
+        system = next((s for s in ("exported", "tuned") if s in system_inputs and (folder / s).is_dir()), None)
+        if system is None:
+            continue
+        values = read_per_query(folder / system, HEADLINE)
+        mean = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
+        settings = read_metrics_json(folder / system) or {}
+        first = settings.get("first_stage", recipe.evaluate.first_stage)
+        lists = f"{SHOWN_NAME.get(first, first)}, best {recipe.evaluate.depth}"
+        found.append(SetResult(collection.name, hubs.get(collection.name), *_of(mean), lists))
+    return found
+
+
+def _of(mean: Difference) -> tuple[int, float, float, float]:
+    return mean.queries, mean.mean, mean.low, mean.high
+
+
+def _training(recipe: Recipe, run: RunFolder) -> list[str]:
+    """How the weights were made, in sentences."""
+    provenance = json.loads((run.path / "provenance.json").read_text(encoding="utf-8"))
+    record = run.facts("train")
+    sets = json.loads((run.path / "data_report.json").read_text(encoding="utf-8"))["splits"]["train"]
+    trained = "; ".join(f"{row['set']} ({row['queries']:,} queries, {row['documents']:,} documents)" for row in sets)
+    said = [f"Trained on {trained}; the negatives are from {recipe.mine.retriever}."]
+    if "seconds" in record:
+        hours, processes = record["seconds"] / 3600, record.get("processes", 1)
+        said.append(
+            f"Method {recipe.model.method}, loss {recipe.loss.name}, the best checkpoint on dev: step "
+            f"{record.get('best_step')} of {record.get('planned_steps')}; {hours:.2f} hours, processes: {processes}."
+        )
+    packages = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
+    commit = provenance["commit"] or "unknown"
+    said.append(f"Rankwright {provenance['rankwright']}, commit {commit}, seed {recipe.seed}; {packages}.")
+    return said
+
+
 def _parity_line(figures: dict[str, Any]) -> str:
     """One line: every runtime with its largest difference of a logit, or why it was not checked."""
     parts = []
@@ -115,6 +164,7 @@ def _parity_line(figures: dict[str, Any]) -> str:
         if isinstance(values, str):
             parts.append(f"{name} {values}")
         else:
-            worst = max(values["max_d_logit"], values["max_d_logit_batch"])
-            parts.append(f"{name} max |d logit| {worst:.1e} on {values['rows']} pairs")
+            logit = "max_d_logit" in values
+            worst = max(values["max_d_logit"], values["max_d_logit_batch"]) if logit else values["max_d_probability"]
+            parts.append(f"{name} max |d {'logit' if logit else 'probability'}| {worst:.1e} on {values['rows']} pairs")
     return ", ".join(parts)

@@ -31,10 +31,20 @@ Lists = Mapping[str, Sequence[Candidate]]
 Pools = Mapping[str, Sequence[Negative]]
 Scores = Mapping[str, Mapping[str, float]]
 Counts = tuple[list[int], list[int]]
+# Name of an estimate -> what it is a share of, in the order in which they are shown.
+MEANINGS = {
+    "above_positive": "negatives that the teacher scores above the query's best relevant document",
+    "held_out": "relevant documents, each left out in turn, that would be negatives if nobody had judged them "
+    "(what the filters miss, not a share of the negatives)",
+    "judged": "retrieved and judged documents that are relevant",
+}
+NONE_ABOVE = (
+    "negatives that the teacher scores above the relevant document: no estimate, its filter left none by these scores"
+)
 
 
-def above_teacher(collections: Sequence[Collection], pools: Pools, scores: Scores, margin: float) -> Counts:
-    """(negatives that the teacher scores above the query's best relevant document - margin, negatives), a query each.
+def above_teacher(collections: Sequence[Collection], pools: Pools, scores: Scores) -> Counts:
+    """(negatives that the teacher scores above the query's best relevant document, negatives), a query each.
 
     Of the negatives that nobody judged and that are trained with label 0, for queries with a relevant document.
     """
@@ -46,7 +56,7 @@ def above_teacher(collections: Sequence[Collection], pools: Pools, scores: Score
             if positives and kept:
                 known = scores[query_id]
                 best = max(known[d] for d in positives)
-                parts.append(sum(known[d] > best - margin for d in kept))
+                parts.append(sum(known[d] > best for d in kept))
                 wholes.append(len(kept))
     return parts, wholes
 
@@ -134,10 +144,9 @@ def told_estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -
     pools = read_negatives(run.path / "negatives.jsonl")
     scores = {} if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES)
     counts: dict[str, Counts] = {"judged": relevant_among_judged(train, candidates)}
-    margin = recipe.mine.filters.get("teacher", {}).get("margin", 0.0)
-    if scores:
-        counts["above_positive"] = above_teacher(train, pools, scores, 0.0)
-        counts["above_margin"] = above_teacher(train, pools, scores, margin)
+    sifted = leaves_none_above(recipe)
+    if scores and not sifted:
+        counts["above_positive"] = above_teacher(train, pools, scores)
     filters = bind_filters(recipe.mine.filters)
     alone, _ = split_filters(filters)
     view = MiningView(
@@ -150,34 +159,29 @@ def told_estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -
         known_scores(scores) if scores else None,
     )
     counts["held_out"] = kept_when_held_out(train, candidates, {name: filters[name] for name in alone}, view)
-    asked = "teacher" in filters
-    words = meanings(margin, asked)
     found = {}
-    for name in words:
+    for name, words in MEANINGS.items():
         if counts.get(name, ([], []))[1]:
             share = clustered_share(*counts[name], seed=recipe.seed)
             found[name] = dataclasses.asdict(share)
-            console.say(f"{words[name]}: {spelled(share)}")
-    if not found:
+            console.say(f"{words}: {spelled(share)}")
+    if sifted:
+        console.say(NONE_ABOVE)
+    elif not found:
         console.say(
             "false negatives: no estimate, which needs mine.teacher, documents judged not relevant, or queries with "
             "several relevant documents"
         )
-    return {"margin": margin, "filtered": asked, **found}
+    return found
 
 
-def meanings(margin: float, filtered: bool) -> dict[str, str]:
-    """Name of an estimate -> what it is a share of, in the order in which they are shown.
+def leaves_none_above(recipe: Recipe) -> bool:
+    """Whether the filter `teacher` takes all that above_teacher counts: a share of 0 would then be no finding.
 
-    filtered: the filter `teacher` went by the same scores, so that what it left says little.
+    What fills a short pool passes it by.
     """
-    same = " (what its filter left: none where its margin is not below 0)" if filtered else ""
-    return {
-        "above_positive": "negatives that the teacher scores above the query's best relevant document" + same,
-        "above_margin": f"negatives that the teacher scores above that less the margin of {margin:g}" + same,
-        "held_out": "relevant documents, each left out in turn, that would be negatives if nobody had judged them",
-        "judged": "retrieved and judged documents that are relevant",
-    }
+    options = recipe.mine.filters.get("teacher")
+    return options is not None and options.get("margin", 0.0) >= 0 and recipe.mine.fill == "none"
 
 
 def spelled(share: Share) -> str:
@@ -189,7 +193,6 @@ def spelled(share: Share) -> str:
 def read_estimate(facts: Mapping[str, Any]) -> list[tuple[str, Share]]:
     """(what it is a share of, share) of the estimates that told_estimate left. Raises UserError for other shapes."""
     try:
-        words = meanings(float(facts.get("margin", 0.0)), bool(facts.get("filtered")))
-        return [(words[name], Share(**facts[name])) for name in words if name in facts]
+        return [(words, Share(**facts[name])) for name, words in MEANINGS.items() if name in facts]
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"stages/mine.json: false_negatives: not an estimate ({error}): mine again") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from rankwright.filters import MiningView
-from rankwright.mining import Negative
+from rankwright.mining import Negative, count_negatives
 from rankwright.ranking import stable_hash
 from rankwright.retrieve import Candidate
 from rankwright.sift import Filter
@@ -25,7 +25,7 @@ def filled(
     filters: Mapping[str, Filter],
     document_ids: Sequence[str],
 ) -> tuple[Negative, ...]:
-    """The pool, and as many documents of the corpus after it as it lacks of `wanted`, drawn by seed and query id.
+    """The pool, and as many documents of the corpus after it as it lacks of `wanted` negatives, by seed and query id.
 
     Never a relevant, judged or retrieved document, nor a text that equals a relevant one's, nor what those of
     TEXT_FILTERS that are among `filters` would remove. A query without a relevant document stays as it is: it is
@@ -33,7 +33,7 @@ def filled(
     """
     collection = view.collection
     positives = collection.positives(query_id)
-    missing = wanted - len(pool)
+    missing = wanted - count_negatives(pool)
     if missing <= 0 or not positives:
         return tuple(pool)
     refused = set(collection.qrels[query_id]) | {c.document_id for c in view.retrieved[query_id]}

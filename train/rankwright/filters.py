@@ -214,12 +214,13 @@ def near_duplicate(view: MiningView, *, jaccard: Annotated[float, Field(gt=0, le
 def max_reuse(view: MiningView, *, most: Annotated[int, Field(ge=1)]) -> Decided:
     """Leaves a document in at most `most` pools of its set: those where it ranks best, ties by a hash with the seed.
 
-    Judged negatives do not count. Documents that answer everything half (a table of contents, a licence) fill pools
+    Judged negatives do not count, nor do queries without a relevant document, which are trained with judged documents
+    only and so keep their candidates. Documents that answer everything half (a table of contents, a licence) fill pools
     otherwise. A stricter filter before this one can free a place, and so let another query keep the document.
     """
     uses: dict[str, list[tuple[int, int, str]]] = {}
     for query_id, candidates in view.candidates.items():
-        for c in candidates:
+        for c in candidates if view.collection.positives(query_id) else ():
             key = (c.rank, stable_hash("reuse", view.seed, query_id, c.document_id), query_id)
             uses.setdefault(c.document_id, []).append(key)
     removed: dict[str, dict[str, str]] = {query_id: {} for query_id in view.candidates}

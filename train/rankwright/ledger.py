@@ -116,9 +116,11 @@ def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teache
         # Queries that are taken out of train choose the checkpoint.
         uses: tuple[Use, ...] = (use, "dev") if split == "train" and _dev_from_train(recipe) else (use,)
         found += [_set(entry, uses) for entry in entries]
-    found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
     if recipe.mine.teacher is not None:
-        found.append(_own_teacher(recipe, recipe.mine.teacher))
+        # Its scores take the place of those in the sets, which nothing reads then.
+        found += _own_teacher(recipe, recipe.mine.teacher)
+    else:
+        found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
     if recipe.dense is not None:
         orders = {training_stage(recipe), recipe.mine.retriever} & {"dense", "fusion"}
         ordering: tuple[Use, ...] = ("mine",) if orders else ()
@@ -188,14 +190,17 @@ def _teacher(entry: Located) -> Input:
     return Input(teacher_name(entry.name), "teacher", f"hub {name}", None, ("distil",), facts, name)
 
 
-def _own_teacher(recipe: Recipe, teacher: Baseline) -> Input:
-    """mine.teacher: distilled from where its scores, or labels by them, are trained on; else it sorts candidates."""
+def _own_teacher(recipe: Recipe, teacher: Baseline) -> list[Input]:
+    """mine.teacher, and the base that it names for an adapter: distilled from where its scores, or labels by them, are
+    trained on; else it sorts candidates."""
     # Torch comes with the losses, and the report does without it.
     from rankwright.losses import reads_teacher
 
     above = recipe.mine.filters.get("teacher", {}).get("above", "drop")
     use: Use = "distil" if above != "drop" or reads_teacher(recipe.loss) else "mine"
-    return _model("teacher", teacher.model, teacher.revision, (use,), served=teacher.kind == "served")
+    found = [_model("teacher", teacher.model, teacher.revision, (use,), served=teacher.kind == "served")]
+    base = teacher.options.get("base")
+    return [*found, *([_model("teacher", base, None, (use,))] if isinstance(base, str) else [])]
 
 
 def teacher_name(set_name: str) -> str:

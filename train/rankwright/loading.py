@@ -15,6 +15,9 @@ from rankwright.recipe import Key, Recipe
 from rankwright.recipe_keys import recipe_keys
 from rankwright.yaml_file import MISSING, Place, YamlFile, parse_value, read_yaml, validate
 
+# Filters are run in their order, a sampler is one of several, and targets may be a list: none is mixed with the base's.
+WHOLE: frozenset[Key] = frozenset({("mine", "filters"), ("mine", "sampler"), ("export", "targets")})
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
@@ -77,12 +80,13 @@ def _read_base(tree: YamlFile, sources: list[Path], known: dict[str, Path]) -> Y
 
 
 def merge_under(tree: YamlFile, base: YamlFile) -> None:
-    """Put `base` under the tree: mappings merge deeply, lists and scalars of the tree replace."""
+    """Put `base` under the tree: mappings merge deeply, lists, scalars and what is in WHOLE replace."""
     merged = copy.deepcopy(base.data)
 
     def lay(target: dict[str, Any], over: dict[str, Any], prefix: Key) -> None:
         for name, value in over.items():
-            if isinstance(value, dict) and isinstance(target.get(name), dict):
+            both = isinstance(value, dict) and isinstance(target.get(name), dict)
+            if both and (*prefix, name) not in WHOLE:
                 lay(target[name], value, (*prefix, name))
             else:
                 target[name] = value
@@ -136,8 +140,17 @@ def list_recipes() -> list[RecipeInfo]:
 
 
 def recipe_json(recipe: Recipe) -> str:
-    """A recipe as canonical JSON: every key, sorted; equal recipes give equal text, and it validates back."""
-    return json.dumps(recipe.model_dump(mode="json", by_alias=True), sort_keys=True, indent=2, ensure_ascii=False)
+    """A recipe as canonical JSON: every key, sorted but for mine.filters, whose order counts; it validates back."""
+    plain = recipe.model_dump(mode="json", by_alias=True)
+    values = _sorted(plain)
+    values["mine"]["filters"] = {name: _sorted(options) for name, options in plain["mine"]["filters"].items()}
+    return json.dumps(values, indent=2, ensure_ascii=False)
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
 
 
 def config_key_count() -> int:

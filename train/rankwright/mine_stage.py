@@ -25,6 +25,7 @@ from rankwright.mining import (
     TEACHER_SCORES,
     Negative,
     candidates_line,
+    count_negatives,
     negatives_line,
     read_candidates,
     read_negatives,
@@ -157,8 +158,8 @@ def ask_teacher(
             found[query_id] = list(dict.fromkeys([*collection.positives(query_id), *pool, *others]))
         return found
 
-    write_teacher_scores(run.path / TEACHER_SCORES, teacher, train, wanted, processes)
-    console.say(teacher.describe())
+    kept = write_teacher_scores(run.path / TEACHER_SCORES, teacher, train, wanted, processes)
+    console.say(teacher.describe(kept))
 
 
 def _write(write: Callable[[str], object], line: Callable[[str, Any], str], lists: Mapping[str, Any]) -> None:
@@ -224,7 +225,7 @@ class _Tally:
         self.by_filter.update(found.counts_by_filter())
         self.said.update(found.said)
         self.queries += len(pools)
-        self.short += sum(len(pool) < self._mine.negatives for pool in pools.values())
+        self.short += sum(count_negatives(pool) < self._mine.negatives for pool in pools.values())
         self.filled += sum(n.reason == "fill" for pool in pools.values() for n in pool)
         self.judged += sum(n.reason == "judged_not_relevant" for pool in pools.values() for n in pool)
 

@@ -42,6 +42,11 @@ class Negative:
         return self.label is not None and self.label > 0
 
 
+def count_negatives(pool: Sequence[Negative]) -> int:
+    """How many of a pool are drawn as negatives: what was promoted is drawn as relevant."""
+    return sum(not n.is_promoted for n in pool)
+
+
 def write_negatives(path: Path, pools: Mapping[str, Sequence[Negative]]) -> None:
     """JSONL, a query a line, by query id: `query_id, negatives: [{document_id, source, rank, score, reason}]`.
 

@@ -39,7 +39,7 @@ def check_names(recipe: Recipe) -> list[str]:
             check()
         except UserError as error:
             faults.append(f"{key}: {error}")
-    faults += check_first_stages(recipe) + check_mixture(recipe) + _check_mining(recipe.mine) + _check_soft(recipe)
+    faults += check_first_stages(recipe) + check_mixture(recipe) + _check_mining(recipe.mine) + _check_above(recipe)
     if recipe.evaluate.baselines:
         from rankwright.baselines import check_baselines
 
@@ -76,11 +76,14 @@ def _check_mining(mine: Mine) -> list[str]:
     return faults
 
 
-def _check_soft(recipe: Recipe) -> list[str]:
-    """Soft labels are for losses of a teacher's scores: without one these documents would be in no loss at all."""
+def _check_above(recipe: Recipe) -> list[str]:
+    """What the teacher filter keeps must be in some loss: soft labels are for losses of a teacher's scores alone."""
     from rankwright.losses import OF_TEACHER, reads_teacher
 
-    if recipe.mine.filters.get("teacher", {}).get("above") != "soft" or reads_teacher(recipe.loss):
+    above = recipe.mine.filters.get("teacher", {}).get("above")
+    if above == "promote" and recipe.mine.positives == 1:
+        return ["mine.filters.teacher.above: promote needs mine.positives above 1: judged documents are drawn first"]
+    if above != "soft" or reads_teacher(recipe.loss):
         return []
     known = ", ".join(sorted(OF_TEACHER))
     return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rankwright.atomic import atomic_file
 from rankwright.errors import UserError
 
 KEY_BYTES = 16
@@ -48,7 +47,7 @@ class PairScores:
         self.look()
 
     def look(self) -> None:
-        """Read what other processes have written since."""
+        """Read what other processes have written since. Raises UserError for a file that the disk does not give."""
         for path in sorted(self.folder.glob("*.npy")):
             if path.name not in self._read:
                 self._add(path)
@@ -59,7 +58,14 @@ class PairScores:
             found = dict(zip((key.tobytes() for key in rows["key"]), rows["score"].tolist(), strict=True))
             if rows.dtype != _ROW or not np.isfinite(rows["score"]).all():
                 raise ValueError("holds no scores")
-        except (OSError, ValueError, IndexError, EOFError) as error:
+        except FileNotFoundError:
+            # Another process found it damaged.
+            return
+        except OSError as error:
+            # A disk that does not answer says nothing of the file, which may have been paid for.
+            said = error.strerror or error
+            raise UserError(f"{path}: cannot be read ({said}): make it readable, or remove it") from None
+        except (ValueError, IndexError, EOFError) as error:
             self._say(f"{path}: damaged ({error}): removed, its pairs are scored again")
             path.unlink(missing_ok=True)
             return
@@ -78,15 +84,7 @@ class PairScores:
         rows["score"] = list(scores.values())
         # By its keys: two processes that score the same pairs at the same time keep one file.
         name = f"{hashlib.sha256(b''.join(scores)).hexdigest()[:32]}.npy"
-        draft = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with draft.open("xb") as file:
-                np.save(file, rows)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.folder / name)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        with atomic_file(self.folder / name) as draft, draft.open("xb") as file:
+            np.save(file, rows)
         self._read.add(name)
         self._scores.update(scores)

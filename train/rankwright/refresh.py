@@ -22,6 +22,7 @@ from rankwright.methods import trainable_state
 from rankwright.mining import (
     TEACHER_SCORES,
     Negative,
+    count_negatives,
     negatives_line,
     pool_id,
     read_candidates,
@@ -77,7 +78,6 @@ class Refresh:
         """collections: the training sets, with qualified ids."""
         assert recipe.mine.refresh_steps is not None
         self.every = recipe.mine.refresh_steps
-        self.seconds = 0.0
         self._recipe = recipe
         self._folder = run.path / "pools"
         self._source = source
@@ -88,6 +88,10 @@ class Refresh:
         self._first = read_negatives(run.path / "negatives.jsonl")
         self._teacher = None if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES)
         self._current: str | None = None
+        if self.every >= total_steps:
+            console.say(f"WARNING: mine.refresh_steps: {self.every}: never, training has {total_steps} steps")
+        # Queries of the pool in the making that the filters would have left without a negative.
+        self._emptied = 0
 
     def due(self, step: int) -> bool:
         """Whether negatives are mined again between this step and the next."""
@@ -127,19 +131,19 @@ class Refresh:
         pairs = sum(len(found) for one, _ in scores for found in one.candidates.values())
         console.say(f"mine.refresh_steps: after step {state.step} {len(queries):,} queries, {pairs:,} pairs to score")
         with console.progress("refresh", len(queries)) as advance, sharding.gathered(self._reranker.model):
-            for blocks, collection in scores:
-                self._score(blocks, collection, advance)
+            scored = sum(self._score(blocks, collection, advance) for blocks, collection in scores)
         name = ""
         if _rank() == 0:
             pools: dict[str, tuple[Negative, ...]] = {}
+            self._emptied = 0
             for blocks, collection in scores:
                 pools |= self._pools(collection, blocks.gather()[0])
             name = self._publish(state.step, pools)
             shutil.rmtree(self._folder / f"scores-{state.step}", ignore_errors=True)
         name = str(_on_all(name))
         seconds = time.perf_counter() - started
-        self.seconds += seconds
-        console.say(f"mine.refresh_steps: {name} in {seconds:.1f} s, {pairs / seconds:,.0f} pairs/s")
+        # Without those that were kept from before a kill.
+        console.say(f"mine.refresh_steps: {name} in {seconds:.1f} s, {scored / seconds:,.0f} pairs/s")
         return name
 
     def _block_scores(
@@ -155,7 +159,8 @@ class Refresh:
         folder = self._folder / f"scores-{state.step}" / str(number)
         return BlockScores(folder, inputs, lists, tuple(query_ids)), collection
 
-    def _score(self, blocks: BlockScores, collection: Collection, advance: Any) -> None:
+    def _score(self, blocks: BlockScores, collection: Collection, advance: Any) -> int:
+        """Score what is missing, over all ranks; returns how many pairs that were."""
         missing = sorted(set(range(len(blocks.blocks))) - set(blocks.done()))
         # All have read what there is before any of them adds to it.
         _meet()
@@ -171,6 +176,7 @@ class Refresh:
             look=lambda: None,
         )
         _meet()
+        return sum(len(blocks.candidates[q]) for number in missing for q in blocks.blocks[number])
 
     def _pools(self, collection: Collection, run: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Negative, ...]]:
         """What the recipe's filters leave of the model's own ranking."""
@@ -198,11 +204,12 @@ class Refresh:
         others = [n for n in pool if n.reason != "judged_not_relevant" and not n.is_promoted]
         left_out = {n.document_id for n in others[HARDEST * wanted :]}
         found = [n for n in pool if n.document_id not in left_out]
-        if not any(not n.is_promoted for n in found):
+        if not count_negatives(found):
+            self._emptied += 1
             return tuple(first)
         here = {n.document_id for n in found}
         fill = [n for n in first if n.reason == "fill" and n.document_id not in here]
-        return (*found, *fill[: max(0, wanted - len(found))])
+        return (*found, *fill[: max(0, wanted - count_negatives(found))])
 
     def _publish(self, step: int, pools: Mapping[str, Sequence[Negative]]) -> str:
         text = "".join(f"{negatives_line(q, pools[q])}\n" for q in sorted(pools))
@@ -220,6 +227,10 @@ class Refresh:
             whole += len(one)
         if whole:
             console.say(f"of the {count} hardest negatives of a query {new / whole:.0%} are not those mined at first")
+        if self._emptied:
+            console.say(f"{self._emptied:,} queries keep the negatives mined at first: the filters left none")
+        if short := sum(count_negatives(pool) < count for pool in pools.values()):
+            console.say(f"{short:,} of {len(pools):,} queries have fewer than {count} negatives: kept short")
 
 
 def _top(pool: Sequence[Negative], count: int) -> set[str]:

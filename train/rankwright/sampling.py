@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rankwright.errors import UserError
 from rankwright.examples import Collection, Group
-from rankwright.mining import JUDGED, Negative
+from rankwright.mining import JUDGED, Negative, count_negatives
 from rankwright.mixture import Mixture
 from rankwright.prompts import EncodedGroup, PromptEncoder
 from rankwright.ranking import stable_hash
@@ -100,8 +100,7 @@ class GroupSource:
 
     def _usable(self, query_id: str, need_positive: bool) -> bool:
         positives = len(self._owner[query_id].positives(query_id))
-        pool = self._pool(query_id)
-        negatives = sum(not n.is_promoted for n in pool)
+        negatives = count_negatives(self._pool(query_id))
         return (positives > 0 and negatives > 0) if need_positive else positives + negatives > 0
 
     def group(self, query_id: str, draw: int) -> Group:

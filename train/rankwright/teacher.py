@@ -14,7 +14,7 @@ from rankwright.baselines import TEACHER, baseline_inputs, baseline_under, load_
 from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
 from rankwright.examples import Collection
-from rankwright.mining import teacher_line
+from rankwright.mining import TEACHER_SCORES, teacher_line
 from rankwright.pair_scores import PairScores, pair_key
 from rankwright.processes import Processes, launched
 from rankwright.recipe import Baseline, Prompt
@@ -47,7 +47,7 @@ class Teacher:
                 f"{TEACHER}: {baseline.name} is served, and asked by one process: `rankwright mine` alone first"
             )
         self.baseline = baseline
-        self.scored = self.cached = 0
+        self.scored = 0
         self._prompt = prompt
         self._cache = cache or cache_folder()
         # Instruction of a set -> scorer under it; all of them share the weights.
@@ -69,7 +69,6 @@ class Teacher:
         store.look()
         blocks = [[(q, list(dict.fromkeys(wanted[q]))) for q in block] for block in _blocks(wanted, BLOCK_PAIRS)]
         pairs = sum(len(documents) for block in blocks for _, documents in block)
-        scored = self.scored
         with console.progress(f"teacher {self.baseline.name}", pairs) as advance:
             # What comes first counts as speed, too.
             advance(0)
@@ -79,7 +78,6 @@ class Teacher:
                     store.add(self._score(stated, missing))
                     self.scored += sum(map(len, missing.values()))
                 advance(sum(len(documents) for _, documents in block))
-        self.cached += pairs - (self.scored - scored)
         return {q: dict(_known(store, collection, q, documents)) for block in blocks for q, documents in block}
 
     def _score(self, stated: str | None, block: Mapping[str, Sequence[str]]) -> dict[bytes, float]:
@@ -118,10 +116,11 @@ class Teacher:
             commit = _commit(self.baseline)
         return content_hash(baseline_inputs(self.baseline, prompt, key=TEACHER), commit, torch.cuda.is_available())
 
-    def describe(self) -> str:
-        """What this process asked for, in one line."""
+    def describe(self, kept: int) -> str:
+        """What this process did, in one line; kept: how many pairs teacher.jsonl holds."""
         cut = "".join(f", {name.replace('_', ' ')} {count:,}" for name, count in self.cut.items() if count)
-        return f"teacher {self.baseline.name}: {self.scored:,} pairs scored, {self.cached:,} known before{cut}"
+        here = " by this process" if launched() > 1 else ""
+        return f"teacher {self.baseline.name}: {self.scored:,} pairs scored{here}, {kept:,} in {TEACHER_SCORES}{cut}"
 
     @property
     def cut(self) -> dict[str, int]:
@@ -139,8 +138,8 @@ def write_teacher_scores(
     collections: Sequence[Collection],
     wanted: Callable[[Collection], Wanted],
     processes: Processes,
-) -> None:
-    """teacher.jsonl: raw scores of all wanted pairs, a query a line, by query id.
+) -> int:
+    """teacher.jsonl: raw scores of all wanted pairs, a query a line, by query id; returns how many pairs.
 
     Every process of the group calls this: each scores its share of the queries, the first one writes. Ids of the
     collections are qualified.
@@ -160,6 +159,7 @@ def write_teacher_scores(
         for collection, share in shares:
             scores |= teacher.of(collection)(share)
         write_lines_atomic(path, (teacher_line(q, scores[q]) for q in sorted(scores)))
+    return sum(len(set(documents)) for _, pairs in asked for documents in pairs.values())
 
 
 def _commit(baseline: Baseline) -> str | None:

@@ -61,7 +61,11 @@ class VectorStore:
             rows = _rows(path)
             keys = [key.tobytes() for key in rows["key"]]
             rows["vector"], rows["cut"]
-        except (OSError, ValueError, IndexError) as error:
+        except OSError as error:
+            # A disk that does not answer says nothing of the file.
+            said = error.strerror or error
+            raise UserError(f"{path}: cannot be read ({said}): make it readable, or remove it") from None
+        except (ValueError, IndexError, EOFError) as error:
             self._say(f"{path}: damaged ({error}): removed, its texts are encoded again")
             path.unlink(missing_ok=True)
             return

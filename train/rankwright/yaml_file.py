@@ -39,6 +39,7 @@ _EXPECTED = {
     "literal_error": "must be {expected}",
     "string_pattern_mismatch": "must match {pattern}",
     "too_short": "must hold at least {min_length}",
+    "too_long": "must hold at most {max_length}",
 }
 _HINTS = {
     ("must be text", int): ": put it in quotes",

@@ -1,33 +1,49 @@
-"""README.md of an exported folder: what it is, how to load it, the prompt, the figures."""
+"""README.md and SERVE.md of an exported folder: what it is, how to load and serve it, the prompt, the figures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankwright.derived_licence import hub_sets, public
-from rankwright.export.causal import LOGIT_SCORE, vllm_overrides
+from rankwright.derived_licence import public
+from rankwright.export.card_metadata import SetResult, metadata_yaml
+from rankwright.export.causal import vllm_overrides
+from rankwright.export.runtimes import Kind, kind_of
 from rankwright.prompts import PromptContract
 
+CARD, SERVE = "README.md", "SERVE.md"
+# Stands for the folder in both files; `rankwright push` puts the repository's name there.
+PLACE = "PATH"
 EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a company.")
+HOLDS: dict[Kind, str] = {
+    "hf": "",
+    "causal": "; this folder holds the language model in its yes/no form",
+    "adapter": "; this folder holds the LoRA adapters only",
+    "onnx": "; this folder holds it as ONNX",
+    "gguf": "; this folder holds it as GGUF, for llama.cpp",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
     """What only the caller of an export knows.
 
-    calibration: calibration.json; gate: gate.json, where the recipe has a gate; ledger: licences.json, without which
-    the card states no licence.
+    name: of the model, a word; results: nDCG@10 a test set; calibration: calibration.json; gate: gate.json, where the
+    recipe has a gate; ledger: licences.json, without which the card states no licence; training: how the weights were
+    made, in sentences.
     """
 
     title: str = "Reranker"
+    name: str = "reranker"
     figures: Mapping[str, str | float | int] = field(default_factory=dict)
+    results: Sequence[SetResult] = ()
     calibration: Mapping[str, Any] | None = None
     gate: Mapping[str, Any] | None = None
     ledger: dict[str, Any] | None = None
+    training: Sequence[str] = ()
 
 
 def write_card(
@@ -39,7 +55,7 @@ def write_card(
     base_name: str,
     revision: str | None,
 ) -> None:
-    """Write README.md; last of all files, since peft writes one of its own when it saves."""
+    """Write README.md and SERVE.md; last of all files, since peft writes a card of its own when it saves."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -51,36 +67,67 @@ def write_card(
     )
     # A bar or a line break would end the cell of a table.
     environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
-    text = environment.get_template("model_card.md.j2").render(
-        title=facts.title,
+    # Of a runtime that gives probabilities alone there is no difference of a score.
+    environment.filters["figure"] = lambda value: f"{value:.1e}" if isinstance(value, float) else ""
+    kind = kind_of(folder)
+    facts_of_all = {
+        "title": facts.title,
+        "name": facts.name,
+        "kind": kind,
+        "contract": contract,
+        "query": EXAMPLE[0],
+        "document": EXAMPLE[1],
+        **_files(folder, kind, contract),
+    }
+    metadata = metadata_yaml(
+        kind,
+        model_name=facts.name,
+        base_name=base_name,
+        revision=revision,
+        ledger=facts.ledger,
+        results=facts.results,
+    )
+    card = environment.get_template("model_card.md.j2").render(
+        **facts_of_all,
+        **_words(contract),
+        metadata=metadata,
+        holds=HOLDS[kind],
         ledger=None if facts.ledger is None else public(facts.ledger),
-        hub_sets=[] if facts.ledger is None else hub_sets(facts.ledger),
         figures=dict(facts.figures),
+        training=list(facts.training),
         calibration=facts.calibration,
         gate=facts.gate,
-        contract=contract,
-        **_words(contract),
         parity=parity,
         base_name=base_name,
         revision=revision,
-        # `base_model` must be a hub id; a fixture of this package is none.
-        hub_base=re.fullmatch(r"(?!fixtures/)[\w.-]+/[\w.-]+", base_name) is not None,
-        adapter=(folder / "adapter_config.json").is_file(),
-        vllm_overrides=vllm_overrides(folder, contract) if (folder / LOGIT_SCORE).is_dir() else None,
         control_token=next(iter(re.findall(r"<\|\w+\|>", contract.suffix)), "<|im_end|>"),
-        query=EXAMPLE[0],
-        document=EXAMPLE[1],
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    serve = environment.get_template("serve.md.j2").render(**facts_of_all)
+    for name, text in ((CARD, card), (SERVE, serve)):
+        # Blocks that a kind of folder does not have leave empty lines.
+        (folder / name).write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
+
+
+def _files(folder: Path, kind: Kind, contract: PromptContract) -> dict[str, Any]:
+    """What the snippets say about the files of this folder."""
+    external = (folder / "onnx" / "model.onnx_data").is_file()
+    return {
+        "gguf_files": sorted(path.name for path in folder.glob("*.gguf")),
+        "quantised": (folder / "onnx" / "model_quantized.onnx").is_file(),
+        "additional": ', additional_files=["onnx/model.onnx_data"]' if external else "",
+        "vllm_overrides": vllm_overrides(folder, contract) if kind == "causal" else "",
+    }
 
 
 def _words(contract: PromptContract) -> dict[str, str]:
-    """How a card names the scored tokens, what to take of the logits, and the score."""
+    """How a card names the scored tokens, what to take of the logits, the score, and the logits as code."""
     yes, times = f"`{contract.yes_token}` {contract.yes_id}", "" if contract.scale == 1 else f"{contract.scale:g} * "
     if contract.no_id is None:
         words = (f"token ({yes})", f"`{times}logits[yes]`", f"`{times}W[{contract.yes_token}] . h`")
+        code = f"{times}logits[:, {contract.yes_id}]"
     else:
         difference = f"`{times}(W[{contract.yes_token}] - W[{contract.no_token}]) . h`"
         logits = f"{times}(logits[yes] - logits[no])" if times else "logits[yes] - logits[no]"
+        code = f"{times}(logits[:, {contract.yes_id}] - logits[:, {contract.no_id}])"
         words = (f"tokens ({yes}, `{contract.no_token}` {contract.no_id})", f"`{logits}`", difference)
-    return dict(zip(("scored_tokens", "logit", "score"), words, strict=True))
+    return dict(zip(("scored_tokens", "logit", "score", "of_logits"), (*words, code), strict=True))

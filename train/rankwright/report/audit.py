@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rankwright.atomic import write_text_atomic
 from rankwright.data_files import qualified, read_split
 from rankwright.errors import UserError
 from rankwright.examples import Collection
-from rankwright.false_negatives import read_estimate, spelled
+from rankwright.false_negatives import NONE_ABOVE, leaves_none_above
 from rankwright.mining import JUDGED
 from rankwright.ranking import stable_hash
 from rankwright.report import gather
@@ -102,9 +102,10 @@ def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
             facts=facts,
             cases=cases,
             queries=len(owners),
-            estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
             mined=gather.read_mining(run),
+            none_above=NONE_ABOVE if leaves_none_above(recipe) else None,
             reasons=REASONS,
+            most=NEGATIVES_SHOWN,
             # A name for what the page keeps: of this mining, and of no other.
             name=f"{recipe.name}-{facts['inputs']}-{recipe.seed}",
         )
@@ -128,8 +129,8 @@ def _cases(folder: Path, owners: Mapping[str, Collection], *, has_teacher: bool)
             for d, label in sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))
         ]
         negatives = [_shown(collection, scores, row, _kind(row)) for row in pools.get(query_id, ())]
-        # What a filter decided to be no plain negative comes first, then by rank.
-        negatives.sort(key=lambda n: (n.kind == "negative", n.source == JUDGED, n.rank or len(places) + 1))
+        negatives.sort(key=lambda n: (n.source == JUDGED, n.rank or len(places) + 1))
+        shown = _first(negatives)
         gone = removed.get(query_id, {"removed": [], "more": 0})
         others = [_shown(collection, scores, row, "removed") for row in gone["removed"]]
         query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
@@ -138,12 +139,22 @@ def _cases(folder: Path, owners: Mapping[str, Collection], *, has_teacher: bool)
             query,
             rest,
             tuple(positives[:POSITIVES_SHOWN]),
-            tuple(negatives[:NEGATIVES_SHOWN]),
+            shown,
             tuple(others[:REMOVED_SHOWN]),
             max(0, len(positives) - POSITIVES_SHOWN),
-            max(0, len(negatives) - NEGATIVES_SHOWN),
+            len(negatives) - len(shown),
             max(0, len(others) - REMOVED_SHOWN) + int(gone["more"]),
         )
+
+
+def _first(negatives: Sequence[Shown]) -> tuple[Shown, ...]:
+    """NEGATIVES_SHOWN of them: what a filter decided to be no plain negative comes first, but takes no more than half
+    while there are others, by which the answers tell how many negatives are false."""
+    changed = [n for n in negatives if n.kind != "negative"]
+    plain = [n for n in negatives if n.kind == "negative"]
+    places = max(NEGATIVES_SHOWN // 2, NEGATIVES_SHOWN - len(plain))
+    changed = changed[:places]
+    return (*changed, *plain[: NEGATIVES_SHOWN - len(changed)])
 
 
 def _kind(row: Mapping[str, Any]) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwright.errors import UserError
+from rankwright.false_negatives import read_estimate, spelled
 from rankwright.recipe import Recipe, Section
 from rankwright.run_folder import STAGES, RunFolder
 
 # Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
 MOST_POOLS = 20_000
 REASONS = {
-    "kept": "retrieved and not judged: taken as not relevant",
+    "kept": "retrieved and not judged: taken as not relevant, unless a filter promoted it or left it soft",
     "kept_judged": "judged not relevant",
     "positive": "removed: relevant to the query",
     "judged": "judged not relevant as well as retrieved: counted with those",
@@ -40,6 +41,7 @@ class Mined:
     """counts: reason -> (number, meaning); sources: (source, reason) -> negatives in the `pools` pools counted.
 
     filters: (what removed, how many, candidates left after it), in their order; said: what filters counted, in words.
+    estimates: of false negatives, (what it is a share of, the share with its interval).
     """
 
     queries: int | None
@@ -49,6 +51,7 @@ class Mined:
     sizes: tuple[int, float, int] | None
     filters: Sequence[tuple[str, int, int]]
     said: Mapping[str, int]
+    estimates: Sequence[tuple[str, str]]
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -120,7 +123,8 @@ def read_mining(run: RunFolder) -> Mined | None:
         with path.open(encoding="utf-8") as file:
             for line in itertools.islice(file, MOST_POOLS):
                 pool = json.loads(line)["negatives"]
-                sizes.append(len(pool))
+                # What was promoted is drawn as relevant.
+                sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
                 sources.update((str(n["source"]), str(n["reason"])) for n in pool)
     sizes.sort()
     order = [*(r for r in REASONS if r in counts), *sorted(r for r in counts if r not in REASONS)]
@@ -132,6 +136,7 @@ def read_mining(run: RunFolder) -> Mined | None:
         sizes=(sizes[0], float(sizes[len(sizes) // 2]), sizes[-1]) if sizes else None,
         filters=[(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
         said=facts.get("said", {}),
+        estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
     )
 
 

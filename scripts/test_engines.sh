@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Real inference engines against exports: each in an environment of its own under WORK, one after another.
+#
+#     scripts/test_engines.sh                          all engines, on tiny models made for it
+#     scripts/test_engines.sh vllm infinity            some of them (names: scripts/engines/*.sh)
+#     RUN=runs/NAME scripts/test_engines.sh            on the exports of a run of yours
+#
+# WORK (else ~/.cache/rankwright/engines) keeps environments and exports: up to 6 GB with all engines. Needs the package
+# index, and node for two of them. Prints a table of engines, versions and largest differences, and writes it to
+# WORK/results.jsonl; exit code 1 when an engine differs or does not run.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+work=${WORK:-${XDG_CACHE_HOME:-$HOME/.cache}/rankwright/engines}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+"$root/scripts/setup.sh" dev
+export PYTHON="$root/.venv/bin/python"
+
+if [[ -n ${RUN:-} ]]; then
+    exports=$RUN/export
+else
+    exports=$work/exports
+    rm -rf "$exports"
+    "$PYTHON" "$root/tests/engine_folders.py" "$exports"
+fi
+
+# Engine -> the kinds of folders that it reads, by the names that exports have.
+declare -A reads=(
+    [infinity]="hf" [vllm]="hf hf-official" [transformers_js]="onnx" [node_llama_cpp]="gguf" [llama_cpp_python]="gguf"
+)
+names=("$@")
+if [[ ${#names[@]} -eq 0 ]]; then
+    for script in "$root"/scripts/engines/*.sh; do names+=("$(basename "$script" .sh)"); done
+fi
+
+failed=0
+: > "$work/results.jsonl"
+for name in "${names[@]}"; do
+    script=$root/scripts/engines/$name.sh
+    if [[ ! -f $script ]]; then
+        echo "error: no engine $name: see scripts/engines" >&2
+        exit 2
+    fi
+    folders=()
+    for kind in ${reads[$name]:-hf}; do [[ ! -d $exports/$kind ]] || folders+=("$exports/$kind"); done
+    if [[ ${#folders[@]} -eq 0 ]]; then
+        echo "$name: no export that it reads in $exports: left out"
+        continue
+    fi
+    echo "$name: ${folders[*]}"
+    "$script" "$work" "${folders[@]}" | tee -a "$work/results.jsonl" || { failed=1; echo "$name: FAILED" >&2; }
+done
+"$PYTHON" "$root/scripts/engines/table.py" "$work/results.jsonl"
+exit $failed

@@ -1,0 +1,131 @@
+"""README.md and SERVE.md of exports: metadata that the hub reads, snippets that run as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from rankwright.export.card import EXAMPLE, CardFacts, write_card
+from rankwright.export.card_metadata import SetResult
+from rankwright.prompts import PromptContract
+from rankwright.reranker import Reranker
+
+CORPUS = Path(__file__).parent.parent / "data" / "fixtures" / "finance" / "test" / "corpus.jsonl"
+PARITY = {
+    "rows": 30,
+    "engines": {
+        "transformers": {"rows": 30, "max_d_logit": 1e-6, "max_d_logit_batch": 2e-6, "max_d_probability": 1e-7},
+        "llama.cpp": {"rows": 30, "max_d_probability": 1e-4},
+        "sentence-transformers": "not installed: not checked",
+    },
+}
+LEDGER = {
+    "require": None,
+    "licence": {"hub": "other", "name": "cc-by-4.0-and-acme", "why": ["a reason"], "attribution": []},
+    "inputs": [],
+}
+RESULTS = [
+    SetResult("tatqa", "acme/tatqa", 150, 0.36789, 0.3, 0.42, "BM25, best 20"),
+    SetResult("own | set", None, 1, 0.5, 0.0, 1.0, "fusion, best 100"),
+]
+
+
+@pytest.fixture
+def card_of(folders: dict[str, Path], tmp_path: Path) -> Any:
+    def write(name: str, **facts: Any) -> Path:
+        folder = Path(shutil.copytree(folders[name], tmp_path / name))
+        contract = PromptContract.load(folder)
+        assert contract is not None
+        write_card(
+            folder,
+            CardFacts(title="Tiny", name="tiny", **facts),
+            contract,
+            PARITY,
+            base_name="org/base",
+            revision="abc",
+        )
+        return folder
+
+    return write
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_hub_reads_licence_base_and_ndcg_with_its_interval(card_of: Any) -> None:
+    card = ModelCard.load(
+        card_of("qwen3-portable", ledger=LEDGER, results=RESULTS, training=["Trained on x."]) / "README.md"
+    )
+    data = card.data.to_dict()
+    assert data["license"] == "other" and data["license_name"] == "cc-by-4.0-and-acme"
+    assert data["base_model"] == "org/base" and data["base_model_relation"] == "finetune"
+    assert data["pipeline_tag"] == "text-ranking" and data["library_name"] == "sentence-transformers"
+    assert card.data.model_name == "tiny" and card.data.eval_results is not None
+    first, second = card.data.eval_results
+    assert (first.dataset_type, first.dataset_name, first.metric_type) == ("acme/tatqa", "tatqa", "ndcg_at_10")
+    assert first.metric_value == 0.3679
+    assert first.metric_args == {"interval_95": [0.3, 0.42], "queries": 150, "reranked": "BM25, best 20"}
+    assert second.dataset_type == second.dataset_name == "own | set"
+    assert "- Trained on x." in card.text
+    # Of llama.cpp there are probabilities alone.
+    assert "| llama.cpp | 30 |  |  | 1.0e-04 |" in card.text
+
+
+def test_a_card_without_facts_says_nothing_that_it_does_not_know(card_of: Any) -> None:
+    folder = card_of("qwen3-portable")
+    data = ModelCard.load(folder / "README.md").data.to_dict()
+    assert not {"license", "model-index", "datasets"} & set(data)
+    for name in ("README.md", "SERVE.md"):
+        text = (folder / name).read_text()
+        assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
+
+
+@pytest.mark.parametrize("name", ["qwen3-portable", "qwen3-official"])
+def test_the_snippets_of_both_files_run(
+    card_of: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = card_of(name)
+    shutil.copy(CORPUS, tmp_path / "corpus.jsonl")
+    monkeypatch.chdir(tmp_path)
+    reranker = Reranker.load(str(folder))
+    wanted = reranker.rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability
+    snippets = [*blocks(folder / "README.md", "python"), *blocks(folder / "SERVE.md", "python")]
+    assert len(snippets) == 5
+    for snippet in snippets:
+        shown: list[Any] = []
+        exec(snippet.replace('"PATH"', repr(str(folder))), {"print": shown.append})
+        (found,) = shown
+        if "bm25s" in snippet:
+            texts = {row["_id"]: f"{row.get('title') or ''} {row['text']}" for row in map(json.loads, CORPUS.open())}
+            scores = reranker.score(EXAMPLE[0], [texts[place] for place, _ in found])
+            assert [score for _, score in found] == pytest.approx(
+                torch.sigmoid(torch.tensor(scores)).tolist(), abs=1e-4
+            )
+            assert len(found) == 10 and scores == sorted(scores, reverse=True)
+        elif isinstance(found, list):
+            assert found[0]["score"] == pytest.approx(wanted, abs=1e-4)
+        else:
+            assert torch.as_tensor(found).item() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3-portable", "qwen3-official"])
+def test_the_commands_of_serve_are_whole(card_of: Any, name: str) -> None:
+    folder = card_of(name)
+    commands = blocks(folder / "SERVE.md", "bash")
+    assert any("vllm serve" in command for command in commands)
+    # A template that vLLM was not given is what makes an official prompt wrong there.
+    assert any("--chat-template PATH/chat_template.jinja" in c for c in commands) == (name == "qwen3-official")
+    assert any("infinity_emb" in command for command in commands) == (name == "qwen3-portable")
+    for command in commands:
+        subprocess.run(["bash", "-n"], input=command, text=True, check=True)
+        for body in re.findall(r"-d '(.*?)'", command, re.DOTALL):
+            assert json.loads(body)["query"] == EXAMPLE[0]

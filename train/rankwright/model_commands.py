@@ -1,0 +1,57 @@
+"""Commands on models that are there already: score, verify, push. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rankwright import console
+from rankwright.quiet import quiet_libraries
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (score, push):
+        app.command()(command)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
+    target: Annotated[str, typer.Argument(help="one of its exports, e.g. hf", metavar="TARGET")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub", metavar="REPO")],
+    public: Annotated[bool, typer.Option("--public", help="a new repository is for everybody")] = False,
+    revision: Annotated[str | None, typer.Option(help="branch (else main)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would go where")] = False,
+) -> None:
+    """Put an export on the hub; private unless --public. The token is HF_TOKEN's, or that of `hf auth login`."""
+    from rankwright.push import plan_push, send, show_push
+
+    quiet_libraries()
+    planned = plan_push(run, target, repository, private=not public, revision=revision)
+    show_push(planned, dry_run=dry_run)
+    if not dry_run:
+        console.say(f"pushed: {send(planned)}")
+
+
+def score(
+    model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
+    query: Annotated[str, typer.Option("--query", "-q", help="the query")],
+    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one a line), JSONL with `text`, or -")],
+    mode: Annotated[str | None, typer.Option(help="the prompt frame, where the model's files do not say it")] = None,
+    instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
+    base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
+    top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
+) -> None:
+    """Rank the documents of a file for one query."""
+    from rankwright.checking import read_documents, show_ranking, stated_mode
+    from rankwright.reranker import Reranker
+
+    texts = read_documents(documents)
+    quiet_libraries()
+    reranker = Reranker.load(model, mode=stated_mode(mode), instruction=instruction, base=base)
+    show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
+    if reranker.cut_documents or reranker.cut_queries:
+        cut = f"{reranker.cut_documents} documents, {reranker.cut_queries} queries"
+        console.say(f"cut to {reranker.contract.max_tokens} tokens: {cut}")
