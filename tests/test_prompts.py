@@ -18,7 +18,6 @@ from rankwright.prompts import (
     PromptContract,
     PromptEncoder,
     make_contract,
-    native_mode,
 )
 from tiny import make_tiny_llama
 
@@ -184,10 +183,3 @@ def test_a_tokenizer_without_turn_tokens_is_refused(tokenizers: dict[str, Any]) 
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<e>")
     with pytest.raises(UserError, match="turn"):
         make_contract(bare, mode="portable")
-
-
-def test_native_mode() -> None:
-    assert native_mode("Qwen/Qwen3-Reranker-0.6B", None) == "official"
-    assert native_mode("Qwen/Qwen3-0.6B", None) == "portable"
-    # A folder above it says nothing about the model.
-    assert native_mode("experiments/qwen3-reranker/llama", None) == "portable"

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rankwright.errors import UserError
-from rankwright.frames import Mode, native_frame
+from rankwright.frames import Mode, known_frame
 from rankwright.model import load_model, load_tokenizer
 from rankwright.prompts import PromptContract, PromptEncoder, make_contract
 from rankwright.reranker import Reranker
@@ -260,7 +260,7 @@ def test_scored_words_must_be_one_token(tokenizers: dict[str, Any], tmp_path: Pa
     ],
 )
 def test_bases_are_known_by_their_own_name(base: str, mode: str) -> None:
-    assert native_frame(base) == mode
+    assert (known_frame(base) or "portable") == mode
 
 
 def test_a_base_in_its_vendors_frame_through_the_public_api(tiny_qwen3: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qw
             shutil.copytree(tiny_qwen3, folder)
         recipe = Recipe(name="r", model=Model(base=str(folder)), data=Data(), prompt=prompt, export=export or Export())
         # The base row is in its vendor's frame whatever is trained.
-        assert base_reranker(recipe).contract.mode == native_frame(name)
+        assert base_reranker(recipe).contract.mode == known_frame(name)
         return recipe_contract(recipe, str(folder), load_tokenizer(str(folder)))
 
     told = Prompt(max_tokens=320, instruction="Find the clause")

@@ -149,7 +149,7 @@ def add_random_lora(model: Any, *, rank: int = 4, seed: int = 1, dropout: float 
     return model
 
 
-def trained_of(base: Path, mode: Any, *, full: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+def trained_of(base: Path, mode: Any, *, full: bool = False) -> Any:
     """What an export takes (rankwright.export.Trained): a tiny model whose weights differ from its base's."""
     from rankwright.export import Trained
     from rankwright.methods import train_all
@@ -168,7 +168,7 @@ def trained_of(base: Path, mode: Any, *, full: bool = False, dtype: torch.dtype 
                     parameter.add_(0.05 * torch.randn_like(parameter))
     else:
         model = add_random_lora(model)
-    return Trained(model.eval(), tokenizer, contract, str(base), None, PAIRS, 1e-4, dtype)
+    return Trained(model.eval(), tokenizer, contract, str(base), None, PAIRS, 1e-4)
 
 
 def _shape(vocabulary: int, layers: int, hidden: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from rankwright import console
+from rankwright.base_files import refuse_other_kinds
 from rankwright.cross_encoder import CrossEncoderScorer
 from rankwright.errors import UserError
 from rankwright.evaluate import Scorer
@@ -52,6 +53,7 @@ def vendor_contract(baseline: Baseline, prompt: Prompt, mode: Mode) -> tuple[str
     Raises UserError for one that carries a contract of its own, and where the frame does not fit into the budget.
     """
     folder = resolve_base(baseline.model, "model")
+    refuse_other_kinds(baseline.model, folder, baseline.revision)
     if saved_contract(folder, baseline.revision) is not None:
         raise UserError(f"{baseline.model} carries its own prompt contract: use kind: rankwright")
     tokenizer = load_tokenizer(folder, baseline.revision)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.table import Table
 
 from rankwright import console, resources
-from rankwright.errors import UserError
+from rankwright.errors import UserError, did_you_mean
+from rankwright.frames import Mode
 from rankwright.gpus import GIB
 from rankwright.loading import LoadedRecipe
 from rankwright.recipe import DevFromTrain
@@ -149,3 +150,11 @@ def show_ranking(ranked: Sequence[Ranked], *, calibrated: bool) -> None:
         numbers = [row.score, row.probability, *([row.calibrated] if calibrated else [])]
         table.add_row(str(rank), *(f"{number:.4f}" for number in numbers), str(row.index + 1), text)
     console.show(table)
+
+
+def stated_mode(text: str | None) -> Mode | None:
+    """The frame that a user names. Raises UserError for one that there is not."""
+    found: Mode | None = next((mode for mode in get_args(Mode) if mode == text), None)
+    if text is not None and found is None:
+        raise UserError(f"mode: {text!r}{did_you_mean(text, get_args(Mode))} (known: {', '.join(get_args(Mode))})")
+    return found

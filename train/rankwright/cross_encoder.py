@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rankwright import console
+from rankwright.base_files import refuse_pickles
 from rankwright.errors import UserError
 
 # Pairs are gathered over queries up to this many before they are scored together, sorted by length.
@@ -49,6 +50,7 @@ class CrossEncoderScorer:
         cross-encoder.
         """
         check_installed()
+        refuse_pickles(model)
         self.batch = batch
         options = {"revision": revision, "trust_remote_code": remote_code}
         _refuse_other_kinds(model, options, dtype)
@@ -122,9 +124,11 @@ def _cut_lengths(query: int, document: int, room: int) -> tuple[bool, bool]:
 def _load(model: str, options: dict[str, Any], dtype: torch.dtype, device: str | None) -> Any:
     from sentence_transformers import CrossEncoder
 
+    # A pickle may run code when it is loaded.
+    weights = {"dtype": dtype, "use_safetensors": True}
     try:
         encoder: Any = CrossEncoder(
-            model, activation_fn=torch.nn.Identity(), model_kwargs={"dtype": dtype}, device=device, **options
+            model, activation_fn=torch.nn.Identity(), model_kwargs=weights, device=device, **options
         )
     except LOAD_ERRORS as error:
         raise _not_loaded(model, error) from None
@@ -170,7 +174,9 @@ def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype)
             )
         auto = transformers.AutoModelForSequenceClassification
         labels = {} if architecture.endswith("ForSequenceClassification") else {"num_labels": 1}
-        loaded, info = auto.from_pretrained(model, dtype=dtype, output_loading_info=True, **labels, **options)
+        loaded, info = auto.from_pretrained(
+            model, dtype=dtype, use_safetensors=True, output_loading_info=True, **labels, **options
+        )
     except LOAD_ERRORS as error:
         raise (error if isinstance(error, UserError) else _not_loaded(model, error)) from None
     bad = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))

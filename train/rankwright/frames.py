@@ -133,12 +133,9 @@ def frame_of(mode: Mode, tokenizer: Any, instruction: str) -> Frame:
     return frames[mode]()
 
 
-def native_frame(base: str) -> Mode:
-    """The frame of a base by its name, the last part of a folder or hub id; what no vendor has named is `portable`.
-
-    A renamed folder is not recognised: nothing in the files of these models says in which frame they were trained.
-    """
-    name = Path(base).name.lower()
+def known_frame(name: str) -> Mode | None:
+    """The frame of a family by the last part of a folder's name or hub id, or None."""
+    last = Path(name).name.lower()
     known: dict[str, Mode] = {
         "qwen3-reranker": "official",
         "zerank-": "zerank",
@@ -146,7 +143,7 @@ def native_frame(base: str) -> Mode:
         "mxbai-rerank-large-v2": "mxbai",
         "bge-reranker-v2-gemma": "bge",
     }
-    return next((mode for part, mode in known.items() if part in name), "portable")
+    return next((mode for part, mode in known.items() if part in last), None)
 
 
 def single_token_id(tokenizer: Any, token: str) -> int:

@@ -6,9 +6,7 @@ and logits over the vocabulary are never computed. With one scored token the row
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -16,12 +14,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rankwright.attention import PLAIN, choose_route
+from rankwright.base_files import adapter_base, find_file, refuse_other_kinds, refuse_pickles
 from rankwright.batching import CHUNK_TOKENS, Chunk, pad_chunks
 from rankwright.blocks import Block, score_states, why_not
 from rankwright.errors import UserError
 from rankwright.frames import choose_pad_token
 from rankwright.layout import CPU_ROW_TOKENS, SHAPE_MULTIPLE, Row, pack
 from rankwright.prompts import EncodedGroup, PromptContract
+from rankwright.resources import resolve_base
 
 # B rows, T tokens, N scored prompts, H hidden size.
 UNLIMITED = 10**30
@@ -166,15 +166,29 @@ def load_model(
     Reads causal language models, one-label sequence classifiers (our own exports) and PEFT adapter folders;
     `base` is where an adapter's base lies, when its own settings do not name a hub id.
     """
-    if (Path(folder) / "adapter_config.json").is_file():
-        return _load_adapter(Path(folder), contract, tokenizer, dtype, base)
+    refuse_pickles(folder)
+    if adapter_base(folder, revision) is not None:
+        return _load_adapter(folder, contract, tokenizer, revision=revision, dtype=dtype, base=base)
     config, auto = _config(folder, contract, tokenizer, revision)
-    lm, info = _from_pretrained(auto, folder, revision=revision, config=config, dtype=dtype, output_loading_info=True)
+    options = {"revision": revision, "config": config, "dtype": dtype, "output_loading_info": True}
+    # A pickle may run code when it is loaded.
+    lm, info = _from_pretrained(auto, folder, use_safetensors=True, **options)
     _refuse_missing(folder, lm, info)
     if hasattr(lm, "score"):
         weight_H = lm.score.weight[0]
         return RankModel(lm, torch.stack([torch.zeros_like(weight_H), weight_H]), tokenizer.pad_token_id)
     return RankModel(lm, scored_rows(lm.get_output_embeddings().weight, contract), tokenizer.pad_token_id)
+
+
+def load_merged(
+    folder: str, contract: PromptContract, tokenizer: Any, *, revision: str | None = None, dtype: torch.dtype
+) -> RankModel:
+    """As load_model(), but adapters are merged, in fp32 and cast once: what new adapters are trained on."""
+    if adapter_base(folder, revision) is None:
+        return load_model(folder, contract, tokenizer, revision=revision, dtype=dtype)
+    model = load_model(folder, contract, tokenizer, revision=revision)
+    model.lm = cast(Any, model.lm).merge_and_unload().to(dtype)
+    return model
 
 
 def scored_rows(rows_VH: Tensor, contract: PromptContract) -> Tensor:
@@ -200,6 +214,9 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
     """The base's config, checked, and the class of transformers that its weights are of."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    while (named := adapter_base(folder, revision)) is not None:
+        folder, revision = resolve_base(named[0]), named[1]
+    refuse_other_kinds(folder, folder, revision)
     config = _from_pretrained(AutoConfig, folder, revision=revision)
     config.pad_token_id = tokenizer.pad_token_id
     if getattr(config, "final_logit_softcapping", None):
@@ -207,34 +224,37 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and contract.max_tokens > positions:
         raise UserError(f"prompt.max_tokens: {contract.max_tokens}, but {folder} has {positions} positions: lower it")
-    architecture = (config.architectures or ["?"])[0]
-    is_classifier = architecture.endswith("ForSequenceClassification")
-    if is_classifier and config.num_labels != 1:
-        raise UserError(
-            f"model.base: {folder}: {architecture} has {config.num_labels} labels, must have 1: choose another base"
-        )
+    is_classifier = (config.architectures or ["?"])[0].endswith("ForSequenceClassification")
     return config, AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
 
 
 def _load_adapter(
-    folder: Path, contract: PromptContract, tokenizer: Any, dtype: torch.dtype, base: str | None
+    folder: str,
+    contract: PromptContract,
+    tokenizer: Any,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    base: str | None,
 ) -> RankModel:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    from rankwright.resources import resolve_base
-
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    name = settings["base_model_name_or_path"]
-    revision = settings.get("revision") if base is None else None
+    named = adapter_base(folder, revision)
+    assert named is not None, "the caller has looked"
+    name, base_revision = named if base is None else (named[0], None)
+    weights = find_file(folder, "adapter_model.safetensors", revision)
+    if weights is None:
+        raise UserError(f"model.base: {folder}: no adapter_model.safetensors: write the adapters again, as safetensors")
     try:
-        model = load_model(resolve_base(base or name), contract, tokenizer, revision=revision, dtype=dtype)
+        model = load_merged(resolve_base(base or name), contract, tokenizer, revision=base_revision, dtype=dtype)
     except UserError as error:
         raise UserError(
-            f"{folder}: adapters of the base {name!r}: {error}; or say where it is: base=FOLDER (--base FOLDER)"
+            f"{folder}: adapters of the base {name!r}: {error}; or say where it is: base=FOLDER (--base FOLDER), "
+            f"or start where a folder {name!r} lies"
         ) from None
-    model.lm = PeftModel.from_pretrained(model.lm, str(folder))
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+    model.lm = PeftModel.from_pretrained(model.lm, folder, revision=revision)
+    with safe_open(weights, "pt") as file:
         stored = set(file.keys())
     # peft only warns of these, and the adapter then changes nothing there.
     missing = sorted(set(get_peft_model_state_dict(model.lm, save_embedding_layers=False)) ^ stored)
@@ -250,7 +270,7 @@ def _from_pretrained(auto: Any, folder: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model.base: cannot load {folder!r} ({first}): give a folder with config.json, weights and tokenizer, "
+            f"model.base: cannot load {folder!r} ({first}): give a folder with config.json, safetensors and tokenizer, "
             "or a hub id that this machine can reach"
         ) from None
 

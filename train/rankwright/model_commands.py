@@ -39,17 +39,18 @@ def score(
     model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
     query: Annotated[str, typer.Option("--query", "-q", help="the query")],
     documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one a line), JSONL with `text`, or -")],
+    mode: Annotated[str | None, typer.Option(help="the prompt frame, where the model's files do not say it")] = None,
     instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
     base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
     top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
 ) -> None:
     """Rank the documents of a file for one query."""
-    from rankwright.checking import read_documents, show_ranking
+    from rankwright.checking import read_documents, show_ranking, stated_mode
     from rankwright.reranker import Reranker
 
     texts = read_documents(documents)
     quiet_libraries()
-    reranker = Reranker.load(model, instruction=instruction, base=base)
+    reranker = Reranker.load(model, mode=stated_mode(mode), instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:
         cut = f"{reranker.cut_documents} documents, {reranker.cut_queries} queries"

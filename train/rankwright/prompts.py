@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from rankwright.control import control_tokens, neutralise
 from rankwright.errors import UserError
-from rankwright.frames import CUT, Mode, frame_of, native_frame, single_token_id
+from rankwright.frames import CUT, Mode, frame_of, single_token_id
 
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
@@ -281,8 +281,3 @@ class PromptEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def native_mode(base: str, saved: PromptContract | None) -> Mode:
-    """The frame that a base was made for: that of its own contract, of its family by name, or else portable."""
-    return native_frame(base) if saved is None else saved.mode

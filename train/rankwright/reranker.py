@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from rankwright.base_files import find_file, refuse_other_kinds
 from rankwright.errors import UserError
+from rankwright.frames import Mode
 from rankwright.model import RankModel, load_model, load_tokenizer
+from rankwright.origin import Origin, find_origin
 from rankwright.prompts import (
     CONTRACT_FILE,
     EncodedGroup,
     PromptContract,
     PromptEncoder,
     make_contract,
-    native_mode,
 )
 from rankwright.resources import resolve_base
 
@@ -64,6 +65,7 @@ class Reranker:
         cls,
         path: str,
         *,
+        mode: Mode | None = None,
         instruction: str | None = None,
         max_tokens: int | None = None,
         device: str | None = None,
@@ -72,12 +74,15 @@ class Reranker:
     ) -> Reranker:
         """An exported folder, an adapter folder, a local base or a hub id.
 
-        A folder with rankwright.json is scored under that contract; any other in its family's native frame.
+        A folder with rankwright.json is scored under that contract; any other in the frame that its files or its name
+        say it was trained in, or that is stated: mode. Raises UserError where that is neither found nor stated.
         base: where the base of an adapter folder lies, when its settings do not name a hub id.
         """
         folder = resolve_base(path, "model")
         tokenizer = load_tokenizer(folder)
-        contract = native_contract(folder, tokenizer, name=path, instruction=instruction, max_tokens=max_tokens)
+        contract = native_contract(
+            folder, tokenizer, name=path, mode=mode, instruction=instruction, max_tokens=max_tokens
+        )
         if instruction and not contract.takes_instruction:
             raise UserError(f"instruction: the frame {contract.mode} of {path} has no place for one: leave it out")
         model = load_model(folder, contract, tokenizer, dtype=dtype, base=base)
@@ -140,21 +145,8 @@ def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[int]]:
 
 def saved_contract(folder: str, revision: str | None = None) -> PromptContract | None:
     """The contract that a local folder or a hub repository carries, or None. Raises UserError for a broken one."""
-    from transformers.utils import cached_file
-
-    if not Path(folder).is_dir():
-        found = cached_file(
-            folder,
-            CONTRACT_FILE,
-            revision=revision,
-            # What cannot be reached at all has been said by then: the tokenizer is read first.
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if found is None:
-            return None
-        folder = str(Path(found).parent)
-    return PromptContract.load(Path(folder))
+    found = find_file(folder, CONTRACT_FILE, revision)
+    return None if found is None else PromptContract.load(found.parent)
 
 
 def native_contract(
@@ -162,6 +154,8 @@ def native_contract(
     tokenizer: Any,
     *,
     name: str | None = None,
+    mode: Mode | None = None,
+    unknown: Mode | None = None,
     instruction: str | None = None,
     max_tokens: int | None = None,
     query_tokens: int | None = None,
@@ -171,19 +165,35 @@ def native_contract(
 
     An instruction is left out where the frame has no place for one.
     name: what the base is called (a hub id), when `folder` is a copy under another name.
+    mode: the frame of a base that carries no contract, as its user states it; unknown: only where it is not found.
+    Raises UserError for a base that is no decoder with one score, or whose frame is neither found nor stated.
     """
+    name = name or folder
+    refuse_other_kinds(name, folder, revision)
     saved = saved_contract(folder, revision)
     if saved is None:
+        origin = Origin(mode) if mode is not None else _origin(name, folder, tokenizer, revision, unknown)
         return make_contract(
             tokenizer,
-            mode=native_mode(name or folder, None),
-            instruction=instruction,
+            mode=origin.mode,
+            instruction=origin.instruction if instruction is None else instruction,
             max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
             query_tokens=query_tokens,
         )
+    if mode is not None and mode != saved.mode:
+        raise UserError(f"mode: {name} carries its own prompt contract, of the frame {saved.mode}: leave mode out")
     if instruction is not None:
         saved = saved.under(instruction, tokenizer)
     if max_tokens is not None or query_tokens is not None:
         limit = max_tokens or saved.max_tokens
         saved = saved.replace(max_tokens=limit, query_tokens=query_tokens or limit // 4)
     return saved
+
+
+def _origin(name: str, folder: str, tokenizer: Any, revision: str | None, unknown: Mode | None) -> Origin:
+    try:
+        return find_origin(name, folder, tokenizer, revision)
+    except UserError:
+        if unknown is None:
+            raise
+    return Origin(unknown)

@@ -13,13 +13,15 @@ import torch.distributed as dist
 from rankwright import console, methods
 from rankwright import model as models
 from rankwright.attention import PLAIN
+from rankwright.base_files import adapter_base, refuse_other_kinds
 from rankwright.checkpoint import load_checkpoint
 from rankwright.errors import UserError, UserErrors
 from rankwright.frames import Mode
 from rankwright.instructions import stated_instruction, stated_instructions
 from rankwright.layout import CPU_ROW_TOKENS
 from rankwright.model import RankModel
-from rankwright.prompts import PromptContract, PromptEncoder, make_contract, native_mode
+from rankwright.origin import Origin, find_origin
+from rankwright.prompts import PromptContract, PromptEncoder, make_contract
 from rankwright.recipe import Model, Recipe
 from rankwright.reranker import Reranker, native_contract, saved_contract
 from rankwright.resources import resolve_base
@@ -67,14 +69,21 @@ def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
 
 def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
     """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
-    saved = saved_contract(base, recipe.model.revision)
+    revision = recipe.model.revision
+    refuse_other_kinds(recipe.model.base, base, revision)
+    _refuse_nested_adapters(recipe, base)
+    own: Origin | PromptContract | None = saved_contract(base, revision)
+    if recipe.prompt.mode == "auto":
+        own = own or find_origin(recipe.model.base, base, tokenizer, revision)
+        mode: Mode = own.mode
+    else:
+        mode = recipe.prompt.mode
     stated = stated_instruction(recipe)
-    mode: Mode = native_mode(recipe.model.base, saved) if recipe.prompt.mode == "auto" else recipe.prompt.mode
-    instruction = stated if stated is not None or saved is None else saved.instruction
     contract = make_contract(
         tokenizer,
         mode=mode,
-        instruction=instruction,
+        # A frame's own where neither the recipe nor the base has one.
+        instruction=stated if stated is not None or own is None else own.instruction,
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
     )
@@ -82,6 +91,14 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
     # Said before training, not after it.
     refuse_unservable(contract, recipe.export_targets)
     return contract
+
+
+def _refuse_nested_adapters(recipe: Recipe, base: str) -> None:
+    if "adapter" in recipe.export_targets and adapter_base(base, recipe.model.revision) is not None:
+        raise UserError(
+            "export.targets: adapter: model.base is itself a folder of adapters, and those on top of others have no "
+            "base that peft could load: export the merged model only (export.targets=[hf])"
+        )
 
 
 def recipe_encoder(recipe: Recipe) -> PromptEncoder:
@@ -115,7 +132,7 @@ def build_trainable(
 ) -> RankModel:
     """The base with LoRA adapters, or with all but its embeddings trainable; on device() or another place."""
     dtype = stored_dtype(recipe)
-    model = models.load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
+    model = models.load_merged(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
     return make_trainable(recipe, model).to(place or device())
 
 
@@ -177,6 +194,7 @@ def base_reranker(recipe: Recipe) -> Reranker:
         base,
         tokenizer,
         name=recipe.model.base,
+        unknown=None if recipe.prompt.mode == "auto" else recipe.prompt.mode,
         instruction=stated_instruction(recipe),
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,

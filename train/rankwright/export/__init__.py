@@ -3,7 +3,7 @@
 A module a target (hf, adapter, ...), each with one registered function; runtimes: the readers that prove a folder.
 """
 
-from rankwright.export import adapter, gguf, hf, onnx  # noqa: F401  (registers the targets)
+from rankwright.export import adapter, causal, gguf, hf, onnx  # noqa: F401  (registers the targets)
 from rankwright.export.adapter import export_adapter
 from rankwright.export.card import CardFacts
 from rankwright.export.hf import export_hf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from rankwright.derived_licence import public
 from rankwright.export.card_metadata import SetResult, metadata_yaml
+from rankwright.export.causal import vllm_overrides
 from rankwright.export.runtimes import Kind, kind_of
 from rankwright.prompts import PromptContract
 
@@ -77,7 +77,7 @@ def write_card(
         "contract": contract,
         "query": EXAMPLE[0],
         "document": EXAMPLE[1],
-        **_files(folder),
+        **_files(folder, kind, contract),
     }
     metadata = metadata_yaml(
         kind,
@@ -108,17 +108,14 @@ def write_card(
         (folder / name).write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
 
 
-def _files(folder: Path) -> dict[str, Any]:
+def _files(folder: Path, kind: Kind, contract: PromptContract) -> dict[str, Any]:
     """What the snippets say about the files of this folder."""
     external = (folder / "onnx" / "model.onnx_data").is_file()
-    config = folder / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type", "") if config.is_file() else ""
     return {
         "gguf_files": sorted(path.name for path in folder.glob("*.gguf")),
         "quantised": (folder / "onnx" / "model_quantized.onnx").is_file(),
         "additional": ', additional_files=["onnx/model.onnx_data"]' if external else "",
-        # What vLLM makes of a yes/no model.
-        "classifier": {"qwen3": "Qwen3", "llama": "Llama"}.get(kind, kind.capitalize()) + "ForSequenceClassification",
+        "vllm_overrides": vllm_overrides(folder, contract) if kind == "causal" else "",
     }
 
 

@@ -11,28 +11,31 @@ from torch import nn
 from rankwright.errors import UserError
 from rankwright.export.golden import golden_texts
 from rankwright.export.trained import Figures, Trained, fp32_copy, has_adapter
+from rankwright.export.weights import transplant
 from rankwright.model import RankModel
 from rankwright.prompts import PromptEncoder
+
+
+def without_adapters(model: RankModel) -> RankModel:
+    """A copy in fp32 whose adapters are merged; the head is as it was."""
+    model = fp32_copy(model)
+    if has_adapter(model):
+        model.lm = cast(Any, model.lm).merge_and_unload()
+    model.causal_lm.config.use_cache = True
+    model.causal_lm.config.pad_token_id = model.pad_id
+    return model
 
 
 def merge(model: RankModel) -> RankModel:
     """A copy in fp32 whose adapters are merged and whose decoder stands below a one-label head."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    model = fp32_copy(model)
-    if has_adapter(model):
-        model.lm = cast(Any, model.lm).merge_and_unload()
+    model = without_adapters(model)
     config = copy.deepcopy(model.causal_lm.config)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserError(f"export: {config.model_type} has no sequence-classification form in transformers")
     config.num_labels = 1
-    config.pad_token_id = model.pad_id
-    config.use_cache = True
-    with torch.device("meta"):
-        classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
-    prefix = classifier.base_model_prefix
-    assert type(getattr(classifier, prefix)) is type(model.decoder), "the classifier has another decoder"
-    setattr(classifier, prefix, model.decoder)
+    classifier = transplant(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, model.decoder)
     assert classifier.score.bias is None, "a score head with a bias"
     classifier.score.weight = nn.Parameter(model.score_weight_H[None].clone())
     return RankModel(classifier, model.rows_2H, model.pad_id).eval()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rankwright import console
 from rankwright.export.bake import write_tokenizer
 from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.hf import patch_config
+from rankwright.export.weights import patch_config
 from rankwright.export.merging import merge, merge_figures
 from rankwright.export.trained import NEEDS, TARGETS, Figures, Trained
 from rankwright.model import RankModel
@@ -165,8 +165,8 @@ def _write_config(merged: RankModel, folder: Path) -> None:
     lm.config.architectures = [type(lm).__name__]
     lm.config.dtype = torch.float32
     lm.config.save_pretrained(folder)
+    patch_config(folder)
     path = folder / "config.json"
-    patch_config(path)
     # Its default in browsers is the 8-bit file.
     settings: dict[str, Any] = {"dtype": "fp32"}
     data = [one.name.removesuffix("_data") for one in sorted((folder / "onnx").glob("*.onnx_data"))]

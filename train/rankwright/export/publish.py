@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from rankwright import console
 from rankwright.atomic import atomic_folder
 from rankwright.errors import UserError, UserErrors
 from rankwright.export.adapter import NEEDS_LORA
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.parity import check_folders
+from rankwright.export.scan import Private, scan, without_private
 from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained, Writer, has_adapter, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
@@ -36,13 +37,12 @@ def export_targets(
     base_name: str,
     revision: str | None = None,
     tolerance: float = 1e-4,
-    dtype: torch.dtype = torch.float32,
     facts: CardFacts | None = None,
 ) -> dict[str, Figures]:
     """Write folder/TARGET for each target (name -> options); the figures of each, as in its parity.json.
 
-    base_name: what the recipe calls the base. dtype: type of the written weights. Raises UserError, and leaves an
-    earlier folder of the target in place, when a runtime does not reproduce the golden scores within tolerance.
+    base_name: what the recipe calls the base. Raises UserError, and leaves an earlier folder of the target in place,
+    when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
     refuse_unservable(contract, targets)
@@ -57,7 +57,6 @@ def export_targets(
         revision,
         golden_pairs,
         tolerance=tolerance,
-        dtype=dtype,
         title=facts.title,
         name=facts.name,
         licence=None if licence is None else (licence["hub"], licence["name"]),
@@ -94,27 +93,50 @@ def refuse_base(targets: Iterable[str], model: RankModel, tokenizer: Any, contra
 
 
 def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts: CardFacts) -> dict[str, Figures]:
-    """Fill a folder beside each folder/TARGET, check all of them in one fresh process, then put them in place."""
+    """Fill a folder beside each folder/TARGET, check all of them in one fresh process, then put them in place.
+
+    Golden pairs that hold a path or a key of this machine are left out, and said; any other file that does is refused.
+    """
+    # A hub id stays out: the adapter then names it, with its revision.
+    found = resolve_base(trained.base_name)
+    base = found if Path(found).is_dir() else None
+    private = Private.of_this_machine(folder, *([Path(base)] if base is not None else []))
+    trained = _without_private(trained, private)
     with ExitStack() as stack:
         drafts = {name: stack.enter_context(atomic_folder(folder / name)) for name in writers}
         figures = {name: write(trained, drafts[name]) for name, write in writers.items()}
-        # A hub id stays out: the adapter then names it, with its revision.
-        found = resolve_base(trained.base_name)
-        base = found if Path(found).is_dir() else None
         reports = check_folders(drafts, trained.tolerance, base)
         for name, draft in drafts.items():
             figures[name] |= reports[name]
             text = json.dumps(figures[name], indent=2, ensure_ascii=False)
             (draft / PARITY_FILE).write_text(text + "\n", encoding="utf-8")
             _finish(draft, trained, facts, figures[name])
+            with _named(name):
+                scan(draft, private)
     return figures
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"export {target}: {error}") from None
+
+
+def _without_private(trained: Trained, private: Private) -> Trained:
+    kept = without_private(trained.golden_pairs, private)
+    if lost := len(trained.golden_pairs) - len(kept):
+        console.say(f"  golden pairs: {lost} of {len(trained.golden_pairs)} hold a path or a key: left out")
+    return dataclasses.replace(trained, golden_pairs=kept)
 
 
 def _finish(draft: Path, trained: Trained, facts: CardFacts, figures: Figures) -> None:
     write_card(
         draft,
         facts,
-        trained.contract,
+        # The folder's own: a target may have put the scale into its weights.
+        PromptContract.load(draft) or trained.contract,
         figures,
         base_name=portable_name(trained.base_name),
         revision=trained.revision,

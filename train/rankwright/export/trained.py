@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.registry import Registry
@@ -29,7 +27,6 @@ class Trained:
     revision: str | None
     golden_pairs: Sequence[tuple[str, str]]
     tolerance: float
-    dtype: torch.dtype
     # For names and metadata of files: (id on the hub, name of its own or None) of the licence.
     title: str = "Reranker"
     name: str = "reranker"

@@ -14,7 +14,7 @@ from rankwright.export.runtimes.llama_cpp import llama_cpp
 from rankwright.export.runtimes.llama_server import llama_server
 from rankwright.export.runtimes.onnxruntime import bits8, onnxruntime, onnxruntime_8_bits
 from rankwright.export.runtimes.own import rankwright
-from rankwright.export.runtimes.torch_models import peft, transformers
+from rankwright.export.runtimes.torch_models import peft, transformers, transformers_causal
 
 
 def _kinds(*kinds: Kind) -> frozenset[Kind]:
@@ -37,9 +37,10 @@ def _rounded(probability: float, spearman: float) -> Callable[[float], Limits]:
 
 
 RUNTIMES = (
-    Runtime("rankwright", _kinds("hf", "adapter"), "rankwright", rankwright, every_row=True),
+    Runtime("rankwright", _kinds("hf", "causal", "adapter"), "rankwright", rankwright, every_row=True),
     Runtime("transformers", _kinds("hf"), "transformers", transformers),
-    Runtime("sentence-transformers", _kinds("hf"), "sentence_transformers", sentence_transformers),
+    Runtime("transformers-causal", _kinds("causal"), "transformers", transformers_causal),
+    Runtime("sentence-transformers", _kinds("hf", "causal"), "sentence_transformers", sentence_transformers),
     Runtime("peft", _kinds("adapter"), "peft", peft),
     *_gguf("f32"),
     *_gguf("f16", _rounded(0.01, 0.99)),

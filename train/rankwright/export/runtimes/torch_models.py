@@ -10,7 +10,7 @@ import torch
 
 from rankwright.export.runtimes import Answer, Exported, Row, sigmoid
 from rankwright.model import load_tokenizer
-from rankwright.prompts import PromptEncoder
+from rankwright.prompts import PromptContract, PromptEncoder
 from rankwright.resources import resolve_base
 
 BATCH = 8
@@ -23,6 +23,23 @@ def transformers(exported: Exported) -> Answer:
     tokenizer = AutoTokenizer.from_pretrained(exported.path)
     model = AutoModelForSequenceClassification.from_pretrained(exported.path, dtype=torch.float32).eval()
     return scores_of(tokenizer, exported, lambda batch: model(**batch).logits[:, 0], sides=("left", "right"))
+
+
+def transformers_causal(exported: Exported) -> Answer:
+    """AutoModelForCausalLM, in fp32: the scored tokens' logits at the last position."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(exported.path)
+    model = AutoModelForCausalLM.from_pretrained(exported.path, dtype=torch.float32).eval()
+    contract = exported.contract
+    return scores_of(tokenizer, exported, lambda batch: _last_logits(model(**batch), contract), sides=("left",))
+
+
+def _last_logits(output: Any, contract: PromptContract) -> torch.Tensor:
+    """A language model's last position is the scored one under left padding only."""
+    last: torch.Tensor = output.logits[:, -1]
+    no = 0.0 if contract.no_id is None else last[:, contract.no_id]
+    return (last[:, contract.yes_id] - no) * contract.scale
 
 
 def peft(exported: Exported) -> Answer:
@@ -43,13 +60,9 @@ def peft(exported: Exported) -> Answer:
     model = PeftModel.from_pretrained(base_model, str(folder)).eval()
 
     def score(batch: Any) -> torch.Tensor:
-        logits: torch.Tensor = model(**batch).logits
-        if not is_causal:
-            return logits[:, 0]
-        no = 0.0 if contract.no_id is None else logits[:, -1, contract.no_id]
-        return (logits[:, -1, contract.yes_id] - no) * contract.scale
+        output = model(**batch)
+        return _last_logits(output, contract) if is_causal else output.logits[:, 0]
 
-    # A language model's last position is the scored one under left padding only.
     return scores_of(tokenizer, exported, score, sides=("left",))
 
 

@@ -1,0 +1,87 @@
+"""Weights of an export: safetensors in shards, cast once from fp32, and a config.json that older libraries read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import AfterValidator
+from torch import nn
+
+from rankwright.export.golden import Row
+from rankwright.export.trained import Figures, Trained, fp32_copy
+from rankwright.reranker import Reranker
+from rankwright.resources import resolve_base
+
+ACTIVATION = "torch.nn.modules.activation.Sigmoid"
+Dtype = Literal["fp32", "bf16", "auto"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _checked_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[KMG]B", text):
+        raise ValueError(f"{text!r}: must be a whole number with KB, MB or GB, e.g. 5GB")
+    return text
+
+
+# Of a file of weights; a tensor that is larger gets a file of its own.
+ShardSize = Annotated[str, AfterValidator(_checked_size)]
+
+
+def dtype_of(dtype: Dtype, trained: Trained) -> torch.dtype:
+    """The type that weights are written in; `auto` is that of the base's own files."""
+    from transformers import AutoConfig
+
+    if dtype != "auto":
+        return DTYPES[dtype]
+    base = resolve_base(trained.base_name)
+    config = AutoConfig.from_pretrained(base, revision=trained.revision, trust_remote_code=False)
+    return cast(torch.dtype, config.dtype or torch.float32)
+
+
+def write_weights(lm: Any, folder: Path, *, dtype: torch.dtype, shard_size: str) -> None:
+    """Cast in place and write; above shard_size as numbered files with an index."""
+    lm.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
+
+
+def patch_config(folder: Path) -> None:
+    """What transformers 4, sentence-transformers and vLLM look for; last, since save_pretrained drops it again."""
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("_name_or_path", "auto_map"):
+        settings.pop(key, None)
+    settings["sentence_transformers"] = {"activation_fn": ACTIVATION}
+    # transformers 4 knows these names only, and would go on with its defaults in silence.
+    settings["torch_dtype"] = settings["dtype"]
+    rope = settings.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        settings["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            settings["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    assert settings["pad_token_id"] is not None and settings["pad_token_id"] != settings.get("eos_token_id")
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def weight_figures(trained: Trained, folder: Path, rows: Sequence[Row], dtype: torch.dtype) -> Figures:
+    """Type and number of files; for weights that were rounded, how far golden scores moved by it."""
+    figures: Figures = {"dtype": str(dtype).removeprefix("torch.")}
+    figures["weight_files"] = len(list(folder.glob("*.safetensors")))
+    if dtype != torch.float32:
+        own = Reranker(fp32_copy(trained.model), trained.tokenizer, trained.contract)
+        exact = own.score_groups([(row["query"], [row["document"]]) for row in rows])
+        figures["max_d_rounded"] = max(abs(row["logit"] - s[0]) for row, s in zip(rows, exact, strict=True))
+    return figures
+
+
+def transplant(kind: Any, config: Any, decoder: nn.Module) -> Any:
+    """A model of the class `kind` around a decoder that is there already; its head is on the meta device."""
+    with torch.device("meta"):
+        model = kind(config)
+    prefix = model.base_model_prefix
+    assert type(getattr(model, prefix)) is type(decoder), f"{kind.__name__} has another decoder"
+    setattr(model, prefix, decoder)
+    return model
