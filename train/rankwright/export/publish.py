@@ -15,12 +15,11 @@ from rankwright.errors import UserError
 from rankwright.export.adapter import NEEDS_LORA
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.parity import check_folders
+from rankwright.export.records import PARITY_FILE
 from rankwright.export.trained import TARGETS, Figures, Trained, Writer, has_adapter, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
-
-PARITY_FILE = "parity.json"
 
 
 def export_targets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Answer:
     """What a runtime made of the golden rows: ids and logits of each row alone, logits in batches, probabilities.
 
     ids: None where the runtime does not show them; logits: None where it gives probabilities only, and batched then
-    holds probabilities.
+    holds probabilities. batched: one list a way to batch (padding side, order of the rows), each in the rows' order.
     """
 
     ids: list[list[int]] | None
@@ -95,6 +96,16 @@ def kind_of(folder: Path) -> Kind:
         return "onnx"
     architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ["?"]
     return "causal" if architectures[0].endswith("ForCausalLM") else "hf"
+
+
+def in_both_orders(count: int, score: Callable[[list[int]], list[float]]) -> list[list[float]]:
+    """score(places of the rows) in the rows' own order and in a shuffled one, both given back in the rows' order.
+
+    Batches then have other members: a score that depends on them, or is given to another row, shows.
+    """
+    shuffled = random.Random(0).sample(range(count), count)
+    given = dict(zip(shuffled, score(shuffled), strict=True))
+    return [score(list(range(count))), [given[place] for place in range(count)]]
 
 
 def sigmoid(logits: Sequence[float]) -> list[float]:
