@@ -80,7 +80,7 @@ LADDER = (
     "recipe_text",
     "data_check init_recipe",
     "data_check_output",
-    "data_commands",
+    "data_commands export_commands",
     "cli",
 )
 # Members of one family may import one another, whatever their rungs.

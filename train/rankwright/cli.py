@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from rankwright import console, data_commands
+from rankwright import console, data_commands, export_commands
 from rankwright.errors import PeerFailed, Stopped, UserError
 from rankwright.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
 
@@ -28,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_commands.app)
+export_commands.add_to(app)
 RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recipes`) or YAML file", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings, e.g. train.max_steps=100", metavar="[KEY=VALUE]...")
@@ -51,20 +50,8 @@ def _not_started(
     from rankwright.loading import load_recipe
     from rankwright.pipeline import Pipeline
 
-    _quiet_libraries()
+    console.quiet_libraries()
     return Pipeline(load_recipe(recipe, overrides or []), run, override)
-
-
-def _quiet_libraries() -> None:
-    """Keep other libraries' notices and bars out of our output; what matters we check and say ourselves."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 @app.command()
@@ -115,7 +102,7 @@ def init(
     """Look at your files and write a commented recipe for them; overwrites nothing."""
     from rankwright import init_recipe
 
-    _quiet_libraries()
+    console.quiet_libraries()
     init_recipe.init(
         paths or [Path()],
         output,
@@ -251,7 +238,7 @@ def score(
     from rankwright.reranker import Reranker
 
     texts = read_documents(documents)
-    _quiet_libraries()
+    console.quiet_libraries()
     reranker = Reranker.load(model, instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:

@@ -95,7 +95,7 @@ def _worst_pair(
     else:
         shown += f"the probability {answer.probabilities[worst]:.6f}"
     return (
-        f"query {_short(row['query'])}, document {_short(row['document'])}: expected the logit "
+        f"query {short(row['query'])}, document {short(row['document'])}: expected the logit "
         f"{row['logit']:.6f} {shown}; {_cause(rows, answer, found[worst], worst, decides, limits)}"
     )
 
@@ -122,5 +122,6 @@ def _spearman(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> fl
     return float(correlation) if correlation == correlation else 0.0
 
 
-def _short(text: str, most: int = 60) -> str:
+def short(text: str, most: int = 60) -> str:
+    """A text as messages quote it: on one line, its beginning."""
     return repr(text if len(text) <= most else text[:most] + "...")

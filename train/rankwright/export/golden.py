@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwright.errors import UserError
 from rankwright.prompts import PromptEncoder
 from rankwright.reranker import Reranker
 
@@ -17,6 +18,12 @@ LEAST_REAL_PAIRS = 20
 # Python strips these separators, the tokenizers library does not.
 UNSTRIPPED = "\x1c\x1d\x1e\x1f"
 Row = dict[str, Any]
+KEYS: dict[str, Any] = {
+    **dict.fromkeys(("query", "document", "instruction", "kind"), str),
+    **dict.fromkeys(("logit", "probability"), int | float),
+    "token_ids": list,
+    "gate": bool,
+}
 # (kind, query, document); the document of `long` is repeated until it must be cut.
 FIXED = [
     ("benign", "what is a bond?", "A bond is a loan that an investor makes to a company or a government."),
@@ -110,6 +117,29 @@ def _is_plain(encoder: PromptEncoder, text: str) -> bool:
         return encoder.clean(text) == text
     stripped_off = text[: len(text) - len(text.lstrip())] + text[len(text.rstrip()) :]
     return encoder.clean(text) == text.strip() and not set(stripped_off) & set(UNSTRIPPED)
+
+
+def read_golden(folder: Path) -> list[Row]:
+    """The rows of golden.jsonl. Raises UserError naming the first line that is no golden row."""
+    path = folder / GOLDEN_FILE
+    try:
+        # Not splitlines: texts may hold other line separators, such as U+2028, which JSON leaves as they are.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): copy the whole folder again") from None
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            # NaN is a float as well, and would be unequal to all.
+            assert all(isinstance(row[key], kinds) for key, kinds in KEYS.items())
+            assert math.isfinite(row["logit"]) and 0 <= row["probability"] <= 1
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, AssertionError):
+            raise UserError(f"{path}:{number}: not a golden row: damaged: copy the whole folder again") from None
+    if not any(row["gate"] for row in rows):
+        raise UserError(f"{path}: no row that every runtime must match: damaged: copy the whole folder again")
+    return rows
 
 
 def write_golden(folder: Path, rows: Sequence[Row]) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from rankwright.export.golden import GOLDEN_FILE
-from rankwright.prompts import PromptContract
+from rankwright.errors import UserError
+from rankwright.export.golden import read_golden
+from rankwright.prompts import CONTRACT_FILE, PromptContract
 
 Row = dict[str, Any]
 Kind = Literal["hf", "causal", "adapter", "onnx", "gguf"]
@@ -30,10 +31,11 @@ class Exported:
 
     @classmethod
     def read(cls, path: Path, base: str | None = None) -> Exported:
-        """Raises OSError, ValueError or AssertionError for a folder that no export has written."""
-        rows = [json.loads(line) for line in (path / GOLDEN_FILE).read_text(encoding="utf-8").splitlines()]
+        """Raises UserError for a folder that no export has written, or of which a part is missing or damaged."""
+        rows = read_golden(path)
         contract = PromptContract.load(path)
-        assert contract is not None, "an export is written with its contract"
+        if contract is None:
+            raise UserError(f"{path}: no {CONTRACT_FILE}: not an export, or a part: copy the whole folder again")
         return cls(path, kind_of(path), rows, contract, base)
 
 
@@ -94,7 +96,11 @@ def kind_of(folder: Path) -> Kind:
         return "gguf"
     if (folder / "onnx").is_dir():
         return "onnx"
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ["?"]
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: cannot be read ({error}): copy the whole folder again") from None
+    architectures = settings.get("architectures") or ["?"]
     return "causal" if architectures[0].endswith("ForCausalLM") else "hf"
 
 
