@@ -1,4 +1,4 @@
-"""A real local rerank server around an exported folder, scored by transformers, with the faults of servers to switch on."""
+"""A real local rerank server around an exported folder, scored by transformers, with faults to switch on."""
 
 from __future__ import annotations
 

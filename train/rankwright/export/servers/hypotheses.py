@@ -100,10 +100,10 @@ def _other_frames(known: Known) -> Iterator[Hypothesis]:
     modes: tuple[tuple[Mode, str], ...] = (("official", "Qwen3-Reranker's"), ("portable", "a portable"))
     for mode, whose in modes:
         for instruction in dict.fromkeys((contract.instruction, default_instruction(mode))):
-            if mode != contract.mode:
-                other = _contract(known, mode, instruction)
+            other = None if mode == contract.mode else _contract(known, mode, instruction)
+            if other is not None:
                 cause = f"another template: the server scores {whose} prompt"
-                for tokenizer in (known.served_tokenizer, known.tokenizer) if other is not None else ():
+                for tokenizer in (known.served_tokenizer, known.tokenizer):
                     yield of_prompt("other template", cause, _serve(known), _encoded(other, tokenizer))
     turns = _turns(known)
     cause = "the base's template: the server scores turns of the base's chat, not this export's prompt"
