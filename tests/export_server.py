@@ -27,15 +27,19 @@ ASKS_LOGITS = {
 class Faults:
     """What this server does wrong; the default is nothing.
 
-    template: Jinja text that is rendered with query and document in place of the tokenizer's own pair. activation:
-    sigmoid, none, twice or softmax. cut: tokens to which the whole prompt is cut from the right. order: `index` is the
-    rank. refuse_empty: as some servers do.
+    template: Jinja text that is rendered with query and document in place of the tokenizer's own pair; chat: the
+    folder's chat template, with these variables. activation: sigmoid, none, twice or softmax. cut: tokens to which the
+    whole prompt is cut from the right; keep: ids that stay at its end. order: `index` is the rank. refuse_empty: as
+    some servers do.
     """
 
     template: str | None = None
+    chat: dict[str, Any] | None = None
     pairs: bool = True
     activation: str = "sigmoid"
     cut: int | None = None
+    keep: Sequence[int] = ()
+    exchanged: bool = False
     order: bool = False
     refuse_empty: bool = False
     padding_side: str = "left"
@@ -60,7 +64,13 @@ class Model:
             return self.model(**batch).logits[:, 0].float().tolist()
 
     def _ids(self, query: str, document: str) -> list[int]:
-        if self.faults.template is not None:
+        if self.faults.exchanged:
+            query, document = document, query
+        if self.faults.chat is not None:
+            messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.faults.chat)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        elif self.faults.template is not None:
             import jinja2
 
             text = jinja2.Template(self.faults.template, keep_trailing_newline=True).render(
@@ -71,7 +81,8 @@ class Model:
             ids = self.tokenizer(query, document, truncation=False)["input_ids"]
         else:
             ids = self.tokenizer(query, document, truncation=True, add_special_tokens=self.faults.pairs)["input_ids"]
-        return ids[: self.faults.cut]
+        limit, keep = self.faults.cut, list(self.faults.keep)
+        return ids if limit is None or len(ids) <= limit else ids[: limit - len(keep)] + keep
 
 
 class ExportServer(ThreadingHTTPServer):
@@ -98,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.faults.asked.append(body)
         status = 200 if self.path == PATHS[server.shape] else 404
-        texts = body["texts" if server.shape == "tei" else "documents"]
+        texts = body["texts"] if "texts" in body else body["documents"]
         if server.faults.refuse_empty and not all(texts):
             status = 422
         content = json.dumps(self._answer(body, texts) if status == 200 else {"error": "no empty text"}).encode()

@@ -58,13 +58,13 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def verify(folder: Path, url: str, api: str) -> tuple[int, dict[str, object]]:
+def verify(folder: Path, url: str, api: str, log: Path) -> tuple[int, dict[str, object]]:
     """(exit code, JSON) of `rankwright verify`."""
     command = [sys.executable, "-m", "rankwright", "verify", str(folder), "--url", url, "--api", api, "--json"]
     environment = {**os.environ, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=False)
     if done.returncode not in (0, 1):
-        raise SystemExit(done.returncode)
+        raise SystemExit(f"the server could not be asked: see {log}")
     return done.returncode, json.loads(done.stdout)
 
 
@@ -83,10 +83,10 @@ def main() -> int:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             wait_until_ready(f"http://127.0.0.1:{port}", process, options.log)
-            code, found = verify(folder, f"http://127.0.0.1:{port}", options.api)
+            code, found = verify(folder, f"http://127.0.0.1:{port}", options.api, options.log)
         finally:
             stop(process)
-    kept = ("max_d_probability", "max_d_logit", "rows", "not_checked", "failures")
+    kept = ("max_d_probability", "max_d_logit", "max_d_probability_by_kind", "rows", "not_checked", "failures")
     line = {"engine": options.engine, "version": options.version, "target": options.target}
     print(json.dumps({**line, **{key: found[key] for key in kept if key in found}}, ensure_ascii=False), flush=True)
     return code

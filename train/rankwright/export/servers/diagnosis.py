@@ -198,11 +198,13 @@ class Explaining:
         return Diagnosis("fewer bits", near, fix, False)
 
     def tolerance_needed(self) -> float:
-        """The least --tolerance that the deciding rows would pass."""
+        """The least --tolerance that the deciding rows would pass, alone and in lists."""
         worst = 0.0
         for one in self.observed:
             scale = 1.0 if one.scale == "logit" else 10.0
-            worst = max([worst, *(scale * abs(self._seen(one, p) - self.rows[p][one.scale]) for p in self.decides)])
+            for values in (one.alone, *one.lists.values()):
+                found = [(values[p], self.rows[p][one.scale]) for p in self.decides]
+                worst = max([worst, *(scale * abs(value - golden) for value, golden in found if value is not None)])
         return 1.05 * worst
 
     def _seen(self, observed: Observed, place: int) -> float:

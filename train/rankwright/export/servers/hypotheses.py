@@ -48,7 +48,7 @@ def hypotheses(known: Known) -> Iterator[Hypothesis]:
     yield from _other_frames(known)
     yield from _other_instruction(known)
     yield from _damaged_template(known)
-    yield from _exchanged_and_unstripped(known)
+    yield from _exchanged(known)
     yield from _weights()
 
 
@@ -89,7 +89,11 @@ def _no_template(known: Known) -> Iterator[Hypothesis]:
     def joined(known: Known, place: int, by: str) -> list[int]:
         return known.ids(by.join(_clean(known, place)))[:limit]
 
-    variants: list[Ids] = [pair]
+    def as_sent(known: Known, place: int) -> list[int]:
+        row = known.rows[place]
+        return (known.ids(row["query"]) + known.ids(row["document"]))[:limit]
+
+    variants: list[Ids] = [pair, as_sent]
     variants += [with_starts, with_start] if start else []
     variants += [lambda known, place, by=by: joined(known, place, by) for by in (" ", "\n")]  # type: ignore[misc]
     yield from (of_prompt("no template", cause, _serve(known), ids) for ids in variants)
@@ -199,11 +203,13 @@ def _damaged_template(known: Known) -> Iterator[Hypothesis]:
     yield of_prompt("lost suffix", "the end of the prompt is missing for every pair", fix, without)
 
 
-def _exchanged_and_unstripped(known: Known) -> Iterator[Hypothesis]:
+def _exchanged(known: Known) -> Iterator[Hypothesis]:
     def exchanged(known: Known, place: int) -> list[int]:
-        row = known.rows[place]
-        encoded = known.encoder.encode(row["document"], [row["query"]])
-        return encoded.head_ids + encoded.tail_ids[0]
+        row, encoder = known.rows[place], known.encoder
+        # Not encode(): it would cut the document as a query is cut.
+        pieces = known.contract.head_pieces(encoder.clean(row["document"]))
+        head = [number for piece in pieces for number in known.ids(piece)]
+        return head + encoder.encode_documents([row["query"]])[0] + encoder.suffix_ids
 
     yield of_prompt(
         "exchanged",

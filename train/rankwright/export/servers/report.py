@@ -193,6 +193,13 @@ def _largest(rows: Sequence[Row], asked: Asked, places: Sequence[int]) -> dict[s
     return found
 
 
+def _by_kind(rows: Sequence[Row], asked: Asked, decides: Sequence[int]) -> dict[str, float]:
+    """Which texts are scored otherwise: truncation shows in `long` alone."""
+    kinds = dict.fromkeys(rows[place]["kind"] for place in decides)
+    per_kind = {kind: _largest(rows, asked, [p for p in decides if rows[p]["kind"] == kind]) for kind in kinds}
+    return {kind: values["probability"] for kind, values in per_kind.items() if "probability" in values}
+
+
 def _as_json(
     opened: Opened, url: str, api: str, asked: Asked, decides: Sequence[int], finding: Finding | None
 ) -> dict[str, Any]:
@@ -216,6 +223,7 @@ def _as_json(
         "tolerance": opened.tolerance,
         "rows": len(decides),
         **{f"max_d_{scale}": value for scale, value in _largest(rows, asked, decides).items()},
+        "max_d_probability_by_kind": _by_kind(rows, asked, decides),
         "not_checked": [*opened.notes, *asked.notes, *_refusals(rows, asked)],
         "failures": [] if finding is None else [_line(rows, asked, finding)],
         "diagnosis": None if finding is None else asdict(finding.diagnosis),
