@@ -76,10 +76,10 @@ class Explaining:
         observed: Sequence[Observed],
         decides: Sequence[int],
         limits: Limits,
-        advance: Callable[[int], None] = lambda count: None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.exported, self.rows, self.observed = exported, exported.rows, observed
-        self.decides, self.limits, self.advance = list(decides), limits, advance
+        self.decides, self.limits, self.say = list(decides), limits, say
         self.cut = [p for p in decides if len(self.rows[p]["token_ids"]) == exported.contract.max_tokens]
         self.uncut = [p for p in decides if p not in set(self.cut)]
         self.known: Known | None = None
@@ -92,6 +92,7 @@ class Explaining:
         simple = self._explain([(f, golden) for f in right if f.count == 1])
         if simple is not None:
             return simple
+        self.say("scores differ: known faults are scored with the folder's own model, minutes for a large one")
         self.known = Known.load(self.exported)
         if self.known is not None and self._failing() <= set(self.cut):
             return self._truncation(self.known)
@@ -140,7 +141,6 @@ class Explaining:
         probes = self.probes()
         for hypothesis in hypotheses(self.known):
             logits = hypothesis.logits(self.known, probes)
-            self.advance(1)
             if logits is not None:
                 yield hypothesis, dict(zip(probes, logits, strict=True))
 
@@ -154,7 +154,6 @@ class Explaining:
         last: Hypothesis | None = None
         for hypothesis in of_cut_rows(known):
             logits = hypothesis.logits(known, self.cut)
-            self.advance(1)
             last = hypothesis
             if logits is None:
                 continue

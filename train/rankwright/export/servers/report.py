@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,7 +57,8 @@ def verify_server(
         )
     decides = [place for place, row in enumerate(rows) if row["gate"] and place not in asked.refused]
     limits = limits_of(shape, opened.tolerance)
-    finding = find_difference(opened, asked, decides, limits)
+    say = (lambda line: None) if as_json else console.say
+    finding = find_difference(opened, asked, decides, limits, say)
     if as_json:
         print(json.dumps(_as_json(opened, url, api, asked, decides, finding), ensure_ascii=False))
     else:
@@ -73,12 +74,14 @@ def limits_of(shape: str, tolerance: float) -> Limits:
     return exact(tolerance)
 
 
-def find_difference(opened: Opened, asked: Asked, decides: Sequence[int], limits: Limits) -> Finding | None:
+def find_difference(
+    opened: Opened, asked: Asked, decides: Sequence[int], limits: Limits, say: Callable[[str], None]
+) -> Finding | None:
     """The worst pair alone, or else in a list, with the cause; None when all are equal."""
     rows = opened.exported.rows
     worst = _worst(rows, [(o, o.alone) for o in asked.observed], decides, limits)
     if worst is not None:
-        return Finding(worst, "alone", Explaining(opened.exported, asked.observed, decides, limits).diagnose())
+        return Finding(worst, "alone", Explaining(opened.exported, asked.observed, decides, limits, say).diagnose())
     for way in asked.observed[0].lists:
         worst = _worst(rows, [(o, o.lists[way]) for o in asked.observed], decides, limits)
         if worst is not None:
