@@ -139,10 +139,8 @@ def _show(report: dict[str, Any]) -> None:
         if isinstance(figures, str):
             console.say(f"not checked: {name}: {figures}")
         elif "other_rows" in figures:
-            other = figures["other_rows"]
-            console.say(
-                f"{name}: {other['rows']} pairs do not decide, max |d probability| {other['max_d_probability']:.1e} there"
-            )
+            count, worst = figures["other_rows"]["rows"], figures["other_rows"]["max_d_probability"]
+            console.say(f"{name}: {count} pairs do not decide, max |d probability| {worst:.1e} there")
     for failure in report["failures"]:
         console.say(f"differs: {failure}")
     if not report["failures"]:
