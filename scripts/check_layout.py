@@ -34,7 +34,7 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 
 # Lowest rung first. A module imports only from rungs below its own; a folder counts as one module.
 LADDER = (
-    "errors console exits quiet",
+    "errors console exits",
     "registry atomic kernels processes compressed json_text spill text_files",
     "recipe resources examples ranking frames calibration control text_store keyed_texts row_file",
     "prefixed recipe_keys",

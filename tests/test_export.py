@@ -141,6 +141,10 @@ def test_export_leaves_the_model_usable_and_names_its_figures(
     assert kinds == {"real", "benign", "unicode", "spaces", "code", "numbers", "long", "control", "empty"}
     assert {row["kind"] for row in rows if not row["gate"]} == {"control"}
     assert sum(row["kind"] == "real" for row in rows) >= 20
+    cut = [row for row in rows if len(row["token_ids"]) == one.contract.max_tokens]
+    assert [row["kind"] for row in cut] == ["long", "long"] and figures["hf"]["cut_rows"] == 2
+    assert {"config.json", "model.safetensors", "golden.jsonl", "rankwright.json"} <= set(figures["hf"]["sha256"])
+    assert "README.md" not in figures["hf"]["sha256"] and figures["hf"]["versions"]["transformers"]
     card = (folder / "hf" / "README.md").read_text()
     assert "library_name: sentence-transformers" in card and "license: apache-2.0" in card
     assert "| nDCG@10 | 0.5 |" in card and "base_model:" not in card

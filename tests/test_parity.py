@@ -13,7 +13,9 @@ import pytest
 
 from rankwright.errors import UserError
 from rankwright.export import TARGETS, CardFacts, Trained, publish
+from rankwright.export.comparing import compare
 from rankwright.export.parity import NOT_CHECKED, check_parity, measure
+from rankwright.export.runtimes import Answer, Exported, exact, in_both_orders, sigmoid
 
 
 def edit_json(path: Path, **values: Any) -> None:
@@ -39,6 +41,17 @@ def lost_rope(folder: Path) -> None:
     edit_json(folder / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e4}, rope_theta=1e4)
 
 
+def lost_top_rope(folder: Path) -> None:
+    """What only a reader like transformers 4 would notice."""
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def no_limit(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", model_max_length=10**6)
+
+
 def no_activation(folder: Path) -> None:
     edit_json(folder / "config.json", sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
 
@@ -48,20 +61,24 @@ def template_of_the_base(folder: Path) -> None:
 
 
 FAULTS: list[tuple[Callable[[Path], None], str]] = [
-    (no_post_processor, "the prompt or its template"),
-    (other_pad, "pad_token_id"),
-    (swapped_yes_and_no, "the score head"),
+    (no_post_processor, "the prompt or its template, not the weights: neither its beginning nor its end is there: no"),
+    (other_pad, "equal alone, other in a batch -> pad_token_id"),
+    (other_pad, "config.json: pad_token_id is 7, the tokenizer pads with"),
+    (swapped_yes_and_no, "every logit is negated -> yes and no are swapped in the score head"),
     (lost_rope, "the rope settings"),
-    (no_activation, "the activation function"),
+    (lost_top_rope, "config.json: rope_theta is missing, rope_parameters has 1e+06: transformers 4"),
+    (no_activation, "the activation function in config.json: none: these are logits"),
     (template_of_the_base, "the prompt or its template"),
+    (no_limit, "a long document is not cut to 160 tokens: model_max_length"),
 ]
 
 
+@pytest.mark.parametrize("case", ["qwen3-portable", "llama-portable"])
 @pytest.mark.parametrize(("fault", "cause"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_each_fault_fails_parity_and_is_explained(
-    fault: Callable[[Path], None], cause: str, folders: dict[str, Path], tmp_path: Path
+    fault: Callable[[Path], None], cause: str, case: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(folders["qwen3-portable"], tmp_path / "faulty"))
+    folder = Path(shutil.copytree(folders[case], tmp_path / "faulty"))
     fault(folder)
     assert any(cause in failure for failure in measure(folder, 1e-4)["failures"])
 
@@ -71,7 +88,40 @@ def test_a_lost_newline_of_the_template_fails_parity(folders: dict[str, Path], t
     template = folder / "chat_template.jinja"
     assert template.read_text().endswith('</think>\\n\\n" }}')
     template.write_text(template.read_text().removesuffix('\\n" }}') + '" }}')
-    assert any("the prompt or its template" in failure for failure in measure(folder, 1e-4)["failures"])
+    failures = measure(folder, 1e-4)["failures"]
+    assert any("its end is another (a lost line break is enough)" in failure for failure in failures)
+
+
+def test_a_doubled_sigmoid_and_one_classifier_row_are_named(folders: dict[str, Path]) -> None:
+    exported = Exported.read(folders["qwen3-portable"])
+    logits = [row["logit"] for row in exported.rows]
+    once = sigmoid(logits)
+    ids = [row["token_ids"] for row in exported.rows]
+    for probabilities, cause in (
+        (sigmoid(once), "sigmoid is applied twice"),
+        ([1.0] * len(once), "softmax over one label, which is 1 for every pair"),
+    ):
+        for answer in (
+            Answer(ids, logits, [logits], probabilities),
+            # A runtime that gives probabilities only, as llama.cpp does.
+            Answer(None, None, [probabilities], probabilities),
+        ):
+            _, failure = compare(exported.rows, answer, exact(1e-4))
+            assert failure is not None and cause in failure
+    negated = sigmoid([-x for x in logits])
+    _, failure = compare(exported.rows, Answer(None, None, [negated], negated), exact(1e-4))
+    assert failure is not None and "yes and no are swapped" in failure
+
+
+def test_a_score_that_depends_on_its_place_is_found(folders: dict[str, Path]) -> None:
+    exported = Exported.read(folders["qwen3-portable"])
+    logits = [row["logit"] for row in exported.rows]
+    # The first row of every batch is off: which row that is follows from the order.
+    first, second = in_both_orders(len(logits), lambda places: [logits[p] + (k % 8 == 0) for k, p in enumerate(places)])
+    assert [k for k in range(len(logits)) if first[k] != logits[k]] == list(range(0, len(logits), 8))
+    assert [k for k in range(len(logits)) if second[k] != logits[k]] != list(range(0, len(logits), 8))
+    _, failure = compare(exported.rows, Answer(None, logits, [second], sigmoid(logits)), exact(1e-4))
+    assert failure is not None and "equal alone, other in a batch" in failure
 
 
 def test_a_failed_export_leaves_the_earlier_one(trained: dict[str, Trained], tmp_path: Path) -> None:

@@ -87,6 +87,13 @@ def test_every_shape_is_asked_as_its_server_wants(server: RerankServer, shape: s
     assert asked.headers["Content-Type"] == "application/json"
 
 
+def test_further_fields_are_sent_and_make_another_score(server: RerankServer, tmp_path: Path) -> None:
+    cache = tmp_path / "scores"
+    for extra in ({}, {"use_activation": False}, {"use_activation": False}):
+        served(server, cache=cache, extra=extra).score("q", ["a"])
+    assert [asked.body.get("use_activation") for asked in server.asked] == [None, False]
+
+
 def test_a_server_with_one_model_needs_no_name(server: RerankServer) -> None:
     served(server, model="").score("q", ["a"])
     assert "model" not in server.asked[0].body

@@ -11,7 +11,6 @@ import typer
 from rankwright import console, data_commands, model_commands
 from rankwright.errors import PeerFailed, Stopped, UserError
 from rankwright.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
-from rankwright.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rankwright.pipeline import Pipeline
@@ -50,7 +49,7 @@ def _not_started(
     from rankwright.loading import load_recipe
     from rankwright.pipeline import Pipeline
 
-    quiet_libraries()
+    console.quiet_libraries()
     return Pipeline(load_recipe(recipe, overrides or []), run, override)
 
 
@@ -102,7 +101,7 @@ def init(
     """Look at your files and write a commented recipe for them; overwrites nothing."""
     from rankwright import init_recipe
 
-    quiet_libraries()
+    console.quiet_libraries()
     init_recipe.init(
         paths or [Path()],
         output,

@@ -22,6 +22,8 @@ class Shape:
 
     documents, top: names of the list of texts and of the number of results (None: all come anyway).
     rows, score: where the answer's list lies (None: the answer is the list) and what its scores are called.
+    probabilities, logits: what a request must hold besides, for a one-label model's score of that scale (None: the
+    server has no such scale).
     """
 
     path: str
@@ -31,6 +33,8 @@ class Shape:
     rows: str | None = "results"
     score: str = "relevance_score"
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    probabilities: Mapping[str, Any] | None = field(default_factory=dict)
+    logits: Mapping[str, Any] | None = None
 
     def endpoint(self, url: str) -> str:
         """The address to post to: `url` itself when it ends with /rerank, else with the shape's path after it.
@@ -52,11 +56,11 @@ class Shape:
         version = self.path.rpartition("/")[0]
         return start.removesuffix(version) + self.path
 
-    def body(self, model: str, query: str, documents: Sequence[str]) -> dict[str, Any]:
-        """The request; `model` is left out when empty: a server with one model needs none."""
+    def body(self, model: str, query: str, documents: Sequence[str], extra: Mapping[str, Any]) -> dict[str, Any]:
+        """The request; `model` is left out when empty: a server with one model needs none. extra: further fields."""
         named = {"model": model} if model else {}
         top = {self.top: len(documents)} if self.top else {}
-        return {**named, "query": query, self.documents: list(documents), **top, **self.fixed}
+        return {**named, "query": query, self.documents: list(documents), **top, **self.fixed, **extra}
 
 
 SHAPES: Registry[Callable[[], Shape]] = Registry("rerank endpoint")
@@ -87,24 +91,28 @@ def tei() -> Shape:
     Its --max-client-batch-size is 32 unless the server was started with another.
     """
     fixed = {"raw_scores": True, "truncate": True}
-    return Shape("/rerank", batch=32, documents="texts", top=None, rows=None, score="score", fixed=fixed)
+    scales: dict[str, Any] = {"probabilities": {"raw_scores": False}, "logits": {"raw_scores": True}}
+    return Shape("/rerank", batch=32, documents="texts", top=None, rows=None, score="score", fixed=fixed, **scales)
 
 
 @SHAPES.register
 def vllm() -> Shape:
     """https://docs.vllm.ai, pooling models; a server that has only /rerank is named by the whole address."""
-    return Shape("/v1/rerank")
+    return Shape("/v1/rerank", logits={"use_activation": False})
 
 
 @SHAPES.register
 def infinity() -> Shape:
     """https://github.com/michaelfeil/infinity"""
-    return Shape("/rerank", fixed={"return_documents": False})
+    return Shape("/rerank", fixed={"return_documents": False}, logits={"raw_scores": True})
 
 
 @SHAPES.register
 def llama_cpp() -> Shape:
-    """https://github.com/ggml-org/llama.cpp, llama-server --reranking; scores are logits."""
+    """https://github.com/ggml-org/llama.cpp, llama-server --reranking.
+
+    Scores are what the model's graph ends in: logits of most classifiers, probabilities of Qwen3 (and of our files).
+    """
     return Shape("/v1/rerank")
 
 

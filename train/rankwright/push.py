@@ -14,7 +14,7 @@ from pathlib import Path
 from rankwright import console
 from rankwright.errors import UserError, did_you_mean
 from rankwright.export.card import CARD, PLACE, SERVE
-from rankwright.export.publish import PARITY_FILE
+from rankwright.export.records import PARITY_FILE
 
 # OWNER/NAME as the hub takes it.
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import requests
 import requests.auth
@@ -44,6 +46,7 @@ class ServedReranker:
         shape: str,
         model: str = "",
         key_variable: str | None = None,
+        extra: Mapping[str, Any] | None = None,
         cache: Path | None = None,
         batch: int | None = None,
         requests_per_minute: float | None = None,
@@ -56,6 +59,7 @@ class ServedReranker:
 
         url: the server's address, or the whole address of its rerank endpoint. shape: a name of SHAPES.
         key_variable: environment variable with the API key; the key goes into the request's header and nowhere else.
+        extra: further fields of every request, such as a shape's `logits`.
         cache: file of scores, made when absent. batch: documents a request; by default what the shape allows.
         requests_per_minute: of this object, retries included. timeout_seconds: to connect, and between two bytes.
         retries: after the first request, for 429, 500-599, no connection, a timeout and a wrong answer. Waits are
@@ -64,6 +68,7 @@ class ServedReranker:
         """
         self.shape_name, self.shape, self.model = shape, SHAPES[shape](), model
         self.endpoint = self.shape.endpoint(url)
+        self.extra = dict(extra or {})
         self.batch = self.shape.batch if batch is None else batch
         self.retries, self.backoff_seconds = retries, backoff_seconds
         self.timeout_seconds, self.longest_wait_seconds = timeout_seconds, longest_wait_seconds
@@ -88,7 +93,8 @@ class ServedReranker:
         """
         if isinstance(documents, str):
             raise UserError("documents: must be a list of texts, found one text")
-        keys = {d: score_key(self.endpoint, self.shape_name, self.model, query, d) for d in documents}
+        asked = self.shape_name + (json.dumps(self.extra, sort_keys=True) if self.extra else "")
+        keys = {d: score_key(self.endpoint, asked, self.model, query, d) for d in documents}
         cached = {d: self._cache.find(key) for d, key in keys.items()}
         scores = {d: score for d, score in cached.items() if score is not None}
         self.documents_cached += len(scores)
@@ -142,7 +148,7 @@ class ServedReranker:
         try:
             answer = self._session.post(
                 self.endpoint,
-                json=self.shape.body(self.model, query, documents),
+                json=self.shape.body(self.model, query, documents, self.extra),
                 auth=self._key,
                 timeout=self.timeout_seconds,
                 # A redirected POST would arrive as a GET.

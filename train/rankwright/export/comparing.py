@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankwright.export.causes import cause_of_ids, cause_of_logits, cause_of_probabilities
 from rankwright.export.runtimes import Answer, Limits, Row
 
 
@@ -105,36 +106,27 @@ def _worst_pair(
     else:
         shown += f"the probability {answer.probabilities[worst]:.6f}"
     return (
-        f"query {_short(row['query'])}, document {_short(row['document'])}: expected the logit "
-        f"{row['logit']:.6f} {shown}; {_cause(row, answer, found[worst], worst, limits)}"
+        f"query {short(row['query'])}, document {short(row['document'])}: expected the logit "
+        f"{row['logit']:.6f} {shown}; {_cause(rows, answer, found[worst], worst, decides, limits)}"
     )
 
 
-def _cause(row: Row, answer: Answer, found: Differences, at: int, limits: Limits) -> str:
+def _cause(
+    rows: Sequence[Row], answer: Answer, found: Differences, at: int, decides: Sequence[int], limits: Limits
+) -> str:
     if found.ids:
-        assert answer.ids is not None
-        expected, ids = row["token_ids"], list(answer.ids[at])
-        same = [a == b for a, b in zip(expected, ids, strict=False)]
-        first = [*same, False].index(False)
-        return (
-            f"token ids differ from place {first} on ({len(expected)} expected, {len(ids)} found) "
-            "-> the prompt or its template, not the weights"
-        )
-    start = "same token ids, " if answer.ids is not None else ""
-    allowed = float("inf") if limits.logit is None else limits.logit + limits.relative * abs(row["logit"])
+        return cause_of_ids(rows, answer, at)
+    allowed = float("inf") if limits.logit is None else limits.logit + limits.relative * abs(rows[at]["logit"])
     if not found.logit < allowed:
-        return f"{start}other logit -> the weights, the score head, or the rope settings of config.json"
+        return f"{'same token ids, ' if answer.ids is not None else ''}{cause_of_logits(rows, answer, decides)}"
     if limits.batch is not None and not found.own_batch < limits.batch:
         return (
             f"{found.own_batch:.1e} apart alone and in a batch -> activations that are quantised together, or padding"
         )
-    if not found.batched_logit < allowed:
+    alone_is_equal = answer.logits is None and limits.probability is not None and found.probability < limits.probability
+    if not found.batched_logit < allowed or alone_is_equal:
         return "equal alone, other in a batch -> pad_token_id or padding"
-    if answer.logits is not None:
-        return "same logits, other probability -> the activation function in config.json"
-    if limits.probability is not None and found.probability < limits.probability:
-        return "equal alone, other in a batch -> pad_token_id or padding"
-    return f"{start}other probability -> the weights, the classifier rows, or the rope settings"
+    return cause_of_probabilities(rows, answer, decides, limits)
 
 
 def _spearman(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> float:
@@ -145,5 +137,6 @@ def _spearman(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> fl
     return float(correlation) if correlation == correlation else 0.0
 
 
-def _short(text: str, most: int = 60) -> str:
+def short(text: str, most: int = 60) -> str:
+    """A text as messages quote it: on one line, its beginning."""
     return repr(text if len(text) <= most else text[:most] + "...")

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from rankwright import console
 from rankwright.export.bake import write_tokenizer
 from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.weights import patch_config
 from rankwright.export.merging import merge, merge_figures
 from rankwright.export.trained import NEEDS, TARGETS, Figures, Trained
+from rankwright.export.weights import patch_config
 from rankwright.model import RankModel
 from rankwright.reranker import Reranker
 from rankwright.servable import refuse_unservable

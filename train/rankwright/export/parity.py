@@ -3,8 +3,8 @@
     python -m rankwright.export.parity FOLDER... [--tolerance 1e-4] [--base FOLDER]
 
 Every runtime gets the raw texts of golden.jsonl; token ids are compared first, then logits one by one and in
-mixed batches, then probabilities. All in fp32 on the CPU. Prints one line of JSON for each folder; exit code 1
-when one is not equal.
+mixed batches (both padding sides, shuffled too), then probabilities; long documents reach the runtime's own truncation.
+All in fp32 on the CPU. Prints one line of JSON for each folder; exit code 1 when one is not equal.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ import torch
 
 from rankwright.errors import UserError
 from rankwright.export.comparing import compare
-from rankwright.export.runtimes import Exported
+from rankwright.export.golden import GOLDEN_FILE
+from rankwright.export.records import sums_of, versions_of
+from rankwright.export.runtimes import Exported, Runtime
 from rankwright.export.runtimes.table import RUNTIMES
+from rankwright.export.settings import wrong_settings
 
 NOT_CHECKED = "not installed: not checked"
 
@@ -37,10 +41,24 @@ def check_parity(folder: Path, tolerance: float = 1e-4, base: str | None = None)
 def check_folders(
     folders: Mapping[str, Path], tolerance: float = 1e-4, base: str | None = None
 ) -> dict[str, dict[str, Any]]:
+    """measure_fresh, where every difference is an error.
+
+    Raises UserError naming the runtime, the worst pair, both values and the likely cause.
+    """
+    reports = measure_fresh(folders, tolerance, base)
+    failures = [f"export {name}: {f}" for name, report in reports.items() for f in report["failures"]]
+    if failures:
+        raise UserError("\n".join(failures))
+    return reports
+
+
+def measure_fresh(
+    folders: Mapping[str, Path], tolerance: float = 1e-4, base: str | None = None, *, offline: bool = True
+) -> dict[str, dict[str, Any]]:
     """Run this module on the folders (name -> path) in one fresh process and return their reports.
 
-    base: where the base of an adapter folder lies. Raises UserError naming the runtime, the worst pair, both
-    values and the likely cause.
+    base: where the base of an adapter folder lies. offline: ask no hub for it. Raises UserError when the check could
+    not run at all.
     """
     command = [
         sys.executable,
@@ -54,53 +72,62 @@ def check_folders(
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        # What is checked lies here already.
-        "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
     command += ["--base", base] if base else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     try:
         lines = done.stdout.strip().splitlines()[-len(folders) :]
         reports: dict[str, dict[str, Any]] = dict(zip(folders, map(json.loads, lines), strict=True))
-        failures = [f"export {name}: {f}" for name, report in reports.items() for f in report["failures"]]
-    except (ValueError, TypeError, KeyError):
+        assert all("failures" in report for report in reports.values())
+        return reports
+    except (ValueError, TypeError, AssertionError):
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         names = ", ".join(folders)
         raise UserError(f"export {names}: the parity check did not run (exit {done.returncode}): {last}") from None
-    if failures:
-        raise UserError("\n".join(failures))
-    return reports
 
 
 def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str, Any]:
-    """The report of one folder: rows, tolerance, a section for each runtime, failures (empty when equal)."""
+    """The report of one folder: rows by kind, a section a runtime, versions, sums, failures (empty when equal)."""
     exported = Exported.read(folder, base)
+    rows = exported.rows
+    cut = sum(len(row["token_ids"]) == exported.contract.max_tokens for row in rows)
     report: dict[str, Any] = {
-        "rows": len(exported.rows),
-        "gate_rows": sum(row["gate"] for row in exported.rows),
+        "rows": len(rows),
+        "gate_rows": sum(row["gate"] for row in rows),
+        "cut_rows": cut,
+        "kinds": dict(Counter(row["kind"] for row in rows)),
         "tolerance": tolerance,
         "engines": {},
-        "failures": [],
+        "versions": versions_of(["rankwright", "torch", "transformers", "tokenizers"]),
+        "sha256": sums_of(folder),
+        "failures": wrong_settings(folder, exported.kind),
     }
+    if not cut:
+        report["failures"].append(f"{GOLDEN_FILE}: no document is cut: truncation is not proven: export again")
     for runtime in RUNTIMES:
-        if not runtime.reads(exported):
-            continue
-        if not importlib.util.find_spec(runtime.module):
-            report["engines"][runtime.name] = NOT_CHECKED
-            continue
-        try:
-            with torch.inference_mode():
-                answer = runtime.run(exported)
-        except Exception as error:  # whatever a runtime raises on the folder is the finding
-            first = (str(error).strip().splitlines() or [""])[0]
-            report["engines"][runtime.name] = {"error": f"{type(error).__name__}: {first}"}
-            report["failures"].append(f"{runtime.name}: cannot score the folder: {type(error).__name__}: {first}")
-            continue
-        figures, failure = compare(exported.rows, answer, runtime.limits(tolerance), every_row=runtime.every_row)
-        report["engines"][runtime.name] = figures
-        report["failures"] += [f"{runtime.name}: {failure}"] if failure else []
+        if runtime.reads(exported):
+            _measure_one(runtime, exported, tolerance, report)
     return report
+
+
+def _measure_one(runtime: Runtime, exported: Exported, tolerance: float, report: dict[str, Any]) -> None:
+    if not importlib.util.find_spec(runtime.module):
+        report["engines"][runtime.name] = NOT_CHECKED
+        return
+    report["versions"] |= versions_of([runtime.module])
+    try:
+        with torch.inference_mode():
+            answer = runtime.run(exported)
+    except Exception as error:  # whatever a runtime raises on the folder is the finding
+        first = (str(error).strip().splitlines() or [""])[0]
+        report["engines"][runtime.name] = {"error": f"{type(error).__name__}: {first}"}
+        report["failures"].append(f"{runtime.name}: cannot score the folder: {type(error).__name__}: {first}")
+        return
+    figures, failure = compare(exported.rows, answer, runtime.limits(tolerance), every_row=runtime.every_row)
+    report["engines"][runtime.name] = figures
+    report["failures"] += [f"{runtime.name}: {failure}"] if failure else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

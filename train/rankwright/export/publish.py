@@ -16,14 +16,13 @@ from rankwright.errors import UserError, UserErrors
 from rankwright.export.adapter import NEEDS_LORA
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.parity import check_folders
+from rankwright.export.records import PARITY_FILE
 from rankwright.export.scan import Private, scan, without_private
 from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained, Writer, has_adapter, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
 from rankwright.servable import refuse_unservable
-
-PARITY_FILE = "parity.json"
 
 
 def export_targets(

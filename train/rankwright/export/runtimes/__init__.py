@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from rankwright.export.golden import GOLDEN_FILE
-from rankwright.prompts import PromptContract
+from rankwright.errors import UserError
+from rankwright.export.golden import read_golden
+from rankwright.prompts import CONTRACT_FILE, PromptContract
 
 Row = dict[str, Any]
 Kind = Literal["hf", "causal", "adapter", "onnx", "gguf"]
@@ -29,10 +31,11 @@ class Exported:
 
     @classmethod
     def read(cls, path: Path, base: str | None = None) -> Exported:
-        """Raises OSError, ValueError or AssertionError for a folder that no export has written."""
-        rows = [json.loads(line) for line in (path / GOLDEN_FILE).read_text(encoding="utf-8").splitlines()]
+        """Raises UserError for a folder that no export has written, or of which a part is missing or damaged."""
+        rows = read_golden(path)
         contract = PromptContract.load(path)
-        assert contract is not None, "an export is written with its contract"
+        if contract is None:
+            raise UserError(f"{path}: no {CONTRACT_FILE}: not an export, or a part: copy the whole folder again")
         return cls(path, kind_of(path), rows, contract, base)
 
 
@@ -41,7 +44,7 @@ class Answer:
     """What a runtime made of the golden rows: ids and logits of each row alone, logits in batches, probabilities.
 
     ids: None where the runtime does not show them; logits: None where it gives probabilities only, and batched then
-    holds probabilities.
+    holds probabilities. batched: one list a way to batch (padding side, order of the rows), each in the rows' order.
     """
 
     ids: list[list[int]] | None
@@ -101,8 +104,22 @@ def kind_of(folder: Path) -> Kind:
         return "gguf"
     if (folder / "onnx").is_dir():
         return "onnx"
-    architectures = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ["?"]
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: cannot be read ({error}): copy the whole folder again") from None
+    architectures = settings.get("architectures") or ["?"]
     return "causal" if architectures[0].endswith("ForCausalLM") else "hf"
+
+
+def in_both_orders(count: int, score: Callable[[list[int]], list[float]]) -> list[list[float]]:
+    """score(places of the rows) in the rows' own order and in a shuffled one, both given back in the rows' order.
+
+    Batches then have other members: a score that depends on them, or is given to another row, shows.
+    """
+    shuffled = random.Random(0).sample(range(count), count)
+    given = dict(zip(shuffled, score(shuffled), strict=True))
+    return [score(list(range(count))), [given[place] for place in range(count)]]
 
 
 def sigmoid(logits: Sequence[float]) -> list[float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rankwright.export.runtimes import Answer, Exported
+from rankwright.export.runtimes import Answer, Exported, in_both_orders
 from rankwright.export.runtimes.torch_models import BATCH
 
 
@@ -19,5 +19,8 @@ def sentence_transformers(exported: Exported) -> Answer:
     options = {"show_progress_bar": False, "batch_size": BATCH}
     ids = [model.preprocess([pair])["input_ids"][0].tolist() for pair in pairs]
     alone = [float(model.predict([pair], activation_fn=torch.nn.Identity(), **options)[0]) for pair in pairs]
-    batched = model.predict(pairs, activation_fn=torch.nn.Identity(), **options).tolist()
-    return Answer(ids, alone, [batched], model.predict(pairs, **options).tolist())
+    batched = in_both_orders(
+        len(pairs),
+        lambda places: model.predict([pairs[p] for p in places], activation_fn=torch.nn.Identity(), **options).tolist(),
+    )
+    return Answer(ids, alone, batched, model.predict(pairs, **options).tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankwright.export.runtimes import Answer, Exported, sigmoid
+from rankwright.export.runtimes import Answer, Exported, in_both_orders, sigmoid
 from rankwright.reranker import Reranker
 
 
@@ -12,5 +12,6 @@ def rankwright(exported: Exported) -> Answer:
     reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base)
     encoded = [reranker.encoder.encode(row["query"], [row["document"]]) for row in rows]
     logits = [reranker.score(row["query"], [row["document"]])[0] for row in rows]
-    batched = [s[0] for s in reranker.score_groups([(row["query"], [row["document"]]) for row in rows])]
-    return Answer([e.head_ids + e.tail_ids[0] for e in encoded], logits, [batched], sigmoid(logits))
+    groups = [(row["query"], [row["document"]]) for row in rows]
+    batched = in_both_orders(len(rows), lambda p: [s[0] for s in reranker.score_groups([groups[i] for i in p])])
+    return Answer([e.head_ids + e.tail_ids[0] for e in encoded], logits, batched, sigmoid(logits))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from rankwright.export.runtimes import Answer, Exported, Row, sigmoid
+from rankwright.export.runtimes import Answer, Exported, Row, in_both_orders, sigmoid
 from rankwright.model import load_tokenizer
 from rankwright.prompts import PromptContract, PromptEncoder
 from rankwright.resources import resolve_base
@@ -74,16 +75,17 @@ def scores_of(
     suffix_ids = PromptEncoder(contract, load_tokenizer(str(exported.path))).suffix_ids
     ids = [runtime_ids(tokenizer, row, contract.max_tokens, suffix_ids) for row in exported.rows]
 
-    def scores(size: int, side: str) -> list[float]:
+    def scores(size: int, side: str, places: Sequence[int]) -> list[float]:
         found: list[float] = []
-        for start in range(0, len(ids), size):
-            part = {"input_ids": ids[start : start + size]}
+        for start in range(0, len(places), size):
+            part = {"input_ids": [ids[place] for place in places[start : start + size]]}
             batch = tokenizer.pad(part, padding_side=side, return_tensors="pt")
             found += score(batch).tolist()
         return found
 
-    alone = scores(1, sides[0])
-    return Answer(ids, alone, [scores(BATCH, side) for side in sides], sigmoid(alone))
+    alone = scores(1, sides[0], range(len(ids)))
+    batched = [b for side in sides for b in in_both_orders(len(ids), functools.partial(scores, BATCH, side))]
+    return Answer(ids, alone, batched, sigmoid(alone))
 
 
 def runtime_ids(tokenizer: Any, row: Row, limit: int, suffix_ids: list[int]) -> list[int]:
