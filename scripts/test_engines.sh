@@ -25,11 +25,15 @@ else
     "$PYTHON" "$root/tests/engine_folders.py" "$exports"
 fi
 
-# Engine -> the kinds of folders that it reads, by the names that exports have.
-declare -A reads=(
-    [infinity]="hf" [vllm]="hf hf-official" [transformers_js]="onnx" [node_llama_cpp]="gguf" [llama_cpp_python]="gguf"
-    [llama_server]="gguf"
-)
+# The exports that an engine reads, by their folders' names. Of an official prompt vLLM loses the end where a document is
+# cut, and node-llama-cpp reads it in pieces: recipes/README.md.
+reads() {
+    case $1 in
+        transformers_js) echo onnx ;;
+        *llama*) echo gguf ;;
+        *) echo hf ;;
+    esac
+}
 names=("$@")
 if [[ ${#names[@]} -eq 0 ]]; then
     for script in "$root"/scripts/engines/*.sh; do names+=("$(basename "$script" .sh)"); done
@@ -44,7 +48,7 @@ for name in "${names[@]}"; do
         exit 2
     fi
     folders=()
-    for kind in ${reads[$name]:-hf}; do [[ ! -d $exports/$kind ]] || folders+=("$exports/$kind"); done
+    for kind in $(reads "$name"); do [[ ! -d $exports/$kind ]] || folders+=("$exports/$kind"); done
     if [[ ${#folders[@]} -eq 0 ]]; then
         echo "$name: no export that it reads in $exports: left out"
         continue

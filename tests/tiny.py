@@ -72,15 +72,16 @@ PAIRS = [
 ]
 
 
-def make_tiny_qwen3(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
-    """Write a tiny Qwen3ForCausalLM (GQA 4/2, head size 16, tied embeddings) with its tokenizer into `folder`."""
+def make_tiny_qwen3(folder: Path, *, layers: int = 2, hidden: int = 64, seed: int = 0, head: int = 16) -> Path:
+    """Write a tiny Qwen3ForCausalLM (GQA 4/2, tied embeddings; head: size of one) with its tokenizer into `folder`."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = _save_tokenizer(
         folder, QWEN_REGEX, QWEN_SPECIAL, QWEN_ADDED, eos="<|im_end|>", pad="<|endoftext|>", bos=None
     )
     # Rows beyond the tokenizer, as in Qwen3.
-    config = Qwen3Config(**_shape(tokenizer.get_vocab_size(), layers, hidden), tie_word_embeddings=True)
+    shape = _shape(tokenizer.get_vocab_size(), layers, hidden) | {"head_dim": head}
+    config = Qwen3Config(**shape, tie_word_embeddings=True)
     config.eos_token_id = tokenizer.token_to_id("<|im_end|>")
     return _save_model(folder, Qwen3ForCausalLM, config, seed)
 
