@@ -41,6 +41,26 @@ def test_signals_are_heard_inside_the_block_only() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+def test_scores_near_zero_may_be_rounded_as_much_as_their_parts(
+    tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_qwen3))
+    contract = make_contract(tokenizer, mode="portable", max_tokens=160)
+    group = PromptEncoder(contract, tokenizer).encode(PAIRS[0][0], [d for _, d in PAIRS[:6]])
+    model = load_model(str(tiny_qwen3), contract, tokenizer, dtype=torch.bfloat16).train()
+    with torch.no_grad():
+        prompts = [torch.tensor([group.head_ids + tail]) for tail in group.tail_ids]
+        states_HN = torch.stack([model.decoder(input_ids=p).last_hidden_state[0, -1] for p in prompts], dim=1).float()
+    # A long row that is orthogonal to every scored state: of its large products nothing but their rounding is left.
+    row_H = 100 * torch.randn(len(states_HN), generator=torch.Generator().manual_seed(0))
+    row_H = row_H - states_HN @ torch.linalg.lstsq(states_HN, row_H[:, None]).solution[:, 0]
+    model.rows_2H = torch.stack([torch.zeros_like(row_H), row_H])
+    check_first_group(model, group)
+    monkeypatch.setattr("rankwright.blocks.rotate", lambda x, cos, sin: x)
+    with pytest.raises(UserError, match="away from the plain forward on the first group"):
+        check_first_group(model, group)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fast_path_that_disagrees_is_refused(
     tiny_qwen3: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
