@@ -209,6 +209,7 @@ def test_a_fractional_test_label_is_said_before_training(tmp_path: Path, tiny_qw
     assert "0.5" in line and "whole number" in line
 
 
+@pytest.mark.slow
 def test_score_takes_the_base_of_an_adapter(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     assert jobs.rankwright("run", recipe).returncode == 0

@@ -70,6 +70,7 @@ def test_killed_after_step_7_of_12_and_continued_gives_the_same_bits(
     assert same == [(b.get("loss"), b.get("dev_nDCG@10")) for b in rows["killed"]]
 
 
+@pytest.mark.slow
 def test_a_mixture_that_is_killed_and_continued_gives_the_same_bits(tmp_path: Path, tiny_qwen3: Path) -> None:
     """Weights that are no whole numbers and two instructions, over several epochs; and the same counts."""
     for name in ("whole", "killed"):

@@ -296,6 +296,7 @@ def test_processes_share_the_encoding(tmp_path: Path) -> None:
     assert vectors[0] == vectors[1] and len(vectors[0]) > 6
 
 
+@pytest.mark.slow
 def test_killed_and_continued_by_two_processes(tiny_qwen3: Path, tmp_path: Path) -> None:
     filters = {"margin": {"absolute": 0.5}, "max_reuse": {"most": 9}}
     # So many queries of the same few words are also those of test.

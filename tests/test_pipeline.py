@@ -92,6 +92,7 @@ def test_the_same_command_again_does_nothing_twice(finished: tuple[Path, str]) -
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_merging_with_the_base_trains_nothing_again(finished: tuple[Path, str], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -45,6 +45,7 @@ def kill_after(recipe: Path, run: Path, system: str, blocks: int) -> int:
     return lines(run / "eval" / "held-out" / system)
 
 
+@pytest.mark.slow
 def test_killed_and_continued_by_two_processes_gives_the_same_bytes(whole: Path, again: tuple[Path, str]) -> None:
     run, setting = again
     shutil.rmtree(run / "eval" / "held-out" / "base")

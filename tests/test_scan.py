@@ -158,7 +158,7 @@ def test_every_target_is_clean_and_readable_by_all(
             assert needle.encode() not in content, (path, needle)
 
 
-@pytest.mark.parametrize("target", ["hf", "causal"])
+@pytest.mark.parametrize("target", ["hf", pytest.param("causal", marks=pytest.mark.slow)])
 def test_an_export_that_holds_one_is_not_put_in_place(
     target: str, trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
