@@ -123,7 +123,7 @@ def test_the_commands_of_serve_are_whole(card_of: Any, name: str) -> None:
     commands = blocks(folder / "SERVE.md", "bash")
     assert any("vllm serve" in command for command in commands)
     # A template that vLLM was not given is what makes an official prompt wrong there.
-    assert any("--chat-template PATH/chat_template.jinja" in c for c in commands) == (name == "qwen3-official")
+    assert any("--chat-template FOLDER/chat_template.jinja" in c for c in commands) == (name == "qwen3-official")
     assert any("infinity_emb" in command for command in commands) == (name == "qwen3-portable")
     for command in commands:
         subprocess.run(["bash", "-n"], input=command, text=True, check=True)

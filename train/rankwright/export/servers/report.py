@@ -181,7 +181,8 @@ def _show(rows: Sequence[Row], asked: Asked, decides: Sequence[int], finding: Fi
     else:
         largest = _largest(rows, asked, decides)
         words = ", ".join(f"{scale} {value:.1e}" for scale, value in largest.items())
-        console.say(f"equal: largest difference {words}, alone and in lists")
+        listed = any(value is not None for values in one.lists.values() for value in values)
+        console.say(f"equal: largest difference {words}, alone{' and in lists' if listed else '; lists not checked'}")
 
 
 def _refusals(rows: Sequence[Row], asked: Asked) -> list[str]:
