@@ -28,8 +28,8 @@ class Faults:
     """What this server does wrong; the default is nothing.
 
     template: Jinja text that is rendered with query and document in place of the tokenizer's own pair; chat: the
-    folder's chat template, with these variables. activation: sigmoid, none, twice or softmax. cut: tokens to which the
-    whole prompt is cut from the right; keep: ids that stay at its end. order: `index` is the rank. refuse_empty: as
+    folder's chat template, with these variables. activation: sigmoid, none, twice, softmax or sharper.
+    cut: tokens to which the whole prompt is cut from the right; keep: ids that stay at its end. order: `index` is the rank. refuse_empty: as
     some servers do. refuse_after: so many requests. fewer: results than documents of a list; not_a_number: as the
     score of the empty document.
     """
@@ -133,6 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             "none": lambda x: x,
             "twice": lambda x: torch.sigmoid(torch.sigmoid(x)),
             "softmax": torch.ones_like,
+            "sharper": lambda x: torch.sigmoid(1.5 * x),
         }[faults.activation]
         scores = logits.tolist() if wants_logits else activation(logits).tolist()
         order = sorted(range(len(texts)), key=lambda i: -scores[i])
