@@ -29,9 +29,9 @@ class Faults:
 
     template: Jinja text that is rendered with query and document in place of the tokenizer's own pair; chat: the
     folder's chat template, with these variables. activation: sigmoid, none, twice, softmax or sharper.
-    cut: tokens to which the whole prompt is cut from the right; keep: ids that stay at its end. order: `index` is the rank. refuse_empty: as
-    some servers do. refuse_after: so many requests. fewer: results than documents of a list; not_a_number: as the
-    score of the empty document.
+    cut: tokens to which the whole prompt is cut from the right; keep: ids that stay at its end. order: `index` is the
+    rank. refuse_empty: as some servers do. refuse_after: so many requests. fewer: results than documents of a list;
+    not_a_number: as the score of the empty document.
     """
 
     template: str | None = None
