@@ -159,6 +159,25 @@ def test_texts_with_other_line_separators_stay_one_row(trained: dict[str, Traine
     assert read_golden(tmp_path) == rows
 
 
+def test_scores_that_are_no_numbers_are_named_in_valid_json(
+    proven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(proven, tmp_path / "copy"))
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(typer.Exit):
+        verify(folder, as_json=True)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert len(found["failures"]) == 3 and found["engines"]["transformers"]["max_d_logit"] is None
+
+
 @pytest.mark.parametrize("tolerance", [0.0, float("nan"), float("inf")])
 def test_a_tolerance_that_accepts_all_or_nothing_is_refused(tolerance: float, proven: Path) -> None:
     with pytest.raises(UserError, match="--tolerance: must be a number above 0"):

@@ -168,7 +168,9 @@ class ServedReranker:
             requests.exceptions.ChunkedEncodingError,
             requests.exceptions.ContentDecodingError,
         ) as error:
-            raise Fault(f"no connection: {self._key.show(str(error))}") from None
+            # The cause comes last in requests' own words, where a message is cut.
+            cause = getattr(error.args[0], "reason", error) if error.args else error
+            raise Fault(f"no connection: {self._key.show(str(cause))}") from None
         except requests.RequestException as error:
             raise UserError(f"{self.endpoint}: {self._key.show(str(error))}: check url") from None
         status = answer.status_code

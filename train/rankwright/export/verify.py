@@ -127,10 +127,19 @@ def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
     report = measure_fresh({folder.name: folder}, opened.tolerance, opened.exported.base, offline=False)[folder.name]
     if as_json:
         whole = {"folder": str(folder), "kind_of_export": opened.exported.kind, "notes": opened.notes, **report}
-        print(json.dumps(whole, ensure_ascii=False))
+        print(json.dumps(_finite(whole), ensure_ascii=False))
     else:
         _show(report)
     return not report["failures"]
+
+
+def _finite(value: Any) -> Any:
+    """null for what JSON cannot hold: the distance to a score that is no number."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _show(report: dict[str, Any]) -> None:
