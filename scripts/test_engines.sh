@@ -4,6 +4,7 @@
 #     scripts/test_engines.sh                          all engines, on tiny models made for it
 #     scripts/test_engines.sh vllm infinity            some of them (names: scripts/engines/*.sh)
 #     RUN=runs/NAME scripts/test_engines.sh            on the exports of a run of yours
+#     PYTHON=PATH scripts/test_engines.sh              with this Python, which has rankwright's `dev` packages (else .venv)
 #
 # WORK (else ~/.cache/rankwright/engines) keeps environments and exports: up to 6 GB with all engines. Needs the package
 # index, and node for two of them. Prints a table of engines, versions and largest differences, and writes it to
@@ -14,8 +15,11 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 work=${WORK:-${XDG_CACHE_HOME:-$HOME/.cache}/rankwright/engines}
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
-"$root/scripts/setup.sh" dev
-export PYTHON="$root/.venv/bin/python"
+if [[ -z ${PYTHON:-} ]]; then
+    "$root/scripts/setup.sh" dev
+    PYTHON=$root/.venv/bin/python
+fi
+export PYTHON PYTHONPATH="$root/train${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ -n ${RUN:-} ]]; then
     exports=$RUN/export
@@ -39,7 +43,7 @@ if [[ ${#names[@]} -eq 0 ]]; then
     for script in "$root"/scripts/engines/*.sh; do names+=("$(basename "$script" .sh)"); done
 fi
 
-failed=0
+failed=0 failures=
 : > "$work/results.jsonl"
 for name in "${names[@]}"; do
     script=$root/scripts/engines/$name.sh
@@ -54,7 +58,12 @@ for name in "${names[@]}"; do
         continue
     fi
     echo "$name: ${folders[*]}"
-    "$script" "$work" "${folders[@]}" | tee -a "$work/results.jsonl" || { failed=1; echo "$name: FAILED" >&2; }
+    "$script" "$work" "${folders[@]}" | tee -a "$work/results.jsonl" || { failed=1; failures+=" $name"; }
 done
 "$PYTHON" "$root/scripts/engines/table.py" "$work/results.jsonl"
+if [[ ! -s $work/results.jsonl && $failed -eq 0 ]]; then
+    echo "error: no engine was run: $exports has nothing for: ${names[*]}" >&2
+    exit 1
+fi
+[[ $failed -eq 0 ]] || echo "FAILED:$failures" >&2
 exit $failed

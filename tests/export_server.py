@@ -28,9 +28,10 @@ class Faults:
     """What this server does wrong; the default is nothing.
 
     template: Jinja text that is rendered with query and document in place of the tokenizer's own pair; chat: the
-    folder's chat template, with these variables. activation: sigmoid, none, twice or softmax. cut: tokens to which the
-    whole prompt is cut from the right; keep: ids that stay at its end. order: `index` is the rank. refuse_empty: as
-    some servers do.
+    folder's chat template, with these variables. activation: sigmoid, none, twice, softmax or sharper.
+    cut: tokens to which the whole prompt is cut from the right; keep: ids that stay at its end. order: `index` is the
+    rank. refuse_empty: as some servers do. refuse_after: so many requests. fewer: results than documents of a list;
+    not_a_number: as the score of the empty document.
     """
 
     template: str | None = None
@@ -42,6 +43,9 @@ class Faults:
     exchanged: bool = False
     order: bool = False
     refuse_empty: bool = False
+    refuse_after: int | None = None
+    fewer: bool = False
+    not_a_number: bool = False
     padding_side: str = "left"
     dtype: torch.dtype = torch.float32
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -112,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         texts = body["texts"] if "texts" in body else body["documents"]
         if server.faults.refuse_empty and not all(texts):
             status = 422
+        if server.faults.refuse_after is not None and len(server.faults.asked) > server.faults.refuse_after:
+            status = 400
         content = json.dumps(self._answer(body, texts) if status == 200 else {"error": "no empty text"}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -127,11 +133,16 @@ class _Handler(BaseHTTPRequestHandler):
             "none": lambda x: x,
             "twice": lambda x: torch.sigmoid(torch.sigmoid(x)),
             "softmax": torch.ones_like,
+            "sharper": lambda x: torch.sigmoid(1.5 * x),
         }[faults.activation]
         scores = logits.tolist() if wants_logits else activation(logits).tolist()
         order = sorted(range(len(texts)), key=lambda i: -scores[i])
         name = "score" if shape == "tei" else "relevance_score"
         rows = [{"index": rank if faults.order else i, name: scores[i]} for rank, i in enumerate(order)]
+        if faults.not_a_number and "" in texts:
+            rows[0][name] = float("nan")
+        if faults.fewer and len(rows) > 1:
+            del rows[-1]
         return rows if shape == "tei" else {"results": rows}
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -153,4 +153,4 @@ def test_the_snippets_of_the_card_run(causal: dict[str, Path]) -> None:
         assert overrides["architectures"] == ["Qwen3ForSequenceClassification"]
         official = name == "qwen3-official"
         assert overrides["classifier_from_token"] == (["no", "yes"] if official else ["Yes"])
-        assert ("--chat-template PATH/" in serve) == official
+        assert ("--chat-template FOLDER/" in serve) == official

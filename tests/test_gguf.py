@@ -120,7 +120,7 @@ def test_a_published_folder_has_its_card_and_licence(trained: dict[str, Trained]
     assert file["general.license"] == "apache-2.0" and file["general.name"] == "Tiny reranker"
     assert file["general.base_model.0.organization"] == "org" and file["general.base_model.0.version"] == "abc"
     card = (tmp_path / "gguf" / "README.md").read_text()
-    assert "llama-server -m PATH/tiny-q8_0.gguf --reranking" in card and "| gguf q8_0 |" in card
+    assert "llama-server -m FOLDER/tiny-q8_0.gguf --reranking" in card and "| gguf q8_0 |" in card
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray[Any, Any]]], None]) -> None:

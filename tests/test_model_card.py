@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from rankwright.export import TARGETS, Trained
 from rankwright.export.card import EXAMPLE, CardFacts, write_card
 from rankwright.export.card_metadata import SetResult
 from rankwright.prompts import PromptContract
@@ -123,9 +124,59 @@ def test_the_commands_of_serve_are_whole(card_of: Any, name: str) -> None:
     commands = blocks(folder / "SERVE.md", "bash")
     assert any("vllm serve" in command for command in commands)
     # A template that vLLM was not given is what makes an official prompt wrong there.
-    assert any("--chat-template PATH/chat_template.jinja" in c for c in commands) == (name == "qwen3-official")
+    assert any("--chat-template FOLDER/chat_template.jinja" in c for c in commands) == (name == "qwen3-official")
     assert any("infinity_emb" in command for command in commands) == (name == "qwen3-portable")
     for command in commands:
         subprocess.run(["bash", "-n"], input=command, text=True, check=True)
         for body in re.findall(r"-d '(.*?)'", command, re.DOTALL):
             assert json.loads(body)["query"] == EXAMPLE[0]
+
+
+KINDS = {
+    "hf": ("sentence-transformers", "finetune"),
+    "causal": ("sentence-transformers", "finetune"),
+    "adapter": ("peft", "adapter"),
+    "onnx": ("fastembed", "finetune"),
+    "gguf": ("gguf", "quantized"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["portable", "official"])
+def test_the_files_of_every_kind_are_whole(kind: str, mode: str, trained: dict[str, Trained], tmp_path: Path) -> None:
+    one = trained[f"qwen3-{mode}"]
+    if kind == "onnx" and mode == "official":
+        pytest.skip("refused before training")
+    TARGETS[kind](one, tmp_path)
+    contract = PromptContract.load(tmp_path) or one.contract
+    write_card(tmp_path, CardFacts(ledger=LEDGER), contract, PARITY, base_name="org/base", revision=None)
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (data["library_name"], data["base_model_relation"]) == KINDS[kind]
+    assert data["pipeline_tag"] == "text-ranking" and data["license"] == "other"
+    for name in ("README.md", "SERVE.md"):
+        text = (tmp_path / name).read_text()
+        assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
+        # A name on the hub is no folder: what opens a file asks for one.
+        assert "PATH/" not in text and "hf download PATH --local-dir FOLDER" in text
+        for snippet in blocks(tmp_path / name, "python"):
+            compile(snippet, name, "exec")
+        for command in blocks(tmp_path / name, "bash"):
+            subprocess.run(["bash", "-n"], input=command, text=True, check=True)
+            for body in re.findall(r"-d '(.*?)'", command, re.DOTALL):
+                assert json.loads(body)["query"] == EXAMPLE[0]
+
+
+@pytest.mark.parametrize("mode", ["portable", "official"])
+def test_the_snippets_of_an_adapter_run(mode: str, trained: dict[str, Trained], tmp_path: Path) -> None:
+    one = trained[f"qwen3-{mode}"]
+    TARGETS["adapter"](one, tmp_path)
+    write_card(tmp_path, CardFacts(), one.contract, PARITY, base_name="org/base", revision=None)
+    wanted = Reranker(one.model, one.tokenizer, one.contract).rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability
+    [snippet], [loads] = (blocks(tmp_path / name, "python") for name in ("README.md", "SERVE.md"))
+    place = f'"{tmp_path}", base="{one.base_name}"'
+    shown: list[float] = []
+    exec(snippet.replace('"PATH"', place), {"print": shown.append})
+    assert shown == pytest.approx([wanted], abs=1e-5)
+    found: dict[str, Any] = {}
+    exec(loads.replace('"PATH"', place), found)
+    assert found["reranker"].rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability == pytest.approx(wanted, abs=1e-5)

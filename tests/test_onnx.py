@@ -159,7 +159,7 @@ def test_the_snippets_of_the_card_run(
     for snippet in snippets:
         # A process registers a model once.
         monkeypatch.setattr(CustomTextCrossEncoder, "SUPPORTED_MODELS", [])
-        exec(snippet.replace("PATH", str(folder)), {"print": found.append})
+        exec(snippet.replace("PATH", str(folder)).replace("FOLDER", str(folder)), {"print": found.append})
     onnx_runtime, fast_embed, searched = found
     assert float(onnx_runtime[0]) == pytest.approx(row["probability"], abs=1e-5)
     assert float(fast_embed[0]) == pytest.approx(row["probability"], abs=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,10 @@ def damaged_record(folder: Path) -> None:
     (folder / "parity.json").write_text("{")
 
 
+def endless_tolerance(folder: Path) -> None:
+    edit_json(folder / "parity.json", tolerance=float("inf"))
+
+
 MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
     (remove("golden.jsonl"), "no golden.jsonl: not an export, or a part"),
     (remove("rankwright.json"), "no rankwright.json"),
@@ -87,6 +92,7 @@ MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
     (half_a_line, "golden.jsonl:34: not a golden row"),
     (not_a_number, "golden.jsonl:4: not a golden row"),
     (damaged_record, "parity.json: damaged"),
+    (endless_tolerance, "parity.json: damaged"),
 ]
 
 
@@ -137,6 +143,10 @@ def test_an_adapter_folder_needs_its_base(
     with pytest.raises(UserError, match="which is not here: give --base FOLDER"):
         open_export(tmp_path)
     verify(tmp_path, base=one.base_name)
+    shutil.copytree(tmp_path, tmp_path / "damaged")
+    (tmp_path / "damaged" / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"adapter_config.json: damaged"):
+        open_export(tmp_path / "damaged")
     shown = capsys.readouterr().out
     assert "peft" in shown and "no parity.json with sums of the files" in shown
 
@@ -147,3 +157,48 @@ def test_texts_with_other_line_separators_stay_one_row(trained: dict[str, Traine
     rows = make_golden(reranker, [("a\u2028query", "one\u2029two\u0085three\x1dfour")])
     write_golden(tmp_path, rows)
     assert read_golden(tmp_path) == rows
+
+
+def test_scores_that_are_no_numbers_are_named_in_valid_json(
+    proven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(proven, tmp_path / "copy"))
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(typer.Exit):
+        verify(folder, as_json=True)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert len(found["failures"]) == 3 and found["engines"]["transformers"]["max_d_logit"] is None
+
+
+@pytest.mark.parametrize("tolerance", [0.0, float("nan"), float("inf")])
+def test_a_tolerance_that_accepts_all_or_nothing_is_refused(tolerance: float, proven: Path) -> None:
+    with pytest.raises(UserError, match="--tolerance: must be a number above 0"):
+        open_export(proven, tolerance=tolerance)
+
+
+def test_what_no_runtime_has_looked_at_is_not_equal(
+    trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rankwright.export import TARGETS
+
+    onnx, gguf = tmp_path / "onnx", tmp_path / "gguf"
+    for folder, options in ((onnx, {}), (gguf, {"types": ["f32"]})):
+        folder.mkdir()
+        TARGETS.bind(folder.name, options)(trained["qwen3-portable"], folder)
+    for module in ("onnxruntime", "fastembed", "llama_cpp", "xllamacpp"):
+        monkeypatch.setitem(sys.modules, module, None)
+    [failure] = measure(onnx, 1e-4)["failures"]
+    assert failure == "nothing was checked: install onnxruntime, fastembed: pip install 'rankwright[onnx]'"
+    assert measure(gguf, 1e-4)["failures"] == []
+    [file] = gguf.glob("*.gguf")
+    file.rename(gguf / "renamed.gguf")
+    [failure] = measure(gguf, 1e-4)["failures"]
+    assert failure.startswith("renamed.gguf: not checked: its name must end in the type")

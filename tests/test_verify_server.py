@@ -128,3 +128,18 @@ def test_a_looser_tolerance_accepts_fewer_bits(folders: dict[str, Path], capsys:
     assert 0.01 < needed < 1
     with serving(folder, dtype=torch.bfloat16) as server:
         verify(folder, url=server.url, api="vllm", tolerance=needed, as_json=True)
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"not_a_number": True}, "answered no finite number"),
+        ({"fewer": True}, "is missing: gave up"),
+        ({"refuse_after": 5}, "refused 27 of 32 pairs: nothing is proven"),
+    ],
+)
+def test_answers_that_are_none_are_never_equal(
+    faults: dict[str, Any], message: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        verified(capsys, folders["qwen3-portable"], folders["qwen3-portable"], "cohere", **faults)

@@ -72,3 +72,19 @@ def test_wrong_models(
     assert found["diagnosis"]["key"] == "weights of the base"
     _, found = verified(capsys, folders["qwen3-portable"], tmp_path / "base", base=one.base_name)
     assert found["diagnosis"]["key"] == "weights of the base"
+
+
+def test_a_server_of_one_gguf_file_is_held_to_its_type(
+    trained: dict[str, Trained], folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    TARGETS.bind("gguf", {"types": ["f16", "q8_0"]})(trained["qwen3-portable"], tmp_path)
+    served = folders["qwen3-portable"]
+    # The second is as far off as 8 bits are, in the same order.
+    for activation, kind in (("sigmoid", "f16"), ("sharper", "q8_0")):
+        equal, found = verified(capsys, tmp_path, served, "llama.cpp", activation=activation)
+        assert equal, found["failures"]
+        assert any(f"compared as weights of type {kind}" in note for note in found["not_checked"])
+    for faults in ({"pairs": False}, {"activation": "twice"}, {"activation": "softmax"}, {"order": True}):
+        equal, found = verified(capsys, tmp_path, served, "llama.cpp", **faults)
+        assert not equal, faults
+        assert "activation" not in faults or "wrong activation" in found["diagnosis"]["key"]

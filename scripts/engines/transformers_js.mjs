@@ -40,7 +40,8 @@ const scoreIds = async (model, lists) => {
 const sigmoid = (logit) => 1 / (1 + Math.exp(-logit));
 const largest = (values) => values.reduce((most, value) => (Number.isNaN(most) || value <= most ? most : value), 0);
 
-let failed = idsDiffer > 0;
+// Without a pair, or a graph, nothing would be proven.
+let failed = idsDiffer > 0 || !gate.length || !fs.existsSync(path.join(folder, "onnx", "model.onnx"));
 // fp32 is what a user gets who names no dtype (config.json says so).
 for (const [file, options] of [["model.onnx", {}], ["model_quantized.onnx", {dtype: "q8"}]]) {
     if (!fs.existsSync(path.join(folder, "onnx", file))) continue;

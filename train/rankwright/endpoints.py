@@ -117,10 +117,13 @@ def llama_cpp() -> Shape:
 
 
 class Fault(Exception):
-    """What may be gone when asked again. wait_seconds: how long the server wants to be left alone at least."""
+    """What may be gone when asked again. wait_seconds: how long the server wants to be left alone at least.
 
-    def __init__(self, what: str, wait_seconds: float = 0.0) -> None:
-        self.wait_seconds = wait_seconds
+    refused: the server said that it cannot score the request, which may be all it will ever say.
+    """
+
+    def __init__(self, what: str, wait_seconds: float = 0.0, *, refused: bool = False) -> None:
+        self.wait_seconds, self.refused = wait_seconds, refused
         super().__init__(what)
 
 

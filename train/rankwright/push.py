@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +13,7 @@ from pathlib import Path
 from rankwright import console
 from rankwright.errors import UserError, did_you_mean
 from rankwright.export.card import CARD, PLACE, SERVE
-from rankwright.export.records import PARITY_FILE
-
-# OWNER/NAME as the hub takes it.
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from rankwright.export.records import PARITY_FILE, sums_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +33,7 @@ class Push:
 
 def plan_push(run: Path, target: str, repository: str, *, private: bool = True, revision: str | None = None) -> Push:
     """Look at run/export/target. Raises UserError where there is no such proven export, or for a wrong repository."""
-    if not REPOSITORY.fullmatch(repository):
-        raise UserError(f"repository {repository!r}: must be OWNER/NAME")
+    _check_name(repository)
     exports = run / "export"
     known = sorted(path.parent.name for path in exports.glob(f"*/{PARITY_FILE}"))
     if target not in known:
@@ -49,12 +44,43 @@ def plan_push(run: Path, target: str, repository: str, *, private: bool = True, 
         )
         raise UserError(f"{run}: no export {target!r}{did_you_mean(target, known)}: {have}")
     folder = exports / target
-    failures = json.loads((folder / PARITY_FILE).read_text(encoding="utf-8")).get("failures")
-    if failures != []:
-        raise UserError(f"{folder / PARITY_FILE}: its parity was not proven: export it again")
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    proven = _proven_sums(folder)
+    found = sums_of(folder)
+    if changed := sorted(name for name in proven.keys() | found.keys() if proven.get(name) != found.get(name)):
+        raise UserError(
+            f"{folder}: not what was proven: {', '.join(changed)} changed, missing or new since the export: "
+            "move away what is not of it, or export it again"
+        )
+    # Texts for people may be another's; what lies beside them hidden is left here.
+    texts = [path.name for path in folder.iterdir() if path.suffix == ".md" and path.is_file()]
+    sizes = {name: (folder / name).stat().st_size for name in [*found, *texts, PARITY_FILE]}
     files = dict(sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])))
     return Push(folder, repository, private, revision, files)
+
+
+def _check_name(repository: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"repository {repository!r}: must be OWNER/NAME as the hub takes it: {first}") from None
+    if repository.count("/") != 1:
+        raise UserError(f"repository {repository!r}: must be OWNER/NAME")
+
+
+def _proven_sums(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what was proven. Raises UserError where nothing was."""
+    try:
+        record = json.loads((folder / PARITY_FILE).read_text(encoding="utf-8"))
+        failures, sums = record["failures"], dict(record["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        failures, sums = None, {}
+    if failures != [] or not sums:
+        raise UserError(f"{folder / PARITY_FILE}: its parity was not proven: export it again")
+    return sums
 
 
 def show_push(push: Push, *, dry_run: bool) -> None:
@@ -66,20 +92,24 @@ def show_push(push: Push, *, dry_run: bool) -> None:
     start = "would push" if dry_run else "pushing"
     what = f"{len(push.files)} files, {push.total / 1e6:,.1f} MB, of {push.folder}"
     console.say(f"{start} {what} to {push.repository} ({visible}{branch})")
+    console.say("files that the repository has and this export has not are removed there")
 
 
 def send(push: Push) -> str:
     """Create the repository where there is none, and commit all files at once; the commit's address.
 
-    An existing repository keeps its visibility. Files that it has and the export has not are removed, so that it holds
-    this export alone. Raises UserError when the hub refuses or cannot be reached.
+    An existing repository keeps its visibility; one that is public is refused unless the push is. Files that it has and
+    the export has not are removed, so that it holds this export alone. Raises UserError when the hub refuses or cannot
+    be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     api = HfApi()
     try:
         api.create_repo(push.repository, private=push.private, exist_ok=True)
+        if push.private and api.repo_info(push.repository).private is False:
+            raise UserError(f"{push.repository}: is there already, and is public: give --public, or another name")
         if push.revision:
             api.create_branch(push.repository, branch=push.revision, exist_ok=True)
         with prepared(push) as folder:
@@ -92,12 +122,17 @@ def send(push: Push) -> str:
             )
     except LocalTokenNotFoundError:
         raise UserError("the hub wants a token: set HF_TOKEN, or run `hf auth login`") from None
+    except OfflineModeIsEnabled:
+        raise UserError(f"{push.repository}: HF_HUB_OFFLINE is set, so the hub is not asked: unset it") from None
     except HfHubHTTPError as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"{push.repository}: the hub refused: {first}: check the name and what your token may write"
         ) from None
-    except OSError as error:
+    except Exception as error:
+        # Those of the client that huggingface_hub asks with, httpx or httpx2 by its version, are no OSErrors.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
         raise UserError(
             f"{push.repository}: the hub cannot be reached: {type(error).__name__}: try again later"
         ) from None
@@ -109,16 +144,12 @@ def prepared(push: Push) -> Iterator[Path]:
     """A copy whose README.md and SERVE.md name the repository in place of PATH; large files are links, not copies."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "export"
-        shutil.copytree(push.folder, folder, copy_function=_link)
-        for name in (CARD, SERVE):
-            path = folder / name
-            if path.is_file():
-                text = path.read_text(encoding="utf-8")
-                # A link would change the export itself.
-                path.unlink()
-                path.write_text(re.sub(rf"\b{PLACE}\b", push.repository, text), encoding="utf-8")
+        for name in push.files:
+            source, target = push.folder / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name in (CARD, SERVE):
+                text = source.read_text(encoding="utf-8")
+                target.write_text(re.sub(rf"\b{PLACE}\b", push.repository, text), encoding="utf-8")
+            else:
+                target.symlink_to(source.resolve())
         yield folder
-
-
-def _link(source: str, target: str) -> None:
-    Path(target).symlink_to(Path(source).resolve())

@@ -20,12 +20,18 @@ from rankwright.endpoints import SHAPES, Fault, one_line, read_answer
 from rankwright.errors import UserError
 from rankwright.score_cache import NoCache, ScoreCache, score_key
 
+# Of one request: too long, empty, or what else a server cannot score. 500 is what llama.cpp says of long texts.
+_REFUSALS = (400, 413, 422, 424, 500)
 _FIXES = {
     401: "check the key",
     403: "check the key and what it may use",
     404: "check url, shape and model",
     413: "give a smaller batch",
 }
+
+
+class Refused(UserError):
+    """The server is there, and says that it will not score this request; others it may."""
 
 
 class ServedReranker:
@@ -119,9 +125,9 @@ class ServedReranker:
             try:
                 return read_answer(self.shape, self._post(query, documents), len(documents), self._key.show)
             except Fault as fault:
-                what, wanted = str(fault), fault.wait_seconds
+                what, wanted, refused = str(fault), fault.wait_seconds, fault.refused
             if attempt == self.retries:
-                raise UserError(
+                raise (Refused if refused else UserError)(
                     f"{self.endpoint}: {what}: gave up after {attempt + 1} requests: check url and shape "
                     f"{self.shape_name!r}, or try again later"
                 )
@@ -162,7 +168,9 @@ class ServedReranker:
             requests.exceptions.ChunkedEncodingError,
             requests.exceptions.ContentDecodingError,
         ) as error:
-            raise Fault(f"no connection: {self._key.show(str(error))}") from None
+            # The cause comes last in requests' own words, where a message is cut.
+            cause = getattr(error.args[0], "reason", error) if error.args else error
+            raise Fault(f"no connection: {self._key.show(str(cause))}") from None
         except requests.RequestException as error:
             raise UserError(f"{self.endpoint}: {self._key.show(str(error))}: check url") from None
         status = answer.status_code
@@ -170,9 +178,11 @@ class ServedReranker:
             return answer.content
         text = self._key.show(answer.content)
         if status == 429 or status >= 500:
-            raise Fault(f"answered {status}: {text!r}", _retry_after(answer.headers.get("Retry-After", "")))
+            wait_seconds = _retry_after(answer.headers.get("Retry-After", ""))
+            raise Fault(f"answered {status}: {text!r}", wait_seconds, refused=status in _REFUSALS)
         fix = _FIXES.get(status, "check url, shape, model and batch")
-        raise UserError(f"{self.endpoint}: answered {status}: {text!r}: {fix}")
+        kind = Refused if status in _REFUSALS else UserError
+        raise kind(f"{self.endpoint}: answered {status}: {text!r}: {fix}")
 
 
 class _Key(requests.auth.AuthBase):

@@ -15,7 +15,8 @@ from rankwright.export.runtimes import Kind, kind_of
 from rankwright.prompts import PromptContract
 
 CARD, SERVE = "README.md", "SERVE.md"
-# Stands for the folder in both files; `rankwright push` puts the repository's name there.
+# Stands for the model in both files; `rankwright push` puts the repository's name there. Where a name on the hub would
+# not do, they have FOLDER.
 PLACE = "PATH"
 EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a company.")
 HOLDS: dict[Kind, str] = {

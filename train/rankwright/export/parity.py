@@ -109,7 +109,22 @@ def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str
     for runtime in RUNTIMES:
         if runtime.reads(exported):
             _measure_one(runtime, exported, tolerance, report)
+    report["failures"] += _unchecked(exported, report["engines"])
     return report
+
+
+def _unchecked(exported: Exported, engines: Mapping[str, Any]) -> list[str]:
+    """What nobody has looked at, so that it is not taken for equal."""
+    readers = [runtime for runtime in RUNTIMES if exported.kind in runtime.kinds]
+    if not any(isinstance(figures, dict) for figures in engines.values()) and engines:
+        modules = ", ".join(dict.fromkeys(runtime.module for runtime in readers))
+        return [f"nothing was checked: install {modules}: pip install 'rankwright[{exported.kind}]'"]
+    if exported.kind != "gguf":
+        return []
+    # Each pattern means one file: its readers take the first.
+    read = {next(exported.path.glob(one.file), None) for one in readers if one.file}
+    unread = sorted(path.name for path in exported.path.glob("*.gguf") if path not in read)
+    return [f"{name}: not checked: its name must end in the type of its weights, as exported" for name in unread]
 
 
 def _measure_one(runtime: Runtime, exported: Exported, tolerance: float, report: dict[str, Any]) -> None:

@@ -106,10 +106,10 @@ def kind_of(folder: Path) -> Kind:
         return "onnx"
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        architecture = str((settings.get("architectures") or ["?"])[0])
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: cannot be read ({error}): copy the whole folder again") from None
-    architectures = settings.get("architectures") or ["?"]
-    return "causal" if architectures[0].endswith("ForCausalLM") else "hf"
+    return "causal" if architecture.endswith("ForCausalLM") else "hf"
 
 
 def in_both_orders(count: int, score: Callable[[list[int]], list[float]]) -> list[list[float]]:

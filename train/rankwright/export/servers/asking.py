@@ -10,7 +10,7 @@ from typing import Literal
 from rankwright.endpoints import SHAPES, Shape
 from rankwright.errors import UserError, did_you_mean
 from rankwright.export.runtimes import Row
-from rankwright.served import ServedReranker
+from rankwright.served import Refused, ServedReranker
 
 Scale = Literal["probability", "logit"]
 # Documents of other queries in a mixed list, short and long ones.
@@ -61,8 +61,8 @@ def ask(
 ) -> Asked:
     """Ask for probabilities, and for logits where the server can give them.
 
-    advance: called with the number of rows that were scored. Raises UserError when the first row is refused: address,
-    key or model are wrong then.
+    advance: called with the number of rows that were scored. Raises UserError when the first row is refused (address,
+    key or model are wrong then), when most are, and when an answer is none: no finite score, another number of scores.
     """
     shape, asked = SHAPES[shape_name](), Asked()
     # vLLM refuses what is longer than its model, unless it is told to cut; the others cut by their own settings.
@@ -82,6 +82,7 @@ def ask(
             timeout_seconds=TIMEOUT_SECONDS,
         )
         alone = _alone(server, rows, asked, advance)
+        _refuse_few(rows, asked)
         asked.observed.append(Observed(scale, alone, _lists(server, shape, rows, asked, advance)))  # type: ignore[arg-type]
     _drop_ignored(asked)
     return asked
@@ -94,13 +95,22 @@ def _alone(
     for place, row in enumerate(rows):
         try:
             found += server.score(row["query"], [row["document"]]) if place not in asked.refused else [None]
-        except UserError as error:
+        # Anything else, such as a wrong answer or a server that is gone, leaves nothing to compare.
+        except Refused as error:
             if place == 0:
                 raise
             asked.refused[place] = str(error)
             found.append(None)
         advance(1)
     return found
+
+
+def _refuse_few(rows: Sequence[Row], asked: Asked) -> None:
+    decides = [place for place, row in enumerate(rows) if row["gate"]]
+    refused = [place for place in decides if place in asked.refused]
+    if 2 * len(refused) > len(decides):
+        why = asked.refused[refused[0]]
+        raise UserError(f"the server refused {len(refused)} of {len(decides)} pairs: nothing is proven: {why}")
 
 
 def _lists(
@@ -113,7 +123,7 @@ def _lists(
             documents = make(rows, places, set(asked.refused))[: shape.batch]
             try:
                 answer = dict(zip(documents, server.score(query, documents), strict=True))
-            except UserError as error:
+            except Refused as error:
                 asked.notes.append(f"{way} of {len(documents)} documents: not checked: {error}")
                 answer = {}
             for place in places:

@@ -173,10 +173,10 @@ class Explaining:
             return statistics.fmean(abs(self._seen(probability, p) - e) for p, e in zip(probes, expected, strict=True))
 
         fault, logits = min(candidates, key=lambda c: (round(distance(c), 2), c[0].count))
-        alike = _spearman([fault.sign * logits[p] for p in probes], [self._seen(probability, p) for p in probes])
+        alike = spearman([fault.sign * logits[p] for p in probes], [self._seen(probability, p) for p in probes])
         if distance((fault, logits)) < NEAR_PROBABILITY and alike >= NEAR_SPEARMAN:
             return self._fewer_bits(fault, alike)
-        overall = _spearman(
+        overall = spearman(
             [self.rows[p]["logit"] for p in self.decides], [self._seen(probability, p) for p in self.decides]
         )
         said = f"rank correlation with the golden scores {overall:+.2f}"
@@ -193,7 +193,9 @@ class Explaining:
         if fault.count:
             return fault.diagnosis(exact=False, more=f"; {near} besides")
         needed = self.tolerance_needed()
-        fix = f"serve in float32 (vLLM: --dtype float32), or accept it: --tolerance {needed:.2g}"
+        fix = (
+            f"serve in float32 (vLLM: --dtype float32; llama.cpp: an f32 file), or accept it: --tolerance {needed:.2g}"
+        )
         return Diagnosis("fewer bits", near, fix, False)
 
     def tolerance_needed(self) -> float:
@@ -211,7 +213,7 @@ class Explaining:
         return float("nan") if found is None else found
 
 
-def _spearman(one: Sequence[float], other: Sequence[float]) -> float:
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     from scipy.stats import spearmanr
 
     if len(set(one)) < 2 or len(set(other)) < 2:

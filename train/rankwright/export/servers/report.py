@@ -13,14 +13,13 @@ from rich.table import Table
 
 from rankwright import console
 from rankwright.export.comparing import short
-from rankwright.export.runtimes import Limits, Row, exact
+from rankwright.export.runtimes import Limits, Row
 from rankwright.export.servers.asking import Asked, Observed, api_name, ask, requests_planned
-from rankwright.export.servers.diagnosis import Diagnosis, Explaining, excess
+from rankwright.export.servers.diagnosis import Diagnosis, Explaining, excess, spearman
+from rankwright.export.servers.limits import limits_of
 from rankwright.export.verify import Opened
 from rankwright.resources import shown
 
-# llama.cpp keeps keys and values in f16 unless it is told otherwise.
-LLAMA_CPP_PROBABILITY = 2e-3
 TEXT_COLUMNS = 28
 
 
@@ -56,7 +55,10 @@ def verify_server(
             advance=advance or (lambda count: None),
         )
     decides = [place for place, row in enumerate(rows) if row["gate"] and place not in asked.refused]
-    limits = limits_of(shape, opened.tolerance)
+    served, limits = _best_limits(opened, asked, decides, shape)
+    if served:
+        within = f"within {limits.probability:g} of the golden probabilities"
+        asked.notes.append(f"which file is served: not told; compared as weights of type {served}: {within}")
     say = (lambda line: None) if as_json else console.say
     finding = find_difference(opened, asked, decides, limits, say)
     if as_json:
@@ -67,11 +69,29 @@ def verify_server(
     return finding is None
 
 
-def limits_of(shape: str, tolerance: float) -> Limits:
-    """Those of an engine that computes in fp32, except where a server never does unless it is told to."""
-    if shape == "llama_cpp":
-        return Limits(logit=None, probability=max(LLAMA_CPP_PROBABILITY, tolerance / 10))
-    return exact(tolerance)
+def _best_limits(opened: Opened, asked: Asked, decides: Sequence[int], shape: str) -> tuple[str, Limits]:
+    """The strictest that the server keeps, and of what file they are; the loosest where it keeps none."""
+    rows, known = opened.exported.rows, limits_of(shape, opened.exported, opened.tolerance)
+    for served, limits in known.items():
+        ways = ["alone", *asked.observed[0].lists]
+        if all(_worst(rows, _way(asked, way), decides, limits) is None for way in ways) and not _disordered(
+            rows, asked, decides, limits
+        ):
+            return served, limits
+    return list(known.items())[-1]
+
+
+def _way(asked: Asked, way: str) -> list[tuple[Observed, Sequence[float | None]]]:
+    return [(one, one.alone if way == "alone" else one.lists[way]) for one in asked.observed]
+
+
+def _disordered(rows: Sequence[Row], asked: Asked, decides: Sequence[int], limits: Limits) -> bool:
+    """Whether pairs are in another order than limits.spearman allows."""
+    if limits.spearman is None:
+        return False
+    found = [(asked.observed[0].alone[place], rows[place]["logit"]) for place in decides]
+    seen = [(value, golden) for value, golden in found if value is not None]
+    return not spearman([golden for _, golden in seen], [value for value, _ in seen]) >= limits.spearman
 
 
 def find_difference(
@@ -79,11 +99,13 @@ def find_difference(
 ) -> Finding | None:
     """The worst pair alone, or else in a list, with the cause; None when all are equal."""
     rows = opened.exported.rows
-    worst = _worst(rows, [(o, o.alone) for o in asked.observed], decides, limits)
+    worst = _worst(rows, _way(asked, "alone"), decides, limits)
+    if worst is None and _disordered(rows, asked, decides, limits):
+        worst = max(decides, key=lambda place: max(_distances(rows, asked, place).values()))
     if worst is not None:
         return Finding(worst, "alone", Explaining(opened.exported, asked.observed, decides, limits, say).diagnose())
     for way in asked.observed[0].lists:
-        worst = _worst(rows, [(o, o.lists[way]) for o in asked.observed], decides, limits)
+        worst = _worst(rows, _way(asked, way), decides, limits)
         if worst is not None:
             return Finding(worst, f"in {way}", _list_fault(rows, asked.observed[0], decides, limits))
     return None
@@ -98,7 +120,9 @@ def _worst(
     """The row that is farthest beyond its limit, or None."""
     units = {
         place: max(
-            excess(rows[place], one, value, limits) for one, values in found if (value := values[place]) is not None
+            max(excess(rows[place], one, value, limits), _apart(one.alone[place], value, limits))
+            for one, values in found
+            if (value := values[place]) is not None
         )
         for place in decides
         if any(values[place] is not None for _, values in found)
@@ -107,13 +131,18 @@ def _worst(
     return None if worst is None or units[worst] < 1 else worst
 
 
+def _apart(alone: float | None, listed: float, limits: Limits) -> float:
+    """|alone - in a list| in units of its limit, where that is closer than the one of golden scores."""
+    return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
+
+
 def _list_fault(rows: Sequence[Row], observed: Observed, decides: Sequence[int], limits: Limits) -> Diagnosis:
     """Equal alone, other in a list: right scores at wrong places, or scores that depend on what they stand beside."""
     groups: dict[str, list[int]] = {}
     for place in decides:
         groups.setdefault(rows[place]["query"], []).append(place)
     assert limits.probability is not None
-    near = limits.probability * (1 if observed.scale == "probability" else 10)
+    near = (limits.batch or limits.probability) * (1 if observed.scale == "probability" else 10)
     [(_, listed), *_] = observed.lists.items()
     for places in groups.values():
         own = [v for p in places if (v := observed.alone[p]) is not None]
@@ -181,7 +210,8 @@ def _show(rows: Sequence[Row], asked: Asked, decides: Sequence[int], finding: Fi
     else:
         largest = _largest(rows, asked, decides)
         words = ", ".join(f"{scale} {value:.1e}" for scale, value in largest.items())
-        console.say(f"equal: largest difference {words}, alone and in lists")
+        listed = any(value is not None for values in one.lists.values() for value in values)
+        console.say(f"equal: largest difference {words}, alone{' and in lists' if listed else '; lists not checked'}")
 
 
 def _refusals(rows: Sequence[Row], asked: Asked) -> list[str]:
