@@ -206,7 +206,7 @@ def test_a_recipe_states_what_is_not_found(
     with pytest.raises(UserError, match=r"export\.targets: adapter: model\.base is itself a folder of adapters"):
         recipe_contract(recipe("auto", adapters), str(adapters), tokenizer)
     only_hf = recipe("auto", adapters, targets={"hf": {}})
-    with pytest.raises(UserError, match="adapters of the base 'tiny-qwen3'.*or start where it lies"):
+    with pytest.raises(UserError, match=r"adapters of the base 'tiny-qwen3'.*or start where it lies"):
         recipe_contract(only_hf, str(adapters), tokenizer)
     monkeypatch.chdir(tiny_qwen3.parent)
     assert recipe_contract(only_hf, str(adapters), tokenizer).mode == "portable"
