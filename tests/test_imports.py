@@ -212,6 +212,15 @@ def test_a_recipe_states_what_is_not_found(
     assert recipe_contract(only_hf, str(adapters), tokenizer).mode == "portable"
 
 
+def test_exports_for_other_libraries_are_named(tmp_path: Path) -> None:
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "r-f16.gguf").write_bytes(b"GGUF")
+    (tmp_path / "graph" / "onnx").mkdir(parents=True)
+    for folder, kind in (("gguf", "gguf"), ("graph", "onnx")):
+        with pytest.raises(UserError, match=rf"other libraries \({kind}\), which is not read here: take the target hf"):
+            Reranker.load(str(tmp_path / folder))
+
+
 def test_adapters_of_others_read_the_prompt_of_their_base(exported: dict[str, Any], tmp_path: Path) -> None:
     folder = bare(tmp_path, exported["adapter-official"], "adapters")
     (folder / "chat_template.jinja").unlink()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 import transformers
 
 from rankwright.errors import UserError, UserErrors
 from rankwright.export import TARGETS, Trained, export_targets
+from rankwright.export.trained import in_fp32
 from rankwright.frames import Mode
 from rankwright.model import load_tokenizer
 from rankwright.names import check_names
@@ -102,3 +105,11 @@ def recipe_on(base: Path, targets: dict[str, dict[str, object]], method: Any = "
         prompt=Prompt(mode="portable", max_tokens=160),
         export=Export(targets=targets),
     )
+
+
+def test_scoring_makes_no_copy_of_what_is_in_fp32_already(trained: dict[str, Trained]) -> None:
+    model = trained["qwen3-portable"].model.eval()
+    assert in_fp32(model) is model
+    half = copy.deepcopy(model).bfloat16()
+    assert in_fp32(half) is not half and in_fp32(half).causal_lm.get_input_embeddings().weight.dtype == torch.float32
+    assert half.causal_lm.get_input_embeddings().weight.dtype == torch.bfloat16

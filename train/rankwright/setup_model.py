@@ -13,7 +13,7 @@ import torch.distributed as dist
 from rankwright import console, methods
 from rankwright import model as models
 from rankwright.attention import PLAIN
-from rankwright.base_files import adapter_base, refuse_other_kinds
+from rankwright.base_files import adapter_base, refuse_other_kinds, refuse_unread
 from rankwright.checkpoint import load_checkpoint
 from rankwright.errors import UserError, UserErrors
 from rankwright.export import refuse_base
@@ -64,6 +64,7 @@ def total_steps(recipe: Recipe, draws: float) -> int:
 def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
     """(folder or hub id, tokenizer)."""
     base = resolve_base(recipe.model.base)
+    refuse_unread(base)
     return base, models.load_tokenizer(base, recipe.model.revision)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from rankwright.errors import UserError
 from rankwright.export.golden import golden_texts
-from rankwright.export.trained import Figures, Trained, fp32_copy, has_adapter
+from rankwright.export.trained import Figures, Trained, fp32_copy, has_adapter, in_fp32
 from rankwright.export.weights import transplant
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract, PromptEncoder
@@ -55,7 +55,7 @@ def merge_figures(trained: Trained, merged: RankModel) -> Figures:
 
     Raises UserError when training changed no score, or when merging changed one by `tolerance` or more.
     """
-    model = fp32_copy(trained.model)
+    model = in_fp32(trained.model)
     encoder = PromptEncoder(trained.contract, trained.tokenizer)
     groups = [encoder.encode(query, [d]) for _, query, d in golden_texts(encoder, trained.golden_pairs)]
     # The same groups for all: equal weights then give equal scores, bit for bit.
