@@ -211,7 +211,7 @@ def test_what_llama_cpp_does_not_serve_is_refused_with_a_way_out(
 ) -> None:
     llama = trained["llama-portable"]
     with pytest.raises(UserError, match="for Qwen3 only, not for llama: export it as hf or onnx"):
-        refuse_base(["hf", "gguf"], llama.model, llama.tokenizer, llama.contract)
+        refuse_base(["hf", "gguf"], llama.model.causal_lm.config, llama.tokenizer, llama.contract)
     with pytest.raises(UserError, match="for Qwen3 only"):
         TARGETS["gguf"](llama, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -220,7 +220,7 @@ def test_what_llama_cpp_does_not_serve_is_refused_with_a_way_out(
     config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
     config.layer_types = ["sliding_attention"] * 2
     with pytest.raises(UserErrors) as caught:
-        refuse_base(["gguf"], one.model, one.tokenizer, one.contract)
+        refuse_base(["gguf"], config, one.tokenizer, one.contract)
     assert [("dynamic" in m, "sliding" in m) for m in caught.value.messages] == [(True, False), (False, True)]
     config.layer_types = None
     for values, named in (({"attention_factor": 3.0}, True), ({"beta_fast": 16.0}, True), ({"beta_fast": 32.0}, False)):

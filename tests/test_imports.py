@@ -183,7 +183,9 @@ def test_what_cannot_be_found_is_asked_for(exported: dict[str, Any], tiny_qwen3:
         Reranker.load(str(tagged))
 
 
-def test_a_recipe_states_what_is_not_found(exported: dict[str, Any], tmp_path: Path) -> None:
+def test_a_recipe_states_what_is_not_found(
+    exported: dict[str, Any], tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rankwright.recipe import Data, Export, Model, Prompt, Recipe
     from rankwright.setup_model import base_reranker, recipe_contract
 
@@ -204,7 +206,19 @@ def test_a_recipe_states_what_is_not_found(exported: dict[str, Any], tmp_path: P
     with pytest.raises(UserError, match=r"export\.targets: adapter: model\.base is itself a folder of adapters"):
         recipe_contract(recipe("auto", adapters), str(adapters), tokenizer)
     only_hf = recipe("auto", adapters, targets={"hf": {}})
+    with pytest.raises(UserError, match=r"adapters of the base 'tiny-qwen3'.*or start where it lies"):
+        recipe_contract(only_hf, str(adapters), tokenizer)
+    monkeypatch.chdir(tiny_qwen3.parent)
     assert recipe_contract(only_hf, str(adapters), tokenizer).mode == "portable"
+
+
+def test_exports_for_other_libraries_are_named(tmp_path: Path) -> None:
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "r-f16.gguf").write_bytes(b"GGUF")
+    (tmp_path / "graph" / "onnx").mkdir(parents=True)
+    for folder, kind in (("gguf", "gguf"), ("graph", "onnx")):
+        with pytest.raises(UserError, match=rf"other libraries \({kind}\), which is not read here: take the target hf"):
+            Reranker.load(str(tmp_path / folder))
 
 
 def test_adapters_of_others_read_the_prompt_of_their_base(exported: dict[str, Any], tmp_path: Path) -> None:

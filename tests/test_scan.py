@@ -35,6 +35,13 @@ PLANTED: dict[str, Callable[[Path], str]] = {
 }
 
 
+def test_the_folder_of_a_system_python_is_in_texts_about_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.prefix", "/usr/local")
+    assert not Private.of_this_machine(tmp_path).in_text("#!/usr/local/bin/python3")
+    monkeypatch.setattr("sys.prefix", "/opt/somewhere/venv")
+    assert Private.of_this_machine(tmp_path).in_text("#!/opt/somewhere/venv/bin/python3")
+
+
 def plant_text(path: Path, text: str) -> None:
     path.write_text(f"first line\n{text}\n", encoding="utf-8")
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import torch
+import transformers
 
-from rankwright.errors import UserError
+from rankwright.errors import UserError, UserErrors
 from rankwright.export import TARGETS, Trained, export_targets
+from rankwright.export.trained import in_fp32
 from rankwright.frames import Mode
 from rankwright.model import load_tokenizer
+from rankwright.names import check_names
 from rankwright.prompts import make_contract
+from rankwright.recipe import Data, Export, Model, Prompt, Recipe
 from rankwright.servable import SERVED, refuse_unservable
+from rankwright.setup_model import recipe_contract
 from tiny import PAIRS
 
 ALL = ("hf", "causal", "adapter", "onnx", "gguf")
@@ -59,3 +66,50 @@ def test_an_export_refuses_it_too(trained: dict[str, Trained], tmp_path: Path) -
             base_name=one.base_name,
         )
     assert not any(tmp_path.iterdir())
+
+
+def test_all_mistakes_of_targets_are_said_at_once(tiny_qwen3: Path) -> None:
+    targets: dict[str, dict[str, object]] = {
+        "hff": {},
+        "onnx": {"quantize": ["4bit"]},
+        "gguf": {"types": ["q2_k"]},
+        "adapter": {},
+    }
+    recipe = recipe_on(tiny_qwen3, targets, method="full")
+    faults = [fault for fault in check_names(recipe) if fault.startswith("export.targets: ")]
+    assert len(faults) == 4 and ["hff" in faults[0], "quantize" in faults[1], "types" in faults[2]] == [True] * 3
+
+
+def test_a_base_that_a_target_cannot_hold_is_refused_before_anything_is_read_or_trained(
+    tmp_path: Path, tiny_qwen3: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_qwen3 / name).read_bytes())
+    config = transformers.GraniteConfig(architectures=["GraniteForCausalLM"], vocab_size=4096)
+    config.save_pretrained(tmp_path)
+    recipe = recipe_on(tmp_path, {target: {} for target in ALL})
+    # There are no weights in this folder.
+    with pytest.raises(UserErrors) as caught:
+        recipe_contract(recipe, str(tmp_path), load_tokenizer(str(tmp_path)))
+    assert [message.split(":")[1].strip() for message in caught.value.messages] == ["hf", "onnx", "gguf"]
+    transformers.PhiConfig(architectures=["PhiForCausalLM"], vocab_size=4096).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="causal: the head of this base has a bias"):
+        recipe_contract(recipe_on(tmp_path, {"causal": {}}), str(tmp_path), load_tokenizer(str(tmp_path)))
+
+
+def recipe_on(base: Path, targets: dict[str, dict[str, object]], method: Any = "lora") -> Recipe:
+    return Recipe(
+        name="r",
+        model=Model(base=str(base), method=method),
+        data=Data(),
+        prompt=Prompt(mode="portable", max_tokens=160),
+        export=Export(targets=targets),
+    )
+
+
+def test_scoring_makes_no_copy_of_what_is_in_fp32_already(trained: dict[str, Trained]) -> None:
+    model = trained["qwen3-portable"].model.eval()
+    assert in_fp32(model) is model
+    half = copy.deepcopy(model).bfloat16()
+    assert in_fp32(half) is not half and in_fp32(half).causal_lm.get_input_embeddings().weight.dtype == torch.float32
+    assert half.causal_lm.get_input_embeddings().weight.dtype == torch.bfloat16

@@ -51,6 +51,19 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
             raise UserError(f"model.base: {name}: {kind} has {labels} labels, must have 1: {INSTEAD}")
 
 
+def refuse_unread(folder: str) -> None:
+    """Raises UserError for a folder of one of our exports that other libraries read, and this one does not."""
+    path = Path(folder)
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return
+    kind = "gguf" if any(path.glob("*.gguf")) else "onnx" if (path / "onnx").is_dir() else None
+    if kind is not None:
+        raise UserError(
+            f"{folder}: an export for other libraries ({kind}), which is not read here: take the target hf of the same "
+            f"run; `rankwright verify {folder}` repeats the proof of this one"
+        )
+
+
 def refuse_pickles(folder: str) -> None:
     """Raises UserError for a local folder whose weights are in no safetensors file."""
     path = Path(folder)

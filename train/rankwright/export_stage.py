@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwright import console, mining
+from rankwright.atomic import write_text_atomic
 from rankwright.calibration import CALIBRATION
 from rankwright.data_files import read_split
 from rankwright.evaluate import HEADLINE, read_metrics_json, read_per_query
@@ -24,6 +25,9 @@ from rankwright.run_folder import RunFolder
 from rankwright.setup_model import tuned_reranker
 from rankwright.stats import Difference, paired_difference
 
+# In export/: which model its folders are of.
+EXPORTED_MODEL = ".model"
+
 
 def export_stage(
     recipe: Recipe,
@@ -31,12 +35,14 @@ def export_stage(
     checkpoint: Path,
     system_inputs: Mapping[str, str],
     ledger: dict[str, Any],
+    model: str,
     *,
     gate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
 
     ledger: licences.json, which the licence in the model card comes from.
+    model: what the model's scores depend on; exports of an earlier one, of other targets, are put aside.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
@@ -62,6 +68,7 @@ def export_stage(
             ledger=ledger,
         ),
     )
+    put_others_aside(run, recipe.export_targets, model)
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
     for target in figures:
@@ -77,12 +84,35 @@ def withdraw_exports(run: RunFolder) -> None:
     folder = run.path / "export"
     if not folder.is_dir():
         return
-    number = 1
-    while (kept := folder.with_name(f"export-withdrawn-{number}")).exists():
-        number += 1
+    kept = _free_name(folder)
     folder.rename(kept)
     shutil.copy(run.path / GATE_FILE, kept / GATE_FILE)
     console.say(f"the earlier export is no longer in its place: it is kept as {kept}")
+
+
+def put_others_aside(run: RunFolder, targets: Iterable[str], model: str) -> None:
+    """Move exports of other targets to export-withdrawn-N where they are of a model that the run had before."""
+    folder = run.path / "export"
+    mark = folder / EXPORTED_MODEL
+    earlier = mark.read_text(encoding="utf-8") if mark.is_file() else None
+    others = sorted(path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in targets)
+    write_text_atomic(mark, model)
+    # Of a run without the mark nothing is known.
+    if not others or earlier in (None, model):
+        return
+    kept = _free_name(folder)
+    kept.mkdir()
+    for path in others:
+        path.rename(kept / path.name)
+    names = ", ".join(path.name for path in others)
+    console.say(f"exports of the model before, of other targets ({names}): kept in {kept}")
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (kept := folder.with_name(f"export-withdrawn-{number}")).exists():
+        number += 1
+    return kept
 
 
 def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:

@@ -210,6 +210,16 @@ def empty_model(
     return RankModel(lm, torch.zeros(2, config.hidden_size), tokenizer.pad_token_id)
 
 
+def base_config(folder: str, contract: PromptContract, tokenizer: Any, revision: str | None = None) -> Any:
+    """config.json of a base, or of the one below adapters, checked as it is before its weights are read."""
+    try:
+        return _config(folder, contract, tokenizer, revision)[0]
+    except UserError as error:
+        if (named := adapter_base(folder, revision)) is None:
+            raise
+        raise UserError(f"{folder}: adapters of the base {named[0]!r}: {error}; or start where it lies") from None
+
+
 def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str | None) -> tuple[Any, Any]:
     """The base's config, checked, and the class of transformers that its weights are of."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification

@@ -39,8 +39,8 @@ def check_names(recipe: Recipe) -> list[str]:
             check()
         except UserError as error:
             # Some are raised where they must name their key themselves.
-            text = str(error)
-            faults.append(text if text.startswith(f"{key}: ") else f"{key}: {text}")
+            texts = error.messages if isinstance(error, UserErrors) else [str(error)]
+            faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
     faults += check_first_stages(recipe) + check_mixture(recipe) + _check_mining(recipe.mine) + _check_above(recipe)
     if recipe.evaluate.baselines:
         from rankwright.baselines import check_baselines

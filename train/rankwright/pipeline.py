@@ -243,7 +243,7 @@ class Pipeline:
         if not console.is_first_process():
             return
         assert self.checkpoint is not None
-        checkpoint, verdict = self.checkpoint, self._gate()
+        checkpoint, verdict, model = self.checkpoint, self._gate(), self._scores_inputs
         if verdict is not None and not verdict.may_export:
             self.run.forget("export")
             withdraw_exports(self.run)
@@ -255,7 +255,7 @@ class Pipeline:
         if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
             self.run.forget("export")
         self._stage(
-            "export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, systems, ledger, gate=gate)
+            "export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, systems, ledger, model, gate=gate)
         )
 
     def _gate(self) -> Verdict | None:

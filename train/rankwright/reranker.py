@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rankwright.base_files import find_file, refuse_other_kinds
+from rankwright.base_files import find_file, refuse_other_kinds, refuse_unread
 from rankwright.errors import UserError
 from rankwright.frames import Mode
 from rankwright.model import RankModel, load_model, load_tokenizer
@@ -79,6 +79,7 @@ class Reranker:
         base: where the base of an adapter folder lies, when its settings do not name a hub id.
         """
         folder = resolve_base(path, "model")
+        refuse_unread(folder)
         tokenizer = load_tokenizer(folder)
         contract = native_contract(
             folder, tokenizer, name=path, mode=mode, instruction=instruction, max_tokens=max_tokens

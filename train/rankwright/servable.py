@@ -27,6 +27,13 @@ SERVED: dict[str, tuple[frozenset[Mode], str]] = {
 
 def refuse_unservable(contract: PromptContract, targets: Iterable[str]) -> None:
     """Raises UserErrors, a line a reason, for targets that cannot serve the contract's frame exactly."""
+    faults = unservable(contract, targets)
+    if faults:
+        raise UserErrors(faults) if len(faults) > 1 else UserError(faults[0])
+
+
+def unservable(contract: PromptContract, targets: Iterable[str]) -> list[str]:
+    """A line a reason why targets cannot serve the contract's frame exactly, with the ways out."""
     refused: dict[str, list[str]] = {}
     for target in targets:
         modes, why = SERVED[target]
@@ -40,8 +47,7 @@ def refuse_unservable(contract: PromptContract, targets: Iterable[str]) -> None:
             f"export.targets: {', '.join(names)}: {why.format(mode=contract.mode)}: train in another frame "
             f"(prompt.mode=portable) or {without if rest else 'without exports (export.targets=[])'}"
         )
-    if faults:
-        raise UserErrors(faults) if len(faults) > 1 else UserError(faults[0])
+    return faults
 
 
 def _as_list(names: Iterable[str]) -> str:

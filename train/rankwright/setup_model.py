@@ -13,9 +13,10 @@ import torch.distributed as dist
 from rankwright import console, methods
 from rankwright import model as models
 from rankwright.attention import PLAIN
-from rankwright.base_files import adapter_base, refuse_other_kinds
+from rankwright.base_files import adapter_base, refuse_other_kinds, refuse_unread
 from rankwright.checkpoint import load_checkpoint
 from rankwright.errors import UserError, UserErrors
+from rankwright.export import refuse_base
 from rankwright.frames import Mode
 from rankwright.instructions import stated_instruction, stated_instructions
 from rankwright.layout import CPU_ROW_TOKENS
@@ -25,7 +26,6 @@ from rankwright.prompts import PromptContract, PromptEncoder, make_contract
 from rankwright.recipe import Model, Recipe
 from rankwright.reranker import Reranker, native_contract, saved_contract
 from rankwright.resources import resolve_base
-from rankwright.servable import refuse_unservable
 
 
 def device() -> torch.device:
@@ -64,6 +64,7 @@ def total_steps(recipe: Recipe, draws: float) -> int:
 def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
     """(folder or hub id, tokenizer)."""
     base = resolve_base(recipe.model.base)
+    refuse_unread(base)
     return base, models.load_tokenizer(base, recipe.model.revision)
 
 
@@ -88,8 +89,10 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         query_tokens=recipe.prompt.query_tokens,
     )
     _check_instructions(recipe, contract, tokenizer)
-    # Said before training, not after it.
-    refuse_unservable(contract, recipe.export_targets)
+    if recipe.export_targets:
+        # Said before training, not after it.
+        config = models.base_config(base, contract, tokenizer, revision)
+        refuse_base(recipe.export_targets, config, tokenizer, contract)
     return contract
 
 

@@ -16,7 +16,6 @@ from rankwright.checkpoint import TrainState, newest_checkpoint, put_damaged_awa
 from rankwright.data_files import qualified, read_split
 from rankwright.evaluate import HEADLINE, measure, rerank
 from rankwright.examples import Collection
-from rankwright.export import refuse_base
 from rankwright.guards import stop_on_signals
 from rankwright.instructions import frozen_instruction
 from rankwright.keyed_texts import Joined, KeyedTexts
@@ -68,7 +67,6 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
     shared = sharding.is_wanted() and accelerator.num_processes > 1
     # Not on the GPU before it is sharded: the whole model may be too large for it.
     model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu") if shared else None)
-    refuse_base(recipe.export_targets, model, tokenizer, contract)
     if shared:
         sharding.shard(model, accelerator)
     describe(recipe, model, contract, console.say)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from rankwright.errors import UserError
 from rankwright.export.bake import write_tokenizer
 from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.trained import TARGETS, Figures, Trained, fp32_copy, has_adapter, portable_name
+from rankwright.export.trained import TARGETS, Figures, Trained, has_adapter, in_fp32, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.reranker import Reranker
@@ -28,7 +28,7 @@ def adapter(trained: Trained, folder: Path) -> Figures:
         base_name=trained.base_name,
         revision=trained.revision,
     )
-    model = fp32_copy(trained.model)
+    model = in_fp32(trained.model)
     write_golden(folder, make_golden(Reranker(model, trained.tokenizer, trained.contract), trained.golden_pairs))
     return {}
 

@@ -15,7 +15,7 @@ from rankwright.export.bake import TEMPLATE_FILE, write_tokenizer
 from rankwright.export.golden import make_golden, write_golden
 from rankwright.export.hf import SHARD_SIZE
 from rankwright.export.merging import merge_figures, without_adapters
-from rankwright.export.trained import TARGETS, Figures, Trained
+from rankwright.export.trained import REFUSALS, TARGETS, Figures, Trained
 from rankwright.export.weights import (
     ACTIVATION,
     Dtype,
@@ -31,6 +31,7 @@ from rankwright.prompts import PromptContract
 from rankwright.reranker import Reranker
 
 LOGIT_SCORE = "1_LogitScore"
+HEAD_BIAS = "the head of this base has a bias, which the score leaves out: use hf"
 MODULES = [
     ("", "sentence_transformers.base.modules.transformer.Transformer"),
     (LOGIT_SCORE, "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"),
@@ -59,6 +60,20 @@ def causal(trained: Trained, folder: Path, *, shard_size: ShardSize = SHARD_SIZE
     return figures | weight_figures(trained, folder, rows, written_in)
 
 
+def why_no_causal(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
+    """Why merge_causal() cannot give such a base's head the score; empty where it can."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return [f"{config.model_type} has no causal form in transformers: use hf"]
+    with torch.device("meta"):
+        head = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).get_output_embeddings()
+    return [] if getattr(head, "bias", None) is None else [HEAD_BIAS]
+
+
+REFUSALS["causal"] = why_no_causal
+
+
 def merge_causal(model: RankModel, contract: PromptContract) -> RankModel:
     """A copy in fp32, adapters merged, whose language-model head gives the trained score.
 
@@ -70,7 +85,7 @@ def merge_causal(model: RankModel, contract: PromptContract) -> RankModel:
     merged = without_adapters(model)
     head = merged.causal_lm.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
-        raise UserError("export.targets: causal: the head of this base has a bias, which the score leaves out: use hf")
+        raise UserError(f"export.targets: causal: {HEAD_BIAS}")
     if head is not None and torch.equal(scored_rows(head.weight, contract.replace(scale=1.0)), merged.rows_2H):
         return merged
     config = copy.deepcopy(merged.causal_lm.config)

@@ -9,14 +9,15 @@ import torch
 
 from rankwright.export.bake import write_tokenizer
 from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.merging import merge, merge_figures
-from rankwright.export.trained import TARGETS, Figures, Trained
+from rankwright.export.merging import merge, merge_figures, why_no_classifier
+from rankwright.export.trained import REFUSALS, TARGETS, Figures, Trained
 from rankwright.export.weights import Dtype, ShardSize, dtype_of, patch_config, weight_figures, write_weights
 from rankwright.model import RankModel, load_model
 from rankwright.prompts import PromptContract
 from rankwright.reranker import Reranker
 
 SHARD_SIZE = "5GB"
+REFUSALS["hf"] = why_no_classifier
 
 
 @TARGETS.register

@@ -10,10 +10,10 @@ from torch import nn
 
 from rankwright.errors import UserError
 from rankwright.export.golden import golden_texts
-from rankwright.export.trained import Figures, Trained, fp32_copy, has_adapter
+from rankwright.export.trained import Figures, Trained, fp32_copy, has_adapter, in_fp32
 from rankwright.export.weights import transplant
 from rankwright.model import RankModel
-from rankwright.prompts import PromptEncoder
+from rankwright.prompts import PromptContract, PromptEncoder
 
 
 def without_adapters(model: RankModel) -> RankModel:
@@ -24,6 +24,15 @@ def without_adapters(model: RankModel) -> RankModel:
     model.causal_lm.config.use_cache = True
     model.causal_lm.config.pad_token_id = model.pad_id
     return model
+
+
+def why_no_classifier(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
+    """Why merge() cannot put the decoder of such a base below a one-label head; empty where it can."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return []
+    return [f"{config.model_type} has no sequence-classification form in transformers: export it as causal or adapter"]
 
 
 def merge(model: RankModel) -> RankModel:
@@ -46,7 +55,7 @@ def merge_figures(trained: Trained, merged: RankModel) -> Figures:
 
     Raises UserError when training changed no score, or when merging changed one by `tolerance` or more.
     """
-    model = fp32_copy(trained.model)
+    model = in_fp32(trained.model)
     encoder = PromptEncoder(trained.contract, trained.tokenizer)
     groups = [encoder.encode(query, [d]) for _, query, d in golden_texts(encoder, trained.golden_pairs)]
     # The same groups for all: equal weights then give equal scores, bit for bit.

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from rankwright import console
 from rankwright.export.bake import write_tokenizer
 from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.merging import merge, merge_figures
-from rankwright.export.trained import NEEDS, TARGETS, Figures, Trained
+from rankwright.export.merging import merge, merge_figures, why_no_classifier
+from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained
 from rankwright.export.weights import patch_config
 from rankwright.model import RankModel
 from rankwright.reranker import Reranker
@@ -34,6 +34,7 @@ from rankwright.servable import refuse_unservable
 
 # onnx_ir: for the quantiser of ONNX Runtime.
 NEEDS["onnx"] = ("onnx", "onnx_ir", "onnxruntime")
+REFUSALS["onnx"] = why_no_classifier
 MODEL_FILE = "onnx/model.onnx"
 QUANTIZED_FILE = "onnx/model_quantized.onnx"
 # ONNX Runtime has it since 1.12.

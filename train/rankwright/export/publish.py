@@ -22,7 +22,7 @@ from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.resources import resolve_base
-from rankwright.servable import refuse_unservable
+from rankwright.servable import unservable
 
 
 def export_targets(
@@ -44,8 +44,7 @@ def export_targets(
     when a runtime does not reproduce the golden scores within tolerance.
     """
     refuse_impossible(targets, has_adapter=has_adapter(model))
-    refuse_unservable(contract, targets)
-    refuse_base(targets, model, tokenizer, contract)
+    refuse_base(targets, model.causal_lm.config, tokenizer, contract)
     facts = facts or CardFacts()
     licence = None if facts.ledger is None else facts.ledger["licence"]
     trained = Trained(
@@ -65,27 +64,37 @@ def export_targets(
 
 
 def refuse_impossible(targets: Mapping[str, Mapping[str, Any]], *, has_adapter: bool) -> None:
-    """Raises UserError for an unknown target or option, or one that this training cannot have; call it before."""
+    """Raises UserErrors for unknown targets or options, or those that this training cannot have; call it before."""
+    faults = []
     for name, options in targets.items():
-        TARGETS.bind(name, options)
+        try:
+            TARGETS.bind(name, options)
+        except UserError as error:
+            faults.append(f"export.targets: {error}")
         missing = [module for module in NEEDS.get(name, ()) if not importlib.util.find_spec(module)]
         if missing:
-            raise UserError(
+            faults.append(
                 f"export.targets: `{name}` needs the package {missing[0]}: pip install 'rankwright[{name}]', "
                 "or leave the target out"
             )
     if "adapter" in targets and not has_adapter:
-        raise UserError(NEEDS_LORA)
+        faults.append(NEEDS_LORA)
+    if faults:
+        raise UserErrors(faults)
 
 
-def refuse_base(targets: Iterable[str], model: RankModel, tokenizer: Any, contract: PromptContract) -> None:
-    """Raises UserErrors, a line a reason, when a target cannot serve this base exactly; call it before training."""
-    config = model.causal_lm.config
-    faults = [
+def refuse_base(targets: Iterable[str], config: Any, tokenizer: Any, contract: PromptContract) -> None:
+    """Raises UserErrors, a line a reason, when a target cannot serve this prompt or base exactly.
+
+    config: of the base, whose weights are not needed: call it before training.
+    """
+    faults = unservable(contract, targets)
+    faults += [
         f"export.targets: {name}: {fault}"
         for name in targets
         if name in REFUSALS
         for fault in REFUSALS[name](config, tokenizer, contract)
+        if not contract.in_pieces
     ]
     if faults:
         raise UserErrors(faults)

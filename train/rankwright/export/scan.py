@@ -24,6 +24,8 @@ BLOCK_BYTES = 1 << 24
 # Longer than any place or secret; blocks overlap by it.
 OVERLAP_BYTES = 1 << 13
 LEAST_SECRET = 8
+# Where a system's or a container's Python lies: says nothing of a machine, and stands in texts about code.
+OF_ANY_MACHINE = (Path("/usr"), Path("/usr/local"))
 SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 WORD = rb"[A-Za-z0-9_]"
 # What it is, bytes that every such secret holds, its form.
@@ -78,7 +80,9 @@ class Private:
 
         Secrets are the values of environment variables whose names say so: HF_TOKEN, WANDB_API_KEY.
         """
-        places = {Path.home(): "the home folder", Path.cwd(): "the working folder", Path(sys.prefix): "Python's folder"}
+        places = {Path.home(): "the home folder", Path.cwd(): "the working folder"}
+        if Path(sys.prefix) not in OF_ANY_MACHINE:
+            places[Path(sys.prefix)] = "Python's folder"
         places |= {Path(tempfile.gettempdir()): "the folder of temporary files"}
         places |= {folder.expanduser().absolute(): "a folder of this run" for folder in folders}
         places |= {place.resolve(): what for place, what in places.items()}

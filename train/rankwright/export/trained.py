@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract
 from rankwright.registry import Registry
@@ -51,6 +53,14 @@ def has_adapter(model: RankModel) -> bool:
 def fp32_copy(model: RankModel) -> RankModel:
     """A copy in fp32 on the CPU, which every machine has; the model itself stays as it is."""
     return copy.deepcopy(model).float().cpu().eval()
+
+
+def in_fp32(model: RankModel) -> RankModel:
+    """The model itself where it is in fp32 on the CPU already, else a copy: to score with, not to change."""
+    weights = (*model.parameters(), *model.buffers())
+    if not model.training and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights):
+        return model
+    return fp32_copy(model)
 
 
 def portable_name(base_name: str) -> str:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 from torch import nn
 
 from rankwright.export.golden import Row
-from rankwright.export.trained import Figures, Trained, fp32_copy
+from rankwright.export.trained import Figures, Trained, in_fp32
 from rankwright.reranker import Reranker
 from rankwright.resources import resolve_base
 
@@ -71,7 +71,7 @@ def weight_figures(trained: Trained, folder: Path, rows: Sequence[Row], dtype: t
     figures: Figures = {"dtype": str(dtype).removeprefix("torch.")}
     figures["weight_files"] = len(list(folder.glob("*.safetensors")))
     if dtype != torch.float32:
-        own = Reranker(fp32_copy(trained.model), trained.tokenizer, trained.contract)
+        own = Reranker(in_fp32(trained.model), trained.tokenizer, trained.contract)
         exact = own.score_groups([(row["query"], [row["document"]]) for row in rows])
         figures["max_d_rounded"] = max(abs(row["logit"] - s[0]) for row, s in zip(rows, exact, strict=True))
     return figures
