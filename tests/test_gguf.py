@@ -124,20 +124,21 @@ def test_a_published_folder_has_its_card_and_licence(trained: dict[str, Trained]
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, np.ndarray[Any, Any]]], None]) -> None:
-    """The file again, with metadata or weights changed; f32 only."""
+    """The file again, with metadata or weights changed; those of few bits are raw bytes."""
     from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
     reader = GGUFReader(path)
     kept = {k: f for k, f in reader.fields.items() if not k.startswith("GGUF.") and k != "general.architecture"}
     values = {key: field.contents() for key, field in kept.items()}
     weights = {t.name: np.array(t.data) for t in reader.tensors}
+    raw = {t.name: t.tensor_type for t in reader.tensors if t.data.dtype == np.uint8}
     change(values, weights)
     writer = GGUFWriter(path.with_suffix(".new"), "qwen3")
     for key, value in values.items():
         own = kept[key].types
         writer.add_key_value(key, value, own[0], own[-1] if own[0] == GGUFValueType.ARRAY else None)
     for name, array in weights.items():
-        writer.add_tensor(name, array)
+        writer.add_tensor(name, array, raw_dtype=raw.get(name))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -204,6 +205,20 @@ def test_each_fault_of_a_file_fails_parity_and_is_named(
     if fault in (one_row, swapped_rows, lost_newline, lost_rope):
         # It loads the file all the same.
         assert any(failure.startswith("llama-server f32: ") for failure in failures), failures
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("f16", 1.1), ("q8_0", 1.3)])
+def test_a_stretched_logit_fails_where_probabilities_hardly_show_it(
+    kind: str, factor: float, files: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(files["qwen3-portable"], tmp_path / "copy"))
+    (path,) = folder.glob(f"*-{kind}.gguf")
+
+    def stretch(values: dict[str, Any], weights: dict[str, Any]) -> None:
+        weights["cls.output.weight"] = weights["cls.output.weight"] * np.float32(factor)
+
+    rewrite(path, stretch)
+    assert any(failure.startswith(f"gguf {kind}: ") for failure in measure(folder, 1e-4)["failures"])
 
 
 def test_what_llama_cpp_does_not_serve_is_refused_with_a_way_out(

@@ -31,9 +31,12 @@ def _gguf(kind: str, limits: Callable[[float], Limits] = exact) -> tuple[Runtime
     )
 
 
-def _rounded(probability: float, spearman: float) -> Callable[[float], Limits]:
-    """For weights that are rounded and golden scores that are not: a bound, and the order (of near ties, nearly)."""
-    return lambda tolerance: Limits(None, probability, spearman=spearman)
+def _rounded(logit: float, relative: float, probability: float, spearman: float) -> Callable[[float], Limits]:
+    """For weights that are rounded and golden scores that are not: bounds, and the order (of near ties, nearly).
+
+    A probability near 0 or 1 hides much of a logit, so logits decide wherever a runtime gives them.
+    """
+    return lambda tolerance: Limits(logit, probability, relative=relative, spearman=spearman)
 
 
 RUNTIMES = (
@@ -43,9 +46,9 @@ RUNTIMES = (
     Runtime("sentence-transformers", _kinds("hf", "causal"), "sentence_transformers", sentence_transformers),
     Runtime("peft", _kinds("adapter"), "peft", peft),
     *_gguf("f32"),
-    *_gguf("f16", _rounded(0.01, 0.99)),
-    *_gguf("bf16", _rounded(0.06, 0.98)),
-    *_gguf("q8_0", _rounded(0.15, 0.97)),
+    *_gguf("f16", _rounded(0.05, 0.01, 0.01, 0.99)),
+    *_gguf("bf16", _rounded(0.5, 0.05, 0.06, 0.98)),
+    *_gguf("q8_0", _rounded(1.0, 0.1, 0.15, 0.97)),
     Runtime("onnxruntime", _kinds("onnx"), "onnxruntime", onnxruntime),
     Runtime("fastembed", _kinds("onnx"), "fastembed", fastembed),
     Runtime("onnxruntime 8bit", _kinds("onnx"), "onnxruntime", onnxruntime_8_bits, bits8, file=QUANTIZED_FILE),
