@@ -155,7 +155,7 @@ def _show(report: dict[str, Any]) -> None:
     console.say("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     for name, figures in report["engines"].items():
         if isinstance(figures, str):
-            console.say(f"not checked: {name}: {figures}")
+            console.say(f"{name}: {figures}")
         elif "other_rows" in figures:
             count, worst = figures["other_rows"]["rows"], figures["other_rows"]["max_d_probability"]
             console.say(f"{name}: {count} pairs do not decide, max |d probability| {worst:.1e} there")
