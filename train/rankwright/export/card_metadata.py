@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rankwright.derived_licence import hub_sets
 from rankwright.export.runtimes import Kind
+from rankwright.export.trained import is_hub_id
 
 LIBRARIES: dict[Kind, str] = {
     "hf": "sentence-transformers",
@@ -57,9 +57,9 @@ def metadata_yaml(
     licence: dict[str, Any] = {} if ledger is None else {"license": ledger["licence"]["hub"]}
     if ledger is not None and ledger["licence"]["name"]:
         licence["license_name"] = ledger["licence"]["name"]
-    # `base_model` must be a hub id; a fixture of this package is none.
-    hub_base = re.fullmatch(r"(?!fixtures/)[\w.-]+/[\w.-]+", base_name) is not None
-    base: dict[str, Any] = {"base_model": base_name, "base_model_relation": RELATIONS[kind]} if hub_base else {}
+    base: dict[str, Any] = (
+        {"base_model": base_name, "base_model_relation": RELATIONS[kind]} if is_hub_id(base_name) else {}
+    )
     if base and revision:
         base["base_model_revision"] = revision
     rows = [

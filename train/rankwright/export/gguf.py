@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -21,7 +20,7 @@ from rankwright.export.gguf_vocab import (
 )
 from rankwright.export.golden import Row, make_golden, write_golden
 from rankwright.export.merging import merge, merge_figures
-from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained, portable_name
+from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained, is_hub_id, portable_name
 from rankwright.model import RankModel
 from rankwright.prompts import PromptContract, PromptEncoder
 from rankwright.reranker import Reranker
@@ -174,7 +173,7 @@ def _add_origin(writer: Any, trained: Trained) -> None:
     base = portable_name(trained.base_name)
     writer.add_base_model_count(1)
     writer.add_base_model_name(0, base.rpartition("/")[2])
-    if re.fullmatch(r"(?!fixtures/)[\w.-]+/[\w.-]+", base):
+    if is_hub_id(base):
         writer.add_base_model_organization(0, base.partition("/")[0])
         writer.add_base_model_repo_url(0, f"https://huggingface.co/{base}")
     if trained.revision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,3 +69,8 @@ def portable_name(base_name: str) -> str:
     if not base_name.startswith(FIXTURES) and Path(base_name).expanduser().is_dir():
         return Path(base_name).expanduser().resolve().name
     return base_name
+
+
+def is_hub_id(base_name: str) -> bool:
+    """Whether a portable name can be an id of the hub; a fixture of this package is none."""
+    return re.fullmatch(r"(?!fixtures/)[\w.-]+/[\w.-]+", base_name) is not None
