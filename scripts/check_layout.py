@@ -36,7 +36,7 @@ LONGER_FUNCTIONS = {("loop", "fit"): 90}
 LADDER = (
     "errors console exits",
     "registry atomic kernels processes compressed json_text spill text_files",
-    "recipe resources examples ranking frames calibration control text_store keyed_texts row_file",
+    "recipe resources examples ranking frames calibration control text_store keyed_texts row_file kept_files",
     "prefixed recipe_keys",
     "rows prompts batching mixture yaml_file retrieve losses optim metrics stats tracking run_folder endpoints",
     "score_cache vectors run_file pair_scores instructions servable base_files reading json_array csv_rows arrow_rows",

@@ -180,6 +180,12 @@ def test_a_file_that_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path: P
     assert (tmp_path / "0.npy").is_dir()
 
 
+def test_a_file_that_another_process_removed_is_passed_over(tmp_path: Path) -> None:
+    # Listed, and gone when it is read.
+    (tmp_path / "0.npy").symlink_to(tmp_path / "gone")
+    assert "a" not in VectorStore(tmp_path, pytest.fail)
+
+
 def test_a_damaged_file_is_encoded_again(tmp_path: Path, encoder: Path) -> None:
     whole = dense(CORPUS, model=str(encoder), cache=tmp_path)(QUERIES)
     for path in (tmp_path / "vectors").rglob("*.npy"):

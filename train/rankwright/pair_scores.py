@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rankwright.atomic import atomic_file
-from rankwright.errors import UserError
+from rankwright.kept_files import make_cache_folder, read_kept
 
 KEY_BYTES = 16
 # Raw bytes, not text: numpy cuts zeros off the end of text.
@@ -37,13 +37,7 @@ class PairScores:
         self._say = say
         self._read: set[str] = set()
         self._scores: dict[bytes, float] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot keep a teacher's scores there ({error.strerror}): set RANKWRIGHT_CACHE to a "
-                "folder of yours"
-            ) from None
+        make_cache_folder(folder, "a teacher's scores")
         self.look()
 
     def look(self) -> None:
@@ -53,21 +47,8 @@ class PairScores:
                 self._add(path)
 
     def _add(self, path: Path) -> None:
-        try:
-            rows: Any = np.load(path, allow_pickle=False)
-            found = dict(zip((key.tobytes() for key in rows["key"]), rows["score"].tolist(), strict=True))
-            if rows.dtype != _ROW or not np.isfinite(rows["score"]).all():
-                raise ValueError("holds no scores")
-        except FileNotFoundError:
-            # Another process found it damaged.
-            return
-        except OSError as error:
-            # A disk that does not answer says nothing of the file, which may have been paid for.
-            said = error.strerror or error
-            raise UserError(f"{path}: cannot be read ({said}): make it readable, or remove it") from None
-        except (ValueError, IndexError, EOFError) as error:
-            self._say(f"{path}: damaged ({error}): removed, its pairs are scored again")
-            path.unlink(missing_ok=True)
+        found = read_kept(path, _scores_in, self._say, "its pairs are scored again")
+        if found is None:
             return
         self._read.add(path.name)
         for key, score in found.items():
@@ -88,3 +69,11 @@ class PairScores:
             np.save(file, rows)
         self._read.add(name)
         self._scores.update(scores)
+
+
+def _scores_in(path: Path) -> dict[bytes, float]:
+    rows: Any = np.load(path, allow_pickle=False)
+    found = dict(zip((key.tobytes() for key in rows["key"]), rows["score"].tolist(), strict=True))
+    if rows.dtype != _ROW or not np.isfinite(rows["score"]).all():
+        raise ValueError("holds no scores")
+    return found

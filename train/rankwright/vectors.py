@@ -12,6 +12,7 @@ import numpy as np
 
 from rankwright.atomic import atomic_file
 from rankwright.errors import UserError
+from rankwright.kept_files import make_cache_folder, read_kept
 from rankwright.keyed_texts import KeyedTexts, text_key
 
 # Texts that are encoded between two writes: what a kill can lose.
@@ -44,12 +45,7 @@ class VectorStore:
         self._say = say
         self._shards: list[Path] = []
         self._place: dict[bytes, tuple[int, int]] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot keep vectors there ({error.strerror}): set RANKWRIGHT_CACHE to a folder of yours"
-            ) from None
+        make_cache_folder(folder, "vectors")
         for path in sorted(folder.glob("*.npy")):
             self._add(path)
 
@@ -57,17 +53,8 @@ class VectorStore:
         return text_key(text) in self._place
 
     def _add(self, path: Path) -> None:
-        try:
-            rows = _rows(path)
-            keys = [key.tobytes() for key in rows["key"]]
-            rows["vector"], rows["cut"]
-        except OSError as error:
-            # A disk that does not answer says nothing of the file.
-            said = error.strerror or error
-            raise UserError(f"{path}: cannot be read ({said}): make it readable, or remove it") from None
-        except (ValueError, IndexError, EOFError) as error:
-            self._say(f"{path}: damaged ({error}): removed, its texts are encoded again")
-            path.unlink(missing_ok=True)
+        keys = read_kept(path, _keys_in, self._say, "its texts are encoded again")
+        if keys is None:
             return
         self._shards.append(path)
         for row, key in enumerate(keys):
@@ -149,6 +136,13 @@ def _keys(texts: Sequence[str]) -> list[bytes]:
 
 def _rows(path: Path) -> Any:
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _keys_in(path: Path) -> list[bytes]:
+    rows = _rows(path)
+    # What lacks a field is damaged.
+    rows["vector"], rows["cut"]
+    return [key.tobytes() for key in rows["key"]]
 
 
 def store_name(fingerprint: str, settings: Mapping[str, str]) -> str:
