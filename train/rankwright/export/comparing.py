@@ -130,11 +130,18 @@ def _cause(
 
 
 def _spearman(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> float:
+    values = answer.probabilities if answer.logits is None else answer.logits
+    return spearman([rows[i]["logit"] for i in decides], [values[i] for i in decides])
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Rank correlation; 0 where one of the two is constant, or holds what is no number."""
     from scipy.stats import spearmanr
 
-    values = answer.probabilities if answer.logits is None else answer.logits
-    correlation = spearmanr([rows[i]["logit"] for i in decides], [values[i] for i in decides]).statistic
-    return float(correlation) if correlation == correlation else 0.0
+    if len(set(one)) < 2 or len(set(other)) < 2:
+        return 0.0
+    correlation = float(spearmanr(one, other).statistic)
+    return correlation if correlation == correlation else 0.0
 
 
 def short(text: str, most: int = 60) -> str:

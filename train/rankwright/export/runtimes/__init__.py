@@ -16,6 +16,8 @@ from rankwright.export.golden import read_golden
 from rankwright.prompts import CONTRACT_FILE, PromptContract
 
 Row = dict[str, Any]
+# Pairs of a mixed batch.
+BATCH = 8
 Kind = Literal["hf", "causal", "adapter", "onnx", "gguf"]
 
 
@@ -110,6 +112,11 @@ def kind_of(folder: Path) -> Kind:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: cannot be read ({error}): copy the whole folder again") from None
     return "causal" if architecture.endswith("ForCausalLM") else "hf"
+
+
+def cut_to_suffix(ids: list[int], limit: int, suffix_ids: list[int]) -> list[int]:
+    """What a caller must do with a long prompt where the runtime does not: cut the document, keep the prompt's end."""
+    return ids if len(ids) <= limit else ids[: limit - len(suffix_ids)] + suffix_ids
 
 
 def in_both_orders(count: int, score: Callable[[list[int]], list[float]]) -> list[list[float]]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from rankwright.export.runtimes import Answer, Exported, in_both_orders
-from rankwright.export.runtimes.torch_models import BATCH
+from rankwright.export.runtimes import BATCH, Answer, Exported, in_both_orders
 
 
 def sentence_transformers(exported: Exported) -> Answer:

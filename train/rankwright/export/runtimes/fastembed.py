@@ -7,8 +7,7 @@ import uuid
 import torch
 
 from rankwright.export.onnx import MODEL_FILE
-from rankwright.export.runtimes import Answer, Exported, sigmoid
-from rankwright.export.runtimes.torch_models import BATCH
+from rankwright.export.runtimes import BATCH, Answer, Exported, in_both_orders, sigmoid
 
 
 def fastembed(exported: Exported) -> Answer:
@@ -33,5 +32,7 @@ def fastembed(exported: Exported) -> Answer:
     pairs = [(row["query"], row["document"]) for row in exported.rows]
     ids = [list(model.model.tokenize([pair])[0].ids) for pair in pairs]
     alone = [float(next(iter(model.rerank_pairs([pair])))) for pair in pairs]
-    batched = [float(score) for score in model.rerank_pairs(pairs, batch_size=BATCH)]
-    return Answer(ids, alone, [batched], sigmoid(alone))
+    batched = in_both_orders(
+        len(pairs), lambda places: list(map(float, model.rerank_pairs([pairs[p] for p in places], batch_size=BATCH)))
+    )
+    return Answer(ids, alone, batched, sigmoid(alone))

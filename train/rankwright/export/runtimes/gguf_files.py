@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from rankwright.export.runtimes import Answer, Exported
+from rankwright.export.runtimes import BATCH, Answer, Exported, cut_to_suffix
 
-BATCH = 8
 RANK = 4
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 _LETTERS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -89,11 +88,6 @@ def template_of(file: GgufFile) -> str:
 def render(template: str, query: str, document: str) -> str:
     """As llama-server fills it in: first the query, then the document."""
     return template.replace("{query}", query).replace("{document}", document)
-
-
-def cut(ids: list[int], limit: int, suffix_ids: list[int]) -> list[int]:
-    """What a caller must do with a long document, and llama.cpp does not."""
-    return ids if len(ids) <= limit else ids[: limit - len(suffix_ids)] + suffix_ids
 
 
 def tokenizer_of(file: GgufFile) -> Any:
@@ -185,7 +179,7 @@ def read_back(exported: Exported, kind: str) -> Answer:
 
     suffix_ids = encode(template.rpartition("{document}")[2])
     texts = [render(template, row["query"], row["document"]) for row in exported.rows]
-    ids = [cut(encode(text), exported.contract.max_tokens, suffix_ids) for text in texts]
+    ids = [cut_to_suffix(encode(text), exported.contract.max_tokens, suffix_ids) for text in texts]
     weights = file.weights()
     model, rows_2H = model_of(file, weights), weights["cls.output.weight"]
 

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rankwright.export.runtimes import Answer, Exported
-from rankwright.export.runtimes.gguf_files import cut, render
-
-BATCH = 8
+from rankwright.export.runtimes import BATCH, Answer, Exported, cut_to_suffix
+from rankwright.export.runtimes.gguf_files import render
 
 
 def llama_cpp(exported: Exported, kind: str) -> Answer:
@@ -36,7 +34,7 @@ def llama_cpp(exported: Exported, kind: str) -> Answer:
         suffix_ids = _tokenise(lib, vocab, template.rpartition("{document}")[2])
         texts = [render(template, row["query"], row["document"]) for row in exported.rows]
         limit = exported.contract.max_tokens
-        ids = [cut(_tokenise(lib, vocab, text), limit, suffix_ids) for text in texts]
+        ids = [cut_to_suffix(_tokenise(lib, vocab, text), limit, suffix_ids) for text in texts]
         with _context(lib, model, tokens=max(map(len, ids)) * BATCH) as context:
 
             def scores(size: int) -> list[tuple[float, float]]:

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from rankwright.export.runtimes import Answer, Exported, Row, in_both_orders, sigmoid
+from rankwright.export.runtimes import BATCH, Answer, Exported, Row, cut_to_suffix, in_both_orders, sigmoid
 from rankwright.model import load_tokenizer
 from rankwright.prompts import PromptContract, PromptEncoder
 from rankwright.resources import resolve_base
-
-BATCH = 8
 
 
 def transformers(exported: Exported) -> Answer:
@@ -94,5 +92,4 @@ def runtime_ids(tokenizer: Any, row: Row, limit: int, suffix_ids: list[int]) -> 
         return list(tokenizer(row["query"], row["document"], truncation=True)["input_ids"])
     messages = [{"role": role, "content": row[role]} for role in ("query", "document")]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return ids if len(ids) <= limit else ids[: limit - len(suffix_ids)] + suffix_ids
+    return cut_to_suffix(list(tokenizer(text, add_special_tokens=False)["input_ids"]), limit, suffix_ids)

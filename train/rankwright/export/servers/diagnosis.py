@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rankwright.export.comparing import spearman
 from rankwright.export.runtimes import Exported, Limits, Row
 from rankwright.export.servers.asking import Observed
 from rankwright.export.servers.hypotheses import Hypothesis, hypotheses, of_cut_rows
@@ -211,11 +212,3 @@ class Explaining:
     def _seen(self, observed: Observed, place: int) -> float:
         found = observed.alone[place]
         return float("nan") if found is None else found
-
-
-def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    from scipy.stats import spearmanr
-
-    if len(set(one)) < 2 or len(set(other)) < 2:
-        return 0.0
-    return float(spearmanr(one, other).statistic)

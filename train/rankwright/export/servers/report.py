@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from rankwright import console
-from rankwright.export.comparing import short
+from rankwright.export.comparing import short, spearman
 from rankwright.export.runtimes import Limits, Row
 from rankwright.export.servers.asking import Asked, Observed, api_name, ask, requests_planned
-from rankwright.export.servers.diagnosis import Diagnosis, Explaining, excess, spearman
+from rankwright.export.servers.diagnosis import Diagnosis, Explaining, excess
 from rankwright.export.servers.limits import limits_of
 from rankwright.export.verify import Opened
 from rankwright.resources import shown
