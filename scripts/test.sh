@@ -3,7 +3,7 @@
 #
 #     scripts/test.sh                             all but the slow ones
 #     scripts/test.sh --slow                      all
-#     scripts/test.sh tests/test_losses.py -x     part of them
+#     scripts/test.sh tests/training/test_losses.py -x     part of them
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 # No test may depend on a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -35,7 +35,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Name -> rankwright.export.Trained; do not change the models."""
+    """Name -> rankwright.export.target.Trained; do not change the models."""
     from tiny import make_tiny_llama, trained_of
 
     llama = make_tiny_llama(tmp_path_factory.mktemp("bases") / "pad-is-eos", pad_is_eos=True)
@@ -50,7 +50,7 @@ def trained(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 @pytest.fixture(scope="session")
 def folders(trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The `hf` folder of each of `trained`, and `qwen3-bf16` of the first; not yet checked; do not write into it."""
-    from rankwright.export import TARGETS
+    from rankwright.export.targets import TARGETS
 
     root = tmp_path_factory.mktemp("hf")
     options: dict[str, dict[str, Any]] = {name: {} for name in trained} | {"qwen3-bf16": {"dtype": "bf16"}}

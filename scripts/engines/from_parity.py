@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from rankwright.export.parity import measure
+from rankwright.export.proof.parity import measure
 
 TOLERANCE = 1e-4
 

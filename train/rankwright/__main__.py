@@ -1,6 +1,8 @@
 """`python -m rankwright`: what torchrun and accelerate launch."""
 
-from rankwright.cli import main
+from __future__ import annotations
+
+from rankwright.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rankwright.derived_licence import public
-from rankwright.export.card_metadata import SetResult, metadata_yaml
-from rankwright.export.causal import vllm_overrides
-from rankwright.export.runtimes import Kind, kind_of
-from rankwright.prompts import PromptContract
+from rankwright.data.licences.derived import hub_sets, public
+from rankwright.export.proof.runtimes.base import Kind, kind_of
+from rankwright.export.target import is_hub_id
+from rankwright.model.prompt import PromptContract
+
+
+def vllm_overrides(folder: Path, contract: PromptContract) -> str:
+    """JSON for vLLM's --hf-overrides, which makes a classifier of the scored rows.
+
+    It stays a flag: in config.json it would name a head that transformers does not find. Source: vLLM's
+    documentation of score models; the order is [no, yes].
+    """
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    classifier = settings["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")
+    tokens = [t for t in (contract.no_token, contract.yes_token) if t is not None]
+    overrides: dict[str, Any] = {"architectures": [classifier], "classifier_from_token": tokens}
+    if contract.no_token is None:
+        overrides["method"] = "no_post_processing"
+    elif classifier.startswith("Qwen3"):
+        overrides["is_original_qwen3_reranker"] = True
+    else:
+        overrides["method"] = "from_2_way_softmax"
+    return json.dumps(overrides)
+
 
 CARD, SERVE = "README.md", "SERVE.md"
 # Stands for the model in both files; `rankwright push` puts the repository's name there. Where a name on the hub would
@@ -26,6 +46,22 @@ HOLDS: dict[Kind, str] = {
     "onnx": "; this folder holds it as ONNX",
     "gguf": "; this folder holds it as GGUF, for llama.cpp",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SetResult:
+    """nDCG@10 of the exported weights on a test set: mean and 95 % interval over its queries.
+
+    hub: the set's id on the hub, or None; reranked: whose lists, and how long, such as `BM25, best 100`.
+    """
+
+    name: str
+    hub: str | None
+    queries: int
+    value: float
+    low: float
+    high: float
+    reranked: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +96,7 @@ def write_card(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("rankwright", "templates"),
+        loader=PackageLoader("rankwright.export", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -132,3 +168,71 @@ def _words(contract: PromptContract) -> dict[str, str]:
         code = f"{times}(logits[:, {contract.yes_id}] - logits[:, {contract.no_id}])"
         words = (f"tokens ({yes}, `{contract.no_token}` {contract.no_id})", f"`{logits}`", difference)
     return dict(zip(("scored_tokens", "logit", "score", "of_logits"), (*words, code), strict=True))
+
+
+LIBRARIES: dict[Kind, str] = {
+    "hf": "sentence-transformers",
+    "causal": "sentence-transformers",
+    "adapter": "peft",
+    "onnx": "fastembed",
+    "gguf": "gguf",
+}
+RELATIONS: dict[Kind, str] = {
+    "hf": "finetune",
+    "causal": "finetune",
+    "adapter": "adapter",
+    "onnx": "finetune",
+    "gguf": "quantized",
+}
+
+
+def metadata_yaml(
+    kind: Kind,
+    *,
+    model_name: str,
+    base_name: str,
+    revision: str | None,
+    ledger: dict[str, Any] | None,
+    results: Sequence[SetResult],
+) -> str:
+    """The YAML block of README.md, through huggingface_hub, which knows what the hub reads. Ends with a newline."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    licence: dict[str, Any] = {} if ledger is None else {"license": ledger["licence"]["hub"]}
+    if ledger is not None and ledger["licence"]["name"]:
+        licence["license_name"] = ledger["licence"]["name"]
+    base: dict[str, Any] = (
+        {"base_model": base_name, "base_model_relation": RELATIONS[kind]} if is_hub_id(base_name) else {}
+    )
+    if base and revision:
+        base["base_model_revision"] = revision
+    rows = [
+        EvalResult(
+            task_type="text-ranking",
+            task_name="Reranking",
+            dataset_name=row.name,
+            # The hub wants an id here; a set that is not there has its own name.
+            dataset_type=row.hub or row.name,
+            dataset_split="test",
+            metric_type="ndcg_at_10",
+            metric_name="nDCG@10",
+            metric_value=round(row.value, 4),
+            metric_args={
+                "interval_95": [round(row.low, 4), round(row.high, 4)],
+                "queries": row.queries,
+                "reranked": row.reranked,
+            },
+        )
+        for row in results
+    ]
+    data = ModelCardData(
+        library_name=LIBRARIES[kind],
+        pipeline_tag="text-ranking",
+        datasets=None if ledger is None else hub_sets(ledger) or None,
+        tags=["reranker", "cross-encoder", "rankwright"],
+        model_name=model_name,
+        eval_results=rows or None,
+        **licence,
+        **base,
+    )
+    return data.to_yaml() + "\n"

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright.errors import UserError
-from rankwright.prompts import PromptEncoder
-from rankwright.reranker import Reranker
+from rankwright.common.errors import UserError
+from rankwright.model.prompt import PromptEncoder
+from rankwright.rerankers.reranker import Reranker
 
 GOLDEN_FILE = "golden.jsonl"
 LEAST_REAL_PAIRS = 20

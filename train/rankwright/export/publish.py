@@ -10,19 +10,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rankwright import console
-from rankwright.atomic import atomic_folder
-from rankwright.errors import UserError, UserErrors
-from rankwright.export.adapter import NEEDS_LORA
+from rankwright.common import console
+from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.files import atomic_folder
+from rankwright.common.resources import resolve_base
 from rankwright.export.card import CardFacts, write_card
-from rankwright.export.parity import check_folders
-from rankwright.export.records import PARITY_FILE
-from rankwright.export.scan import Private, scan, without_private
-from rankwright.export.trained import NEEDS, REFUSALS, TARGETS, Figures, Trained, Writer, has_adapter, portable_name
-from rankwright.model import RankModel
-from rankwright.prompts import PromptContract
-from rankwright.resources import resolve_base
-from rankwright.servable import unservable
+from rankwright.export.privacy import Private, scan, without_private
+from rankwright.export.proof.parity import PARITY_FILE, check_folders
+from rankwright.export.target import NEEDS, REFUSALS, Figures, Trained, Writer, has_adapter, portable_name, unservable
+from rankwright.export.targets import TARGETS
+from rankwright.export.targets.adapter import NEEDS_LORA
+from rankwright.model.prompt import PromptContract
+from rankwright.model.rank_model import RankModel
 
 
 def export_targets(

@@ -1,7 +1,8 @@
-"""Weights of an export: safetensors in shards, cast once from fp32, and a config.json that older libraries read."""
+"""Weights of an export: merged in fp32, cast once, in safetensors shards, with a config.json for older libraries."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -12,10 +13,74 @@ import torch
 from pydantic import AfterValidator
 from torch import nn
 
-from rankwright.export.golden import Row
-from rankwright.export.trained import Figures, Trained, in_fp32
-from rankwright.reranker import Reranker
-from rankwright.resources import resolve_base
+from rankwright.common.errors import UserError
+from rankwright.common.resources import resolve_base
+from rankwright.export.golden import Row, golden_texts
+from rankwright.export.target import Figures, Trained, fp32_copy, has_adapter, in_fp32
+from rankwright.model.prompt import PromptContract, PromptEncoder
+from rankwright.model.rank_model import RankModel
+from rankwright.rerankers.reranker import Reranker
+
+
+def without_adapters(model: RankModel) -> RankModel:
+    """A copy in fp32 whose adapters are merged; the head is as it was."""
+    model = fp32_copy(model)
+    if has_adapter(model):
+        model.lm = cast(Any, model.lm).merge_and_unload()
+    model.causal_lm.config.use_cache = True
+    model.causal_lm.config.pad_token_id = model.pad_id
+    return model
+
+
+def why_no_classifier(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
+    """Why merge() cannot put the decoder of such a base below a one-label head; empty where it can."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return []
+    return [f"{config.model_type} has no sequence-classification form in transformers: export it as causal or adapter"]
+
+
+def merge(model: RankModel) -> RankModel:
+    """A copy in fp32 whose adapters are merged and whose decoder stands below a one-label head."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    model = without_adapters(model)
+    config = copy.deepcopy(model.causal_lm.config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(f"export: {config.model_type} has no sequence-classification form in transformers")
+    config.num_labels = 1
+    classifier = transplant(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, model.decoder)
+    assert classifier.score.bias is None, "a score head with a bias"
+    classifier.score.weight = nn.Parameter(model.score_weight_H[None].clone())
+    return RankModel(classifier, model.rows_2H, model.pad_id).eval()
+
+
+def merge_figures(trained: Trained, merged: RankModel) -> Figures:
+    """How far the merged scores are from those of the trained model and of its base, all in fp32 on golden texts.
+
+    Raises UserError when training changed no score, or when merging changed one by `tolerance` or more.
+    """
+    model = in_fp32(trained.model)
+    encoder = PromptEncoder(trained.contract, trained.tokenizer)
+    groups = [encoder.encode(query, [d]) for _, query, d in golden_texts(encoder, trained.golden_pairs)]
+    # The same groups for all: equal weights then give equal scores, bit for bit.
+    with torch.inference_mode():
+        own = merged(groups)
+        from_trained = (own - model(groups)).abs().max().item()
+        from_base = None
+        if has_adapter(model):
+            with cast(Any, model.lm).disable_adapter():
+                from_base = (own - model(groups)).abs().max().item()
+    if from_base == 0:
+        raise UserError("export: the merged model scores exactly like its base: training changed nothing")
+    if not from_trained < trained.tolerance:
+        raise UserError(
+            f"export: merged weights score up to {from_trained:.2e} away from the trained model "
+            f"(tolerance {trained.tolerance:.0e}): merging is not exact for this base"
+        )
+    return {"max_d_merged_trained": from_trained, "max_d_merged_base": from_base}
+
 
 ACTIVATION = "torch.nn.modules.activation.Sigmoid"
 Dtype = Literal["fp32", "bf16", "auto"]

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwright.atomic import write_text_atomic
-from rankwright.data_files import qualified, read_split
-from rankwright.errors import UserError
-from rankwright.examples import Collection
-from rankwright.false_negatives import NONE_ABOVE, leaves_none_above
-from rankwright.mining import JUDGED
-from rankwright.ranking import stable_hash
+from rankwright.common.errors import UserError
+from rankwright.common.files import write_text_atomic
+from rankwright.common.hashing import stable_hash
+from rankwright.common.run_folder import RunFolder
+from rankwright.data.collection import Collection
+from rankwright.data.split_files import qualified, read_split
+from rankwright.mining.false_negatives import NONE_ABOVE, leaves_none_above
+from rankwright.mining.pools import JUDGED
 from rankwright.report import gather
 from rankwright.report.cases import cut
 from rankwright.report.page import environment
-from rankwright.run_folder import RunFolder
 
 QUERY_CHARACTERS = 600
 DOCUMENT_CHARACTERS = 700

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwright.examples import Collection
-from rankwright.metrics import read_trec_run, trec_column
-from rankwright.ranking import ranked, stable_hash
-from rankwright.report.results import SetResults
+from rankwright.common.hashing import stable_hash
+from rankwright.data.collection import Collection
+from rankwright.evaluation.results import SetResults
+from rankwright.retrieval.candidates import ranked
+from rankwright.retrieval.run_file import read_trec_run, trec_column
 
 # Queries shown on each side of a test set.
 SHOWN = 4

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rankwright.errors import UserError
-from rankwright.false_negatives import read_estimate, spelled
-from rankwright.recipe import Recipe, Section
-from rankwright.run_folder import STAGES, RunFolder
+from rankwright.common.errors import UserError
+from rankwright.common.run_folder import STAGES, RunFolder
+from rankwright.mining.false_negatives import read_estimate, spelled
+from rankwright.recipe.schema import Recipe, Section
 
 # Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
 MOST_POOLS = 20_000

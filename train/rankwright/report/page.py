@@ -10,21 +10,30 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError, select_autoescape
 
-from rankwright.atomic import write_text_atomic
-from rankwright.data_files import read_split
-from rankwright.errors import UserError
-from rankwright.evaluate import HEADLINE
-from rankwright.evaluated import evaluate_command, read_run
-from rankwright.ledger import LEDGER
-from rankwright.query_attributes import FILE, QueryAttributes, read_attributes
-from rankwright.recipe import Recipe
+from rankwright.common.errors import UserError
+from rankwright.common.files import write_text_atomic
+from rankwright.common.run_folder import RunFolder
+from rankwright.common.stats import Difference
+from rankwright.data.licences.ledger import LEDGER
+from rankwright.data.split_files import read_split
+from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.results import ALL, SetResults, evaluate_command, label, read_results, read_run, run_verdict
+from rankwright.evaluation.slices import (
+    ATTRIBUTES,
+    FILE,
+    RESAMPLES,
+    SMALL,
+    QueryAttributes,
+    SliceTable,
+    domain_attribute,
+    read_attributes,
+    set_attribute,
+    slice_table,
+)
+from rankwright.recipe.schema import Recipe
 from rankwright.report import gather, plots
 from rankwright.report.cases import Cases, read_cases
-from rankwright.report.results import ALL, SetResults, label, read_results, verdict
-from rankwright.run_folder import RunFolder
-from rankwright.slices import ATTRIBUTES, RESAMPLES, SMALL, SliceTable, domain_attribute, set_attribute, slice_table
-from rankwright.stats import Difference
-from rankwright.tracking import read_metrics
+from rankwright.training.tracking import read_metrics
 
 CURVES = (
     ("loss", "training loss"),
@@ -65,7 +74,7 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
 def environment() -> Environment:
     """Jinja2 with escaping on, unknown names refused, and the page's ways to write numbers."""
     made = Environment(
-        loader=PackageLoader("rankwright", "templates"),
+        loader=PackageLoader("rankwright.report", "templates"),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -110,7 +119,7 @@ def context(
         "headline": HEADLINE,
         "rows": rows,
         "notes": notes,
-        "verdict": verdict(rows),
+        "verdict": run_verdict(rows),
         "measures": list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures])),
         "systems": list(dict.fromkeys(s for row in rows for s in row.values)),
         "differences": plots.differences(

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rankwright.stats import Difference
+from rankwright.common.stats import Difference
 
 # Drawn in these colours, which the page's variables then replace: one picture for light, dark and print.
 COLOURS = {

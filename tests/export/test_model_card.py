@@ -1,0 +1,182 @@
+"""README.md and SERVE.md of exports: metadata that the hub reads, snippets that run as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from rankwright.export.card import EXAMPLE, CardFacts, SetResult, write_card
+from rankwright.export.target import Trained
+from rankwright.export.targets import TARGETS
+from rankwright.model.prompt import PromptContract
+from rankwright.rerankers.reranker import Reranker
+
+CORPUS = Path(__file__).parents[2] / "data" / "fixtures" / "finance" / "test" / "corpus.jsonl"
+PARITY = {
+    "rows": 30,
+    "engines": {
+        "transformers": {"rows": 30, "max_d_logit": 1e-6, "max_d_logit_batch": 2e-6, "max_d_probability": 1e-7},
+        "llama.cpp": {"rows": 30, "max_d_probability": 1e-4},
+        "sentence-transformers": "not installed: not checked",
+    },
+}
+LEDGER = {
+    "require": None,
+    "licence": {"hub": "other", "name": "cc-by-4.0-and-acme", "why": ["a reason"], "attribution": []},
+    "inputs": [],
+}
+RESULTS = [
+    SetResult("tatqa", "acme/tatqa", 150, 0.36789, 0.3, 0.42, "BM25, best 20"),
+    SetResult("own | set", None, 1, 0.5, 0.0, 1.0, "fusion, best 100"),
+]
+
+
+@pytest.fixture
+def card_of(folders: dict[str, Path], tmp_path: Path) -> Any:
+    def write(name: str, **facts: Any) -> Path:
+        folder = Path(shutil.copytree(folders[name], tmp_path / name))
+        contract = PromptContract.load(folder)
+        assert contract is not None
+        write_card(
+            folder,
+            CardFacts(title="Tiny", name="tiny", **facts),
+            contract,
+            PARITY,
+            base_name="org/base",
+            revision="abc",
+        )
+        return folder
+
+    return write
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_hub_reads_licence_base_and_ndcg_with_its_interval(card_of: Any) -> None:
+    card = ModelCard.load(
+        card_of("qwen3-portable", ledger=LEDGER, results=RESULTS, training=["Trained on x."]) / "README.md"
+    )
+    data = card.data.to_dict()
+    assert data["license"] == "other" and data["license_name"] == "cc-by-4.0-and-acme"
+    assert data["base_model"] == "org/base" and data["base_model_relation"] == "finetune"
+    assert data["pipeline_tag"] == "text-ranking" and data["library_name"] == "sentence-transformers"
+    assert card.data.model_name == "tiny" and card.data.eval_results is not None
+    first, second = card.data.eval_results
+    assert (first.dataset_type, first.dataset_name, first.metric_type) == ("acme/tatqa", "tatqa", "ndcg_at_10")
+    assert first.metric_value == 0.3679
+    assert first.metric_args == {"interval_95": [0.3, 0.42], "queries": 150, "reranked": "BM25, best 20"}
+    assert second.dataset_type == second.dataset_name == "own | set"
+    assert "- Trained on x." in card.text
+    # Of llama.cpp there are probabilities alone.
+    assert "| llama.cpp | 30 |  |  | 1.0e-04 |" in card.text
+
+
+def test_a_card_without_facts_says_nothing_that_it_does_not_know(card_of: Any) -> None:
+    folder = card_of("qwen3-portable")
+    data = ModelCard.load(folder / "README.md").data.to_dict()
+    assert not {"license", "model-index", "datasets"} & set(data)
+    for name in ("README.md", "SERVE.md"):
+        text = (folder / name).read_text()
+        assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
+
+
+@pytest.mark.parametrize("name", ["qwen3-portable", "qwen3-official"])
+def test_the_snippets_of_both_files_run(
+    card_of: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = card_of(name)
+    shutil.copy(CORPUS, tmp_path / "corpus.jsonl")
+    monkeypatch.chdir(tmp_path)
+    reranker = Reranker.load(str(folder))
+    wanted = reranker.rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability
+    snippets = [*blocks(folder / "README.md", "python"), *blocks(folder / "SERVE.md", "python")]
+    assert len(snippets) == 5
+    for snippet in snippets:
+        shown: list[Any] = []
+        exec(snippet.replace('"PATH"', repr(str(folder))), {"print": shown.append})
+        (found,) = shown
+        if "bm25s" in snippet:
+            texts = {row["_id"]: f"{row.get('title') or ''} {row['text']}" for row in map(json.loads, CORPUS.open())}
+            scores = reranker.score(EXAMPLE[0], [texts[place] for place, _ in found])
+            assert [score for _, score in found] == pytest.approx(
+                torch.sigmoid(torch.tensor(scores)).tolist(), abs=1e-4
+            )
+            assert len(found) == 10 and scores == sorted(scores, reverse=True)
+        elif isinstance(found, list):
+            assert found[0]["score"] == pytest.approx(wanted, abs=1e-4)
+        else:
+            assert torch.as_tensor(found).item() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3-portable", "qwen3-official"])
+def test_the_commands_of_serve_are_whole(card_of: Any, name: str) -> None:
+    folder = card_of(name)
+    commands = blocks(folder / "SERVE.md", "bash")
+    assert any("vllm serve" in command for command in commands)
+    # A template that vLLM was not given is what makes an official prompt wrong there.
+    assert any("--chat-template FOLDER/chat_template.jinja" in c for c in commands) == (name == "qwen3-official")
+    assert any("infinity_emb" in command for command in commands) == (name == "qwen3-portable")
+    for command in commands:
+        subprocess.run(["bash", "-n"], input=command, text=True, check=True)
+        for body in re.findall(r"-d '(.*?)'", command, re.DOTALL):
+            assert json.loads(body)["query"] == EXAMPLE[0]
+
+
+KINDS = {
+    "hf": ("sentence-transformers", "finetune"),
+    "causal": ("sentence-transformers", "finetune"),
+    "adapter": ("peft", "adapter"),
+    "onnx": ("fastembed", "finetune"),
+    "gguf": ("gguf", "quantized"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["portable", "official"])
+def test_the_files_of_every_kind_are_whole(kind: str, mode: str, trained: dict[str, Trained], tmp_path: Path) -> None:
+    one = trained[f"qwen3-{mode}"]
+    if kind == "onnx" and mode == "official":
+        pytest.skip("refused before training")
+    TARGETS[kind](one, tmp_path)
+    contract = PromptContract.load(tmp_path) or one.contract
+    write_card(tmp_path, CardFacts(ledger=LEDGER), contract, PARITY, base_name="org/base", revision=None)
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (data["library_name"], data["base_model_relation"]) == KINDS[kind]
+    assert data["pipeline_tag"] == "text-ranking" and data["license"] == "other"
+    for name in ("README.md", "SERVE.md"):
+        text = (tmp_path / name).read_text()
+        assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
+        # A name on the hub is no folder: what opens a file asks for one.
+        assert "PATH/" not in text and "hf download PATH --local-dir FOLDER" in text
+        for snippet in blocks(tmp_path / name, "python"):
+            compile(snippet, name, "exec")
+        for command in blocks(tmp_path / name, "bash"):
+            subprocess.run(["bash", "-n"], input=command, text=True, check=True)
+            for body in re.findall(r"-d '(.*?)'", command, re.DOTALL):
+                assert json.loads(body)["query"] == EXAMPLE[0]
+
+
+@pytest.mark.parametrize("mode", ["portable", "official"])
+def test_the_snippets_of_an_adapter_run(mode: str, trained: dict[str, Trained], tmp_path: Path) -> None:
+    one = trained[f"qwen3-{mode}"]
+    TARGETS["adapter"](one, tmp_path)
+    write_card(tmp_path, CardFacts(), one.contract, PARITY, base_name="org/base", revision=None)
+    wanted = Reranker(one.model, one.tokenizer, one.contract).rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability
+    [snippet], [loads] = (blocks(tmp_path / name, "python") for name in ("README.md", "SERVE.md"))
+    place = f'"{tmp_path}", base="{one.base_name}"'
+    shown: list[float] = []
+    exec(snippet.replace('"PATH"', place), {"print": shown.append})
+    assert shown == pytest.approx([wanted], abs=1e-5)
+    found: dict[str, Any] = {}
+    exec(loads.replace('"PATH"', place), found)
+    assert found["reranker"].rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability == pytest.approx(wanted, abs=1e-5)

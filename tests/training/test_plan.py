@@ -1,0 +1,182 @@
+"""`rankwright plan`: its counts against real steps, what it shows, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import torch
+
+from rankwright.common.errors import UserError
+from rankwright.model.loading import empty_model, load_model
+from rankwright.model.prompt import make_contract
+from rankwright.recipe.loading import load_recipe
+from rankwright.training.estimate.plan import GIB, KNOWN, make_plan, parse_gpus
+from rankwright.training.estimate.shapes import architecture_of
+from rankwright.training.setup import make_trainable
+
+WORKER = Path(__file__).parents[1] / "support" / "step_worker.py"
+LORA, FULL = {"method": "lora"}, {"method": "full"}
+CASES: list[dict[str, Any]] = [
+    LORA,
+    FULL,
+    LORA | {"checkpointing": True},
+    LORA | {"budget": 700},
+    LORA | {"family": "llama", "dropout": 0.1, "budget": 700},
+    LORA | {"bf16": True},
+    FULL | {"bf16": True, "checkpointing": True},
+    LORA | {"attention": "plain"},
+    LORA | {"attention": "dense"},
+]
+
+
+def counted(case: dict[str, Any]) -> tuple[float, float]:
+    """(plan, real) of a step in a process of its own."""
+    # By default glibc keeps freed blocks of up to 32 MiB, so that what is resident says more of it than of us.
+    environment = jobs.environment(MALLOC_MMAP_THRESHOLD_=str(2**20))
+    command = [sys.executable, str(WORKER), json.dumps(case)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["real"] > 0
+    return float(found["plan"]), float(found["real"])
+
+
+def case_name(case: dict[str, Any]) -> str:
+    return "-".join(str(value) if value is not True else key for key, value in case.items())
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES[:2], *(pytest.param(c, marks=pytest.mark.slow) for c in CASES[2:])], ids=case_name
+)
+def test_flops_are_those_that_torch_counts(case: dict[str, Any]) -> None:
+    plan, real = counted(case)
+    assert plan == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the highest memory is read as Linux has it")
+@pytest.mark.parametrize(
+    "case",
+    [CASES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CASES[1:-1] if "budget" not in c)],
+    ids=case_name,
+)
+def test_memory_is_that_of_a_real_step(case: dict[str, Any]) -> None:
+    plan, real = counted(case | {"memory": True})
+    # The buffers of the libraries that multiply are part of plan's reserve, not of the step.
+    assert plan == pytest.approx(real, rel=0.15, abs=64 * 2**20)
+    assert real > 200 * 2**20, "too small to say anything"
+
+
+def shape_only(folder: Path, tiny: Path, **changes: Any) -> Path:
+    """A base of the tiny one's tokenizer and other sizes, without weights."""
+    folder.mkdir()
+    for path in tiny.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.fixture
+def large(tmp_path: Path, tiny_qwen3: Path) -> Path:
+    """Qwen3-0.6B's sizes."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "head_dim": 128, "vocab_size": 151936}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 28, "layer_types": None}
+    return shape_only(tmp_path / "large", tiny_qwen3, **sizes, **heads, max_position_embeddings=32768)
+
+
+def recipe_of(folder: Path, base: Path, *overrides: str) -> Any:
+    folder.mkdir(exist_ok=True)
+    return load_recipe(str(jobs.job(folder / "job", base)), list(overrides)).recipe
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_shapes_without_weights_are_those_of_the_loaded_model(tmp_path: Path, tiny_qwen3: Path, method: str) -> None:
+    from rankwright.model.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(str(tiny_qwen3))
+    contract = make_contract(tokenizer, mode="portable", max_tokens=160)
+    recipe = recipe_of(tmp_path, tiny_qwen3, f"model.method={method}")
+    loaded = make_trainable(recipe, load_model(str(tiny_qwen3), contract, tokenizer))
+    with torch.device("meta"):
+        empty = make_trainable(recipe, empty_model(str(tiny_qwen3), contract, tokenizer, dtype=torch.float32))
+    assert architecture_of(empty) == architecture_of(loaded)
+    assert all(p.is_meta for p in empty.parameters())
+    shapes = [[(n, p.shape, p.dtype, p.requires_grad) for n, p in m.named_parameters()] for m in (empty, loaded)]
+    assert shapes[0] == shapes[1]
+
+
+def test_memory_parts_of_a_known_shape(tmp_path: Path, large: Path) -> None:
+    full = make_plan(recipe_of(tmp_path, large, "model.method=full"), "8xh100")
+    numbers = sum(p.numel() for p in full.model.parameters())
+    assert numbers == pytest.approx(596e6, rel=0.01), "Qwen3-0.6B has 596 million parameters"
+    trained = sum(p.numel() for p in full.model.parameters() if p.requires_grad)
+    assert trained == pytest.approx(440e6, rel=0.01), "without embeddings"
+    assert full.memory["weights"] == 4 * numbers
+    assert full.memory["gradients"] == 4 * trained and full.memory["optimizer"] == 8 * trained
+    sharded = make_plan(full.recipe, "8xh100", sharded=True)
+    assert sharded.memory["optimizer"] == pytest.approx(trained, rel=0.01)
+    # Sharded weights arrive in bf16, without copies that autocast would keep.
+    copies = 2 * sum(p.numel() for n, p in full.model.named_parameters() if ".layers." in n)
+    saved = full.memory["activations"] - sharded.memory["activations"]
+    assert saved == pytest.approx(copies, rel=0.01)
+    # Eight devices share a step's FLOPs; the four groups of this recipe keep four of them busy.
+    assert sum(f > 0 for f in full.step_flops()) == 4
+    # But for what fills rows up to a multiple of 128 tokens.
+    assert sum(full.step_flops()) == pytest.approx(sum(make_plan(full.recipe, "h100").step_flops()), rel=0.05)
+
+
+def test_what_cannot_fit_is_refused_with_what_would(tmp_path: Path, large: Path) -> None:
+    recipe = recipe_of(tmp_path, large, "prompt.max_tokens=8192", "train.budget_tokens=65536", "mine.negatives=15")
+    with pytest.raises(UserError, match=r"needs [\d.]+ GiB on each device \(activations") as error:
+        make_plan(recipe, "2xl4")
+    message = str(error.value)
+    (said,) = re.findall(r"it fits with (.*) \(", message)
+    overrides = [*said.removeprefix("--fsdp2").split()]
+    changed = recipe_of(tmp_path / "again", large, "prompt.max_tokens=8192", "mine.negatives=15", *overrides)
+    make_plan(changed, "2xl4", sharded="--fsdp2" in said)
+
+
+def test_a_model_that_no_change_makes_fit(tmp_path: Path, tiny_qwen3: Path) -> None:
+    sizes = {"hidden_size": 8192, "intermediate_size": 32768, "num_hidden_layers": 80, "layer_types": None}
+    huge = shape_only(tmp_path / "huge", tiny_qwen3, **sizes)
+    with pytest.raises(UserError, match=r"choose a smaller model\.base or devices with more memory"):
+        make_plan(recipe_of(tmp_path, huge), "l4")
+
+
+def test_the_command_shows_parts_and_hours(tmp_path: Path, large: Path) -> None:
+    recipe = jobs.job(tmp_path / "job", large, train={"max_steps": None, "epochs": 2})
+    done = jobs.rankwright("plan", recipe, "--gpus", "8xh100", "--queries", 1000, "--mean-tokens", 100)
+    assert done.returncode == 0, done.stderr
+    for part in ("weights", "gradients", "optimizer", "activations", "at the peak", "79.100", "500 steps"):
+        assert part in done.stdout
+    assert not (tmp_path / "job" / "run").exists(), "a look leaves nothing behind"
+    done = jobs.rankwright("plan", recipe, "--gpus", "8xh10", "train.schedule=cosin")
+    assert done.returncode == 2 and "did you mean 'cosine'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("8xh100", (8, "h100")), ("cpu", (1, "cpu")), ("2 x A100-80", (2, "a100-80"))]
+)
+def test_devices(text: str, found: tuple[int, str]) -> None:
+    assert parse_gpus(text) == found
+
+
+@pytest.mark.parametrize("text", ["8xh10", "x", "0xh100", "8h100x", "-1xcpu", ""])
+def test_unknown_devices(text: str) -> None:
+    with pytest.raises(UserError, match=r"--gpus: .*unknown"):
+        parse_gpus(text)
+
+
+def test_the_table_of_devices_is_in_plausible_units() -> None:
+    for memory, bf16, fp32 in KNOWN.values():
+        assert 10 < memory < 300 and fp32 < bf16 < 5000, "GiB and TFLOP/s"
+        assert memory * GIB > 1e10

@@ -1,0 +1,112 @@
+"""A recipe's tuned model: every method and every merge with the base is exported as it scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import PAIRS
+
+from rankwright.common.errors import UserError
+from rankwright.export.publish import export_targets
+from rankwright.recipe.schema import Data, Model, Prompt, Recipe
+from rankwright.rerankers.reranker import Reranker
+from rankwright.training.checkpoint import TrainState, save_checkpoint
+from rankwright.training.optim import make_optimizer
+from rankwright.training.setup import (
+    base_reranker,
+    build_trainable,
+    describe,
+    load_base_tokenizer,
+    recipe_contract,
+    tuned_reranker,
+)
+
+METHODS: dict[str, dict[str, Any]] = {
+    "rslora": {"rslora": True, "targets": ("q_proj", "v_proj")},
+    "dora": {"dora": True},
+    "rslora and dora": {"rslora": True, "dora": True, "targets": ("down_proj",)},
+    "merged lora": {"merge_with_base": 0.4},
+    "merged full": {"merge_with_base": 0.4, "method": "full"},
+}
+
+
+def recipe_of(base: Path, **model: Any) -> Recipe:
+    settings = Model(base=str(base), **{"rank": 4, "alpha": 8} | model)
+    return Recipe(name="one", model=settings, data=Data(), prompt=Prompt(max_tokens=160))
+
+
+def checkpoint_of(recipe: Recipe, root: Path) -> Path:
+    """A checkpoint whose weights are not the base's."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = recipe_contract(recipe, base, tokenizer)
+    model = build_trainable(recipe, base, tokenizer, contract)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_A" not in name:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    optimizer = make_optimizer(model.named_parameters(), learning_rate=0.1, weight_decay=0.0)
+    return save_checkpoint(root, TrainState(1, "inputs", 0.0), model, optimizer, contract)
+
+
+def scores_of(reranker: Reranker) -> torch.Tensor:
+    return torch.tensor([reranker.score(query, [document])[0] for query, document in PAIRS])
+
+
+# The others are of the same parts.
+SLOW = ("rslora", "dora", "merged lora")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in METHODS])
+def test_every_method_is_exported_as_it_scores(name: str, tiny_qwen3: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_qwen3, **METHODS[name])
+    checkpoint = checkpoint_of(recipe, tmp_path / "checkpoints")
+    tuned = tuned_reranker(recipe, checkpoint, fp32=True)
+    wanted = scores_of(tuned)
+    assert (wanted - scores_of(base_reranker(recipe)).to(wanted)).abs().max() > 0.1
+    figures = export_targets(
+        tuned.model,
+        tuned.tokenizer,
+        tuned.contract,
+        targets=recipe.export_targets,
+        folder=tmp_path / "export",
+        golden_pairs=PAIRS,
+        base_name=str(tiny_qwen3),
+    )
+    assert set(figures) == ({"hf"} if name == "merged full" else {"hf", "adapter"})
+    for target, found in figures.items():
+        assert found["failures"] == [] and found["engines"]
+        again = Reranker.load(str(tmp_path / "export" / target), base=str(tiny_qwen3))
+        torch.testing.assert_close(scores_of(again).to(wanted), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_merging_goes_from_the_tuned_model_to_its_base(tiny_qwen3: Path, tmp_path: Path, method: str) -> None:
+    checkpoint = checkpoint_of(recipe_of(tiny_qwen3, method=method), tmp_path)
+
+    def tuned(merge_with_base: float) -> torch.Tensor:
+        recipe = recipe_of(tiny_qwen3, method=method, merge_with_base=merge_with_base)
+        return scores_of(tuned_reranker(recipe, checkpoint, fp32=True))
+
+    base = scores_of(base_reranker(recipe_of(tiny_qwen3)))
+    distances = [(tuned(share) - base).abs().mean().item() for share in (0.0, 0.5, 0.999)]
+    assert distances == sorted(distances, reverse=True) and distances[0] > 0.1 > distances[2]
+
+
+def test_what_is_trained_is_said(tiny_qwen3: Path) -> None:
+    recipe = recipe_of(tiny_qwen3, dora=True, rslora=True, targets=("q_proj", "v_proj"))
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = recipe_contract(recipe, base, tokenizer)
+    said: list[str] = []
+    describe(recipe, build_trainable(recipe, base, tokenizer, contract), contract, said.append)
+    assert "DoRA rank 4 (scaled by its square root) on 4 linear layers (q_proj, v_proj), " in said[0]
+
+
+def test_unknown_targets_are_refused_when_the_model_is_loaded(tiny_qwen3: Path) -> None:
+    recipe = recipe_of(tiny_qwen3, targets=("query",))
+    base, tokenizer = load_base_tokenizer(recipe)
+    with pytest.raises(UserError, match=r"model\.targets: no linear layer of this base is named 'query': choose from"):
+        build_trainable(recipe, base, tokenizer, recipe_contract(recipe, base, tokenizer))

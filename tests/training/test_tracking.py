@@ -1,0 +1,209 @@
+"""metrics.jsonl survives kills, and no tracker can stop training."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import PartialState
+
+from rankwright.common.errors import UserError
+from rankwright.training.tracking import (
+    GuardedTracker,
+    JsonlTracker,
+    Trackers,
+    check_trackers,
+    open_trackers,
+    read_metrics,
+)
+
+
+def write(path: Path, steps: int) -> None:
+    tracker = JsonlTracker(path, resumed_step=0)
+    for step in range(steps + 1):
+        tracker.log({"loss": step / 2}, step=step)
+    tracker.close()
+
+
+def start(folder: Path, *names: str, said: list[str] | None = None, resumed_step: int = 0) -> Trackers:
+    return open_trackers(
+        names,
+        folder,
+        run_name="job",
+        config={"seed": 3, "train.learning_rate": 0.1, "train.trackers": ["a", "list"]},
+        resumed_step=resumed_step,
+        say=(said if said is not None else []).append,
+    )
+
+
+def test_rows_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    tracker = JsonlTracker(path, resumed_step=0)
+    tracker.log({"loss": 0.1, "dev_nDCG@10": 1 / 3}, step=1)
+    assert path.read_text() == f'{{"step": 1, "loss": 0.1, "dev_nDCG@10": {1 / 3!r}}}\n'
+    tracker.close()
+
+
+def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 5)
+    tracker = JsonlTracker(path, resumed_step=3)
+    tracker.log({"loss": 9.0}, step=4)
+    tracker.close()
+    rows = read_metrics(path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["loss"] for row in rows] == [0.0, 0.5, 1.0, 1.5, 9.0]
+
+
+def test_a_start_from_the_beginning_keeps_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 5)
+    JsonlTracker(path, resumed_step=0).close()
+    assert read_metrics(path) == []
+
+
+@pytest.mark.parametrize("cut", ['{"st', '{"step": 3, "loss": 1.', '{"step": 3, "loss": 1.5'])
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path, cut: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, 2)
+    with path.open("a") as file:
+        file.write(cut)
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
+    tracker = JsonlTracker(path, resumed_step=2)
+    tracker.log({"loss": 1.5}, step=3)
+    tracker.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+def test_no_file_no_rows(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+class Failing:
+    """A tracker of another library whose calls fail from the given one on."""
+
+    def __init__(self, good_calls: int) -> None:
+        self.left = good_calls
+        self.calls: list[Any] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._call((step, values))
+
+    def finish(self) -> None:
+        self._call("finish")
+
+    def _call(self, what: Any) -> None:
+        self.calls.append(what)
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionError("the server is gone")
+
+
+def test_a_failing_tracker_is_said_once_and_left_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    failing = Failing(good_calls=1)
+    trackers = Trackers(
+        [GuardedTracker("wandb", failing, said.append), JsonlTracker(tmp_path / "m.jsonl", resumed_step=0)]
+    )
+    for step in range(1, 5):
+        trackers.log({"loss": 1.0}, step=step)
+    trackers.close()
+    assert said == ["tracker wandb failed (the server is gone): training goes on without it"]
+    assert failing.calls == [(1, {"loss": 1.0}), (2, {"loss": 1.0})]
+    assert [row["step"] for row in read_metrics(tmp_path / "m.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_fails_at_the_end_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    failing = Failing(good_calls=1)
+    guarded = GuardedTracker("wandb", failing, said.append)
+    guarded.log({}, step=1)
+    guarded.close()
+    assert failing.calls == [(1, {}), "finish"]
+    assert len(said) == 1
+
+
+def test_without_trackers_nothing_happens() -> None:
+    trackers = Trackers()
+    trackers.log({"loss": 1.0}, step=1)
+    trackers.close()
+
+
+@pytest.mark.parametrize("name", ["weights-and-biases", "aim"])
+def test_a_tracker_that_cannot_start_is_said_and_the_rest_goes_on(tmp_path: Path, name: str) -> None:
+    said: list[str] = []
+    # `aim` is known to Accelerate, but is not installed.
+    trackers = start(tmp_path, name, said=said)
+    trackers.log({"loss": 1.0}, step=1)
+    trackers.close()
+    assert len(said) == 1
+    assert said[0].startswith(f"tracker {name} could not start (")
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_an_unknown_tracker_lists_the_known_ones() -> None:
+    check_trackers(["wandb", "tensorboard"])
+    with pytest.raises(UserError, match=r"unknown tracker 'wanbd', did you mean 'wandb'\? \(known: .*tensorboard"):
+        check_trackers(["wandb", "wanbd"])
+
+
+@pytest.fixture
+def no_wandb_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+    """A machine where wandb was never set up; returns a look at what the environment says of it."""
+    for name in [n for n in os.environ if n.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    # Accelerate's trackers ask it which process this is.
+    PartialState(cpu=True)
+    return lambda: {n: v for n, v in os.environ.items() if n.startswith("WANDB_")}
+
+
+def written(folder: Path) -> bytes:
+    """What wandb's own process has written for the run, which it may do a moment after the end."""
+    deadline, found = time.monotonic() + 20, b""
+    while b"loss" not in found and time.monotonic() < deadline:
+        (log,) = folder.glob("run-*.wandb")
+        found = log.read_bytes()
+        time.sleep(0.05)
+    return found
+
+
+def test_wandb_without_a_key_runs_offline(tmp_path: Path, no_wandb_settings: Callable[[], dict[str, str]]) -> None:
+    wandb = pytest.importorskip("wandb")
+    before, said = no_wandb_settings(), list[str]()
+    trackers = start(tmp_path / "run", "wandb", said=said)
+    assert said == []
+    assert wandb.run is not None
+    assert wandb.run.settings.mode == "offline"
+    assert (wandb.run.project, wandb.run.name) == ("rankwright", "job")
+    assert dict(wandb.run.config) == {"seed": 3, "train.learning_rate": 0.1}
+    trackers.log({"loss": 0.5}, step=1)
+    trackers.log({"loss": 0.25}, step=2)
+    trackers.close()
+    assert said == []
+    assert wandb.run is None
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert b"loss" in written(folder)
+    # Other libraries of the process keep their own settings; wandb adds only the address of its service.
+    assert {n: v for n, v in no_wandb_settings().items() if n != "WANDB_SERVICE"} == before
+
+
+def test_wandb_keeps_the_id_of_a_training_that_continues(
+    tmp_path: Path, no_wandb_settings: Callable[[], dict[str, str]]
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    ids = []
+    for resumed_step in (0, 2, 0):
+        trackers = start(tmp_path / "run", "wandb", resumed_step=resumed_step)
+        ids.append(wandb.run.id)
+        trackers.log({"loss": 0.5}, step=resumed_step + 1)
+        trackers.close()
+    first, continued, anew = ids
+    assert first == continued != anew

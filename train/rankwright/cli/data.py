@@ -1,0 +1,253 @@
+"""`rankwright data ...`: commands that look at sets or write them. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from rankwright.cli.exits import EXIT_USER
+from rankwright.common import console
+from rankwright.common.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from rankwright.cli.data_check import DataCheck, Example, Problem
+
+data_app = typer.Typer(
+    name="data",
+    help="Look at sets, what they hold and what is wrong with them, and write them in other formats.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+@data_app.command()
+def check(
+    target: Annotated[
+        str, typer.Argument(help="recipe (name or YAML file), or a data file or folder", metavar="RECIPE|PATH")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="settings of the recipe, e.g. data.root=FOLDER", metavar="[KEY=VALUE]...")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="of a PATH: only this split")] = None,
+    base: Annotated[str | None, typer.Option(help="of a PATH: count tokens as this model does")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 2 for warnings too")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
+) -> None:
+    """What every set holds, and all faults with file and line; exit code 2 when they would stop a run."""
+    import json
+
+    from rankwright.cli import data_check
+    from rankwright.common import resources
+    from rankwright.common.files import write_text_atomic
+    from rankwright.recipe.loading import load_recipe
+
+    is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
+    if is_recipe:
+        if split is not None or base is not None:
+            raise UserError(
+                "--split and --base: for a PATH; a recipe says its own: data.train.0.split=..., model.base=..."
+            )
+        found = data_check.check_recipe(load_recipe(target, overrides or []))
+    elif overrides:
+        raise UserError(f"{overrides[0]!r}: settings go with a recipe, and {target!r} is none (a file ends in .yaml)")
+    else:
+        found = data_check.check_path(_path(target), split, base)
+    show(found)
+    if json_file is not None:
+        text = json.dumps(as_json(found), indent=2, ensure_ascii=False, allow_nan=False)
+        # A lone surrogate, which is one of the faults, has no bytes.
+        write_text_atomic(json_file, text.encode("utf-8", "backslashreplace").decode() + "\n")
+    if found.count("error") or (strict and found.count("warning")):
+        raise typer.Exit(EXIT_USER)
+
+
+def _path(text: str) -> Path:
+    from rankwright.common import resources
+
+    try:
+        return resources.resolve_path(text, root=None)
+    except UserError as error:
+        known = ", ".join(sorted(resources.recipe_files()))
+        raise UserError(f"{error} (and no recipe of this name; known: {known})") from None
+
+
+@data_app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="a file or folder that a recipe's `path` could name")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help=".jsonl, .csv, .tsv, .parquet, or a folder")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="the format to write")],
+    from_: Annotated[str | None, typer.Option("--from", metavar="FORMAT", help="the format of IN")] = None,
+    split: Annotated[str | None, typer.Option(help="the split to read")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="our name of a column = the file's; repeat it")
+    ] = None,
+    group_key: Annotated[str | None, typer.Option(help="the column of the groups")] = None,
+) -> None:
+    """Write a set in another format; says what that format cannot hold."""
+    from rankwright.data.formats.convert import convert as write
+
+    pairs = [text.partition("=") for text in columns or []]
+    wrong = [ours for ours, mark, theirs in pairs if not (ours and mark and theirs)]
+    if wrong:
+        raise UserError(f"--columns {wrong[0]}: must be OURS=THEIRS, such as query=question")
+    names = [ours for ours, *_ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--columns {twice[0]}: given twice: a column of ours is one of the file's")
+    write(
+        source,
+        target,
+        to=to,
+        say=console.say,
+        format=from_,
+        split=split,
+        columns={ours: theirs for ours, _, theirs in pairs},
+        group_key=group_key,
+    )
+
+
+@data_app.command("list")
+def list_sets(
+    domain: Annotated[str | None, typer.Option(help="finance, legal, code or general")] = None,
+    commercial: Annotated[bool, typer.Option("--commercial", help="only sets that permit commercial use")] = False,
+) -> None:
+    """The cards: sets with splits, place and licence, and what the filter left out."""
+    from rich.table import Table
+
+    from rankwright.data.cards import list_cards
+
+    cards = list_cards()
+    domains = sorted({card.domain for card in cards})
+    if domain is not None and domain not in domains:
+        near = did_you_mean(domain, domains)
+        raise UserError(f"--domain: unknown domain {domain!r}{near} (known: {', '.join(domains)})")
+    chosen = [card for card in cards if domain in (None, card.domain)]
+    refused = [card for card in chosen if commercial and card.known.commercial != "yes"]
+    table = Table(box=None)
+    for column in ("card", "domain", "splits", "where", "licence", "commercial use"):
+        table.add_column(column, no_wrap=column in ("card", "domain"))
+    for card in (card for card in chosen if card not in refused):
+        where = f"hub {card.hub.id}" if card.hub is not None else f"files, data.root/{card.path}"
+        known = card.known
+        table.add_row(card.name, card.domain, ", ".join(card.splits), where, known.licence, known.commercial)
+    console.show(table)
+    if others := len(cards) - len(chosen):
+        console.say(f"left out: {others} sets of other domains")
+    if refused:
+        names = ", ".join(f"{card.name} ({card.known.commercial})" for card in refused)
+        console.say(f"left out by --commercial: {len(refused)} sets: {names}")
+    console.say("sources and dates of the statements are in the cards; unknown counts as no until somebody settles it")
+
+
+SHOWN_EXAMPLES = 5
+SHOWN_CHARACTERS = 160
+SHOWN_BINS = 8
+LEVELS = ("error", "warning", "note")
+
+
+def show(check: DataCheck) -> None:
+    """A table a split with a column a set, then the problems, worst first."""
+    console.say(check.title)
+    console.say(check.tokens)
+    for split, rows in check.statistics.items():
+        table = Table(title=split, title_justify="left")
+        table.add_column("")
+        for row in rows:
+            table.add_column(row["set"], justify="right")
+        for name, cell in _lines(rows).items():
+            table.add_row(name, *map(cell, rows))
+        console.show(table)
+    for level in LEVELS:
+        for problem in check.problems:
+            if problem.level == level:
+                _show_problem(problem)
+    counts = [f"{check.count(level)} {level}s" for level in LEVELS if check.count(level)]  # type: ignore[arg-type]
+    console.say(", ".join(counts) or "clean: nothing found")
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """Name of a line -> the cell of a set; lines of tokens where there are any."""
+    lines: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "queries": lambda row: f"{row['queries']:,}",
+        "  without a positive": lambda row: f"{row['queries_without_positive']:,}",
+        "documents": lambda row: f"{row['documents']:,}",
+        "  empty, not judged by anyone": lambda row: f"{row['empty_documents']:,}, {row['unused_documents']:,}",
+        "judgements": lambda row: f"{row['judgements']:,}",
+        "  label: how many": lambda row: _bins(row["labels"]),
+        "  positives of a query: how many": lambda row: _bins(row["positives_per_query"]),
+        "  conflicting labels": lambda row: f"{row['conflicting_labels']:,}",
+        "duplicates: exact, near documents": lambda row: _duplicates(row["duplicate_documents"]),
+        "  exact, near queries": lambda row: _duplicates(row["duplicate_queries"]),
+        "encoding faults: documents, queries": lambda row: ", ".join(
+            f"{sum(row['encoding_faults'][of].values()):,}" for of in ("documents", "queries")
+        ),
+        "rows with faults": lambda row: f"{row['rows_with_faults']:,}",
+    }
+    if any("tokens" in row for row in rows):
+        lines["tokens of a query: p50, p90, p99, max"] = lambda row: _percentiles(row["tokens"]["queries"])
+        lines["  of a document"] = lambda row: _percentiles(row["tokens"]["documents"])
+        lines["cut queries, tokens lost"] = lambda row: _cut(row["tokens"]["queries"])
+        lines["  documents (beside the median query)"] = lambda row: _cut(row["tokens"]["documents"])
+        lines["  judged pairs"] = lambda row: _cut(row["tokens"]["judged_pairs"])
+    return lines
+
+
+def _bins(histogram: Mapping[str, int]) -> str:
+    shown = [f"{value}: {count:,}" for value, count in list(histogram.items())[:SHOWN_BINS]]
+    return ", ".join(shown) + (", ..." if len(histogram) > SHOWN_BINS else "") or "-"
+
+
+def _duplicates(counts: Mapping[str, int]) -> str:
+    return f"{counts['exact']:,}, {counts['near']:,}"
+
+
+def _percentiles(lengths: Mapping[str, Any]) -> str:
+    return ", ".join("-" if lengths[key] is None else f"{lengths[key]:,}" for key in ("p50", "p90", "p99", "max"))
+
+
+def _cut(lengths: Mapping[str, Any]) -> str:
+    return f"{lengths['cut']:,}, {lengths['tokens_lost']:,}"
+
+
+def _show_problem(problem: Problem) -> None:
+    from rankwright.cli.data_check import SET
+
+    place = f"{problem.level}: {problem.split} {problem.set}"
+    if problem.of == SET:
+        console.say(f"{place}: {problem.what}")
+        return
+    console.say(f"{place}: {problem.count:,} x {problem.kind} ({problem.of}): {problem.what}")
+    for example in problem.examples[:SHOWN_EXAMPLES]:
+        text = example.what or _words(example, judgement=problem.of == "judgements")
+        console.say("    " + (text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."))
+    if problem.count > SHOWN_EXAMPLES:
+        console.say(f"    and {problem.count - SHOWN_EXAMPLES:,} more: --json FILE")
+
+
+def _words(example: Example, *, judgement: bool) -> str:
+    """`file:line 'id'` of each text; of a judgement `file:line 'query id' 'document id'`."""
+    step = 2 if judgement else 1
+    parts = [example.ids[i : i + step] for i in range(0, len(example.ids), step)]
+    where = example.where or ("",) * len(parts)
+    return ", ".join(" ".join([_short(w), *map(repr, ids)]).strip() for w, ids in zip(where, parts, strict=True))
+
+
+def _short(where: str) -> str:
+    """A place of an example, whose set is named: the file without its folders."""
+    return where.rsplit("/", 1)[-1]
+
+
+def as_json(check: DataCheck) -> dict[str, Any]:
+    """Everything that was found, in plain values."""
+    return {
+        "title": check.title,
+        "tokens": check.tokens,
+        "statistics": check.statistics,
+        "problems": [dataclasses.asdict(problem) for problem in check.problems],
+        **{f"{level}s": sum(problem.level == level for problem in check.problems) for level in LEVELS},
+    }

@@ -1,0 +1,52 @@
+"""How a command ends: what is said on standard error, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import NoReturn
+
+EXIT_USER = 2
+# EX_TEMPFAIL: a scheduler may start the same command again (scripts/cluster/slurm/train.sbatch does).
+EXIT_STOPPED = 75
+FIRST_SPEAKS_S = 5.0
+
+
+def interrupted() -> NoReturn:
+    """Say that the work was stopped, and exit."""
+    complain("stopped. Finished stages and checkpoints are kept: the same command continues")
+    leave(EXIT_USER)
+
+
+def let_the_first_speak() -> None:
+    """A mistake that every process meets is said once: the launcher ends the others when the first has ended."""
+    if os.environ.get("RANK", "0") != "0" and not _in_group():
+        time.sleep(FIRST_SPEAKS_S)
+
+
+def _in_group() -> bool:
+    """Whether this process has met the others; from then on they agree on who speaks (processes.py)."""
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def complain(line: str) -> None:
+    """A line on standard error, with the process where there are several."""
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(line + "\n" if rank == "0" else f"[process {rank}] {line}\n")
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; process groups are closed first, or their threads complain."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized() and code == 0:
+            dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code)

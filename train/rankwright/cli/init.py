@@ -1,0 +1,324 @@
+"""`rankwright init`: looks at a user's files, and writes a commented recipe for them that passes `check`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rankwright.common import console, resources
+from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.files import write_text_atomic
+from rankwright.data import leakage
+from rankwright.data.collection import Collection
+from rankwright.data.discovery import Format, FoundSet, find_sets, format_of, take_test, write_taken
+from rankwright.data.formats.read import read_collection
+from rankwright.data.formats.reading import Faults, OnFault
+from rankwright.data.sources import Located, read
+from rankwright.data.statistics import SHARE_OF_CODE, drawn, share_of_code
+from rankwright.model.lengths import Budget, choose_budget
+from rankwright.model.prompt import PromptEncoder
+from rankwright.pipeline.data import stops_a_run
+from rankwright.recipe.loading import load_recipe
+from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe, Source
+
+DEFAULT_BASE = "Qwen/Qwen3-Reranker-0.6B"
+# Long enough for any text that is measured.
+UNBOUNDED_TOKENS = 10**6
+
+
+def init(
+    paths: Sequence[Path], output: Path, *, base: str, name: str | None, fraction: float, on_fault: OnFault
+) -> None:
+    """Write `output`, and where no split is for testing a folder beside it with the test queries taken out.
+
+    Raises UserErrors for faults of the files, and when something would be overwritten.
+    """
+    folder = output.with_name(f"{output.name.split('.')[0]}-data")
+    _refuse(output)
+    resources.resolve_base(base)
+    found = [one for path in paths for one in find_sets(path)]
+    chosen, left_out = _choose(found)
+    entries = _read(chosen, on_fault)
+    said = [f"{one.path}: left out, no split in its name" for one in left_out]
+    if not any(entry.split == "test" for entry in entries):
+        _refuse(folder)
+        entries, more = _take_out(entries, folder, fraction)
+        said += more
+    leaks = _rehearse(entries)
+    train = [entry.collection for entry in entries if entry.split == "train"]
+    queries, corpus, relevant = ([t for c in train for t in drawn(of(c))] for of in (_queries, _corpus, _relevant))
+    encoder, missing = _encoder(base)
+    draft = Draft(
+        name=name or _slug(output.name.split(".")[0], entries[0].name),
+        base=base,
+        entries=entries,
+        said=said,
+        budget=choose_budget(queries, corpus, relevant, encoder),
+        code={c.name: share for c in train if (share := share_of_code(drawn(c.corpus))) >= SHARE_OF_CODE},
+        on_fault=on_fault,
+        leaks=leaks,
+    )
+    text = recipe_text(draft)
+    _prove(text)
+    write_text_atomic(output, text)
+    for entry in entries:
+        console.say(f"{entry.split}: {entry.name} ({entry.path}): {entry.found}")
+    for line in [*said, *missing, *leaks]:
+        console.say(line)
+    console.say(f"prompt.max_tokens {draft.budget.max_tokens}: {draft.budget.why}")
+    for set_name, share in draft.code.items():
+        console.say(f"mine.code: {share:.0%} of the documents of {set_name} look like code")
+    shown = shlex.quote(resources.shown(output))
+    console.say(f"written: {output}. Next:\n    rankwright check {shown}\n    rankwright run {shown}")
+
+
+def _queries(collection: Collection) -> Mapping[str, str]:
+    return collection.queries
+
+
+def _corpus(collection: Collection) -> Mapping[str, str]:
+    return collection.corpus
+
+
+def _relevant(collection: Collection) -> Mapping[str, str]:
+    return {d: collection.corpus[d] for q in collection.queries for d in collection.positives(q)}
+
+
+def _rehearse(entries: Sequence[Entry]) -> list[str]:
+    """What a run would do between the splits: leaks, in words. Raises UserErrors for what would stop it otherwise."""
+    train, dev, test = ([e.collection for e in entries if e.split == split] for split in ("train", "dev", "test"))
+    leaks: list[str] = []
+    try:
+        leakage.keep_apart(train, dev, test, on_leak="stop", say=lambda line: None)
+    except UserError as error:
+        leaks = [line.split(": set data.on_leak", 1)[0] for line in str(error).splitlines()]
+        train, dev, _ = leakage.keep_apart(train, dev, test, on_leak="drop", say=lambda line: None)
+    if not dev:
+        train, dev = leakage.take_dev(train, fraction=DevFromTrain().fraction, seed=0, say=lambda line: None)
+    mistakes = [line for split, sets in (("dev", dev), ("test", test)) for c in sets for line in stops_a_run(c, split)]
+    if mistakes:
+        raise UserErrors(mistakes)
+    return leaks
+
+
+def _refuse(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} is there already, and is not overwritten: remove it, or say -o OTHER.yaml")
+
+
+def _choose(found: Sequence[FoundSet]) -> tuple[list[tuple[FoundSet, str]], list[FoundSet]]:
+    """(sets with the split they become, sets left out)."""
+    by_split: dict[str | None, list[FoundSet]] = {}
+    for one in found:
+        by_split.setdefault(one.split, []).append(one)
+    named = [(one, one.split) for one in found if one.split is not None]
+    if "train" in by_split:
+        return named, by_split.get(None, [])
+    if None in by_split:
+        # What no name tells is for training, beside what is for dev and test.
+        return [*((one, "train") for one in by_split[None]), *named], []
+    if "dev" not in by_split:
+        # All there is is called a test set: queries are taken out of it again.
+        return [(one, "train") for one, _ in named], []
+    splits = ", ".join(sorted(split or "" for split in by_split))
+    raise UserError(f"no set for training was found, only {splits}: name a file or folder train, or name one more")
+
+
+def _read(chosen: Sequence[tuple[FoundSet, str]], on_fault: OnFault) -> list[Entry]:
+    entries: list[Entry] = []
+    mistakes: list[str] = []
+    for one, split in chosen:
+        path = _written(one.path)
+        faults = Faults(on_fault)
+        try:
+            format = format_of(one)
+            source = Source(path=path, split=one.upstream, columns=dict(format.columns))
+            collection = read(
+                Located(source, one.name, one.upstream or split, one.path, None, None, None), _say, faults
+            )
+        except UserError as error:
+            mistakes += str(error).splitlines()
+            continue
+        for row in faults.dropped:
+            _say(f"{row.file}: {row.count:,} rows will be dropped, {row.kind}; first: {row.examples[0]}")
+        entries.append(Entry(split, one.name, path, one.upstream, collection, format))
+    if mistakes:
+        raise UserErrors([*mistakes, "mend the files, or say --drop-faults to write on_fault: drop into the recipe"])
+    names = [(entry.split, entry.name) for entry in entries]
+    if twice := sorted({name for split, name in names if names.count((split, name)) > 1}):
+        entries = [
+            replace(entry, name=f"{entry.name}-{number}") if entry.name in twice else entry
+            for number, entry in enumerate(entries, 1)
+        ]
+    return entries
+
+
+def _say(line: str) -> None:
+    console.say(f"  {line}")
+
+
+def _written(path: Path) -> str:
+    """A path as the recipe has it: relative where it lies below the working directory."""
+    full = path.resolve()
+    here = Path.cwd().resolve()
+    if not full.is_relative_to(here):
+        return full.as_posix()
+    text = full.relative_to(here).as_posix()
+    # fixtures/... would mean the embedded ones.
+    return f"./{text}" if text.startswith(resources.FIXTURES) else text
+
+
+def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[list[Entry], list[str]]:
+    """The entries with a test set taken out of each training set; what was done."""
+    kept = [entry for entry in entries if entry.split != "train"]
+    tests: list[Entry] = []
+    said: list[str] = []
+    for entry in entries:
+        if entry.split != "train":
+            continue
+        rest, test = take_test(entry.collection, fraction=fraction, seed=0)
+        place = folder / _slug(entry.name, "set")
+        train_path, test_path = write_taken(place, rest, test)
+        for split, path in (("train", train_path), ("test", test_path)):
+            upstream = split if path == "." else None
+            # Read again: what is said of a side is what the recipe will find.
+            written = read_collection(place / path, name=entry.name, split=upstream, say=lambda line: None)
+            written_as = Format("beir" if path == "." else "groups", {})
+            new = Entry(split, entry.name, _written(place / path), upstream, written, written_as)
+            (kept if split == "train" else tests).append(new)
+        said.append(
+            f"{entry.path}: no test split, so {len(test.queries):,} of {len(entry.collection.queries):,} queries "
+            f"({fraction:.0%} asked for) were taken out of it by a hash of their ids: {_written(place)}"
+        )
+    return kept + tests, said
+
+
+def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
+    # Brings torch, which nothing else here needs.
+    from rankwright.training.setup import recipe_encoder
+
+    data = Data()
+    prompt = Prompt(max_tokens=UNBOUNDED_TOKENS, query_tokens=UNBOUNDED_TOKENS // 4)
+    try:
+        return recipe_encoder(Recipe(name="look", model=Model(base=base), data=data, prompt=prompt)), []
+    except UserError as error:
+        return None, [f"the tokenizer of {base} cannot be had, lengths are estimated: {error}"]
+
+
+def _slug(text: str, *others: str) -> str:
+    """A name that a recipe may have; the next of `others` where nothing is left of the text."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")
+    return plain or _slug(*others) if others else plain or "recipe"
+
+
+def _prove(text: str) -> None:
+    """Load the recipe before it is written: what init writes must be right."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        load_recipe(str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the recipe: what stands there, and what was found in it."""
+
+    split: str
+    name: str
+    path: str
+    upstream: str | None
+    collection: Collection
+    format: Format
+
+    @property
+    def found(self) -> str:
+        """The set in words."""
+        c = self.collection
+        labels = sorted({label for row in c.qrels.values() for label in row.values()})
+        extra = [what for what, has in (("teacher scores", c.teacher_scores), ("weights", c.weights)) if has]
+        judged = sum(map(len, c.qrels.values()))
+        return (
+            f"{self.format.name}: {len(c.queries):,} queries, {len(c.corpus):,} documents, {judged:,} judgements"
+            f" (labels {', '.join(f'{label:g}' for label in labels[:6])}{', ...' if len(labels) > 6 else ''})"
+            + "".join(f", {what}" for what in extra)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a recipe is written from. code: training set -> share of its documents that look like code, where most do.
+
+    said: how the sets came about; leaks: what train shares with dev or test, in words.
+    """
+
+    name: str
+    base: str
+    entries: Sequence[Entry]
+    said: Sequence[str]
+    budget: Budget
+    code: Mapping[str, float]
+    on_fault: OnFault
+    leaks: Sequence[str]
+
+
+def recipe_text(draft: Draft) -> str:
+    """The recipe as a YAML file."""
+    budget = draft.budget
+    lines = [
+        "# Written by `rankwright init`. Relative paths start at the working directory, or at data.root.",
+        f"name: {_text(draft.name)}",
+        "",
+        "model:",
+        f"  base: {_text(draft.base)}",
+        "",
+        "data:",
+        *(f"  # {line}" for line in draft.said),
+    ]
+    if draft.on_fault == "drop":
+        lines.append("  on_fault: drop    # rows with faults are left out, and counted in data_report.json")
+    if draft.leaks:
+        lines += [f"  # {line}" for line in draft.leaks]
+        lines.append("  on_leak: drop    # they are left out of training, and counted; without this a run stops")
+    for split in ("train", "dev", "test"):
+        lines += _split(split, [entry for entry in draft.entries if entry.split == split])
+    lines += ["", "prompt:", f"  # {budget.why}", f"  max_tokens: {budget.max_tokens}"]
+    if budget.query_tokens is not None:
+        lines.append(f"  query_tokens: {budget.query_tokens}    # the queries are long: more than a quarter")
+    lines.append("  # instruction: what a relevant document is to a query, in one sentence of your domain")
+    if draft.code:
+        sets = ", ".join(f"{share:.0%} of the documents of {name}" for name, share in draft.code.items())
+        lines += ["", "mine:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
+    lines += ["", "# All other keys have defaults, see train/rankwright/recipe.py.", ""]
+    return "\n".join(lines)
+
+
+def _split(split: str, entries: Sequence[Entry]) -> Iterator[str]:
+    if not entries:
+        if split == "dev":
+            yield "  dev: {from: train, fraction: 0.1}    # chooses the checkpoint; taken out of train by seed"
+        return
+    yield f"  {split}:"
+    for entry in entries:
+        yield f"    # {entry.found}"
+        yield f"    - name: {_text(entry.name)}"
+        yield f"      path: {_text(entry.path)}"
+        if entry.upstream is not None:
+            yield f"      split: {_text(entry.upstream)}"
+        if columns := entry.format.columns:
+            pairs = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
+            yield f"      columns: {{{pairs}}}    # GUESSED by their names: our name of a column -> the file's"
+        yield "      # licence: own    # whose texts are these? own, or e.g. CC-BY-4.0; without it: unknown"
+
+
+def _text(value: str) -> str:
+    """A YAML text: plain where it is harmless, else in double quotes, which JSON's are."""
+    harmless = re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.ASCII) and value.lower() not in _WORDS
+    return value if harmless else json.dumps(value, ensure_ascii=False)
+
+
+_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}

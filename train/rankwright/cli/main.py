@@ -1,0 +1,269 @@
+"""The command line. Heavy imports stay inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from rankwright.cli.data import data_app
+from rankwright.cli.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
+from rankwright.cli.models import add_to
+from rankwright.common import console
+from rankwright.common.errors import PeerFailed, Stopped, UserError
+
+if TYPE_CHECKING:
+    from rankwright.common.run_folder import RunFolder
+    from rankwright.pipeline.stages import Pipeline
+
+TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
+app = typer.Typer(
+    name="rankwright",
+    help="Turn a Qwen3 language model into a reranker for one domain, and prove that it got better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app)
+RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recipes`) or YAML file", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="settings, e.g. train.max_steps=100", metavar="[KEY=VALUE]...")
+]
+Override = Annotated[
+    str | None, typer.Option("--override", help="export although the gate refuses: why, for the card", metavar="WHY")
+]
+
+
+def _pipeline(
+    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+) -> Pipeline:
+    pipeline = _not_started(recipe, overrides, run, override)
+    pipeline.start()
+    return pipeline
+
+
+def _not_started(
+    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+) -> Pipeline:
+    from rankwright.pipeline.stages import Pipeline
+    from rankwright.recipe.loading import load_recipe
+
+    console.quiet_libraries()
+    return Pipeline(load_recipe(recipe, overrides or []), run, override)
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+    """The whole job: data, mine, train, evaluate, calibrate, export, report. Run it again to continue."""
+    from rankwright.evaluation.gate import GateRefused
+
+    pipeline = _pipeline(recipe, overrides, override=override)
+    try:
+        pipeline.report()
+    except GateRefused:
+        pipeline.show_results()
+        raise
+    pipeline.show_results()
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    offline: Annotated[bool, typer.Option("--offline", help="do not fetch sets or models from the hub")] = False,
+) -> None:
+    """Check a recipe, its sets and its prompt; reads the data unless --offline."""
+    import tempfile
+
+    from rankwright.cli.show import describe_recipe
+    from rankwright.common.run_folder import RunFolder
+
+    # A look must not change a run: what it reads goes into a folder of its own.
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
+        if not offline:
+            pipeline.data()
+        describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
+
+
+@app.command()
+def init(
+    paths: Annotated[list[Path] | None, typer.Argument(help="your files and folders (else this one)")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the recipe to write")] = Path("recipe.yaml"),
+    base: Annotated[str | None, typer.Option(help="hub id or folder (else Qwen/Qwen3-Reranker-0.6B)")] = None,
+    name: Annotated[str | None, typer.Option(help="of the recipe (else as its file)")] = None,
+    test_fraction: Annotated[
+        float, typer.Option(help="of the queries, where no split is for testing", min=0.01, max=0.5)
+    ] = 0.2,
+    drop_faults: Annotated[bool, typer.Option("--drop-faults", help="leave out rows with faults, counted")] = False,
+) -> None:
+    """Look at your files and write a commented recipe for them; overwrites nothing."""
+    from rankwright.cli.init import DEFAULT_BASE, init
+
+    console.quiet_libraries()
+    init(
+        paths or [Path()],
+        output,
+        base=base or DEFAULT_BASE,
+        name=name,
+        fraction=test_fraction,
+        on_fault="drop" if drop_faults else "stop",
+    )
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    gpus: Annotated[str, typer.Option(help="devices, e.g. 8xh100, or cpu for this machine")] = "1xh100",
+    fsdp2: Annotated[bool, typer.Option("--fsdp2", help="weights in parts on all devices")] = False,
+    queries: Annotated[
+        int | None, typer.Option(help="queries an epoch draws (times their weights), where the run has no data", min=1)
+    ] = None,
+    mean_tokens: Annotated[int | None, typer.Option(help="tokens of a usual prompt, for the time", min=1)] = None,
+    mfu: Annotated[float, typer.Option(help="share of the peak that is reached", min=0.01, max=1.0)] = 0.35,
+) -> None:
+    """Parameters, memory, FLOPs and hours on given devices; reads no weights."""
+    from rankwright.cli.show import describe_plan
+    from rankwright.training.estimate.plan import make_plan
+    from rankwright.training.sampling import draws_of_prepared
+
+    pipeline = _not_started(recipe, overrides)
+    pipeline.check(data=False)
+    made = make_plan(pipeline.recipe, gpus, sharded=fsdp2)
+    describe_plan(
+        made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.run), mean_tokens=mean_tokens
+    )
+
+
+@app.command()
+def mine(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    audit: Annotated[int | None, typer.Option(help="write audit.html of so many queries, to judge", min=1)] = None,
+) -> None:
+    """Find candidates and negatives: negatives.jsonl, with source and reason; on many processes as well."""
+    pipeline = _pipeline(recipe, overrides)
+    pipeline.mine()
+    if audit is not None and console.is_first_process():
+        from rankwright.report.audit import write_audit
+
+        console.say(f"audit: {write_audit(pipeline.run, audit)}")
+
+
+@app.command()
+def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train, or continue; also under torchrun and accelerate launch."""
+    _pipeline(recipe, overrides).train()
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(help="systems to score, e.g. bm25,base; else all")] = None,
+) -> None:
+    """First stages, base, tuned and baselines on every test set; also under torchrun and accelerate launch."""
+    pipeline = _pipeline(recipe, overrides)
+    pipeline.evaluate(None if only is None else [s.strip() for s in only.split(",") if s.strip()])
+    pipeline.show_results()
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="folders of evaluated runs", metavar="RUN...")],
+    against: Annotated[str | None, typer.Option(help="system to compare with (else the first run's tuned)")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all numbers to this file")] = None,
+) -> None:
+    """Runs side by side: differences with intervals, p values, spread over seeds."""
+    from rankwright.cli.show import show, write_json
+    from rankwright.evaluation.compare import compare as compare_runs
+    from rankwright.evaluation.results import read_runs
+
+    comparison = compare_runs(read_runs(runs), against)
+    show(comparison)
+    if json_file is not None:
+        write_json(comparison, json_file)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs", metavar="RUN...")],
+    output: Annotated[Path | None, typer.Option(help="the page (else RUN/report.html, or compare-report.html)")] = None,
+) -> None:
+    """Write report.html again from a run's files; several runs: one page, side by side."""
+    from rankwright.report.page import write_report
+    from rankwright.report.side_by_side import write_comparison
+
+    if len(runs) == 1:
+        path = write_report(runs[0], output=output)
+    else:
+        path = write_comparison(runs, output or Path("compare-report.html"))
+    console.say(f"report: {path}")
+
+
+@app.command()
+def export(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+    """Write the export folders, each proven to score like the trainer; not where the recipe's gate refuses."""
+    _pipeline(recipe, overrides, override=override).export()
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from rich.table import Table
+
+    from rankwright.recipe.loading import list_recipes
+
+    table = Table(box=None)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what it does")
+    for info in list_recipes():
+        table.add_row(info.name, info.description)
+    console.show(table)
+
+
+add_to(app)
+
+
+def main() -> NoReturn:
+    """Run a command. A user's mistake is a line a mistake and exit code 2, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+        if code == TYPER_INTERRUPTED:
+            interrupted()
+        leave(code if isinstance(code, int) else 0)
+    except PeerFailed:
+        leave(EXIT_USER)
+    except UserError as error:
+        let_the_first_speak()
+        for line in str(error).splitlines():
+            complain(f"error: {line}")
+        leave(EXIT_USER)
+    except Stopped as error:
+        complain(f"stopped. Saved after step {error.step}: the same command continues")
+        leave(EXIT_USER if error.interrupted else EXIT_STOPPED)
+    except (typer.Abort, KeyboardInterrupt):
+        interrupted()
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        complain(
+            f"error: {error.filename or 'disk'}: {error.strerror}: choose another folder, free space or mend its rights"
+        )
+        leave(EXIT_USER)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
+            complain(
+                f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower train.budget_tokens, or set "
+                "model.gradient_checkpointing=true; earlier checkpoints are kept"
+            )
+            leave(EXIT_USER)
+        # typer carries its own copy of click's classes: a usage error is known by what it can do.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
+        leave(EXIT_USER)

@@ -1,0 +1,148 @@
+"""Commands on models that are there already: score, verify, push. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.table import Table
+
+from rankwright.common import console
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.data.formats.fields import text_of
+from rankwright.data.formats.reading import Faults
+from rankwright.data.formats.text_rows import json_rows, text_lines
+from rankwright.model.frames import Mode
+
+if TYPE_CHECKING:
+    from rankwright.rerankers.reranker import Ranked
+
+EXIT_DIFFERENT = 1
+SHOWN_CHARACTERS = 90
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (score, verify, push):
+        app.command()(command)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="an exported folder (else this one)", metavar="FOLDER")] = Path(),
+    base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="largest difference of a logit (else as exported)", min=0.0)
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="of a running server, e.g. http://127.0.0.1:8000")] = None,
+    api: Annotated[str | None, typer.Option(help="vllm, tei, infinity, cohere, jina, voyage or llama.cpp")] = None,
+    model: Annotated[str | None, typer.Option(help="as the server names it, where it has several")] = None,
+    key_variable: Annotated[
+        str | None, typer.Option("--key-variable", help="environment variable with the server's key", metavar="NAME")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON in place of tables")] = False,
+) -> None:
+    """Repeat the proof of an export here, or on a running server (--url, --api); exit code 1 when scores differ."""
+    server_only = {"--api": api, "--model": model, "--key-variable": key_variable}
+    if url is None and any(value is not None for value in server_only.values()):
+        given = next(name for name, value in server_only.items() if value is not None)
+        raise UserError(f"{given}: goes with a server: give --url as well")
+    if url is not None and api is None:
+        raise UserError("--url: say which server it is: --api vllm, tei, infinity, cohere, jina, voyage or llama.cpp")
+    from rankwright.export.verify.folder import open_export, verify_folder
+    from rankwright.export.verify.server import verify_server
+
+    console.quiet_libraries()
+    opened = open_export(folder, base, tolerance)
+    if url is None or api is None:
+        equal = verify_folder(opened, as_json=as_json)
+    else:
+        equal = verify_server(opened, url, api, model=model or "", key_variable=key_variable, as_json=as_json)
+    if not equal:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
+    target: Annotated[str, typer.Argument(help="one of its exports, e.g. hf", metavar="TARGET")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub", metavar="REPO")],
+    public: Annotated[bool, typer.Option("--public", help="a new repository is for everybody")] = False,
+    revision: Annotated[str | None, typer.Option(help="branch (else main)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would go where")] = False,
+) -> None:
+    """Put an export on the hub; private unless --public. The token is HF_TOKEN's, or that of `hf auth login`."""
+    from rankwright.export.push import plan_push, send, show_push
+
+    console.quiet_libraries()
+    planned = plan_push(run, target, repository, private=not public, revision=revision)
+    show_push(planned, dry_run=dry_run)
+    if not dry_run:
+        console.say(f"pushed: {send(planned)}")
+
+
+def score(
+    model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
+    query: Annotated[str, typer.Option("--query", "-q", help="the query")],
+    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one a line), JSONL with `text`, or -")],
+    mode: Annotated[str | None, typer.Option(help="the prompt frame, where the model's files do not say it")] = None,
+    instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
+    base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
+    top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
+) -> None:
+    """Rank the documents of a file for one query."""
+    from rankwright.rerankers.reranker import Reranker
+
+    texts = read_documents(documents)
+    console.quiet_libraries()
+    reranker = Reranker.load(model, mode=stated_mode(mode), instruction=instruction, base=base)
+    show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
+    if reranker.cut_documents or reranker.cut_queries:
+        cut = f"{reranker.cut_documents} documents, {reranker.cut_queries} queries"
+        console.say(f"cut to {reranker.contract.max_tokens} tokens: {cut}")
+
+
+def read_documents(path: Path) -> list[str]:
+    """Documents of a text file (one a line) or of JSONL rows with `text`; `-` is standard input.
+
+    Raises UserError for a missing or empty file, and for rows without `text`.
+    """
+    if str(path) == "-":
+        lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
+        if not lines:
+            raise UserError("--documents: standard input holds no document: give one a line")
+        return lines
+    if not path.is_file():
+        raise UserError(f"--documents: {path}: no such file")
+    faults = Faults()
+    if path.suffix == ".jsonl":
+        texts = [text_of(row, "text", path, number, faults) for number, row in json_rows(path, faults)]
+    else:
+        texts = [line for _, line in text_lines(path, faults)]
+    faults.check()
+    return [text for text in texts if text is not None]
+
+
+def show_ranking(ranked: Sequence[Ranked], *, calibrated: bool) -> None:
+    """Rank, raw score, probability, input line and the start of the text.
+
+    calibrated: a column for the calibrated probability too; for models whose temperature is not 1.
+    """
+    table = Table(box=None)
+    for column in ("rank", "score", "probability", *(["calibrated"] if calibrated else []), "document", "text"):
+        table.add_column(column, justify="left" if column == "text" else "right")
+    for rank, row in enumerate(ranked, 1):
+        text = " ".join(row.document.split())
+        text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+        numbers = [row.score, row.probability, *([row.calibrated] if calibrated else [])]
+        table.add_row(str(rank), *(f"{number:.4f}" for number in numbers), str(row.index + 1), text)
+    console.show(table)
+
+
+def stated_mode(text: str | None) -> Mode | None:
+    """The frame that a user names. Raises UserError for one that there is not."""
+    found: Mode | None = next((mode for mode in get_args(Mode) if mode == text), None)
+    if text is not None and found is None:
+        raise UserError(f"mode: {text!r}{did_you_mean(text, get_args(Mode))} (known: {', '.join(get_args(Mode))})")
+    return found

@@ -1,0 +1,1 @@
+"""Tools that know nothing of reranking: errors, console, files, hashing, processes. Imports no other room."""

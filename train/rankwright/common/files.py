@@ -1,0 +1,133 @@
+"""Files and folders that appear whole or not at all, and files named by the hash of their content."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rankwright.common.errors import UserError
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` in UTF-8; a reader sees the old file or the new one, never a part. Makes parent folders."""
+    _write(path, [text])
+
+
+def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
+    """Write each line with a newline after it, streaming. When `lines` raises, the old file stays as it was."""
+    _write(path, (line + "\n" for line in lines))
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+@contextlib.contextmanager
+def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
+    """Yields write(line); the file appears when the block ends, and stays as it was when the block fails."""
+    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
+        yield lambda line: file.write(line + "\n")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file that replaces it when the block succeeds, and is removed when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Unlike tempfile's, this file gets the permissions that the user's umask gives to any other file.
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; it replaces `path` when the block succeeds and is removed when it fails.
+
+    One writer a path: what a killed writer left behind is removed by the next one. A process that is killed
+    between the two renames of a replacement leaves the old folder as `.NAME.old`; the next writer puts it back.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for left in (draft, old):
+        if left.exists():
+            shutil.rmtree(left)
+    draft.mkdir()
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(old)
+    draft.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """What a record that we write holds, or None where it is missing or damaged: it is then written again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+T = TypeVar("T")
+
+
+def make_cache_folder(folder: Path, what: str) -> None:
+    """Raises UserError where `what` cannot be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot keep {what} there ({error.strerror}): set RANKWRIGHT_CACHE to a folder of yours"
+        ) from None
+
+
+def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None], again: str) -> T | None:
+    """read(path); None for a file that is damaged, which is said (`again`: what follows from it) and removed.
+
+    Raises UserError for one that the disk does not give: that says nothing of the file, which may have been paid for.
+    """
+    try:
+        return read(path)
+    except FileNotFoundError:
+        # Another process found it damaged.
+        return None
+    except OSError as error:
+        said = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({said}): make it readable, or remove it") from None
+    except (ValueError, IndexError, EOFError) as error:
+        say(f"{path}: damaged ({error}): removed, {again}")
+        path.unlink(missing_ok=True)
+        return None
+
+
+def cache_folder() -> Path:
+    """RANKWRIGHT_CACHE, or rankwright/ in the user's cache folder."""
+    own = os.environ.get("RANKWRIGHT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """One row of a JSONL file. Raises ValueError for numbers that JSON does not have."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,141 @@
+"""Where recipes, cards and fixtures live (checkout or wheel), and what a path in a recipe means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankwright.common.errors import UserError, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parents[1]
+FIXTURES = "fixtures/"
+YAML_SUFFIXES = (".yaml", ".yml")
+# Known names that a message lists.
+MOST_NAMES = 30
+
+
+def recipes_dir() -> Path:
+    """The folder of the recipes: of the checkout, or embedded in the wheel."""
+    return _embedded("recipes", "_recipes")
+
+
+def data_dir() -> Path:
+    """The folder of the cards and fixtures: of the checkout, or embedded in the wheel."""
+    return _embedded("data", "_data")
+
+
+def recipe_files() -> dict[str, Path]:
+    """Name -> file of every shipped recipe; a name is the path inside recipes/ without `.yaml`."""
+    return _named_files(recipes_dir(), "**/*.yaml")
+
+
+def card_files() -> dict[str, Path]:
+    """Name -> file of every shipped card."""
+    return _named_files(data_dir(), "*.yaml")
+
+
+def find_yaml(text: str, known: dict[str, Path], *, kind: str, folder: Path = Path()) -> Path:
+    """The file that `text` means: a path (ends in .yaml, starts with . / ~), or one of the `known` names.
+
+    A relative path starts at `folder`. Raises UserError with what is near.
+    """
+    if text.endswith(YAML_SUFFIXES) or text.startswith((".", "/", "~")):
+        path = folder / _expand(text)
+        if not _is(path, "is_file"):
+            raise UserError(f"{kind} {text!r}: no such file {path}{_nearby(path)}")
+        return path
+    if text not in known:
+        # The last part alone may be near: `finance` for `offline/finance`.
+        near = did_you_mean(text, known) or did_you_mean(text, [k for k in known if k.endswith(f"/{text}")])
+        local = f"; to use the file {text}.yaml, write its suffix" if _is(folder / f"{text}.yaml", "is_file") else ""
+        names = ", ".join(sorted(known)[:MOST_NAMES]) or "none"
+        names += f", and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+        raise UserError(f"unknown {kind} {text!r}{near}{local} (known: {names})")
+    return known[text]
+
+
+def resolve_path(text: str, *, root: str | None) -> Path:
+    """The file or folder that a recipe's `path` means.
+
+    An absolute path stays; `fixtures/...` is embedded; any other starts at `root` (data.root), or at the
+    working directory when there is none. Raises UserError when nothing is there.
+    """
+    path = _expand(text)
+    if text.startswith(FIXTURES):
+        path, start = data_dir() / path, ""
+    elif path.is_absolute():
+        start = ""
+    elif root is not None:
+        path = _expand(root) / path
+        start = f"; relative paths start at data.root, which is {root!r}"
+    else:
+        start = "; relative paths start at the working directory, unless data.root is set: data.root=FOLDER"
+    if not _is(path, "exists"):
+        raise UserError(f"{Path.cwd() / path}: no such file or folder{_nearby(path)}{start}")
+    return path
+
+
+def resolve_base(base: str, key: str = "model.base") -> str:
+    """What `model.base`, or another key, means: the embedded folder, a local folder, or else a hub id, unchanged.
+
+    Raises UserError for what looks like a path and is not there.
+    """
+    if base.startswith(FIXTURES):
+        return str(resolve_path(base, root=None))
+    path = _expand(base)
+    if _is(path, "is_dir"):
+        return str(path)
+    if _is(path, "exists"):
+        raise UserError(f"{key}: {base!r} is a file, must be a folder with config.json, or a hub id")
+    # A hub id is NAME or OWNER/NAME; one whose owner is a folder here is more likely a mistyped path.
+    parts = path.parts
+    if base.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and _is(Path(parts[0]), "is_dir")):
+        raise UserError(f"{key}: {Path.cwd() / path}: no such folder{_nearby(path)}; a hub id is OWNER/NAME")
+    return base
+
+
+def shown(path: Path) -> str:
+    """A path as messages show it: relative where it is inside the working directory."""
+    full = Path.cwd() / path
+    return str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else path)
+
+
+def _embedded(checkout: str, installed: str) -> Path:
+    repository = PACKAGE.parent.parent
+    if PACKAGE.parent.name == "train" and (repository / "pyproject.toml").is_file():
+        return repository / checkout
+    return PACKAGE / installed
+
+
+def _named_files(folder: Path, pattern: str) -> dict[str, Path]:
+    named = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.glob(pattern)}
+    return dict(sorted(named.items()))
+
+
+def _expand(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # an unknown user: `~nobody/x`
+        return Path(text)
+
+
+def _is(path: Path, question: str) -> bool:
+    """Path.exists and its like, answering no where they raise (a name too long, a folder not ours)."""
+    try:
+        return bool(getattr(path, question)())
+    except (OSError, ValueError):
+        return False
+
+
+def _nearby(path: Path) -> str:
+    """`, did you mean X?` from the nearest folder that exists above a missing path."""
+    path = Path.cwd() / path
+    for parent in path.parents:
+        if _is(parent, "is_dir"):
+            wanted = path.relative_to(parent).parts[0]
+            try:
+                names = [p.name for p in parent.iterdir()]
+            except OSError:
+                return ""
+            shown = ", ".join(sorted(names)[:8]) or "nothing"
+            return did_you_mean(wanted, names) or f" ({parent} holds {shown}{', ...' if len(names) > 8 else ''})"
+    return ""

@@ -1,0 +1,120 @@
+"""The folder of a run: what each stage read and wrote, and whether it must run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rankwright import __version__
+from rankwright.common.errors import UserError
+from rankwright.common.files import read_json_object, write_text_atomic
+
+STAGES = ("data", "mine", "train", "evaluate", "calibrate", "export", "report")
+REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
+
+
+@cache
+def code_version() -> str:
+    """The package's version and a hash of its source: a stage done by other code is done again."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:12]}"
+
+
+class RunFolder:
+    """runs/NAME: paths of what the stages leave, and a record a stage of the inputs it was made from."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self) -> None:
+        """Make the folder and see that files can be written there. Raises UserError when not."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-test-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run_dir: cannot write to {self.path} ({error.strerror}): give another one, e.g. run_dir=PATH"
+            ) from None
+
+    def is_done(self, stage: str, inputs: str) -> bool:
+        """Whether `stage` finished with exactly these inputs."""
+        record = self._record(stage)
+        return record is not None and record.get("inputs") == inputs
+
+    def finish(self, stage: str, inputs: str, *, seconds: float, **facts: Any) -> None:
+        """Record that `stage` is done; written after all of its files."""
+        record = {"inputs": inputs, "seconds": round(seconds, 1), "finished": time.strftime("%FT%TZ", time.gmtime())}
+        self._record_path(stage).parent.mkdir(exist_ok=True)
+        write_text_atomic(self._record_path(stage), json.dumps({**record, **facts}, indent=2) + "\n")
+
+    def forget(self, stage: str) -> None:
+        """Have `stage` run again, e.g. because what it made was deleted."""
+        self._record_path(stage).unlink(missing_ok=True)
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What finish() recorded, or nothing."""
+        return self._record(stage) or {}
+
+    def _record_path(self, stage: str) -> Path:
+        assert stage in STAGES, stage
+        return self.path / "stages" / f"{stage}.json"
+
+    def _record(self, stage: str) -> dict[str, Any] | None:
+        return read_json_object(self._record_path(stage))
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """A JSON file of this run, written whole or not at all."""
+        write_text_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def provenance(seed: int, command: Iterable[str]) -> dict[str, Any]:
+    """Commit, versions, machine type and seed: what a reader needs to repeat the run."""
+    versions = {}
+    for package in REPORTED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "rankwright": code_version(),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "seed": seed,
+        "command": list(command),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from (`-dirty` when changed), or None outside one."""
+    # git resolves links, so this must too.
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=20)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        # A wheel inside somebody else's repository must not report that repository's commit.
+        if not top or here != Path(top) / "train" / "rankwright":
+            return None
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if commit and git("status", "--porcelain", "--", ":/train") else commit or None
+    except (OSError, subprocess.SubprocessError):
+        return None

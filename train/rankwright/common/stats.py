@@ -1,0 +1,213 @@
+"""Two systems on the same queries: interval and p value of the difference; many comparisons; several seeds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from scipy import stats
+
+from rankwright.common.errors import UserError
+
+# Differences that agree to this are equal: the bootstrap would resample rounding noise.
+SAME = 1e-12
+# Resamples held at once, which bounds memory: BATCH times the number of queries, in float64.
+BATCH = 500
+# Sums of differences tie when they agree to this share of the sum of all sizes.
+TIE = 1e-9
+RESAMPLES = 9999
+
+Name = TypeVar("Name")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """tuned - base: the mean over the queries, its confidence interval, and the number of queries."""
+
+    mean: float
+    low: float
+    high: float
+    queries: int
+
+
+def paired_difference(
+    base: Mapping[str, float],
+    tuned: Mapping[str, float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """Mean of tuned - base over the queries, with a BCa bootstrap interval that resamples queries.
+
+    base, tuned: query id -> value of one measure, the same queries in both, in any order. A pure function of
+    the values and the seed. Equal differences everywhere give an interval of width 0; one query gives no
+    information about the spread, so the interval is all that a measure from 0 to 1 allows, -1 to 1.
+    Raises UserError when the queries differ, there are none, or a value is not finite.
+    Source: Efron 1987 (BCa); Sakai 2006, Smucker et al. 2007 (bootstrap for retrieval measures).
+    """
+    values = _differences(base, tuned)
+    mean, queries = float(values.mean()), len(values)
+    if queries == 1:
+        return Difference(mean, min(-1.0, mean), max(1.0, mean), queries)
+    if float(np.ptp(values)) <= SAME:
+        return Difference(mean, mean, mean, queries)
+    low, high = _interval(values, confidence, resamples, seed)
+    return Difference(mean, low, high, queries)
+
+
+def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.ndarray:
+    """tuned - base, a value a query, by query id. Raises UserError as paired_difference says."""
+    if set(base) != set(tuned):
+        odd = sorted(set(base) ^ set(tuned))
+        raise UserError(
+            f"{len(odd)} queries are in only one of the two results (such as {odd[0]!r}): evaluate both on the "
+            "same queries"
+        )
+    if not base:
+        raise UserError("no query to compare: both results are empty")
+    query_ids = sorted(base)
+    values = np.array([tuned[q] - base[q] for q in query_ids], dtype=np.float64)
+    if not np.isfinite(values).all():
+        bad = query_ids[int(np.flatnonzero(~np.isfinite(values))[0])]
+        raise UserError(f"query {bad!r}: the value of a measure is not finite: evaluate again")
+    return values
+
+
+def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
+    """BCa, or percentiles where BCa has no answer (all resamples on one side of the mean)."""
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            interval = stats.bootstrap(
+                (values,),
+                np.mean,
+                vectorized=True,
+                n_resamples=resamples,
+                batch=BATCH,
+                confidence_level=confidence,
+                method=method,
+                random_state=np.random.default_rng(seed),
+            ).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+        if math.isfinite(low) and math.isfinite(high):
+            return low, high
+    raise AssertionError("percentiles of finite values are finite")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Several numbers of one kind, one a seed. deviation: of a sample (ddof 1); None for a single number."""
+
+    count: int
+    mean: float
+    deviation: float | None
+    low: float
+    high: float
+
+
+def randomisation_test(
+    base: Mapping[str, float], tuned: Mapping[str, float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """p value, in (0, 1], of the two-sided paired randomisation test: were the systems' names mere chance?
+
+    base, tuned: query id -> value of one measure, the same queries in both, in any order. Under the hypothesis
+    each query's difference could have had the other sign; p is the share of sign patterns whose sum is at least
+    as far from 0 as the observed one. Through scipy.stats.permutation_test: exact, by all 2^n patterns, where
+    2^n <= resamples for the n queries that differ at all (up to 13 by default); else `resamples` random patterns
+    by seed, and the observed one counted among them: p is never 0 and at least 1 / (resamples + 1).
+    Raises UserError when the queries differ, there are none, or a value is not finite.
+    Source: Fisher 1935; Smucker, Allan and Carterette 2007; Phipson and Smyth 2010 (never p = 0).
+    """
+    values = _differences(base, tuned)
+    # Queries without a difference change no sum.
+    values = values[np.abs(values) > SAME]
+    if len(values) < 2:
+        return 1.0
+    sizes = float(np.abs(values).sum())
+
+    def distance(signed: np.ndarray, axis: int) -> np.ndarray:
+        # Patterns that tie in truth (1/3 + 1/3 + 1/3 and 1) must not be told apart by rounding.
+        ties: np.ndarray = np.rint(np.abs(signed.sum(axis=axis)) / (sizes * TIE))
+        return ties
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        p = stats.permutation_test(
+            (values,),
+            distance,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=resamples,
+            batch=BATCH,
+            alternative="greater",
+            random_state=np.random.default_rng(seed),
+        ).pvalue
+    return float(p)
+
+
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """p values adjusted for all comparisons together: those <= alpha have a family-wise error rate <= alpha.
+
+    With m of them, ascending: adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)). Same names, same order.
+    Raises UserError for a value outside of 0 to 1.
+    Source: Holm 1979.
+    """
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise UserError(f"{name}: {p} is no p value: it must be from 0 to 1")
+    adjusted: dict[Name, float] = {}
+    largest = 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation (ddof 1), smallest and largest. Raises UserError for no value or one not finite."""
+    if not values or not all(map(math.isfinite, values)):
+        raise UserError(f"{list(values)}: needs at least one number, all finite: evaluate every seed")
+    numbers = np.array(values, dtype=np.float64)
+    deviation = float(numbers.std(ddof=1)) if len(values) > 1 else None
+    return Spread(len(values), float(numbers.mean()), deviation, min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`part` of `whole` things, which lie in `groups` groups (queries), with a 95 % interval."""
+
+    part: int
+    whole: int
+    groups: int
+    share: float
+    low: float
+    high: float
+
+
+def clustered_share(parts: Sequence[int], wholes: Sequence[int], *, seed: int = 0, resamples: int = RESAMPLES) -> Share:
+    """sum(parts) / sum(wholes), with a percentile bootstrap interval that resamples groups: things of one are alike.
+
+    parts, wholes: of each group, wholes above 0. Where all or nothing is counted no resample differs: the interval is
+    then the exact binomial one (Clopper and Pearson 1934) with the groups for trials. A pure function of its arguments.
+    Raises UserError for no group. Source: Efron and Tibshirani 1993, ch. 8 (resampling clusters).
+    """
+    if not wholes or min(wholes) < 1:
+        raise UserError("a share needs at least one group, none of them empty")
+    part, whole, groups = sum(parts), sum(wholes), len(wholes)
+    if part in (0, whole):
+        end = 0.025 ** (1 / groups)
+        low, high = (0.0, 1 - end) if part == 0 else (end, 1.0)
+        return Share(part, whole, groups, part / whole, low, high)
+    rng = np.random.default_rng(seed)
+    both = np.array([parts, wholes], dtype=np.float64)
+    shares = []
+    for _ in range(0, resamples, BATCH):
+        part_B, whole_B = both[:, rng.integers(groups, size=(BATCH, groups))].sum(axis=2)
+        shares.append(part_B / whole_B)
+    low, high = np.percentile(np.concatenate(shares), (2.5, 97.5)).tolist()
+    return Share(part, whole, groups, part / whole, low, high)

@@ -1,0 +1,279 @@
+"""Sets in the BEIR layout: corpus.jsonl, queries and qrels a split, each plain or .gz."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rankwright.common.errors import UserError, did_you_mean, nearest
+from rankwright.data.collection import Collection, join_title
+from rankwright.data.formats.fields import column, group_of, identifier, number_of, optional_text, text_of
+from rankwright.data.formats.reading import Faults, Reading, Row, Rows, give_up
+from rankwright.data.formats.text_rows import PACKED, json_rows, text_lines
+from rankwright.data.store.texts import TextBuilder
+
+QRELS_COLUMNS = ("query-id", "corpus-id", "score")
+MOST_EXAMPLES = 5
+# What files of TREC topics are called, which the BEIR layout does not have.
+TOPICS = re.compile(r".*topics.*|queries.*\.(?:tsv|txt|trec)(?:\.gz|\.zst)?", re.IGNORECASE)
+_PACKED = r"(?:\.gz|\.zst)?"
+_QRELS_NAME = re.compile(rf"(?:qrels_)?(?P<split>.+)\.tsv{_PACKED}")
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts by id, which may lie in a file, and by id the group of those that have one."""
+
+    texts: Mapping[str, str]
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_beir(folder: Path) -> bool:
+    """Whether a folder has any file that only the BEIR layout has; beside TREC topics only queries are one."""
+    own = ("queries.jsonl*", "queries_*.jsonl*", "qrels/*.tsv*")
+    shared = ("corpus.jsonl*", "qrels_*.tsv*")
+    topics = any(TOPICS.match(path.name) for path in folder.iterdir())
+    return any(True for pattern in (*own, *(() if topics else shared)) for _ in folder.glob(pattern))
+
+
+def available_splits(folder: Path) -> list[str]:
+    """Splits for which a folder has qrels."""
+    files = [*folder.glob("qrels_*.tsv*"), *(folder / "qrels").glob("*.tsv*")]
+    return sorted({match["split"] for file in files if (match := _QRELS_NAME.fullmatch(file.name))})
+
+
+def read_beir(folder: Path, reading: Reading) -> Collection:
+    """Read one split of a folder in BEIR layout.
+
+    Files, each plain or .gz or .zst: `corpus.jsonl` (`_id`, `text`, `title` optional), `queries_SPLIT.jsonl` or
+    `queries.jsonl` (`_id`, `text`), `qrels_SPLIT.tsv` or `qrels/SPLIT.tsv` (`query-id, corpus-id, score`; the
+    header may be absent; also TREC's four columns). A `queries.jsonl` holds the queries of all splits: those that
+    the split's qrels name are kept, the rest is counted and said. The group key is a column of the corpus or of
+    the queries, or of their `metadata`.
+    Raises UserErrors with file and line of every fault, or leaves faulty rows out, as `faults` is set.
+    Source of the layout: Thakur et al., BEIR, NeurIPS 2021.
+    """
+    _no_columns(folder, reading)
+    faults = reading.faults
+    split = choose_split(folder, reading.split)
+    found = [
+        _find(folder, ("corpus.jsonl",), faults),
+        _find(folder, (f"queries_{split}.jsonl", "queries.jsonl"), faults),
+        _find(folder, (f"qrels_{split}.tsv", f"qrels/{split}.tsv"), faults),
+    ]
+    paths = [path for path in found if path is not None]
+    if len(paths) < len(found):
+        faults.check()
+        raise UserError(
+            f"{folder}: files of the BEIR layout are missing: corpus.jsonl, queries.jsonl, qrels/{split}.tsv"
+        )
+    corpus_path, queries_path, qrels_path = paths
+    corpus = read_texts(json_rows(corpus_path, faults), corpus_path, reading, titled=True)
+    queries = read_texts(json_rows(queries_path, faults), queries_path, reading, titled=False)
+    qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, reading, corpus, queries)
+    shared = queries_path.name.startswith("queries.jsonl")
+    return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared)
+
+
+def _no_columns(folder: Path, reading: Reading) -> None:
+    if reading.columns:
+        raise UserError(f"{folder}: a BEIR folder has fixed columns: leave `columns` out")
+
+
+def choose_split(folder: Path, split: str | None) -> str:
+    """The split asked for, or the only one. Raises UserError with the splits that are there."""
+    known = available_splits(folder)
+    listed = ", ".join(known) or "none"
+    if split is None and len(known) != 1:
+        raise UserError(f"{folder}: say which split to read, split: NAME. Splits with qrels: {listed}")
+    if split is not None and split not in known:
+        raise UserError(
+            f"{folder}: no qrels for split {split!r}{did_you_mean(split, known)}. Splits with qrels: {listed}. "
+            f"Give split: NAME, or add qrels/{split}.tsv or qrels_{split}.tsv"
+        )
+    return split if split is not None else known[0]
+
+
+def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
+    for wanted in names:
+        found = [path for end in ("", *PACKED) if (path := folder / f"{wanted}{end}").is_file()]
+        for other in found[1:]:
+            faults.add(other, 1, f"there is a {found[0].name} too: remove one of the two", whole=True)
+        if found:
+            return found[0] if len(found) == 1 else None
+    near = nearest(names[0], (p.name for p in folder.iterdir()), count=3)
+    hint = f"; near names in the folder: {', '.join(near)}" if near else ""
+    wanted = " or ".join(f"{n}(.gz)" for n in names)
+    faults.add(folder, 1, f"no file {wanted}{hint}", whole=True)
+    return None
+
+
+def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> Texts:
+    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is none of them."""
+    faults, key = reading.faults, reading.group_key
+    texts = TextBuilder()
+    groups: dict[str, str] = {}
+    line = 0
+    for line, row in rows:
+        before = faults.noted
+        id = identifier(row, ("_id", "id"), where, line, faults)
+        text = text_of(row, "text", where, line, faults)
+        title = optional_text(row, "title", where, line, faults).strip() if titled else ""
+        group = group_of(row, key, where, line, faults) if key is not None else None
+        if id is None or text is None or faults.noted > before:
+            continue
+        if not titled and not text.strip():
+            faults.add(where, line, f"query {id!r} is empty: give it a text or remove it")
+        elif texts.add(id, join_title(title, text)) != "new":
+            faults.add(where, line, f"id {id!r} appears a second time: give every row an id of its own")
+        else:
+            reading.titles += bool(title)
+            if group is not None:
+                groups[id] = group
+    if not len(texts) and not faults.count:
+        faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}", whole=True)
+    return Texts(texts.finish(), groups)
+
+
+def qrels_rows(path: Path, faults: Faults) -> Rows:
+    """The rows of a TSV of judgements by the columns' names, with or without a header."""
+    names: list[str] | None = None
+    for number, text in text_lines(path, faults):
+        cells = [cell.strip() for cell in (text.split("\t") if "\t" in text else text.split())]
+        if names is None:
+            names = _trec_or_beir(cells)
+            if number_of(cells[-1]) is None:
+                names = cells
+                missing = [name for name in QRELS_COLUMNS if name not in cells]
+                if missing:
+                    listed = ", ".join(f"`{name}`{did_you_mean(name, cells)}" for name in missing)
+                    faults.add(path, number, f"no column {listed}; columns found: {', '.join(cells)}", whole=True)
+                    return
+                continue
+        if len(cells) != len(names):
+            faults.add(
+                path, number, f"{len(cells)} columns, needs {len(names)}: {', '.join(names)}, with a tab between them"
+            )
+            continue
+        yield number, dict(zip(names, cells, strict=True))
+
+
+def _trec_or_beir(cells: list[str]) -> list[str]:
+    if len(cells) == 4:
+        return ["query-id", "iteration", "corpus-id", "score"]
+    return list(QRELS_COLUMNS)
+
+
+def read_judgements(
+    rows: Rows, where: object, reading: Reading, corpus: Texts, queries: Texts
+) -> dict[str, dict[str, float]]:
+    """Query id -> document id -> label. A judgement of a document or query that is not there is a fault.
+
+    Where rows are dropped, a query whose judgements all were is still there, with none.
+    """
+    faults = reading.faults
+    qrels: dict[str, dict[str, float]] = {}
+    # After a fault in the texts an unknown id would most often be that same fault again.
+    whole = not faults.count
+    unknown: dict[str, list[tuple[int, str]]] = {"document": [], "query": []}
+    repeats = 0
+    for line, row in rows:
+        judgement = _judgement(row, where, line, faults)
+        if judgement is None:
+            if (named := str(row.get("query-id"))) in queries.texts:
+                # Its row is dropped; the query is one of this split all the same.
+                qrels.setdefault(named, {})
+            continue
+        query_id, document_id, label = judgement
+        if query_id not in queries.texts:
+            unknown["query"].append((line, query_id))
+        if document_id not in corpus.texts:
+            unknown["document"].append((line, document_id))
+        if query_id not in queries.texts or document_id not in corpus.texts:
+            if faults.on_fault == "drop":
+                _drop_unknown(query_id, document_id, queries, where, line, faults)
+            if query_id in queries.texts:
+                qrels.setdefault(query_id, {})
+            continue
+        judged = qrels.setdefault(query_id, {})
+        if document_id in judged:
+            repeats += judged[document_id] == label
+            if judged[document_id] != label:
+                faults.add(
+                    where,
+                    line,
+                    f"query {query_id!r} and document {document_id!r} are judged {label:g} here and "
+                    f"{judged[document_id]:g} before: keep one of the two",
+                )
+            continue
+        judged[document_id] = label
+    if whole and faults.on_fault == "stop":
+        for kind, found in unknown.items():
+            _note_unknown(kind, found, where, faults)
+    if repeats:
+        reading.say(f"{where}: {repeats:,} repeated judgements read once")
+    return qrels
+
+
+def _judgement(row: Row, where: object, line: int, faults: Faults) -> tuple[str, str, float] | None:
+    query_id = identifier(row, ("query-id",), where, line, faults)
+    document_id = identifier(row, ("corpus-id",), where, line, faults)
+    value = column(row, ("score",), where, line, faults)
+    label = number_of(value)
+    if label is None and value is not None:
+        faults.add(where, line, f"score {value!r} is not a number: labels are numbers, above 0 is relevant")
+    if query_id is None or document_id is None or label is None:
+        return None
+    return query_id, document_id, label
+
+
+def _drop_unknown(query_id: str, document_id: str, queries: Texts, where: object, line: int, faults: Faults) -> None:
+    """Note a judgement that names what is not there as a fault of its row."""
+    if query_id not in queries.texts:
+        faults.add(where, line, f"the judgement names a query that is not in the queries: {query_id!r}")
+    else:
+        faults.add(where, line, f"the judgement names a document that is not in the corpus: {document_id!r}")
+
+
+def _note_unknown(kind: str, found: list[tuple[int, str]], where: object, faults: Faults) -> None:
+    if not found:
+        return
+    place = "corpus" if kind == "document" else "queries"
+    distinct = dict.fromkeys(key for _, key in found)
+    shown = ", ".join(map(repr, list(distinct)[:MOST_EXAMPLES]))
+    more = f" and {len(distinct) - MOST_EXAMPLES:,} more" if len(distinct) > MOST_EXAMPLES else ""
+    faults.add(
+        where,
+        found[0][0],
+        f"{len(found):,} judgement(s) name a {kind} that is not in the {place}: {shown}{more}. "
+        f"Add the missing rows to the {place}, or remove the judgements",
+    )
+
+
+def assemble(
+    reading: Reading,
+    corpus: Texts,
+    queries: Texts,
+    qrels: Mapping[str, Mapping[str, float]],
+    *,
+    where: object,
+    shared: bool,
+) -> Collection:
+    """The Collection, after the last checks; `shared` queries are kept when the qrels name them."""
+    faults, say, key = reading.faults, reading.say, reading.group_key
+    faults.check()
+    if not any(label > 0 for judged in qrels.values() for label in judged.values()):
+        give_up(faults, where, 1, "no query has a relevant document: give judgements with a score above 0")
+    if key is not None and not queries.groups and not corpus.groups:
+        give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name a column of theirs")
+    texts = queries.texts
+    kept = {q: text for q, text in texts.items() if q in qrels} if shared else texts
+    if len(kept) < len(texts):
+        say(f"{where}: {len(texts) - len(kept):,} of {len(texts):,} queries are of other splits: left out")
+    unjudged = sum(q not in qrels for q in kept)
+    if unjudged:
+        say(f"{where}: {unjudged:,} of {len(kept):,} queries have no judgement")
+    groups = {q: queries.groups[q] for q in kept if q in queries.groups}
+    return Collection(reading.name, corpus.texts, kept, qrels, query_groups=groups, document_groups=corpus.groups)

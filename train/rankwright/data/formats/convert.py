@@ -1,0 +1,286 @@
+"""A set written in another format: what the format cannot hold is counted and reported."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from rankwright.common.errors import UserError
+from rankwright.common.files import atomic_file, atomic_folder, write_lines_atomic
+from rankwright.data.collection import Collection
+from rankwright.data.formats.detect import FOLDERS, check_format
+from rankwright.data.formats.read import read_path
+from rankwright.data.formats.reading import Faults, Reading, Say
+from rankwright.data.formats.tables import is_table
+from rankwright.data.formats.text_rows import plain_name
+from rankwright.data.formats.writers import (
+    HOLDS,
+    WRITERS,
+    Losses,
+    fits_a_table,
+    losses,
+    most_negatives,
+    negatives,
+    without_ids,
+)
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    to: str,
+    say: Say,
+    format: str | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    group_key: str | None = None,
+) -> None:
+    """Read `source` as a recipe's `path` is read, and write it in format `to`; says what was read, written and lost.
+
+    target: a folder for beir and trec, else a file that ends in .jsonl, .csv, .tsv (each also .gz, .zst) or
+    .parquet; it must not be there. Raises UserError(s) when there is a fault, and then writes nothing.
+    """
+    check_format(to)
+    if target.exists():
+        raise UserError(f"{target}: is there already: remove it, or give another name")
+    if to not in FOLDERS:
+        check_suffix(target)
+    elif is_table(target.name):
+        raise UserError(f"{target}: format {to} is a folder of files: give a name without a suffix")
+    reading = Reading(source.name.split(".")[0], split, Faults(), say, columns or {}, group_key)
+    collection = read_path(source, format, reading)
+    judged = sum(map(len, collection.qrels.values()))
+    say(f"{source}: {len(collection.queries):,} queries, {len(collection.corpus):,} documents, {judged:,} judgements")
+    lost = losses(collection, to)
+    lost.add("titles apart from their texts, written as the first line of the text", reading.titles)
+    if "ids" not in HOLDS[to]:
+        collection = without_ids(collection, lost)
+    if to in FOLDERS:
+        written = _write_folder(target, collection, to, split, lost)
+    else:
+        written = _write_rows(target, collection, to, lost)
+    for what, count in lost.counts.items():
+        say(f"not held by {to}: {count:,} {what}")
+    if not lost.counts:
+        say(f"{to} holds all of it")
+    say(f"{target}: {written}")
+
+
+def _write_rows(target: Path, collection: Collection, to: str, lost: Losses) -> str:
+    if target.suffix == ".csv" or ".csv" in target.suffixes or ".tsv" in target.suffixes:
+        collection = _without_empty(collection, lost)
+    if to == "flagembedding":
+        collection = _whole_scores(collection, lost)
+    if to == "n-tuple":
+        short = _short(collection)
+        lost.add("rows with fewer negatives than there are columns, null there", short)
+    rows = WRITERS[to](collection)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(lost.counts)}")
+    return f"{write_table(target, itertools.chain([first], rows)):,} rows"
+
+
+def _short(collection: Collection) -> int:
+    width = most_negatives(collection)
+    return sum(len(collection.positives(q)) for q in collection.queries if len(negatives(collection, q)) < width)
+
+
+def _without_empty(collection: Collection, lost: Losses) -> Collection:
+    """Without documents that hold nothing: CSV cannot tell an empty text from none."""
+    qrels = {q: {d: label for d, label in row.items() if collection.corpus[d]} for q, row in collection.qrels.items()}
+    before, after = (sum(map(len, judged.values())) for judged in (collection.qrels, qrels))
+    lost.add("judgements of empty documents, which CSV cannot tell from none", before - after)
+    return replace(collection, qrels=qrels)
+
+
+def _whole_scores(collection: Collection, lost: Losses) -> Collection:
+    """Scores of the queries whose judged documents all have one: FlagEmbedding wants a number an element."""
+    whole = {q: row for q, row in collection.teacher_scores.items() if set(collection.qrels.get(q, {})) <= set(row)}
+    dropped = sum(map(len, collection.teacher_scores.values())) - sum(map(len, whole.values()))
+    lost.add("teacher scores of queries with documents that have none", dropped)
+    return replace(collection, teacher_scores=whole)
+
+
+def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Losses) -> str:
+    _check_ids(itertools.chain(collection.queries, collection.corpus), to)
+    with atomic_folder(target) as folder:
+        write_lines_atomic(folder / "corpus.jsonl", _texts(collection.corpus, collection.document_groups))
+        if to == "beir":
+            name = split or "test"
+            write_lines_atomic(folder / "queries.jsonl", _texts(collection.queries, collection.query_groups))
+            header = "query-id\tcorpus-id\tscore"
+            write_lines_atomic(folder / "qrels" / f"{name}.tsv", [header, *_judgements(collection, "{}\t{}\t{}")])
+            return f"corpus.jsonl, queries.jsonl, qrels/{name}.tsv"
+        end = f".{split}" if split is not None else ""
+        topics = {q: " ".join(text.split()) for q, text in collection.queries.items()}
+        changed = sum(topics[q] != text for q, text in collection.queries.items())
+        lost.add("queries with line breaks, tabs or runs of spaces, written as single spaces", changed)
+        write_lines_atomic(folder / f"topics{end}.tsv", (f"{q}\t{text}" for q, text in topics.items()))
+        write_lines_atomic(folder / f"qrels{end}.txt", _judgements(collection, "{}\t0\t{}\t{}"))
+        return f"topics{end}.tsv, qrels{end}.txt, corpus.jsonl"
+
+
+def _check_ids(ids: Iterable[str], to: str) -> None:
+    for key in ids:
+        if to == "trec" and key.split() != [key]:
+            raise UserError(f"id {key!r}: trec cannot hold white space in ids, at which its readers split: rename it")
+        if not fits_a_table(key):
+            raise UserError(f"id {key!r}: {to} cannot hold white space at its ends, tabs or line breaks: rename it")
+
+
+def _texts(texts: Mapping[str, str], groups: Mapping[str, str]) -> Iterator[str]:
+    for key, text in texts.items():
+        metadata = {"metadata": {"group": groups[key]}} if key in groups else {}
+        yield json.dumps({"_id": key, "text": text} | metadata, ensure_ascii=False)
+
+
+def _judgements(collection: Collection, form: str) -> Iterator[str]:
+    for query, row in collection.qrels.items():
+        for document, label in row.items():
+            yield form.format(query, document, int(label) if label == int(label) else label)
+
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+BATCH_ROWS = 1024
+_TYPES: Mapping[str, str] = {
+    "weight": "number",
+    "label": "number",
+    "labels": "numbers",
+    "pos_scores": "numbers",
+    "neg_scores": "numbers",
+    "pos": "texts",
+    "neg": "texts",
+    "pos_id": "texts",
+    "neg_id": "texts",
+    "documents": "texts",
+    "positives": "documents",
+    "negatives": "documents",
+    "positive_passages": "passages",
+    "negative_passages": "passages",
+    "messages": "turns",
+    "positive_messages": "conversations",
+    "negative_messages": "conversations",
+}
+
+
+def check_suffix(path: Path) -> str:
+    """The suffix that says how a file is written. Raises UserError for one that cannot be."""
+    suffix = next((end for end in SUFFIXES if plain_name(path).endswith(end)), None)
+    if suffix is None:
+        raise UserError(f"{path}: its name must end in {', '.join(SUFFIXES)}, or in those with .gz or .zst")
+    if suffix == ".parquet" and path.suffix != ".parquet":
+        raise UserError(f"{path}: a Parquet file is packed inside: leave {path.suffix} out")
+    return suffix
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write the rows (at least one, all with the same keys) and return how many; lists stand in CSV as JSON."""
+    suffix = check_suffix(path)
+    counted = _Counted(rows)
+    with atomic_file(path) as draft:
+        if suffix == ".parquet":
+            _write_parquet(draft, counted)
+        else:
+            with _text_file(draft, path.suffix) as file:
+                (_write_jsonl if suffix == ".jsonl" else _write_csv)(file, counted, suffix)
+    return counted.count
+
+
+class _Counted:
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.rows, self.count = rows, 0
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for row in self.rows:
+            self.count += 1
+            yield row
+
+
+@contextlib.contextmanager
+def _text_file(path: Path, packed: str) -> Iterator[IO[str]]:
+    with contextlib.ExitStack() as stack:
+        if packed == ".gz":
+            # No time and no name inside: the same rows give the same bytes.
+            plain = stack.enter_context(path.open("wb"))
+            raw = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=plain, mtime=0))
+        elif packed == ".zst":
+            import pyarrow
+
+            sink = stack.enter_context(pyarrow.OSFile(str(path), "wb"))
+            raw = stack.enter_context(pyarrow.CompressedOutputStream(sink, "zstd"))
+        else:
+            raw = cast("gzip.GzipFile", stack.enter_context(path.open("wb")))
+        file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        yield file
+        file.flush()
+        file.detach()
+
+
+def _write_jsonl(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) -> None:
+    for row in rows:
+        file.write(json.dumps(_slim(row), ensure_ascii=False) + "\n")
+
+
+def _slim(value: Any) -> Any:
+    """Without keys that say nothing; Nones inside a list stay, since they hold a place."""
+    if isinstance(value, Mapping):
+        return {key: _slim(part) for key, part in value.items() if part is not None}
+    return [_slim(part) for part in value] if isinstance(value, list) else value
+
+
+def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) -> None:
+    # CRLF makes the writer quote a lone carriage return too.
+    writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\r\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow(
+            json.dumps(_slim(cell), ensure_ascii=False) if isinstance(cell, list) else cell for cell in row.values()
+        )
+
+
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    found = iter(rows)
+    first = next(found)
+    types = _arrow_types()
+    schema = pyarrow.schema([(name, types[_TYPES.get(name, "text")]) for name in first])
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        every = itertools.chain([first], found)
+        while batch := list(itertools.islice(every, BATCH_ROWS)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+
+
+def _arrow_types() -> dict[str, pyarrow.DataType]:
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    struct: Callable[..., pyarrow.DataType] = pyarrow.struct
+    document = struct([("id", text), ("text", text), ("label", number), ("score", number), ("group", text)])
+    turn = struct([("role", text), ("content", text)])
+    many = pyarrow.list_
+    return {
+        "text": text,
+        "number": number,
+        "texts": many(text),
+        "numbers": many(number),
+        "documents": many(document),
+        "passages": many(struct([("docid", text), ("title", text), ("text", text)])),
+        "turns": many(turn),
+        "conversations": many(many(turn)),
+    }

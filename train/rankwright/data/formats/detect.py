@@ -1,0 +1,267 @@
+"""Which format a table of rows has, by its columns, and the table read in it; `format:` of a recipe overrides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from rankwright.common.errors import UserError, did_you_mean, nearest, one_line
+from rankwright.data.collection import Collection
+from rankwright.data.formats.builder import Groups
+from rankwright.data.formats.fields import Fields, Roles, missing_columns, number_of, renamed
+from rankwright.data.formats.reading import Reading, Row, Rows, check_columns
+from rankwright.data.formats.rows import (
+    DOCUMENTS,
+    LISTS,
+    QUERIES,
+    ROW_FORMATS,
+    RowReader,
+    is_judgement,
+    roles_by_name,
+    roles_by_order,
+)
+from rankwright.data.formats.text_rows import CsvRow, Json
+
+# Column -> text, number, list, object or null, in the order of the file.
+Kinds = Mapping[str, str]
+FOLDERS = ("beir", "trec")
+SAMPLE_ROWS = 50
+_SHARED = {"query_id", "weight", "group", "instruction"}
+_GROUPS = {"query", "positives", "negatives", "positive_scores", "negative_scores", "positive_ids", "negative_ids"}
+
+# Columns of FlagEmbedding in a file of another format would be left out in silence, where nearness finds nothing.
+_MEANT = {"pos": "positives", "neg": "negatives", "pos_scores": "positive_scores", "neg_scores": "negative_scores"}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a format is told from the others. names: the columns it reads; lists: None where no roles are needed."""
+
+    fits: Callable[[Kinds], bool]
+    names: frozenset[str]
+    lists: bool | None = None
+
+
+def _has(*wanted: str) -> Callable[[Kinds], bool]:
+    return lambda kinds: all(name in kinds for name in wanted)
+
+
+def _tuple(least: int, most: int) -> Callable[[Kinds], bool]:
+    def fits(kinds: Kinds) -> bool:
+        roles = roles_by_name(kinds)
+        if roles is None or kinds[roles.document] == "list":
+            return False
+        return least <= len(roles.negatives) <= most and (least > 0 or not (_labelled(kinds) or _judgements(kinds)))
+
+    return fits
+
+
+def _labelled(kinds: Kinds) -> bool:
+    # Whatever stands there: what is no number is a fault of its row, and never left out.
+    return any(kinds.get(name, "null") != "null" for name in ("label", "score"))
+
+
+def _judgements(kinds: Kinds) -> list[str]:
+    """Columns that may hold labels, under names that we do not read as such."""
+    return [name for name, kind in kinds.items() if name != "label" and is_judgement(name, kind)]
+
+
+def _scored(kinds: Kinds) -> bool:
+    roles = roles_by_name(kinds)
+    one = roles is not None and kinds[roles.document] != "list" and not roles.negatives
+    return one and _labelled(kinds)
+
+
+def _lists(kinds: Kinds) -> bool:
+    roles = roles_by_name(kinds, _list_names(kinds))
+    labelled = any(kinds.get(name) == "list" for name in ("labels", "scores"))
+    return roles is not None and kinds[roles.document] == "list" and labelled
+
+
+def _list_names(kinds: Kinds) -> tuple[str, ...]:
+    return LISTS if any(name in kinds for name in LISTS) else DOCUMENTS
+
+
+_ONE = frozenset(_SHARED | {"title", "document_id", "scores"})
+FORMS: dict[str, Form] = {
+    "groups": Form(_has("positives"), frozenset(_SHARED | _GROUPS)),
+    "flagembedding": Form(
+        _has("pos"),
+        frozenset(_SHARED | _GROUPS | {"pos", "neg", "pos_scores", "neg_scores", "pos_id", "neg_id", "prompt", "id"}),
+    ),
+    "tevatron": Form(
+        _has("positive_passages"), frozenset(_SHARED | _GROUPS | {"positive_passages", "negative_passages"})
+    ),
+    "ms-swift": Form(
+        _has("positive_messages"),
+        frozenset(_SHARED | {"query", "positives", "negatives", "messages", "positive_messages", "negative_messages"}),
+    ),
+    "pairs": Form(_tuple(0, 0), _ONE, lists=False),
+    "triplets": Form(_tuple(1, 1), _ONE, lists=False),
+    "n-tuple": Form(_tuple(2, 10**6), _ONE, lists=False),
+    "scored-pairs": Form(_scored, frozenset(_SHARED | {"title", "document_id", "label", "score"}), lists=False),
+    "labelled-lists": Form(_lists, frozenset(_SHARED | {"document_ids", "labels", "scores"}), lists=True),
+}
+assert set(FORMS) == set(ROW_FORMATS)
+
+
+def check_format(name: str | None) -> None:
+    """Raise UserError for a format that is not known."""
+    known = (*FOLDERS, *FORMS)
+    if name is not None and name not in known:
+        raise UserError(f"unknown format {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+
+
+def kinds_of(rows: Iterable[Row]) -> dict[str, str]:
+    """The columns of some rows, and what stands in them first."""
+    kinds: dict[str, str] = {}
+    for row in rows:
+        for name, value in row.items():
+            if kinds.get(name, "null") == "null":
+                kinds[str(name)] = _kind(value, isinstance(row, CsvRow))
+    return kinds
+
+
+def _kind(value: Any, in_csv: bool) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        if in_csv and _is_json_list(value):
+            return "list"
+        return "number" if in_csv and number_of(value) is not None else "text"
+    if isinstance(value, int | float | Decimal):
+        return "number"
+    return "list" if isinstance(value, list | tuple) else "object"
+
+
+def _is_json_list(text: str) -> bool:
+    if not text.lstrip().startswith("["):
+        return False
+    try:
+        return isinstance(Json().decode(text), list)
+    except ValueError:
+        return False
+
+
+def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles | None]:
+    """(format, roles of the columns where the format needs them). Raises UserError when none or several fit."""
+    fitting = [name for name, form in FORMS.items() if form.fits(kinds)] if given is None else [given]
+    if len(fitting) != 1:
+        what = f"fit {' and '.join(fitting)}" if fitting else f"fit none of {', '.join(FORMS)}"
+        rest = {name: kind for name, kind in kinds.items() if name not in _judgements(kinds)}
+        if FORMS["pairs"].fits(rest) and not fitting:
+            name = one_line(_judgements(kinds)[0])
+            raise UserError(
+                f"{where}: the columns {_shown(kinds)} are those of pairs, or is {name!r} the label? Say `columns: "
+                f"{{label: {name}}}`, above 0 is relevant, or `format: pairs`, which reads every row as relevant"
+            )
+        raise UserError(
+            f"{where}: the columns {_shown(kinds)} {what}: say `format: NAME`, or which column is what, "
+            "`columns: {query: ..., positives: ...}`"
+        )
+    lists = FORMS[fitting[0]].lists
+    if lists is None:
+        return fitting[0], None
+    named = roles_by_name(kinds, _list_names(kinds) if lists else DOCUMENTS)
+    roles = named or roles_by_order(kinds, lists=lists)
+    if roles is None:
+        raise UserError(
+            f"{where}: the columns {_shown(kinds)} hold no query with documents for format {fitting[0]}: say which "
+            "column is what, `columns: {query: ..., document: ...}`"
+        )
+    return fitting[0], roles
+
+
+def _shown(kinds: Kinds) -> str:
+    return one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "(none)")
+
+
+def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, reading: Reading) -> Collection:
+    """One set from tables of rows, each with what messages call it. Raises UserErrors with the place of every fault."""
+    check_columns(reading.columns)
+    groups = Groups(reading)
+    for where, rows in tables:
+        sample = list(itertools.islice(rows, SAMPLE_ROWS))
+        if not sample:
+            continue
+        missing_columns(reading.columns, {str(n): v for _, row in sample for n, v in row.items()}, where)
+        kinds = _decided(kinds_of(_ours(row, reading) for _, row in sample), reading.columns)
+        name, roles = choose(kinds, format, where)
+        if roles is not None and format is not None and roles_by_name(kinds) is None:
+            rest = f", {', '.join(map(repr, roles.negatives))} as negatives" if roles.negatives else ""
+            reading.say(f"{where}: {name}: {roles.query!r} is read as the query, {roles.document!r} as document{rest}")
+        _Table(groups, where, name, roles, guessed=format is None).read(itertools.chain(sample, rows))
+    return groups.finish(tables[0][0])
+
+
+def _decided(kinds: Kinds, columns: Mapping[str, str]) -> Kinds:
+    """Without columns of the file that could be meant too, where the map says which column is the query or document."""
+    others = {head for theirs in columns.values() if kinds.get(head := theirs.split(".")[0]) == "object"}
+    for names in (QUERIES, (*DOCUMENTS, *LISTS)):
+        if not columns.keys().isdisjoint(names):
+            others.update(names)
+    return {name: kind for name, kind in kinds.items() if name in columns or name not in others}
+
+
+def _ours(row: Row, reading: Reading) -> Row:
+    if not reading.columns:
+        return row
+    found = renamed(row, reading.columns)
+    return CsvRow(found) if isinstance(row, CsvRow) else found
+
+
+class _Table:
+    """A table of one format being read into the groups."""
+
+    def __init__(self, groups: Groups, where: object, name: str, roles: Roles | None, *, guessed: bool) -> None:
+        self.groups, self.where, self.roles = groups, where, roles
+        self.reader: RowReader = ROW_FORMATS[name]
+        self.reading = groups.reading
+        self.names = FORMS[name].names
+        # Where any name may be a document's, none is a mistyped one.
+        self.strict = roles is None
+        if roles is not None:
+            self.names |= {roles.query, roles.document, *roles.negatives}
+            self.names |= {roles.scores} if "scores" in self.names else set()
+        # Where nobody said that all rows are relevant.
+        self.pairs = guessed and name == "pairs"
+        key = self.reading.group_key
+        self.also = {key, key.split(".")[0], "metadata"} if key else set()
+
+    def read(self, rows: Iterable[tuple[int, Row]]) -> None:
+        faults = self.reading.faults
+        for line, original in rows:
+            self.reading.rows += 1
+            row = _ours(original, self.reading)
+            fields = Fields(row, self.where, line, self.reading, self.roles)
+            before = faults.noted
+            self._check_names(fields, original)
+            found = self.reader(fields)
+            if faults.noted > before:
+                continue
+            assert found is not None, "a reader gave no row and no fault"
+            self.groups.add(found, self.where, line)
+
+    def _check_names(self, fields: Fields, original: Row) -> None:
+        for name, value in fields.row.items():
+            if name in self.names or name in self.also:
+                continue
+            kind = _kind(value, isinstance(fields.row, CsvRow))
+            if self.pairs and (is_judgement(str(name), kind) or (name == "score" and kind != "null")):
+                fields.fault(
+                    f"column {name!r} holds a judgement, and the first rows had none: give every row one and "
+                    f"`columns: {{label: {name}}}`, or `format: pairs`, which reads every row as relevant",
+                    kind=f"late {name}",
+                )
+                continue
+            near = ([_MEANT[name]] if name in _MEANT else nearest(name, self.names)) if self.strict else []
+            if near and near[0] not in fields.row:
+                fields.fault(f"column {name!r} is unknown, did you mean {near[0]!r}? Rename it", kind=f"name {name}")
+            else:
+                self.groups.ignored.add(str(name))
+        if self.reading.columns:
+            used = set(self.reading.columns.values())
+            self.groups.ignored |= {str(n) for n in original if n in self.reading.columns and n not in used}

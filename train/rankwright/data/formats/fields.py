@@ -1,0 +1,321 @@
+"""One row as a format's reader sees it: values by name, and a fault with its line for each that is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from rankwright.common.errors import UserErrors, did_you_mean, one_line
+from rankwright.common.hashing import content_id
+from rankwright.data.collection import join_title
+from rankwright.data.formats.builder import Document, GroupRow
+from rankwright.data.formats.reading import Faults, Reading, Row
+from rankwright.data.formats.text_rows import CsvRow, Json
+
+
+def missing_columns(columns: Mapping[str, str], found: Mapping[str, Any], where: object) -> None:
+    """Raise UserErrors for columns of the map that a file does not have."""
+    listed = ", ".join(map(str, found)) or "none"
+    faults = [
+        one_line(
+            f"{where}: no column {theirs!r} for {ours}{did_you_mean(theirs, map(str, found))}; columns found: {listed}"
+        )
+        for ours, theirs in columns.items()
+        if at_path(found, theirs) is None and theirs.split(".")[0] not in found
+    ]
+    if faults:
+        raise UserErrors(faults)
+
+
+def at_path(row: Row, name: str) -> Any:
+    """The value of a column, or of `a.b` inside an object; None where there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row under our names; a column of the file's own that has one of those names is left out."""
+    found = {ours: at_path(row, theirs) for ours, theirs in columns.items()}
+    used = set(columns.values())
+    return found | {name: value for name, value in row.items() if name not in used and name not in columns}
+
+
+def group_of(row: Row, key: str, where: object, line: int, faults: Faults) -> str | None:
+    """The row's value of the group key: a column, one of its `metadata`, or `a.b`; None where it has none."""
+    value = at_path(row, key)
+    if value is None:
+        value = at_path(row, f"metadata.{key}")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return value if encodable(value, key, where, line, faults) else None
+    faults.add(where, line, f"the group key {key!r} is {value!r}, needs a text or a whole number")
+    return None
+
+
+def column(row: Row, names: tuple[str, ...], where: object, line: int, faults: Faults) -> Any:
+    """The value under the first of `names` that the row has; None, with a fault, when it has none of them."""
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    wanted = " or ".join(f"`{name}`" for name in names)
+    empty = next((name for name in names if name in row), None)
+    if empty is not None:
+        faults.add(where, line, f"`{empty}` is null, needs a value")
+        return None
+    found = ", ".join(map(str, row)) or "none"
+    hint = next((h for h in (did_you_mean(name, map(str, row)) for name in names) if h), "")
+    faults.add(where, line, f"no column {wanted}{hint}; columns found: {found}", kind=wanted)
+    return None
+
+
+def identifier(row: Row, names: tuple[str, ...], where: object, line: int, faults: Faults) -> str | None:
+    """An id as text (whole numbers are taken too); None, with a fault, for anything else."""
+    value = column(row, names, where, line, faults)
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return value if encodable(value, names[0], where, line, faults) else None
+    faults.add(where, line, f"`{names[0]}` is {value!r}, needs a text or a whole number")
+    return None
+
+
+def text_of(row: Row, name: str, where: object, line: int, faults: Faults) -> str | None:
+    """A text, which may be empty; None, with a fault, for anything else."""
+    value = column(row, (name,), where, line, faults)
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value if encodable(value, name, where, line, faults) else None
+    faults.add(where, line, f"`{name}` has type {type(value).__name__}, needs a text")
+    return None
+
+
+def encodable(value: str, name: str, where: object, line: int, faults: Faults) -> bool:
+    """Whether the text can be written at all: JSON allows half of a character (a lone surrogate), UTF-8 does not."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(value[error.start]):04x}"
+        faults.add(where, line, f"`{name}` holds half of a character ({code}): remove it, or write both halves")
+        return False
+    if "\0" in value:
+        faults.add(where, line, f"`{name}` holds a NUL character (\\0): remove it, or save the file as UTF-8")
+        return False
+    return True
+
+
+def optional_text(row: Row, name: str, where: object, line: int, faults: Faults) -> str:
+    """A text that may be absent or null: then empty."""
+    if row.get(name) is None:
+        return ""
+    return text_of(row, name, where, line, faults) or ""
+
+
+def number_of(value: object) -> float | None:
+    """A finite number, or a text that spells one; None for anything else. Parquet has decimals."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+_IDS = ("id", "docid", "document_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which columns are the query, the document (or the positive), the negatives and a teacher's list of scores."""
+
+    query: str
+    document: str
+    negatives: tuple[str, ...] = ()
+    scores: str = "scores"
+
+
+class Fields:
+    """A row under our names. Readers return None after a fault of theirs; whoever calls them counts faults."""
+
+    def __init__(self, row: Row, where: object, line: int, reading: Reading, roles: Roles | None = None) -> None:
+        self.row, self.where, self.line, self.reading, self.roles = row, where, line, reading, roles
+        self.faults = reading.faults
+        self.titles = 0
+
+    def fault(self, text: str, *, kind: str | None = None) -> None:
+        self.faults.add(self.where, self.line, text, kind=kind)
+
+    def name_of(self, *names: str) -> str | None:
+        """The first of the names that the row has a value for."""
+        return next((name for name in names if self.row.get(name) is not None), None)
+
+    def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
+        """The row with what all formats share: query_id, weight, group, instruction. None without a query."""
+        row = GroupRow(
+            query or "",
+            [document for document in documents if document is not None],
+            self.id("query_id"),
+            self._weight(),
+            self._group(self.row),
+            self.text("instruction"),
+            self.titles,
+        )
+        return row if query is not None else None
+
+    def query(self, name: str = "query") -> str | None:
+        """The query, which may not be empty."""
+        text = text_of(self.row, name, self.where, self.line, self.faults)
+        if text is not None and not text.strip():
+            self.fault("the query is empty: give it a text or remove the line")
+            return None
+        return None if text is None else text.strip()
+
+    def text(self, *names: str) -> str | None:
+        """A text that may be absent, empty or null: then None."""
+        name = self.name_of(*names)
+        text = "" if name is None else optional_text(self.row, name, self.where, self.line, self.faults)
+        return text.strip() or None
+
+    def id(self, *names: str) -> str | None:
+        """An id that may be absent."""
+        name = self.name_of(*names)
+        return None if name is None else identifier(self.row, (name,), self.where, self.line, self.faults)
+
+    def number(self, name: str, what: str) -> float | None:
+        """A number that may be absent."""
+        value = self.row.get(name)
+        if value is None:
+            return None
+        number = number_of(value)
+        if number is None:
+            self.fault(f"{what} is {value!r}, needs a number")
+        return number
+
+    def _weight(self) -> float | None:
+        given = self.row.get("weight")
+        weight = None if given is None else number_of(given)
+        if given is not None and (weight is None or weight <= 0):
+            self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
+            return None
+        return weight
+
+    def _group(self, row: Row) -> str | None:
+        key = self.reading.group_key or "group"
+        return group_of(row, key, self.where, self.line, self.faults)
+
+    def listed(self, *names: str, required: bool = False) -> Sequence[Any]:
+        """The list under the first of the names that has one; CSV and mapped columns may hold a single text."""
+        name = self.name_of(*names)
+        if name is None:
+            null = next((known for known in names if known in self.row), None)
+            if required and null is not None:
+                self.fault(f"`{null}` is null, needs a value")
+            elif required:
+                found = ", ".join(map(str, self.row))
+                hint = did_you_mean(names[-1], map(str, self.row))
+                self.fault(f"no column `{names[-1]}`{hint}; columns found: {found}", kind=f"no {names[-1]}")
+            return ()
+        value = self.row[name]
+        if isinstance(self.row, CsvRow) and isinstance(value, str) and value.lstrip().startswith("["):
+            try:
+                value = Json().decode(value)
+            except ValueError as error:
+                self.fault(f"`{name}` starts like a JSON list and is none ({error}): mend it")
+                return ()
+        if isinstance(value, list):
+            return value
+        if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
+            return self._transposed(name, value)
+        if isinstance(value, str) and (name in self.reading.columns or isinstance(self.row, CsvRow)):
+            return [value]
+        self.fault(f"`{name}` has type {type(value).__name__}, needs a list")
+        return ()
+
+    def _transposed(self, name: str, columns: dict[str, list[Any]]) -> Sequence[Any]:
+        """Objects as `datasets` stores a sequence of them: a list a key."""
+        if len({len(part) for part in columns.values()}) > 1:
+            self.fault(f"the lists of `{name}` differ in length: give each object all keys")
+            return ()
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def parallel(self, documents: str, count: int, *names: str) -> Sequence[Any] | None:
+        """Something for each document, Nones where the row has none; None, with a fault, for a wrong length."""
+        values = self.listed(*names)
+        if not values:
+            return [None] * count
+        if len(values) != count:
+            what = self.name_of(*names)
+            self.fault(f"{count} {documents} but {len(values)} {what}: give one an element")
+            return None
+        return values
+
+    def document(
+        self,
+        place: str,
+        element: object,
+        label: float,
+        *,
+        side: bool = False,
+        id: object = None,
+        score: object = None,
+    ) -> Document | None:
+        """A document from a text, or an object with `text` and maybe id, title, label, score, group.
+
+        side: its own label must be on the same side of 0 as `label`.
+        """
+        name = place if isinstance(element, str) else f"{place}.text"
+        if isinstance(element, str):
+            element = {"text": element}
+        if not isinstance(element, dict):
+            self.fault(f"{place} has type {type(element).__name__}, needs a text or an object with `text`")
+            return None
+        text = element.get("text")
+        if not isinstance(text, str):
+            found = ", ".join(map(str, element)) or "none"
+            self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
+            return None
+        before = self.faults.noted
+        encodable(text, name, self.where, self.line, self.faults)
+        title = optional_text(element, "title", self.where, self.line, self.faults)
+        self.titles += bool(title.strip())
+        key = self._document_id(element, id)
+        own = self._label(place, element.get("label"), label, side)
+        given = element.get("score") if score is None else score
+        teacher = None if given is None else number_of(given)
+        if given is not None and teacher is None:
+            self.fault(f"the score of {place} is {given!r}, needs a number")
+        group = self._group(element)
+        if self.faults.noted > before:
+            return None
+        text = join_title(title, text)
+        return Document(place, text, own, content_id(text) if key is None else key, teacher, group)
+
+    def _document_id(self, element: Row, given: object) -> str | None:
+        if given is not None:
+            element = {"id": given}
+        name = next((name for name in _IDS if element.get(name) is not None), None)
+        return None if name is None else identifier(element, (name,), self.where, self.line, self.faults)
+
+    def _label(self, place: str, given: object, label: float, side: bool) -> float:
+        if given is None:
+            return label
+        own = number_of(given)
+        if own is None:
+            self.fault(f"the label of {place} is {given!r}, needs a number")
+        elif side and (own > 0) != (label > 0):
+            other = "negatives" if label > 0 else "positives"
+            self.fault(f"{place} has label {own:g}: move it to {other}, or mend the label")
+        return label if own is None else own

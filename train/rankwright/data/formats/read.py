@@ -1,0 +1,104 @@
+"""Sets on disk: which format a path is, and the reader for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from rankwright.common.errors import UserError, nearest
+from rankwright.data.collection import Collection
+from rankwright.data.formats.beir import is_beir, read_beir
+from rankwright.data.formats.detect import FOLDERS, check_format, read_tables
+from rankwright.data.formats.reading import Faults, Reading, Say, check_columns, log_say
+from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_files, table_rows
+from rankwright.data.formats.trec import is_trec, read_trec
+
+_SPLIT_NAMES = re.compile(r"(train|dev|valid|validation|val|test|eval)\b")
+
+
+def read_collection(
+    path: Path,
+    *,
+    name: str,
+    split: str | None = None,
+    say: Say = log_say,
+    faults: Faults | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    group_key: str | None = None,
+) -> Collection:
+    """Read one split of a set: a folder in BEIR or TREC layout, or a file of rows, or a folder of such files.
+
+    The content says which format it is, unless `format` does; see formats.FORMS, beir.read_beir, trec.read_trec.
+    columns: our name of a column -> the file's. A single file is read whole, whatever `split` is; in a folder of
+    files named after splits (`train.jsonl`, `test-0.parquet`) those of `split` are.
+    `say` receives a line for everything that is left out.
+    Raises UserErrors, `file:line: what, how to fix it`; the first 20 faults, and how many more there are. With
+    faults=Faults("drop") rows that have one are left out, and counted in `faults`.
+    """
+    reading = Reading(name, split, Faults() if faults is None else faults, say, columns or {}, group_key)
+    return read_path(path, format, reading)
+
+
+def read_path(path: Path, format: str | None, reading: Reading) -> Collection:
+    """As read_collection, with what is told and counted in one object."""
+    check_format(format)
+    check_columns(reading.columns)
+    if not path.exists():
+        folder = path.parent
+        near = nearest(path.name, (p.name for p in folder.iterdir()), count=3) if folder.is_dir() else []
+        hint = f"near names in {folder}: {', '.join(near)}" if near else f"look into {folder}"
+        raise UserError(f"{path}: no such file or folder; {hint}")
+    if path.is_dir():
+        kind = format if format in FOLDERS else _folder_kind(path) if format is None else None
+        if kind == "beir":
+            return read_beir(path, reading)
+        if kind == "trec":
+            return read_trec(path, reading)
+        files = saved_files(path, reading.split) if is_saved(path) else _row_files(path, reading)
+    elif format in FOLDERS:
+        raise UserError(f"{path}: format {format} is a folder, and this is a file: give the folder, or another format")
+    else:
+        files = [path]
+    return read_tables([(file, table_rows(file, reading.faults)) for file in files], format, reading)
+
+
+def _folder_kind(folder: Path) -> str | None:
+    found = [name for name, test in (("beir", is_beir), ("trec", is_trec)) if test(folder)]
+    if len(found) > 1:
+        raise UserError(
+            f"{folder}: holds files of BEIR (queries.jsonl) and of TREC (topics): say `format: beir` or `format: trec`"
+        )
+    return found[0] if found else None
+
+
+def _row_files(folder: Path, reading: Reading) -> list[Path]:
+    """The files of rows, those of the split where they are named after splits."""
+    split = reading.split
+    files = _tables(folder) or (_tables(folder / "data") if (folder / "data").is_dir() else [])
+    if not files:
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+        raise UserError(
+            f"{folder}: neither a BEIR layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), nor TREC files (topics, "
+            f"qrels, corpus), nor files of rows ({', '.join(SUFFIXES)}); found: {found}"
+        )
+    if split is None:
+        return files
+    chosen = [p for p in files if re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", p.name)]
+    named = {match[1] for p in files if (match := _SPLIT_NAMES.match(p.name))}
+    if not chosen and named:
+        raise UserError(
+            f"{folder}: no file for split {split!r}. Splits by file name: {', '.join(sorted(named))}. "
+            f"Give split: NAME, or add {split}.jsonl"
+        )
+    if chosen and len(chosen) < len(files):
+        left = len(files) - len(chosen)
+        reading.say(f"{folder}: {len(chosen)} file(s) of split {split!r} read, {left} of other names left out")
+    return chosen or files
+
+
+def _tables(folder: Path) -> list[Path]:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and is_table(p.name) and not p.name.startswith("."))
+    # A .json beside other tables is most often a note about them, such as dataset_info.json.
+    return [p for p in files if ".json" not in p.suffixes] or files

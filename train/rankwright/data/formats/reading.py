@@ -1,0 +1,219 @@
+"""What every reader of a set receives, and how it counts and collects the faults of rows."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+from rankwright.common.errors import UserError, UserErrors, did_you_mean, one_line
+
+# Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
+COLUMNS = {
+    "query": "the query",
+    "query_id": "its id",
+    "positives": "relevant documents",
+    "negatives": "documents judged not relevant",
+    "positive_ids": "their ids",
+    "negative_ids": "their ids",
+    "positive_scores": "a teacher's raw scores",
+    "negative_scores": "a teacher's raw scores",
+    "documents": "documents with labels",
+    "document_ids": "their ids",
+    "labels": "their labels",
+    "scores": "a teacher's raw scores",
+    "document": "one document with its label",
+    "document_id": "its id",
+    "label": "its label",
+    "score": "a teacher's raw score",
+    "title": "its title",
+    "weight": "weight of the query in the loss",
+    "group": "what must stay in one split",
+    "instruction": "the instruction of the set",
+}
+
+# Of dropped rows: examples kept of a kind, kinds told apart in a file, and how much of a message tells the kind.
+MOST_EXAMPLES = 5
+
+
+class Faults:
+    """Mistakes of the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted.
+
+    on_fault="drop": a fault of a row raises nothing; the row is left out by the reader and counted here. Faults of
+    whole files (no such file, nothing relevant in it) stop all the same.
+    count: faults for which check() raises; noted: all that were added, so that a reader sees whether a row had one.
+    """
+
+    def __init__(self, on_fault: OnFault = "stop", *, examples: int = MOST_EXAMPLES) -> None:
+        """examples: how many dropped rows of a kind are kept as text."""
+        self.on_fault = on_fault
+        self.most_examples = examples
+        self.count = self.noted = 0
+        self._messages: list[str] = []
+        self._repeats: dict[tuple[str, str], list[int]] = {}
+        # A row with several faults is one row: the first one says its kind.
+        self._dropped_lines: dict[str, set[int]] = {}
+        self._dropped: dict[tuple[str, str], list[str]] = {}
+        self._dropped_counts: Counter[tuple[str, str]] = Counter()
+
+    def add(self, where: object, line: int, text: str, *, kind: str | None = None, whole: bool = False) -> None:
+        """Note a fault. Those of one `kind` in one file take one message, which says how many lines have it.
+
+        whole: a fault of the file and not of a row, which stops whatever on_fault says.
+        """
+        self.noted += 1
+        text = one_line(text)
+        if self.on_fault == "drop" and not whole:
+            self._drop(str(where), line, text)
+            return
+        self.count += 1
+        if kind is not None:
+            repeats = self._repeats.setdefault((str(where), kind), [len(self._messages), 0])
+            repeats[1] += 1
+            if repeats[1] > 1:
+                return
+        if len(self._messages) < MOST_FAULTS:
+            self._messages.append(f"{where}:{line}: {text}")
+
+    def _drop(self, file: str, line: int, text: str) -> None:
+        lines = self._dropped_lines.setdefault(file, set())
+        if line in lines:
+            return
+        lines.add(line)
+        key = (file, kind_of(text))
+        if key not in self._dropped and sum(name == file for name, _ in self._dropped) >= MOST_KINDS:
+            key = (file, "other faults")
+        examples = self._dropped.setdefault(key, [])
+        self._dropped_counts[key] += 1
+        if len(examples) < self.most_examples:
+            examples.append(f"{file}:{line}: {text}")
+
+    @property
+    def dropped(self) -> list[Dropped]:
+        """What is left out, by file and kind."""
+        counts = self._dropped_counts
+        return [Dropped(*key, counts[key], tuple(examples)) for key, examples in self._dropped.items()]
+
+    @property
+    def rows_dropped(self) -> int:
+        """How many rows are left out."""
+        return sum(self._dropped_counts.values())
+
+    def check(self) -> None:
+        """Raise UserErrors when there is any fault that stops."""
+        if not self.count:
+            return
+        messages = list(self._messages)
+        shown = len(messages)
+        for place, times in self._repeats.values():
+            if times > 1 and place < len(messages):
+                messages[place] += f" ({times} lines like this)"
+                shown += times - 1
+        if self.count > shown:
+            messages.append(f"and {self.count - shown} more faults")
+        # What was dropped is most often why nothing is left.
+        messages += [f"{d.examples[0]} ({d.count:,} rows like this were dropped)" for d in self.dropped[:MOST_FAULTS]]
+        raise UserErrors(messages)
+
+
+Say = Callable[[str], None]
+
+# Readers say what they leave out through `say`; without one it goes to the log.
+log_say: Say = logging.getLogger("rankwright").info
+
+
+@dataclass(slots=True)
+class Reading:
+    """One set being read. columns: our name -> the file's; group_key: the column of the groups.
+
+    rows: rows of formats of rows that were seen, and taken: those that were put into the set; the others have faults.
+    titles: documents whose title was joined with their text.
+    """
+
+    name: str
+    split: str | None = None
+    faults: Faults = field(default_factory=Faults)
+    say: Say = log_say
+    columns: Mapping[str, str] = field(default_factory=dict)
+    group_key: str | None = None
+    rows: int = 0
+    taken: int = 0
+    titles: int = 0
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise UserErrors for keys of `columns` that are no name of ours."""
+    known = ", ".join(COLUMNS)
+    faults = [
+        f"columns: {name!r} is no column of ours{did_you_mean(name, COLUMNS)} (known: {known})"
+        for name in columns
+        if name not in COLUMNS
+    ]
+    if faults:
+        raise UserErrors(faults)
+
+
+MOST_FAULTS = 20
+MOST_KINDS = 50
+MOST_KIND_CHARACTERS = 300
+
+OnFault = Literal["stop", "drop"]
+Row = Mapping[str, Any]
+# (line number from 1, or a RowNumber, row)
+Rows = Iterator[tuple[int, Row]]
+
+
+class RowNumber(int):
+    """Where a row stands in a file that has no lines: messages show `FILE: row N` in place of `FILE:N`."""
+
+    def __format__(self, spec: str) -> str:
+        return f" row {int(self)}"
+
+
+class LineOfRow(int):
+    """The line of a row of a JSON array, where several rows may stand on one line: equal only for the same row."""
+
+    row: int
+
+    def __new__(cls, line: int, row: int) -> LineOfRow:
+        made = super().__new__(cls, line)
+        made.row = row
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LineOfRow) and (int(self), self.row) == (int(other), other.row)
+
+    def __hash__(self) -> int:
+        return hash((int(self), self.row))
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows of one file that are left out for one kind of fault; examples: the first, `file:line: what`."""
+
+    file: str
+    kind: str
+    count: int
+    examples: tuple[str, ...]
+
+
+_VALUES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w`])-?\d[\d.,]*""")
+
+
+def kind_of(text: str) -> str:
+    """A message without what differs from row to row: values in quotes, numbers, and how to fix it.
+
+    `id 'd1' appears a second time: give ...` -> `id ... appears a second time`.
+    """
+    plain = _VALUES.sub("...", text[:MOST_KIND_CHARACTERS])
+    return re.split(r"[:;(]|, (?:did you mean|needs|and) ", plain, maxsplit=1)[0].strip() or "fault"
+
+
+def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
+    """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
+    faults.add(where, line, text, whole=True)
+    faults.check()
+    raise UserError(f"{where}:{line}: {one_line(text)}")

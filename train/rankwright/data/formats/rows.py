@@ -1,0 +1,277 @@
+"""Formats whose rows hold a query with its documents: groups, FlagEmbedding, Tevatron, ms-swift, pairs, tuples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rankwright.common.registry import Registry
+from rankwright.data.formats.builder import Document, GroupRow
+from rankwright.data.formats.fields import Fields, Roles, number_of
+
+RowReader = Callable[[Fields], GroupRow | None]
+# A reader a format; it returns None, after at least one fault, for a row that cannot be read.
+ROW_FORMATS: Registry[RowReader] = Registry("format", hyphens=True)
+
+
+def _sides(
+    fields: Fields, positives: Sequence[str], negatives: Sequence[str], scores: tuple[str, str], ids: tuple[str, str]
+) -> list[Document | None]:
+    """The documents of both sides; scores and ids: the format's columns beside ours."""
+    found: list[Document | None] = []
+    for side, names, label, score, id in (
+        ("positives", positives, 1.0, scores[0], ids[0]),
+        ("negatives", negatives, 0.0, scores[1], ids[1]),
+    ):
+        elements = fields.listed(*names, required=label > 0)
+        place = fields.name_of(*names) or side
+        given = fields.parallel(place, len(elements), f"{side[:-1]}_scores", score)
+        keys = fields.parallel(place, len(elements), f"{side[:-1]}_ids", id)
+        if given is None or keys is None:
+            continue
+        for number, (element, one, key) in enumerate(zip(elements, given, keys, strict=True)):
+            found.append(fields.document(f"{place}[{number}]", element, label, side=True, id=key, score=one))
+    return found
+
+
+@ROW_FORMATS.register
+def groups(fields: Fields) -> GroupRow | None:
+    """Ours: query, positives, negatives; elements are texts or objects (id, text, title, label, score, group)."""
+    query = fields.query()
+    own = ("positive_scores", "negative_scores"), ("positive_ids", "negative_ids")
+    return fields.group_row(query, _sides(fields, ("positives",), ("negatives",), *own))
+
+
+@ROW_FORMATS.register
+def flagembedding(fields: Fields) -> GroupRow | None:
+    """FlagEmbedding: query, pos, neg, pos_scores, neg_scores, prompt, and pos_id, neg_id where there are any."""
+    query = fields.query()
+    documents = _sides(
+        fields, ("positives", "pos"), ("negatives", "neg"), ("pos_scores", "neg_scores"), ("pos_id", "neg_id")
+    )
+    row = fields.group_row(query, documents)
+    prompt, id = fields.text("prompt"), fields.id("id")
+    if row is not None:
+        row.instruction = row.instruction or prompt
+        row.query_id = row.query_id or id
+    return row
+
+
+@ROW_FORMATS.register
+def tevatron(fields: Fields) -> GroupRow | None:
+    """Tevatron: query_id, query, positive_passages and negative_passages of docid, title, text."""
+    query = fields.query()
+    names = ("positives", "positive_passages"), ("negatives", "negative_passages")
+    own = ("positive_scores", "negative_scores"), ("positive_ids", "negative_ids")
+    return fields.group_row(query, _sides(fields, *names, *own))
+
+
+@ROW_FORMATS.register
+def ms_swift(fields: Fields) -> GroupRow | None:
+    """ms-swift: messages, positive_messages, negative_messages; a system turn is the instruction."""
+    turns = fields.listed("query", "messages", required=True)
+    # Without the column there is a fault already.
+    missing = fields.name_of("query", "messages") is None
+    instruction, query = (None, None) if missing else _conversation(fields, "messages", turns)
+    documents = []
+    for side, label in (("positive", 1.0), ("negative", 0.0)):
+        name = f"{side}_messages"
+        for number, turns in enumerate(fields.listed(f"{side}s", name, required=label > 0)):
+            place = f"{name}[{number}]"
+            own, text = _conversation(fields, place, turns)
+            if own is not None and own != instruction:
+                fields.fault(f"{place} has a system turn of its own: a set has one instruction, give it in messages")
+            documents.append(None if text is None else fields.document(place, text, label))
+    if query is not None and not query.strip():
+        fields.fault("the query is empty: give it a text or remove the line")
+        query = None
+    row = fields.group_row(query and query.strip(), documents)
+    if row is not None:
+        row.instruction = row.instruction or instruction
+    return row
+
+
+def _conversation(fields: Fields, place: str, turns: Any) -> tuple[str | None, str | None]:
+    """(system text, the text of the only other turn); a fault where there are several, or none."""
+    if isinstance(turns, dict):
+        turns = [turns]
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns
+    ):
+        fields.fault(f"{place} needs a list of turns, each an object with `role` and a text as `content`")
+        return None, None
+    system = [turn["content"] for turn in turns if turn.get("role") == "system"]
+    others = [turn["content"] for turn in turns if turn.get("role") != "system"]
+    if len(others) != 1 or len(system) > 1:
+        fields.fault(f"{place} has {len(others)} turns beside {len(system)} system turns, needs one text")
+        return None, None
+    return (system[0].strip() or None) if system else None, others[0]
+
+
+QUERIES = ("query", "anchor", "question", "sentence1", "sentence_1")
+DOCUMENTS = ("document", "positive", "answer", "passage", "sentence2", "sentence_2", "response")
+LISTS = ("documents", "docs", "passages")
+LABELS, SCORES = ("label", "labels"), ("score", "scores")
+_NEGATIVE = re.compile(r"negatives?(_?\d+)?")
+# Words that name a judgement. As the whole name they do so whatever stands there, else only beside numbers.
+_JUDGEMENTS = set("label labels relevance relevant grade rating".split())
+# Never a query or a document, whatever its place.
+_OTHERS = {*LABELS, *SCORES, "query_id", "document_id", "document_ids", "title", "weight", "group", "instruction"}
+
+
+def negatives_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of negatives, by number."""
+    found = [name for name in names if _NEGATIVE.fullmatch(name)]
+    return tuple(sorted(found, key=lambda name: int(re.sub(r"\D", "", name) or 0)))
+
+
+def words_of(name: str) -> set[str]:
+    """The words of a column's name: `questionText` and `Question text` have both two."""
+    return set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+
+
+def is_judgement(name: str, kind: str) -> bool:
+    """Whether a column may say which documents are relevant: left out, every row would be."""
+    words = words_of(name)
+    whole = words - {"", "is"} <= _JUDGEMENTS
+    return kind != "null" and bool(words & _JUDGEMENTS) and (whole or kind == "number")
+
+
+def roles_by_name(kinds: Mapping[str, str], documents: Sequence[str] = DOCUMENTS) -> Roles | None:
+    """The roles of a file whose columns have names that say them; None where none or several could be meant."""
+    queries = [name for name in QUERIES if name in kinds]
+    found = [name for name in documents if name in kinds]
+    if len(queries) != 1 or len(found) != 1:
+        return None
+    # The miner of sentence-transformers has both names for a list of scores.
+    scores = "score" if kinds.get("score") == "list" and "scores" not in kinds else "scores"
+    return Roles(queries[0], found[0], negatives_of(list(kinds)), scores)
+
+
+def roles_by_order(kinds: Mapping[str, str], *, lists: bool) -> Roles | None:
+    """The roles by the order of columns, as the library has it; lists: the second is a list of documents."""
+    names = [name for name in kinds if name not in _OTHERS]
+    if len(names) < 2 or (lists and kinds[names[1]] not in ("list", "text")):
+        return None
+    return Roles(names[0], names[1], tuple(names[2:]))
+
+
+def _score(fields: Fields, place: str, value: object) -> float | None:
+    """A teacher's score; None, with a fault, for what is no number."""
+    number = number_of(value)
+    if number is None:
+        fields.fault(f"{place} is {value!r}, needs a number")
+    return number
+
+
+def _tuple(fields: Fields, most: int | None) -> GroupRow | None:
+    """A row of a query, a positive and negatives; `scores`: a list of a teacher's, in the order of the documents."""
+    roles = fields.roles
+    assert roles is not None
+    spare = [name for name in negatives_of(list(fields.row)) if name not in roles.negatives]
+    if spare:
+        fields.fault(f"column {spare[0]!r} holds a negative, and the first rows had none: give `format: n-tuple`")
+    query = fields.query(roles.query)
+    names = [roles.document, *(name for name in roles.negatives if fields.row.get(name) is not None)]
+    if most is not None and len(names) > most:
+        fields.fault(f"{len(names)} documents, this format has {most}: give `format: n-tuple`")
+    if fields.row.get(roles.document) is None:
+        fields.listed(roles.document, required=True)
+        return None
+    scores: Sequence[object] | None = [None] * len(names)
+    if fields.name_of(roles.scores) is not None:
+        scores = fields.parallel("documents", len(names), roles.scores)
+    documents: list[Document | None] = []
+    for number, (name, score) in enumerate(zip(names, scores or (), strict=False)):
+        element = fields.row[name]
+        if number == 0:
+            element = _titled(fields, element)
+        key = fields.row.get("document_id") if number == 0 else None
+        documents.append(fields.document(name, element, float(number == 0), id=key, score=score))
+    return fields.group_row(query, documents)
+
+
+def _titled(fields: Fields, text: object) -> object:
+    title = fields.row.get("title")
+    return {"title": title, "text": text} if isinstance(text, str) and title is not None else text
+
+
+@ROW_FORMATS.register
+def pairs(fields: Fields) -> GroupRow | None:
+    """sentence-transformers: a query and a positive."""
+    return _tuple(fields, 1)
+
+
+@ROW_FORMATS.register
+def triplets(fields: Fields) -> GroupRow | None:
+    """sentence-transformers: a query, a positive and a negative."""
+    return _tuple(fields, 2)
+
+
+@ROW_FORMATS.register
+def n_tuple(fields: Fields) -> GroupRow | None:
+    """sentence-transformers: a query, a positive and negatives; one that is null is none."""
+    return _tuple(fields, None)
+
+
+def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[float, float | None] | None:
+    """(label, teacher's score). A score alone is a label where it is a whole number: else nobody said which it is."""
+    teacher = None if score is None else _score(fields, f"the score of {place}", score)
+    if label is not None:
+        own = number_of(label)
+        if own is None:
+            more = "" if "[" in place else "; `format: pairs` would read every row as relevant"
+            fields.fault(f"the label of {place} is {label!r}, needs a number, above 0 is relevant{more}")
+        return None if own is None else (own, teacher)
+    if teacher is None:
+        if score is None:
+            fields.fault(f"{place} has no label: a number, above 0 is relevant")
+        return None
+    if teacher != int(teacher):
+        fields.fault(
+            "a score that is no whole number: is it a label or a teacher's? `columns: {label: score}` (for lists "
+            "`{labels: scores}`) reads it as a label, above 0 is relevant; for a teacher's, add a column of labels",
+            kind="score without label",
+        )
+        return None
+    return teacher, None
+
+
+@ROW_FORMATS.register
+def scored_pairs(fields: Fields) -> GroupRow | None:
+    """A query, a document and its label; `score` beside a label is a teacher's."""
+    roles = fields.roles
+    assert roles is not None
+    query = fields.query(roles.query)
+    judged = _judged(fields, roles.document, fields.row.get("label"), fields.row.get("score"))
+    if fields.row.get(roles.document) is None:
+        fields.listed(roles.document, required=True)
+        return None
+    element = _titled(fields, fields.row[roles.document])
+    if judged is None:
+        return None
+    key = fields.row.get("document_id")
+    document = fields.document(roles.document, element, judged[0], id=key, score=judged[1])
+    return fields.group_row(query, [document])
+
+
+@ROW_FORMATS.register
+def labelled_lists(fields: Fields) -> GroupRow | None:
+    """A query, its documents and their labels; `scores` beside labels are a teacher's, `document_ids` the ids."""
+    roles = fields.roles
+    assert roles is not None
+    query = fields.query(roles.query)
+    elements = fields.listed(roles.document, required=True)
+    count = len(elements)
+    lists = [fields.parallel("documents", count, name) for name in ("labels", "scores", "document_ids")]
+    documents: list[Document | None] = []
+    for number, element in enumerate(elements):
+        if None in lists:
+            break
+        label, score, key = (values[number] for values in lists if values is not None)
+        place = f"{roles.document}[{number}]"
+        judged = _judged(fields, place, label, score)
+        if judged is not None:
+            documents.append(fields.document(place, element, judged[0], id=key, score=judged[1]))
+    return fields.group_row(query, documents)

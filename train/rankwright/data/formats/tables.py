@@ -1,0 +1,203 @@
+"""The rows of any table file: JSONL, a JSON array, CSV, TSV, Parquet or Arrow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.data.formats.reading import Faults, RowNumber, Rows, give_up
+from rankwright.data.formats.text_rows import (
+    DAMAGED,
+    PACKED,
+    array_rows,
+    csv_rows,
+    is_packed,
+    json_rows,
+    open_bytes,
+    packing,
+    plain_name,
+)
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+_HEAD_BYTES = 1 << 16
+_FOREIGN = {
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"PK\x03\x04": "a zip archive or an Excel workbook: save the table as CSV",
+}
+
+
+def is_table(name: str) -> bool:
+    """Whether a file's name says that it holds rows."""
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return name.endswith(SUFFIXES)
+
+
+def table_rows(path: Path, faults: Faults) -> Rows:
+    """(line or RowNumber, row) of a file, plain or .gz or .zst. The content says what it is, the name helps with text.
+
+    Faults are noted where they stand. Raises UserErrors for a file whose rest cannot be read.
+    """
+    try:
+        with open_bytes(path) as file:
+            head = file.read(_HEAD_BYTES)
+    except DAMAGED as error:
+        give_up(faults, path, 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
+    name = plain_name(path)
+    if head.startswith((PARQUET, ARROW_FILE, ARROW_STREAM)):
+        return arrow_rows(path, faults, start=head[:8])
+    if name.endswith((".parquet", ".arrow")):
+        give_up(faults, path, 1, "its bytes are not those of a Parquet or Arrow file: fetch or write it again")
+    for start, what in _FOREIGN.items():
+        if head.startswith(start):
+            give_up(faults, path, 1, what)
+    if len(head) > 1 and (head[0] == 0) != (head[1] == 0):
+        # ASCII in two bytes each, without the mark that most programs write in front.
+        give_up(faults, path, 1, _FOREIGN[b"\xff\xfe"])
+    return _text_rows(path, name, head, faults)
+
+
+def _text_rows(path: Path, name: str, head: bytes, faults: Faults) -> Rows:
+    if name.endswith(".tsv"):
+        return csv_rows(path, faults, delimiter="\t")
+    if name.endswith(".csv"):
+        return csv_rows(path, faults)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"["):
+        return array_rows(path, faults)
+    if text.startswith(b"{") or name.endswith((".jsonl", ".ndjson", ".json")) or not text:
+        return json_rows(path, faults)
+    first = text.split(b"\n", 1)[0]
+    if b"\t" not in first and b"," not in first:
+        give_up(faults, path, 1, f"no rows that can be read: give one of {', '.join(SUFFIXES)}, plain or .gz or .zst")
+    return csv_rows(path, faults)
+
+
+PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+# Rows that are Python objects at one time.
+BATCH_ROWS = 256
+
+
+def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
+    """(row number, row) of a Parquet file or an Arrow file or stream; `start`: its first bytes, unpacked."""
+    import pyarrow
+
+    number = 0
+    try:
+        with _seekable(path) as file:
+            for batch in _batches(file, start):
+                names = batch.schema.names
+                if len(set(names)) < len(names):
+                    twice = next(name for name in names if names.count(name) > 1)
+                    give_up(faults, path, RowNumber(1), f"two columns are named {twice!r}: rename one of them")
+                for offset, row in _values(batch):
+                    number += 1
+                    if row is None:
+                        text = f"not UTF-8 (in row {offset + 1} of its batch): save the texts as UTF-8"
+                        faults.add(path, RowNumber(number), text)
+                    else:
+                        yield RowNumber(number), row
+    except DAMAGED as error:
+        text = f"damaged {packing(path)} file ({error}): fetch or compress it again"
+        give_up(faults, path, RowNumber(number + 1), text)
+    except (pyarrow.ArrowException, OSError) as error:
+        what = "Parquet" if start.startswith(PARQUET) else "Arrow"
+        words = " ".join(str(error).split())
+        give_up(faults, path, RowNumber(number + 1), f"damaged {what} file ({words}): fetch or write it again")
+
+
+def _seekable(path: Path) -> IO[bytes]:
+    """The file, unpacked to a temporary one where it is packed: a Parquet file is read from its end."""
+    if not is_packed(path):
+        return path.open("rb")
+    plain = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
+    with open_bytes(path) as packed:
+        shutil.copyfileobj(packed, plain)
+    plain.seek(0)
+    return plain
+
+
+def _batches(file: IO[bytes], start: bytes) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if start.startswith(PARQUET):
+        yield from pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=BATCH_ROWS)
+    elif start.startswith(ARROW_FILE):
+        reader = pyarrow.ipc.open_file(file)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+    else:
+        yield from pyarrow.ipc.open_stream(file)
+        # A reader takes the end of the file for that of the stream, and batches that were cut off would vanish.
+        file.seek(-len(_END), os.SEEK_END)
+        if file.read() != _END:
+            raise pyarrow.ArrowInvalid("no end-of-stream marker: it is cut off, or its writer was not closed")
+
+
+def _values(batch: pyarrow.RecordBatch) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(place in the batch, row), None for a row whose texts are not UTF-8."""
+    for first in range(0, batch.num_rows, BATCH_ROWS):
+        part = batch.slice(first, BATCH_ROWS)
+        try:
+            rows: list[dict[str, Any] | None] = part.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_one(part.slice(place, 1)) for place in range(part.num_rows)]
+        yield from enumerate(rows, start=first)
+
+
+def _one(row: pyarrow.RecordBatch) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None
+    return found
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` wrote the folder with save_to_disk."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """The splits of a folder of save_to_disk; none for a single table. Raises UserError."""
+    splits: list[str] = _json(folder / "dataset_dict.json").get("splits", [])
+    return splits
+
+
+def saved_files(folder: Path, split: str | None) -> list[Path]:
+    """The Arrow files of a folder of save_to_disk, of one split where it has several. Raises UserError."""
+    if splits := saved_splits(folder):
+        chosen = split if split in splits else splits[0] if split is None and len(splits) == 1 else None
+        if chosen is None:
+            near = did_you_mean(split or "", splits)
+            raise UserError(f"{folder}: no split {split!r}{near}. Splits: {', '.join(splits)}. Give split: NAME")
+        folder = folder / chosen
+    files = [folder / entry["filename"] for entry in _json(folder / "state.json").get("_data_files", [])]
+    missing = [path for path in files if not path.is_file()]
+    if missing or not files:
+        named = missing[0] if missing else folder / "state.json"
+        raise UserError(f"{named}: no such data file: save the set again with save_to_disk")
+    return files
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(found, dict)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"{path}: not the JSON that save_to_disk writes ({error}): save the set again") from None
+    return found

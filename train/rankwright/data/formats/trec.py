@@ -1,0 +1,198 @@
+"""Folders of TREC files: topics, qrels of four columns, and a corpus as JSONL, TSV or <DOC> records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.data.collection import Collection
+from rankwright.data.formats.beir import TOPICS, assemble, qrels_rows, read_judgements, read_texts
+from rankwright.data.formats.reading import Faults, Reading, Rows, give_up
+from rankwright.data.formats.text_rows import json_rows, text_lines
+
+_CORPUS = re.compile(r"(?:corpus|collection|docs?|documents)\b.*", re.IGNORECASE)
+_QRELS = re.compile(r".*qrels.*", re.IGNORECASE)
+_RUN = re.compile(r"(?:.*[._-])?run\b.*", re.IGNORECASE)
+_SPLITS = ("train", "dev", "valid", "validation", "val", "test", "eval")
+_ID_NAMES = {"id", "_id", "qid", "docid", "docno", "pid", "query_id", "query-id", "doc_id"}
+_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)\b[^>]*>")
+_LABEL = re.compile(r"^\s*(?:Number|Topic|Description|Narrative)\s*:", re.IGNORECASE)
+_PARAGRAPH = re.compile(r"</?P>", re.IGNORECASE)
+_TOPIC_FIELDS = ("num", "title", "desc", "narr")
+_TITLES = ("TITLE", "HEADLINE", "HEAD", "HL", "TTL", "TI")
+
+
+def is_trec(folder: Path) -> bool:
+    """Whether a folder has topics and qrels."""
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    return any(map(TOPICS.fullmatch, names)) and any(map(_QRELS.fullmatch, names))
+
+
+def run_file(folder: Path, split: str | None) -> Path | None:
+    """The run file of a split, where the folder has one."""
+    runs = [path for path in _files(folder, _RUN) if not TOPICS.fullmatch(path.name)]
+    found = _of_split(runs, split)
+    return found[0] if len(found) == 1 else None
+
+
+def read_trec(folder: Path, reading: Reading) -> Collection:
+    """Read one split of a folder of TREC files, each plain or .gz or .zst.
+
+    `*topics*` or `queries*.tsv`: `id<TAB>text` lines, or `<top>` records, whose `title` is the query unless
+    `columns: {query: desc}` says another field. `*qrels*`: query, iteration, document, label.
+    `corpus*`, `collection*` or `docs*`: JSONL with `_id` (or `id`), `title`, `text`; lines `id<TAB>text` or
+    `id<TAB>title<TAB>text`; or `<DOC>` records with DOCNO and TEXT. Files of several splits have the split in
+    their names: `topics.test.tsv`, `qrels-test.txt`.
+    Raises UserErrors with file and line of every fault.
+    """
+    other = [name for name in reading.columns if name != "query"]
+    if other:
+        raise UserError(f"{folder}: columns: a TREC folder takes `query` only (the field of <top>), not {other[0]!r}")
+    faults = reading.faults
+    topics_path = _one(folder, TOPICS, "topics", reading.split)
+    qrels_path = _one(folder, _QRELS, "qrels", reading.split)
+    corpus_path = _one(folder, _CORPUS, "corpus", None)
+    corpus = read_texts(_documents(corpus_path, faults), corpus_path, reading, titled=True)
+    field = reading.columns.get("query", "title")
+    queries = read_texts(_topics(topics_path, field, faults), topics_path, reading, titled=False)
+    qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, reading, corpus, queries)
+    shared = not _named_splits(topics_path)
+    return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared)
+
+
+def _files(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and pattern.fullmatch(path.name))
+
+
+def _named_splits(path: Path) -> list[str]:
+    return [part for part in re.split(r"[._-]", path.name.lower()) if part in _SPLITS]
+
+
+def _of_split(files: Sequence[Path], split: str | None) -> list[Path]:
+    """The files with the split in their names, else those that name no split."""
+    named = [path for path in files if split is not None and split in re.split(r"[._-]", path.name)]
+    return named or [path for path in files if split is None or not _named_splits(path)]
+
+
+def _one(folder: Path, pattern: re.Pattern[str], what: str, split: str | None) -> Path:
+    files = _files(folder, pattern)
+    found = _of_split(files, split)
+    if len(found) == 1:
+        return found[0]
+    if not files:
+        raise UserError(f"{folder}: no file of {what}, by its name: add one, such as {what}.tsv")
+    names = ", ".join(path.name for path in files)
+    near = did_you_mean(split, [s for path in files for s in _named_splits(path)]) if split is not None else ""
+    wanted = f"one file of {what}" + (f" for split {split!r}{near}" if split is not None else "")
+    raise UserError(f"{folder}: needs {wanted}, found {len(found)}. Files of {what}: {names}. Give split: NAME")
+
+
+def _first(path: Path) -> str:
+    """The first line that is not blank; faults are noted when the file is read."""
+    return next((text.lstrip() for _, text in text_lines(path, Faults())), "")
+
+
+def _topics(path: Path, field: str, faults: Faults) -> Rows:
+    """Rows `_id, text` of topics."""
+    if _first(path).startswith("<"):
+        for line, fields in _records(path, "top", faults):
+            number, text = fields.get("num", ""), fields.get(field, "")
+            if not number or not text:
+                known = ", ".join(sorted(fields))
+                faults.add(path, line, f"a topic without <{field if number else 'num'}>; fields found: {known}")
+                continue
+            yield line, {"_id": number, "text": text}
+        return
+    yield from _tab_rows(path, faults, most=2)
+
+
+def _documents(path: Path, faults: Faults) -> Rows:
+    """Rows `_id, title, text` of a corpus."""
+    start = _first(path)
+    if start.startswith("{"):
+        yield from json_rows(path, faults)
+    elif start.startswith("<"):
+        for line, fields in _records(path, "doc", faults):
+            title = next((fields[name.lower()] for name in _TITLES if fields.get(name.lower())), "")
+            if not fields.get("docno") or "text" not in fields:
+                missing = "TEXT" if fields.get("docno") else "DOCNO"
+                faults.add(path, line, f"a document without <{missing}>; fields found: {', '.join(sorted(fields))}")
+                continue
+            yield line, {"_id": fields["docno"], "title": title, "text": fields["text"]}
+    else:
+        yield from _tab_rows(path, faults, most=3)
+
+
+def _tab_rows(path: Path, faults: Faults, *, most: int) -> Rows:
+    """Rows of `id<TAB>text`, or of `id<TAB>title<TAB>text` where `most` is 3; a header of such names is none."""
+    width = 0
+    for number, line in text_lines(path, faults):
+        cells = line.split("\t")
+        if not width and cells[0].strip().lower() in _ID_NAMES:
+            width = len(cells)
+            continue
+        width = width or len(cells)
+        if len(cells) != width or not 2 <= len(cells) <= most:
+            wanted = "id and text" if most == 2 else "id and text, or id, title and text"
+            faults.add(path, number, f"{len(cells)} columns, needs {wanted} with a tab between them")
+            continue
+        title = {"title": cells[1]} if len(cells) == 3 else {}
+        yield number, {"_id": cells[0].strip(), **title, "text": cells[-1]}
+
+
+def _records(path: Path, tag: str, faults: Faults) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, field -> text) of each <tag>...</tag>; a field ends at its closing tag, or where the next begins."""
+    record: _Record | None = None
+    before = 0
+    for number, line in text_lines(path, faults):
+        if record is not None:
+            # Blank lines are not among those of text_lines.
+            record.parts += [""] * (number - before - 1)
+        before, place = number, 0
+        for found in _TAG.finditer(line):
+            closing, word = bool(found[1]), found[2].lower()
+            if word == tag:
+                if record is not None and not closing:
+                    faults.add(path, record.line, f"<{tag}> is not closed before the next one in line {number}")
+                if record is not None and closing:
+                    record.parts.append(line[place : found.start()])
+                    record.end()
+                    yield record.line, record.fields
+                record, place = (None if closing else _Record(number, topic=tag == "top")), found.end()
+            elif record is not None and record.ends_or_begins(word, closing):
+                record.parts.append(line[place : found.start()])
+                record.end()
+                record.name, place = (None if closing else word), found.end()
+        if record is not None:
+            record.parts.append(line[place:])
+        elif not _TAG.search(line):
+            faults.add(path, number, f"text outside of <{tag}> records", kind=f"outside {tag}")
+    if record is not None:
+        give_up(faults, path, record.line, f"<{tag}> is never closed: the file is cut off")
+
+
+class _Record:
+    """A record being read; name: the open field, parts: its lines so far."""
+
+    def __init__(self, line: int, *, topic: bool) -> None:
+        self.line, self.topic = line, topic
+        self.fields: dict[str, str] = {}
+        self.name: str | None = None
+        self.parts: list[str] = []
+
+    def ends_or_begins(self, word: str, closing: bool) -> bool:
+        """Whether a tag is one of a field. Inside a document's field only its own end is: texts hold tags too."""
+        if self.topic:
+            return word in _TOPIC_FIELDS
+        return not closing if self.name is None else closing and word == self.name
+
+    def end(self) -> None:
+        """Close the open field; one that comes twice is joined."""
+        if self.name is not None:
+            text = "\n".join(self.parts)
+            text = _LABEL.sub("", text) if self.topic else _PARAGRAPH.sub("", text)
+            before = self.fields.get(self.name)
+            self.fields[self.name] = text.strip() if before is None else f"{before}\n{text.strip()}"
+        self.name, self.parts = None, []

@@ -1,0 +1,197 @@
+"""Training data that a held-out set has too: found, then an error, or dropped from the training side and counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rankwright.common.errors import UserErrors
+from rankwright.data import duplicates
+from rankwright.data.collection import Collection
+from rankwright.data.duplicates import QUERY
+from rankwright.data.splits import MOST_EXAMPLES, QueryPlace, dev_size, group_keys, normalised, split_devs
+
+Say = Callable[[str], None]
+# What is fatal, in the order in which it is told. A query may be of several kinds; "same pair" are those of the "same
+# query" that have a relevant document of one text as well.
+KINDS = ("same query", "same pair", "near-duplicate query", "same group")
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """One kind of leak between two sides. ours: "SET/ID" of each query of ours -> the first one of theirs;
+    theirs: those of theirs that are met. group: of kind "same group", query of ours -> value.
+    """
+
+    kind: str
+    ours: Mapping[str, str]
+    theirs: frozenset[str]
+    group: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def example(self, query: str) -> str:
+        """A query of ours with its counterpart, by ids alone: texts may be long, or not be meant for a log."""
+        value = f" (group {self.group[query]!r})" if query in self.group else ""
+        return f"{query} = {self.ours[query]}{value}"
+
+
+def find_leaks(ours: Sequence[Collection], theirs: Sequence[Collection]) -> list[Leak]:
+    """What ours has that theirs has too, kinds without any left out. Symmetric but for the sides' names.
+
+    The order of sets and of files does not matter. A relevant document that both sides have is none: see
+    `splits.overlap`. Nor are unjudged documents: a mined negative may be relevant to a test query.
+    """
+    our_queries, their_queries = _queries(ours), _queries(theirs)
+    shared = duplicates.find_shared(
+        {key: c.queries[q] for key, (c, q) in our_queries.items()},
+        {key: c.queries[q] for key, (c, q) in their_queries.items()},
+        kind=QUERY,
+    )
+    positives: dict[tuple[str, str], frozenset[str]] = {}
+
+    def texts(side: str, key: str) -> frozenset[str]:
+        if (side, key) not in positives:
+            c, q = (our_queries if side == "ours" else their_queries)[key]
+            positives[side, key] = frozenset(normalised(c.corpus[d]) for d in c.positives(q))
+        return positives[side, key]
+
+    pairs = [(a, b) for a, b in shared.exact if texts("ours", a) & texts("theirs", b)]
+    found = dict(zip(KINDS, (shared.exact, pairs, shared.near), strict=False))
+    leaks = [Leak(kind, _first(rows), frozenset(b for _, b in rows)) for kind, rows in found.items()]
+    return [leak for leak in [*leaks, _groups(our_queries, their_queries)] if leak.ours]
+
+
+def _queries(collections: Sequence[Collection]) -> dict[str, tuple[Collection, str]]:
+    """SET/ID -> set and id of every query."""
+    return {f"{c.name}/{q}": (c, q) for c in collections for q in c.queries}
+
+
+def _first(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    # The last one of a query stays: its smallest counterpart.
+    return dict(sorted(pairs, reverse=True))
+
+
+def _groups(ours: Mapping[str, tuple[Collection, str]], theirs: Mapping[str, tuple[Collection, str]]) -> Leak:
+    """Values of a group key are compared as they are, whatever set they are of."""
+    by_value: dict[str, list[str]] = {}
+    for key in sorted(theirs):
+        for value in group_keys(*theirs[key]):
+            by_value.setdefault(value, []).append(key)
+    found: dict[str, str] = {}
+    values: dict[str, str] = {}
+    for key in sorted(ours):
+        if met := sorted(value for value in group_keys(*ours[key]) if value in by_value):
+            found[key], values[key] = by_value[met[0]][0], met[0]
+    met_values = {value for key in found for value in group_keys(*ours[key])}
+    return Leak("same group", found, frozenset(k for v in met_values for k in by_value.get(v, ())), values)
+
+
+def drop_leaks(ours: Sequence[Collection], leaks: Iterable[Leak]) -> list[Collection]:
+    """The same sets without the queries of ours that leak."""
+    dropped = {key for leak in leaks for key in leak.ours}
+    return [c.subset(q for q in c.queries if f"{c.name}/{q}" not in dropped) for c in ours]
+
+
+def keep_apart(
+    train: Sequence[Collection],
+    dev: Sequence[Collection],
+    test: Sequence[Collection],
+    *,
+    on_leak: Literal["stop", "drop"],
+    say: Say,
+) -> tuple[list[Collection], list[Collection], list[dict[str, Any]]]:
+    """(train, dev, rows of data_report.json) with train apart from dev and test, and dev apart from test.
+
+    on_leak: stop raises UserErrors with all that was found; drop leaves queries out of dev, then of train.
+    """
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+
+    def apart(name: str, ours: Sequence[Collection], against: str, theirs: Sequence[Collection]) -> list[Collection]:
+        leaks = find_leaks(ours, theirs) if ours and theirs else []
+        if not leaks:
+            return list(ours)
+        row = _row(name, ours, against, theirs, leaks)
+        rows.append(row)
+        if on_leak == "stop":
+            faults.append(_fault(row))
+            return list(ours)
+        kept = drop_leaks(ours, leaks)
+        say(f"leakage: {row['leaking']:,} of {row['queries']:,} {name} queries dropped: {_told(row)}")
+        faults.extend(
+            f"data.{name}: set {was.name!r}: all {len(was.queries):,} queries are in {against} too: give other splits"
+            for was, now in zip(ours, kept, strict=True)
+            if was.queries and not now.queries
+        )
+        return kept
+
+    dev = apart("dev", dev, "test", test)
+    train = apart("train", train, "dev", dev)
+    train = apart("train", train, "test", test)
+    if faults:
+        raise UserErrors(faults)
+    if not rows:
+        say("leakage: no query, pair or group of a training split is in a held-out one")
+    return list(train), list(dev), rows
+
+
+def _row(
+    name: str, ours: Sequence[Collection], against: str, theirs: Sequence[Collection], leaks: Sequence[Leak]
+) -> dict[str, Any]:
+    """Counts of queries: `leaking` each once, `kinds` those of each kind, which overlap."""
+    kinds = {
+        leak.kind: {
+            "queries": len(leak.ours),
+            "held_out_queries": len(leak.theirs),
+            "examples": [leak.example(query) for query in sorted(leak.ours)[:MOST_EXAMPLES]],
+        }
+        for leak in leaks
+    }
+    return {
+        "split": name,
+        "held_out": against,
+        "queries": sum(len(c.queries) for c in ours),
+        "held_out_queries": sum(len(c.queries) for c in theirs),
+        "leaking": len({key for leak in leaks for key in leak.ours}),
+        "held_out_leaking": len({key for leak in leaks for key in leak.theirs}),
+        "kinds": kinds,
+    }
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    kinds = [f"{kind} {found['queries']:,} ({found['examples'][0]})" for kind, found in row["kinds"].items()]
+    met = f"{row['held_out_leaking']:,} of {row['held_out_queries']:,} {row['held_out']} queries"
+    return f"{', '.join(kinds)}; they meet {met}"
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    return (
+        f"data.{row['split']}: {row['leaking']:,} of {row['queries']:,} queries are in {row['held_out']} too: "
+        f"{_told(row)}: set data.on_leak: drop to leave them out of {row['split']}, or give other splits"
+    )
+
+
+def split_apart(sets: Sequence[Collection], *, fraction: float, seed: int) -> list[tuple[Collection, Collection]]:
+    """(the rest, what is taken out) of each set by `splits.split_devs`, near-duplicate queries on one side as well."""
+    places: dict[str, QueryPlace] = {f"{n}/{q}": (n, q) for n, c in enumerate(sets) for q in c.queries}
+    texts = {key: sets[n].queries[q] for key, (n, q) in places.items()}
+    near = duplicates.find_duplicates(texts, code=False, kind=QUERY).near
+    return split_devs(sets, fraction=fraction, seed=seed, alike=[[places[key] for key in group] for group in near])
+
+
+def take_dev(
+    train: Sequence[Collection], *, fraction: float, seed: int, say: Say
+) -> tuple[list[Collection], list[Collection]]:
+    """(train, dev) of all sets by `split_apart`; says how many queries, and where the fraction is not kept."""
+    parts = split_apart(train, fraction=fraction, seed=seed)
+    taken = sum(len(dev.queries) for _, dev in parts)
+    say(f"dev: {taken:,} queries taken out of train (fraction {fraction:g})")
+    for whole, (_, dev) in zip(train, parts, strict=True):
+        wanted = dev_size(len(whole.queries), fraction)
+        if len(dev.queries) != wanted:
+            say(
+                f"dev of {whole.name}: {len(dev.queries):,} queries where {fraction:g} is {wanted:,}: queries that "
+                "belong together (group key, same or nearly the same text) stay on one side"
+            )
+    return [kept for kept, _ in parts], [dev for _, dev in parts]

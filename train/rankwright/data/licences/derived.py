@@ -1,0 +1,208 @@
+"""The licence of an exported model, derived from the inputs of its weights, and when it stops a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rankwright.common import console
+from rankwright.common.errors import UserErrors
+from rankwright.common.run_folder import RunFolder
+from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, faults, make_inputs, warning
+from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term
+from rankwright.data.sources import Located
+from rankwright.recipe.schema import LicenceRule, Recipe
+
+Sets = Mapping[str, Sequence[Located]]
+
+
+def licence_faults(recipe: Recipe, located: Sets) -> list[str]:
+    """What licence.require refuses before files are read, and decisions about nothing."""
+    return _faults(make_inputs(recipe, located), recipe, located)
+
+
+def _faults(inputs: Sequence[Input], recipe: Recipe, located: Sets) -> list[str]:
+    return faults(inputs, recipe.licence, [entry.name for entry in located.get("train", ())])
+
+
+def write_ledger(recipe: Recipe, located: Sets, run: RunFolder) -> None:
+    """licences.json as far as it is known before the files are read, and one line of doubts."""
+    inputs = make_inputs(recipe, located)
+    run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
+    if doubts := warning(inputs, recipe.licence):
+        console.say(doubts)
+
+
+def settle_licences(recipe: Recipe, located: Sets, run: RunFolder) -> dict[str, Any]:
+    """licences.json after the data stage. Raises UserErrors where a set holds scores of a teacher that is refused."""
+    teachers = run.facts("data").get("teacher_scores", [])
+    inputs = make_inputs(recipe, located, teachers)
+    ledger = ledger_json(inputs, recipe.licence)
+    run.write_json(LEDGER, ledger)
+    if found := _faults(inputs, recipe, located):
+        raise UserErrors(found)
+    return ledger
+
+
+OTHER = "other"
+SEE_DECISIONS = "see-decisions"
+FORBIDS = "forbids commercial use"
+
+
+@dataclass(frozen=True, slots=True)
+class Bond:
+    """Terms that bind weights. id: their name; hub: that of the hub; why: what they do, after the name."""
+
+    id: str
+    hub: str
+    commercial: Commercial
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """hub: `license` of a model card; name: its `license_name` where hub is `other`; why: a sentence a reason.
+
+    attribution: whom the licences want named, a line an input.
+    """
+
+    hub: str
+    name: str | None
+    why: tuple[str, ...]
+    attribution: tuple[str, ...]
+
+
+def derive(inputs: Sequence[Input]) -> Derived:
+    """The licence of weights made from the inputs; those that are only evaluated on do not count.
+
+    - An input whose licence nobody settled makes it `unknown`.
+    - Terms that forbid commercial use, share-alike terms, terms that flow down to students, and terms that are not in
+      our table bind the weights; several at once are `other`, with all their names.
+    - Else it is the base's licence; where that asks for nothing and data ask for attribution, the data's.
+    - A decision stands in place of terms that forbid commercial use; all else that an input's licence asks for stays.
+    """
+    tainting = [one for one in inputs if one.taints]
+    credits = tuple(
+        f"{one.name}: {one.known.licence}" + (f". {one.credit}" if one.credit not in ("", one.name) else "")
+        for one in tainting
+        if any(term.attribution for term in one.known.terms)
+    )
+    decided = [
+        f"{one.name}: commercial use {one.known.commercial}, overridden by {one.decision.by}: {one.decision.why}"
+        for one in tainting
+        if one.decision is not None and one.known.commercial != "yes"
+    ]
+    unsettled = [one for one in tainting if _is_unsettled(one)]
+    if unsettled:
+        why = [f"{one.name} ({_used(one)}) has no settled licence: {one.stated}" for one in unsettled]
+        return Derived(UNKNOWN, None, (*why, *decided), credits)
+    binding = [(one, bond) for one in tainting for bond in _binding(one)]
+    if binding:
+        left = _absorbed(bond for _, bond in binding)
+        why = [f"{one.name} ({_used(one)}) is under {bond.id}, {bond.why}" for one, bond in binding]
+        hub, name = _named(left)
+        return Derived(hub, name, (*why, *decided), credits)
+    hub, name, why = _permissive(tainting)
+    return Derived(hub, name, (*why, *decided), credits)
+
+
+def _is_unsettled(one: Input) -> bool:
+    """Whether nobody said which terms hold. Known terms that leave commercial use open are terms all the same."""
+    if one.decision is not None or one.known.commercial != UNKNOWN:
+        return False
+    said = [(statement, statement.term) for statement in one.known.statements]
+    open_terms = [term for statement, term in said if term is not None and term.commercial == statement.commercial]
+    if one.known.conflicts or len(open_terms) < len(said):
+        return True
+    return not said or any(term.id == UNKNOWN for term in open_terms)
+
+
+def _binding(one: Input) -> list[Bond]:
+    """Terms of an input that weights made from it are bound by, beside its base's own."""
+    decided = one.decision is not None
+    # Where sources conflict only one of them is right, and the most restrictive one counts.
+    statements = [s for s in one.known.statements if decided or s.commercial == one.known.commercial]
+    # Of a decided one all else that it asks for stays.
+    return [bond for s in statements for bond in _bonds(s, one) if not decided or bond.commercial != "no"]
+
+
+def _bonds(statement: Statement, one: Input) -> Iterator[Bond]:
+    licence, term = statement.licence, statement.term
+    if term is not None and _binds(term, one):
+        yield Bond(term.id, term.hub, term.commercial, _reason(term))
+    if statement.commercial == "no" and (term is None or term.commercial != "no"):
+        yield Bond(licence if term is None else f"{licence} non-commercial", OTHER, "no", f"which {FORBIDS}")
+    if statement.commercial == "yes" and term is None:
+        # They may ask for anything: nobody read them for us.
+        yield Bond(licence, OTHER, "yes", "whose terms we do not know")
+
+
+def _binds(term: Term, one: Input) -> bool:
+    if term.commercial == "no" or term.flows_down or (term.commercial != "yes" and "base" in one.uses):
+        return True
+    # What a teacher says is no adaptation of the teacher.
+    return term.share_alike and any(use in one.uses for use in ("base", "train", "dev"))
+
+
+def _reason(term: Term) -> str:
+    reasons = {"no": [FORBIDS], "unknown": ["has terms of its own"], "yes": []}[term.commercial]
+    reasons += ["is share-alike"] if term.share_alike else []
+    reasons += ["flows down to models made from it or from its outputs"] if term.flows_down else []
+    return "which " + " and ".join(reasons)
+
+
+def _absorbed(bonds: Iterable[Bond]) -> list[Bond]:
+    """Each once; of Creative Commons the newest version, and non-commercial terms are kept by their share-alike one."""
+    newest: dict[str, Bond] = {}
+    for bond in bonds:
+        family = re.sub(r"^(CC-.*)-[\d.]+$", r"\1", bond.id)
+        if family not in newest or bond.id > newest[family].id:
+            newest[family] = bond
+    if "CC-BY-NC-SA" in newest:
+        newest.pop("CC-BY-NC", None)
+    return list(newest.values())
+
+
+def _named(terms: Sequence[Bond | Term]) -> tuple[str, str | None]:
+    if len(terms) == 1 and terms[0].hub != OTHER:
+        return terms[0].hub, None
+    return OTHER, "-and-".join(sorted(re.sub(r"[^a-z0-9.]+", "-", term.id.lower()).strip("-") for term in terms))
+
+
+def _permissive(tainting: Sequence[Input]) -> tuple[str, str | None, list[str]]:
+    base = next(one for one in tainting if one.kind == "base")
+    # What a decision overrode is no licence that could be handed on.
+    terms = [term for term in base.known.terms if term.id != UNKNOWN and term.commercial == "yes"]
+    if not terms or (base.decision is not None and base.known.commercial != "yes"):
+        return OTHER, SEE_DECISIONS, [f"{base.name} (the base) may be used by decision, not by a licence of its own"]
+    asking = [(one, term) for one in tainting for term in one.known.terms if term.attribution]
+    if all(term.public_domain for term in terms) and asking:
+        one, term = asking[0]
+        return (*_named([term]), [f"{one.name} ({_used(one)}) is under {term.id}, which asks for attribution"])
+    return (*_named(terms), [f"{base.name} (the base) is under {base.known.licence}, and nothing else binds more"])
+
+
+def _used(one: Input) -> str:
+    return ", ".join(USE_WORDS[use] for use in one.uses if use in TAINTING)
+
+
+def ledger_json(inputs: Sequence[Input], rule: LicenceRule) -> dict[str, Any]:
+    """licences.json: the rule, the derived licence, and every input."""
+    return {
+        "require": rule.require,
+        "licence": asdict(derive(inputs)),
+        "inputs": [one.as_json(rule.require) for one in inputs],
+    }
+
+
+def public(ledger: dict[str, Any]) -> dict[str, Any]:
+    """The ledger as a model card shows it: without paths of this machine."""
+    rows = [one | {"place": "a folder"} if one["place"].startswith("path ") else one for one in ledger["inputs"]]
+    return ledger | {"inputs": rows}
+
+
+def hub_sets(ledger: dict[str, Any]) -> list[str]:
+    """Hub ids of the sets that the weights were trained on."""
+    return list(dict.fromkeys(one["hub"] for one in ledger["inputs"] if "train" in one["use"] and one["hub"]))

@@ -1,0 +1,298 @@
+"""The licence ledger of a run: every input with licence, source of the statement and use; what it permits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.resources import FIXTURES, resolve_base
+from rankwright.data.cards import cards_at
+from rankwright.data.licences.terms import (
+    Known,
+    find_model,
+    find_term,
+    known,
+    read_statements,
+    state,
+    strictest,
+    term_names,
+)
+from rankwright.data.sources import Located
+from rankwright.recipe.schema import Baseline, Decision, DevFromTrain, LicenceRule, Recipe, training_stage
+
+LEDGER = "licences.json"
+Kind = Literal["base", "data set", "teacher", "dense model", "baseline"]
+# base: the weights start there. dev: chooses the checkpoint and the temperature. mine: orders or drops candidates only.
+Use = Literal["base", "train", "dev", "distil", "mine", "evaluate"]
+USES: tuple[Use, ...] = ("base", "train", "dev", "distil", "mine", "evaluate")
+# Uses that leave something of the input in what is exported.
+TAINTING: tuple[Use, ...] = ("base", "train", "dev", "distil")
+USE_WORDS = {"base": "the base", "train": "trained on", "dev": "chooses the weights", "distil": "distilled from"}
+USE_WORDS |= {"mine": "orders or drops candidates", "evaluate": "evaluated only"}
+NOTHING_KNOWN = "nobody has said under which licence it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of a run. name: how decisions name it; place: the card, hub id, path or address, which they may also.
+
+    credit: whom to name, where the licence wants that. hub: its id there, if any.
+    """
+
+    name: str
+    kind: Kind
+    place: str
+    revision: str | None
+    uses: tuple[Use, ...]
+    known: Known
+    credit: str = ""
+    hub: str | None = None
+    decision: Decision | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What a decision may call it."""
+        return [name for name in (self.name, self.place.partition(" ")[2]) if name]
+
+    @property
+    def taints(self) -> bool:
+        """Whether its terms reach the exported weights."""
+        return any(use in TAINTING for use in self.uses)
+
+    @property
+    def commercial(self) -> str:
+        """Commercial use as stated; what a decision overrides stays visible."""
+        if self.decision is None or self.known.commercial == "yes":
+            return self.known.commercial
+        return f"{self.known.commercial}, {'overridden' if self.known.commercial == 'no' else 'decided'}"
+
+    @property
+    def stated(self) -> str:
+        """The statements in words, each with its source."""
+        said = [f"{s.source} ({s.date})" if s.date else s.source for s in self.known.statements]
+        if self.known.conflicts:
+            said = [f"{s.licence}: {text}" for s, text in zip(self.known.statements, said, strict=True)]
+        return "; ".join([*said, *([self.known.note] if self.known.note else [])]) or NOTHING_KNOWN
+
+    def refused_by(self, require: str | None) -> str | None:
+        """Why `licence.require` refuses it; None where it does not."""
+        if require is None or not self.taints or self.decision is not None:
+            return None
+        if self.known.commercial != "yes":
+            conflict = ", and statements differ" if self.known.conflicts else ""
+            return f"licence {self.known.licence}, commercial use {self.known.commercial}{conflict} ({self.stated})"
+        if require == "commercial-strict" and self.known.trained_on_noncommercial:
+            return f"its own training data forbid commercial use: {self.known.trained_on_noncommercial}"
+        return None
+
+    def as_json(self, require: str | None) -> dict[str, Any]:
+        """The input as it stands in licences.json."""
+        return {
+            "input": self.name,
+            "kind": self.kind,
+            "place": self.place,
+            "hub": self.hub,
+            "revision": self.revision,
+            "use": list(self.uses),
+            "licence": self.known.licence,
+            "commercial": self.commercial,
+            "stated_by": self.stated,
+            "statements": [
+                {"licence": s.licence, "commercial": s.commercial, "source": s.source, "date": s.date}
+                for s in self.known.statements
+            ],
+            "trained_on_noncommercial": self.known.trained_on_noncommercial or None,
+            "taints": self.taints,
+            "refused": self.refused_by(require),
+            "credit": self.credit or None,
+            "decision": None if self.decision is None else self.decision.model_dump(),
+        }
+
+
+def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teachers: Sequence[str] = ()) -> list[Input]:
+    """All inputs of a recipe, each once with all its uses, with the decisions about them.
+
+    located: split -> sets. teachers: names of training sets that turned out to hold a teacher's scores.
+    """
+    found: list[Input] = [_model("base", recipe.model.base, recipe.model.revision, ("base",))]
+    for split, entries in located.items():
+        use: Use = "evaluate" if split == "test" else "dev" if split == "dev" else "train"
+        # Queries that are taken out of train choose the checkpoint.
+        uses: tuple[Use, ...] = (use, "dev") if split == "train" and _dev_from_train(recipe) else (use,)
+        found += [_set(entry, uses) for entry in entries]
+    if recipe.mine.teacher is not None:
+        # Its scores take the place of those in the sets, which nothing reads then.
+        found += _own_teacher(recipe, recipe.mine.teacher)
+    else:
+        found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
+    if recipe.dense is not None:
+        orders = {training_stage(recipe), recipe.mine.retriever} & {"dense", "fusion"}
+        ordering: tuple[Use, ...] = ("mine",) if orders else ()
+        found.append(_model("dense model", recipe.dense.model, recipe.dense.revision, (*ordering, "evaluate")))
+    for baseline in recipe.evaluate.baselines:
+        served = baseline.kind == "served"
+        found.append(_model("baseline", baseline.model, baseline.revision, ("evaluate",), served=served))
+    decisions = recipe.licence.decisions
+    return [replace(one, decision=next((d for d in decisions if d.input in one.names), None)) for one in _merged(found)]
+
+
+def _dev_from_train(recipe: Recipe) -> bool:
+    return isinstance(recipe.data.dev, DevFromTrain)
+
+
+def _merged(inputs: Sequence[Input]) -> list[Input]:
+    """Equal inputs as one, with the uses of all."""
+    found: dict[tuple[object, ...], Input] = {}
+    for one in inputs:
+        key = (one.name, one.kind, one.place, one.revision, one.known)
+        uses = {*one.uses, *(found[key].uses if key in found else ())}
+        found[key] = replace(one, uses=tuple(use for use in USES if use in uses))
+    return list(found.values())
+
+
+def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
+    source, credit = entry.source, ""
+    typed = [] if source.licence is None else [state(source.licence, "the recipe")]
+    revision = entry.revision
+    if entry.card is not None:
+        place, facts, credit = f"card {entry.card.name}", entry.card.known, entry.card.citation
+        if entry.card.hub is not None:
+            revision = revision or entry.card.hub.revision
+            # A card of one's own says nothing against ours of the same set.
+            ours = [card for card in cards_at(entry.card.hub.id) if card != entry.card]
+            facts = known([*facts.statements, *(s for card in ours for s in card.known.statements)])
+    elif entry.hub is not None:
+        local = Path(entry.hub).is_dir()
+        place, cards = f"{'path' if local else 'hub'} {entry.hub}", [] if local else cards_at(entry.hub)
+        facts = known([s for card in cards for s in card.known.statements])
+        if cards:
+            note = f"by the card{'s' if len(cards) > 1 else ''} {', '.join(c.name for c in cards)}"
+            facts, credit = replace(facts, note=note), cards[0].citation
+        elif local:
+            facts = known(read_statements(Path(entry.hub)))
+    else:
+        assert entry.path is not None
+        place, facts = f"path {source.path}", known(read_statements(entry.path))
+    statements = [*typed, *facts.statements]
+    facts = replace(facts, statements=tuple(statements), commercial=strictest(s.commercial for s in statements))
+    return Input(entry.name, "data set", place, revision, uses, facts, credit or entry.name, _hub_of(entry))
+
+
+def _hub_of(entry: Located) -> str | None:
+    if entry.card is not None:
+        return None if entry.card.hub is None else entry.card.hub.id
+    return None if entry.hub is None or Path(entry.hub).is_dir() else entry.hub
+
+
+def _teacher(entry: Located) -> Input:
+    """Whoever made the scores of a set: a card may say it, else it is unknown."""
+    name = None if entry.card is None else entry.card.teacher
+    if name is None:
+        facts = known([], note="the file does not say whose scores it holds")
+        return Input(teacher_name(entry.name), "teacher", "unknown", None, ("distil",), facts)
+    facts = find_model(name, None) or known([])
+    return Input(teacher_name(entry.name), "teacher", f"hub {name}", None, ("distil",), facts, name)
+
+
+def _own_teacher(recipe: Recipe, teacher: Baseline) -> list[Input]:
+    """mine.teacher, and the base that it names for an adapter: distilled from where its scores, or labels by them, are
+    trained on; else it sorts candidates."""
+    # Torch comes with the losses, and the report does without it.
+    from rankwright.training.losses import reads_teacher
+
+    above = recipe.mine.filters.get("teacher", {}).get("above", "drop")
+    use: Use = "distil" if above != "drop" or reads_teacher(recipe.loss) else "mine"
+    found = [_model("teacher", teacher.model, teacher.revision, (use,), served=teacher.kind == "served")]
+    base = teacher.options.get("base")
+    return [*found, *([_model("teacher", base, None, (use,))] if isinstance(base, str) else [])]
+
+
+def teacher_name(set_name: str) -> str:
+    """What decisions call the maker of a set's teacher scores."""
+    return f"teacher of {set_name}"
+
+
+def _model(kind: Kind, name: str, revision: str | None, uses: tuple[Use, ...], *, served: bool = False) -> Input:
+    if served:
+        return Input(name, kind, f"served {name}", None, uses, known([], note="a service with terms of its own"))
+    folder = _folder(name)
+    facts = find_model(name, revision)
+    if facts is None:
+        facts = known([] if folder is None else read_statements(folder))
+    if folder is None:
+        return Input(name, kind, f"hub {name}", revision, uses, facts, name, name)
+    # Of a folder only its own name: the ledger's lines also stand in the model card.
+    shown = name if name.startswith(FIXTURES) else folder.resolve().name
+    return Input(shown, kind, f"path {name}", revision, uses, facts, shown)
+
+
+def _folder(model: str) -> Path | None:
+    try:
+        folder = Path(resolve_base(model))
+    except UserError:
+        # Said elsewhere, with the key.
+        return None
+    return folder if folder.is_dir() else None
+
+
+def faults(inputs: Sequence[Input], rule: LicenceRule, train_sets: Sequence[str] = ()) -> list[str]:
+    """What the rule refuses, and decisions about nothing, each a line that says the way out.
+
+    train_sets: sets whose teacher a decision may name before their files are read.
+    """
+    return [*_refusals(inputs, rule), *_decision_faults(inputs, rule, [teacher_name(s) for s in train_sets])]
+
+
+def _refusals(inputs: Sequence[Input], rule: LicenceRule) -> Iterator[str]:
+    for one in inputs:
+        why = one.refused_by(rule.require)
+        if why is None:
+            continue
+        used = ", ".join(USE_WORDS[use] for use in one.uses if use in TAINTING)
+        what = "model.base" if one.kind == "base" else one.kind
+        typo = _typo(one)
+        other = f"{one.known.advice}, use another one" if one.known.advice else "use another one"
+        yield (
+            f"licence.require: {rule.require}: {what} {one.name!r} ({used}): "
+            f"{why}{typo}: {other}, or say who decided and why: licence.decisions=[{{input: {one.name}, by: NAME, "
+            "why: REASON}]"
+        )
+
+
+def _typo(one: Input) -> str:
+    strange = [s.licence for s in one.known.statements if find_term(s.licence) is None and s.source == "the recipe"]
+    return did_you_mean(strange[0], term_names()) if strange else ""
+
+
+def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequence[str]) -> Iterator[str]:
+    names = list(dict.fromkeys([name for one in inputs for name in one.names]))
+    seen: dict[str, int] = {}
+    decided: dict[str, int] = {}
+    for number, decision in enumerate(rule.decisions):
+        key = f"licence.decisions.{number}"
+        if decision.input not in (*names, *others):
+            shown = ", ".join(dict.fromkeys(one.name for one in inputs))
+            near = did_you_mean(decision.input, [*names, *others])
+            yield f"{key}.input: {decision.input!r} is no input of this recipe{near} (inputs: {shown})"
+        first = seen.setdefault(decision.input, number)
+        if first != number:
+            yield f"{key}.input: {decision.input!r} is also that of licence.decisions.{first}: keep one"
+        for one in inputs if first == number else ():
+            # Of two only the first would be kept, and nobody would read the other.
+            if decision.input in one.names and (other := decided.setdefault(one.name, number)) != number:
+                yield f"{key}.input: {decision.input!r} is {one.name!r}, that of licence.decisions.{other}: keep one"
+        for field in ("by", "why"):
+            if not getattr(decision, field).strip():
+                yield f"{key}.{field}: is blank: say it, it is kept in the ledger and in the model card"
+
+
+def warning(inputs: Sequence[Input], rule: LicenceRule) -> str | None:
+    """One line about inputs that are not cleared for commercial use, where the recipe requires nothing."""
+    doubtful = [one for one in inputs if one.refused_by("commercial") is not None]
+    if rule.require is not None or not doubtful:
+        return None
+    shown = ", ".join(f"{one.name} ({one.known.commercial}: {one.known.licence})" for one in doubtful)
+    return f"WARNING: not cleared for commercial use: {shown}; sources in {LEDGER}; licence.require=commercial refuses"

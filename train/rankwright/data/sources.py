@@ -1,0 +1,243 @@
+"""A recipe's data entries as Collections: files, cards of data/, and sets on the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright.common import resources
+from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.hashing import stable_hash
+from rankwright.data.cards import Card, Hub, load_card
+from rankwright.data.collection import Collection
+from rankwright.data.formats.detect import check_format
+from rankwright.data.formats.hub import NestedColumns, has_beir_form, read_hub, read_hub_rows, read_nested
+from rankwright.data.formats.read import read_path
+from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check_columns
+from rankwright.data.formats.trec import is_trec, run_file
+from rankwright.recipe.schema import Data, DevFromTrain, Source
+
+# A set's name is that of a folder, eval/NAME, and stands before its ids, NAME/ID.
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file,
+    the recipe's, or the one of a TREC folder.
+
+    source: the entry as the recipe has it.
+    """
+
+    source: Source
+    name: str
+    split: str
+    path: Path | None
+    card: Card | None
+    hub: str | None
+    revision: str | None
+    run: Path | None = None
+
+
+def locate(source: Source, *, root: str | None, split: str) -> Located:
+    """Find an entry's files without reading them. `split` is the default.
+
+    Raises UserError when nothing is there, for a set whose name is none of a folder, and for a format or names of
+    columns that are not ours.
+    """
+    check_format(source.format)
+    check_columns(source.columns)
+    located = _locate(source, root=root, split=split)
+    name = located.name
+    if name in (".", "..") or name != name.strip() or not name.isprintable() or {"/", "\\"} & {*name} or not name:
+        why = "which is no name of a folder"
+    elif len(name.encode()) > LONGEST_NAME:
+        why = f"which is longer than {LONGEST_NAME} bytes"
+    else:
+        return located
+    raise UserError(f"the set is named {name!r}, {why}: give it another `name`")
+
+
+def _locate(source: Source, *, root: str | None, split: str) -> Located:
+    run = None if source.run is None else resources.resolve_path(source.run, root=root)
+    if run is not None and not run.is_file():
+        raise UserError(f"run: {run} is a folder: give a TREC run file")
+    wanted = source.split or split
+    if source.card is not None:
+        card = load_card(source.card)
+        upstream = card.upstream_split(wanted)
+        path = None if card.path is None else _card_path(card, root)
+        return Located(source, source.name or card.name, upstream, path, card, None, source.revision, run)
+    if source.path is not None:
+        path = resources.resolve_path(source.path, root=root)
+        if run is None and split == "test" and path.is_dir() and is_trec(path):
+            run = run_file(path, wanted)
+        return Located(source, source.name or path.name.split(".")[0], wanted, path, None, None, None, run)
+    assert source.hub is not None
+    return Located(
+        source, source.name or source.hub.split("/")[-1], wanted, None, None, source.hub, source.revision, run
+    )
+
+
+def _card_path(card: Card, root: str | None) -> Path:
+    assert card.path is not None
+    if root is None:
+        raise UserError(f"card {card.name!r} is a local set ({card.path}): say where the sets are, data.root=FOLDER")
+    return resources.resolve_path(card.path, root=root)
+
+
+def read(located: Located, say: Say, faults: Faults) -> Collection:
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see rows.Faults.
+
+    The recipe's columns, configuration and group key go before those of the card.
+    """
+    source, card = located.source, located.card
+    group_key = source.group_key or (card.group_key if card is not None else None)
+    hub = card.hub if card is not None else None
+    columns = source.columns or (hub.columns if hub is not None else {})
+    reading = Reading(located.name, located.split, faults, say, columns, group_key)
+    if located.path is not None:
+        if source.config is not None:
+            raise UserError(f"{located.path}: config: {source.config!r} is of sets on the hub: leave it out")
+        return read_path(located.path, source.format, reading)
+    id = hub.id if hub is not None else located.hub
+    assert id is not None
+    revision = located.revision or (hub.revision if hub is not None else None)
+    if _has_rows(id, revision, source, hub):
+        config = source.config or (hub.config if hub is not None else None)
+        return read_hub_rows(id, config=config, revision=revision, format=source.format, reading=reading)
+    stated = [key for key in ("config", "columns") if getattr(source, key)]
+    if stated:
+        raise UserError(f"{id}: {stated[0]}: the set has its layout stated, or the BEIR form: leave it out")
+    if hub is not None and hub.nested is not None:
+        nested = NestedColumns(**hub.nested.model_dump())
+        return read_nested(
+            hub.id,
+            columns=nested,
+            split=located.split,
+            revision=revision,
+            name=located.name,
+            say=say,
+            faults=faults,
+            group_key=group_key,
+        )
+    return read_hub(
+        id,
+        corpus="corpus" if hub is None else hub.corpus,
+        queries="queries" if hub is None else hub.queries,
+        qrels="default" if hub is None else hub.qrels,
+        split=located.split,
+        revision=revision,
+        name=located.name,
+        qrels_repo=None if hub is None else hub.qrels_repo,
+        say=say,
+        faults=faults,
+        group_key=group_key,
+    )
+
+
+def _has_rows(id: str, revision: str | None, source: Source, hub: Hub | None) -> bool:
+    """Whether a set on the hub is a table of rows: by its card, by what the recipe says, or by its configurations."""
+    if hub is not None:
+        return hub.layout == "rows"
+    if source.format is not None:
+        return source.format != "beir"
+    return bool(source.config or source.columns) or not has_beir_form(id, revision)
+
+
+def locate_all(data: Data) -> dict[str, list[Located]]:
+    """Split -> entries, names made unique within a split. Raises UserErrors with every entry that is not there."""
+    faults: list[str] = []
+    entries: dict[str, Sequence[Source]] = {"train": data.train, "test": data.test}
+    if not isinstance(data.dev, DevFromTrain):
+        entries["dev"] = data.dev
+    found: dict[str, list[Located]] = {}
+    for split, sources in entries.items():
+        found[split] = []
+        for number, source in enumerate(sources):
+            try:
+                found[split].append(locate(source, root=data.root, split=split))
+            except UserError as error:
+                faults += [f"data.{split}.{number}: {line}" for line in str(error).splitlines()]
+        names = [located.name for located in found[split]]
+        faults += [
+            f"data.{split}: two entries are named {name!r}: give one of them another `name`"
+            for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+    if faults:
+        raise UserErrors(faults)
+    return found
+
+
+def read_all(
+    entries: Sequence[Located],
+    say: Say,
+    *,
+    on_fault: OnFault = "stop",
+    dropped: list[dict[str, Any]] | None = None,
+) -> list[Collection]:
+    """Read the entries of one split; entries that share a corpus share it in memory.
+
+    on_fault="drop" leaves out rows with faults: what is, is said, and added to `dropped` (set, split, file, kind,
+    count, examples). Raises UserErrors for all other faults, and for a set of which dropping leaves nothing relevant.
+    """
+    collections: list[Collection] = []
+    mistakes: list[str] = []
+    for located in entries:
+        faults = Faults(on_fault)
+        try:
+            collection = read(located, say, faults)
+        except UserError as error:
+            mistakes += str(error).splitlines()
+            continue
+        for row in faults.dropped:
+            say(f"  {row.file}: {row.count:,} rows dropped, {row.kind}; first: {row.examples[0]}")
+            if dropped is not None:
+                dropped.append({"set": located.name, "split": located.split, **dataclasses.asdict(row)})
+        if faults.rows_dropped and not any(collection.positives(q) for q in collection.queries):
+            mistakes.append(
+                f"set {located.name!r} ({located.split}): no query with a relevant document is left after "
+                f"{faults.rows_dropped:,} rows were dropped for their faults (see above): mend the files"
+            )
+            continue
+        collections.append(collection)
+        judged = sum(map(len, collection.qrels.values()))
+        left_out = f", {faults.rows_dropped:,} rows with faults dropped" if faults.rows_dropped else ""
+        say(
+            f"  {collection.name} ({located.split}): {len(collection.corpus):,} documents, "
+            f"{len(collection.queries):,} queries, {judged:,} judgements{left_out}"
+        )
+    if mistakes:
+        raise UserErrors(mistakes)
+    return collections
+
+
+def as_stated(
+    collections: Sequence[Collection], sources: Sequence[Source], *, seed: int, say: Callable[[str], None]
+) -> list[Collection]:
+    """The sets of one split with what their entries say of limit, weight and instruction."""
+    found = []
+    for collection, source in zip(collections, sources, strict=True):
+        kept = limited(collection, source.limit, seed=seed)
+        if len(kept.queries) < len(collection.queries):
+            say(
+                f"  {collection.name}: {len(kept.queries):,} of {len(collection.queries):,} queries kept "
+                f"(limit, by seed {seed})"
+            )
+        found.append(dataclasses.replace(kept, instruction=source.instruction, draws=source.weight))
+    return found
+
+
+def limited(collection: Collection, limit: int | None, *, seed: int) -> Collection:
+    """The set with the `limit` queries whose hash of (seed, id) is smallest, in the order of the file.
+
+    What a smaller limit keeps, a larger one keeps too.
+    """
+    if limit is None or limit >= len(collection.queries):
+        return collection
+    order = sorted(collection.queries, key=lambda q: (stable_hash("limit", seed, q), q))
+    kept = set(order[:limit])
+    return collection.subset(q for q in collection.queries if q in kept)

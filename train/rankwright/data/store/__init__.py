@@ -1,0 +1,1 @@
+"""Texts and rows larger than memory; start with texts.py."""

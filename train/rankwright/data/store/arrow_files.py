@@ -1,0 +1,257 @@
+"""Files of texts by id: Arrow in record batches, and beside it an index from an id's hash to its row.
+
+`NAME.arrow` is an Arrow stream (`_id, text` and, where a set has a group key, `group`), the form that
+`datasets.Dataset.from_file` opens too. `NAME.index.npy` is uint64 [2, rows]: hashes of the ids in ascending order, and
+the rows that have them. Both are used where they lie, by memory mapping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rankwright.common.errors import UserError
+
+# A record batch ends with the row that reaches either: what a writer holds before it writes.
+BATCH_BYTES, BATCH_ROWS = 16 * 2**20, 65_536
+# Hashes in a dict before they are sorted into the arrays: a dict takes six times their room.
+RECENT_IDS = 262_144
+# Its bit pattern is in no UTF-8, so that no two rows are spelled alike.
+BETWEEN = b"\xff"
+
+
+def id_hash(identifier: str) -> int:
+    """64 bits that stand for an id in an index; ids that share them are told apart by their text."""
+    return int.from_bytes(
+        hashlib.blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
+
+
+def index_path(path: Path) -> Path:
+    """Where the index of NAME.arrow lies: NAME.index.npy."""
+    return path.with_suffix(".index.npy")
+
+
+@dataclass(slots=True)
+class Content:
+    """What stands for a set of rows whatever their order: their number, and the sum of their hashes modulo 2^128.
+
+    Two sets of n distinct rows that differ have the same sum by chance with probability 2^-128, as for any good hash
+    of 128 bits. Somebody who WANTS two sets of equal sum can find them (Wagner 2002): this names files, it proves
+    nothing. Source of the form: Bellare and Micciancio, EUROCRYPT 1997 (AdHash).
+    """
+
+    rows: int = 0
+    total: int = 0
+
+    def add(self, identifier: bytes, text: bytes, group: str | None) -> None:
+        """Count one more row."""
+        parts = (identifier, text) if group is None else (identifier, text, group.encode())
+        row = hashlib.sha256(BETWEEN.join(parts)).digest()[:16]
+        self.rows += 1
+        self.total = (self.total + int.from_bytes(row, "little")) % 2**128
+
+
+def encoded(identifier: str, text: str) -> tuple[bytes, bytes]:
+    """Both as UTF-8. Raises UserError for half of a character, which UTF-8 has no bytes for."""
+    try:
+        return identifier.encode(), text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(error.object[error.start]):04x}"
+        raise UserError(
+            f"document {identifier!r} holds half of a character ({code}): remove it, or write both halves"
+        ) from None
+
+
+def content_of(rows: Iterable[tuple[str, str, str | None]]) -> Content:
+    """Of (id, text, group), streaming."""
+    content = Content()
+    for identifier, text, group in rows:
+        content.add(*encoded(identifier, text), group)
+    return content
+
+
+class IdIndex:
+    """Hash of an id -> rows, while rows are added: 16 bytes a row in sorted arrays, and the newest in a dict."""
+
+    def __init__(self) -> None:
+        self.hashes: Any = np.empty(0, dtype=np.uint64)
+        self.rows: Any = np.empty(0, dtype=np.uint64)
+        self._recent: dict[int, int] = {}
+        # (hash, row) of those whose hash another id has among the newest.
+        self._twins: list[tuple[int, int]] = []
+
+    def add(self, hashed: int, row: int) -> None:
+        """Note that a row has an id of this hash."""
+        if self._recent.setdefault(hashed, row) != row:
+            self._twins.append((hashed, row))
+        if len(self._recent) + len(self._twins) >= RECENT_IDS:
+            self.settle()
+
+    def find(self, hashed: int) -> Iterator[int]:
+        """The rows whose id has this hash: one, none, or by a collision several."""
+        if hashed in self._recent:
+            yield self._recent[hashed]
+            yield from (row for twin, row in self._twins if twin == hashed)
+        yield from find_rows(self.hashes, self.rows, hashed)
+
+    def settle(self) -> None:
+        """Sort the newest into the arrays."""
+        pairs = [*self._recent.items(), *self._twins]
+        self._recent, self._twins = {}, []
+        new: Any = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
+        new = new[np.argsort(new[:, 0], kind="stable")]
+        places = np.searchsorted(self.hashes, new[:, 0], side="right")
+        self.rows = np.insert(self.rows, places, new[:, 1])
+        self.hashes = np.insert(self.hashes, places, new[:, 0])
+
+    def save(self, path: Path) -> None:
+        """Write uint64 [2, rows]."""
+        self.settle()
+        with path.open("wb") as file:
+            shape = (2, len(self.hashes))
+            np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": shape})
+            self.hashes.astype("<u8", copy=False).tofile(file)
+            self.rows.astype("<u8", copy=False).tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def find_rows(hashes: Any, rows: Any, hashed: int) -> Iterator[int]:
+    """The rows of a hash in the two arrays of an index."""
+    # Anything but uint64 would have numpy copy the whole array to a common type.
+    place = int(hashes.searchsorted(np.uint64(hashed)))
+    while place < len(hashes) and int(hashes[place]) == hashed:
+        yield int(rows[place])
+        place += 1
+
+
+class TextWriter:
+    """Writes NAME.arrow and its index row by row; what was written can be looked up at any time.
+
+    close() must be called for whole files. Raises UserError when there is no room.
+    """
+
+    def __init__(self, path: Path, *, grouped: bool = False) -> None:
+        self.path = path
+        self.content = Content()
+        self.index = IdIndex()
+        fields = ["_id", "text", *(["group"] if grouped else [])]
+        self._schema = pa.schema([pa.field(name, pa.large_string(), name == "group") for name in fields])
+        self._pending: tuple[list[str], list[str], list[str | None]] = ([], [], [])
+        self._pending_bytes = 0
+        # Of each batch on the disk: its first row, where its bytes are, and its columns once somebody asked.
+        self._starts: list[int] = []
+        self._spans: list[tuple[int, int]] = []
+        self._columns: dict[int, tuple[Any, Any]] = {}
+        with self._room():
+            self._file = pa.OSFile(str(path), "wb")
+            self._stream = pa.ipc.new_stream(self._file, self._schema)
+
+    def _room(self) -> _NoRoom:
+        return _NoRoom(self.path.parent)
+
+    def add(self, identifier: str, text: str, group: str | None = None) -> None:
+        """Write one row; that its id is a new one is the caller's business."""
+        key, data = encoded(identifier, text)
+        self.index.add(id_hash(identifier), self.content.rows)
+        self.content.add(key, data, group)
+        self._pending[0].append(identifier)
+        self._pending[1].append(text)
+        self._pending[2].append(group)
+        self._pending_bytes += len(key) + len(data)
+        if self._pending_bytes >= BATCH_BYTES or len(self._pending[0]) >= BATCH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        arrays = [pa.array(values, pa.large_string()) for values in self._pending[: len(self._schema)]]
+        with self._room():
+            start = self._file.tell()
+            self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+            self._spans.append((start, self._file.tell() - start))
+        self._starts.append(self.content.rows - len(self._pending[0]))
+        self._pending, self._pending_bytes = ([], [], []), 0
+
+    def get(self, identifier: str) -> str | None:
+        """The text that was written for an id, or None."""
+        for row in self.index.find(id_hash(identifier)):
+            first = self.content.rows - len(self._pending[0])
+            if row >= first:
+                ids, texts = self._pending[0], self._pending[1]
+                found, text = ids[row - first], texts[row - first]
+            else:
+                ids_of, texts_of, place = self._written(row)
+                found, text = ids_of[place].as_py(), texts_of[place].as_py()
+            if found == identifier:
+                return text
+        return None
+
+    def _written(self, row: int) -> tuple[Any, Any, int]:
+        batch = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if batch not in self._columns:
+            start, length = self._spans[batch]
+            skipped = start % mmap.ALLOCATIONGRANULARITY
+            with self.path.open("rb") as file:
+                # Only this batch: the file grows, and mapping all of it each time would use up the addresses.
+                data = mmap.mmap(file.fileno(), length + skipped, access=mmap.ACCESS_READ, offset=start - skipped)
+            reader = pa.BufferReader(pa.py_buffer(data).slice(skipped))
+            message = pa.ipc.read_message(reader)
+            if message.type == "schema":  # goes before the first batch
+                message = pa.ipc.read_message(reader)
+            columns = pa.ipc.read_record_batch(message, self._schema)
+            self._columns[batch] = (columns.column(0), columns.column(1))
+        return *self._columns[batch], row - self._starts[batch]
+
+    def close(self) -> None:
+        """Finish both files and see that they are on the disk."""
+        self._flush()
+        with self._room():
+            self._stream.close()
+            self._file.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+            self.index.save(index_path(self.path))
+        self._columns = {}
+
+
+class _NoRoom:
+    """Turns a failing write into the user's error."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{self._folder}: cannot write texts there ({error.strerror or error}): make room, or give another "
+                "place, run_dir=PATH (outside of a run: TMPDIR=PATH)"
+            ) from None
+
+
+def open_files(path: Path) -> tuple[Any, Any]:
+    """(the Arrow table, the index uint64 [2, rows]), both memory-mapped. Raises UserError for what is damaged."""
+    try:
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        index = np.load(index_path(path), mmap_mode="r", allow_pickle=False)
+        if not {"_id", "text"} <= set(table.column_names):
+            raise ValueError(f"columns {table.column_names}")
+        if index.dtype != np.dtype("<u8") or index.shape != (2, table.num_rows):
+            raise ValueError(f"an index of {index.shape[-1]} rows for {table.num_rows} rows")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename or path}: no such file: run the data stage first") from None
+    except (OSError, EOFError, ValueError, IndexError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {error}): delete it and run the data stage again"
+        ) from None
+    return table, index

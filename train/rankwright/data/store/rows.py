@@ -1,0 +1,156 @@
+"""JSONL files of rows by query, read into memory where they are small and looked up on the disk where they are not."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from array import array
+from collections.abc import Callable, ItemsView, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rankwright.common.errors import UserError
+from rankwright.data.store.arrow_files import IdIndex, id_hash
+
+# Rows are held as Python objects, several times their size, up to a file of this size.
+IN_MEMORY_BYTES = 16 * 2**20
+
+V_co = TypeVar("V_co", covariant=True)
+
+
+class RowFile:
+    """Some rows of a JSONL file by the text under `key`: 24 bytes a row are held.
+
+    May be pickled and used on both sides of a fork.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self._starts = array("q")
+        self._index = IdIndex()
+        # Of one row all columns are asked for, one after another.
+        self._last: tuple[str, dict[str, Any]] | None = None
+        self._map()
+
+    def _map(self) -> None:
+        with self.path.open("rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_data", "_last")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._last = None
+        self._map()
+
+    def add(self, start: int, identifier: str) -> None:
+        """Note that the row of a new id starts at this byte."""
+        self._index.add(id_hash(identifier), len(self._starts))
+        self._starts.append(start)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def _parse(self, row: int) -> dict[str, Any]:
+        start = self._starts[row]
+        end = self._data.find(b"\n", start)
+        try:
+            found: dict[str, Any] = json.loads(self._data[start : end if end >= 0 else len(self._data)])
+            found[self.key]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path}: changed while it was in use ({type(error).__name__}: {error}): start again"
+            ) from None
+        return found
+
+    def find(self, identifier: object) -> dict[str, Any] | None:
+        """The row of an id, or None."""
+        if not isinstance(identifier, str):
+            return None
+        last = self._last
+        if last is not None and last[0] == identifier:
+            return last[1]
+        for number in self._index.find(id_hash(identifier)):
+            row = self._parse(number)
+            if row[self.key] == identifier:
+                self._last = identifier, row
+                return row
+        return None
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(id, row) in the order of the file, streaming."""
+        for number in range(len(self)):
+            row = self._parse(number)
+            self._last = row[self.key], row
+            yield row[self.key], row
+
+
+class RowValues(Mapping[str, V_co]):
+    """id -> what `convert` makes of one column, for the `count` rows that have it."""
+
+    def __init__(self, file: RowFile, column: str, count: int, convert: Callable[[Any], V_co]) -> None:
+        self.file, self.column, self.count, self.convert = file, column, count, convert
+
+    def __getitem__(self, identifier: str) -> V_co:
+        row = self.file.find(identifier) if self.count else None
+        if row is None or self.column not in row:
+            raise KeyError(identifier)
+        return self.convert(row[self.column])
+
+    def __contains__(self, identifier: object) -> bool:
+        row = self.file.find(identifier) if self.count else None
+        return row is not None and self.column in row
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[str]:
+        if self.count:
+            yield from (identifier for identifier, row in self.file.rows() if self.column in row)
+
+    def items(self) -> ItemsView[str, V_co]:
+        """(id, value), streaming."""
+        return _Items(self)
+
+
+class _Items(ItemsView[str, V_co]):
+    _mapping: RowValues[V_co]
+
+    def __iter__(self) -> Iterator[tuple[str, V_co]]:
+        of = self._mapping
+        if of.count:
+            yield from ((i, of.convert(row[of.column])) for i, row in of.file.rows() if of.column in row)
+
+
+T = TypeVar("T")
+
+
+def is_large(path: Path) -> bool:
+    """Whether the rows of a file stay on the disk and are looked up there."""
+    return path.exists() and path.stat().st_size > IN_MEMORY_BYTES
+
+
+def read_query_rows(path: Path, key: str, convert: Callable[[Any], T]) -> Mapping[str, T]:
+    """Query id -> convert(row[key]), one row per query. Raises UserError with file and line of a damaged row."""
+    file = RowFile(path, "query_id") if is_large(path) else None
+    found: dict[str, T] = {}
+    start = 0
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    row = json.loads(line)
+                    query_id, items = row["query_id"], convert(row[key])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        f"{path}:{number}: not a row of {key} ({type(error).__name__}: {error}): mine again"
+                    ) from None
+                if file is None:
+                    found[query_id] = items
+                else:
+                    file.add(start, query_id)
+                start += len(line)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run the mining stage first") from None
+    return found if file is None else RowValues(file, key, len(file), convert)

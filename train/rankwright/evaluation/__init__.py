@@ -1,0 +1,1 @@
+"""Metrics, results, comparison, gate, calibration. Imports the rooms up to rerankers."""

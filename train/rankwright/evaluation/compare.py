@@ -1,0 +1,256 @@
+"""Several evaluated runs side by side: measures, paired differences from one system, p values, spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
+from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.results import (
+    EvaluatedRun,
+    Repeated,
+    Values,
+    count_repeated,
+    experiment_of,
+    pool,
+    repeated_queries,
+    same_but_for_seed,
+)
+from rankwright.recipe.schema import EXPORTED, FIRST_STAGES
+
+# Of all resamples: the same files give the same numbers.
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A row of the tables: one system, of one run or of several in which it has the same numbers."""
+
+    name: str
+    kind: str
+    runs: tuple[EvaluatedRun, ...]
+
+    def values(self, test_set: str) -> Values:
+        return self.runs[0].sets[test_set].systems[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What can be compared on a test set: queries and measures that every system has, and what could not be."""
+
+    queries: tuple[str, ...]
+    measures: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def of(self, values: Values, measure: str = HEADLINE) -> dict[str, float]:
+        """Query id -> value of one measure, for the shared queries."""
+        return {q: values[measure][q] for q in self.queries}
+
+    def means(self, values: Values) -> dict[str, float]:
+        return {m: sum(self.of(values, m).values()) / len(self.queries) for m in self.measures}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One system less the reference on one test set, by nDCG@10."""
+
+    difference: Difference
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All numbers of a call. compared: (test set, name of the system) -> its difference from the reference.
+
+    pooled: the same over the queries of all test sets together, each once (repeated: see
+    pooling.py), a difference a system; nothing for a single set.
+    """
+
+    runs: tuple[EvaluatedRun, ...]
+    reference: System
+    systems: tuple[System, ...]
+    sets: Mapping[str, Shared]
+    compared: Mapping[tuple[str, str], Compared]
+    pooled: Mapping[str, Compared]
+    repeated: Repeated
+    over_seeds: Mapping[tuple[str, ...], Mapping[str, Spread]]
+    notes: tuple[str, ...]
+
+    @property
+    def pooled_queries(self) -> int:
+        return sum(len(shared.queries) for shared in self.sets.values()) - count_repeated(self.repeated)
+
+    def pooled_means(self, system: System) -> dict[str, float]:
+        """Measure -> mean over the queries of all test sets together, for the measures that all sets have."""
+        first, *others = self.sets.values()
+        measures = [m for m in first.measures if all(m in shared.measures for shared in others)]
+        values = {
+            m: pool({n: shared.of(system.values(n), m) for n, shared in self.sets.items()}, self.repeated)
+            for m in measures
+        }
+        return {m: sum(found.values()) / len(found) for m, found in values.items()}
+
+
+def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
+    """Compare every system of the runs with one of them, on every test set that all runs have.
+
+    against: a system's or a run's name (its tuned); by default the first run's tuned. Differences are system -
+    reference by nDCG@10 over the queries that all runs share, with a 95 % BCa interval and the p value of a
+    two-sided paired randomisation test, adjusted by Holm's method over all comparisons of the call. They are about
+    other queries, for these trained models; `over_seeds` (run names -> test set -> spread of nDCG@10) is about
+    other seeds, for groups of runs of one recipe.
+    Raises UserError when no test set or no query is shared, and for an unknown `against`.
+    """
+    names = [name for name in runs[0].sets if all(name in run.sets for run in runs)]
+    if not names:
+        have = "; ".join(f"{run.name} has {', '.join(run.sets)}" for run in runs)
+        raise UserError(f"no test set that all runs have ({have}): evaluate the runs on the same sets")
+    sets = {name: _share(runs, name) for name in names}
+    # All runs have these queries.
+    repeated = repeated_queries(runs[0].folder, {name: shared.queries for name, shared in sets.items()})
+    systems = _systems(runs, sets)
+    reference = _find(systems, runs, against)
+    found: dict[tuple[str | None, str], tuple[Difference, float]] = {}
+    # None: all sets together, where there are several.
+    for name in (*sets, None) if len(sets) > 1 else (*sets,):
+        base = _headline(sets, repeated, reference, name)
+        for system in systems:
+            if system is not reference:
+                tuned = _headline(sets, repeated, system, name)
+                difference = paired_difference(base, tuned, resamples=resamples, seed=SEED)
+                found[name, system.name] = difference, randomisation_test(base, tuned, resamples=resamples, seed=SEED)
+    adjusted = holm({key: p for key, (_, p) in found.items()})
+    compared = {key: Compared(difference, p, adjusted[key]) for key, (difference, p) in found.items()}
+    return Comparison(
+        runs=tuple(runs),
+        reference=reference,
+        systems=tuple(systems),
+        sets=sets,
+        compared={(name, system): row for (name, system), row in compared.items() if name is not None},
+        pooled={system: row for (name, system), row in compared.items() if name is None},
+        over_seeds=_over_seeds(runs, sets),
+        repeated=repeated,
+        notes=tuple(_notes(runs, names, repeated)),
+    )
+
+
+def _headline(sets: Mapping[str, Shared], repeated: Repeated, system: System, name: str | None) -> dict[str, float]:
+    """Query -> nDCG@10 of a system on one test set, or with SET/ID for every id on all of them."""
+    if name is not None:
+        return sets[name].of(system.values(name))
+    return pool({n: shared.of(system.values(n)) for n, shared in sets.items()}, repeated)
+
+
+def _share(runs: Sequence[EvaluatedRun], name: str) -> Shared:
+    """Queries and measures of all systems of all runs on a test set."""
+    found = [(run, values) for run in runs for values in run.sets[name].systems.values()]
+    common = set.intersection(*(set(values[HEADLINE]) for _, values in found))
+    if not common:
+        raise UserError(
+            f"test set {name!r}: no query is in all of {', '.join(run.name for run in runs)}: evaluate the runs on the "
+            "same queries (evaluate.limit_queries takes them by seed)"
+        )
+    queries = tuple(sorted(common))
+    measures = list(dict.fromkeys([HEADLINE, *(m for _, values in found for m in values)]))
+    shared = [m for m in measures if all(common <= set(values.get(m, ())) for _, values in found)]
+    notes = []
+    left = {run.name: max(len(v[HEADLINE]) for v in run.sets[name].systems.values()) - len(common) for run in runs}
+    if any(left.values()):
+        counts = ", ".join(f"{run} {count:,}" for run, count in left.items())
+        notes.append(f"compared on the {len(common):,} queries that all have; left out: {counts}")
+    if len(shared) < len(measures):
+        notes.append(f"measures that not all have, left out: {', '.join(m for m in measures if m not in shared)}")
+    return Shared(queries, tuple(shared), (*notes, *_candidate_notes(runs, name, queries)))
+
+
+def _candidate_notes(runs: Sequence[EvaluatedRun], name: str, queries: Sequence[str]) -> Iterator[str]:
+    """Whether the runs reranked the same lists, and were judged alike."""
+    depths = {run.name: run.sets[name].depth for run in runs}
+    if len(set(depths.values())) > 1:
+        yield "depths differ: " + ", ".join(f"{run} {depth or 'not recorded'}" for run, depth in depths.items())
+    first, first_name = runs[0].sets[name], runs[0].name
+    for run in runs[1:]:
+        other = run.sets[name]
+        if first.lists is None or other.lists is None:
+            yield f"{first_name} and {run.name}: candidates.jsonl is missing, the lists may differ"
+            continue
+        differ = {q for q in queries if first.lists.get(q) != other.lists.get(q)}
+        if differ:
+            yield f"candidate lists of {run.name} differ from {first_name}'s for {len(differ):,} queries"
+        one, two = (found.systems.get(found.first_stage or "bm25") for found in (first, other))
+        if one and two:
+            odd = sum(one[HEADLINE][q] != two[HEADLINE][q] for q in queries if q not in differ)
+            if odd:
+                yield f"judgements of {run.name} differ from {first_name}'s: {odd:,} equal lists have other values"
+
+
+def _systems(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> list[System]:
+    """First stages, base, tuned of every run, then the rest; what is the same in several runs is one system."""
+    kinds = dict.fromkeys(kind for run in runs for name in sets for kind in run.sets[name].systems)
+    systems: list[System] = []
+    order = [*FIRST_STAGES, "base", "tuned", EXPORTED]
+    for kind in sorted(kinds, key=lambda k: (order.index(k) if k in order else len(order), k)):
+        having = [run for run in runs if all(kind in run.sets[name].systems for name in sets)]
+        alike: list[list[EvaluatedRun]] = []
+        for run in having:
+            group = next((g for g in alike if kind != "tuned" and _equal(g[0], run, kind, sets)), None)
+            alike.append([run]) if group is None else group.append(run)
+        one = len(alike) == 1 and kind != "tuned" and len(having) == len(runs)
+        systems += [System(kind if one else f"{g[0].name}/{kind}", kind, tuple(g)) for g in alike]
+    return systems
+
+
+def _equal(one: EvaluatedRun, two: EvaluatedRun, kind: str, sets: Mapping[str, Shared]) -> bool:
+    return all(
+        shared.of(one.sets[name].systems[kind], m) == shared.of(two.sets[name].systems[kind], m)
+        for name, shared in sets.items()
+        for m in shared.measures
+    )
+
+
+def _find(systems: Sequence[System], runs: Sequence[EvaluatedRun], against: str | None) -> System:
+    """The system of a name; a run's name or folder stands for its tuned."""
+    known = {f"{run.name}/{system.kind}": system for system in systems for run in system.runs}
+    known |= {system.name: system for system in systems}
+    for run in runs:
+        for spelled in (run.name, str(run.folder)):
+            known.setdefault(spelled, known[f"{run.name}/tuned"])
+    wanted = f"{runs[0].name}/tuned" if against is None else against.rstrip("/")
+    if wanted not in known:
+        names = [system.name for system in systems]
+        raise UserError(
+            f"--against: unknown system {wanted!r}{did_you_mean(wanted, names)} (known: {', '.join(names)})"
+        )
+    return known[wanted]
+
+
+def _over_seeds(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> dict[tuple[str, ...], dict[str, Spread]]:
+    return {
+        tuple(run.name for run in group): {
+            name: spread([shared.means(run.sets[name].systems["tuned"])[HEADLINE] for run in group])
+            for name, shared in sets.items()
+        }
+        for group in same_but_for_seed(runs)
+    }
+
+
+def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str], repeated: Repeated) -> Iterator[str]:
+    if repeated:
+        yield f"all test sets together: {count_repeated(repeated):,} queries that an earlier set has count once"
+    lacking = dict.fromkeys(name for run in runs for name in run.sets if name not in names)
+    if lacking:
+        yield f"test sets that not all runs have, left out: {', '.join(lacking)}"
+    for run in runs:
+        found = [set(run.sets[name].systems) for name in names]
+        if partly := found[0].union(*found) - found[0].intersection(*found):
+            yield f"{run.name}: not evaluated on all of these test sets, left out: {', '.join(sorted(partly))}"
+    for run in runs:
+        if experiment_of(run.recipe) != run.experiment:
+            yield f"{run.name}: recipe.json changed after the evaluation: it counts as it was evaluated"
+    for group in same_but_for_seed(runs):
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            yield f"{', '.join(run.name for run in group)}: a seed occurs twice, and counts twice in the spread"

@@ -1,0 +1,166 @@
+"""How long one query takes: p50 and p95 of reranking its candidates, pairs per second, peak memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright.common import console
+from rankwright.common.files import read_json_object
+from rankwright.common.hashing import stable_hash
+from rankwright.common.run_folder import RunFolder
+from rankwright.data.collection import Collection
+from rankwright.rerankers.score_blocks import Scorer
+from rankwright.retrieval.candidates import Candidates
+
+FILE = "speed.json"
+LISTS = 20
+DOCUMENTS = 100
+# No more lists are begun after this.
+SECONDS = 60.0
+
+
+def speed_is_known(run: RunFolder, inputs: str) -> bool:
+    """Whether speed.json is of this tuned model."""
+    tuned = (read_json_object(run.path / FILE) or {}).get("tuned") or {}
+    return bool(tuned.get("inputs") == inputs)
+
+
+def forget_other_speed(run: RunFolder, inputs: str) -> None:
+    """Remove a speed.json of another tuned model: a kill before it is measured anew must not leave that one's."""
+    if not speed_is_known(run, inputs):
+        (run.path / FILE).unlink(missing_ok=True)
+
+
+def measure_speed(
+    run: RunFolder, sets: Sequence[tuple[Scorer, Collection, Candidates]], *, seed: int, inputs: str
+) -> None:
+    """Rerank the lists of up to LISTS test queries one by one, each by its set's scorer, and write speed.json.
+
+    A list is one query with its first DOCUMENTS candidates, from texts to scores: tokenising included, loading not.
+    The first list is scored once before, uncounted, for what is set up on first use.
+    """
+    groups = _groups(sets, seed)
+    if not groups:
+        console.say("speed of tuned: no query has candidates, not measured")
+        return
+    on_gpu = torch.cuda.is_available()
+    began = time.perf_counter()
+    scorer, query, documents = groups[0]
+    next(iter(scorer.score_groups([(query, documents)])))
+    memory = _PeakMemory(on_gpu)
+    seconds: list[float] = []
+    for scorer, query, documents in groups:
+        if seconds and time.perf_counter() - began > SECONDS:
+            break
+        started = time.perf_counter()
+        # Scores come as numbers, so the GPU has finished when they are there.
+        next(iter(scorer.score_groups([(query, documents)])))
+        seconds.append(time.perf_counter() - started)
+    sizes = [len(documents) for *_, documents in groups[: len(seconds)]]
+    values = {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": _precision(scorer),
+        "lists": len(seconds),
+        "documents": max(sizes),
+        "p50_ms": round(1000 * _percentile(seconds, 50), 2),
+        "p95_ms": round(1000 * _percentile(seconds, 95), 2),
+        "pairs_per_s": round(sum(sizes) / sum(seconds), 1),
+        "peak_memory_mb": memory.megabytes(),
+        "note": "; ".join(_notes(sizes, len(groups), memory)),
+        "inputs": inputs,
+    }
+    run.write_json(FILE, {"tuned": values})
+    _say(values)
+
+
+def _groups(sets: Sequence[tuple[Scorer, Collection, Candidates]], seed: int) -> list[tuple[Scorer, str, list[str]]]:
+    """Queries by hash, over all test sets: the same ones every time."""
+    found = [(scorer, c, lists, q) for scorer, c, lists in sets for q in lists if lists[q]]
+    found.sort(key=lambda item: (stable_hash("speed", seed, item[1].name, item[3]), item[1].name, item[3]))
+    return [
+        (scorer, c.queries[q], [c.corpus[d.document_id] for d in lists[q][:DOCUMENTS]])
+        for scorer, c, lists, q in found[:LISTS]
+    ]
+
+
+def _notes(sizes: Sequence[int], wanted: int, memory: _PeakMemory) -> list[str]:
+    notes = []
+    if len(sizes) < wanted:
+        notes.append(f"stopped after {SECONDS:.0f} s: {len(sizes)} of {wanted} lists")
+    if min(sizes) < max(sizes):
+        notes.append(f"lists of {min(sizes)} to {max(sizes)} documents")
+    return [*notes, memory.what]
+
+
+def _say(values: Mapping[str, Any]) -> None:
+    console.say(
+        f"speed of tuned: 1 query x {values['documents']} documents p50 {values['p50_ms']:.0f} ms, "
+        f"p95 {values['p95_ms']:.0f} ms, {values['pairs_per_s']:.0f} pairs/s, peak memory "
+        f"{values['peak_memory_mb'] or '?'} MB ({values['device']}, {values['threads']} threads, "
+        f"{values['precision']}, {values['lists']} lists; {values['note']})"
+    )
+
+
+def _percentile(values: Sequence[float], percent: float) -> float:
+    """Linear between neighbours, as numpy has it."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def _precision(scorer: Scorer) -> str:
+    """The type that most weights are stored in: what the products are computed in."""
+    model = getattr(scorer, "model", None)
+    if not isinstance(model, torch.nn.Module):
+        return "unknown"
+    counts: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    most = max(counts, key=lambda dtype: counts[dtype])
+    return names.get(most, str(most).removeprefix("torch."))
+
+
+class _PeakMemory:
+    """The most memory from now on: of the GPU's allocations, or resident in this process on a CPU."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self.what = "memory: the GPU's allocations"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            return
+        self.what = "memory: resident, libraries and data included"
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.what += ", of the whole command (this system cannot start the count anew)"
+
+    def megabytes(self) -> int | None:
+        if self._on_gpu:
+            return round(torch.cuda.max_memory_allocated() / 2**20)
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+        except (OSError, StopIteration, ValueError):
+            return _high_water_mark()
+
+
+def _high_water_mark() -> int | None:
+    """Where there is no /proc: the whole command's, which POSIX systems keep (Linux in KB, macOS in bytes)."""
+    import sys
+
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 1024))

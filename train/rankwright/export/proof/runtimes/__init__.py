@@ -1,0 +1,1 @@
+"""The libraries that a proof loads a folder with; start with base.py."""

@@ -1,0 +1,155 @@
+"""`rankwright push`: a proven export folder to the hub, private unless asked otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankwright.common import console
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.export.card import CARD, PLACE, SERVE
+from rankwright.export.proof.parity import PARITY_FILE, sums_of
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What would go where. files: name in the repository -> bytes, largest first."""
+
+    folder: Path
+    repository: str
+    private: bool
+    revision: str | None
+    files: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.files.values())
+
+
+def plan_push(run: Path, target: str, repository: str, *, private: bool = True, revision: str | None = None) -> Push:
+    """Look at run/export/target. Raises UserError where there is no such proven export, or for a wrong repository."""
+    _check_name(repository)
+    exports = run / "export"
+    known = sorted(path.parent.name for path in exports.glob(f"*/{PARITY_FILE}"))
+    if target not in known:
+        have = (
+            f"it has {', '.join(known)}"
+            if known
+            else f"it has no exports: run `rankwright export {run / 'recipe.json'}`"
+        )
+        raise UserError(f"{run}: no export {target!r}{did_you_mean(target, known)}: {have}")
+    folder = exports / target
+    proven = _proven_sums(folder)
+    found = sums_of(folder)
+    if changed := sorted(name for name in proven.keys() | found.keys() if proven.get(name) != found.get(name)):
+        raise UserError(
+            f"{folder}: not what was proven: {', '.join(changed)} changed, missing or new since the export: "
+            "move away what is not of it, or export it again"
+        )
+    # Texts for people may be another's; what lies beside them hidden is left here.
+    texts = [path.name for path in folder.iterdir() if path.suffix == ".md" and path.is_file()]
+    sizes = {name: (folder / name).stat().st_size for name in [*found, *texts, PARITY_FILE]}
+    files = dict(sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])))
+    return Push(folder, repository, private, revision, files)
+
+
+def _check_name(repository: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"repository {repository!r}: must be OWNER/NAME as the hub takes it: {first}") from None
+    if repository.count("/") != 1:
+        raise UserError(f"repository {repository!r}: must be OWNER/NAME")
+
+
+def _proven_sums(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what was proven. Raises UserError where nothing was."""
+    try:
+        record = json.loads((folder / PARITY_FILE).read_text(encoding="utf-8"))
+        failures, sums = record["failures"], dict(record["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        failures, sums = None, {}
+    if failures != [] or not sums:
+        raise UserError(f"{folder / PARITY_FILE}: its parity was not proven: export it again")
+    return sums
+
+
+def show_push(push: Push, *, dry_run: bool) -> None:
+    """What goes where, a line a file."""
+    visible = "private" if push.private else "PUBLIC"
+    branch = f", branch {push.revision}" if push.revision else ""
+    for name, size in push.files.items():
+        console.say(f"  {size:>13,} bytes  {name}")
+    start = "would push" if dry_run else "pushing"
+    what = f"{len(push.files)} files, {push.total / 1e6:,.1f} MB, of {push.folder}"
+    console.say(f"{start} {what} to {push.repository} ({visible}{branch})")
+    console.say("files that the repository has and this export has not are removed there")
+
+
+def send(push: Push) -> str:
+    """Create the repository where there is none, and commit all files at once; the commit's address.
+
+    An existing repository keeps its visibility; one that is public is refused unless the push is. Files that it has and
+    the export has not are removed, so that it holds this export alone. Raises UserError when the hub refuses or cannot
+    be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        api.create_repo(push.repository, private=push.private, exist_ok=True)
+        if push.private and api.repo_info(push.repository).private is False:
+            raise UserError(f"{push.repository}: is there already, and is public: give --public, or another name")
+        if push.revision:
+            api.create_branch(push.repository, branch=push.revision, exist_ok=True)
+        with prepared(push) as folder:
+            commit = api.upload_folder(
+                repo_id=push.repository,
+                folder_path=folder,
+                revision=push.revision,
+                commit_message="Export of Rankwright",
+                delete_patterns="*",
+            )
+    except LocalTokenNotFoundError:
+        raise UserError("the hub wants a token: set HF_TOKEN, or run `hf auth login`") from None
+    except OfflineModeIsEnabled:
+        raise UserError(f"{push.repository}: HF_HUB_OFFLINE is set, so the hub is not asked: unset it") from None
+    except HfHubHTTPError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{push.repository}: the hub refused: {first}: check the name and what your token may write"
+        ) from None
+    except Exception as error:
+        # Those of the client that huggingface_hub asks with, httpx or httpx2 by its version, are no OSErrors.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
+        raise UserError(
+            f"{push.repository}: the hub cannot be reached: {type(error).__name__}: try again later"
+        ) from None
+    return str(commit.commit_url)
+
+
+@contextmanager
+def prepared(push: Push) -> Iterator[Path]:
+    """A copy whose README.md and SERVE.md name the repository in place of PATH; large files are links, not copies."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "export"
+        for name in push.files:
+            source, target = push.folder / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name in (CARD, SERVE):
+                text = source.read_text(encoding="utf-8")
+                target.write_text(re.sub(rf"\b{PLACE}\b", push.repository, text), encoding="utf-8")
+            else:
+                target.symlink_to(source.resolve())
+        yield folder

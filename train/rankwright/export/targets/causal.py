@@ -1,0 +1,137 @@
+"""Target `causal`: the yes/no form, a language model whose last logits are the score."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwright.common.errors import UserError
+from rankwright.export.golden import make_golden, write_golden
+from rankwright.export.target import REFUSALS, TARGETS, Figures, Trained
+from rankwright.export.targets.hf import SHARD_SIZE
+from rankwright.export.tokenizer import TEMPLATE_FILE, write_tokenizer
+from rankwright.export.weights import (
+    ACTIVATION,
+    Dtype,
+    ShardSize,
+    dtype_of,
+    merge_figures,
+    patch_config,
+    transplant,
+    weight_figures,
+    without_adapters,
+    write_weights,
+)
+from rankwright.model.loading import load_model
+from rankwright.model.prompt import PromptContract
+from rankwright.model.rank_model import RankModel, scored_rows
+from rankwright.rerankers.reranker import Reranker
+
+LOGIT_SCORE = "1_LogitScore"
+HEAD_BIAS = "the head of this base has a bias, which the score leaves out: use hf"
+MODULES = [
+    ("", "sentence_transformers.base.modules.transformer.Transformer"),
+    (LOGIT_SCORE, "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"),
+]
+
+
+@TARGETS.register
+def causal(trained: Trained, folder: Path, *, shard_size: ShardSize = SHARD_SIZE, dtype: Dtype = "fp32") -> Figures:
+    """The yes/no form: transformers, sentence-transformers (LogitScore), vLLM with launch flags.
+
+    shard_size: of a file of weights, e.g. 2GB. dtype: fp32, bf16, or auto, which is that of the base's files.
+    """
+    # The scale is in the written rows: what reads logits knows of none.
+    contract, written_in = trained.contract.replace(scale=1.0), dtype_of(dtype, trained)
+    merged = merge_causal(trained.model, trained.contract)
+    figures = merge_figures(trained, merged)
+    figures["tied"] = bool(merged.causal_lm.config.tie_word_embeddings)
+    write_weights(merged.lm, folder, dtype=written_in, shard_size=shard_size)
+    write_tokenizer(trained.tokenizer, contract, folder)
+    write_modules(contract, folder)
+    patch_config(folder)
+    # Read back: a 16-bit file has its own, rounded weights, and its golden scores are theirs.
+    written = load_model(str(folder), contract, trained.tokenizer)
+    rows = make_golden(Reranker(written, trained.tokenizer, contract), trained.golden_pairs)
+    write_golden(folder, rows)
+    return figures | weight_figures(trained, folder, rows, written_in)
+
+
+def why_no_causal(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
+    """Why merge_causal() cannot give such a base's head the score; empty where it can."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return [f"{config.model_type} has no causal form in transformers: use hf"]
+    with torch.device("meta"):
+        head = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).get_output_embeddings()
+    return [] if getattr(head, "bias", None) is None else [HEAD_BIAS]
+
+
+REFUSALS["causal"] = why_no_causal
+
+
+def merge_causal(model: RankModel, contract: PromptContract) -> RankModel:
+    """A copy in fp32, adapters merged, whose language-model head gives the trained score.
+
+    Where the head's own rows do not (embeddings that were trained and tied to it, a scaled score, a one-label base),
+    it is untied and has the score's rows in their places. Raises UserError for a base without a causal form.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    merged = without_adapters(model)
+    head = merged.causal_lm.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise UserError(f"export.targets: causal: {HEAD_BIAS}")
+    if head is not None and torch.equal(scored_rows(head.weight, contract.replace(scale=1.0)), merged.rows_2H):
+        return merged
+    config = copy.deepcopy(merged.causal_lm.config)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"export.targets: causal: {config.model_type} has no causal form in transformers: use hf")
+    config.tie_word_embeddings = False
+    lm = transplant(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, merged.decoder)
+    embeddings_VH = merged.causal_lm.get_input_embeddings().weight
+    weight_VH = torch.zeros_like(embeddings_VH) if head is None else head.weight.detach().clone()
+    weight_VH[contract.yes_id] = merged.rows_2H[1]
+    if contract.no_id is not None:
+        weight_VH[contract.no_id] = merged.rows_2H[0]
+    lm.lm_head.weight = nn.Parameter(weight_VH.detach())
+    return RankModel(lm, merged.rows_2H, merged.pad_id).eval()
+
+
+def write_modules(contract: PromptContract, folder: Path) -> None:
+    """The files by which sentence-transformers 6 reads a language model as a CrossEncoder."""
+    (folder / LOGIT_SCORE).mkdir()
+    forward: dict[str, Any] = {"method": "forward", "method_output_name": "logits"}
+    # Without it sentence-transformers leaves the chat template unread.
+    modalities = {"text": forward}
+    if (folder / TEMPLATE_FILE).is_file():
+        modalities["message"] = {**forward, "format": "flat"}
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(MODULES)
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "text-generation",
+            "module_output_name": "causal_logits",
+            "modality_config": modalities,
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "CrossEncoder",
+            "activation_fn": ACTIVATION,
+            "prompts": {},
+            "default_prompt_name": None,
+        },
+        f"{LOGIT_SCORE}/config.json": {
+            "true_token_id": contract.yes_id,
+            "false_token_id": contract.no_id,
+            "module_input_name": "causal_logits",
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""`rankwright verify`: a folder or a running server checked against its golden pairs; start with folder.py."""

@@ -1,0 +1,98 @@
+"""What is known of an export when a server's scores are explained: its model, scored here under other prompts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+
+from rankwright.common.errors import UserError
+from rankwright.common.resources import resolve_base
+from rankwright.export.proof.runtimes.base import Exported, Row
+from rankwright.export.target import has_adapter
+from rankwright.model.loading import load_model
+from rankwright.model.prompt import EncodedGroup
+from rankwright.model.rank_model import RankModel
+from rankwright.rerankers.reranker import Reranker
+
+# What transformers takes where config.json does not say.
+DEFAULT_THETA = 1e4
+
+
+class Known:
+    """The folder's model, tokenizer and golden rows."""
+
+    def __init__(self, exported: Exported, reranker: Reranker) -> None:
+        from transformers import AutoTokenizer
+
+        self.exported, self.reranker = exported, reranker
+        self.rows: list[Row] = exported.rows
+        self.contract, self.encoder = reranker.contract, reranker.encoder
+        # A server tokenises a rendered prompt with the exported tokenizer, whose Strip is off in ours.
+        self.served_tokenizer = AutoTokenizer.from_pretrained(exported.path)
+        self.tokenizer = reranker.tokenizer
+
+    @classmethod
+    def load(cls, exported: Exported) -> Known | None:
+        """None for a folder whose weights cannot be scored here: not torch's, or damaged."""
+        if exported.kind in ("onnx", "gguf"):
+            return None
+        try:
+            return cls(exported, Reranker.load(str(exported.path), device="cpu", base=exported.base))
+        except UserError:
+            return None
+
+    def ids(self, text: str, *, served: bool = False) -> list[int]:
+        """Of a text alone, control tokens read as such; served: as the exported tokenizer has them."""
+        tokenizer = self.served_tokenizer if served else self.tokenizer
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def golden_ids(self, place: int) -> list[int]:
+        found: list[int] = self.rows[place]["token_ids"]
+        return found
+
+    def is_cut(self, place: int) -> bool:
+        """Whether the row's document does not fit."""
+        return len(self.golden_ids(place)) == self.contract.max_tokens
+
+    def score(self, prompts: Sequence[Sequence[int]], model: RankModel | None = None) -> list[float]:
+        """Logits of whole prompts, by this model or another one."""
+        groups = [EncodedGroup(list(ids[:-1]), [list(ids[-1:])], False, 0) for ids in prompts]
+        with torch.inference_mode():
+            found: list[float] = (model or self.reranker.model)(groups).tolist()
+        return found
+
+    def without_theta(self) -> AbstractContextManager[bool]:
+        """Inside, the model has the default base of its rotary positions; False where that changes nothing."""
+        decoder = cast(Any, self.reranker.model.decoder)
+        rope = getattr(decoder.config, "rope_parameters", None) or {}
+        if rope.get("rope_theta") in (None, DEFAULT_THETA) or not hasattr(decoder, "rotary_emb"):
+            return nullcontext(False)
+        return _other_rotary(decoder)
+
+    def base_logits(self, places: Sequence[int]) -> list[float] | None:
+        """Scores of the base's own weights; None where the base is not at hand."""
+        prompts = [self.golden_ids(place) for place in places]
+        model = self.reranker.model
+        if has_adapter(model):
+            with cast(Any, model.lm).disable_adapter():
+                return self.score(prompts)
+        if self.exported.base is None:
+            return None
+        base = load_model(resolve_base(self.exported.base, "--base"), self.contract, self.tokenizer)
+        return self.score(prompts, base.eval())
+
+
+@contextmanager
+def _other_rotary(decoder: Any) -> Any:
+    config = copy.deepcopy(decoder.config)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": DEFAULT_THETA}
+    own = decoder.rotary_emb
+    decoder.rotary_emb = type(own)(config=config)
+    try:
+        yield True
+    finally:
+        decoder.rotary_emb = own

@@ -1,0 +1,180 @@
+"""Mining in shards of queries: each a file that is made once, by any number of processes, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rankwright.common import console
+from rankwright.common.files import write_lines_atomic
+from rankwright.common.hashing import content_hash
+from rankwright.common.processes import Processes
+from rankwright.data.collection import Collection
+from rankwright.mining.filters import MiningView, TeacherOf
+from rankwright.mining.pools import Filter, Sifted, apply, read_rows, rows_of, sift
+from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.candidates import Candidate, Searcher
+from rankwright.retrieval.dense import encode_together
+from rankwright.retrieval.first_stages import retriever
+
+# What a kill can lose, and what one process takes at a time.
+SHARD_QUERIES = 512
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set to mine: ids are qualified; plain: the same set with the ids of its files, by which a run file goes."""
+
+    kind: str
+    collection: Collection
+    plain: Collection
+    retriever: str
+    depth: int
+    run_file: Path | None
+    filters: Mapping[str, Filter]
+
+    @cached_property
+    def shards(self) -> list[tuple[str, ...]]:
+        """The queries, sorted, cut: a function of their ids alone. They may lie in a file, which is read once."""
+        ids = sorted(self.collection.queries)
+        return [tuple(ids[start : start + SHARD_QUERIES]) for start in range(0, len(ids), SHARD_QUERIES)]
+
+
+@dataclass(slots=True)
+class Shards:
+    """The shards of some jobs under `folder`; inputs: hash of all that decides their content but the job's name.
+
+    A file holds a row `shard, said`, and a row a query (sift.rows_of). It appears whole or not at all.
+    """
+
+    folder: Path
+    inputs: str
+    recipe: Recipe
+    jobs: Sequence[Job]
+    teacher: TeacherOf | None = None
+
+    def path(self, job: Job, number: int) -> Path:
+        """Where a shard lies: its name is the hash of what it was made from."""
+        name = content_hash(self.inputs, job.kind, job.collection.name, number, job.shards[number])
+        return self.folder / f"{name}.jsonl"
+
+    def missing(self) -> list[tuple[Job, int]]:
+        """The shards that nobody has made."""
+        all_of_them = [(job, number) for job in self.jobs for number in range(len(job.shards))]
+        return [(job, number) for job, number in all_of_them if not self.path(job, number).is_file()]
+
+    def make(self, processes: Processes) -> None:
+        """Make what is missing, each process its share, and wait for the others."""
+        missing = self.missing()
+        # Nobody makes one before all have looked, so that all share out the same.
+        processes.meet()
+        if missing:
+            self._encode([job for job in self.jobs if any(job is other for other, _ in missing)], processes)
+        own = missing[processes.rank :: processes.count]
+        searchers = _Searchers(self.recipe, self.jobs)
+        if own:
+            with console.progress("mine queries", sum(len(job.shards[number]) for job, number in own)) as advance:
+                for job, number in own:
+                    processes.look()
+                    self._make(job, number, searchers.of(job))
+                    advance(len(job.shards[number]))
+        processes.meet()
+
+    def _encode(self, jobs: Sequence[Job], processes: Processes) -> None:
+        if self.recipe.dense is None:
+            return
+        for job in jobs:
+            if job.retriever in ("dense", "fusion"):
+                options = self.recipe.dense.model_dump()
+                encode_together(job.collection.corpus, job.collection.queries, processes=processes, **options)
+
+    def _make(self, job: Job, number: int, search: Searcher) -> None:
+        collection = job.collection.subset(job.shards[number])
+        retrieved = search(collection.queries)
+        if job.kind == "dev":
+            found = Sifted(retrieved, {query_id: {} for query_id in retrieved})
+        else:
+            found = sift(collection, retrieved)
+            apply(found, job.filters, self.view(job, collection))
+        rows: list[dict[str, Any]] = [{"shard": number, "said": dict(found.said)}, *rows_of(found)]
+        write_lines_atomic(
+            self.path(job, number), (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+        )
+
+    def view(self, job: Job, collection: Collection) -> MiningView:
+        """What filters see of a job, without candidates."""
+        seed, code = self.recipe.seed, self.recipe.mine.code
+        teacher = None if self.teacher is None else self.teacher(collection)
+        return MiningView(collection, job.retriever, {}, {}, seed, code, teacher)
+
+    def read(self, job: Job) -> Iterator[Sifted]:
+        """The shards of a job, in order, once all are made."""
+        for number in range(len(job.shards)):
+            with self.path(job, number).open(encoding="utf-8") as file:
+                head, *rows = map(json.loads, file)
+            yield read_rows(rows, head["said"])
+
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Remove all shards, of whatever inputs, and what a kill left of one."""
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
+# Their short lists are the starts of their long ones.
+CUT = ("bm25", "dense")
+
+
+class _Searchers:
+    """A job's searcher; the last one is kept, since train and dev of one set share a corpus."""
+
+    def __init__(self, recipe: Recipe, jobs: Sequence[Job]) -> None:
+        self._recipe, self._jobs = recipe, jobs
+        self._last: tuple[Job, Searcher] | None = None
+
+    def of(self, job: Job) -> Searcher:
+        if self._last is None or not _alike(self._last[0], job):
+            # The old index goes before the new one is made.
+            self._last = None
+            self._last = (job, self._make(job))
+        search = self._last[1]
+        return lambda queries: {query_id: found[: job.depth] for query_id, found in search(queries).items()}
+
+    def _make(self, job: Job) -> Searcher:
+        console.say(f"  {job.collection.name}: {job.retriever} over {len(job.collection.corpus):,} documents")
+        depth = job.depth
+        if job.retriever in CUT:
+            depth = max(other.depth for other in self._jobs if other.retriever == job.retriever)
+        make = retriever(self._recipe, job.retriever, depth, job.run_file)
+        if job.retriever != "run":
+            return make(job.collection.corpus)
+        # The whole file at once: what it lacks is said of the set, not of every shard.
+        lists, prefix = make(job.plain.corpus)(job.plain.queries), f"{job.collection.name}/"
+        found = {
+            prefix + query_id: [Candidate(prefix + c.document_id, c.score, c.rank) for c in candidates]
+            for query_id, candidates in lists.items()
+        }
+        return lambda queries: {query_id: found[query_id] for query_id in queries}
+
+
+def _alike(one: Job, other: Job) -> bool:
+    """Whether one searcher serves both."""
+    if one is other:
+        return True
+    if one.retriever != other.retriever or one.retriever == "run":
+        return False
+    if one.depth != other.depth and one.retriever not in CUT:
+        return False
+    # Ids are qualified by the set's name.
+    if one.plain.name != other.plain.name:
+        return False
+    first, second = one.plain.corpus, other.plain.corpus
+    if first is second:
+        return True
+    # One text after another: a corpus may lie on the disk, and is not to be copied.
+    return len(first) == len(second) and all(second.get(d) == text for d, text in first.items())

@@ -1,0 +1,207 @@
+"""Attention over packed rows: the same result by several routes, chosen by what the device can do.
+
+A route is `(q_HTD, k_KTD, v_KTD, row, scale) -> out_THD`: H query heads, K key heads (H is a multiple of K), T tokens,
+D head size. All routes are exact: heads see themselves, a document sees its head and itself, causally.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankwright.common.errors import UserError
+from rankwright.common.registry import Registry
+from rankwright.model.kernels import short_attention
+from rankwright.model.layout import HEAD, Row
+
+Route = Callable[[Tensor, Tensor, Tensor, Row, float], Tensor]
+ROUTES: Registry[Route] = Registry("attention")
+# transformers' own forward over padded prompts, without any of the routes below.
+PLAIN = "plain"
+# Up to this many keys, plain products beat the fused kernel's backward pass in bf16 on a CPU.
+SHORT_KEYS = 512
+FEW_SHAPES = 32
+
+
+def check_attention(name: str) -> None:
+    """Raises UserError for a name that is no route."""
+    if name not in ("auto", PLAIN):
+        # An unknown name lists the known ones.
+        ROUTES[name]
+
+
+def choose_route(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """(route, why): `wanted`, or for `auto` the fastest that this device and type can do.
+
+    Raises UserError for a route that cannot run here.
+    """
+    return route_for(wanted, device.type, dtype, has_varlen=_has_varlen(device, dtype))
+
+
+def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_varlen: bool) -> tuple[str, str]:
+    """choose_route() for a device that need not be here."""
+    if wanted == PLAIN:
+        return PLAIN, "as the recipe says"
+    if wanted != "auto":
+        if wanted == "varlen" and not has_varlen:
+            raise UserError(
+                f"model.attention: varlen needs a CUDA device and bf16, here {device_type} and "
+                f"{str(dtype).removeprefix('torch.')}: use `auto`"
+            )
+        return wanted, "as the recipe says"
+    if device_type == "cpu":
+        return "documents", "fastest on a CPU"
+    if has_varlen:
+        return "varlen", "FlashAttention in bf16"
+    return "flex", "FlexAttention where FlashAttention has no kernel for this type"
+
+
+def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@ROUTES.register
+def documents(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+    """Segment by segment: no token is ever multiplied with one it does not see. For CPUs."""
+    sizes = [s.tokens for s in row.segments]
+    q, k, v = (torch.split(x, sizes, dim=1) for x in (q_HTD, k_KTD, v_KTD))
+    place = {segment.start: number for number, segment in enumerate(row.segments)}
+    found = []
+    for number, segment in enumerate(row.segments):
+        keys, values = k[number], v[number]
+        if segment.head_end > segment.head_start:
+            head = place[segment.head_start]
+            keys, values = torch.cat((k[head], keys), dim=1), torch.cat((v[head], values), dim=1)
+        found.append(_attend(q[number], keys, values, scale))
+    return torch.cat(found, dim=1).transpose(0, 1)
+
+
+def _attend(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> Tensor:
+    """Causal attention whose last query sees the last key (bottom-right)."""
+    queries, keys = q_HLD.shape[1], k_KSD.shape[1]
+    if q_HLD.dtype == torch.float32:
+        mask_LS = _causal(keys, q_HLD.dtype, q_HLD.device)[keys - queries : keys, :keys]
+        return _fused(q_HLD, k_KSD, v_KSD, mask_LS, scale)
+    # In 16 bits every new shape costs a compilation: few shapes then. What is added is seen by added queries only.
+    more_queries, more_keys = -queries % FEW_SHAPES, -keys % FEW_SHAPES
+    q, k, v = (F.pad(x, (0, 0, 0, more)) for x, more in ((q_HLD, more_queries), (k_KSD, more_keys), (v_KSD, more_keys)))
+    short = torch.is_grad_enabled() and keys <= SHORT_KEYS
+    mask_SS = _causal(keys + FEW_SHAPES, torch.float32 if short else q_HLD.dtype, q_HLD.device)
+    mask_LS = mask_SS[keys - queries : keys + more_queries, : keys + more_keys]
+    return (short_attention if short else _fused)(q, k, v, mask_LS, scale)[:, :queries]
+
+
+def _fused(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, mask_LS: Tensor, scale: float) -> Tensor:
+    out_1HLD: Tensor = F.scaled_dot_product_attention(
+        q_HLD[None], k_KSD[None], v_KSD[None], attn_mask=mask_LS, scale=scale, enable_gqa=True
+    )
+    return out_1HLD[0]
+
+
+def _causal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A causal mask of at least `size` x `size`, of which all others are parts."""
+    return _square(1 << (size - 1).bit_length(), dtype, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _square(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept for later calls: one made while scoring must still serve training.
+    with torch.inference_mode(False):
+        return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu(1)
+
+
+@ROUTES.register
+def dense(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+    """One masked product over the whole row: quadratic in its tokens, runs everywhere."""
+    places_T = torch.arange(q_HTD.shape[1], device=q_HTD.device)
+    mask_TT = row.allowed(places_T[:, None], places_T[None, :])
+    out_1HTD: Tensor = F.scaled_dot_product_attention(
+        q_HTD[None], k_KTD[None], v_KTD[None], attn_mask=mask_TT, scale=scale, enable_gqa=True
+    )
+    return out_1HTD[0].transpose(0, 1)
+
+
+@ROUTES.register
+def flex(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+    """FlexAttention under a block mask: blocks that nobody sees are skipped. Compiled on a GPU."""
+    attend = _flex_attention(q_HTD.is_cuda)
+    out = attend(q_HTD[None], k_KTD[None], v_KTD[None], block_mask=_block_mask(row, q_HTD.device), scale=scale)
+    return cast(Tensor, out)[0].transpose(0, 1)
+
+
+@functools.lru_cache(maxsize=2)
+def _flex_attention(compiled: bool) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = functools.partial(flex_attention, enable_gqa=True)
+    return torch.compile(attend, dynamic=True) if compiled else attend
+
+
+@functools.lru_cache(maxsize=4)
+def _block_mask(row: Row, device: torch.device) -> Any:
+    """All layers of a forward pass share it."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tokens = len(row.ids_T)
+    group_T, document_T = row.owner_2T.to(device)
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen: Tensor = (document_T[key] == HEAD) | (document_T[key] == document_T[query])
+        seen = seen & (group_T[key] == group_T[query])
+        return seen & (key <= query)
+
+    return create_block_mask(visible, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=str(device))
+
+
+@ROUTES.register
+def varlen(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+    """FlashAttention over segments of unequal length; keys of a head are gathered for each of its documents."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    places_S, ends_q, ends_k = _gathered(row, q_HTD.device)
+    q_THD, k_TKD, v_TKD = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
+    out = varlen_attn(
+        q_THD.contiguous(),
+        k_TKD.index_select(0, places_S),
+        v_TKD.index_select(0, places_S),
+        ends_q,
+        ends_k,
+        max(s.tokens for s in row.segments),
+        max(s.keys for s in row.segments),
+        scale=scale,
+        # Everything to the left, nothing to the right, counted from the last query and the last key.
+        window_size=(-1, 0),
+        enable_gqa=q_HTD.shape[0] != k_KTD.shape[0],
+    )
+    return cast(Tensor, out)
+
+
+@functools.lru_cache(maxsize=4)
+def _gathered(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of the keys of all segments one after another, and where queries and keys of each end (int32)."""
+    places: list[Tensor] = []
+    queries, keys = [0], [0]
+    for s in row.segments:
+        places += [torch.arange(s.head_start, s.head_end), torch.arange(s.start, s.end)]
+        queries.append(s.end)
+        keys.append(keys[-1] + s.keys)
+    ends_q, ends_k = (torch.tensor(ends, dtype=torch.int32, device=device) for ends in (queries, keys))
+    return torch.cat(places).to(device), ends_q, ends_k
+
+
+def attend_scored(q_HND: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+    """out_NHD of the scored tokens alone, over all keys of the row under a mask: N is small beside T."""
+    scored_N = row.scored_N.to(q_HND.device)
+    places_T = torch.arange(k_KTD.shape[1], device=q_HND.device)
+    mask_NT = row.allowed(scored_N[:, None], places_T[None, :])
+    out_1HND: Tensor = F.scaled_dot_product_attention(
+        q_HND[None], k_KTD[None], v_KTD[None], attn_mask=mask_NT, scale=scale, enable_gqa=True
+    )
+    return out_1HND[0].transpose(0, 1)

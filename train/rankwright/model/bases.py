@@ -1,0 +1,312 @@
+"""What the files of a base say: the prompt it was trained in, and why it cannot be a base of ours."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from rankwright.common import console
+from rankwright.common.errors import UserError
+from rankwright.model.frames import CUT, Frame, Mode, frame_of, known_frame, single_token_id
+
+QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
+README = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A frame, the instruction that the base's own files put into it (None: they do not say), and how it was found."""
+
+    mode: Mode
+    instruction: str | None = None
+    why: str = ""
+
+
+def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = None) -> Origin:
+    """The frame of a base without a contract of its own.
+
+    name: what the base is called, when `folder` is a copy of it. Raises UserError asking for the frame where nothing
+    says it.
+    """
+    settings = read_json(folder, ADAPTER_FILE, revision)
+    if settings is not None:
+        base = str(settings.get("base_model_name_or_path"))
+        return _of_adapter(name, folder, base, tokenizer)
+    logit_score = _logit_score(folder, revision)
+    origin = _written(tokenizer) or _named(name, folder, revision)
+    if origin is None:
+        if logit_score is None and not _is_reranker(folder, revision):
+            return Origin("portable", why="a plain language model")
+        raise UserError(_question(name, tokenizer, logit_score))
+    if logit_score is not None:
+        _check_tokens(name, tokenizer, origin.mode, logit_score)
+    if origin.why:
+        _say_once(f"{name}: prompt frame {origin.mode}, {origin.why}")
+    return origin
+
+
+def _of_adapter(name: str, folder: str, base: str, tokenizer: Any) -> Origin:
+    """Adapters read the prompt of their base, unless their own tokenizer or README says another one."""
+    mode = known_frame(base)
+    found = _written(tokenizer) or _named(name, folder, None)
+    if found is None and mode is not None:
+        found = Origin(mode)
+    if found is None:
+        raise UserError(_question(name, tokenizer, None))
+    return found
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    console.say(text)
+
+
+def _written(tokenizer: Any) -> Origin | None:
+    """The frame whose text the chat template (roles query and document) or the tokenizer's own pair makes."""
+    frames = dict.fromkeys((mode, frame) for mode, frame in _frames(tokenizer))
+    for text in _texts(tokenizer):
+        for mode, frame in frames:
+            instruction = _instruction_in(text, frame)
+            if instruction is not None:
+                return Origin(mode, instruction if "{instruction}" in frame.prefix else None)
+    return None
+
+
+def _frames(tokenizer: Any) -> Iterator[tuple[Mode, Frame]]:
+    for mode in get_args(Mode):
+        # With and without a line for an instruction, where that is a choice.
+        for told in ("", "x"):
+            try:
+                yield mode, frame_of(mode, tokenizer, told)
+            except UserError:
+                continue
+
+
+def _texts(tokenizer: Any) -> Iterator[str]:
+    from jinja2 import TemplateError
+
+    messages = [{"role": "query", "content": QUERY}, {"role": "document", "content": DOCUMENT}]
+    for ends_with_answer in (False, True) if tokenizer.chat_template else ():
+        try:
+            yield tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends_with_answer)
+        except (TemplateError, TypeError, ValueError, KeyError):
+            # Of another task: these roles are not its own.
+            continue
+    yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
+
+
+def _instruction_in(text: str, frame: Frame) -> str | None:
+    """What stands in the place of the instruction, where `text` is the frame around the two texts; else None."""
+    start, place, rest = frame.prefix.replace(CUT, "").partition("{instruction}")
+    end = rest + QUERY + (frame.middle + frame.document_prefix + DOCUMENT + frame.suffix).replace(CUT, "")
+    if not (text.startswith(start) and text.endswith(end) and len(text) >= len(start) + len(end)):
+        return None
+    between = text[len(start) : len(text) - len(end)]
+    return between if place or not between else None
+
+
+def _named(name: str, folder: str, revision: str | None) -> Origin | None:
+    """By the base's own name, or by the model that its files name as the one they were made from."""
+    mode = known_frame(name)
+    if mode is not None:
+        return Origin(mode)
+    for place, other in _relatives(folder, revision):
+        mode = known_frame(other)
+        if mode is not None:
+            return Origin(mode, why=f"since its {place} names {other}; if that is wrong, state it: prompt.mode=...")
+    return None
+
+
+def _relatives(folder: str, revision: str | None) -> Iterator[tuple[str, str]]:
+    readme = read_text(folder, README, revision) or ""
+    stated = _front_matter(readme).get("base_model")
+    for one in stated if isinstance(stated, list) else [stated]:
+        if isinstance(one, str):
+            yield README, one
+    title = re.search(r"^#\s+([\w./-]+)\s*$", readme, re.MULTILINE)
+    if title is not None:
+        yield README, title.group(1)
+    config = read_json(folder, "config.json", revision) or {}
+    if isinstance(config.get("_name_or_path"), str):
+        yield "config.json", config["_name_or_path"]
+
+
+def _front_matter(readme: str) -> dict[str, Any]:
+    found = re.match(r"---\n(.*?)\n---\s*\n", readme, re.DOTALL)
+    try:
+        values = yaml.safe_load(found.group(1)) if found else None
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _is_reranker(folder: str, revision: str | None) -> bool:
+    """Whether it was trained to score, in some prompt: a classifier, or a card that says so."""
+    config = read_json(folder, "config.json", revision) or {}
+    if architecture(config).endswith("ForSequenceClassification"):
+        return True
+    card = _front_matter(read_text(folder, README, revision) or "")
+    tags = card.get("tags")
+    tags = tags if isinstance(tags, list) else []
+    return card.get("pipeline_tag") == "text-ranking" or bool({"reranker", "cross-encoder"} & set(map(str, tags)))
+
+
+def _logit_score(folder: str, revision: str | None) -> tuple[int, int | None] | None:
+    """(yes, no) token ids of sentence-transformers' LogitScore, or None where there is none."""
+    for module in modules(folder, revision):
+        if module["type"].endswith(f".{LOGIT_SCORE}"):
+            settings = read_json(folder, f"{module['path']}/config.json", revision) or {}
+            yes, no = settings.get("true_token_id"), settings.get("false_token_id")
+            if not isinstance(yes, int) or not isinstance(no, int | None):
+                raise UserError(f"model.base: {folder}: {module['path']}/config.json names no true_token_id")
+            return yes, no
+    return None
+
+
+def _check_tokens(name: str, tokenizer: Any, mode: Mode, logit_score: tuple[int, int | None]) -> None:
+    frame = frame_of(mode, tokenizer, "")
+    no = None if frame.no is None else single_token_id(tokenizer, frame.no)
+    if (single_token_id(tokenizer, frame.yes), no) != logit_score:
+        raise UserError(
+            f"model.base: {name}: scores the tokens {_words(tokenizer, logit_score)} by its LogitScore, the frame "
+            f"{mode} scores {frame.yes}{'' if frame.no is None else f' and {frame.no}'}: choose another base"
+        )
+
+
+def _words(tokenizer: Any, ids: Sequence[int | None]) -> str:
+    return " and ".join(repr(tokenizer.decode([number])) for number in ids if number is not None)
+
+
+def _question(name: str, tokenizer: Any, logit_score: tuple[int, int | None] | None) -> str:
+    scored = "" if logit_score is None else f" (it scores {_words(tokenizer, logit_score)})"
+    return (
+        f"model.base: {name}: a reranker{scored} whose files and name do not say in which prompt it was trained: look "
+        f"it up and state it: prompt.mode={'|'.join(get_args(Mode))} (score: --mode, Reranker.load: mode=)"
+    )
+
+
+TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
+ADAPTER_FILE = "adapter_config.json"
+# Weights whose loading may run code.
+PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
+
+
+def refuse_other_kinds(name: str, folder: str, revision: str | None = None) -> None:
+    """Raises UserError for what no decoder with one score is: encoders, several labels, own code, other modules."""
+    for module in modules(folder, revision):
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind not in (TRANSFORMER, LOGIT_SCORE):
+            raise UserError(
+                f"model.base: {name}: its score comes from a module {kind} of sentence-transformers, which is not read "
+                f"here: {INSTEAD}"
+            )
+        if kind == TRANSFORMER and module["path"]:
+            raise UserError(f"model.base: {name}: its weights lie in {module['path']}: write {name}/{module['path']}")
+    config = read_json(folder, "config.json", revision)
+    if config is not None:
+        _refuse_config(name, config)
+
+
+def _refuse_config(name: str, config: dict[str, Any]) -> None:
+    import transformers
+    from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind, family = architecture(config), config.get("model_type")
+    if kind and not hasattr(transformers, kind):
+        raise UserError(
+            f"model.base: {name}: {kind} is no class of transformers, and code of a repository is never run for a "
+            f"base: {INSTEAD}, or serve it (kind: served)"
+        )
+    is_encoder = family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_MASKED_LM_MAPPING
+    if is_encoder or config.get("is_encoder_decoder"):
+        raise UserError(f"model.base: {name}: {kind or family} is an encoder, must be a decoder: {INSTEAD}")
+    if kind.endswith("ForSequenceClassification"):
+        # transformers' own default is two.
+        labels = config.get("num_labels") or len(config.get("id2label") or ()) or 2
+        if labels != 1:
+            raise UserError(f"model.base: {name}: {kind} has {labels} labels, must have 1: {INSTEAD}")
+
+
+def refuse_unread(folder: str) -> None:
+    """Raises UserError for a folder of one of our exports that other libraries read, and this one does not."""
+    path = Path(folder)
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return
+    kind = "gguf" if any(path.glob("*.gguf")) else "onnx" if (path / "onnx").is_dir() else None
+    if kind is not None:
+        raise UserError(
+            f"{folder}: an export for other libraries ({kind}), which is not read here: take the target hf of the same "
+            f"run; `rankwright verify {folder}` repeats the proof of this one"
+        )
+
+
+def refuse_pickles(folder: str) -> None:
+    """Raises UserError for a local folder whose weights are in no safetensors file."""
+    path = Path(folder)
+    found = [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))] if path.is_dir() else []
+    if found and not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"model.base: {folder}: its weights are in {found[0]}, a pickle, which may run code when it is loaded: "
+            "take a revision with safetensors, or convert it where you trust it (from_pretrained, then save_pretrained)"
+        )
+
+
+def architecture(config: dict[str, Any]) -> str:
+    """The class that wrote the weights, or an empty text."""
+    return str((config.get("architectures") or [""])[0])
+
+
+def adapter_base(folder: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """(base, revision) of a folder or hub repository of adapters as it names them; None for any other."""
+    settings = read_json(folder, ADAPTER_FILE, revision)
+    return None if settings is None else (str(settings["base_model_name_or_path"]), settings.get("revision"))
+
+
+def modules(folder: str, revision: str | None = None) -> list[dict[str, str]]:
+    """modules.json of sentence-transformers: `type` and `path` of each; empty where there is none."""
+    found = read_json(folder, "modules.json", revision, kind=list) or []
+    return [{"type": str(m.get("type", "")), "path": str(m.get("path", ""))} for m in found if isinstance(m, dict)]
+
+
+def read_json(folder: str, file: str, revision: str | None = None, *, kind: type = dict) -> Any:
+    """A JSON file of a local folder or a hub repository, or None. Raises UserError for one that is broken."""
+    text = read_text(folder, file, revision)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"model.base: {folder}: {file} is no JSON ({error}): write it again") from None
+    return found if isinstance(found, kind) else None
+
+
+def read_text(folder: str, file: str, revision: str | None = None) -> str | None:
+    """A text file of a local folder or a hub repository, or None."""
+    path = find_file(folder, file, revision)
+    return None if path is None else path.read_text(encoding="utf-8", errors="replace")
+
+
+def find_file(folder: str, file: str, revision: str | None = None) -> Path | None:
+    """Where a file of a local folder or a hub repository lies, or None."""
+    from transformers.utils import cached_file
+
+    if Path(folder).is_dir():
+        path = Path(folder) / file
+        return path if path.is_file() else None
+    found = cached_file(
+        folder,
+        file,
+        revision=revision,
+        # What cannot be reached at all has been said by then: the tokenizer is read first.
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)

@@ -1,0 +1,218 @@
+"""The plan of a step over all ranks: padded chunks, and packed rows where a query's head stands once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rankwright.model.prompt import EncodedGroup
+
+# T tokens of a row, N documents (scored prompts) of a row, S keys.
+# Rows longer than this fall out of a CPU's caches.
+CPU_ROW_TOKENS = 4096
+# In 16 bits on a CPU every new shape costs a compilation, which takes longer than the product itself.
+SHAPE_MULTIPLE = 128
+HEAD = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens start:end of a row that see the head's tokens head_start:head_end and, causally, each other."""
+
+    start: int
+    end: int
+    head_start: int
+    head_end: int
+
+    @property
+    def tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def keys(self) -> int:
+        """How many tokens its last token sees."""
+        return self.tokens + self.head_end - self.head_start
+
+
+# Compared by identity: a row is the key of what the attention routes derive from it once for all layers.
+@dataclass(frozen=True, eq=False)
+class Row:
+    """ids_T, positions_T: int64. heads and documents: which tokens they are; a document's last one is scored.
+
+    few_shapes: how many tokens are scored is filled up too, see scored_N.
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    heads: tuple[Segment, ...]
+    documents: tuple[Segment, ...]
+    few_shapes: bool = False
+
+    @cached_property
+    def scored_N(self) -> Tensor:
+        """The place of each document's last token; with few_shapes, place 0 up to a multiple of 32 behind them."""
+        places = [d.end - 1 for d in self.documents]
+        return torch.tensor(places + [0] * (-len(places) % 32 if self.few_shapes else 0))
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """Heads (which see nothing before them) and documents in the row's order."""
+        return tuple(sorted((*self.heads, *self.documents), key=lambda s: s.start))
+
+    @cached_property
+    def owner_2T(self) -> Tensor:
+        """Of each token the group's and the document's number within the row (HEAD for tokens of a head)."""
+        owner_2T = torch.empty(2, len(self.ids_T), dtype=torch.long)
+        groups = {head.start: number for number, head in enumerate(self.heads)}
+        for head in self.heads:
+            owner_2T[0, head.start : head.end], owner_2T[1, head.start : head.end] = groups[head.start], HEAD
+        for number, document in enumerate(self.documents):
+            owner_2T[0, document.start : document.end] = groups[document.head_start]
+            owner_2T[1, document.start : document.end] = number
+        return owner_2T
+
+    def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """bool: whether the token at place `queries` sees the one at place `keys` (int64, broadcast together)."""
+        group_T, document_T = self.owner_2T.to(queries.device)
+        seen: Tensor = (document_T[keys] == HEAD) | (document_T[keys] == document_T[queries])
+        seen &= group_T[keys] == group_T[queries]
+        return seen & (keys <= queries)
+
+
+def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int = 1) -> list[Row]:
+    """Rows of at most row_tokens tokens (a longer head + document takes a row of its own); documents in order.
+
+    A group that does not fit into what is left of a row goes on in the next one, its head repeated there.
+    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens, which nobody sees.
+    """
+    rows: list[_Draft] = []
+    for group in groups:
+        assert group.head_ids and all(group.tail_ids), "an empty prompt has no token to score"
+        opened = False
+        for tail in group.tail_ids:
+            needed = len(tail) + (0 if opened else len(group.head_ids))
+            if not rows or (row_tokens is not None and rows[-1].ids and len(rows[-1].ids) + needed > row_tokens):
+                rows.append(_Draft())
+                opened = False
+            if not opened:
+                rows[-1].open(group.head_ids)
+                opened = True
+            rows[-1].add(tail)
+    return [draft.row(multiple) for draft in rows]
+
+
+class _Draft:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self._positions: list[Tensor] = []
+        self._heads: list[Segment] = []
+        self._documents: list[Segment] = []
+
+    def open(self, head_ids: Sequence[int]) -> None:
+        start, end = len(self.ids), len(self.ids) + len(head_ids)
+        self._heads.append(Segment(start, end, start, start))
+        self.ids += head_ids
+        self._positions.append(torch.arange(end - start))
+
+    def add(self, tail_ids: Sequence[int]) -> None:
+        head, start = self._heads[-1], len(self.ids)
+        length = head.end - head.start
+        self._documents.append(Segment(start, start + len(tail_ids), head.start, head.end))
+        self.ids += tail_ids
+        self._positions.append(torch.arange(length, length + len(tail_ids)))
+
+    def row(self, multiple: int) -> Row:
+        missing = -len(self.ids) % multiple
+        if missing:
+            # A head without documents: it sees itself, so that no softmax is empty.
+            self.open([0] * missing)
+        ids_T = torch.tensor(self.ids, dtype=torch.long)
+        heads, documents = tuple(self._heads), tuple(self._documents)
+        return Row(ids_T, torch.cat(self._positions), heads, documents, few_shapes=multiple > 1)
+
+
+def split_group(group: EncodedGroup, budget_tokens: int) -> Iterator[EncodedGroup]:
+    """The group in parts of at most budget_tokens tokens, each with the head; a longer document is a part alone."""
+    part: list[list[int]] = []
+    used = len(group.head_ids)
+    for tail in group.tail_ids:
+        if part and used + len(tail) > budget_tokens:
+            yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
+            part, used = [], len(group.head_ids)
+        part.append(tail)
+        used += len(tail)
+    if part:
+        yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
+
+
+# Rows of one chunk are cut into pieces of at most this many tokens: larger ones fall out of a CPU's caches.
+CHUNK_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Prompts padded on the right to one length.
+
+    ids_BT int64; last_B: the scored token's position; indices: which prompt of the caller each row is.
+    """
+
+    ids_BT: Tensor
+    last_B: Tensor
+    indices: tuple[int, ...]
+
+
+def plan_step(group_tokens: Sequence[int], *, ranks: int, budget_tokens: int) -> list[list[list[int]]]:
+    """Rank -> micro-batches -> group indices, for the groups of one step.
+
+    Groups go, longest first, to the rank with the fewest tokens so far; a rank's groups fill micro-batches of
+    at most budget_tokens tokens (a longer group is a micro-batch of its own). A rank may stay empty.
+    """
+    loads = [0] * ranks
+    assigned: list[list[int]] = [[] for _ in range(ranks)]
+    for group in sorted(range(len(group_tokens)), key=lambda g: (-group_tokens[g], g)):
+        rank = min(range(ranks), key=lambda r: (loads[r], r))
+        loads[rank] += group_tokens[group]
+        assigned[rank].append(group)
+    return [_fill(groups, group_tokens, budget_tokens) for groups in assigned]
+
+
+def _fill(groups: Sequence[int], group_tokens: Sequence[int], budget_tokens: int) -> list[list[int]]:
+    micro_batches: list[list[int]] = []
+    used = 0
+    for group in groups:
+        if not micro_batches or used + group_tokens[group] > budget_tokens:
+            micro_batches.append([])
+            used = 0
+        micro_batches[-1].append(group)
+        used += group_tokens[group]
+    return micro_batches
+
+
+def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Chunk]:
+    """Prompts, longest first, in chunks of at most chunk_tokens padded tokens (at least one prompt each)."""
+    assert all(len(p) for p in prompts), "an empty prompt has no token to score"
+    lengths = [len(p) for p in prompts]
+    return [_pad(rows, prompts, pad_id) for rows in chunk_rows(lengths, chunk_tokens=chunk_tokens)]
+
+
+def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
+    """Which prompts of these lengths make up each chunk of pad_chunks; the first of a chunk is its longest."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    start = 0
+    while start < len(order):
+        count = max(1, chunk_tokens // lengths[order[start]])
+        yield order[start : start + count]
+        start += count
+
+
+def _pad(rows: Sequence[int], prompts: Sequence[Sequence[int]], pad_id: int) -> Chunk:
+    width = max(len(prompts[i]) for i in rows)
+    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    for row, i in enumerate(rows):
+        ids_BT[row, : len(prompts[i])] = torch.tensor(prompts[i], dtype=torch.long)
+    last_B = torch.tensor([len(prompts[i]) - 1 for i in rows])
+    return Chunk(ids_BT, last_B, tuple(rows))

@@ -1,0 +1,145 @@
+"""Lengths of texts in tokens under a prompt contract, and what the budgets cut from them."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rankwright.common.hashing import stable_hash
+from rankwright.data.collection import Collection
+from rankwright.data.store.views import get_many
+from rankwright.model.prompt import PromptEncoder
+
+# Without a tokenizer: bytes of UTF-8 a token, and tokens of a frame with its instruction. Both are on the safe side.
+BYTES_PER_TOKEN, FRAME_TOKENS = 3.0, 110
+LEAST_TOKENS, MOST_TOKENS, STEP_TOKENS = 128, 1024, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The prompt's budgets, and how they came about. query_tokens None: the default, a quarter of max_tokens."""
+
+    max_tokens: int
+    query_tokens: int | None
+    why: str
+
+
+def choose_budget(
+    queries: Sequence[str], corpus: Sequence[str], relevant: Sequence[str], encoder: PromptEncoder | None
+) -> Budget:
+    """The smallest budget, in steps of 64, that holds 95 % of the documents beside 95 % of the queries.
+
+    Of the documents of the corpus, or of the relevant ones where those are longer. At most MOST_TOKENS: what is longer
+    costs more than it brings, and is cut and counted. Without an encoder tokens are estimated from bytes.
+    """
+    if encoder is None:
+        frame = FRAME_TOKENS
+        of_queries, of_corpus, of_relevant = map(_estimated, (queries, corpus, relevant))
+        how = f"ESTIMATED, {BYTES_PER_TOKEN:g} bytes a token, for want of the tokenizer"
+    else:
+        frame = len(encoder.encode_head("")[0]) + len(encoder.suffix_ids)
+        of_queries, of_corpus, of_relevant = (
+            list(map(len, encoder.encode_documents(texts))) for texts in (queries, corpus, relevant)
+        )
+        how = "counted"
+    query = _percentile(of_queries, 0.95)
+    kinds = (("documents", of_corpus), ("relevant documents", of_relevant))
+    kind, of_documents = max(kinds, key=lambda one: _percentile(one[1], 0.95))
+    document = _percentile(of_documents, 0.95)
+    wanted = frame + query + document
+    size = min(max(_up(wanted), LEAST_TOKENS), MOST_TOKENS)
+    longest = _percentile(of_queries, 0.99)
+    query_tokens = min(longest, size // 2) if longest > size // 4 else None
+    # A query that is given more must leave room for the frame and a document.
+    size = max(size, _up(frame + (query_tokens or size // 4) + STEP_TOKENS))
+    why = (
+        f"{how}: frame and instruction {frame}, 95 % of the queries {query} (longest {max(of_queries, default=0)}), "
+        f"95 % of the {kind} {document} (longest {max(of_documents, default=0)}) tokens"
+    )
+    if wanted > size:
+        why += f"; together {wanted}, more than is usual to pay for: raise it if the ends of documents matter"
+    return Budget(size, query_tokens, why)
+
+
+def _up(tokens: int) -> int:
+    return math.ceil(tokens / STEP_TOKENS) * STEP_TOKENS
+
+
+def _percentile(lengths: Sequence[int], share: float) -> int:
+    """The smallest length that this share of them does not exceed."""
+    return sorted(lengths)[math.ceil(share * len(lengths)) - 1] if lengths else 0
+
+
+def _estimated(texts: Sequence[str]) -> list[int]:
+    return [math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN) for text in texts]
+
+
+# Of a larger corpus these many documents are measured, drawn by hash, so that the time has a bound.
+MOST_DOCUMENTS = 300_000
+BATCH = 512
+PERCENTILES = (50, 90, 99)
+
+Advance = Callable[[int], None]
+
+
+def document_lengths(corpus: Mapping[str, str], encoder: PromptEncoder, advance: Advance) -> dict[str, int]:
+    """Document id -> tokens as in a prompt, not cut; of at most MOST_DOCUMENTS, which a hash of the id chooses."""
+    if len(corpus) > MOST_DOCUMENTS:
+        ids = heapq.nsmallest(MOST_DOCUMENTS, corpus, key=lambda d: stable_hash("token lengths", d))
+    else:
+        ids = list(corpus)
+    lengths: dict[str, int] = {}
+    for start in range(0, len(ids), BATCH):
+        part = ids[start : start + BATCH]
+        lengths |= zip(part, map(len, encoder.encode_documents(get_many(corpus, part))), strict=True)
+        advance(len(part))
+    return lengths
+
+
+def token_report(collection: Collection, encoder: PromptEncoder, lengths: Mapping[str, int]) -> dict[str, Any]:
+    """Percentiles of queries and documents, and what is cut and lost; lengths: of the corpus's documents.
+
+    A document's room is the budget beside the split's median query; judged pairs are measured each beside its own.
+    """
+    encoder = encoder.under(collection.instruction)
+    contract = encoder.contract
+    heads: dict[str, int] = {}
+    queries, lost = [], []
+    for query_id, query in collection.queries.items():
+        clean = encoder.clean(query)
+        kept, was_cut = encoder.cut_query(clean)
+        queries.append(_tokens(encoder, clean))
+        if was_cut:
+            lost.append(queries[-1] - _tokens(encoder, kept))
+        heads[query_id] = len(encoder.encode_head(query)[0])
+    space = contract.max_tokens - len(encoder.suffix_ids)
+    room = space - (int(np.percentile(list(heads.values()), 50, method="inverted_cdf")) if heads else 0)
+    over = [n - room for n in lengths.values() if n > room]
+    judged = [(q, d) for q, row in collection.qrels.items() if q in heads for d in row if d in lengths]
+    pairs = [n for q, d in judged if (n := lengths[d] - (space - heads[q])) > 0]
+    return {
+        "queries": {**percentiles(queries), **_cut(lost), "budget": contract.query_tokens},
+        "documents": {**percentiles(list(lengths.values())), **_cut(over), "budget": room, "measured": len(lengths)},
+        "judged_pairs": {"pairs": len(judged), **_cut(pairs), "budget": contract.max_tokens},
+    }
+
+
+def _tokens(encoder: PromptEncoder, text: str) -> int:
+    return len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _cut(lost: Sequence[int]) -> dict[str, int]:
+    return {"cut": len(lost), "tokens_lost": sum(lost)}
+
+
+def percentiles(lengths: Sequence[int]) -> dict[str, int | None]:
+    """p50, p90, p99 (each a length that occurs: the smallest that so many per cent do not exceed) and max."""
+    if not lengths:
+        return {**{f"p{p}": None for p in PERCENTILES}, "max": None}
+    values = np.percentile(lengths, PERCENTILES, method="inverted_cdf")
+    return {**{f"p{p}": int(v) for p, v in zip(PERCENTILES, values, strict=True)}, "max": max(lengths)}

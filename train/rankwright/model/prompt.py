@@ -1,0 +1,300 @@
+"""THE prompt contract: instruction + query + document -> token segments; one place for train, eval and export."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwright.common.errors import UserError
+from rankwright.model.frames import CUT, Mode, frame_of, single_token_id
+
+CONTRACT_FILE = "rankwright.json"
+CONTRACT_VERSION = 1
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+LEAST_DOCUMENT_TOKENS = 8
+# Texts on which a fault at a boundary between pieces shows up.
+PROBES = [
+    ("what is a bond?", "A bond is a loan."),
+    ("où est l'été\u0301 ?", "  naïve 東京\n\n"),
+    ("f(x)\n", "def f(x):\n    return x\n"),
+    ("...", ""),
+    ("123", "\t- item\r\n"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptContract:
+    """All that turns a pair into scored token ids; stored as rankwright.json with every checkpoint and export.
+
+    prefix holds `{instruction}` once, or has no place for one; the head is prefix + query + middle. CUT stands where
+    the text is tokenised apart. max_tokens bounds the whole prompt, query_tokens the query alone; both in tokens of
+    this tokenizer. The score is scale * (logit of yes - logit of no), without a `no` scale * (logit of yes).
+    """
+
+    mode: Mode
+    prefix: str
+    middle: str
+    document_prefix: str
+    suffix: str
+    instruction: str
+    yes_token: str
+    no_token: str | None
+    yes_id: int
+    no_id: int | None
+    max_tokens: int
+    query_tokens: int
+    padding_side: Literal["left"] = "left"
+    # Fitted on dev for this model under this prompt: calibrated probability = sigmoid(score / temperature).
+    temperature: float = 1.0
+    version: int = CONTRACT_VERSION
+    scale: float = 1.0
+
+    def save(self, folder: Path) -> None:
+        """Write rankwright.json into `folder`."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / CONTRACT_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptContract | None:
+        """The contract stored in `folder`, or None when it has none. Raises UserError when it is not readable."""
+        path = folder / CONTRACT_FILE
+        if not path.is_file():
+            return None
+        try:
+            contract = cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: not a prompt contract of this version ({error}): export it again") from None
+        if contract.version != CONTRACT_VERSION:
+            raise UserError(f"{path}: version {contract.version}, must be {CONTRACT_VERSION}: export it again")
+        if not isinstance(contract.temperature, int | float) or not 0 < contract.temperature < math.inf:
+            raise UserError(f"{path}: temperature {contract.temperature!r}: must be a number above 0: export it again")
+        return contract
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the frame has a place for an instruction."""
+        return "{instruction}" in self.prefix
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the vendor tokenises the prompt in pieces, which no runtime of an export can repeat."""
+        return CUT in self.prefix + self.middle + self.suffix
+
+    @property
+    def is_baked(self) -> bool:
+        """Whether query and document stand alone between special tokens, so that tokenizer.json can hold the frame."""
+        return self.mode in ("portable", "zerank")
+
+    def head_text(self, query: str) -> str:
+        """Frame, instruction and (clean) query, up to the document's place."""
+        return "".join(self.head_pieces(query))
+
+    def head_pieces(self, query: str) -> list[str]:
+        """Frame, instruction and (clean) query, up to the document's place; each piece is tokenised alone."""
+        # Cut before texts are put in: they may hold anything.
+        *before, last = [p.replace("{instruction}", self.instruction) for p in self.prefix.split(CUT)]
+        first, *after = self.middle.split(CUT)
+        return [*before, last + query + first, *after]
+
+    def whole_pieces(self, query: str, document: str) -> list[str]:
+        """The whole prompt of two clean texts, cut only where the vendor cuts: one piece for most frames."""
+        *head, last = self.head_pieces(query)
+        first, *suffix = self.suffix.split(CUT)
+        return [*head, last + self.document_prefix + document + first, *suffix]
+
+    def replace(self, **changes: Any) -> PromptContract:
+        """A copy with other values, e.g. other budgets."""
+        return dataclasses.replace(self, **changes)
+
+    def under(self, instruction: str, tokenizer: Any) -> PromptContract:
+        """The contract with another instruction; as it is where the frame has no place for one."""
+        stated = neutralise(instruction.strip(), control_tokens(tokenizer))
+        # Here the line of the instruction is there only where there is one.
+        prefix = frame_of(self.mode, tokenizer, stated).prefix if self.mode == "mxbai" else self.prefix
+        if stated == self.instruction or "{instruction}" not in self.prefix + prefix:
+            return self
+        # The temperature was fitted to the scores under its own.
+        return self.replace(prefix=prefix, instruction=stated, temperature=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGroup:
+    """Token ids of a query with its documents; a document's ids end with the suffix.
+
+    head_ids + tail_ids[i] is the prompt of document i. documents_cut counts documents cut to the budget.
+    """
+
+    head_ids: list[int]
+    tail_ids: list[list[int]]
+    query_cut: bool
+    documents_cut: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens with the head counted once."""
+        return len(self.head_ids) + sum(map(len, self.tail_ids))
+
+
+def make_contract(
+    tokenizer: Any,
+    *,
+    mode: Mode,
+    instruction: str | None = None,
+    max_tokens: int = 512,
+    query_tokens: int | None = None,
+) -> PromptContract:
+    """Build the contract for a tokenizer and prove on probe texts that pieces and whole string give the same ids.
+
+    instruction: None for the frame's own; left out where the frame has no place for one. query_tokens defaults to a
+    quarter of max_tokens. Raises UserError when the frame leaves no room for a document.
+    """
+    if instruction is None:
+        instruction = default_instruction(mode)
+    instruction = neutralise(instruction.strip(), control_tokens(tokenizer))
+    frame = frame_of(mode, tokenizer, instruction)
+    contract = PromptContract(
+        mode,
+        frame.prefix,
+        frame.middle,
+        frame.document_prefix,
+        frame.suffix,
+        instruction=instruction if "{instruction}" in frame.prefix else "",
+        yes_token=frame.yes,
+        no_token=frame.no,
+        yes_id=single_token_id(tokenizer, frame.yes),
+        no_id=None if frame.no is None else single_token_id(tokenizer, frame.no),
+        max_tokens=max_tokens,
+        query_tokens=max_tokens // 4 if query_tokens is None else query_tokens,
+        scale=frame.scale,
+    )
+    encoder = PromptEncoder(contract, tokenizer)
+    for query, document in PROBES:
+        if encoder.encode(query, [document], cut=False) != encoder.encode_whole(query, document):
+            raise UserError(
+                f"prompt.mode: {mode} is not exact with this tokenizer: piece-wise and whole-string ids differ "
+                f"on {query!r}, {document!r}; choose the other mode or another base"
+            )
+    return contract
+
+
+def default_instruction(mode: Mode) -> str:
+    """What a frame says without another instruction; `mxbai` then has no line for it."""
+    return DEFAULT_INSTRUCTION if mode in ("official", "portable") else ""
+
+
+class PromptEncoder:
+    """Applies a contract with a tokenizer; the only way from texts to ids in training, evaluation and export.
+
+    Raises UserError when frame, instruction and the longest query leave no room for a document.
+    """
+
+    def __init__(self, contract: PromptContract, tokenizer: Any) -> None:
+        self.contract = contract
+        self.tokenizer = tokenizer
+        self.control_tokens = control_tokens(tokenizer)
+        self.suffix_ids = self._pieces_ids(contract.suffix.split(CUT))
+        least = len(self._pieces_ids(contract.head_pieces(""))) + len(self.suffix_ids) + contract.query_tokens
+        least += LEAST_DOCUMENT_TOKENS
+        if least > contract.max_tokens:
+            raise UserError(
+                f"prompt.max_tokens: {contract.max_tokens} is too small: frame, instruction and "
+                f"{contract.query_tokens} query tokens leave no room for a document; use at least {least}, "
+                "or lower prompt.query_tokens"
+            )
+
+    def under(self, instruction: str | None) -> PromptEncoder:
+        """The encoder under another instruction; None, and one that changes nothing: itself."""
+        contract = self.contract if instruction is None else self.contract.under(instruction, self.tokenizer)
+        return self if contract is self.contract else PromptEncoder(contract, self.tokenizer)
+
+    def clean(self, text: str) -> str:
+        """Text as it enters the prompt: stripped, control tokens neutralised."""
+        return neutralise(text.strip(), self.control_tokens).strip()
+
+    def cut_query(self, query: str) -> tuple[str, bool]:
+        """A clean query of at most query_tokens tokens, cut between characters, and whether it was cut."""
+        limit, was_cut = self.contract.query_tokens, False
+        while True:
+            encoding = self.tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
+            if len(encoding["input_ids"]) <= limit:
+                return query, was_cut
+            # A piece may tokenise longer alone than inside its word: go on until it fits.
+            end = min(encoding["offset_mapping"][limit][0], len(query) - 1)
+            query, was_cut = query[:end].rstrip(), True
+
+    def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
+        """Token ids of one query with its documents (raw user texts)."""
+        return self.assemble(*self.encode_head(query), self.encode_documents(documents), cut=cut)
+
+    def encode_head(self, query: str) -> tuple[list[int], bool]:
+        """Ids of everything before the document, and whether the query was cut."""
+        query, query_cut = self.cut_query(self.clean(query))
+        return self._pieces_ids(self.contract.head_pieces(query)), query_cut
+
+    def encode_documents(self, documents: Sequence[str]) -> list[list[int]]:
+        """Ids of the documents alone, not cut."""
+        texts = [self.contract.document_prefix + self.clean(d) for d in documents]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def assemble(
+        self, head_ids: list[int], query_cut: bool, documents_ids: Sequence[list[int]], *, cut: bool = True
+    ) -> EncodedGroup:
+        """A group of what the two functions above gave: documents cut to the budget, suffix behind each."""
+        budget = self.contract.max_tokens - len(head_ids) - len(self.suffix_ids)
+        documents_cut = sum(len(ids) > budget for ids in documents_ids) if cut else 0
+        tails = [(ids[:budget] if cut else list(ids)) + self.suffix_ids for ids in documents_ids]
+        return EncodedGroup(head_ids, tails, query_cut, documents_cut)
+
+    def render(self, query: str, document: str) -> str:
+        """The whole prompt as one string, the document not cut: what a chat template renders."""
+        query, _ = self.cut_query(self.clean(query))
+        return "".join(self.contract.whole_pieces(query, self.clean(document)))
+
+    def encode_whole(self, query: str, document: str) -> EncodedGroup:
+        """Ids of the whole string, split where encode() splits them; for proving that both ways agree.
+
+        Whole are the pieces of the frame's vendor, for most frames one.
+        """
+        cut, query_cut = self.cut_query(self.clean(query))
+        ids = self._pieces_ids(self.contract.whole_pieces(cut, self.clean(document)))
+        head = len(self._pieces_ids(self.contract.head_pieces(cut)))
+        return EncodedGroup(ids[:head], [ids[head:]], query_cut, 0)
+
+    def _pieces_ids(self, pieces: Sequence[str]) -> list[int]:
+        return [number for piece in pieces if piece for number in self._ids(piece)]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@functools.lru_cache(maxsize=8)
+def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    return re.compile("|".join(re.escape(t) for t in tokens)) if tokens else None
+
+
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Texts that this tokenizer would read as control tokens, longest first.
+
+    Runs of white space that some tokenizers add to their vocabulary are ordinary text and not among them.
+    """
+    found = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if len(token.content) > 1 and (token.special or re.fullmatch(r"<[^\s<>]+>", token.content))
+    }
+    return tuple(sorted(found, key=lambda t: (-len(t), t)))
+
+
+def neutralise(text: str, tokens: tuple[str, ...]) -> str:
+    """Break every control token in user text by a space after its first character: `<|im_end|>` -> `< |im_end|>`."""
+    pattern = _control_pattern(tokens)
+    while pattern is not None and pattern.search(text):
+        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text

@@ -1,0 +1,127 @@
+"""RankModel: a decoder with the fp32 two-row yes/no head that scores prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rankwright.common.errors import UserError
+from rankwright.model.attention import PLAIN, choose_route
+from rankwright.model.blocks import Block, score_states, why_not
+from rankwright.model.layout import CHUNK_TOKENS, CPU_ROW_TOKENS, SHAPE_MULTIPLE, Chunk, Row, pack, pad_chunks
+from rankwright.model.prompt import EncodedGroup, PromptContract
+
+# B rows, T tokens, N scored prompts, H hidden size.
+UNLIMITED = 10**30
+
+
+class RankModel(nn.Module):
+    """Scores prompts; the one module that Accelerate prepares.
+
+    lm: a transformers decoder with a language-model or a one-label classification head, or a PeftModel around it.
+    rows_2H: fp32 buffer, the rows of "no" and "yes", scaled; one scored token or a one-label head w is (0, w).
+    attention: a route of attention.ROUTES, `plain`, or `auto`: see route().
+    sharded: this rank has a part of the weights only: see sharding.shard.
+    """
+
+    rows_2H: Tensor
+    attention = "auto"
+    sharded = False
+
+    def __init__(self, lm: nn.Module, rows_2H: Tensor, pad_id: int) -> None:
+        super().__init__()
+        self.lm = lm
+        self.pad_id = pad_id
+        self.register_buffer("rows_2H", rows_2H.detach().clone().float(), persistent=False)
+        # A tuple, so that the layers are not registered a second time.
+        self._blocks: tuple[Block, ...] = ()
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model with its head, without the PEFT wrapper."""
+        lm = cast(Any, self.lm)
+        return lm.get_base_model() if hasattr(lm, "peft_config") else lm
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Embeddings, layers and final norm."""
+        lm = self.causal_lm
+        return cast(nn.Module, getattr(lm, lm.base_model_prefix))
+
+    @property
+    def score_weight_H(self) -> Tensor:
+        """fp32 weight of the equivalent one-label head."""
+        return self.rows_2H[1] - self.rows_2H[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows_2H.device
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The decoder's layers, each as a module of its own."""
+        if not self._blocks:
+            self._blocks = tuple(map(Block, cast(Any, self.decoder).layers))
+        return self._blocks
+
+    def route(self) -> tuple[str, str]:
+        """(route of the attention on this device, why). Raises UserError for a route that cannot run here."""
+        reason = why_not(self.causal_lm.config)
+        if reason is None or self.attention == PLAIN:
+            return choose_route(self.attention, self.device, self.compute_dtype)
+        if self.attention != "auto":
+            raise UserError(f"model.attention: {self.attention} cannot run: {reason}: use `auto` or `{PLAIN}`")
+        return PLAIN, reason
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type that products are computed in: autocast's where it is on."""
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.get_autocast_dtype(self.device.type)
+        return cast(Any, self.decoder).embed_tokens.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws random masks."""
+        return any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules())
+
+    def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """scores_N fp32 of all documents of all groups, in order; every group has at least one."""
+        route, _ = self.route()
+        # Every row or chunk gathers sharded weights, and all ranks have to gather equally often.
+        at_once = self.sharded and self.training
+        if route == PLAIN:
+            prompts = [g.head_ids + tail for g in groups for tail in g.tail_ids]
+            limit = UNLIMITED if at_once else CHUNK_TOKENS
+            chunks = pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
+            order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
+            return torch.cat([self._score(self._padded_states(chunk)) for chunk in chunks])[torch.argsort(order)]
+        on_cpu = self.device.type == "cpu"
+        multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
+        rows = pack(groups, CPU_ROW_TOKENS if on_cpu and not at_once else None, multiple)
+        return torch.cat([self._score(self._packed_states(row, route)) for row in rows])
+
+    def _packed_states(self, row: Row, route: str) -> Tensor:
+        return score_states(self.decoder, self.blocks, row, route)
+
+    def _padded_states(self, chunk: Chunk) -> Tensor:
+        """Rows are padded on the right: under a causal mask padding then comes after every scored token and
+        needs no mask, and positions are those of the unpadded prompt.
+        """
+        ids_BT, last_B = chunk.ids_BT.to(self.device), chunk.last_B.to(self.device)
+        hidden_BTH = self.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        return cast(Tensor, hidden_BTH[torch.arange(len(last_B), device=self.device), last_B])
+
+    def _score(self, states_NH: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return states_NH.float() @ self.score_weight_H
+
+
+def scored_rows(rows_VH: Tensor, contract: PromptContract) -> Tensor:
+    """fp32 (2, H): the rows of "no" (zero where one token is scored) and "yes", times the contract's scale."""
+    yes_H = rows_VH[contract.yes_id].detach().float()
+    no_H = torch.zeros_like(yes_H) if contract.no_id is None else rows_VH[contract.no_id].detach().float()
+    return torch.stack([no_H, yes_H]) * contract.scale

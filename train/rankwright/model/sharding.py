@@ -1,0 +1,180 @@
+"""Training with the weights sharded over the processes (FSDP2), with the gradient of a single process.
+
+A matrix of the base lies in parts on all ranks. It is gathered for a layer's forward and again for its backward pass,
+after which the gradients' parts are summed where they belong. Vectors (norms, biases) and LoRA adapters are small and
+stay whole on every rank: their gradients are all-reduced as without sharding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rankwright.common.errors import UserError
+from rankwright.model.prompt import EncodedGroup
+from rankwright.model.rank_model import RankModel
+
+# What Accelerate's launcher sets, with the value that we need, and what to do when it is another.
+NEEDED = (
+    ("FSDP_VERSION", "1", "2", "fsdp_version 1 cannot shard this model: set fsdp_version: 2"),
+    ("FSDP_OFFLOAD_PARAMS", "false", "false", "weights are not offloaded: set fsdp_offload_params: false"),
+    (
+        "FSDP_ACTIVATION_CHECKPOINTING",
+        "false",
+        "false",
+        "the recipe decides that: set model.gradient_checkpointing there, and fsdp_activation_checkpointing: false",
+    ),
+)
+
+
+def is_wanted() -> bool:
+    """Whether the launcher asks for FSDP. Raises UserError for settings of it that we do not follow."""
+    # Accelerate itself knows no FSDP on CPUs; the environment is the same everywhere.
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise UserError(
+            f"FSDP2: torch {torch.__version__} is too old for it: install the one of scripts/constraints.txt"
+        )
+    # The launcher's default would let transformers leave the weights out on all ranks but the first.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    for variable, default, needed, advice in NEEDED:
+        if os.environ.get(variable, default).lower() != needed:
+            raise UserError(f"accelerate: fsdp_config: {advice}, as scripts/cluster/accelerate/fsdp2.yaml has it")
+    return True
+
+
+def shard(model: RankModel, accelerator: Any) -> None:
+    """Leave this rank its part of the weights, on the accelerator's device; where they are before does not matter.
+
+    Parameters keep their names. From here on every rank has to run the same number of training forwards and backward
+    passes: see gradients.accumulate.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    # For autocast only: Accelerate's own sharding would miss our blocks, which do not call the layers.
+    accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+    kept = {p for p in model.parameters() if p.ndim < 2 or (p.requires_grad and hasattr(model.lm, "peft_config"))}
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(accelerator.device.type, (dist.get_world_size(),)),
+        "reshard_after_forward": True,
+        "ignored_params": kept,
+    }
+    in_bf16 = accelerator.mixed_precision == "bf16"
+    # What autocast does to matrices of fp32, but before they are gathered: it would keep a copy of every layer's.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if in_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in model.blocks:
+        layer = cast(Any, block.layer)
+        fully_shard(layer, mp_policy=policy, **options)
+        # The layer is gathered by its own __call__, which the plain forward uses, and by our forward of it.
+        layer.packed = block.forward
+        register_fsdp_forward_method(layer, "packed")
+        block.forward = layer.packed  # type: ignore[method-assign]
+    lm = model.causal_lm
+    head = lm.get_output_embeddings()
+    if head is not None and head.weight is not lm.get_input_embeddings().weight:
+        # Never run, so never gathered.
+        fully_shard(head, **options)
+    root = fully_shard(cast(nn.Module, model), **options)
+    # The embeddings are frozen.
+    root.set_unshard_in_backward(False)
+    for module in _shards(model):
+        module.set_gradient_divide_factor(1.0)
+        # A factor of 1 would otherwise be multiplied in by the collective, which not every backend can.
+        module.set_force_sum_reduction_for_comms(True)
+    for parameter in kept:
+        parameter.data = parameter.data.to(accelerator.device)
+    model.sharded = True
+    # The first forward settles what belongs together, and gathers: a rank must not come to it alone.
+    with torch.no_grad():
+        model([EncodedGroup([0], [[0]], False, 0)])
+
+
+def _shards(model: RankModel) -> list[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+@contextlib.contextmanager
+def gathered(model: RankModel) -> Iterator[None]:
+    """Inside, all weights are whole on every rank, and ranks may score what they like: a forward gathers nothing.
+
+    All ranks have to enter and leave together. For that time a rank needs the memory of the whole model, in the type
+    that it computes in; gradients and the optimizer's state stay sharded. Without sharding nothing happens.
+    """
+    if not model.sharded:
+        yield
+        return
+    shards = _shards(model)
+    cast(Any, model).set_reshard_after_forward(False)
+    for module in shards:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.reshard()
+        cast(Any, model).set_reshard_after_forward(True)
+        # Forwards without a backward pass leave marks there, on each rank its own, that a backward pass would follow.
+        cast(Any, model).reset_iter_state()
+
+
+def is_shard(tensor: Any) -> bool:
+    """Whether it lies in parts on all ranks."""
+    # Not by isinstance: the import of DTensor would cost every command half a second.
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor in full; a sharded one on the CPU. All ranks have to ask
+    for it, and only the first gets it, the others an empty one.
+    """
+    if not is_shard(tensor):
+        return tensor
+    full = cast(Tensor, cast(Any, tensor).full_tensor())
+    return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
+
+
+def as_stored(full: Tensor, parameter: Tensor) -> Tensor:
+    """A full tensor, equal on all ranks, in parts as the parameter of this shape is; as it is without sharding."""
+    if not is_shard(parameter) or full.shape != parameter.shape:
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    place = cast(Any, parameter)
+    return distribute_tensor(full.to(parameter.device), place.device_mesh, place.placements, src_data_rank=None)
+
+
+def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """optimizer.state_dict() with full tensors, as it is without sharding; see whole() for the other ranks."""
+    values = optimizer.state_dict()
+    state = {
+        number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in one.items()}
+        for number, one in values["state"].items()
+    }
+    return {**values, "state": state}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
+    """Put back what whole_optimizer_state() gave, with any number of processes then and now."""
+    parameters: Sequence[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {
+            name: as_stored(value, parameters[number]) if isinstance(value, Tensor) else value
+            for name, value in one.items()
+        }
+        for number, one in values["state"].items()
+    }
+    optimizer.load_state_dict({**values, "state": state})

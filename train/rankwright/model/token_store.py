@@ -1,0 +1,173 @@
+"""Every text tokenised once: token ids in one memory-mapped file, named by the hash of what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import uuid
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankwright.common.hashing import text_key
+from rankwright.data.store.views import KeyedTexts
+from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
+
+BATCH = 1024
+# int32 after int32; where each text ends; which text it is.
+IDS, ENDS, KEYS = "ids.bin", "ends.npy", "keys.npy"
+Advance = Callable[..., None]
+# Encoder of an instruction, with the queries that are read under it.
+Heads = Sequence[tuple[PromptEncoder, KeyedTexts]]
+
+
+class Stored:
+    """The files of a store, all memory-mapped: heads of one contract's queries after those of another, documents last.
+
+    counts: contract -> how many of the rows are heads under it, in their order.
+    """
+
+    def __init__(self, folder: Path, counts: Mapping[PromptContract, int]) -> None:
+        flat = folder / IDS
+        # An empty file cannot be mapped.
+        self._flat = np.memmap(flat, dtype="<i4", mode="r") if flat.stat().st_size else np.empty(0, dtype=np.int32)
+        self._ends = np.asarray(np.load(folder / ENDS, mmap_mode="r"))
+        keys = np.asarray(np.load(folder / KEYS, mmap_mode="r"))
+        self.heads: dict[PromptContract, _Keys] = {}
+        first = 0
+        for contract, count in counts.items():
+            self.heads[contract] = _Keys(keys[:, first : first + count], first)
+            first += count
+        self.documents = _Keys(keys[:, first:], first)
+
+    def row(self, place: int) -> list[int]:
+        """The ids at a place."""
+        start = int(self._ends[place - 1]) if place else 0
+        found: list[int] = self._flat[start : int(self._ends[place])].tolist()
+        return found
+
+
+class TokenStore(PromptEncoder):
+    """A PromptEncoder that knows the ids of its texts already; any other text is tokenised as ever.
+
+    Nothing is held a text: all of it is memory-mapped.
+    """
+
+    def __init__(self, encoder: PromptEncoder, stored: Stored) -> None:
+        super().__init__(encoder.contract, encoder.tokenizer)
+        self._of = stored
+        self._heads = stored.heads.get(encoder.contract)
+
+    def under(self, instruction: str | None) -> PromptEncoder:
+        """The store under another instruction; documents have the same ids under all."""
+        encoder = super().under(instruction)
+        return self if encoder is self else TokenStore(encoder, self._of)
+
+    def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
+        """Token ids of one query with its documents (raw user texts), as PromptEncoder.encode gives them."""
+        places = [self._of.documents.find(document) for document in documents] if cut else []
+        head_place = self._heads.find(query) if cut and self._heads is not None else None
+        if head_place is None or None in places:
+            return super().encode(query, documents, cut=cut)
+        head = self._of.row(head_place)
+        return self.assemble(head[1:], bool(head[0]), [self._of.row(p) for p in places if p is not None])
+
+
+class _Keys:
+    """Where the row of a text is: text_keys in ascending order as two uint64 a text, the first half and the second."""
+
+    def __init__(self, keys: Any, first: int) -> None:
+        self._high, self._low = keys
+        self._first = first
+
+    def find(self, text: str) -> int | None:
+        key = text_key(text)
+        high, low = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+        # Anything but uint64 would have numpy copy the whole array to a common type.
+        place = int(self._high.searchsorted(np.uint64(high)))
+        while place < len(self._high) and int(self._high[place]) == high:
+            if int(self._low[place]) == low:
+                return self._first + place
+            place += 1
+        return None
+
+
+def token_store(
+    root: Path,
+    encoder: PromptEncoder,
+    queries: Mapping[str | None, Iterable[str]],
+    documents: Iterable[str],
+    advance: Advance,
+) -> TokenStore:
+    """The store of these texts under `root`, made where it is missing; any number of processes may ask at once.
+
+    queries: instruction (None: the encoder's own) -> queries of the sets that are read under it. KeyedTexts are read
+    piece by piece, and only where the store is missing. advance(count) is called as texts are tokenised.
+    """
+    by_contract: dict[PromptContract, tuple[PromptEncoder, set[str]]] = {}
+    for instruction, found in queries.items():
+        under = encoder.under(instruction)
+        by_contract.setdefault(under.contract, (under, set()))[1].update(found)
+    ordered = sorted(by_contract.values(), key=lambda pair: pair[0].contract.instruction)
+    heads = [(under, KeyedTexts.of(found)) for under, found in ordered]
+    texts = KeyedTexts.of(documents)
+    folder = root / _content_hash(encoder, heads, texts)
+    if not folder.is_dir():
+        keys = [*(part.keys for _, part in heads), texts.keys]
+        _write(folder, keys, _rows(encoder, heads, texts, advance))
+    return TokenStore(encoder, Stored(folder, {under.contract: len(part) for under, part in heads}))
+
+
+def _content_hash(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts) -> str:
+    contracts = [asdict(under.contract) for under, _ in heads]
+    digest = hashlib.sha256(json.dumps([asdict(encoder.contract), contracts], sort_keys=True).encode())
+    digest.update(encoder.tokenizer.backend_tokenizer.to_str().encode())
+    for part in (*(queries for _, queries in heads), texts):
+        digest.update(b"keys %d:" % len(part))
+        for key in part.keys:
+            digest.update(key)
+    return digest.hexdigest()[:16]
+
+
+def _rows(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts, advance: Advance) -> Iterable[Sequence[int]]:
+    """Of each head whether its query was cut and its ids; of each document all its ids, up to the whole budget."""
+    for under, queries in heads:
+        for text in queries:
+            ids, cut = under.encode_head(text)
+            yield [int(cut), *ids]
+            advance(1)
+    # What is longer than the whole budget is cut in any prompt; one token more tells that it was.
+    most = encoder.contract.max_tokens + 1
+    for start in range(0, len(texts), BATCH):
+        part = encoder.encode_documents(texts[start : start + BATCH])
+        yield from (ids[:most] for ids in part)
+        advance(len(part))
+
+
+def _write(folder: Path, keys: Sequence[Sequence[bytes]], rows: Iterable[Sequence[int]]) -> None:
+    """Write beside, then rename: whoever is first has written what all others would."""
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    draft.mkdir(parents=True)
+    ends = array("q")
+    try:
+        with (draft / IDS).open("wb") as file:
+            end = 0
+            for row in rows:
+                file.write(np.asarray(row, dtype="<i4").tobytes())
+                end += len(row)
+                ends.append(end)
+        np.save(draft / ENDS, np.frombuffer(ends, dtype=np.int64))
+        halves = np.frombuffer(b"".join(itertools.chain.from_iterable(keys)), dtype=">u8").reshape(-1, 2)
+        np.save(draft / KEYS, np.ascontiguousarray(halves.T, dtype=np.uint64))
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""What of a model is trained: LoRA adapters, or everything but the embeddings; and what a checkpoint holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from rankwright.common.errors import UserError, nearest
+from rankwright.model.rank_model import RankModel
+from rankwright.model.sharding import as_stored, whole
+
+
+def add_lora(
+    model: RankModel,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    seed: int,
+    rslora: bool = False,
+    dora: bool = False,
+    targets: Sequence[str] | None = None,
+) -> RankModel:
+    """LoRA on the decoder's linear layers of these names, or on all; adapters are fp32 whatever the base's type is.
+
+    rslora: scale by alpha / sqrt(rank) instead of alpha / rank; Kalajdzievski 2023, arXiv 2312.03732.
+    dora: also train the length of each row of a weight; Liu et al. 2024, arXiv 2402.09353.
+    Paper: Hu et al. 2021, arXiv 2106.09685; all linear layers as in Dettmers et al. 2023, arXiv 2305.14314.
+    Raises UserError with all names of `targets` that no linear layer of the decoder has.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    names = linear_names(model)
+    if targets is not None:
+        _refuse_unknown(targets, names)
+        names = set(targets)
+    is_causal = model.lm.get_output_embeddings() is not None  # type: ignore[operator]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted(names),
+        use_rslora=rslora,
+        use_dora=dora,
+        task_type=TaskType.CAUSAL_LM if is_causal else None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.lm = get_peft_model(cast(Any, model.lm), config)
+    return model
+
+
+def linear_names(model: RankModel) -> set[str]:
+    """Names of the decoder's linear layers, each without its place: q_proj, up_proj, ..."""
+    return {name.rsplit(".", 1)[-1] for name, m in model.decoder.named_modules() if isinstance(m, nn.Linear)}
+
+
+def _refuse_unknown(targets: Sequence[str], names: set[str]) -> None:
+    known = sorted(names)
+    unknown = []
+    for target in dict.fromkeys(targets):
+        if target not in names:
+            near = nearest(target, known)
+            unknown.append(f"{target!r} (did you mean {near[0]!r}?)" if near else repr(target))
+    if unknown:
+        raise UserError(
+            f"model.targets: no linear layer of this base is named {' or '.join(unknown)}: "
+            f"choose from {', '.join(known)}"
+        )
+
+
+def train_all(model: RankModel) -> RankModel:
+    """Full fine-tuning with frozen input embeddings: tied bases would otherwise drift from the head."""
+    model.requires_grad_(True)
+    model.causal_lm.get_input_embeddings().weight.requires_grad_(False)
+    head = model.causal_lm.get_output_embeddings()
+    for module in (head, getattr(model.causal_lm, "score", None)):
+        if module is not None:
+            module.weight.requires_grad_(False)
+    return model
+
+
+def enable_checkpointing(model: RankModel) -> None:
+    """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work."""
+    model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def trainable_state(model: RankModel) -> dict[str, Tensor]:
+    """Name -> trained parameter, detached, on the CPU: what a checkpoint holds.
+
+    All ranks have to ask for those of a sharded model, and only the first gets them: see sharding.whole.
+    """
+    return {n: whole(p.detach()).cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trainable_state(model: RankModel, state: dict[str, Tensor], *, base_share: float = 0.0) -> None:
+    """Put a checkpoint's parameters back, bit for bit. Raises UserError when names or shapes differ.
+
+    base_share: with a share a above 0 the model becomes base + (1 - a) * (tuned - base), weight by weight; it must
+    still be the base (fresh adapters, or weights as they were loaded), and have no DoRA adapters.
+    """
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    # Shapes too: some would be broadcast without a word.
+    mine, theirs = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (own, state))
+    differ = {n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n)}
+    if differ:
+        odd = min(differ)
+        raise UserError(
+            f"checkpoint: its trained parameters are not those of this recipe ({len(differ)} differ; {odd} has shape "
+            f"{theirs.get(odd, 'none')}, in this recipe {mine.get(odd, 'none')}): use the recipe it was made with, "
+            "or another run_dir"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            stored = as_stored(state[name], parameter)
+            parameter.copy_(stored if not base_share else _nearer_to_base(name, parameter, stored, base_share))
+
+
+def _nearer_to_base(name: str, base: Tensor, tuned: Tensor, base_share: float) -> Tensor:
+    """The value of a trained parameter in a model that lies between base and tuned."""
+    assert "lora_magnitude" not in name, "DoRA is not linear in its parameters"
+    if "lora_A" in name:
+        return tuned
+    if "lora_B" in name:
+        # The adapter adds B A to the base's weight: scaling one of them scales the difference, exactly.
+        return (1 - base_share) * tuned
+    return torch.lerp(base, tuned.to(base), 1 - base_share)
+
+
+def parameter_counts(model: RankModel) -> tuple[int, int]:
+    """(trained, all) parameters."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

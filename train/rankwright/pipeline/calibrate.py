@@ -1,0 +1,160 @@
+"""The calibrate stage: tuned scores the dev lists, a temperature is fitted to them, and reliability is written down."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright.common import console
+from rankwright.common.errors import UserError
+from rankwright.common.files import write_lines_atomic
+from rankwright.common.run_folder import RunFolder
+from rankwright.data.collection import Collection
+from rankwright.data.split_files import qualified, read_split
+from rankwright.evaluation.calibration import CALIBRATION, fit_temperature, summary, thresholds
+from rankwright.model.instructions import frozen_instruction, is_read_otherwise
+from rankwright.pipeline.train import dev_queries
+from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.retrieval.candidates import Candidates, read_candidates
+from rankwright.retrieval.run_file import read_trec_run, trec_column
+from rankwright.training.setup import tuned_reranker
+
+SCORES_FILE = "dev_scores.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Scored pairs of a set of queries; a document that nobody judged counts as not relevant."""
+
+    scores: list[float]
+    relevant: list[bool]
+    queries: int
+
+    def summary(self, temperature: float) -> dict[str, Any]:
+        return summary(self.scores, self.relevant, queries=self.queries, temperature=temperature)
+
+
+def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: str) -> dict[str, Any]:
+    """Write calibration.json; returns the temperature. Test sets are only looked at: their scores are run.trec's.
+
+    All under the instruction of the exports, where there are some: what they give is what is calibrated.
+    """
+    dev = dev_pairs(recipe, run, checkpoint, scores_inputs)
+    fitted = fit_temperature(dev.scores, dev.relevant)
+    sets = read_split(run.path / "data", "test")
+    systems = {c.name: EXPORTED if is_read_otherwise(recipe, c.instruction) else "tuned" for c in sets}
+    test = {c.name: run_pairs(c, run.path / "eval" / c.name / systems[c.name] / "run.trec") for c in sets}
+    found: dict[str, Any] = {
+        "temperature": fitted.temperature,
+        "fitted_on": "dev",
+        "dev": dev.summary(fitted.temperature),
+        "test": {name: pairs.summary(fitted.temperature) for name, pairs in test.items()},
+        "thresholds": thresholds(dev.scores, dev.relevant, temperature=fitted.temperature),
+    }
+    found["alarm"] = fitted.note or found["dev"]["alarm"]
+    run.write_json(CALIBRATION, found)
+    _describe(found)
+    return {"temperature": fitted.temperature}
+
+
+def run_pairs(collection: Collection, path: Path) -> Pairs:
+    """The pairs of a TREC run file of ours, labelled by the set's judgements."""
+    positives = {trec_column(q): {trec_column(d) for d in collection.positives(q)} for q in collection.queries}
+    run = read_trec_run(path)
+    found = [(score, d in positives[q]) for q, scores in run.items() for d, score in scores.items()]
+    return Pairs([score for score, _ in found], [relevant for _, relevant in found], len(run))
+
+
+def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> Pairs:
+    """Tuned's scores of the dev queries' candidates, as many queries as training looks at (train.dev_queries).
+
+    Kept query by query in dev_scores.jsonl, so that a kill loses little.
+    """
+    candidates = read_candidates(run.path / "dev_candidates.jsonl")
+    shares = dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")])
+    wanted = [(collection, q) for collection, query_ids in shares for q in query_ids if candidates.get(q)]
+    path = run.path / SCORES_FILE
+    done = _read_scores(path, inputs)
+    todo = [(collection, q) for collection, q in wanted if q not in done]
+    if todo:
+        lines = [_line({"inputs": inputs}), *(_line({"query_id": q, "scores": s}) for q, s in done.items())]
+        # Written anew: the last line of a killed process may be a part of one.
+        write_lines_atomic(path, lines)
+        with path.open("a", encoding="utf-8") as file, console.progress("tuned on dev", len(wanted)) as advance:
+            advance(len(done))
+            for query_id, scores in _score(recipe, checkpoint, todo, candidates):
+                done[query_id] = scores
+                file.write(_line({"query_id": query_id, "scores": scores}) + "\n")
+                file.flush()
+                advance(1)
+    pairs = Pairs([], [], len(wanted))
+    for collection, query_id in wanted:
+        positives = collection.positives(query_id)
+        pairs.scores.extend(done[query_id])
+        pairs.relevant.extend(c.document_id in positives for c in candidates[query_id])
+    return pairs
+
+
+def _score(
+    recipe: Recipe, checkpoint: Path, todo: Sequence[tuple[Collection, str]], candidates: Candidates
+) -> Iterator[tuple[str, list[float]]]:
+    """(query id, scores of its candidates in their order), as they come.
+
+    Under the instruction of the exports, whose temperature it is; without exports under each set's own.
+    """
+    reranker = tuned_reranker(recipe, checkpoint)
+    frozen, exports = frozen_instruction(recipe), bool(recipe.export_targets)
+    for instruction, part in itertools.groupby(todo, lambda pair: frozen if exports else pair[0].instruction):
+        pairs = list(part)
+        groups = ((c.queries[q], [c.corpus[found.document_id] for found in candidates[q]]) for c, q in pairs)
+        for (_, query_id), scores in zip(pairs, reranker.under(instruction).score_groups(groups), strict=True):
+            yield query_id, scores
+
+
+def _read_scores(path: Path, inputs: str) -> dict[str, list[float]]:
+    """Query id -> scores that an earlier process kept of the same inputs."""
+    try:
+        # Not splitlines(): ids may hold characters that it takes for line ends.
+        lines = path.read_text(encoding="utf-8").split("\n")
+        if json.loads(lines[0]) != {"inputs": inputs}:
+            return {}
+    except (OSError, ValueError):
+        return {}
+    done = {}
+    for line in lines[1:]:
+        try:
+            row = json.loads(line)
+            done[row["query_id"]] = row["scores"]
+        except (ValueError, LookupError, TypeError):
+            break
+    return done
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, allow_nan=False)
+    except ValueError:
+        raise UserError(
+            f"calibrate: query {row['query_id']!r}: a score is not a finite number: lower train.learning_rate"
+        ) from None
+
+
+def _describe(found: Mapping[str, Any]) -> None:
+    dev = found["dev"]
+    share = dev["relevant"] / dev["pairs"] if dev["pairs"] else 0.0
+    console.say(
+        f"temperature {found['temperature']:.4g}, fitted on dev ({dev['queries']:,} queries, {dev['pairs']:,} pairs, "
+        f"{share:.1%} of them relevant; a document that nobody judged counts as not relevant)"
+    )
+    for name, figures in {"dev": dev, **{f"test set {name}": s for name, s in found["test"].items()}}.items():
+        console.say(
+            f"{name}: expected calibration error {figures['ece']:.3f}, with the temperature {figures['ece_fitted']:.3f}"
+        )
+        if figures["alarm"]:
+            console.say(f"WARNING: {name}: {figures['alarm']}")
+    if found["alarm"] and found["alarm"] != dev["alarm"]:
+        console.say(f"WARNING: {found['alarm']}")

@@ -1,0 +1,91 @@
+"""Mistakes in a recipe that only the registries know: names of losses, schedules, measures and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rankwright.common.errors import UserError, UserErrors
+from rankwright.recipe.schema import Mine, Recipe
+
+
+def check_names(recipe: Recipe) -> list[str]:
+    """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
+    from rankwright.evaluation.metrics import check_measures
+    from rankwright.export.publish import refuse_impossible
+    from rankwright.model.attention import check_attention
+    from rankwright.model.instructions import check_mixture
+    from rankwright.retrieval.bm25 import Words
+    from rankwright.retrieval.first_stages import check_first_stages
+    from rankwright.training.losses import bind_loss
+    from rankwright.training.optim import SCHEDULES
+    from rankwright.training.tracking import check_trackers
+
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("model.attention", lambda: check_attention(recipe.model.attention)),
+        ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
+        ("train.trackers", lambda: check_trackers(recipe.train.trackers)),
+        ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
+        ("mine.language", lambda: Words(recipe.mine.language)),
+        ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
+    ]
+    faults = []
+    try:
+        bind_loss(recipe.loss)
+    except UserErrors as error:
+        # They name their keys themselves.
+        faults += error.messages
+    for key, check in checks:
+        try:
+            check()
+        except UserError as error:
+            # Some are raised where they must name their key themselves.
+            texts = error.messages if isinstance(error, UserErrors) else [str(error)]
+            faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
+    faults += check_first_stages(recipe) + check_mixture(recipe) + _check_mining(recipe.mine) + _check_above(recipe)
+    if recipe.evaluate.baselines:
+        from rankwright.rerankers.kinds import check_baselines
+
+        faults += check_baselines(recipe)
+    if recipe.mine.teacher is not None:
+        from rankwright.rerankers.kinds import check_teacher
+
+        faults += check_teacher(recipe)
+    for split in ("train", "test"):
+        if not getattr(recipe.data, split):
+            faults.append(f"data.{split}: must name at least one set")
+    return faults
+
+
+def _check_mining(mine: Mine) -> list[str]:
+    """Mistakes of the filters and the sampler: they are tried on nothing, and refuse what they cannot do."""
+    from rankwright.data.collection import Collection
+    from rankwright.mining.filters import MiningView, bind_filters
+    from rankwright.mining.samplers import DrawKey, bind_sampler
+
+    faults = []
+    nothing = MiningView(
+        Collection("", {}, {}, {}), mine.retriever, {}, {}, teacher=None if mine.teacher is None else lambda pairs: {}
+    )
+    for name, options in mine.filters.items():
+        try:
+            bind_filters({name: options})[name](nothing)
+        except UserError as error:
+            faults.append(f"mine.filters.{name}: {error}")
+    try:
+        bind_sampler(mine.sampler)([], 1, DrawKey(0, 0, "", ""))
+    except UserError as error:
+        faults.append(f"mine.sampler: {error}")
+    return faults
+
+
+def _check_above(recipe: Recipe) -> list[str]:
+    """What the teacher filter keeps must be in some loss: soft labels are for losses of a teacher's scores alone."""
+    from rankwright.training.losses import OF_TEACHER, reads_teacher
+
+    above = recipe.mine.filters.get("teacher", {}).get("above")
+    if above == "promote" and recipe.mine.positives == 1:
+        return ["mine.filters.teacher.above: promote needs mine.positives above 1: judged documents are drawn first"]
+    if above != "soft" or reads_teacher(recipe.loss):
+        return []
+    known = ", ".join(sorted(OF_TEACHER))
+    return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]

@@ -1,0 +1,312 @@
+"""The evaluate stage: first stages, and base, tuned and baselines on the same fixed lists of every test set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright.common import console
+from rankwright.common.files import read_json_object, write_lines_atomic, write_text_atomic
+from rankwright.common.hashing import content_hash, file_sha256
+from rankwright.common.processes import Processes
+from rankwright.common.resources import resolve_base
+from rankwright.common.run_folder import RunFolder, code_version
+from rankwright.data.cards import load_card
+from rankwright.data.collection import Collection
+from rankwright.data.split_files import read_split
+from rankwright.evaluation.evaluate import (
+    TestSet,
+    choose_queries,
+    first_stage_run,
+    measure,
+    read_metrics_json,
+    system_names,
+    write_evaluation,
+)
+from rankwright.evaluation.metrics import HEADLINE, ceiling
+from rankwright.evaluation.slices import FILE, attributes, seen_in_training
+from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
+from rankwright.model.instructions import frozen_instruction, is_read_otherwise
+from rankwright.recipe.schema import EXPORTED, FIRST_STAGES, Baseline, Recipe
+from rankwright.rerankers.reranker import Reranker
+from rankwright.rerankers.score_blocks import BlockScores, Reranked, Scorer
+from rankwright.rerankers.served import ServedReranker
+from rankwright.retrieval.bm25 import Words
+from rankwright.retrieval.candidates import Candidates, read_candidates, write_candidates
+from rankwright.retrieval.first_stages import retrieve
+from rankwright.training.setup import base_reranker, tuned_reranker
+
+
+def write_attributes(recipe: Recipe, run: RunFolder) -> None:
+    """Write eval/TESTSET/queries.jsonl for every test set that has candidates; unchanged files are kept."""
+    todo = []
+    tests = read_split(run.path / "data", "test")
+    for collection in tests:
+        folder = run.path / "eval" / collection.name
+        if not (folder / "candidates.jsonl").is_file():
+            continue
+        inputs = {"inputs": _inputs(recipe, run, folder / "candidates.jsonl")}
+        if not ((folder / FILE).is_file() and read_json_object(folder / "queries.json") == inputs):
+            todo.append((collection, folder, inputs))
+    if not todo:
+        return
+    from rankwright.training.setup import recipe_encoder
+
+    encoder, domains = recipe_encoder(recipe), _domains(recipe)
+    seen = seen_in_training(read_split(run.path / "data", "train"))
+    words = Words(recipe.mine.language, code=recipe.mine.code)
+    for collection, folder, inputs in todo:
+        candidates = read_candidates(folder / "candidates.jsonl")
+        domain = domains.get(collection.name, collection.name)
+        rows = attributes(collection, candidates, encoder.under(collection.instruction), words, seen, domain)
+        (folder / "queries.json").unlink(missing_ok=True)
+        lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
+        write_lines_atomic(folder / FILE, lines)
+        write_text_atomic(folder / "queries.json", json.dumps(inputs) + "\n")
+
+
+def _domains(recipe: Recipe) -> dict[str, str]:
+    cards = [(source.name, load_card(source.card)) for source in recipe.data.test if source.card is not None]
+    return {name or card.name: card.domain for name, card in cards}
+
+
+def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
+    base = Path(resolve_base(recipe.model.base))
+    tokenizer = [file_sha256(f) for f in (base / "tokenizer.json", base / "rankwright.json") if f.is_file()]
+    sections = recipe.model_dump(mode="json", include={"prompt", "data"})
+    data = [file_sha256(run.path / "data" / f"{split}.jsonl") for split in ("train", "test")]
+    words = (recipe.mine.language, recipe.mine.code)
+    model = (recipe.model.base, recipe.model.revision)
+    # A card's domain may change where its path does not.
+    texts = (words, data, _domains(recipe))
+    return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_version())
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One test set: the queries that are evaluated, its folder under eval/, and its TREC run file where it has one.
+
+    is_read_otherwise: exports read it under another instruction than its own.
+    """
+
+    collection: Collection
+    chosen: TestSet
+    folder: Path
+    run_file: Path | None
+    is_read_otherwise: bool
+
+    def has(self, system: str) -> bool:
+        return {"run": self.run_file is not None, EXPORTED: self.is_read_otherwise}.get(system, True)
+
+
+class Evaluation:
+    """What one evaluation works with.
+
+    scores: test set -> system -> hash of what its scores there depend on; inputs: system -> of its numbers on all.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        *,
+        scores: Mapping[str, Mapping[str, str]],
+        inputs: Mapping[str, str],
+        run_files: Mapping[str, Path | None],
+        processes: Processes,
+        checkpoint: Path | None,
+    ) -> None:
+        self.recipe, self.run = recipe, run
+        self.scores, self.inputs = scores, inputs
+        self.processes = processes
+        self.checkpoint = checkpoint
+        self.jobs = [self._job(c, run_files.get(c.name)) for c in read_split(run.path / "data", "test")]
+
+    def _job(self, collection: Collection, run_file: Path | None) -> Job:
+        chosen = choose_queries(collection, limit=self.recipe.evaluate.limit_queries, seed=self.recipe.seed)
+        otherwise = is_read_otherwise(self.recipe, collection.instruction)
+        return Job(collection, chosen, self.run.path / "eval" / collection.name, run_file, otherwise)
+
+    def __call__(self, only: Sequence[str]) -> None:
+        """Evaluate those of the systems that are not done; every process of the group calls this."""
+        first = self.recipe.evaluate.first_stage
+        reranked = any(system not in FIRST_STAGES for system in only)
+        if self.processes.is_first:
+            for job in self.jobs:
+                self._say_choice(job)
+                self._forget_others(job)
+                if reranked or first in only:
+                    self._choose_lists(job, self._lists(job, first))
+            if "tuned" in only:
+                forget_other_speed(self.run, self._speed_inputs)
+        self.processes.meet()
+        for system in (s for s in system_names(self.recipe) if s in only):
+            todo = [job for job in self.jobs if job.has(system) and not self._is_done(job, system)]
+            if not todo:
+                console.say(f"{system}: unchanged, kept")
+            elif system not in FIRST_STAGES:
+                self._rerank(system, todo)
+            elif self.processes.is_first:
+                for job in todo:
+                    lists = read_candidates(self._lists(job, system))
+                    self._finish(job, system, first_stage_run(lists, job.chosen.query_ids), {})
+            if system == "tuned":
+                self._speed()
+
+    def _forget_others(self, job: Job) -> None:
+        """No number of other settings is left beside those to come, whenever this is killed; scores are kept."""
+        for path in sorted(job.folder.glob("*/metrics.json")):
+            system = path.parent.name
+            if system not in self.inputs or not job.has(system) or not self._is_done(job, system):
+                path.unlink(missing_ok=True)
+
+    def _is_done(self, job: Job, system: str) -> bool:
+        folder = job.folder / system
+        done = read_metrics_json(folder)
+        whole = all((folder / name).is_file() for name in ("run.trec", "per_query.jsonl"))
+        return whole and done is not None and done.get("inputs") == self.inputs[system]
+
+    def _say_choice(self, job: Job) -> None:
+        recipe, chosen = self.recipe, job.chosen
+        limited = len(chosen.query_ids) < chosen.total - chosen.without_relevant
+        console.say(
+            f"test set {job.collection.name}: {len(chosen.query_ids):,} of {chosen.total:,} queries"
+            + (f" (evaluate.limit_queries, by seed {recipe.seed})" if limited else "")
+            + (f", {chosen.without_relevant} without a relevant document left out" if chosen.without_relevant else "")
+            + f"; {recipe.evaluate.first_stage} top {recipe.evaluate.depth} reranked"
+            + f"; exports read it under another instruction (row {EXPORTED})" * job.is_read_otherwise
+        )
+
+    def _lists(self, job: Job, name: str) -> Path:
+        """The file of a first stage's lists, made once: eval/TESTSET/NAME/candidates.jsonl."""
+        folder = job.folder / name
+        path, record = folder / "candidates.jsonl", folder / "candidates.json"
+        wanted = {"inputs": self.scores[job.collection.name][name], "queries": list(job.chosen.query_ids)}
+        # Its own hash, so that a file that was damaged since is made again.
+        if not (path.exists() and read_json_object(record) == {**wanted, "sha256": file_sha256(path)}):
+            record.unlink(missing_ok=True)
+            queries = {q: job.collection.queries[q] for q in job.chosen.query_ids}
+            depth = self.recipe.evaluate.depth
+            lists = retrieve(self.recipe, name, job.collection.corpus, queries, depth, job.run_file)
+            write_candidates(path, lists)
+            write_text_atomic(record, json.dumps({**wanted, "sha256": file_sha256(path)}))
+        return path
+
+    def _choose_lists(self, job: Job, lists: Path) -> None:
+        """The lists that are reranked, as eval/TESTSET/candidates.jsonl."""
+        path = job.folder / "candidates.jsonl"
+        if not (path.exists() and file_sha256(path) == file_sha256(lists)):
+            write_text_atomic(path, lists.read_text(encoding="utf-8"))
+
+    def _rerank(self, system: str, todo: Sequence[Job]) -> None:
+        files = [self._files(job, system) for job in todo]
+        missing = [sorted(set(range(len(f.blocks))) - set(f.done())) for f in files]
+        # All have read what there is before any of them adds to it: the shares below must not overlap.
+        self.processes.meet()
+        scorer: Scorer | None = None
+        if any(missing):
+            scorer = self._load(system)
+        rank, count = self.processes.rank, self.processes.count
+        # One process asks a server: its limits on rate and its cache are those of one client.
+        alone = isinstance(scorer, ServedReranker)
+        for job, scores, numbers in zip(todo, files, missing, strict=True):
+            share = numbers[rank::count] if not alone else numbers if rank == 0 else []
+            kept = sum(len(block) for number, block in enumerate(scores.blocks) if number not in set(numbers))
+            if kept and numbers:
+                console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
+            if scorer is not None and share:
+                self._score(job, system, self._under(system, scorer, job.collection), scores, share)
+            self.processes.meet()
+            if self.processes.is_first:
+                run, facts = scores.gather()
+                self._finish(job, system, run, facts)
+            self.processes.meet()
+        if system == "tuned" and scorer is not None:
+            self._speed(lambda: scorer)
+
+    def _files(self, job: Job, system: str) -> BlockScores:
+        path = job.folder / "candidates.jsonl"
+        inputs = content_hash(self.scores[job.collection.name][system], file_sha256(path))
+        return BlockScores(job.folder / system, inputs, read_candidates(path), job.chosen.query_ids)
+
+    def _score(self, job: Job, system: str, scorer: Scorer, scores: BlockScores, share: Sequence[int]) -> None:
+        blocks, count = scores.blocks, self.processes.count
+        queries = sum(len(blocks[number]) for number in share)
+        of = f" (process 1 of {count})" if count > 1 else ""
+        with console.progress(f"{system} on {job.collection.name}{of}", queries) as advance:
+            scores.score(
+                share,
+                scorer,
+                job.collection,
+                rank=self.processes.rank,
+                advance=advance,
+                look=self.processes.look,
+            )
+
+    def _load(self, system: str) -> Scorer:
+        if system == "base":
+            return base_reranker(self.recipe)
+        if system in ("tuned", EXPORTED):
+            assert self.checkpoint is not None
+            return tuned_reranker(self.recipe, self.checkpoint)
+        from rankwright.rerankers.kinds import load_baseline
+
+        scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.path / "cache")
+        return scorer
+
+    def _baseline(self, system: str) -> Baseline:
+        return next(b for b in self.recipe.evaluate.baselines if b.name == system)
+
+    def _under(self, system: str, scorer: Scorer, collection: Collection) -> Scorer:
+        """The scorer under the instruction that this system reads a test set with."""
+        if system in ("base", "tuned", EXPORTED):
+            assert isinstance(scorer, Reranker)
+            return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
+        from rankwright.rerankers.kinds import baseline_under
+
+        return baseline_under(self._baseline(system), scorer, collection.instruction)
+
+    def _finish(self, job: Job, system: str, run: Reranked, facts: dict[str, Any]) -> None:
+        """Measure and write; scores that were kept are measured anew when only the measures changed."""
+        recipe, query_ids = self.recipe, job.chosen.query_ids
+        measures = list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures]))
+        measured = measure(run, job.collection.qrels, query_ids, measures)
+        qrels = {q: job.collection.qrels[q] for q in query_ids}
+        stage = {} if system in FIRST_STAGES else {"first_stage": recipe.evaluate.first_stage}
+        best = {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE)}
+        # Of the whole set; they are not among query_ids.
+        left_out = {"queries_without_relevant": job.chosen.without_relevant}
+        facts = {**facts, **left_out, **stage, **best, "inputs": self.inputs[system]}
+        write_evaluation(job.folder / system, run, measured, tag=f"rankwright-{system}", facts=facts)
+        empty = len(measured.missing)
+        console.say(
+            f"{job.collection.name} {system}: {HEADLINE} {measured.mean[HEADLINE]:.3f}"
+            + (f", {facts['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in facts else "")
+            + (f", tie rate {measured.tie_rate:.1%}" if measured.tie_rate else "")
+            + (f", queries without candidates (they count 0): {empty:,}" if empty else "")
+        )
+
+    @property
+    def _speed_inputs(self) -> str:
+        """Other measures do not change it."""
+        return content_hash([self.scores[job.collection.name]["tuned"] for job in self.jobs])
+
+    def _speed(self, load: Callable[[], Scorer] | None = None) -> None:
+        """Latency of tuned, on the first process while the others wait."""
+        inputs = self._speed_inputs
+        if self.processes.is_first and not speed_is_known(self.run, inputs):
+            scorer = load() if load is not None else self._load("tuned")
+            lists: list[tuple[Scorer, Collection, Candidates]] = [
+                (
+                    self._under("tuned", scorer, job.collection),
+                    job.collection,
+                    read_candidates(job.folder / "candidates.jsonl"),
+                )
+                for job in self.jobs
+            ]
+            measure_speed(self.run, lists, seed=self.recipe.seed, inputs=inputs)
+        self.processes.meet()

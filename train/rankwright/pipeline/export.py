@@ -1,0 +1,201 @@
+"""The export stage: golden pairs from the test sets, every target written and proven, the model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rankwright.common import console
+from rankwright.common.files import write_text_atomic
+from rankwright.common.hashing import stable_hash
+from rankwright.common.run_folder import RunFolder
+from rankwright.common.stats import Difference, paired_difference
+from rankwright.data.split_files import read_split
+from rankwright.evaluation.calibration import CALIBRATION
+from rankwright.evaluation.evaluate import read_metrics_json, read_per_query
+from rankwright.evaluation.gate import GATE_FILE
+from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.results import SHOWN_NAME, results
+from rankwright.export.card import CardFacts, SetResult
+from rankwright.export.publish import export_targets
+from rankwright.model.instructions import frozen_instruction
+from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.candidates import read_candidates
+from rankwright.training.setup import tuned_reranker
+
+# In export/: which model its folders are of.
+EXPORTED_MODEL = ".model"
+
+
+def export_stage(
+    recipe: Recipe,
+    run: RunFolder,
+    checkpoint: Path,
+    system_inputs: Mapping[str, str],
+    ledger: dict[str, Any],
+    model: str,
+    *,
+    gate: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
+
+    ledger: licences.json, which the licence in the model card comes from.
+    model: what the model's scores depend on; exports of an earlier one, of other targets, are put aside.
+    gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
+    """
+    reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
+    calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
+    figures = export_targets(
+        reranker.model,
+        reranker.tokenizer,
+        reranker.contract.replace(temperature=calibration["temperature"]),
+        targets=recipe.export_targets,
+        folder=run.path / "export",
+        golden_pairs=golden_pairs(recipe, run),
+        base_name=recipe.model.base,
+        revision=recipe.model.revision,
+        tolerance=recipe.export.tolerance,
+        facts=CardFacts(
+            title=f"{recipe.name} reranker",
+            name=recipe.name,
+            results=_set_results(recipe, run, system_inputs, ledger),
+            training=_training(recipe, run),
+            figures=_card_figures(recipe, run, system_inputs),
+            calibration=calibration,
+            gate=gate,
+            ledger=ledger,
+        ),
+    )
+    put_others_aside(run, recipe.export_targets, model)
+    licence = ledger["licence"]
+    console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
+    for target in figures:
+        console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
+    return {"targets": list(figures)}
+
+
+def withdraw_exports(run: RunFolder) -> None:
+    """Rename export/ to export-withdrawn-N, with the verdict inside: in its place it would look accepted.
+
+    Nothing is deleted: it may be another model's, that was accepted, or one that was exported before there was a gate.
+    """
+    folder = run.path / "export"
+    if not folder.is_dir():
+        return
+    kept = _free_name(folder)
+    folder.rename(kept)
+    shutil.copy(run.path / GATE_FILE, kept / GATE_FILE)
+    console.say(f"the earlier export is no longer in its place: it is kept as {kept}")
+
+
+def put_others_aside(run: RunFolder, targets: Iterable[str], model: str) -> None:
+    """Move exports of other targets to export-withdrawn-N where they are of a model that the run had before."""
+    folder = run.path / "export"
+    mark = folder / EXPORTED_MODEL
+    earlier = mark.read_text(encoding="utf-8") if mark.is_file() else None
+    others = sorted(path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in targets)
+    write_text_atomic(mark, model)
+    # Of a run without the mark nothing is known.
+    if not others or earlier in (None, model):
+        return
+    kept = _free_name(folder)
+    kept.mkdir()
+    for path in others:
+        path.rename(kept / path.name)
+    names = ", ".join(path.name for path in others)
+    console.say(f"exports of the model before, of other targets ({names}): kept in {kept}")
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (kept := folder.with_name(f"export-withdrawn-{number}")).exists():
+        number += 1
+    return kept
+
+
+def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
+    """Test pairs, queries by hash: each with a relevant document and the first stage's best."""
+    collections = read_split(run.path / "data", "test")
+    pairs: list[tuple[str, str]] = []
+    share = -(-recipe.export.golden_pairs // len(collections))
+    for collection in collections:
+        candidates = read_candidates(run.path / "eval" / collection.name / "candidates.jsonl")
+        found: list[tuple[str, str]] = []
+        for query_id in sorted(candidates, key=lambda q: stable_hash("golden", recipe.seed, q)):
+            best = [c.document_id for c in candidates[query_id][:1]]
+            for document_id in dict.fromkeys([*sorted(collection.positives(query_id))[:1], *best]):
+                found.append((collection.queries[query_id], collection.corpus[document_id]))
+        pairs += found[:share]
+    return pairs[: recipe.export.golden_pairs]
+
+
+def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str]) -> dict[str, str | float | int]:
+    figures: dict[str, str | float | int] = {}
+    for row in results(run, recipe.seed, system_inputs):
+        values = ", ".join(f"{system} {value:.3f}" for system, value in row.values.items())
+        d = row.difference
+        interval = f"; tuned - base {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else ""
+        figures[f"{HEADLINE}, {row.name} ({row.queries} queries)"] = values + interval
+    if recipe.model.merge_with_base:
+        figures["share of the base in the weights (model.merge_with_base)"] = recipe.model.merge_with_base
+    return figures
+
+
+def _set_results(
+    recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str], ledger: Mapping[str, Any]
+) -> list[SetResult]:
+    """nDCG@10 of what is exported on every test set, with its interval over queries."""
+    hubs = {one["input"]: one["hub"] for one in ledger["inputs"] if "evaluate" in one["use"]}
+    found = []
+    for collection in read_split(run.path / "data", "test"):
+        folder = run.path / "eval" / collection.name
+        # Under the frozen instruction, where the sets have several.
+        system = next((s for s in ("exported", "tuned") if s in system_inputs and (folder / s).is_dir()), None)
+        if system is None:
+            continue
+        values = read_per_query(folder / system, HEADLINE)
+        mean = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
+        settings = read_metrics_json(folder / system) or {}
+        first = settings.get("first_stage", recipe.evaluate.first_stage)
+        lists = f"{SHOWN_NAME.get(first, first)}, best {recipe.evaluate.depth}"
+        found.append(SetResult(collection.name, hubs.get(collection.name), *_of(mean), lists))
+    return found
+
+
+def _of(mean: Difference) -> tuple[int, float, float, float]:
+    return mean.queries, mean.mean, mean.low, mean.high
+
+
+def _training(recipe: Recipe, run: RunFolder) -> list[str]:
+    """How the weights were made, in sentences."""
+    provenance = json.loads((run.path / "provenance.json").read_text(encoding="utf-8"))
+    record = run.facts("train")
+    sets = json.loads((run.path / "data_report.json").read_text(encoding="utf-8"))["splits"]["train"]
+    trained = "; ".join(f"{row['set']} ({row['queries']:,} queries, {row['documents']:,} documents)" for row in sets)
+    said = [f"Trained on {trained}; the negatives are from {recipe.mine.retriever}."]
+    if "seconds" in record:
+        hours, processes = record["seconds"] / 3600, record.get("processes", 1)
+        said.append(
+            f"Method {recipe.model.method}, loss {recipe.loss.name}, the best checkpoint on dev: step "
+            f"{record.get('best_step')} of {record.get('planned_steps')}; {hours:.2f} hours, processes: {processes}."
+        )
+    packages = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
+    commit = provenance["commit"] or "unknown"
+    said.append(f"Rankwright {provenance['rankwright']}, commit {commit}, seed {recipe.seed}; {packages}.")
+    return said
+
+
+def _parity_line(figures: dict[str, Any]) -> str:
+    """One line: every runtime with its largest difference of a logit, or why it was not checked."""
+    parts = []
+    for name, values in figures["engines"].items():
+        if isinstance(values, str):
+            parts.append(f"{name} {values}")
+        else:
+            logit = "max_d_logit" in values
+            worst = max(values["max_d_logit"], values["max_d_logit_batch"]) if logit else values["max_d_probability"]
+            parts.append(f"{name} max |d {'logit' if logit else 'probability'}| {worst:.1e} on {values['rows']} pairs")
+    return ", ".join(parts)

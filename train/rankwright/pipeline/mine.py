@@ -1,0 +1,266 @@
+"""The mine stage: candidates, negatives with a reason for each, and what every filter removed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rankwright.common import console
+from rankwright.common.files import lines_atomic
+from rankwright.common.processes import Processes
+from rankwright.common.run_folder import RunFolder
+from rankwright.data.collection import Collection
+from rankwright.data.split_files import qualified, read_split
+from rankwright.mining.false_negatives import told_estimate
+from rankwright.mining.filters import TeacherOf, bind_filters, split_filters
+from rankwright.mining.pools import (
+    Filter,
+    Negative,
+    Sifted,
+    apply,
+    count_negatives,
+    filled,
+    negatives_line,
+    pool_of,
+    read_negatives,
+)
+from rankwright.mining.shards import Job, Shards
+from rankwright.recipe.schema import Recipe, training_stage
+from rankwright.rerankers.pair_scores import TEACHER_SCORES
+from rankwright.retrieval.candidates import candidates_line, read_candidates
+from rankwright.supervision.teacher import Teacher, write_teacher_scores
+from rankwright.training.losses import scores_candidates
+
+OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
+FOLDER = "mining"
+# Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.
+MOST_REMOVED = 20
+MEANING = {
+    "positive": "relevant documents",
+    "judged": "judged not relevant",
+    "duplicate_of_positive": "exact duplicates",
+}
+
+
+def mine(
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    inputs: str,
+    shards: str,
+    run_files: Mapping[str, Path | None],
+    processes: Processes,
+) -> None:
+    """The whole stage, skipped when it is done with these inputs; every process of the group calls this.
+
+    shards: hash of what decides candidates and the filters that look at a query alone; run_files: of training sets.
+    """
+    outputs = (*OUTPUTS, *([TEACHER_SCORES] if recipe.mine.teacher else []))
+    done = run.is_done("mine", inputs) and all((run.path / name).exists() for name in outputs)
+    # All have looked before the first one changes what they look at.
+    processes.meet()
+    if done:
+        console.say("unchanged, skipped")
+        if processes.is_first:
+            # A kill after the record was written leaves them.
+            Shards.forget(run.path / FOLDER)
+        return
+    started = time.perf_counter()
+    if processes.is_first:
+        # From here on the files are no longer those of the record.
+        run.forget("mine")
+    teacher = None if recipe.mine.teacher is None else Teacher(recipe.mine.teacher, recipe.prompt)
+    of = None if teacher is None else teacher.of
+    made = make_shards(recipe, run, inputs=shards, run_files=run_files, processes=processes, teacher=of)
+    facts = gather(recipe, run, made) if processes.is_first else {}
+    processes.meet()
+    train = [job.collection for job in made.jobs if job.kind == "train"]
+    if teacher is not None:
+        ask_teacher(recipe, run, teacher, train, processes)
+    if processes.is_first:
+        facts["false_negatives"] = told_estimate(recipe, run, train)
+        seconds = time.perf_counter() - started
+        run.finish("mine", inputs, seconds=seconds, processes=processes.count, **facts)
+        Shards.forget(made.folder)
+    processes.meet()
+
+
+def make_shards(
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    inputs: str,
+    run_files: Mapping[str, Path | None],
+    processes: Processes,
+    teacher: TeacherOf | None = None,
+) -> Shards:
+    """Retrieve and filter for every query of train, and retrieve for dev."""
+    filters = bind_filters(recipe.mine.filters)
+    alone, _ = split_filters(filters)
+    jobs = []
+    for plain in read_split(run.path / "data", "train"):
+        own = {name: filters[name] for name in alone}
+        run_file = run_files.get(plain.name)
+        jobs.append(Job("train", qualified(plain), plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
+    stage = training_stage(recipe)
+    for plain in read_split(run.path / "data", "dev"):
+        jobs.append(Job("dev", qualified(plain), plain, stage, recipe.evaluate.depth, None, {}))
+    used = f"; on dev {stage}'s lists are reranked: run files are for train and test sets"
+    console.say(
+        f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
+        + used * (stage != recipe.evaluate.first_stage)
+    )
+    shards = Shards(run.path / FOLDER, inputs, recipe, jobs, teacher)
+    shards.make(processes)
+    return shards
+
+
+def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
+    """Write the stage's files out of all shards; returns its facts, and says them."""
+    tally = _Tally(recipe)
+    # By the start of their ids, so that the files' order does not depend on the recipe's.
+    jobs = sorted(shards.jobs, key=lambda job: f"{job.collection.name}/")
+    with ExitStack() as files:
+        write = {name: files.enter_context(lines_atomic(run.path / name)) for name in OUTPUTS}
+        for job in jobs:
+            if job.kind == "dev":
+                for found in shards.read(job):
+                    _write(write["dev_candidates.jsonl"], candidates_line, found.retrieved)
+                continue
+            for found, pools in _pools(recipe, shards, job):
+                _write(write["candidates.jsonl"], candidates_line, found.retrieved)
+                _write(write["negatives.jsonl"], negatives_line, pools)
+                for query_id in sorted(found.removed):
+                    if line := removed_line(found, query_id):
+                        write["removed.jsonl"](line)
+                tally.add(found, pools)
+    return tally.told()
+
+
+def ask_teacher(
+    recipe: Recipe, run: RunFolder, teacher: Teacher, train: Sequence[Collection], processes: Processes
+) -> None:
+    """Write teacher.jsonl: scores of all that training can draw; all candidates too, where a refresh may need them."""
+    pools = read_negatives(run.path / "negatives.jsonl")
+    candidates = read_candidates(run.path / "candidates.jsonl") if scores_candidates(recipe) else {}
+
+    def wanted(collection: Collection) -> dict[str, list[str]]:
+        found = {}
+        for query_id in collection.queries:
+            pool = [n.document_id for n in pools.get(query_id, ())]
+            others = [c.document_id for c in candidates.get(query_id, ())]
+            found[query_id] = list(dict.fromkeys([*collection.positives(query_id), *pool, *others]))
+        return found
+
+    kept = write_teacher_scores(run.path / TEACHER_SCORES, teacher, train, wanted, processes)
+    console.say(teacher.describe(kept))
+
+
+def _write(write: Callable[[str], object], line: Callable[[str, Any], str], lists: Mapping[str, Any]) -> None:
+    for query_id in sorted(lists):
+        write(line(query_id, lists[query_id]))
+
+
+def _pools(recipe: Recipe, shards: Shards, job: Job) -> Iterator[tuple[Sifted, dict[str, tuple[Negative, ...]]]]:
+    """(what the filters decided, pools) of a set: shard by shard, at once where a filter looks across queries."""
+    filters: dict[str, Filter] = bind_filters(recipe.mine.filters)
+    _, across = split_filters(filters)
+    parts = shards.read(job)
+    if across:
+        whole = Sifted({}, {})
+        for part in parts:
+            whole.merge(part)
+        apply(whole, {name: filters[name] for name in across}, shards.view(job, job.collection))
+        parts = iter([whole])
+    document_ids = sorted(job.collection.corpus) if recipe.mine.fill == "random" else []
+    for found in parts:
+        pools = {q: pool_of(job.collection, found, q, job.retriever) for q in found.retrieved}
+        if document_ids:
+            view = shards.view(job, job.collection).of(found.retrieved, {})
+            pools = {
+                q: filled(pool, q, recipe.mine.negatives, view=view, filters=filters, document_ids=document_ids)
+                for q, pool in pools.items()
+            }
+        yield found, pools
+
+
+def removed_line(found: Sifted, query_id: str) -> str | None:
+    """A row of removed.jsonl: `query_id, removed: [{document_id, rank, score, filter, reason, decisions}], more`.
+
+    At most MOST_REMOVED a query, those of the best rank; more: how many others there are. Relevant and judged documents
+    are not among them. None when nothing was removed.
+    """
+    gone, notes = found.removed[query_id], found.notes.get(query_id, {})
+    rows = []
+    for c in found.retrieved[query_id]:
+        by = gone.get(c.document_id)
+        if by is not None and by.reason not in ("positive", "judged"):
+            row: dict[str, Any] = {"document_id": c.document_id, "rank": c.rank, "score": c.score}
+            row |= {"filter": by.filter or "always", "reason": by.reason}
+            rows.append(row | ({"decisions": notes[c.document_id]} if c.document_id in notes else {}))
+    if not rows:
+        return None
+    row = {"query_id": query_id, "removed": rows[:MOST_REMOVED], "more": max(0, len(rows) - MOST_REMOVED)}
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+class _Tally:
+    """What the stage tells: of all sets together."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._mine = recipe.mine
+        self.reasons: Counter[str] = Counter()
+        self.by_filter: Counter[str] = Counter()
+        self.said: Counter[str] = Counter()
+        self.queries = self.short = self.filled = self.judged = 0
+
+    def add(self, found: Sifted, pools: Mapping[str, tuple[Negative, ...]]) -> None:
+        self.reasons.update(found.counts())
+        self.by_filter.update(found.counts_by_filter())
+        self.said.update(found.said)
+        self.queries += len(pools)
+        self.short += sum(count_negatives(pool) < self._mine.negatives for pool in pools.values())
+        self.filled += sum(n.reason == "fill" for pool in pools.values() for n in pool)
+        self.judged += sum(n.reason == "judged_not_relevant" for pool in pools.values() for n in pool)
+
+    def told(self) -> dict[str, Any]:
+        """The facts, after they are printed."""
+        rows = self._rows()
+        table = Table(title="candidates of the training queries", title_justify="left")
+        table.add_column("what was removed")
+        for column in ("removed", "left"):
+            table.add_column(column, justify="right")
+        table.add_row("(retrieved)", "", f"{self.reasons.total():,}")
+        for row in rows:
+            table.add_row(row["filter"], f"{row['removed']:,}", f"{row['left']:,}")
+        console.show(table)
+        for words, count in sorted(self.said.items()):
+            console.say(f"{words}: {count:,}")
+        wanted = self._mine.negatives
+        if self.filled:
+            console.say(f"{self.filled:,} negatives filled in at random from the corpus (mine.fill), marked as such")
+        if self.short:
+            console.say(f"{self.short:,} of {self.queries:,} queries have fewer than {wanted} negatives: kept short")
+        counts = {**dict(sorted(self.reasons.items())), "kept_judged": self.judged, "filled": self.filled}
+        return {
+            "counts": {reason: count for reason, count in counts.items() if count},
+            "filters": rows,
+            "said": dict(sorted(self.said.items())),
+            "queries": self.queries,
+            "short_pools": self.short,
+        }
+
+    def _rows(self) -> list[dict[str, Any]]:
+        left, rows = self.reasons.total(), []
+        removed = [(f"always: {words}", self.reasons[reason]) for reason, words in MEANING.items()]
+        for name, count in [*removed, *((name, self.by_filter[name]) for name in self._mine.filters)]:
+            left -= count
+            rows.append({"filter": name, "removed": count, "left": left})
+        return rows

@@ -1,0 +1,143 @@
+"""Several runs on one page: compare's tables, recipes' differing keys, curves overlaid, slices side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rankwright.common.files import write_text_atomic
+from rankwright.evaluation.compare import Compared, Comparison, compare
+from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.results import NOT_THE_EXPERIMENT, EvaluatedRun, read_runs
+from rankwright.evaluation.slices import ATTRIBUTES, FILE, SMALL, Attribute, QueryAttributes, divide, read_attributes
+from rankwright.recipe.schema import Recipe
+from rankwright.report import plots
+from rankwright.report.page import environment
+from rankwright.training.tracking import read_metrics
+
+CURVES = (
+    ("loss", "training loss"),
+    (f"dev_{HEADLINE}", f"{HEADLINE} on dev"),
+    ("score_margin", "score margin, relevant - others"),
+    ("gradient_norm", "gradient norm, before clipping"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedSlice:
+    """The queries of one bin on one test set, with the mean of every system over them."""
+
+    attribute: str
+    label: str
+    queries: int
+    means: Mapping[str, float]
+
+
+def write_comparison(folders: Sequence[Path], output: Path) -> Path:
+    """Write one page about several evaluated runs. Raises UserError as evaluated.read_runs and compare do."""
+    comparison = compare(read_runs(folders))
+    metrics = {run.name: read_metrics(run.folder / "metrics.jsonl") for run in comparison.runs}
+    slices, slice_notes = shared_slices(comparison)
+    page = (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            comparison=comparison,
+            headline=HEADLINE,
+            small=SMALL,
+            differing=differing_keys(comparison.runs),
+            curves=[
+                found
+                for key, title in CURVES
+                if (found := plots.overlaid(metrics, key, title, f"curve-{key.split('@')[0]}"))
+            ],
+            scales={
+                name: _scale(row for (test_set, _), row in comparison.compared.items() if test_set == name)
+                for name in comparison.sets
+            },
+            pooled_scale=_scale(comparison.pooled.values()),
+            slices=slices,
+            slice_notes=slice_notes,
+        )
+    )
+    write_text_atomic(output, page)
+    return output
+
+
+def _scale(rows: Iterable[Compared]) -> tuple[float, float]:
+    """The ends of all intervals of a table, and zero."""
+    found = [row.difference for row in rows]
+    return min([0.0, *(d.low for d in found)]), max([0.0, *(d.high for d in found)])
+
+
+def differing_keys(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
+    """(dotted key, its value in each run) of every key that is not the same in all; `–` where a run lacks it."""
+    # The name of a run says nothing about its experiment; its seed does.
+    ignored = [key for key in NOT_THE_EXPERIMENT if key != "seed"]
+    flat = [_flat({k: v for k, v in _whole(run).items() if k not in ignored}) for run in runs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    rows = [(key, [values.get(key, "\N{EN DASH}") for values in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _whole(run: EvaluatedRun) -> Mapping[str, Any]:
+    """The recipe with the defaults of keys that it was written without, where this version can read it."""
+    try:
+        return Recipe.model_validate_json(json.dumps(run.recipe)).model_dump(mode="json", by_alias=True)
+    except ValidationError:
+        return run.recipe
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> JSON of its value; an empty list or section is a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None or not value:
+        return {prefix: json.dumps(value, ensure_ascii=False)}
+    found: dict[str, str] = {}
+    for key, item in inner:
+        found |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]], list[str]]:
+    """Test set -> its slices with every system's mean, bins by the first run's attributes; and what is missing."""
+    found: dict[str, list[SharedSlice]] = {}
+    notes = []
+    first = comparison.runs[0]
+    for name, shared in comparison.sets.items():
+        path = first.folder / "eval" / name / FILE
+        if not path.is_file():
+            notes.append(f"{name}: {first.name} has no queries.jsonl: `rankwright run` writes it")
+            continue
+        rows = [row for row in read_attributes(path) if row.query_id in set(shared.queries)]
+        values = {s.name: shared.of(s.values(name)) for s in comparison.systems}
+        found[name] = [s for attribute in ATTRIBUTES for s in _slices(attribute, rows, values)]
+        for run in comparison.runs[1:]:
+            other = run.folder / "eval" / name / FILE
+            if not other.is_file():
+                continue
+            theirs = {row.query_id: row for row in read_attributes(other)}
+            differ = sum(theirs.get(row.query_id, row) != row for row in rows)
+            if differ:
+                notes.append(
+                    f"{name}: {differ:,} queries have other attributes in {run.name} (its prompt, lists or training "
+                    f"data differ): the slices are {first.name}'s"
+                )
+    return found, notes
+
+
+def _slices(
+    attribute: Attribute, rows: Sequence[QueryAttributes], values: Mapping[str, Mapping[str, float]]
+) -> list[SharedSlice]:
+    bins = divide(rows, attribute)
+    if len(bins) < 2:
+        return []
+    return [
+        SharedSlice(attribute.name, text, len(ids), {s: sum(v[q] for q in ids) / len(ids) for s, v in values.items()})
+        for text, ids in bins.items()
+    ]

@@ -1,0 +1,377 @@
+"""Other rerankers, as rows of an evaluation or as teacher: their kinds, what their scores depend on, faults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from rankwright.common import console
+from rankwright.common.errors import UserError
+from rankwright.common.hashing import content_hash, files_hash
+from rankwright.common.registry import Registry
+from rankwright.common.resources import resolve_base
+from rankwright.model.bases import refuse_other_kinds
+from rankwright.model.frames import Mode
+from rankwright.model.loading import load_model, load_tokenizer
+from rankwright.model.prompt import (
+    CONTRACT_FILE,
+    DEFAULT_INSTRUCTION,
+    PromptContract,
+    default_instruction,
+    make_contract,
+)
+from rankwright.recipe.schema import EXPORTED, FIRST_STAGES, Baseline, Prompt, Recipe
+from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_installed
+from rankwright.rerankers.endpoints import SHAPES
+from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
+from rankwright.rerankers.score_blocks import Scorer
+from rankwright.rerankers.served import ServedReranker
+
+Precision = Literal["auto", "fp32", "bf16"]
+# Takes the baseline, the recipe's prompt section and a folder for what was paid for.
+Kind = Callable[..., Scorer]
+BASELINES: Registry[Kind] = Registry("baseline", hyphens=True)
+# Kinds that our engine scores in the frame of their vendor.
+FRAMES: dict[str, Mode] = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
+NEEDS_OWN_CODE = ("layerwise", "lightweight", "minicpm", "v2.5")
+SEQUENCE_CLASSIFIERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(precision: Precision) -> torch.dtype:
+    """`auto` is bf16 on a GPU and fp32 on a CPU, as for base and tuned."""
+    in_bf16 = torch.cuda.is_available() if precision == "auto" else precision == "bf16"
+    return torch.bfloat16 if in_bf16 else torch.float32
+
+
+def _instruction(prompt: Prompt) -> str | None:
+    """The recipe's instruction, or None for each frame's own: the default is that of one family."""
+    return None if prompt.instruction == DEFAULT_INSTRUCTION else prompt.instruction
+
+
+def vendor_contract(baseline: Baseline, prompt: Prompt, mode: Mode) -> tuple[str, Any, PromptContract]:
+    """(folder or hub id, tokenizer, contract) of a language model in the frame of its vendor.
+
+    Raises UserError for one that carries a contract of its own, and where the frame does not fit into the budget.
+    """
+    folder = resolve_base(baseline.model, "model")
+    refuse_other_kinds(baseline.model, folder, baseline.revision)
+    if saved_contract(folder, baseline.revision) is not None:
+        raise UserError(f"{baseline.model} carries its own prompt contract: use kind: rankwright")
+    tokenizer = load_tokenizer(folder, baseline.revision)
+    contract = make_contract(
+        tokenizer,
+        mode=mode,
+        instruction=_instruction(prompt),
+        max_tokens=prompt.max_tokens,
+        query_tokens=prompt.query_tokens,
+    )
+    return folder, tokenizer, contract
+
+
+def _in_frame(baseline: Baseline, prompt: Prompt, precision: Precision) -> Reranker:
+    folder, tokenizer, contract = vendor_contract(baseline, prompt, FRAMES[baseline.kind])
+    if _instruction(prompt) and not contract.takes_instruction:
+        console.say(f"{baseline.name}: its frame {contract.mode} has no place for prompt.instruction: scored without")
+    model = load_model(folder, contract, tokenizer, revision=baseline.revision, dtype=_dtype(precision))
+    return Reranker(model.to(_device()).eval(), tokenizer, contract)
+
+
+@BASELINES.register
+def cross_encoder(
+    baseline: Baseline,
+    prompt: Prompt,
+    cache: Path,
+    *,
+    remote_code: bool = False,
+    batch: int = 32,
+    precision: Precision = "auto",
+) -> Scorer:
+    """Any one-label CrossEncoder of sentence-transformers: BGE-reranker base to v2-m3, MiniLM, gte, ModernBERT ...
+
+    Raw logits. Query and document together are cut to prompt.max_tokens, or to the model's own limit if lower.
+    """
+    if remote_code and baseline.revision is None:
+        raise UserError("options.remote_code runs the code of the repository: name the revision that you have read")
+    if batch < 1:
+        raise UserError(f"options.batch: {batch}, must be at least 1")
+    return CrossEncoderScorer(
+        resolve_base(baseline.model, "model"),
+        revision=baseline.revision,
+        max_tokens=prompt.max_tokens,
+        batch=batch,
+        remote_code=remote_code,
+        dtype=_dtype(precision),
+        device=_device(),
+    )
+
+
+@BASELINES.register
+def qwen3_reranker(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
+    """Qwen3-Reranker in its own frame: frames.official_frame."""
+    return _in_frame(baseline, prompt, precision)
+
+
+@BASELINES.register
+def zerank(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
+    """zerank-1, -1-small, -2: frames.zerank_frame."""
+    return _in_frame(baseline, prompt, precision)
+
+
+@BASELINES.register
+def mxbai(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
+    """mxbai-rerank-base-v2 and -large-v2: frames.mxbai_frame. Those of version 1 are cross-encoders."""
+    return _in_frame(baseline, prompt, precision)
+
+
+@BASELINES.register
+def bge(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision = "auto") -> Scorer:
+    """bge-reranker-v2-gemma and fine-tuned models of its kind: frames.bge_frame."""
+    refuse_other_bge(baseline.model)
+    return _in_frame(baseline, prompt, precision)
+
+
+def refuse_other_bge(model: str) -> None:
+    """Raises UserError for those of BGE's rerankers, by name, that are no plain causal language models."""
+    name = Path(model).name.lower()
+    if any(part in name for part in NEEDS_OWN_CODE):
+        raise UserError(
+            f"{model}: its layers are scored by code of its own repository, which is not run here: serve it and use "
+            "kind: served, or take bge-reranker-v2-gemma"
+        )
+    if name in SEQUENCE_CLASSIFIERS:
+        raise UserError(f"{model}: a sequence classifier, not a language model: use kind: cross-encoder")
+
+
+@BASELINES.register
+def rankwright(
+    baseline: Baseline, prompt: Prompt, cache: Path, *, base: str | None = None, precision: Precision = "auto"
+) -> Scorer:
+    """A folder that Rankwright wrote (hf or adapter), under its own contract; any other base in its native frame.
+
+    base: where the base of an adapter folder lies, when its settings do not name a hub id.
+    """
+    folder = resolve_base(baseline.model, "model")
+    tokenizer = load_tokenizer(folder, baseline.revision)
+    own = saved_contract(folder, baseline.revision)
+    contract = own or native_contract(
+        folder,
+        tokenizer,
+        name=baseline.model,
+        instruction=_instruction(prompt),
+        max_tokens=prompt.max_tokens,
+        query_tokens=prompt.query_tokens,
+        revision=baseline.revision,
+    )
+    if contract.max_tokens != prompt.max_tokens:
+        console.say(
+            f"{baseline.name}: its contract allows {contract.max_tokens} tokens, base and tuned {prompt.max_tokens}"
+        )
+    model = load_model(folder, contract, tokenizer, revision=baseline.revision, dtype=_dtype(precision), base=base)
+    return Reranker(model.to(_device()).eval(), tokenizer, contract)
+
+
+@BASELINES.register
+def served(
+    baseline: Baseline,
+    prompt: Prompt,
+    cache: Path,
+    *,
+    url: str,
+    shape: str,
+    key_variable: str | None = None,
+    batch: int | None = None,
+    requests_per_minute: float | None = None,
+    timeout_seconds: float = 60.0,
+    retries: int = 6,
+    backoff_seconds: float = 1.0,
+    longest_wait_seconds: float = 120.0,
+) -> Scorer:
+    """A model behind HTTP: see served.ServedReranker. `model` is its name on the server; the server cuts texts.
+
+    Answers are kept in `cache`, so that a killed evaluation asks for no score twice.
+    """
+    return ServedReranker(
+        url,
+        shape=shape,
+        model=baseline.model,
+        key_variable=key_variable,
+        cache=cache / f"served-{baseline.name}.jsonl",
+        batch=batch,
+        requests_per_minute=requests_per_minute,
+        timeout_seconds=timeout_seconds,
+        retries=retries,
+        backoff_seconds=backoff_seconds,
+        longest_wait_seconds=longest_wait_seconds,
+    )
+
+
+ROWS, TEACHER = "evaluate.baselines", "mine.teacher"
+# Names of rows that an evaluation has anyway.
+TAKEN = (*FIRST_STAGES, "base", "tuned", EXPORTED)
+# How fast or from where, which changes no score.
+UNSCORED = {"key_variable", "batch", "requests_per_minute", "timeout_seconds", "retries"}
+UNSCORED |= {"backoff_seconds", "longest_wait_seconds"}
+# What a kind reads of the recipe's prompt section, where that is less than budgets and instruction.
+BUDGETS = ("max_tokens", "query_tokens")
+READS: dict[str, tuple[str, ...]] = {"cross-encoder": ("max_tokens",), "zerank": BUDGETS, "bge": BUDGETS}
+
+
+def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path, key: str = ROWS) -> Scorer:
+    """The scorer of a baseline, ready to use.
+
+    prompt: the recipe's section; its budgets hold for every local kind, its instruction, where it is not the default,
+    for the frames that have a place for one. cache: folder for what was paid for. key: the recipe's key that holds it.
+    Raises UserError naming key and row.
+    """
+    with _named(baseline, key):
+        scorer: Scorer = BASELINES.bind(baseline.kind, baseline.options)(baseline, prompt, cache)
+    return scorer
+
+
+def baseline_under(baseline: Baseline, scorer: Scorer, instruction: str | None) -> Scorer:
+    """The scorer under a test set's own instruction, where its kind reads the recipe's; None: the recipe's."""
+    if instruction is None or not isinstance(scorer, Reranker) or READS.get(baseline.kind) is not None:
+        return scorer
+    if baseline.kind == "rankwright" and saved_contract(resolve_base(baseline.model, "model"), baseline.revision):
+        # It is scored under its own.
+        return scorer
+    # The default is that of one family: each frame then has its own.
+    own = default_instruction(scorer.contract.mode)
+    return scorer.under(own if instruction == DEFAULT_INSTRUCTION else instruction)
+
+
+def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS) -> str:
+    """Hash of what the scores depend on beside the lists; never of a key.
+
+    A local model counts by the content of its files, one of the hub by its id and revision; of the prompt counts what
+    this kind reads of it.
+    """
+    options = {k: v for k, v in baseline.options.items() if k not in UNSCORED}
+    if baseline.kind == "served":
+        # The server makes the prompt.
+        return content_hash("served", baseline.model, options)
+    with _named(baseline, key):
+        model = _content(baseline.model, baseline.revision)
+        read = () if _has_contract(baseline) else READS.get(baseline.kind, (*BUDGETS, "instruction"))
+        if options.get("base") is not None:
+            options["base"] = _content(str(options["base"]), None)
+    # The name, because an own frame is found by it.
+    name = Path(baseline.model).name
+    return content_hash(baseline.kind, name, model, options, [getattr(prompt, key) for key in read])
+
+
+def _has_contract(baseline: Baseline) -> bool:
+    """Whether it is a folder of ours, which is scored under its own contract. Of the hub it is not known here."""
+    return baseline.kind == "rankwright" and (Path(resolve_base(baseline.model, "model")) / CONTRACT_FILE).is_file()
+
+
+def _content(model: str, revision: str | None) -> object:
+    folder = Path(resolve_base(model, "model"))
+    return files_hash([folder]) if folder.is_dir() else (model, revision)
+
+
+def check_baselines(recipe: Recipe) -> list[str]:
+    """All faults of evaluate.baselines, each as `evaluate.baselines.N.key: what`."""
+    faults: list[str] = []
+    seen: dict[str, int] = {}
+    for number, baseline in enumerate(recipe.evaluate.baselines):
+        key = f"{ROWS}.{number}"
+        if baseline.name.lower() in TAKEN:
+            faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
+        # Names are names of folders, and some disks take no notice of capitals.
+        first = seen.setdefault(baseline.name.lower(), number)
+        if first != number:
+            faults.append(f"{key}.name: {baseline.name!r} is also that of {ROWS}.{first}: rename one")
+        faults += [f"{key}.{fault}" for fault in _faults(baseline, recipe.prompt)]
+    return faults
+
+
+def check_teacher(recipe: Recipe) -> list[str]:
+    """All faults of mine.teacher, each as `mine.teacher.key: what`."""
+    teacher = recipe.mine.teacher
+    return [] if teacher is None else [f"{TEACHER}.{fault}" for fault in _faults(teacher, recipe.prompt)]
+
+
+def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
+    if baseline.kind not in BASELINES:
+        try:
+            BASELINES[baseline.kind]
+        except UserError as error:
+            yield f"kind: {error}"
+        return
+    checks: list[tuple[str, Callable[[], object]]] = [
+        ("options", lambda: BASELINES.bind(baseline.kind, baseline.options)),
+        ("model", lambda: _check_model(baseline, prompt)),
+    ]
+    for key, check in checks:
+        try:
+            check()
+        except UserError as error:
+            yield f"{key}: {_own_words(error)}"
+    if baseline.kind == "served":
+        yield from _served_faults(baseline)
+    elif baseline.kind == "cross-encoder":
+        yield from _cross_encoder_faults(baseline)
+
+
+def _check_model(baseline: Baseline, prompt: Prompt) -> None:
+    if baseline.kind == "bge":
+        refuse_other_bge(baseline.model)
+    if baseline.kind != "served" and Path(resolve_base(baseline.model, "model")).is_dir() and baseline.kind in FRAMES:
+        # Of a local folder it is known now whether the frame fits, and not only after training.
+        vendor_contract(baseline, prompt, FRAMES[baseline.kind])
+
+
+def _served_faults(baseline: Baseline) -> Iterator[str]:
+    if baseline.revision is not None:
+        yield "revision: a served model has none: leave it out"
+    options = baseline.options
+    shape, url = options.get("shape"), options.get("url")
+    if isinstance(shape, str):
+        try:
+            endpoint = SHAPES[shape]()
+            if isinstance(url, str):
+                endpoint.endpoint(url)
+        except UserError as error:
+            yield f"options: {error}"
+            return
+    known = set(BASELINES.parameters("served"))
+    if isinstance(shape, str) and isinstance(url, str) and set(options) <= known:
+        try:
+            # It asks nothing yet; numbers and the key's variable are checked.
+            ServedReranker(**{**options, "model": baseline.model})
+        except UserError as error:
+            yield f"options: {error}"
+        except TypeError:
+            pass  # The type of an option, which has been said.
+
+
+def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
+    try:
+        check_installed()
+    except UserError as error:
+        yield f"kind: {error}"
+    if baseline.options.get("remote_code") is True and baseline.revision is None:
+        yield "revision: options.remote_code runs the code of the repository: name the revision that you have read"
+
+
+@contextmanager
+def _named(baseline: Baseline, key: str) -> Iterator[None]:
+    """Says of a mistake whose it is: a recipe may hold several baselines."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {baseline.name}: {_own_words(error)}") from None
+
+
+def _own_words(error: UserError) -> str:
+    """What is wrong, without the key of the recipe's own base."""
+    return str(error).removeprefix("model.base: ").removeprefix("model: ").removeprefix("options: ")

@@ -1,0 +1,184 @@
+"""Scores of (query, document) pairs on the disk: computed once, in append-only files that survive a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankwright.common.errors import UserError
+from rankwright.common.files import atomic_file, json_line, make_cache_folder, read_kept
+from rankwright.data.store.rows import read_query_rows
+
+_START = b'{"key": "'
+
+
+def score_key(endpoint: str, shape: str, model: str, query: str, document: str) -> str:
+    """32 hexadecimal digits that stand for one score; the texts themselves are not kept."""
+    # As JSON no two lists of texts look alike, and a text that is no valid Unicode still has bytes.
+    text = json.dumps([endpoint, shape, model, query, document])
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+
+
+class NoCache:
+    """Keeps nothing."""
+
+    def find(self, key: str) -> float | None:
+        """Always None."""
+        return None
+
+    def add(self, scores: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+
+class ScoreCache(NoCache):
+    """JSON lines {"key": ..., "score": ...}, read whole at the start and appended to.
+
+    A line that a kill cut short is counted in `damaged_lines` and its score is asked for again. Several processes
+    may append to one file of a local disk; each sees what was there when it started.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError for a file that holds anything else, so that nothing is appended to it."""
+        self.path = path
+        self.damaged_lines = 0
+        self._scores: dict[str, float] = {}
+        self._cut = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._read()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be used as the cache of scores: {error.strerror}") from None
+
+    def _read(self) -> None:
+        line = b"\n"
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                found = _parse(line)
+                if found is not None:
+                    self._scores[found[0]] = found[1]
+                elif line.startswith(_START) or _START.startswith(line.rstrip(b"\n")):
+                    self.damaged_lines += line != b"\n"
+                else:
+                    raise UserError(f"{self.path}:{number}: not a line of a cache of scores: name another file")
+        self._cut = not line.endswith(b"\n")
+
+    def find(self, key: str) -> float | None:
+        """The score, exactly as it was added, or None."""
+        return self._scores.get(key)
+
+    def add(self, scores: Mapping[str, float]) -> None:
+        """Keep these; they are on the disk when this returns."""
+        lines = "".join(json.dumps({"key": key, "score": score}) + "\n" for key, score in scores.items())
+        # What a writer left unfinished must not swallow the first new line: so it is if this one fails, too.
+        cut, self._cut = self._cut, True
+        with self.path.open("ab") as file:
+            file.write(b"\n" * cut + lines.encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+        self._cut = False
+        self._scores.update(scores)
+
+
+def _parse(line: bytes) -> tuple[str, float] | None:
+    try:
+        row = json.loads(line)
+        key, score = row["key"], row["score"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    good = isinstance(key, str) and isinstance(score, float) and math.isfinite(score) and len(row) == 2
+    return (key, score) if good else None
+
+
+KEY_BYTES = 16
+# Raw bytes, not text: numpy cuts zeros off the end of text.
+_ROW = np.dtype([("key", f"V{KEY_BYTES}"), ("score", "<f8")])
+
+
+def pair_key(query: str, document: str) -> bytes:
+    """16 bytes that stand for a pair; the texts themselves are not kept."""
+    # As JSON no two pairs look alike, and a text that is no valid Unicode still has bytes.
+    return hashlib.sha256(json.dumps([query, document]).encode("ascii")).digest()[:KEY_BYTES]
+
+
+class PairScores:
+    """A folder of files `HASH.npy`, each with the keys and scores of the pairs that were scored together.
+
+    The caller names the folder after all that decides a score but the pair's texts. Files appear whole or not at
+    all, and one that exists is never changed: any number of processes may read and write at once.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        """Raises UserError where nothing can be kept."""
+        self.folder = folder
+        self._say = say
+        self._read: set[str] = set()
+        self._scores: dict[bytes, float] = {}
+        make_cache_folder(folder, "a teacher's scores")
+        self.look()
+
+    def look(self) -> None:
+        """Read what other processes have written since. Raises UserError for a file that the disk does not give."""
+        for path in sorted(self.folder.glob("*.npy")):
+            if path.name not in self._read:
+                self._add(path)
+
+    def _add(self, path: Path) -> None:
+        found = read_kept(path, _scores_in, self._say, "its pairs are scored again")
+        if found is None:
+            return
+        self._read.add(path.name)
+        for key, score in found.items():
+            self._scores.setdefault(key, score)
+
+    def find(self, key: bytes) -> float | None:
+        """The score, exactly as it was added, or None."""
+        return self._scores.get(key)
+
+    def add(self, scores: Mapping[bytes, float]) -> None:
+        """Keep these; they are on the disk when this returns."""
+        rows = np.zeros(len(scores), dtype=_ROW)
+        rows["key"] = np.frombuffer(b"".join(scores), dtype=f"V{KEY_BYTES}")
+        rows["score"] = list(scores.values())
+        # By its keys: two processes that score the same pairs at the same time keep one file.
+        name = f"{hashlib.sha256(b''.join(scores)).hexdigest()[:32]}.npy"
+        with atomic_file(self.folder / name) as draft, draft.open("xb") as file:
+            np.save(file, rows)
+        self._read.add(name)
+        self._scores.update(scores)
+
+
+def _scores_in(path: Path) -> dict[bytes, float]:
+    rows: Any = np.load(path, allow_pickle=False)
+    found = dict(zip((key.tobytes() for key in rows["key"]), rows["score"].tolist(), strict=True))
+    if rows.dtype != _ROW or not np.isfinite(rows["score"]).all():
+        raise ValueError("holds no scores")
+    return found
+
+
+TEACHER_SCORES = "teacher.jsonl"
+
+
+def read_teacher_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
+    """What teacher_line wrote: query id -> document id -> raw score. Left in its file and raises as the others."""
+    return read_query_rows(path, "scores", _scores)
+
+
+def teacher_line(query_id: str, scores: Mapping[str, float]) -> str:
+    """A row of teacher.jsonl: `query_id, scores: [{document_id, score}]`."""
+    return json_line({"query_id": query_id, "scores": [{"document_id": d, "score": s} for d, s in scores.items()]})
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return dict(_score(**row) for row in rows)
+
+
+def _score(*, document_id: str, score: float) -> tuple[str, float]:
+    return document_id, float(score)

@@ -1,0 +1,194 @@
+"""Reranker.load(path).score / .rank: the scoring engine and the public Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rankwright.common.errors import UserError
+from rankwright.common.resources import resolve_base
+from rankwright.model.bases import Origin, find_file, find_origin, refuse_other_kinds, refuse_unread
+from rankwright.model.frames import Mode
+from rankwright.model.loading import load_model, load_tokenizer
+from rankwright.model.prompt import CONTRACT_FILE, EncodedGroup, PromptContract, PromptEncoder, make_contract
+from rankwright.model.rank_model import RankModel
+
+# Prompts are gathered over queries up to this many tokens before they are scored together.
+WINDOW_TOKENS = 65536
+DEFAULT_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One document of a ranking: its place in the input, its text, raw score and probability.
+
+    probability: sigmoid(score), as every runtime of an export gives it; calibrated: sigmoid(score / temperature), with
+    the temperature that was fitted on dev (1 where none was). The order is the same by all three.
+    """
+
+    index: int
+    document: str
+    score: float
+    probability: float
+    calibrated: float
+
+
+class Reranker:
+    """A model with its tokenizer and prompt contract.
+
+    >>> reranker = Reranker.load("runs/quickstart/export/hf")
+    >>> reranker.rank("what is a bond?", ["A bond is a loan.", "A cat."])[0].index
+    0
+    """
+
+    def __init__(
+        self, model: RankModel, tokenizer: Any, contract: PromptContract, encoder: PromptEncoder | None = None
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.contract = contract
+        self.encoder = encoder or PromptEncoder(contract, tokenizer)
+        self.cut_queries = 0
+        self.cut_documents = 0
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        mode: Mode | None = None,
+        instruction: str | None = None,
+        max_tokens: int | None = None,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        base: str | None = None,
+    ) -> Reranker:
+        """An exported folder, an adapter folder, a local base or a hub id.
+
+        A folder with rankwright.json is scored under that contract; any other in the frame that its files or its name
+        say it was trained in, or that is stated: mode. Raises UserError where that is neither found nor stated.
+        base: where the base of an adapter folder lies, when its settings do not name a hub id.
+        """
+        folder = resolve_base(path, "model")
+        refuse_unread(folder)
+        tokenizer = load_tokenizer(folder)
+        contract = native_contract(
+            folder, tokenizer, name=path, mode=mode, instruction=instruction, max_tokens=max_tokens
+        )
+        if instruction and not contract.takes_instruction:
+            raise UserError(f"instruction: the frame {contract.mode} of {path} has no place for one: leave it out")
+        model = load_model(folder, contract, tokenizer, dtype=dtype, base=base)
+        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(target).eval(), tokenizer, contract)
+
+    def under(self, instruction: str | None) -> Reranker:
+        """The same model under another instruction; None, and one that changes nothing: itself."""
+        encoder = self.encoder.under(instruction)
+        return self if encoder is self.encoder else Reranker(self.model, self.tokenizer, encoder.contract, encoder)
+
+    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Raw scores (logits) of the documents, in their order; sigmoid gives a probability."""
+        return next(self.score_groups([(query, documents)]))
+
+    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
+        """Documents by descending score, ties in input order; all of them, or the best top_k."""
+        scores = self.score(query, documents)
+        order = sorted(range(len(documents)), key=lambda i: (-scores[i], i))[:top_k]
+        logits = torch.tensor(scores, dtype=torch.float64)
+        probability, calibrated = (torch.sigmoid(logits / t).tolist() for t in (1.0, self.contract.temperature))
+        return [Ranked(i, documents[i], scores[i], probability[i], calibrated[i]) for i in order]
+
+    def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
+        """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""
+        window: list[tuple[EncodedGroup, list[int]]] = []
+        tokens = 0
+        for query, documents in groups:
+            if isinstance(documents, str):
+                raise UserError("documents: must be a list of texts, found one text")
+            encoded = self.encoder.encode(query, documents)
+            self.cut_queries += encoded.query_cut
+            self.cut_documents += encoded.documents_cut
+            window.append(_distinct(encoded))
+            tokens += encoded.tokens
+            if tokens >= WINDOW_TOKENS:
+                yield from self._score_window(window)
+                window, tokens = [], 0
+        yield from self._score_window(window)
+
+    def _score_window(self, window: Sequence[tuple[EncodedGroup, list[int]]]) -> Iterator[list[float]]:
+        scored = [group for group, _ in window if group.tail_ids]
+        was_training = self.model.training
+        self.model.eval()
+        with torch.inference_mode():
+            scores = self.model(scored).tolist() if scored else []
+        self.model.train(was_training)
+        start = 0
+        for group, places in window:
+            yield [scores[start + place] for place in places]
+            start += len(group.tail_ids)
+
+
+def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[int]]:
+    """The group with equal documents once, and of each document its place there: equal prompts tie exactly."""
+    found: dict[tuple[int, ...], int] = {}
+    places = [found.setdefault(tuple(tail), len(found)) for tail in group.tail_ids]
+    return EncodedGroup(group.head_ids, list(map(list, found)), group.query_cut, group.documents_cut), places
+
+
+def saved_contract(folder: str, revision: str | None = None) -> PromptContract | None:
+    """The contract that a local folder or a hub repository carries, or None. Raises UserError for a broken one."""
+    found = find_file(folder, CONTRACT_FILE, revision)
+    return None if found is None else PromptContract.load(found.parent)
+
+
+def native_contract(
+    folder: str,
+    tokenizer: Any,
+    *,
+    name: str | None = None,
+    mode: Mode | None = None,
+    unknown: Mode | None = None,
+    instruction: str | None = None,
+    max_tokens: int | None = None,
+    query_tokens: int | None = None,
+    revision: str | None = None,
+) -> PromptContract:
+    """The contract a base was made for: the one it carries (with other values where given), or its family's.
+
+    An instruction is left out where the frame has no place for one.
+    name: what the base is called (a hub id), when `folder` is a copy under another name.
+    mode: the frame of a base that carries no contract, as its user states it; unknown: only where it is not found.
+    Raises UserError for a base that is no decoder with one score, or whose frame is neither found nor stated.
+    """
+    name = name or folder
+    refuse_other_kinds(name, folder, revision)
+    saved = saved_contract(folder, revision)
+    if saved is None:
+        origin = Origin(mode) if mode is not None else _origin(name, folder, tokenizer, revision, unknown)
+        return make_contract(
+            tokenizer,
+            mode=origin.mode,
+            instruction=origin.instruction if instruction is None else instruction,
+            max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+            query_tokens=query_tokens,
+        )
+    if mode is not None and mode != saved.mode:
+        raise UserError(f"mode: {name} carries its own prompt contract, of the frame {saved.mode}: leave mode out")
+    if instruction is not None:
+        saved = saved.under(instruction, tokenizer)
+    if max_tokens is not None or query_tokens is not None:
+        limit = max_tokens or saved.max_tokens
+        saved = saved.replace(max_tokens=limit, query_tokens=query_tokens or limit // 4)
+    return saved
+
+
+def _origin(name: str, folder: str, tokenizer: Any, revision: str | None, unknown: Mode | None) -> Origin:
+    try:
+        return find_origin(name, folder, tokenizer, revision)
+    except UserError:
+        if unknown is None:
+            raise
+    return Origin(unknown)

@@ -1,0 +1,219 @@
+"""Scores of a test set in blocks of queries: kept as they come, by any number of processes, and never made twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rankwright.common.errors import UserError
+from rankwright.common.files import write_lines_atomic
+from rankwright.data.collection import Collection
+from rankwright.retrieval.candidates import Candidates
+
+# Pairs after which a block ends: about what a GPU scores at once, and what a kill can lose.
+BLOCK_PAIRS = 256
+
+Row = dict[str, Any]
+
+
+def cut_into_blocks(candidates: Candidates, query_ids: Sequence[str]) -> list[tuple[str, ...]]:
+    """The queries that have candidates, cut where BLOCK_PAIRS is reached: a function of the lists alone.
+
+    Each block is scored by one call, so that no score depends on how many processes there are.
+    """
+    blocks: list[tuple[str, ...]] = []
+    block: list[str] = []
+    pairs = 0
+    for query_id in query_ids:
+        if not candidates.get(query_id):
+            continue
+        block.append(query_id)
+        pairs += len(candidates[query_id])
+        if pairs >= BLOCK_PAIRS:
+            blocks.append(tuple(block))
+            block, pairs = [], 0
+    return [*blocks, tuple(block)] if block else blocks
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScores:
+    """The files of one system on one test set.
+
+    folder/scores.jsonl holds all blocks once they are done, folder/scores-RANK.jsonl what each process has done
+    before that: a line a block, `inputs, block, scores, seconds` and the counts of what was cut. inputs: hash of
+    what the scores and the lists depend on; lines of other inputs are not seen.
+    """
+
+    folder: Path
+    inputs: str
+    candidates: Candidates
+    query_ids: tuple[str, ...]
+
+    @property
+    def blocks(self) -> list[tuple[str, ...]]:
+        return cut_into_blocks(self.candidates, self.query_ids)
+
+    def done(self) -> dict[int, Row]:
+        """Number of a block -> its row, of whatever process."""
+        blocks = self.blocks
+        found: dict[int, Row] = {}
+        for path in [self.folder / "scores.jsonl", *sorted(self.folder.glob("scores-*.jsonl"))]:
+            for row in _rows(path):
+                if self._is_whole(row, blocks):
+                    found.setdefault(row["block"], row)
+        return found
+
+    def _is_whole(self, row: Any, blocks: Sequence[tuple[str, ...]]) -> bool:
+        try:
+            lengths = [len(scores) for scores in row["scores"]]
+            good: bool = row["inputs"] == self.inputs and 0 <= row["block"] < len(blocks)
+            return good and lengths == [len(self.candidates[q]) for q in blocks[row["block"]]]
+        except (TypeError, KeyError):
+            return False
+
+    def score(
+        self,
+        numbers: Sequence[int],
+        scorer: Scorer,
+        collection: Collection,
+        *,
+        rank: int,
+        advance: Callable[..., None],
+        look: Callable[[], None],
+    ) -> None:
+        """Score these blocks and keep each; look() is called between them.
+
+        Raises UserError for a score that is not finite.
+        """
+        blocks = self.blocks
+        path = self.folder / f"scores-{rank}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in numbers:
+            look()
+            before = _counts(scorer)
+            started = time.perf_counter()
+            run = rerank(scorer, collection, self.candidates, blocks[number], advance)
+            seconds = time.perf_counter() - started
+            scores = [[run[q][c.document_id] for c in self.candidates[q]] for q in blocks[number]]
+            _refuse_not_finite(scores, blocks[number])
+            row: Row = {"inputs": self.inputs, "block": number, "scores": scores, "seconds": round(seconds, 4)}
+            row |= {name: count - before[name] for name, count in _counts(scorer).items()}
+            mode = getattr(getattr(scorer, "contract", None), "mode", None)
+            if mode is not None:
+                row["prompt_mode"] = mode
+            _append(path, json.dumps(row))
+
+    def gather(self) -> tuple[Reranked, Row]:
+        """(run with a list, maybe empty, for every query; facts of the scoring), once all blocks are done.
+
+        One file takes the place of the processes' own.
+        """
+        done = self.done()
+        blocks = self.blocks
+        assert len(done) == len(blocks), f"{self.folder}: {len(blocks) - len(done)} blocks are not scored"
+        rows = [done[number] for number in range(len(blocks))]
+        parts = sorted(self.folder.glob("scores-*.jsonl"))
+        if parts:
+            write_lines_atomic(self.folder / "scores.jsonl", map(json.dumps, rows))
+            for part in parts:
+                part.unlink(missing_ok=True)
+        run: Reranked = {query_id: {} for query_id in self.query_ids}
+        for block, row in zip(blocks, rows, strict=True):
+            for query_id, scores in zip(block, row["scores"], strict=True):
+                ids = [c.document_id for c in self.candidates[query_id]]
+                run[query_id] = dict(zip(ids, scores, strict=True))
+        return run, _facts(rows)
+
+
+def _counts(scorer: Scorer) -> dict[str, int]:
+    """What the scorer says of texts that it cut, or whose scores it had from before; not every one does."""
+    names = {"documents_cut": "cut_documents", "queries_cut": "cut_queries", "documents_cached": "documents_cached"}
+    found = {name: getattr(scorer, attribute, None) for name, attribute in names.items()}
+    return {name: count for name, count in found.items() if isinstance(count, int)}
+
+
+def _facts(rows: Sequence[Row]) -> Row:
+    """seconds and pairs_per_s are of one process's work: those of several are summed.
+
+    A score from a cache says nothing of speed: blocks with one do not count for pairs_per_s, which may be missing.
+    """
+    facts: Row = {"pairs": sum(map(_pairs, rows))}
+    timed = [row for row in rows if not row.get("documents_cached")]
+    if timed or not rows:
+        seconds = sum(row["seconds"] for row in timed)
+        facts["pairs_per_s"] = round(sum(map(_pairs, timed)) / seconds, 1) if seconds else 0.0
+    facts["seconds"] = round(sum(row["seconds"] for row in rows), 2)
+    for name in ("documents_cut", "queries_cut", "documents_cached"):
+        if any(name in row for row in rows):
+            facts[name] = sum(row.get(name, 0) for row in rows)
+    modes = {row["prompt_mode"] for row in rows if "prompt_mode" in row}
+    return facts | ({"prompt_mode": modes.pop()} if len(modes) == 1 else {})
+
+
+def _pairs(row: Row) -> int:
+    return sum(map(len, row["scores"]))
+
+
+def _refuse_not_finite(scores: Sequence[Sequence[float]], query_ids: Sequence[str]) -> None:
+    bad = next((q for q, row in zip(query_ids, scores, strict=True) if not all(map(math.isfinite, row))), None)
+    if bad is not None:
+        raise UserError(f"query {bad!r}: a score is not finite: the model is broken, or fp32 is needed")
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """The whole lines of a file; a kill leaves the last one cut short."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+    except FileNotFoundError:
+        return
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line that is on the disk when this returns; after one that a kill cut short, on a line of its own."""
+    with path.open("a+b") as file:
+        cut = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+        file.write(b"\n" * cut + line.encode("ascii") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+Reranked = dict[str, dict[str, float]]
+
+
+class Scorer(Protocol):
+    """A Reranker or a ServedReranker: scores of each (query, documents) in turn, in the order of the documents."""
+
+    def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]: ...
+
+
+def rerank(
+    reranker: Scorer,
+    collection: Collection,
+    candidates: Candidates,
+    query_ids: Sequence[str],
+    advance: Callable[..., None],
+) -> Reranked:
+    """Scores of every query's candidates: query id -> document id -> raw score."""
+    run: Reranked = {}
+    groups = (
+        (collection.queries[q], [collection.corpus[c.document_id] for c in candidates.get(q, ())]) for q in query_ids
+    )
+    for query_id, scores in zip(query_ids, reranker.score_groups(groups), strict=True):
+        ids = [c.document_id for c in candidates.get(query_id, ())]
+        run[query_id] = dict(zip(ids, scores, strict=True))
+        advance(1)
+    return run

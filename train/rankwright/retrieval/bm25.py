@@ -1,0 +1,135 @@
+"""The first stage: candidate documents for every query."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import bm25s.stopwords
+import numpy as np
+import Stemmer
+
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.retrieval.candidates import RETRIEVERS, Candidate, Searcher, ranked
+
+_WORD = re.compile(r"\w+")
+# camelCase | HTTPServer | snake_case
+_SUB_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
+
+
+def languages() -> list[str]:
+    """Names that bm25 knows: those with a stemmer, and "none" for words as they are."""
+    return ["none", *sorted(set(Stemmer.algorithms()) - {"porter", "dutch_porter"})]
+
+
+def stop_words(language: str) -> frozenset[str]:
+    """The words that bm25s leaves out for a language; empty where it has no list."""
+    name = "STOPWORDS_EN" if language == "english" else f"STOPWORDS_{language.upper()}"
+    return frozenset(getattr(bm25s.stopwords, name, ()))
+
+
+class Words:
+    """Text -> stemmed words: lower case, stop words left out; `code` adds the parts of camelCase and snake_case."""
+
+    def __init__(self, language: str, *, code: bool = False) -> None:
+        known = languages()
+        if language not in known:
+            raise UserError(f"unknown language {language!r}{did_you_mean(language, known)}. Known: {', '.join(known)}")
+        stem = (lambda word: word) if language == "none" else Stemmer.Stemmer(language).stemWord
+        # A corpus repeats its words: each is looked up and stemmed once.
+        self._known = _Stems(stem, stop_words(language))
+        self._code = code
+
+    def __call__(self, text: str) -> list[str]:
+        """The words of a text in order, repeated as often as they occur."""
+        spelled = self._with_parts(text) if self._code else _WORD.findall(text)
+        return [word for word in map(self._known.__getitem__, spelled) if word is not None]
+
+    def _with_parts(self, text: str) -> Iterator[str]:
+        for whole in _WORD.findall(text):
+            yield whole
+            parts = [part for part in _SUB_WORD.split(whole) if part]
+            if parts != [whole]:
+                yield from parts
+
+
+class _Stems(dict[str, "str | None"]):
+    """A word as it is spelled -> its stem in lower case, None for a stop word; filled as words are asked for."""
+
+    def __init__(self, stem: Callable[[str], str], stop: frozenset[str]) -> None:
+        self._stem, self._stop = stem, stop
+
+    def __missing__(self, spelled: str) -> str | None:
+        lower = spelled.lower()
+        self[spelled] = found = None if lower in self._stop else self._stem(lower)
+        return found
+
+
+@RETRIEVERS.register
+def bm25(
+    corpus: Mapping[str, str],
+    *,
+    depth: int = 100,
+    language: str = "english",
+    k1: float = 1.2,
+    b: float = 0.75,
+    code: bool = False,
+) -> Searcher:
+    """BM25 in Lucene's form: at most `depth` candidates a query.
+
+    score = sum over the query's words of ln(1 + (N - n + 0.5) / (n + 0.5)) * tf / (tf + k1 (1 - b + b len / mean len));
+    a document without any query word is no candidate, so lists may be short or empty. language: stemmer
+    (Snowball) and stop words; code: camelCase and snake_case also count as their parts. Neither the order of
+    the corpus nor that of the queries matters; ties by ranking.tie_order.
+    Raises UserError for an unknown language or a parameter out of range.
+    Source: Robertson and Zaragoza 2009; Kamphuis et al. 2020 (variants); bm25s, arXiv 2407.03618.
+    """
+    if depth < 1 or k1 < 0 or not 0 <= b <= 1:
+        raise UserError(f"bm25: depth {depth}, k1 {k1:g}, b {b:g}: needs depth >= 1, k1 >= 0, 0 <= b <= 1")
+    words = Words(language, code=code)
+    document_ids: list[str] = []
+    vocabulary: dict[str, int] = {}
+    # Four bytes a word, where a list has eight. In the corpus's own order, which a file is read in.
+    documents: list[array[int]] = []
+    for document_id, text in corpus.items():
+        document_ids.append(document_id)
+        documents.append(array("i", (vocabulary.setdefault(w, len(vocabulary)) for w in words(text))))
+    if not vocabulary:
+        return lambda queries: {query_id: [] for query_id in queries}
+    # float64: in float32 documents with different scores would tie.
+    index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64", backend="numpy")
+    index.index((documents, vocabulary), create_empty_token=False, show_progress=False)
+    del documents
+    scores = np.zeros(len(document_ids))
+
+    def search(queries: Mapping[str, str]) -> dict[str, list[Candidate]]:
+        found: dict[str, list[Candidate]] = {}
+        for query_id, query in queries.items():
+            _score(index.scores, [vocabulary[w] for w in words(query) if w in vocabulary], scores)
+            found[query_id] = _best(query_id, scores, document_ids, depth)
+        return found
+
+    return search
+
+
+def _score(index: Mapping[str, Any], word_ids: Sequence[int], scores: Any) -> None:
+    """Set float64 [documents] to the sums of the words' columns of the index, in the order of the words."""
+    scores.fill(0)
+    places, values, starts = index["indices"], index["data"], index["indptr"]
+    for word in word_ids:
+        column = slice(starts[word], starts[word + 1])
+        # No document is twice in a column, so that this adds to each what numpy.add.at would, faster.
+        scores[places[column]] += values[column]
+
+
+def _best(query_id: str, scores: Any, document_ids: list[str], depth: int) -> list[Candidate]:
+    """The `depth` best documents with a score above 0."""
+    places = np.flatnonzero(scores > 0)
+    if len(places) > depth:
+        # All that tie with the last one stay, so that the tie rule and not the index decides.
+        last = np.partition(scores[places], -depth)[-depth]
+        places = places[scores[places] >= last]
+    best = ranked(query_id, {document_ids[i]: float(scores[i]) for i in places})[:depth]
+    return [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, start=1)]

@@ -1,0 +1,88 @@
+"""Candidate lists of queries: the rule that orders ties, and candidates.jsonl."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright.common.errors import UserError
+from rankwright.common.files import json_line, write_lines_atomic
+from rankwright.common.hashing import stable_hash
+from rankwright.common.registry import Registry
+from rankwright.data.store.rows import read_query_rows
+
+
+def tie_order(query_id: str, document_id: str) -> int:
+    """The place of a document among those of equal score: smaller comes first.
+
+    The rule: descending score, then ascending SHA-256 based hash of query id and document id. Neither the order
+    of the input nor the spelling of an id helps a document (trec_eval lets the id decide, which moves nDCG
+    from 0.5 to 1.0 on one tied pair).
+    """
+    return stable_hash(query_id, document_id)
+
+
+def ranked(query_id: str, scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """(document id, score) of one query, best first, ties by tie_order. Raises UserError for a score that is NaN."""
+    for document_id, score in scores.items():
+        if math.isnan(score):
+            raise UserError(
+                f"query {query_id!r}: the score of document {document_id!r} is not a number: "
+                "the model or the run file that gave it is broken"
+            )
+    # The id itself comes last, for the case that two hashes collide.
+    return sorted(scores.items(), key=lambda pair: (-pair[1], tie_order(query_id, pair[0]), pair[0]))
+
+
+def tie_rate(run: Mapping[str, Mapping[str, float]]) -> float:
+    """Share (0 to 1) of neighbours in the ranked lists that have the same score; 0 when no list has two documents."""
+    ties = pairs = 0
+    for scores in run.values():
+        values = sorted(scores.values())
+        ties += sum(a == b for a, b in itertools.pairwise(values))
+        pairs += max(0, len(values) - 1)
+    return ties / pairs if pairs else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A retrieved document: its score (the retriever's own scale) and its rank, from 1."""
+
+    document_id: str
+    score: float
+    rank: int
+
+
+# Query id -> text, to query id -> candidates, best first.
+Searcher = Callable[[Mapping[str, str]], dict[str, list[Candidate]]]
+# Called as name(corpus, **options): reads the corpus once, for any number of searches.
+RETRIEVERS: Registry[Callable[..., Searcher]] = Registry("retriever")
+
+
+def write_candidates(path: Path, candidates: Mapping[str, Sequence[Candidate]]) -> None:
+    """JSONL, a query a line, by query id: `query_id, candidates: [{document_id, score, rank}]`."""
+    write_lines_atomic(path, (candidates_line(q, candidates[q]) for q in sorted(candidates)))
+
+
+def candidates_line(query_id: str, candidates: Sequence[Candidate]) -> str:
+    """A row of candidates.jsonl."""
+    rows = [{"document_id": c.document_id, "score": c.score, "rank": c.rank} for c in candidates]
+    return json_line({"query_id": query_id, "candidates": rows})
+
+
+def read_candidates(path: Path) -> Mapping[str, Sequence[Candidate]]:
+    """What write_candidates wrote, left in its file where that is large. Raises UserError for anything else."""
+    return read_query_rows(path, "candidates", _candidates_of)
+
+
+def _candidates_of(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    return [Candidate(**row) for row in rows]
+
+
+Run = Mapping[str, Mapping[str, float]]
+
+Candidates = Mapping[str, Sequence[Candidate]]

@@ -1,0 +1,257 @@
+"""Dense retrieval: any bi-encoder of sentence-transformers, searched exactly, its vectors kept on the disk.
+
+Shapes: Q queries of a chunk, D documents of a chunk, E size of a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rankwright.common import console
+from rankwright.common.errors import UserError
+from rankwright.common.files import cache_folder
+from rankwright.common.processes import Processes
+from rankwright.common.resources import resolve_base
+from rankwright.data.store.views import KeyedTexts
+from rankwright.retrieval.candidates import RETRIEVERS, Candidate, Searcher, ranked
+from rankwright.retrieval.vectors import VectorStore, store_name
+
+QUERIES_AT_ONCE = 256
+# The names under which models keep the prompt of either side, as sentence-transformers looks for them.
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+# What a model's settings say of who wrote them.
+OF_THE_FILE = ("transformers_version", "architectures")
+
+
+def check_installed() -> None:
+    """Raises UserError when sentence-transformers is missing."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise UserError("dense retrieval needs sentence-transformers: pip install 'rankwright[dense]'")
+
+
+@RETRIEVERS.register
+def dense(
+    corpus: Mapping[str, str],
+    *,
+    model: str,
+    depth: int = 100,
+    revision: str | None = None,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    cache: Path | None = None,
+) -> Searcher:
+    """Nearest documents by the model's own similarity: `depth` candidates a query.
+
+    model: a folder or a hub id; query_prompt, document_prompt: text in front, instead of the model's own prompts.
+    Every document is scored. Texts are encoded once and kept under `cache` (by default vectors.cache_folder)
+    by the content of the weights, the prompt and the text, so that a killed search continues. Neither the order of
+    the corpus nor that of the queries matters, equal texts have equal scores; ties by ranking.tie_order.
+    Raises UserError when sentence-transformers is missing or the model cannot be loaded.
+    """
+    if depth < 1:
+        raise UserError(f"dense: depth {depth}: needs depth >= 1")
+    if not corpus:
+        return lambda queries: {query_id: [] for query_id in queries}
+    encoder = BiEncoder(model, revision, {"query": query_prompt, "document": document_prompt})
+    folder = (cache or cache_folder()) / "vectors"
+    # Distinct and in an order of their own, so that what shares a batch or a product of matrices depends on the texts
+    # alone.
+    document_texts = KeyedTexts(corpus)
+    documents = _vectors(encoder, "document", document_texts, folder)
+
+    def search(queries: Mapping[str, str]) -> dict[str, list[Candidate]]:
+        if not queries:
+            return {}
+        texts = KeyedTexts(queries)
+        vectors = _vectors(encoder, "query", texts, folder).read(texts)
+        lists = nearest(documents.chunks(document_texts), document_texts.ids, vectors, texts.ids, encoder, depth)
+        return {query_id: lists[query_id] for query_id in queries}
+
+    return search
+
+
+def encode_together(
+    corpus: Mapping[str, str],
+    queries: Mapping[str, str],
+    *,
+    processes: Processes,
+    model: str,
+    revision: str | None = None,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    cache: Path | None = None,
+) -> None:
+    """Encode what `dense` will look for, each process its share; the files are those that one process would write."""
+    encoder = BiEncoder(model, revision, {"query": query_prompt, "document": document_prompt})
+    folder = (cache or cache_folder()) / "vectors"
+    for side, texts in (("document", corpus), ("query", queries)):
+        _vectors(encoder, side, KeyedTexts(texts), folder, processes)
+
+
+def _vectors(
+    encoder: BiEncoder, side: str, texts: KeyedTexts, folder: Path, processes: Processes | None = None
+) -> VectorStore:
+    processes = processes or Processes()
+    store = VectorStore(folder / store_name(encoder.fingerprint, {side: encoder.prompts[side]}), console.say)
+    missing = store.missing(texts)
+    # Nobody writes before all have looked, so that all cut what is missing alike.
+    processes.meet()
+    if missing:
+        with console.progress(f"encode {side} texts", missing) as advance:
+            part = (processes.rank, processes.count)
+            store.encode_missing(texts, lambda some: encoder.encode(side, some), advance, part)
+    processes.meet()
+    if processes.count > 1:
+        return _vectors(encoder, side, texts, folder)
+    cut = store.cut(texts)
+    console.say(
+        f"dense: {len(texts):,} distinct {side} texts, {len(texts) - missing:,} of them encoded before"
+        + (f"; {cut:,} cut to the {encoder.max_tokens} tokens that the model reads" if cut else "")
+    )
+    return store
+
+
+class BiEncoder:
+    """A SentenceTransformer with the prompt of either side. prompts: `query` and `document` -> text in front."""
+
+    def __init__(self, model: str, revision: str | None, prompts: Mapping[str, str]) -> None:
+        check_installed()
+        from sentence_transformers import SentenceTransformer
+
+        folder = resolve_base(model, "dense.model")
+        try:
+            self._model: Any = SentenceTransformer(folder, revision=revision)
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"dense.model {model!r}: cannot be loaded as a sentence-transformers model: {reason[0]}: "
+                "give a folder with modules.json, or a hub id"
+            ) from None
+        self._model.eval()
+        own = dict(self._model.prompts or {})
+        self.prompts = {
+            side: text or next((own[name] for name in PROMPT_NAMES[side] if own.get(name)), "")
+            for side, text in prompts.items()
+        }
+        self.max_tokens: int | None = self._model.max_seq_length
+        self.fingerprint = _fingerprint(self._model)
+
+    def encode(self, side: str, texts: Sequence[str]) -> tuple[Any, Any]:
+        """(float32 [texts, E], for each text whether it was cut)."""
+        encode = self._model.encode_query if side == "query" else self._model.encode_document
+        prompt = self.prompts[side]
+        vectors = encode(list(texts), prompt=prompt, show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(vectors, dtype=np.float32), self._cut([prompt + text for text in texts])
+
+    def _cut(self, texts: Sequence[str]) -> Any:
+        tokenizer = self._model.tokenizer
+        # Static models have another kind of tokenizer, and no limit.
+        if self.max_tokens is None or not hasattr(tokenizer, "model_max_length"):
+            return np.zeros(len(texts), dtype=bool)
+        ids = tokenizer(list(texts), truncation=False, verbose=False, return_attention_mask=False)["input_ids"]
+        return np.array([len(row) > self.max_tokens for row in ids])
+
+    def similarity(self, queries_QE: Any, documents_DE: Any) -> Any:
+        """float32 tensor [Q, D], higher is nearer; on the model's device."""
+        import torch
+
+        with torch.inference_mode():
+            one, two = (
+                torch.from_numpy(np.ascontiguousarray(v)).to(self._model.device) for v in (queries_QE, documents_DE)
+            )
+            return self._model.similarity(one, two).float()
+
+
+def _fingerprint(model: Any) -> str:
+    """A hash of all that decides a vector but prompt and text: weights, tokenizer, modules and their settings."""
+    import torch
+
+    digest = hashlib.sha256()
+    # Heads, positions and the like change no weight. A module's parts share its settings: each is hashed once.
+    found = (getattr(module, "config", None) for module in model.modules())
+    configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "to_dict")}
+    for config in configs.values():
+        known = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in OF_THE_FILE}
+        digest.update(f"{json.dumps(known, sort_keys=True, default=str)}\n".encode())
+    for name, module in model.named_children():
+        settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+        digest.update(f"{name} {type(module).__name__} {json.dumps(settings, sort_keys=True, default=str)}\n".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    tokenizer = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    text = backend.to_str() if hasattr(backend, "to_str") else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    digest.update(f"{model.max_seq_length} {model.truncate_dim} {text}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+class Similarity(Protocol):
+    """What compares vectors: float32 [Q, E] and [D, E] -> tensor [Q, D], higher is nearer."""
+
+    def similarity(self, queries_QE: Any, documents_DE: Any) -> Any: ...
+
+
+def nearest(
+    chunks: Iterable[tuple[int, Any]],
+    document_ids: Sequence[Sequence[str]],
+    queries_QE: Any,
+    query_ids: Sequence[Sequence[str]],
+    encoder: Similarity,
+    depth: int,
+) -> dict[str, list[Candidate]]:
+    """The `depth` best documents of every query, from chunk after chunk of document vectors.
+
+    chunks: (place of the first, vectors) over all distinct texts; document_ids, query_ids: the ids of each text.
+    What is held is a chunk's scores and `depth` texts a query. Whatever ties with the last one is kept until
+    ranking.ranked has decided, so that no library's sorting does.
+    """
+    best = [_Best(depth) for _ in query_ids]
+    for first, vectors in chunks:
+        for start in range(0, len(best), QUERIES_AT_ONCE):
+            scores_QD = encoder.similarity(queries_QE[start : start + QUERIES_AT_ONCE], vectors)
+            for row, found in enumerate(best[start : start + QUERIES_AT_ONCE]):
+                found.add(first, scores_QD[row])
+    lists = {}
+    for found, ids in zip(best, query_ids, strict=True):
+        pairs = list(zip(found.places.tolist(), found.values.tolist(), strict=True))
+        scores = {d: value for place, value in pairs for d in document_ids[place]}
+        # Queries of one text have the same scores, and by the tie rule not the same lists.
+        for query_id in ids:
+            order = enumerate(ranked(query_id, scores)[:depth], start=1)
+            lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in order]
+    return lists
+
+
+class _Best:
+    """Places and scores of one query's `depth` best texts so far, and of all that tie with the last of them."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self.places = np.zeros(0, dtype=np.int64)
+        self.values = np.zeros(0, dtype=np.float32)
+
+    def add(self, first: int, scores_D: Any) -> None:
+        if len(self.places) >= self._depth:
+            near = (scores_D >= float(self.values.min())).nonzero().flatten()
+            if not len(near):
+                return
+            values, places = scores_D[near].cpu().numpy(), near.cpu().numpy()
+        else:
+            values = scores_D.cpu().numpy()
+            places = np.arange(len(values))
+        self.places = np.concatenate([self.places, places + first])
+        self.values = np.concatenate([self.values, values])
+        if len(self.values) > self._depth:
+            last = np.partition(self.values, -self._depth)[-self._depth]
+            # Not `>= last`: a score that is not a number must reach ranking.ranked, which refuses it.
+            kept = ~(self.values < last)
+            self.places, self.values = self.places[kept], self.values[kept]

@@ -1,0 +1,160 @@
+"""Checkpoints: written whole or not at all, verified before use, the newest two and the best kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rankwright.common.files import atomic_folder
+from rankwright.common.hashing import file_sha256
+from rankwright.model.prompt import CONTRACT_FILE, PromptContract
+from rankwright.model.rank_model import RankModel
+from rankwright.model.sharding import load_optimizer_state, whole_optimizer_state
+from rankwright.model.trainable import load_trainable_state, trainable_state
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
+KEEP_NEWEST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Where training stands. Values are nDCG@10 on dev; best_step 0, and best_value None, mean that no step was
+    evaluated yet.
+
+    inputs: hash of the recipe's sections and files that this training depends on.
+    since_best: evaluations since the last one that was above all before it, the base's among them.
+    pool: the refreshed negatives that this step was drawn from (refresh.Refresh); None: those mined before training.
+    """
+
+    step: int
+    inputs: str
+    base_value: float
+    best_step: int = 0
+    best_value: float | None = None
+    since_best: int = 0
+    pool: str | None = None
+
+    def evaluated(self, value: float) -> TrainState:
+        """This state after an evaluation of its step."""
+        if self.best_value is not None and value <= self.best_value:
+            return dataclasses.replace(self, since_best=self.since_best + 1)
+        # The best step is that of training, even below the base: for patience the base comes first.
+        since_best = 0 if value > self.base_value else self.since_best + 1
+        return dataclasses.replace(self, best_step=self.step, best_value=value, since_best=since_best)
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether `patience` evaluations in a row gave no new best.
+
+        By the state alone: it is the same on all ranks, and a process that continues from a checkpoint ends as well.
+        """
+        return patience is not None and self.since_best >= patience
+
+    @property
+    def value_so_far(self) -> float:
+        """The best step's, or the base's before a step was evaluated."""
+        return self.base_value if self.best_value is None else self.best_value
+
+
+def save_checkpoint(
+    root: Path,
+    state: TrainState,
+    model: RankModel,
+    optimizer: torch.optim.Optimizer,
+    contract: PromptContract,
+    *,
+    write: bool = True,
+) -> Path:
+    """Write root/step-N atomically, then remove older ones that are neither among the newest nor the best.
+
+    The best as each of the newest knows it is kept: whoever falls back to the one before finds its best too.
+    write: false on all ranks but the first, which take part because a sharded model is gathered.
+    """
+    folder = root / f"step-{state.step}"
+    weights, optimizer_state = trainable_state(model), whole_optimizer_state(optimizer)
+    if not write:
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as draft:
+        save_file(weights, draft / WEIGHTS)
+        torch.save(optimizer_state, draft / OPTIMIZER)
+        contract.save(draft)
+        hashes = {name: file_sha256(draft / name) for name in (WEIGHTS, OPTIMIZER, CONTRACT_FILE)}
+        text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2, allow_nan=False)
+        (draft / STATE).write_text(text + "\n", encoding="utf-8")
+    _prune(root)
+    return folder
+
+
+def _steps(root: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [p for p in root.glob("step-*") if p.name[5:].isdigit()]
+    return sorted(found, key=lambda p: -int(p.name[5:]))
+
+
+def _prune(root: Path) -> None:
+    folders = _steps(root)
+    best = {f"step-{_best_step(folder)}" for folder in folders[:KEEP_NEWEST]}
+    for folder in folders[KEEP_NEWEST:]:
+        if folder.name not in best:
+            shutil.rmtree(folder)
+
+
+def _best_step(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["best_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_state(folder: Path) -> TrainState | None:
+    """The state of a checkpoint whose files are whole, or None."""
+    try:
+        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        hashes = values.pop("sha256")
+        whole = all(file_sha256(folder / name) == digest for name, digest in hashes.items())
+        return TrainState(**values) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def put_damaged_away(root: Path, say: Callable[[str], None]) -> None:
+    """Rename damaged checkpoints to damaged-step-N, so that they take no place among those that are kept."""
+    for folder in _steps(root):
+        if read_state(folder) is None:
+            kept = root / f"damaged-{folder.name}"
+            shutil.rmtree(kept, ignore_errors=True)
+            folder.rename(kept)
+            say(f"checkpoint {folder.name} is damaged or incomplete: passed over, and kept as {kept.name}")
+
+
+def newest_checkpoint(root: Path, say: Callable[[str], None]) -> tuple[Path, TrainState] | None:
+    """The newest checkpoint that is whole; damaged ones are passed over, and said."""
+    for folder in _steps(root):
+        state = read_state(folder)
+        if state is not None:
+            return folder, state
+        say(f"checkpoint {folder.name} is damaged or incomplete: passed over")
+    return None
+
+
+def load_checkpoint(
+    folder: Path, model: RankModel, optimizer: torch.optim.Optimizer | None = None, *, base_share: float = 0.0
+) -> None:
+    """Put weights, and the optimizer's state where one is given, back bit for bit.
+
+    base_share: how far the weights go back to the base's, see methods.load_trainable_state; never while training.
+    Raises UserError when names or shapes differ from the model's.
+    """
+    load_trainable_state(model, load_file(folder / WEIGHTS), base_share=base_share)
+    if optimizer is not None:
+        assert not base_share, "an optimizer's state belongs to the weights as they were trained"
+        # Not to the device it was saved from: on another machine there may be none, here it is the first rank's.
+        values = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+        load_optimizer_state(optimizer, values)

@@ -1,0 +1,1 @@
+"""What a training step costs, from shapes alone; start with plan.py."""

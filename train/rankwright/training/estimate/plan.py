@@ -1,0 +1,350 @@
+"""What a recipe needs on given devices: memory by part, FLOPs and seconds, from shapes on the meta device."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.model.attention import PLAIN, route_for
+from rankwright.model.blocks import why_not
+from rankwright.model.instructions import training_instructions
+from rankwright.model.layout import CPU_ROW_TOKENS
+from rankwright.model.loading import empty_model
+from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
+from rankwright.model.rank_model import RankModel
+from rankwright.recipe.schema import Recipe
+from rankwright.rerankers.reranker import WINDOW_TOKENS
+from rankwright.training.estimate.cost import FP32, Types, matmul_peak, scoring_bytes, step_bytes, step_flops
+from rankwright.training.estimate.shapes import Architecture, Target, architecture_of, row_work, rows_of, step_parts
+from rankwright.training.gradients import REDUCE_NUMBERS
+from rankwright.training.setup import (
+    budget_tokens,
+    load_base_tokenizer,
+    make_trainable,
+    precision,
+    recipe_contract,
+    stored_dtype,
+)
+
+GIB = 2**30
+CPU = "cpu"
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """memory in bytes, as torch reports it; FLOP/s of dense products with fp32 sums (bf16; fp32 without TF32).
+
+    reserve: bytes that are never ours: the CUDA context and libraries, or Python with torch.
+    """
+
+    name: str
+    memory: int
+    bf16: float
+    fp32: float
+    reserve: int = GIB
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.name == CPU
+
+
+# GiB, TFLOP/s bf16, TFLOP/s fp32: NVIDIA's data sheets, dense, of the SXM form where there are several.
+KNOWN = {
+    "b200": (178.0, 2250, 75),
+    "h200": (139.7, 989, 67),
+    "h100": (79.1, 989, 67),
+    "a100-80": (79.1, 312, 19.5),
+    "a100-40": (39.4, 312, 19.5),
+    "l40s": (44.4, 362, 91.6),
+    "l4": (22.0, 121, 30.3),
+    "a10": (22.0, 125, 31.2),
+    "a10g": (22.0, 70, 31.5),
+    "rtx4090": (23.5, 165, 82.6),
+    "rtx3090": (23.5, 71, 35.6),
+}
+
+
+def parse_gpus(text: str) -> tuple[int, str]:
+    """`8xh100` -> (8, "h100"); `cpu` and `h100` are one. Raises UserError for what is not known."""
+    found = re.fullmatch(r"(?:([1-9]\d{0,4})\s*[x*])?\s*([a-z][a-z0-9-]*)", text.strip().lower())
+    name = found[2] if found else text
+    if found is None or (name not in KNOWN and name != CPU):
+        known = [*KNOWN, CPU]
+        raise UserError(
+            f"--gpus: {text!r}: unknown{did_you_mean(name, known)} (known: {', '.join(known)}; 8xh100 is 8)"
+        )
+    return int(found[1] or 1), name
+
+
+def gpu(name: str) -> Device:
+    """A device of the table."""
+    memory, bf16, fp32 = KNOWN[name]
+    return Device(name, int(memory * GIB), bf16 * 1e12, fp32 * 1e12)
+
+
+def this_cpu(processes: int, bf16: float, fp32: float) -> Device:
+    """This machine as one of so many processes sees it, given its measured FLOP/s."""
+    return Device(CPU, machine_memory() // processes, bf16 / processes, fp32 / processes, reserve=GIB * 3 // 4)
+
+
+def machine_memory() -> int:
+    """Bytes of this machine's memory, or of the container's limit."""
+    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        raise UserError("--gpus: this system does not say how much memory it has: name a GPU instead of cpu") from None
+    return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+GATHERED = "gathered layers and embeddings"
+ADAM_BYTES = 8  # two fp32 numbers a trained parameter
+LEAST_BUDGET = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on `count` devices of one kind. group: the longest that it can draw, see longest_group.
+
+    sharded: the base's matrices lie in parts on all devices (FSDP2). model: on the meta device.
+    """
+
+    recipe: Recipe
+    device: Device
+    count: int
+    sharded: bool
+    group: EncodedGroup
+    model: RankModel
+
+    @cached_property
+    def shape(self) -> Architecture:
+        return architecture_of(self.model)
+
+    @property
+    def bits16(self) -> bool:
+        return precision(self.recipe, not self.device.on_cpu) == "bf16"
+
+    @property
+    def budget_tokens(self) -> int:
+        return budget_tokens(self.recipe, not self.device.on_cpu)
+
+    @cached_property
+    def target(self) -> Target:
+        """With the attention route that attention.choose_route takes on such a device."""
+        wanted = self.recipe.model.attention
+        if wanted == "auto" and why_not(self.model.causal_lm.config) is not None:
+            wanted = PLAIN
+        on_cpu, dtype = self.device.on_cpu, torch.bfloat16 if self.bits16 else torch.float32
+        # All devices of the table have the kernel.
+        has_varlen = self.bits16 and not on_cpu
+        route, _ = route_for(wanted, "cpu" if on_cpu else "cuda", dtype, has_varlen=has_varlen)
+        return Target(route, on_cpu, self.bits16, self.sharded)
+
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """Bytes of one device by part, at the moment when most is in use: in a step, or while dev is evaluated."""
+        types = Types.of(full=self.recipe.model.method == "full", bits16=self.bits16)
+        kept, step = self._weights(types), self._step(types)
+        scoring = self._evaluation(types)
+        gathered = kept.pop(GATHERED, 0)
+        if gathered + sum(step.values()) >= sum(scoring.values()):
+            parts = kept | ({GATHERED: gathered} if self.sharded else {}) | step
+        else:
+            parts = kept | scoring
+        parts["Python and torch" if self.device.on_cpu else "CUDA context"] = self.device.reserve
+        return parts
+
+    def _evaluation(self, types: Types) -> dict[str, int]:
+        """Beside weights, gradients and optimizer: see reranker.WINDOW_TOKENS and sharding.gathered."""
+        tokens = CPU_ROW_TOKENS if self.device.on_cpu else WINDOW_TOKENS
+        found = {"scoring of dev": scoring_bytes(self.shape, tokens, types)}
+        if self.sharded:
+            found["the whole model for dev"] = types.compute * sum(p.numel() for p in self.model.parameters())
+        return found
+
+    def _weights(self, types: Types) -> dict[str, int]:
+        """Of the parameters; sharding.shard keeps vectors and adapters whole."""
+        adapters = self.recipe.model.method == "lora"
+        parts = {"weights": 0, "gradients": 0, "optimizer": 0}
+        for parameter in self.model.parameters():
+            whole = parameter.ndim < 2 or (adapters and parameter.requires_grad)
+            numbers = parameter.numel() if whole or not self.sharded else -(-parameter.numel() // self.count)
+            parts["weights"] += numbers * parameter.element_size()
+            parts["gradients"] += numbers * parameter.element_size() * parameter.requires_grad
+            parts["optimizer"] += numbers * ADAM_BYTES * parameter.requires_grad
+        if self.sharded:
+            # One layer computes while the next arrives; a layer's gradients are whole until they are summed.
+            layer = sum(linear.base for linear in self.shape.linears.values())
+            embeddings = self.model.causal_lm.get_input_embeddings().weight
+            parts[GATHERED] = layer * (3 if self.shape.full else 2) * types.compute
+            parts[GATHERED] += embeddings.numel() * embeddings.element_size()
+        elif self.count > 1:
+            parts["summing gradients"] = min(parts["gradients"], FP32 * REDUCE_NUMBERS)
+        return parts
+
+    def _step(self, types: Types) -> dict[str, int]:
+        (batches,) = step_parts(
+            self._fullest(), ranks=1, budget_tokens=self.budget_tokens, one_by_one=self.shape.dropout
+        )
+        steps = []
+        for part in (part for batch in batches for part in batch):
+            works = [row_work(row, self.target) for row in rows_of(part, self.target)]
+            steps.append(step_bytes(self.shape, works, self.target, types))
+        most = max(steps, key=lambda step: step.total)
+        activations = most.activations
+        if not self.device.on_cpu:
+            # On a GPU AdamW computes all updates at once, after the activations are gone.
+            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            activations = max(activations, FP32 * trained // (self.count if self.sharded and self.shape.full else 1))
+        return {"activations": activations, "tokens and masks": most.tokens, "scores": most.head}
+
+    def _fullest(self) -> list[EncodedGroup]:
+        """The groups of a step, as long as they can be and still fill a micro-batch to its budget."""
+        group, budget = self.group, self.budget_tokens
+        together = min(self.recipe.train.groups_per_step, -(-budget // group.tokens))
+        if together > 1 and not self.shape.dropout:
+            each = (budget // together - len(group.head_ids)) // len(group.tail_ids)
+            group = dataclasses.replace(group, tail_ids=[tail[: max(1, each)] for tail in group.tail_ids])
+        return [group] * self.recipe.train.groups_per_step
+
+    @property
+    def total(self) -> int:
+        """Bytes of one device."""
+        return sum(self.memory.values())
+
+    def groups(self, mean_tokens: int | None = None) -> list[EncodedGroup]:
+        """The groups of a step: the longest, or as long but with prompts of mean_tokens tokens."""
+        group = self.group
+        if mean_tokens is not None:
+            tail = [0] * max(1, mean_tokens - len(group.head_ids))
+            group = dataclasses.replace(group, tail_ids=[tail] * len(group.tail_ids))
+        return [group] * self.recipe.train.groups_per_step
+
+    def step_flops(self, mean_tokens: int | None = None) -> list[int]:
+        """FLOPs of each device in one step."""
+        return step_flops(
+            self.shape,
+            self.groups(mean_tokens),
+            self.target,
+            budget_tokens=self.budget_tokens,
+            ranks=self.count,
+        )
+
+    def step_seconds(self, mfu: float, mean_tokens: int | None = None) -> float:
+        """Of one step, which lasts until the busiest device is done."""
+        peak = self.device.bf16 if self.bits16 else self.device.fp32
+        return max(self.step_flops(mean_tokens)) / (peak * mfu)
+
+
+def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> EncodedGroup:
+    """As many documents as a query can give, each prompt of max_tokens, and a query that leaves them that room."""
+    documents = ["word " * contract.max_tokens] * (recipe.mine.positives + recipe.mine.negatives)
+    encoder = PromptEncoder(contract, tokenizer)
+    encoders = map(encoder.under, training_instructions(recipe) or [None])
+    return max((under.encode("", documents) for under in encoders), key=lambda group: group.tokens)
+
+
+def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
+    """Reads config.json and the tokenizer of the base, no weights; on `cpu` it measures the machine for half a second.
+
+    gpus: as gpus.parse_gpus has it. Raises UserError for what is unknown, or cannot fit; it then says what would.
+    """
+    count, name = parse_gpus(gpus)
+    if sharded and count == 1:
+        raise UserError("--fsdp2: one device has nothing to share the weights with: say how many, e.g. --gpus 8xh100")
+    device = gpu(name) if name != CPU else this_cpu(count, *map(_cpu_peak, (torch.bfloat16, torch.float32)))
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = recipe_contract(recipe, base, tokenizer)
+
+    def build(recipe: Recipe, sharded: bool) -> Plan:
+        dtype = stored_dtype(recipe, name != CPU)
+        with torch.device("meta"):
+            model = empty_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
+            model = make_trainable(recipe, model)
+        return Plan(recipe, device, count, sharded, longest_group(recipe, contract, tokenizer), model)
+
+    plan = build(recipe, sharded)
+    if plan.total > device.memory:
+        raise UserError(_too_large(plan, build))
+    return plan
+
+
+def _cpu_peak(dtype: torch.dtype) -> float:
+    return matmul_peak(dtype, torch.device("cpu"))
+
+
+def _too_large(plan: Plan, build: Callable[[Recipe, bool], Plan]) -> str:
+    largest = sorted(plan.memory.items(), key=lambda item: -item[1])[:2]
+    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
+    wrong = (
+        f"--gpus: needs {plan.total / GIB:.1f} GiB on each device ({parts}), and {plan.device.name} has "
+        f"{plan.device.memory / GIB:.1f}: "
+    )
+    # One change alone is better than several; what is lost least comes first.
+    tried = [[change] for change in CHANGES] + [list(CHANGES[: n + 1]) for n in range(1, len(CHANGES))]
+    changed = plan
+    for changes in tried:
+        said = []
+        changed = plan
+        for change in changes:
+            what, recipe, sharded = change(changed)
+            if what:
+                said.append(what)
+                changed = build(recipe, sharded)
+        if changed.total <= changed.device.memory:
+            return f"{wrong}it fits with {' '.join(said)} ({changed.total / GIB:.1f} GiB)"
+    return (
+        f"{wrong}choose a smaller model.base or devices with more memory "
+        f"(with {' '.join(said)} it still needs {changed.total / GIB:.1f} GiB)"
+    )
+
+
+# Ways to need less memory: a plan -> (what to say, "" when it is so already; the recipe; whether it is sharded).
+Change = Callable[[Plan], tuple[str, Recipe, bool]]
+
+
+def _smaller_budget(plan: Plan) -> tuple[str, Recipe, bool]:
+    """The largest half, quarter, ... that fits, or the least."""
+    before = budget = plan.budget_tokens
+    while budget > LEAST_BUDGET and plan.total > plan.device.memory:
+        budget //= 2
+        plan = dataclasses.replace(plan, recipe=_with(plan.recipe, "train", budget_tokens=budget))
+    return f"train.budget_tokens={budget}" if budget != before else "", plan.recipe, plan.sharded
+
+
+def _checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:
+    if plan.recipe.model.gradient_checkpointing:
+        return "", plan.recipe, plan.sharded
+    recipe = _with(plan.recipe, "model", gradient_checkpointing=True)
+    return "model.gradient_checkpointing=true", recipe, plan.sharded
+
+
+def _fsdp2(plan: Plan) -> tuple[str, Recipe, bool]:
+    return ("" if plan.sharded or plan.count == 1 else "--fsdp2"), plan.recipe, plan.count > 1
+
+
+def _bf16(plan: Plan) -> tuple[str, Recipe, bool]:
+    return "" if plan.bits16 else "train.precision=bf16", _with(plan.recipe, "train", precision="bf16"), plan.sharded
+
+
+def _lora(plan: Plan) -> tuple[str, Recipe, bool]:
+    if plan.recipe.model.method == "lora":
+        return "", plan.recipe, plan.sharded
+    return "model.method=lora", _with(plan.recipe, "model", method="lora"), plan.sharded
+
+
+def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
+CHANGES: tuple[Change, ...] = (_smaller_budget, _checkpointing, _fsdp2, _bf16, _lora)

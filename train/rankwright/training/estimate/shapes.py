@@ -1,0 +1,209 @@
+"""Shapes of a model and of the rows of a step: what FLOPs and memory are counted from, without computing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from rankwright.common.errors import UserError
+from rankwright.model.attention import FEW_SHAPES, PLAIN, SHORT_KEYS
+from rankwright.model.layout import CHUNK_TOKENS, CPU_ROW_TOKENS, SHAPE_MULTIPLE, chunk_rows, plan_step, split_group
+from rankwright.model.prompt import EncodedGroup
+from rankwright.model.rank_model import UNLIMITED, RankModel
+
+NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# What the last layer computes for every token; all else there is for scored tokens.
+LAST_FOR_ALL = ("k_proj", "v_proj")
+
+# (tokens, tokens of the head before them) of the segments of one row.
+Segments = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer of `inputs` to `outputs`; rank of its adapter, 0 for none."""
+
+    inputs: int
+    outputs: int
+    rank: int
+
+    @property
+    def base(self) -> int:
+        """Multiplications a token with the weight."""
+        return self.inputs * self.outputs
+
+    @property
+    def adapter(self) -> int:
+        """Multiplications a token with both parts of the adapter."""
+        return self.rank * (self.inputs + self.outputs)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the counts need to know of a model; `linears` are those of one layer, all layers being alike.
+
+    full: the weights of the layers are trained. qk_norm: queries and keys are normalised. recompute: the layers are
+    computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    key_heads: int
+    head_size: int
+    linears: dict[str, Linear]
+    full: bool
+    qk_norm: bool
+    recompute: bool
+    dropout: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one row is: T tokens, N scored ones, and of one layer's attention
+
+    pairs: products of a query with a key; scored_pairs: the same in the last layer; copied_keys: keys that stand
+    beside their copies in a document's own run of keys; kept_pairs: pairs whose probability is kept for the backward
+    pass; longest_keys: keys of the segment that sees most.
+    """
+
+    tokens: int
+    scored: int
+    pairs: int
+    scored_pairs: int
+    copied_keys: int
+    kept_pairs: int
+    longest_keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where rows are computed: by which attention route, on a CPU or not, in 16 bits or not.
+
+    sharded: a micro-batch is one row or chunk, and weights come in the type of products (sharding.shard).
+    """
+
+    route: str
+    on_cpu: bool
+    bits16: bool
+    sharded: bool = False
+
+    @property
+    def row_tokens(self) -> int | None:
+        """Tokens of a row at most; None: a micro-batch is one row."""
+        return CPU_ROW_TOKENS if self.on_cpu and not self.sharded else None
+
+    @property
+    def multiple(self) -> int:
+        """Rows are filled up to a multiple of this many tokens."""
+        return 1 if self.route == PLAIN or (self.on_cpu and not self.bits16) else SHAPE_MULTIPLE
+
+
+def architecture_of(model: RankModel) -> Architecture:
+    """The shapes of a model, on whatever device (`meta` too), its adapters included.
+
+    Raises UserError for layers that are not of queries, keys, values, output and a gated MLP.
+    """
+    decoder, config = cast(Any, model.decoder), model.causal_lm.config
+    layer = decoder.layers[0]
+    found = {n.rsplit(".", 1)[-1]: m for n, m in layer.named_modules() if n.endswith(NAMES)}
+    if set(found) != set(NAMES) or getattr(config, "num_experts", None):
+        raise UserError(
+            f"model.base: layers of the architecture {config.model_type} are not counted here: plan knows those with "
+            f"{', '.join(NAMES)}; try `rankwright train` with train.max_steps=2 instead"
+        )
+    head_size = layer.self_attn.head_dim
+    return Architecture(
+        layers=len(decoder.layers),
+        hidden=config.hidden_size,
+        heads=found["q_proj"].out_features // head_size,
+        key_heads=found["k_proj"].out_features // head_size,
+        head_size=head_size,
+        linears={name: _linear(found[name]) for name in NAMES},
+        full=layer.input_layernorm.weight.requires_grad,
+        qk_norm=hasattr(layer.self_attn, "q_norm"),
+        recompute=getattr(decoder, "gradient_checkpointing", False) is True,
+        dropout=model.has_dropout,
+    )
+
+
+def _linear(module: Any) -> Linear:
+    adapters = getattr(module, "lora_A", None) or {}
+    return Linear(module.in_features, module.out_features, sum(a.out_features for a in adapters.values()))
+
+
+def rows_of(groups: Sequence[EncodedGroup], target: Target) -> list[Segments]:
+    """The segments of the rows that layout.pack makes of these groups, from their lengths alone.
+
+    `plain`: the chunks of batching.pad_chunks, each prompt a segment as long as the padding makes it.
+    """
+    if target.route == PLAIN:
+        lengths = [len(g.head_ids) + len(tail) for g in groups for tail in g.tail_ids]
+        limit = UNLIMITED if target.sharded else CHUNK_TOKENS
+        return [[(lengths[chunk[0]], 0)] * len(chunk) for chunk in chunk_rows(lengths, chunk_tokens=limit)]
+    rows: list[Segments] = []
+    used = 0
+    for group in groups:
+        head, opened = len(group.head_ids), False
+        for tail in group.tail_ids:
+            needed = len(tail) + (0 if opened else head)
+            if not rows or (target.row_tokens is not None and used and used + needed > target.row_tokens):
+                rows.append([])
+                used, opened = 0, False
+            if not opened:
+                rows[-1].append((head, 0))
+                used, opened = used + head, True
+            rows[-1].append((len(tail), head))
+            used += len(tail)
+    for row in rows:
+        if missing := -sum(tokens for tokens, _ in row) % target.multiple:
+            row.append((missing, 0))
+    return rows
+
+
+def row_work(row: Segments, target: Target) -> Work:
+    """What the attention route does with the segments of a row."""
+    tokens = sum(length for length, _ in row)
+    if target.route == PLAIN:
+        # As is usual, what the causal mask hides counts too: which of it is skipped depends on the kernel.
+        pairs = sum(length**2 for length, _ in row)
+        return Work(tokens, tokens, pairs, pairs, 0, 0, max(length for length, _ in row))
+    scored = sum(head > 0 for _, head in row)
+    keys = [length + head for length, head in row]
+    kept = copied = 0
+    if target.route == "documents":
+        # Whole rectangles, filled up in 16 bits.
+        tile = FEW_SHAPES if target.bits16 else 1
+        wide = [k + -k % tile for k in keys]
+        products = [(length + -length % tile) * w for (length, _), w in zip(row, wide, strict=True)]
+        pairs = sum(products)
+        copied = sum(w for w, (_, head) in zip(wide, row, strict=True) if target.bits16 or head)
+        if target.bits16:
+            kept = sum(p for p, k in zip(products, keys, strict=True) if k <= SHORT_KEYS)
+    elif target.route == "dense":
+        pairs = tokens * tokens
+    else:
+        # What a token does not see is skipped.
+        pairs = sum(length * head + length * (length + 1) // 2 for length, head in row)
+        copied = sum(keys) if target.route == "varlen" else 0
+    return Work(tokens, scored, pairs, scored * tokens, copied, kept, max(keys))
+
+
+def tokens_through(name: str, work: Work, last: bool) -> int:
+    """Tokens that go through a linear layer, in the last layer or another."""
+    return work.scored if last and name not in LAST_FOR_ALL else work.tokens
+
+
+def step_parts(
+    groups: Sequence[EncodedGroup], *, ranks: int, budget_tokens: int, one_by_one: bool
+) -> list[list[list[list[EncodedGroup]]]]:
+    """Rank -> micro-batches -> parts -> groups, as gradients.accumulate computes a step; several parts: two passes."""
+    plan = plan_step([g.tokens for g in groups], ranks=ranks, budget_tokens=0 if one_by_one else budget_tokens)
+    return [[_parts([groups[i] for i in batch], budget_tokens) for batch in batches] for batches in plan]
+
+
+def _parts(groups: list[EncodedGroup], budget_tokens: int) -> list[list[EncodedGroup]]:
+    if len(groups) > 1 or groups[0].tokens <= budget_tokens:
+        return [groups]
+    return [[part] for part in split_group(groups[0], budget_tokens)]

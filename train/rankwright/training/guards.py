@@ -1,0 +1,140 @@
+"""What stops or warns a training run: a signal, values that are not finite, scores that collapse, a wrong fast path."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+
+from rankwright.common.errors import UserError
+from rankwright.common.files import write_text_atomic
+from rankwright.model.attention import PLAIN
+from rankwright.model.layout import split_group
+from rankwright.model.prompt import EncodedGroup
+from rankwright.model.rank_model import RankModel
+from rankwright.training.gradients import StepSums
+from rankwright.training.sampling import TrainGroup
+
+NOT_FINITE_FILE = "not_finite.json"
+# The first group is compared on a part of at most this many tokens: a transformers forward pads, and may be slow.
+COMPARED_TOKENS = 2048
+# Scores of a fast path that is right may differ by this many units in the last place of |row| times |state|: those of
+# SmolLM2-135M in bf16 do by up to 0.25, and by 4 where positions are not rotated.
+ROUNDED_SHARE = 0.5
+# Standard deviations of a group's scores (logits) beyond which ranking says little, and for how many steps.
+LEAST_SPREAD, MOST_SPREAD, WATCHED_STEPS = 0.01, 50.0, 20
+
+
+class StopSignal:
+    """`requested` becomes true on SIGTERM (schedulers send it before they kill) and on the first Ctrl-C."""
+
+    requested = False
+    interrupted = False
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The handler. A second Ctrl-C does not wait for the step's end."""
+        if number == signal.SIGINT:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self._say("stopping after this step; press Ctrl-C again to stop at once")
+        self.requested = True
+
+
+@contextlib.contextmanager
+def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopSignal]:
+    """Listen for SIGTERM and Ctrl-C inside the block. Only a main thread can; elsewhere nothing is ever requested."""
+    stop = StopSignal(say)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_first_group(model: RankModel, group: EncodedGroup) -> None:
+    """Compare packed and plain forward on the first group. Raises UserError when they disagree.
+
+    Both compute the same scores; a new version of transformers, or a base with a detail of its own, may not know.
+    """
+    route, _ = model.route()
+    if route == PLAIN:
+        return
+    part = next(split_group(group, COMPARED_TOKENS))
+    was_training, wanted = model.training, model.attention
+    model.eval()
+    lengths: list[float] = []
+    norm = cast(Any, model.decoder).norm
+    hook = norm.register_forward_hook(lambda _, __, states: lengths.append(float(states.float().norm(dim=-1).mean())))
+    try:
+        with torch.no_grad():
+            packed = model([part])
+            model.attention = PLAIN
+            plain = model([part])
+    finally:
+        hook.remove()
+        model.attention = wanted
+        model.train(was_training)
+    number = torch.finfo(model.compute_dtype)
+    tolerance = max(1.0, float(plain.abs().max())) * (1e-3 if number.bits >= 32 else 0.1)
+    # A score near zero is a sum of large parts, each of which is rounded.
+    parts = max(lengths) * float(model.score_weight_H.norm())
+    tolerance = max(tolerance, ROUNDED_SHARE * number.eps * parts)
+    worst = float((packed - plain).abs().max())
+    if not worst <= tolerance:
+        raise UserError(
+            f"train: attention {route} scores up to {worst:.3g} away from the plain forward on the first group "
+            f"(tolerance {tolerance:.3g}): set model.attention: {PLAIN}, and please report the base"
+        )
+
+
+def refuse_not_finite(
+    sums: StepSums, norm: float, groups: Sequence[TrainGroup], step: int, path: Path, write: bool
+) -> None:
+    """Stop on all ranks when a loss or the gradient is not a finite number; its queries go to `path`."""
+    if not sums.not_finite and math.isfinite(norm):
+        return
+    query_ids = list(sums.not_finite) or sorted(g.query_id for g in groups)
+    what = f"the loss of {len(query_ids)} groups" if sums.not_finite else "the gradient"
+    if write:
+        write_text_atomic(path, json.dumps({"step": step, "what": what, "query_ids": query_ids}, indent=2) + "\n")
+    raise UserError(
+        f"train: step {step}: {what} is not a finite number (queries {', '.join(query_ids[:5])}"
+        f"{', ...' if len(query_ids) > 5 else ''}; all in {path.name}): lower train.learning_rate, or look at these "
+        "rows; earlier checkpoints are kept"
+    )
+
+
+class SpreadWatch:
+    """Says once when the scores within a group have been too alike, or too far apart, for some steps."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._steps, self._said = say, 0, False
+
+    def look(self, spread: float, step: int) -> None:
+        """spread: mean over the step's groups of the standard deviation of their scores."""
+        odd = not LEAST_SPREAD <= spread <= MOST_SPREAD
+        self._steps = self._steps + 1 if odd else 0
+        if self._steps < WATCHED_STEPS or self._said:
+            return
+        self._said = True
+        what = "scores of a group are almost equal" if spread < LEAST_SPREAD else "scores run away from each other"
+        self._say(
+            f"WARNING: step {step}: {what} (standard deviation {spread:.3g} for {WATCHED_STEPS} steps): "
+            "look at train.learning_rate and the labels"
+        )

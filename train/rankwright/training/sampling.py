@@ -1,0 +1,252 @@
+"""Groups for training: which queries a step draws with which documents, and mix.json with the draws of each set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from rankwright.common import console
+from rankwright.common.errors import UserError
+from rankwright.common.hashing import stable_hash
+from rankwright.common.run_folder import RunFolder
+from rankwright.data.collection import Collection, Group
+from rankwright.data.split_files import read_split
+from rankwright.mining.pools import JUDGED, PROMOTED, Negative, count_negatives
+from rankwright.mining.samplers import DrawKey, Sampler, bind_sampler, uniform
+from rankwright.model.instructions import frozen_instruction, recipe_instruction, shortened, training_instructions
+from rankwright.model.prompt import EncodedGroup, PromptEncoder
+from rankwright.recipe.schema import Mine, Recipe
+from rankwright.training.mixture import Mixture
+
+
+def build_group(
+    collection: Collection,
+    pool: Sequence[Negative],
+    query_id: str,
+    *,
+    negatives: int,
+    positives: int,
+    seed: int,
+    draw: int,
+    pool_id: str,
+    sampler: Sampler = uniform,
+    teacher: Mapping[str, float] | None = None,
+) -> Group:
+    """A query with up to `positives` relevant documents (labels kept) and up to `negatives` of its pool.
+
+    Relevant documents come first, drawn uniformly: judged ones, then those of the pool that were promoted. The sampler
+    draws the others. teacher: document id -> a teacher's score, where there are any.
+    """
+    judged = collection.positives(query_id)
+    labels = {**{n.document_id: float(n.label or 0.0) for n in pool if n.is_promoted}, **judged}
+    key = DrawKey(seed, draw, query_id, pool_id)
+
+    def order(document_id: str) -> tuple[bool, int, str]:
+        return document_id not in judged, stable_hash("draw", "positives", *key, document_id), document_id
+
+    relevant = sorted(labels, key=order)[:positives]
+    others = sampler([n for n in pool if not n.is_promoted], negatives, key)
+    assert not {n.document_id for n in others} & set(labels), f"query {query_id}: a relevant document in the pool"
+    ids = [*relevant, *(n.document_id for n in others)]
+    return Group(
+        query_id,
+        collection.queries[query_id],
+        tuple(ids),
+        tuple(collection.corpus[d] for d in ids),
+        tuple([float(labels[d]) for d in relevant] + [math.nan if n.label is None else n.label for n in others]),
+        tuple(["positive" if d in judged else PROMOTED for d in relevant] + [n.source for n in others]),
+        collection.weight(query_id),
+        None if teacher is None else tuple(teacher.get(d, math.nan) for d in ids),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """One query's token ids and the labels of its documents, in the same order; weight: its share in the loss.
+
+    teacher: a teacher's raw score of each; all groups of a training have it, or none. NaN: not known.
+    """
+
+    query_id: str
+    labels: tuple[float, ...]
+    encoded: EncodedGroup
+    weight: float = 1.0
+    teacher: tuple[float, ...] | None = None
+
+
+class GroupSource:
+    """The groups of every step, as a pure function of (seed, step): resuming needs no state. See mixture.py.
+
+    Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
+    A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
+    """
+
+    def __init__(
+        self,
+        collections: Sequence[Collection],
+        pools: Mapping[str, Sequence[Negative]],
+        encoder: PromptEncoder,
+        *,
+        settings: Mine,
+        seed: int,
+        pool_id: str,
+        need_positive: bool,
+        shuffle_labels: bool = False,
+        teacher_scores: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """teacher_scores: query id -> document id -> a teacher's score; by default those of the sets' own files."""
+        self._owner = {q: c for c in collections for q in c.queries}
+        assert len(self._owner) == sum(len(c.queries) for c in collections), "query ids are not qualified"
+        self._pools = pools
+        # In place of those, for some queries: see use().
+        self._fresh: Mapping[str, Sequence[Negative]] = {}
+        # Each set is read under its own instruction.
+        self.encoders = {c.name: encoder.under(c.instruction) for c in collections}
+        self._settings = settings
+        self._sampler = bind_sampler(settings.sampler)
+        self._seed = seed
+        self._pool_id = pool_id
+        self._shuffle_labels = shuffle_labels
+        self._teacher_scores = teacher_scores
+        # All groups have scores, if only NaN, or none has: what a loss does must not depend on its neighbours.
+        given = [c.teacher_scores for c in collections] if teacher_scores is None else [teacher_scores]
+        self._has_scores = any(given)
+        self.query_ids = [q for q in self._owner if self._usable(q, need_positive)]
+        self.left_out = len(self._owner) - len(self.query_ids)
+        self.cut_queries = self.cut_documents = 0
+        usable: dict[str, list[str]] = {c.name: [] for c in collections}
+        for query_id in self.query_ids:
+            usable[self._owner[query_id].name].append(query_id)
+        self.left_out_of = {c.name: len(c.queries) - len(usable[c.name]) for c in collections}
+        self.mixture = Mixture(((c.name, usable[c.name], c.draws) for c in collections), seed=seed)
+        if not self.query_ids:
+            wanted = "both a relevant document and a negative" if need_positive else "a judged document"
+            raise UserError(f"data.train: no query has {wanted}: check the judgements, or raise mine.depth")
+
+    def queries_of(self, steps: range, groups_per_step: int) -> set[str]:
+        """The queries that these steps draw."""
+        return {query_id for step in steps for query_id, _ in self.mixture.step(step, groups_per_step)}
+
+    def use(self, pools: Mapping[str, Sequence[Negative]], pool_id: str) -> None:
+        """Draw from these pools from now on, and from the first ones for queries that they lack.
+
+        Which queries are drawn, and when, stays as it is.
+        """
+        self._fresh, self._pool_id = pools, pool_id
+
+    def _pool(self, query_id: str) -> Sequence[Negative]:
+        pool = self._fresh[query_id] if query_id in self._fresh else self._pools.get(query_id, ())
+        return pool if self._owner[query_id].positives(query_id) else [n for n in pool if n.source == JUDGED]
+
+    def _scores(self, query_id: str) -> Mapping[str, float]:
+        of = self._owner[query_id].teacher_scores if self._teacher_scores is None else self._teacher_scores
+        return of.get(query_id, {})
+
+    def _usable(self, query_id: str, need_positive: bool) -> bool:
+        positives = len(self._owner[query_id].positives(query_id))
+        negatives = count_negatives(self._pool(query_id))
+        return (positives > 0 and negatives > 0) if need_positive else positives + negatives > 0
+
+    def group(self, query_id: str, draw: int) -> Group:
+        """The documents of a query's draw; `draw`: how often it was drawn before, at a weight of 1 the epoch."""
+        group = build_group(
+            self._owner[query_id],
+            self._pool(query_id),
+            query_id,
+            negatives=self._settings.negatives,
+            positives=self._settings.positives,
+            seed=self._seed,
+            draw=draw,
+            pool_id=self._pool_id,
+            sampler=self._sampler,
+            teacher=self._scores(query_id) if self._has_scores else None,
+        )
+        return self._shuffled(group, draw) if self._shuffle_labels else group
+
+    def _shuffled(self, group: Group, draw: int) -> Group:
+        """The control: the same documents under labels that mean nothing."""
+        order = sorted(
+            range(len(group.labels)),
+            key=lambda i: stable_hash("shuffle", self._seed, draw, group.query_id, i),
+        )
+        labels = tuple(group.labels[i] for i in order)
+        teacher = None if group.teacher is None else tuple(group.teacher[i] for i in order)
+        return dataclasses.replace(group, labels=labels, teacher=teacher)
+
+    def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
+        """The groups of step `step` (from 1), tokenised."""
+        return [self._encode(self.group(*draw)) for draw in self.mixture.step(step, groups_per_step)]
+
+    def _encode(self, group: Group) -> TrainGroup:
+        encoded = self.encoders[self._owner[group.query_id].name].encode(group.query, group.documents)
+        self.cut_queries += encoded.query_cut
+        self.cut_documents += encoded.documents_cut
+        return TrainGroup(group.query_id, group.labels, encoded, group.weight, group.teacher)
+
+
+MIX_FILE = "mix.json"
+
+
+def write_mix(
+    run: RunFolder, source: GroupSource, groups_per_step: int, planned_steps: int, steps: int | None
+) -> dict[str, Any]:
+    """Write mix.json, and return it. steps: those that were made; None before the end of training."""
+    parts = source.mixture.parts
+    an_epoch = source.mixture.draws_an_epoch
+    planned = source.mixture.counts(planned_steps * groups_per_step)
+    drawn = None if steps is None else source.mixture.counts(steps * groups_per_step)
+    sets = [
+        {
+            "set": part.name,
+            "queries": len(part.query_ids),
+            "left_out": source.left_out_of[part.name],
+            "weight": float(part.weight),
+            "draws_an_epoch": float(len(part.query_ids) * part.weight),
+            "share": float(len(part.query_ids) * part.weight) / an_epoch,
+            "instruction": source.encoders[part.name].contract.instruction,
+            "planned_groups": planned[part.name],
+            "groups": drawn and drawn[part.name],
+        }
+        for part in parts
+    ]
+    totals = {"groups_per_step": groups_per_step, "planned_steps": planned_steps, "steps": steps}
+    mix = {**totals, "draws_an_epoch": an_epoch, "sets": sets}
+    run.write_json(MIX_FILE, mix)
+    return mix
+
+
+def draws_of_prepared(recipe: Recipe, run: RunFolder) -> float | None:
+    """Draws of an epoch, from the training split that an earlier run has prepared, or None."""
+    folder = run.path / "data"
+    if not (folder / "train.jsonl").is_file():
+        return None
+    collections, weights = read_split(folder, "train"), [source.weight for source in recipe.data.train]
+    if len(weights) != len(collections):
+        # The recipe names other sets since.
+        weights = [collection.draws for collection in collections]
+    return sum(len(c.queries) * weight for c, weight in zip(collections, weights, strict=True))
+
+
+def describe_mix(mix: dict[str, Any], recipe: Recipe) -> None:
+    """A table, and what the exports will hold where the sets have several instructions."""
+    table = Table(title="mix of the training sets", title_justify="left")
+    for column in ("set", "queries", "weight", "draws an epoch", "share", "groups in all", "instruction"):
+        table.add_column(column, justify="left" if column in ("set", "instruction") else "right")
+    for row in mix["sets"]:
+        counts = (f"{row['queries']:,}", f"{row['weight']:g}", f"{row['draws_an_epoch']:,.5g}", f"{row['share']:.1%}")
+        table.add_row(
+            escape(row["set"]), *counts, f"{row['planned_groups']:,}", escape(shortened(row["instruction"])) or "-"
+        )
+    console.show(table)
+    trained = training_instructions(recipe)
+    if recipe.export_targets and (len(trained) > 1 or frozen_instruction(recipe) not in trained):
+        frozen = frozen_instruction(recipe)
+        text = recipe_instruction(recipe) if frozen is None else frozen
+        untrained = "" if frozen in trained else ", which no set is trained under"
+        console.say(f"exports hold the instruction {text!r}{untrained}")

@@ -1,0 +1,235 @@
+"""From a recipe to a model: base, contract, precision, what is trained; and the tuned model of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rankwright.common import console
+from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.resources import resolve_base
+from rankwright.export.publish import refuse_base
+from rankwright.model.attention import PLAIN
+from rankwright.model.bases import Origin, adapter_base, find_origin, refuse_other_kinds, refuse_unread
+from rankwright.model.frames import Mode
+from rankwright.model.instructions import stated_instruction, stated_instructions
+from rankwright.model.layout import CPU_ROW_TOKENS
+from rankwright.model.loading import Precision, base_config, load_merged, load_model, load_tokenizer
+from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
+from rankwright.model.rank_model import RankModel
+from rankwright.model.trainable import add_lora, enable_checkpointing, parameter_counts, train_all
+from rankwright.recipe.schema import Model, Recipe
+from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
+from rankwright.training.checkpoint import load_checkpoint
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(recipe: Recipe, on_gpu: bool | None = None) -> Precision:
+    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: as this machine is."""
+    if recipe.train.precision == "auto":
+        return "bf16" if (torch.cuda.is_available() if on_gpu is None else on_gpu) else "fp32"
+    return recipe.train.precision
+
+
+def stored_dtype(recipe: Recipe, on_gpu: bool | None = None) -> torch.dtype:
+    """Frozen weights are stored in the compute type once; weights that are trained stay fp32 under autocast."""
+    in_bf16 = precision(recipe, on_gpu) == "bf16" and recipe.model.method == "lora"
+    return torch.bfloat16 if in_bf16 else torch.float32
+
+
+def budget_tokens(recipe: Recipe, on_gpu: bool | None = None) -> int:
+    """Tokens of a micro-batch, a query's head counted once: what bounds the memory of a step.
+
+    on_gpu None: as this machine is.
+    """
+    default = 16384 if (torch.cuda.is_available() if on_gpu is None else on_gpu) else CPU_ROW_TOKENS
+    return recipe.train.budget_tokens or default
+
+
+def total_steps(recipe: Recipe, draws: float) -> int:
+    """Steps for the recipe's epochs, at most max_steps. draws: of an epoch, queries times their sets' weights."""
+    steps = math.ceil(recipe.train.epochs * draws / recipe.train.groups_per_step)
+    return min(steps, recipe.train.max_steps or steps)
+
+
+def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
+    """(folder or hub id, tokenizer)."""
+    base = resolve_base(recipe.model.base)
+    refuse_unread(base)
+    return base, load_tokenizer(base, recipe.model.revision)
+
+
+def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
+    """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
+    revision = recipe.model.revision
+    refuse_other_kinds(recipe.model.base, base, revision)
+    _refuse_nested_adapters(recipe, base)
+    own: Origin | PromptContract | None = saved_contract(base, revision)
+    if recipe.prompt.mode == "auto":
+        own = own or find_origin(recipe.model.base, base, tokenizer, revision)
+        mode: Mode = own.mode
+    else:
+        mode = recipe.prompt.mode
+    stated = stated_instruction(recipe)
+    contract = make_contract(
+        tokenizer,
+        mode=mode,
+        # A frame's own where neither the recipe nor the base has one.
+        instruction=stated if stated is not None or own is None else own.instruction,
+        max_tokens=recipe.prompt.max_tokens,
+        query_tokens=recipe.prompt.query_tokens,
+    )
+    _check_instructions(recipe, contract, tokenizer)
+    if recipe.export_targets:
+        # Said before training, not after it.
+        config = base_config(base, contract, tokenizer, revision)
+        refuse_base(recipe.export_targets, config, tokenizer, contract)
+    return contract
+
+
+def _refuse_nested_adapters(recipe: Recipe, base: str) -> None:
+    if "adapter" in recipe.export_targets and adapter_base(base, recipe.model.revision) is not None:
+        raise UserError(
+            "export.targets: adapter: model.base is itself a folder of adapters, and those on top of others have no "
+            "base that peft could load: export the merged model only (export.targets=[hf])"
+        )
+
+
+def recipe_encoder(recipe: Recipe) -> PromptEncoder:
+    """The encoder that tuned is trained and scored with. Raises UserError when the tokenizer cannot be had."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    return PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
+
+
+def _check_instructions(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> None:
+    """Raises UserErrors for those that the frame has no place for, or that leave none for a document."""
+    faults = []
+    for key, text in stated_instructions(recipe).items():
+        under = contract.under(text, tokenizer)
+        if text and not under.takes_instruction:
+            instead = "write prompt.instruction=''" if key == "prompt.instruction" else "remove it"
+            faults.append(
+                f"{key}: the frame {contract.mode} has no place for one: {instead}, or train in another frame, "
+                "e.g. prompt.mode=portable"
+            )
+            continue
+        try:
+            PromptEncoder(under, tokenizer)
+        except UserError as error:
+            faults.append(f"{key}: {error}")
+    if faults:
+        raise UserErrors(faults)
+
+
+def build_trainable(
+    recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract, place: torch.device | None = None
+) -> RankModel:
+    """The base with LoRA adapters, or with all but its embeddings trainable; on device() or another place."""
+    dtype = stored_dtype(recipe)
+    model = load_merged(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
+    return make_trainable(recipe, model).to(place or device())
+
+
+def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
+    """The model with what the recipe trains of it, its attention route and gradient checkpointing."""
+    settings = recipe.model
+    if settings.method == "lora":
+        model.requires_grad_(False)
+        model = add_lora(
+            model,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            seed=recipe.seed,
+            rslora=settings.rslora,
+            dora=settings.dora,
+            targets=settings.targets,
+        )
+    else:
+        model = train_all(model)
+    model.attention = settings.attention
+    if settings.gradient_checkpointing:
+        enable_checkpointing(model)
+    return model
+
+
+def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
+    """Say what was decided and why."""
+    trained, total = parameter_counts(model)
+    layers = sum(1 for n, _ in model.named_modules() if n.endswith("lora_A"))
+    what = f"{lora_name(recipe.model)} on {layers} linear layers" if layers else "full, embeddings frozen"
+    what += f" ({', '.join(recipe.model.targets)})" if recipe.model.targets else ""
+    say(
+        f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
+        f"{precision(recipe)} on {device().type}, gradient checkpointing "
+        f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
+        f"{f'sharded over {dist.get_world_size()} processes, ' if model.sharded else ''}"
+        f"micro-batches of at most {budget_tokens(recipe):,} tokens"
+    )
+    with torch.autocast(device().type, torch.bfloat16, enabled=precision(recipe) == "bf16"):
+        route, reason = model.route()
+    say(f"attention {route}: {reason}" + ("" if route == PLAIN else "; a query's head is computed once a row"))
+    say(
+        f"prompt {contract.mode}: at most {contract.max_tokens} tokens, the query at most {contract.query_tokens}; "
+        + (f"instruction {contract.instruction!r}" if contract.takes_instruction else "no place for an instruction")
+    )
+
+
+def lora_name(settings: Model) -> str:
+    """The kind of LoRA in words, with its rank."""
+    kind = "DoRA" if settings.dora else "LoRA"
+    return f"{kind} rank {settings.rank}" + (" (scaled by its square root)" if settings.rslora else "")
+
+
+def base_reranker(recipe: Recipe) -> Reranker:
+    """The base in its own native frame, under the recipe's instruction and budgets."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = native_contract(
+        base,
+        tokenizer,
+        name=recipe.model.base,
+        unknown=None if recipe.prompt.mode == "auto" else recipe.prompt.mode,
+        instruction=stated_instruction(recipe),
+        max_tokens=recipe.prompt.max_tokens,
+        query_tokens=recipe.prompt.query_tokens,
+        revision=recipe.model.revision,
+    )
+    # Of sets that are not among the tests nothing is scored.
+    stated = {k: t for k, t in stated_instructions(recipe).items() if k.startswith(("prompt.", "data.test.")) and t}
+    if lost := [key for key, text in stated.items() if not contract.under(text, tokenizer).takes_instruction]:
+        console.say(f"base: its frame {contract.mode} has no place for {', '.join(lost)}: scored without")
+    dtype = torch.bfloat16 if precision(recipe) == "bf16" else torch.float32
+    model = load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
+    model.attention = recipe.model.attention
+    return Reranker(model.to(device()).eval(), tokenizer, contract)
+
+
+def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> Reranker:
+    """The recipe's model with the weights of a checkpoint; fp32 for exports, which merge in it.
+
+    With model.merge_with_base they are taken back towards the base's, which keeps more of what the base could do;
+    Wortsman et al. 2021, arXiv 2109.01903.
+    """
+    if fp32:
+        train = recipe.train.model_copy(update={"precision": "fp32"})
+        recipe = recipe.model_copy(update={"train": train})
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = recipe_contract(recipe, base, tokenizer)
+    model = build_trainable(recipe, base, tokenizer, contract)
+    base_share = recipe.model.merge_with_base
+    load_checkpoint(checkpoint, model, base_share=base_share)
+    if base_share:
+        console.say(f"model.merge_with_base {base_share:g}: tuned is base + {1 - base_share:g} * (trained - base)")
+    if recipe.model.method == "full" and precision(recipe) == "bf16":
+        # Trained in fp32 under autocast; scored as the base is, so that no difference is one of precision.
+        model.lm.to(torch.bfloat16)
+    return Reranker(model.eval(), tokenizer, contract)

@@ -1,0 +1,154 @@
+"""Where numbers of training go: metrics.jsonl always, other trackers by name; none of them can stop training."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.files import write_lines_atomic, write_text_atomic
+
+
+class Tracker(Protocol):
+    """Takes the values of one step."""
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlTracker:
+    """One JSON object a line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(path) if row["step"] <= resumed_step] if resumed_step else []
+        write_lines_atomic(path, (json.dumps(row) for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class GuardedTracker:
+    """A tracker of another library: its first failure is said, after that it is left alone."""
+
+    def __init__(self, name: str, tracker: Any, say: Callable[[str], None]) -> None:
+        self._name, self._tracker, self._say = name, tracker, say
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        self._guard(lambda tracker: tracker.log(dict(values), step=step))
+
+    def close(self) -> None:
+        self._guard(lambda tracker: tracker.finish())
+
+    def _guard(self, action: Callable[[Any], None]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            action(self._tracker)
+        except Exception as error:
+            self._say(f"tracker {self._name} failed ({error}): training goes on without it")
+            self._tracker = None
+
+
+class Trackers:
+    """All of a run's trackers as one. Without any, it takes values and does nothing (ranks other than the first)."""
+
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = list(trackers)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl; a line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UserError for a name that Accelerate has no tracker for."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(map(str, LOGGER_TYPE_TO_CLASS))
+            raise UserError(
+                f"unknown tracker {name!r}{did_you_mean(name, map(str, LOGGER_TYPE_TO_CLASS))} (known: {known})"
+            )
+
+
+def open_trackers(
+    names: Sequence[str],
+    folder: Path,
+    *,
+    run_name: str,
+    config: Mapping[str, Any],
+    resumed_step: int,
+    say: Callable[[str], None],
+) -> Trackers:
+    """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
+
+    wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
+    wandb is offline: every start then leaves a folder of its own, under the same id.
+    """
+    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
+    run_id = _run_id(folder, resumed_step) if names else ""
+    for name in names:
+        try:
+            tracker = _accelerate_tracker(name, folder, run_name, config, run_id)
+            trackers.append(GuardedTracker(name, tracker, say))
+        except Exception as error:
+            say(f"tracker {name} could not start ({error}): training goes on without it")
+    return Trackers(trackers)
+
+
+def _run_id(folder: Path, resumed_step: int) -> str:
+    """The id that the folder's run has, or a new one for a training that starts."""
+    path = folder / "tracker_id"
+    if resumed_step and path.is_file():
+        return path.read_text(encoding="ascii").strip()
+    name = uuid.uuid4().hex[:12]
+    write_text_atomic(path, name + "\n")
+    return name
+
+
+def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[str, Any], run_id: str) -> Any:
+    import os
+
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    factory = LOGGER_TYPE_TO_CLASS[name]
+    options: dict[str, Any] = {"logging_dir": str(folder)} if factory.requires_logging_directory else {}
+    if name == "wandb":
+        options = {"dir": str(folder), "name": run_name, "id": run_id}
+        if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
+            # It would ask for a key at the terminal, and wait.
+            options["mode"] = "offline"
+        if options.get("mode", os.environ.get("WANDB_MODE")) != "offline":
+            options["resume"] = "allow"
+    if name == "trackio":
+        options |= {"name": f"{run_name}-{run_id}", "resume": "allow"}
+    tracker = factory("rankwright" if name in ("wandb", "trackio") else run_name, **options)
+    getattr(tracker, "start", lambda: None)()
+    tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str)})
+    return tracker
