@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
 from rankwright.common.errors import UserError
-from rankwright.common.registry import Registry
+from rankwright.common.registry import Records, Registry
 
 
 def example() -> Registry[Callable[..., float]]:
@@ -62,3 +63,21 @@ def test_registering_twice_is_our_fault() -> None:
 
     with pytest.raises(AssertionError, match="registered twice"):
         registry.register(margin)
+
+
+@dataclass(frozen=True)
+class Thing:
+    name: str
+
+
+def test_records_are_found_by_name_and_remember_modules_outside_the_package() -> None:
+    records: Records[Thing] = Records("prompt mode")
+    records.add(Thing("plain"), "rankwright.model.frames")
+    records.add(Thing("mine"), "acme.frames")
+    records.add(Thing("other"), "acme.frames")
+    assert list(records) == ["plain", "mine", "other"] and records["mine"] == Thing("mine") in records.values()
+    assert records.extensions == ["acme.frames"] and "mine" in records and len(records) == 3
+    with pytest.raises(
+        UserError, match=r"unknown prompt mode 'plane', did you mean 'plain'\? \(known: mine, other, plain\)"
+    ):
+        records["plane"]

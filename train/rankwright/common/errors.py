@@ -42,5 +42,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
+def no_such(kind: str, name: str, known: Iterable[str], advice: str = "") -> str:
+    """`unknown loss 'bec', did you mean 'bce'? (known: bce, mse)`, for all names that a user may choose from."""
+    words = sorted(known)
+    found = f"unknown {kind} {name!r}{did_you_mean(name, words)} (known: {', '.join(words) or 'none'})"
+    return f"{found}: {advice}" if advice else found
+
+
 class PeerFailed(Exception):
     """Another process of this command failed and has said why: this one ends without a word."""

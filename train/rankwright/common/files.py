@@ -120,6 +120,20 @@ def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None],
         return None
 
 
+def read_jsonl(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
+    """convert(row) of each row of a JSONL file that we wrote, streaming; what: of a row, and how to have it again.
+
+    Raises UserError with file and line for a row that is damaged or that convert does not take (ValueError, TypeError,
+    KeyError).
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield convert(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{path}:{number}: not {what} ({type(error).__name__}: {error})") from None
+
+
 def cache_folder() -> Path:
     """RANKWRIGHT_CACHE, or rankwright/ in the user's cache folder."""
     own = os.environ.get("RANKWRIGHT_CACHE")

@@ -1,4 +1,4 @@
-"""name -> function: the function's keyword-only parameters ARE its recipe keys."""
+"""What recipes choose by name: functions whose keyword-only parameters ARE their recipe keys, and records of them."""
 
 from __future__ import annotations
 
@@ -6,71 +6,121 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, did_you_mean, no_such
+
+
+class Named(Protocol):
+    """A record: its name is what a recipe writes."""
+
+    @property
+    def name(self) -> str: ...
+
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R", bound=Named)
+T = TypeVar("T")
 
 
-class Registry(Generic[F]):
-    """Functions by name; `kind` is the word used in messages ("loss", "sampler").
+class _Known(Generic[T]):
+    """Things by name, in the order they were added; `kind` is the word used in messages ("loss", "export target")."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._known: dict[str, T] = {}
+        # Modules outside the package that added something: a fresh process has to import them too.
+        self.extensions: list[str] = []
+
+    def _add(self, name: str, thing: T, module: str) -> None:
+        assert name not in self._known, f"{self.kind} {name!r} is registered twice"
+        self._known[name] = thing
+        if not module.startswith("rankwright.") and module not in self.extensions:
+            self.extensions.append(module)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
+    def __getitem__(self, name: str) -> T:
+        """Raises UserError for an unknown name, with the known ones."""
+        if name not in self._known:
+            raise UserError(no_such(self.kind, name, self._known))
+        return self._known[name]
+
+    def values(self) -> list[T]:
+        """What is registered, in the order it was added."""
+        return list(self._known.values())
+
+
+class Registry(_Known[F]):
+    """Functions by name.
 
     hyphens: the names of recipes have hyphens where those of the functions have underscores.
     """
 
     def __init__(self, kind: str, *, hyphens: bool = False) -> None:
-        self.kind = kind
+        super().__init__(kind)
         self.hyphens = hyphens
-        self._functions: dict[str, F] = {}
 
     def register(self, function: F) -> F:
         """Decorator: the function's own name is its recipe name."""
         name = function.__name__.replace("_", "-") if self.hyphens else function.__name__
-        assert name not in self._functions, f"{self.kind} {name!r} is registered twice"
-        self._functions[name] = function
+        self._add(name, function, function.__module__)
         return function
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._functions)
-
-    def __getitem__(self, name: str) -> F:
-        if name not in self._functions:
-            known = ", ".join(sorted(self._functions))
-            raise UserError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._functions)} (known: {known})")
-        return self._functions[name]
 
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """The keyword-only parameters of `name`, which are the keys a recipe may give."""
-        signature = inspect.signature(self[name])
-        return {k: p for k, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return parameters(self[name])
 
     def bind(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-        """The function with `options` fixed, after checking their names and types.
+        """The function with `options` fixed; raises as bind() does."""
+        return bind(f"{self.kind} {name!r}", self[name], options)
 
-        Raises UserError naming the wrong key, its type and the keys that exist.
-        """
-        function = self[name]
-        parameters = self.parameters(name)
-        unknown = [k for k in options if k not in parameters]
-        if unknown:
-            known = ", ".join(parameters) or "none"
-            raise UserError(
-                f"{self.kind} {name!r} has no parameter {unknown[0]!r}"
-                f"{did_you_mean(unknown[0], parameters)} (parameters: {known})"
-            )
-        hints = typing.get_type_hints(function, include_extras=True)
-        fields: dict[str, Any] = {
-            k: (hints.get(k, Any), ... if p.default is inspect.Parameter.empty else p.default)
-            for k, p in parameters.items()
-        }
-        model = create_model(f"{name}_options", __config__=ConfigDict(extra="forbid"), **fields)
-        try:
-            values = model(**options).model_dump()
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{self.kind} {name!r}: {key}: {first['msg']}") from None
-        return functools.partial(function, **values)
+
+class Records(_Known[R]):
+    """Records by their `name`, each written in one file and found in every table that is derived from them."""
+
+    def add(self, record: R, module: str) -> R:
+        """Add a record; module: `__name__` of the file that writes it."""
+        self._add(record.name, record, module)
+        return record
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a function, which are the keys a recipe may give."""
+    signature = inspect.signature(function)
+    return {k: p for k, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def bind(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function with `options` fixed, after checking their names and types; what: as in `loss 'bce'`.
+
+    Raises UserError naming the wrong key, its type and the keys that exist.
+    """
+    known = parameters(function)
+    unknown = [k for k in options if k not in known]
+    if unknown:
+        raise UserError(
+            f"{what} has no parameter {unknown[0]!r}{did_you_mean(unknown[0], known)} "
+            f"(parameters: {', '.join(known) or 'none'})"
+        )
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        k: (hints.get(k, Any), ... if p.default is inspect.Parameter.empty else p.default) for k, p in known.items()
+    }
+    model = create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        values = model(**options).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{what}: {key}: {first['msg']}") from None
+    return functools.partial(function, **values)
