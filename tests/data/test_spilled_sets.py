@@ -21,7 +21,7 @@ from rankwright.data.formats.reading import Dropped, Faults
 from rankwright.data.formats.writers import HOLDS, losses, without_ids
 from rankwright.data.leakage import find_leaks, take_dev
 from rankwright.data.splits import overlap
-from rankwright.data.store import arrow_files as text_files
+from rankwright.data.store import id_index
 from rankwright.data.store import texts as text_store
 from rankwright.data.store.texts import TextStore, write_texts
 from rankwright.evaluation.slices import seen_in_training
@@ -38,7 +38,7 @@ def both_ways(read: Read, on_fault: str = "stop") -> tuple[Collection, list[Drop
     for most in (text_store.IN_MEMORY_BYTES, -1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(text_store, "IN_MEMORY_BYTES", most)
-            patch.setattr(text_files, "RECENT_IDS", 3)
+            patch.setattr(id_index, "RECENT_IDS", 3)
             faults = Faults("drop" if on_fault == "drop" else "stop")
             found.append((read(faults), faults.dropped))
     (held, dropped), (mapped, also) = found

@@ -126,12 +126,19 @@ def read_jsonl(path: Path, convert: Callable[[dict[str, Any]], T], what: str) ->
     Raises UserError with file and line for a row that is damaged or that convert does not take (ValueError, TypeError,
     KeyError).
     """
+    return (value for _, value in read_jsonl_places(path, convert, what))
+
+
+def read_jsonl_places(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[tuple[int, T]]:
+    """(byte at which the row starts, convert(row)), as read_jsonl."""
+    start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield convert(json.loads(line))
+                yield start, convert(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(f"{path}:{number}: not {what} ({type(error).__name__}: {error})") from None
+            start += len(line)
 
 
 def cache_folder() -> Path:

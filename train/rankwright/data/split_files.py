@@ -14,7 +14,7 @@ from rankwright.common.files import write_lines_atomic
 from rankwright.common.hashing import content_hash
 from rankwright.data.collection import Collection, Qrels
 from rankwright.data.store.arrow_files import index_path
-from rankwright.data.store.rows import RowFile, RowValues, is_large
+from rankwright.data.store.rows import RowFile, RowValues, is_large, rows_with_places
 from rankwright.data.store.texts import content, read_texts, write_texts
 from rankwright.data.store.views import Prefixed, PrefixedQrels, PrefixedTexts
 
@@ -96,7 +96,7 @@ def read_split(folder: Path, split: str) -> list[Collection]:
     path = folder / f"{split}.jsonl"
     large = is_large(path)
     found: dict[tuple[str, str], _Queries] = {}
-    for start, row in _rows(path, ("set", "corpus")):
+    for start, row in rows_with_places(path, _in_a_set, f"a row of {split}", "data"):
         place = row["set"], row["corpus"]
         if place not in found:
             file = RowFile(path, "query_id") if large else None
@@ -155,25 +155,9 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte at which it starts, row)"""
-    start = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                    for key in keys:
-                        row[key]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{path}:{number}: not a row of this file ({type(error).__name__}: {error}): "
-                        "delete it and run the data stage again"
-                    ) from None
-                yield start, row
-                start += len(line)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: run the data stage first") from None
+def _in_a_set(row: dict[str, Any]) -> dict[str, Any]:
+    row["set"], row["corpus"]
+    return row
 
 
 def qualified(collection: Collection) -> Collection:

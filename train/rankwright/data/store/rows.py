@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwright.common.errors import UserError
-from rankwright.data.store.arrow_files import IdIndex, id_hash
+from rankwright.common.files import read_jsonl_places
+from rankwright.data.store.id_index import IdIndex
 
 # Rows are held as Python objects, several times their size, up to a file of this size.
 IN_MEMORY_BYTES = 16 * 2**20
@@ -46,7 +47,7 @@ class RowFile:
 
     def add(self, start: int, identifier: str) -> None:
         """Note that the row of a new id starts at this byte."""
-        self._index.add(id_hash(identifier), len(self._starts))
+        self._index.add(identifier, len(self._starts))
         self._starts.append(start)
 
     def __len__(self) -> int:
@@ -71,7 +72,7 @@ class RowFile:
         last = self._last
         if last is not None and last[0] == identifier:
             return last[1]
-        for number in self._index.find(id_hash(identifier)):
+        for number in self._index.find(identifier):
             row = self._parse(number)
             if row[self.key] == identifier:
                 self._last = identifier, row
@@ -131,26 +132,30 @@ def is_large(path: Path) -> bool:
     return path.exists() and path.stat().st_size > IN_MEMORY_BYTES
 
 
+def rows_with_places(
+    path: Path, convert: Callable[[dict[str, Any]], T], what: str, stage: str
+) -> Iterator[tuple[int, T]]:
+    """(byte at which it starts, convert(row)) of each row; what: of a row; stage: the stage that wrote the file.
+
+    Raises UserError for a file that is missing, and with file and line for a row that convert does not take.
+    """
+    try:
+        yield from read_jsonl_places(path, convert, f"{what}: delete the file and run the {stage} stage again")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run the {stage} stage first") from None
+
+
 def read_query_rows(path: Path, key: str, convert: Callable[[Any], T]) -> Mapping[str, T]:
-    """Query id -> convert(row[key]), one row per query. Raises UserError with file and line of a damaged row."""
+    """Query id -> convert(row[key]) of a file of the mining stage, one row per query; raises as rows_with_places."""
     file = RowFile(path, "query_id") if is_large(path) else None
     found: dict[str, T] = {}
-    start = 0
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = json.loads(line)
-                    query_id, items = row["query_id"], convert(row[key])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{path}:{number}: not a row of {key} ({type(error).__name__}: {error}): mine again"
-                    ) from None
-                if file is None:
-                    found[query_id] = items
-                else:
-                    file.add(start, query_id)
-                start += len(line)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: run the mining stage first") from None
+
+    def pair(row: dict[str, Any]) -> tuple[str, T]:
+        return row["query_id"], convert(row[key])
+
+    for start, (query_id, value) in rows_with_places(path, pair, f"a row of {key}", "mining"):
+        if file is None:
+            found[query_id] = value
+        else:
+            file.add(start, query_id)
     return found if file is None else RowValues(file, key, len(file), convert)

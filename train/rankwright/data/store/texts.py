@@ -16,18 +16,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
-import numpy as np
-
 from rankwright.common.errors import UserError
-from rankwright.data.store.arrow_files import (
-    Content,
-    TextWriter,
-    content_of,
-    find_rows,
-    id_hash,
-    index_path,
-    open_files,
-)
+from rankwright.data.store.arrow_files import Content, TextWriter, content_of, index_path, open_files
 
 T = TypeVar("T")
 # What a set's texts may take as Python objects; a larger set lies in a file.
@@ -46,8 +36,7 @@ class TextStore(Mapping[str, str]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.content: Content | None = None
-        table, index = open_files(path)
-        self._hashes, self._rows = np.asarray(index[0]), np.asarray(index[1])
+        table, self._index = open_files(path)
         names = table.column_names
         self._ids: list[Any] = table.column("_id").chunks
         self._texts: list[Any] = table.column("text").chunks
@@ -68,7 +57,7 @@ class TextStore(Mapping[str, str]):
     def _find(self, identifier: object) -> tuple[int, int] | None:
         if not isinstance(identifier, str):
             return None
-        for row in find_rows(self._hashes, self._rows, id_hash(identifier)):
+        for row in self._index.find(identifier):
             if row >= self._starts[-1]:
                 raise self._damaged("its index names rows that it lacks")
             batch, place = self._place(row)
