@@ -92,7 +92,10 @@ def test_folders_that_datasets_saved(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(str(tmp_path / "both"))
     assert plain(read_collection(tmp_path / "both", name="set", split="train")) == expected("groups")
     assert list(read_collection(tmp_path / "both", name="set", split="test").queries) == ["q1"]
-    assert "no split 'tset', did you mean 'test'?. Splits: train, test" in messages(tmp_path / "both", split="tset")[0]
+    assert (
+        "unknown split 'tset', did you mean 'test'? (known: test, train)"
+        in messages(tmp_path / "both", split="tset")[0]
+    )
 
 
 def test_folders_of_files_by_split(tmp_path: Path) -> None:
@@ -145,8 +148,8 @@ def test_wrong_column_maps_are_named_all_at_once(tmp_path: Path) -> None:
     ]
     found = messages(path, columns={"querry": "question", "positive": "answer"})
     assert [line[: line.index(" (known")] for line in found] == [
-        "columns: 'querry' is no column of ours, did you mean 'query'?",
-        "columns: 'positive' is no column of ours, did you mean 'positives'?",
+        "columns: unknown column name 'querry', did you mean 'query'?",
+        "columns: unknown column name 'positive', did you mean 'positives'?",
     ]
 
 

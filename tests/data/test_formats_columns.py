@@ -101,8 +101,8 @@ def test_formats_and_columns_of_a_recipe_are_checked_before_any_file_is_read(tmp
         locate_all(Data(train=tuple(map(Source.model_validate, sources))))
     starts = [
         "data.train.0: unknown format 'pair'",
-        "data.train.1: columns: 'querry'",
-        "data.train.1: columns: 'positive'",
+        "data.train.1: columns: unknown column name 'querry'",
+        "data.train.1: columns: unknown column name 'positive'",
     ]
     lines = str(caught.value).splitlines()
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts

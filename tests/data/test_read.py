@@ -84,9 +84,9 @@ def test_the_only_split_needs_no_name_and_several_do(tmp_path: Path) -> None:
     assert read_collection(beir(tmp_path), name="set").qrels
     write(tmp_path / "qrels_train.tsv", QRELS)
     [message] = messages(tmp_path, None)
-    assert "say which split to read, split: NAME. Splits with qrels: test, train" in message
+    assert "say which split to read: give split: NAME" in message and message.endswith("(known: test, train)")
     [message] = messages(tmp_path, "tain")
-    assert "no qrels for split 'tain', did you mean 'train'?. Splits with qrels: test, train" in message
+    assert "unknown split 'tain', did you mean 'train'? (known: test, train): give split: NAME, or add" in message
 
 
 def test_several_faults_at_once_each_with_its_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rankwright.cli.exits import EXIT_USER
 from rankwright.common import console
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 
 if TYPE_CHECKING:
     from rankwright.cli.data_check import DataCheck, Example, Problem
@@ -124,8 +124,7 @@ def list_sets(
     cards = list_cards()
     domains = sorted({card.domain for card in cards})
     if domain is not None and domain not in domains:
-        near = did_you_mean(domain, domains)
-        raise UserError(f"--domain: unknown domain {domain!r}{near} (known: {', '.join(domains)})")
+        raise UserError(f"--domain: {no_such('domain', domain, domains)}")
     chosen = [card for card in cards if domain in (None, card.domain)]
     refused = [card for card in chosen if commercial and card.known.commercial != "yes"]
     table = Table(box=None)

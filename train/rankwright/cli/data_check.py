@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common import console, resources
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.data import leakage, sources
 from rankwright.data.collection import Collection
 from rankwright.data.discovery import Wanted, find_sets, locate, wanted_judgement, wanted_text
@@ -127,7 +127,7 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
             one for one in found if one.split is one.upstream is None
         ]
         if not found:
-            raise UserError(f"{path}: no split {split!r}{did_you_mean(split, names)}. Splits: {', '.join(names)}")
+            raise UserError(f"{path}: {no_such('split', split, names)}")
     if base is None:
         encoder, tokens = None, "no lengths in tokens: a path has no tokenizer; check a recipe, or say --base MODEL"
     else:

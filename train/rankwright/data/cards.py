@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rankwright.common import resources
-from rankwright.common.errors import UserError, did_you_mean
-from rankwright.data.formats.reading import COLUMNS
+from rankwright.common.errors import UserError, no_such
+from rankwright.data.formats.reading import check_columns
 from rankwright.data.licences.terms import Commercial, Date, Known, known, state
 from rankwright.recipe.schema import Section
 from rankwright.recipe.yaml_file import read_yaml, validate
@@ -73,10 +73,14 @@ class Hub(Section):
             raise ValueError("layout: nested needs `nested` with its columns, and no other layout has it")
         if self.layout != "rows" and (self.config is not None or self.columns):
             raise ValueError("config, columns: of layout: rows only")
-        unknown = [f"{name!r}{did_you_mean(name, COLUMNS)}" for name in self.columns if name not in COLUMNS]
-        if unknown:
-            raise ValueError(f"columns: no column of ours: {'; '.join(unknown)} (known: {', '.join(COLUMNS)})")
+        check_columns(self.columns)
         return self
+
+    @classmethod
+    def at(cls, id: str, revision: str | None) -> Hub:
+        """A set of which only the place is known: an id, or a local folder of the same form."""
+        # A folder's path does not match the pattern of an id.
+        return cls.model_construct(id=id, revision=revision)
 
 
 class Card(Section):
@@ -125,8 +129,7 @@ class Card(Section):
         for ours, theirs in self.splits.items():
             if ours == split:
                 return theirs
-        near = did_you_mean(split, self.splits)
-        raise UserError(f"card {self.name!r} has no split {split!r}{near} (it has: {', '.join(self.splits)})")
+        raise UserError(f"card {self.name!r}: {no_such('split', split, self.splits)}")
 
 
 def load_card(name: str) -> Card:

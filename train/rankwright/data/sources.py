@@ -14,7 +14,7 @@ from rankwright.common.hashing import stable_hash
 from rankwright.data.cards import Card, Hub, load_card
 from rankwright.data.collection import Collection
 from rankwright.data.formats.detect import check_format
-from rankwright.data.formats.hub import NestedColumns, has_beir_form, read_hub, read_hub_rows, read_nested
+from rankwright.data.formats.hub import has_beir_form, read_hub, read_hub_rows, read_nested
 from rankwright.data.formats.read import read_path
 from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check_columns
 from rankwright.data.formats.trec import is_trec, run_file
@@ -96,56 +96,44 @@ def read(located: Located, say: Say, faults: Faults) -> Collection:
     """
     source, card = located.source, located.card
     group_key = source.group_key or (card.group_key if card is not None else None)
-    hub = card.hub if card is not None else None
-    columns = source.columns or (hub.columns if hub is not None else {})
+    hub = _hub(located)
+    columns = source.columns or ({} if hub is None else hub.columns)
     reading = Reading(located.name, located.split, faults, say, columns, group_key)
-    if located.path is not None:
+    if hub is None:
+        assert located.path is not None
         if source.config is not None:
-            raise UserError(f"{located.path}: config: {source.config!r} is of sets on the hub: leave it out")
+            raise UserError(f"{located.path}: config: {source.config!r} is for sets on the hub: leave it out")
         return read_path(located.path, source.format, reading)
-    id = hub.id if hub is not None else located.hub
-    assert id is not None
-    revision = located.revision or (hub.revision if hub is not None else None)
-    if _has_rows(id, revision, source, hub):
-        config = source.config or (hub.config if hub is not None else None)
-        return read_hub_rows(id, config=config, revision=revision, format=source.format, reading=reading)
-    stated = [key for key in ("config", "columns") if getattr(source, key)]
-    if stated:
-        raise UserError(f"{id}: {stated[0]}: the set has its layout stated, or the BEIR form: leave it out")
-    if hub is not None and hub.nested is not None:
-        nested = NestedColumns(**hub.nested.model_dump())
-        return read_nested(
-            hub.id,
-            columns=nested,
-            split=located.split,
-            revision=revision,
-            name=located.name,
-            say=say,
-            faults=faults,
-            group_key=group_key,
+    if _has_rows(hub, source, stated=card is not None):
+        return read_hub_rows(hub, source.format, reading)
+    given = [key for key in ("config", "columns") if getattr(source, key)]
+    if given:
+        raise UserError(
+            f"{hub.id}: {given[0]}: the layout of this set is known (its card, or the BEIR form): leave it out"
         )
-    return read_hub(
-        id,
-        corpus="corpus" if hub is None else hub.corpus,
-        queries="queries" if hub is None else hub.queries,
-        qrels="default" if hub is None else hub.qrels,
-        split=located.split,
-        revision=revision,
-        name=located.name,
-        qrels_repo=None if hub is None else hub.qrels_repo,
-        say=say,
-        faults=faults,
-        group_key=group_key,
-    )
+    return (read_hub if hub.nested is None else read_nested)(hub, reading)
 
 
-def _has_rows(id: str, revision: str | None, source: Source, hub: Hub | None) -> bool:
-    """Whether a set on the hub is a table of rows: by its card, by what the recipe says, or by its configurations."""
-    if hub is not None:
+def _hub(located: Located) -> Hub | None:
+    """Where on the hub an entry's set is; None for a local path."""
+    if located.path is not None:
+        return None
+    if located.hub is not None:
+        stated = Hub.at(located.hub, None)
+    else:
+        assert located.card is not None and located.card.hub is not None
+        stated = located.card.hub
+    revision, config = located.revision or stated.revision, located.source.config or stated.config
+    return stated.model_copy(update={"revision": revision, "config": config})
+
+
+def _has_rows(hub: Hub, source: Source, *, stated: bool) -> bool:
+    """Whether a set on the hub is a table of rows: as its card states, or by the recipe or the configurations."""
+    if stated:
         return hub.layout == "rows"
     if source.format is not None:
         return source.format != "beir"
-    return bool(source.config or source.columns) or not has_beir_form(id, revision)
+    return bool(source.config or source.columns) or not has_beir_form(hub.id, hub.revision)
 
 
 def locate_all(data: Data) -> dict[str, list[Located]]:

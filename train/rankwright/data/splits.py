@@ -42,11 +42,6 @@ def dev_size(count: int, fraction: float) -> int:
     return min(max(round(count * fraction), 1), count - 1)
 
 
-def split_dev(train: Collection, *, fraction: float, seed: int) -> tuple[Collection, Collection]:
-    """(train, dev) of one set, see split_devs."""
-    return split_devs([train], fraction=fraction, seed=seed)[0]
-
-
 def split_devs(
     train: Sequence[Collection], *, fraction: float, seed: int, alike: Iterable[Sequence[QueryPlace]] = ()
 ) -> list[tuple[Collection, Collection]]:

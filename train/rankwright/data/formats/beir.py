@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError, did_you_mean, nearest
 from rankwright.data.collection import Collection, join_title
-from rankwright.data.formats.fields import column, group_of, identifier, number_of, optional_text, text_of
-from rankwright.data.formats.reading import Faults, Reading, Row, Rows, give_up
+from rankwright.data.formats.fields import Fields, number_of
+from rankwright.data.formats.reading import Faults, Reading, Rows, choose_split, give_up
 from rankwright.data.formats.text_rows import PACKED, json_rows, text_lines
 from rankwright.data.store.texts import TextBuilder
 
@@ -57,7 +57,9 @@ def read_beir(folder: Path, reading: Reading) -> Collection:
     """
     _no_columns(folder, reading)
     faults = reading.faults
-    split = choose_split(folder, reading.split)
+    wanted = reading.split or "SPLIT"
+    advice = f"give split: NAME, or add qrels/{wanted}.tsv or qrels_{wanted}.tsv"
+    split = choose_split(folder, reading.split, available_splits(folder), advice)
     found = [
         _find(folder, ("corpus.jsonl",), faults),
         _find(folder, (f"queries_{split}.jsonl", "queries.jsonl"), faults),
@@ -82,20 +84,6 @@ def _no_columns(folder: Path, reading: Reading) -> None:
         raise UserError(f"{folder}: a BEIR folder has fixed columns: leave `columns` out")
 
 
-def choose_split(folder: Path, split: str | None) -> str:
-    """The split asked for, or the only one. Raises UserError with the splits that are there."""
-    known = available_splits(folder)
-    listed = ", ".join(known) or "none"
-    if split is None and len(known) != 1:
-        raise UserError(f"{folder}: say which split to read, split: NAME. Splits with qrels: {listed}")
-    if split is not None and split not in known:
-        raise UserError(
-            f"{folder}: no qrels for split {split!r}{did_you_mean(split, known)}. Splits with qrels: {listed}. "
-            f"Give split: NAME, or add qrels/{split}.tsv or qrels_{split}.tsv"
-        )
-    return split if split is not None else known[0]
-
-
 def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     for wanted in names:
         found = [path for end in ("", *PACKED) if (path := folder / f"{wanted}{end}").is_file()]
@@ -112,17 +100,15 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
 
 def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> Texts:
     """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is none of them."""
-    faults, key = reading.faults, reading.group_key
+    faults = reading.faults
     texts = TextBuilder()
     groups: dict[str, str] = {}
     line = 0
     for line, row in rows:
-        before = faults.noted
-        id = identifier(row, ("_id", "id"), where, line, faults)
-        text = text_of(row, "text", where, line, faults)
-        title = optional_text(row, "title", where, line, faults).strip() if titled else ""
-        group = group_of(row, key, where, line, faults) if key is not None else None
-        if id is None or text is None or faults.noted > before:
+        fields = Fields(row, where, line, reading)
+        id, text, group = fields.required_id("_id", "id"), fields.required_text("text"), fields.group()
+        title = (fields.text("title") or "") if titled else ""
+        if id is None or text is None or fields.faulty:
             continue
         if not titled and not text.strip():
             faults.add(where, line, f"query {id!r} is empty: give it a text or remove it")
@@ -180,7 +166,7 @@ def read_judgements(
     unknown: dict[str, list[tuple[int, str]]] = {"document": [], "query": []}
     repeats = 0
     for line, row in rows:
-        judgement = _judgement(row, where, line, faults)
+        judgement = _judgement(Fields(row, where, line, reading))
         if judgement is None:
             if (named := str(row.get("query-id"))) in queries.texts:
                 # Its row is dropped; the query is one of this split all the same.
@@ -217,13 +203,12 @@ def read_judgements(
     return qrels
 
 
-def _judgement(row: Row, where: object, line: int, faults: Faults) -> tuple[str, str, float] | None:
-    query_id = identifier(row, ("query-id",), where, line, faults)
-    document_id = identifier(row, ("corpus-id",), where, line, faults)
-    value = column(row, ("score",), where, line, faults)
+def _judgement(fields: Fields) -> tuple[str, str, float] | None:
+    query_id, document_id = fields.required_id("query-id"), fields.required_id("corpus-id")
+    value = fields.required("score")
     label = number_of(value)
     if label is None and value is not None:
-        faults.add(where, line, f"score {value!r} is not a number: labels are numbers, above 0 is relevant")
+        fields.fault(f"score {value!r} is not a number: labels are numbers, above 0 is relevant")
     if query_id is None or document_id is None or label is None:
         return None
     return query_id, document_id, label

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from rankwright.common.errors import UserError, did_you_mean, nearest, one_line
+from rankwright.common.errors import UserError, nearest, no_such, one_line
 from rankwright.data.collection import Collection
 from rankwright.data.formats.builder import Groups
 from rankwright.data.formats.fields import Fields, Roles, missing_columns, number_of, renamed
@@ -112,7 +112,7 @@ def check_format(name: str | None) -> None:
     """Raise UserError for a format that is not known."""
     known = (*FOLDERS, *FORMS)
     if name is not None and name not in known:
-        raise UserError(f"unknown format {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+        raise UserError(no_such("format", name, known))
 
 
 def kinds_of(rows: Iterable[Row]) -> dict[str, str]:
@@ -232,15 +232,13 @@ class _Table:
         self.also = {key, key.split(".")[0], "metadata"} if key else set()
 
     def read(self, rows: Iterable[tuple[int, Row]]) -> None:
-        faults = self.reading.faults
         for line, original in rows:
             self.reading.rows += 1
             row = _ours(original, self.reading)
             fields = Fields(row, self.where, line, self.reading, self.roles)
-            before = faults.noted
             self._check_names(fields, original)
             found = self.reader(fields)
-            if faults.noted > before:
+            if fields.faulty:
                 continue
             assert found is not None, "a reader gave no row and no fault"
             self.groups.add(found, self.where, line)

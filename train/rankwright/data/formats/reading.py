@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from rankwright.common.errors import UserError, UserErrors, did_you_mean, one_line
+from rankwright.common.errors import UserError, UserErrors, no_such, one_line
 
 # Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
 COLUMNS = {
@@ -144,14 +144,20 @@ class Reading:
     titles: int = 0
 
 
+def choose_split(where: object, split: str | None, known: Sequence[str], advice: str = "give split: NAME") -> str:
+    """The split asked for, or the only one. Raises UserError with the splits that are there."""
+    if split is None and len(known) == 1:
+        return known[0]
+    if split is None:
+        raise UserError(f"{where}: say which split to read: {advice} (known: {', '.join(known) or 'none'})")
+    if split not in known:
+        raise UserError(f"{where}: {no_such('split', split, known, advice)}")
+    return split
+
+
 def check_columns(columns: Mapping[str, str]) -> None:
-    """Raise UserErrors for keys of `columns` that are no name of ours."""
-    known = ", ".join(COLUMNS)
-    faults = [
-        f"columns: {name!r} is no column of ours{did_you_mean(name, COLUMNS)} (known: {known})"
-        for name in columns
-        if name not in COLUMNS
-    ]
+    """Raise UserErrors for keys of `columns` that are not names of ours."""
+    faults = [f"columns: {no_such('column name', name, COLUMNS)}" for name in columns if name not in COLUMNS]
     if faults:
         raise UserErrors(faults)
 

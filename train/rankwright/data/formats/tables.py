@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rankwright.common.errors import UserError, did_you_mean
-from rankwright.data.formats.reading import Faults, RowNumber, Rows, give_up
+from rankwright.common.errors import UserError
+from rankwright.data.formats.reading import Faults, RowNumber, Rows, choose_split, give_up
 from rankwright.data.formats.text_rows import (
     DAMAGED,
     PACKED,
@@ -179,11 +179,7 @@ def saved_splits(folder: Path) -> list[str]:
 def saved_files(folder: Path, split: str | None) -> list[Path]:
     """The Arrow files of a folder of save_to_disk, of one split where it has several. Raises UserError."""
     if splits := saved_splits(folder):
-        chosen = split if split in splits else splits[0] if split is None and len(splits) == 1 else None
-        if chosen is None:
-            near = did_you_mean(split or "", splits)
-            raise UserError(f"{folder}: no split {split!r}{near}. Splits: {', '.join(splits)}. Give split: NAME")
-        folder = folder / chosen
+        folder = folder / choose_split(folder, split, splits)
     files = [folder / entry["filename"] for entry in _json(folder / "state.json").get("_data_files", [])]
     missing = [path for path in files if not path.is_file()]
     if missing or not files:

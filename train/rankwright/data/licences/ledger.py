@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, did_you_mean, no_such
 from rankwright.common.resources import FIXTURES, resolve_base
 from rankwright.data.cards import cards_at
 from rankwright.data.licences.terms import (
@@ -112,10 +112,13 @@ class Input:
         }
 
 
-def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teachers: Sequence[str] = ()) -> list[Input]:
+def make_inputs(
+    recipe: Recipe, located: Mapping[str, Sequence[Located]], teachers: Sequence[str] = (), *, distils: bool
+) -> list[Input]:
     """All inputs of a recipe, each once with all its uses, with the decisions about them.
 
     located: split -> sets. teachers: names of training sets that turned out to hold a teacher's scores.
+    distils: whether the loss learns from the scores of mine.teacher.
     """
     found: list[Input] = [_model("base", recipe.model.base, recipe.model.revision, ("base",))]
     for split, entries in located.items():
@@ -125,7 +128,7 @@ def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teache
         found += [_set(entry, uses) for entry in entries]
     if recipe.mine.teacher is not None:
         # Its scores take the place of those in the sets, which nothing reads then.
-        found += _own_teacher(recipe, recipe.mine.teacher)
+        found += _own_teacher(recipe, recipe.mine.teacher, distils)
     else:
         found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
     if recipe.dense is not None:
@@ -197,14 +200,14 @@ def _teacher(entry: Located) -> Input:
     return Input(teacher_name(entry.name), "teacher", f"hub {name}", None, ("distil",), facts, name)
 
 
-def _own_teacher(recipe: Recipe, teacher: Baseline) -> list[Input]:
-    """mine.teacher, and the base that it names for an adapter: distilled from where its scores, or labels by them, are
-    trained on; else it sorts candidates."""
-    # Torch comes with the losses, and the report does without it.
-    from rankwright.training.losses import reads_teacher
+def _own_teacher(recipe: Recipe, teacher: Baseline, distils: bool) -> list[Input]:
+    """mine.teacher, and the base that it names when it is an adapter.
 
+    Both are distilled from where the teacher's scores, or labels made from them, are trained on; otherwise they only
+    order or drop candidates.
+    """
     above = recipe.mine.filters.get("teacher", {}).get("above", "drop")
-    use: Use = "distil" if above != "drop" or reads_teacher(recipe.loss) else "mine"
+    use: Use = "distil" if above != "drop" or distils else "mine"
     found = [_model("teacher", teacher.model, teacher.revision, (use,), served=teacher.kind == "served")]
     base = teacher.options.get("base")
     return [*found, *([_model("teacher", base, None, (use,))] if isinstance(base, str) else [])]
@@ -274,9 +277,7 @@ def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequenc
     for number, decision in enumerate(rule.decisions):
         key = f"licence.decisions.{number}"
         if decision.input not in (*names, *others):
-            shown = ", ".join(dict.fromkeys(one.name for one in inputs))
-            near = did_you_mean(decision.input, [*names, *others])
-            yield f"{key}.input: {decision.input!r} is no input of this recipe{near} (inputs: {shown})"
+            yield f"{key}.input: {no_such('input', decision.input, [*names, *others])}"
         first = seen.setdefault(decision.input, number)
         if first != number:
             yield f"{key}.input: {decision.input!r} is also that of licence.decisions.{first}: keep one"
