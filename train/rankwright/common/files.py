@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from rankwright.common.errors import UserError
 
+T = TypeVar("T")
+
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` in UTF-8; a reader sees the old file or the new one, never a part. Makes parent folders."""
@@ -24,17 +26,17 @@ def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
     _write(path, (line + "\n" for line in lines))
 
 
-def _write(path: Path, pieces: Iterable[str]) -> None:
-    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
-        for piece in pieces:
-            file.write(piece)
-
-
 @contextlib.contextmanager
 def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
     """Yields write(line); the file appears when the block ends, and stays as it was when the block fails."""
     with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
         yield lambda line: file.write(line + "\n")
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 @contextlib.contextmanager
@@ -79,6 +81,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def json_line(row: Mapping[str, Any]) -> str:
+    """One row of a JSONL file. Raises ValueError for numbers that JSON does not have."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def read_jsonl(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
+    """convert(row) of each row of a JSONL file that we wrote, streaming; what: of a row, and how to have it again.
+
+    Raises UserError with file and line for a row that is damaged or that convert does not take (ValueError, TypeError,
+    KeyError).
+    """
+    return (value for _, value in read_jsonl_places(path, convert, what))
+
+
+def read_jsonl_places(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[tuple[int, T]]:
+    """(byte at which the row starts, convert(row)), as read_jsonl."""
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield start, convert(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{path}:{number}: not {what} ({type(error).__name__}: {error})") from None
+            start += len(line)
+
+
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """What a record that we write holds, or None where it is missing or damaged: it is then written again."""
     try:
@@ -88,7 +116,12 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-T = TypeVar("T")
+def cache_folder() -> Path:
+    """RANKWRIGHT_CACHE, or rankwright/ in the user's cache folder."""
+    own = os.environ.get("RANKWRIGHT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
 
 
 def make_cache_folder(folder: Path, what: str) -> None:
@@ -118,37 +151,3 @@ def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None],
         say(f"{path}: damaged ({error}): removed, {again}")
         path.unlink(missing_ok=True)
         return None
-
-
-def read_jsonl(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
-    """convert(row) of each row of a JSONL file that we wrote, streaming; what: of a row, and how to have it again.
-
-    Raises UserError with file and line for a row that is damaged or that convert does not take (ValueError, TypeError,
-    KeyError).
-    """
-    return (value for _, value in read_jsonl_places(path, convert, what))
-
-
-def read_jsonl_places(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[tuple[int, T]]:
-    """(byte at which the row starts, convert(row)), as read_jsonl."""
-    start = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield start, convert(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}:{number}: not {what} ({type(error).__name__}: {error})") from None
-            start += len(line)
-
-
-def cache_folder() -> Path:
-    """RANKWRIGHT_CACHE, or rankwright/ in the user's cache folder."""
-    own = os.environ.get("RANKWRIGHT_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """One row of a JSONL file. Raises ValueError for numbers that JSON does not have."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)

@@ -19,97 +19,10 @@ from rankwright.data.formats.detect import SAMPLE_ROWS, choose, kinds_of
 from rankwright.data.formats.reading import Faults
 from rankwright.data.formats.rows import is_judgement, roles_by_name, words_of
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits, table_rows
-from rankwright.data.formats.text_rows import text_lines
+from rankwright.data.formats.text_rows import LINES, plain_name, text_lines
 from rankwright.data.formats.trec import is_trec
 from rankwright.data.formats.writers import fits_a_table
 from rankwright.data.leakage import split_apart
-
-# Compressed ones have a further suffix. Tables without lines (Parquet, Arrow) are not looked into.
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".tsv", ".csv")
-PACKED = (".gz", ".zst")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Something to be found: the first line that has all strings of a way; better ways come first."""
-
-    ways: tuple[frozenset[str], ...]
-
-
-def wanted_text(key: str, text: str) -> Wanted:
-    """A document or query: the line with its id and its text, or else with its text."""
-    # A title was joined to the text: in the file each stands alone.
-    forms = [text.strip(), *([text.split("\n", 1)[1].strip()] if "\n" in text.strip() else [])]
-    return Wanted((*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form)))
-
-
-def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
-    """A judgement: the line with both ids, or with both texts."""
-    return Wanted((frozenset(pair), frozenset(text.strip() for text in texts)))
-
-
-def locate(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
-    """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
-    index: dict[str, list[tuple[int, int]]] = {}
-    for number, one in enumerate(wanted):
-        for rank, way in enumerate(one.ways):
-            # The longest string is the one that fewest lines have.
-            index.setdefault(max(way, key=len), []).append((number, rank))
-    best: dict[int, tuple[int, str]] = {}
-    if not wanted:
-        return {}
-    for file in data_files(path, split):
-        for line, strings in _row_strings(file):
-            for string in strings & index.keys():
-                for number, rank in index[string]:
-                    if rank < best.get(number, (len(wanted[number].ways), ""))[0] and (
-                        wanted[number].ways[rank] <= strings
-                    ):
-                        best[number] = (rank, f"{file}:{line}")
-    return {number: place for number, (_, place) in best.items()}
-
-
-def data_files(path: Path, split: str | None) -> list[Path]:
-    """The files with lines under a path, those of the split first."""
-    if path.is_file():
-        return [path] if _has_lines(path) else []
-    files = [p for p in sorted(path.rglob("*")) if p.is_file() and _has_lines(p)]
-    return sorted(files, key=lambda p: split is None or split not in p.relative_to(path).as_posix())
-
-
-def _has_lines(path: Path) -> bool:
-    name = path.name
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    return name.endswith(TEXT_SUFFIXES)
-
-
-def _row_strings(path: Path) -> Iterator[tuple[int, set[str]]]:
-    """(number, all strings and whole numbers in it) of each line that can be read."""
-    delimiter = "," if ".csv" in path.suffixes else "\t"
-    # What cannot be read has been said by the reader.
-    for number, text in text_lines(path, Faults("drop")):
-        if text.lstrip().startswith("{"):
-            try:
-                yield number, set(_strings(json.loads(text)))
-            except (ValueError, RecursionError):
-                continue
-        elif len(text) < csv.field_size_limit():
-            yield number, {cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), [])}
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value.strip()
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield str(value)
-    elif value is None:
-        yield ""
-    elif isinstance(value, Mapping | list):
-        inner: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
-        for one in inner:
-            yield from _strings(one)
-
 
 # A set may lie in SPLIT/ below DOMAIN/ below what was named; further down are other things.
 MOST_FOLDERS_DOWN = 3
@@ -117,6 +30,10 @@ _OURS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("dev", "devel", "development", "valid", "validation", "val"), "dev"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout"), "test"),
+}
+_GUESSES = {
+    "query": set("query question search ask claim anchor prompt problem request".split()),
+    "document": set("document doc passage paragraph answer context content chunk code snippet".split()),
 }
 
 
@@ -138,15 +55,6 @@ def our_split(name: str) -> str | None:
 
 def _words(name: str) -> list[str]:
     return re.split(r"[^a-z]+", name.lower())
-
-
-def _saved_splits(folder: Path) -> list[str | None]:
-    """The splits of a folder that `datasets` saved, None for a single table or where they cannot be read."""
-    try:
-        return [*saved_splits(folder)] or [None]
-    except UserError:
-        # The reader tells it.
-        return [None]
 
 
 def find_sets(path: Path) -> list[FoundSet]:
@@ -186,6 +94,15 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
             yield from _walk(inner, depth + 1)
 
 
+def _saved_splits(folder: Path) -> list[str | None]:
+    """The splits of a folder that `datasets` saved, None for a single table or where they cannot be read."""
+    try:
+        return [*saved_splits(folder)] or [None]
+    except UserError:
+        # The reader tells it.
+        return [None]
+
+
 def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
     by_split: dict[str | None, list[Path]] = {}
     # The folder's name counts where no file's does: in a folder `test` with train.jsonl, notes.jsonl is neither.
@@ -204,7 +121,17 @@ def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
 
 def _is_data(path: Path) -> bool:
     # A .json beside other files is most often a note about them; one that is named is read.
-    return is_table(path.name) and ".json" not in path.suffixes and not path.name.startswith(".")
+    return is_table(path) and ".json" not in path.suffixes and not path.name.startswith(".")
+
+
+def _name(path: Path) -> str:
+    """A set's name: what is left of the file's or folder's name without the split, or that of the folder above."""
+    path = path.resolve()
+    stem = path.name.split(".")[0] if path.is_file() else path.name
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if word and word.lower() not in _OURS]
+    if not any(re.search("[A-Za-z]", word) for word in words):
+        return _name(path.parent) if path.parent != path else "data"
+    return "-".join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +166,6 @@ def format_of(one: FoundSet) -> Format:
         return Format(choose({ours.get(name, name): kind for name, kind in kinds.items()}, None, path)[0], columns)
 
 
-_GUESSES = {
-    "query": set("query question search ask claim anchor prompt problem request".split()),
-    "document": set("document doc passage paragraph answer context content chunk code snippet".split()),
-}
-
-
 def guess_columns(kinds: Mapping[str, str]) -> dict[str, str]:
     """Our name -> the one text column whose name has such a word; a number with a word of judgement is the label."""
     found: dict[str, str] = {}
@@ -260,16 +181,6 @@ def guess_columns(kinds: Mapping[str, str]) -> dict[str, str]:
     if len(found) == 2 and len(numbers) == 1:
         found["label"] = numbers[0]
     return found
-
-
-def _name(path: Path) -> str:
-    """A set's name: what is left of the file's or folder's name without the split, or that of the folder above."""
-    path = path.resolve()
-    stem = path.name.split(".")[0] if path.is_file() else path.name
-    words = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if word and word.lower() not in _OURS]
-    if not any(re.search("[A-Za-z]", word) for word in words):
-        return _name(path.parent) if path.parent != path else "data"
-    return "-".join(words)
 
 
 def take_test(whole: Collection, *, fraction: float, seed: int) -> tuple[Collection, Collection]:
@@ -326,3 +237,78 @@ def _groups(side: Collection) -> Iterator[dict[str, Any]]:
         if query_id in side.query_groups:
             row["group"] = side.query_groups[query_id]
         yield row
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Something to be found: the first line that has all strings of a way; better ways come first."""
+
+    ways: tuple[frozenset[str], ...]
+
+
+def wanted_text(key: str, text: str) -> Wanted:
+    """A document or query: the line with its id and its text, or else with its text."""
+    # A title was joined to the text: in the file each stands alone.
+    forms = [text.strip(), *([text.split("\n", 1)[1].strip()] if "\n" in text.strip() else [])]
+    return Wanted((*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form)))
+
+
+def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
+    """A judgement: the line with both ids, or with both texts."""
+    return Wanted((frozenset(pair), frozenset(text.strip() for text in texts)))
+
+
+def locate(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
+    """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
+    index: dict[str, list[tuple[int, int]]] = {}
+    for number, one in enumerate(wanted):
+        for rank, way in enumerate(one.ways):
+            # The longest string is the one that fewest lines have.
+            index.setdefault(max(way, key=len), []).append((number, rank))
+    best: dict[int, tuple[int, str]] = {}
+    if not wanted:
+        return {}
+    for file in data_files(path, split):
+        for line, strings in _row_strings(file):
+            for string in strings & index.keys():
+                for number, rank in index[string]:
+                    if rank < best.get(number, (len(wanted[number].ways), ""))[0] and (
+                        wanted[number].ways[rank] <= strings
+                    ):
+                        best[number] = (rank, f"{file}:{line}")
+    return {number: place for number, (_, place) in best.items()}
+
+
+def data_files(path: Path, split: str | None) -> list[Path]:
+    """The files with lines under a path, those of the split first."""
+    if path.is_file():
+        return [path] if plain_name(path).endswith(LINES) else []
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and plain_name(p).endswith(LINES)]
+    return sorted(files, key=lambda p: split is None or split not in p.relative_to(path).as_posix())
+
+
+def _row_strings(path: Path) -> Iterator[tuple[int, set[str]]]:
+    """(number, all strings and whole numbers in it) of each line that can be read."""
+    delimiter = "," if ".csv" in path.suffixes else "\t"
+    # What cannot be read has been said by the reader.
+    for number, text in text_lines(path, Faults("drop")):
+        if text.lstrip().startswith("{"):
+            try:
+                yield number, set(_strings(json.loads(text)))
+            except (ValueError, RecursionError):
+                continue
+        elif len(text) < csv.field_size_limit():
+            yield number, {cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), [])}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+    elif value is None:
+        yield ""
+    elif isinstance(value, Mapping | list):
+        inner: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
+        for one in inner:
+            yield from _strings(one)

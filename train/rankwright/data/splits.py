@@ -94,27 +94,23 @@ def split_devs(
 
 def _bundles(train: Sequence[Collection], alike: Iterable[Sequence[QueryPlace]], seed: int) -> list[list[QueryPlace]]:
     """The queries of all sets, those that belong together in one list, by smallest hash."""
-    places = [(number, q) for number, collection in enumerate(train) for q in collection.queries]
-    parent = {place: place for place in places}
+    # Seconds to import, and only needed here.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(place: QueryPlace) -> QueryPlace:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    first: dict[tuple[str, str], QueryPlace] = {}
-    for number, q in places:
+    every = [(number, q) for number, collection in enumerate(train) for q in collection.queries]
+    places = {place: n for n, place in enumerate(every)}
+    first: dict[tuple[str, str], int] = {}
+    links = [(places[place], places[together[0]]) for together in alike for place in together[1:]]
+    for (number, q), n in places.items():
         keys = [("text", normalised(train[number].queries[q]))]
-        keys += [("group", value) for value in sorted(group_keys(train[number], q))]
-        for key in keys:
-            parent[root((number, q))] = root(first.setdefault(key, (number, q)))
-    for together in alike:
-        for place in together[1:]:
-            parent[root(place)] = root(together[0])
-    found: dict[QueryPlace, list[QueryPlace]] = {}
-    for place in places:
-        found.setdefault(root(place), []).append(place)
+        keys += [("group", value) for value in group_keys(train[number], q)]
+        links += [(n, first.setdefault(key, n)) for key in keys]
+    ends = np.array(links).T
+    graph = coo_array((np.ones(len(links), dtype=bool), (ends[0], ends[1])), shape=(len(places), len(places)))
+    found: dict[int, list[QueryPlace]] = {}
+    for place, label in zip(places, connected_components(graph, directed=False)[1].tolist(), strict=True):
+        found.setdefault(label, []).append(place)
     hashes = {place: (stable_hash("dev", seed, place[1]), place[1], train[place[0]].name) for place in places}
     return sorted(found.values(), key=lambda bundle: min(hashes[place] for place in bundle))
 

@@ -17,7 +17,20 @@ from rankwright.data.splits import normalised_key
 Level = Literal["error", "warning", "note"]
 Of = Literal["documents", "queries", "judgements"]
 Advance = Callable[[int], None]
-
+# Drawn by hash: enough for percentiles that a budget is rounded up from.
+MOST_TEXTS = 5000
+# At least two signs of code in at least half of the documents: of the sets measured, prose (TAT-QA, ObliQA) had 24 %
+# and 11 % of such documents, code (CoSQA, NL2Bash) 100 % and 70 %.
+SIGNS_OF_CODE, SHARE_OF_CODE = 2, 0.5
+_CODE = re.compile(
+    r"""(?mx)
+    ^\s*(?:def\ |class\ \w+[:({]|import\ \w|from\ \w+\ import\ |\#include|public\ |private\ |static\ |function\ |
+        const\ |let\ |var\ |return\b|package\ \w+;|func\ |fn\ )
+    | [{}]\s*$ | \ =>\  | \bself\. | \w::\w | </\w+> | \w\([^()\n]*\)\s*[:{;] | \$\{?[A-Za-z_]
+    | \b[a-z0-9]+_[a-z0-9_]+\b | \b[a-z]+[A-Z]\w*\( | \b\w+\.\w+\( | (?:^|\s)--?[a-zA-Z][\w-]*\b
+    | \|\s*(?:grep|sort|xargs|awk|sed|head|tail|wc|uniq|cut|tee)\b | [=!]= | \w\[\w+\]
+    """
+)
 # Tab and the two characters of a line break are text; every other control character comes from a broken conversion.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -167,22 +180,6 @@ def findings(collection: Collection, documents: TextFacts, queries: TextFacts) -
         note("warning", of, "exact duplicates", "groups of equal texts under several ids", facts.exact)
         note("note", of, "near duplicates", "groups of almost equal texts", facts.near)
     return found
-
-
-# Drawn by hash: enough for percentiles that a budget is rounded up from.
-MOST_TEXTS = 5000
-# At least two signs of code in at least half of the documents: of the sets measured, prose (TAT-QA, ObliQA) had 24 %
-# and 11 % of such documents, code (CoSQA, NL2Bash) 100 % and 70 %.
-SIGNS_OF_CODE, SHARE_OF_CODE = 2, 0.5
-_CODE = re.compile(
-    r"""(?mx)
-    ^\s*(?:def\ |class\ \w+[:({]|import\ \w|from\ \w+\ import\ |\#include|public\ |private\ |static\ |function\ |
-        const\ |let\ |var\ |return\b|package\ \w+;|func\ |fn\ )
-    | [{}]\s*$ | \ =>\  | \bself\. | \w::\w | </\w+> | \w\([^()\n]*\)\s*[:{;] | \$\{?[A-Za-z_]
-    | \b[a-z0-9]+_[a-z0-9_]+\b | \b[a-z]+[A-Z]\w*\( | \b\w+\.\w+\( | (?:^|\s)--?[a-zA-Z][\w-]*\b
-    | \|\s*(?:grep|sort|xargs|awk|sed|head|tail|wc|uniq|cut|tee)\b | [=!]= | \w\[\w+\]
-    """
-)
 
 
 def drawn(texts: Mapping[str, str]) -> list[str]:

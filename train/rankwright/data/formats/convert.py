@@ -36,6 +36,29 @@ if TYPE_CHECKING:
     import pyarrow
 
 
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+BATCH_ROWS = 1024
+_TYPES: Mapping[str, str] = {
+    "weight": "number",
+    "label": "number",
+    "labels": "numbers",
+    "pos_scores": "numbers",
+    "neg_scores": "numbers",
+    "pos": "texts",
+    "neg": "texts",
+    "pos_id": "texts",
+    "neg_id": "texts",
+    "documents": "texts",
+    "positives": "documents",
+    "negatives": "documents",
+    "positive_passages": "passages",
+    "negative_passages": "passages",
+    "messages": "turns",
+    "positive_messages": "conversations",
+    "negative_messages": "conversations",
+}
+
+
 def convert(
     source: Path,
     target: Path,
@@ -57,7 +80,7 @@ def convert(
         raise UserError(f"{target}: is there already: remove it, or give another name")
     if to not in FOLDERS:
         check_suffix(target)
-    elif is_table(target.name):
+    elif is_table(target):
         raise UserError(f"{target}: format {to} is a folder of files: give a name without a suffix")
     reading = Reading(source.name.split(".")[0], split, Faults(), say, columns or {}, group_key)
     collection = read_path(source, format, reading)
@@ -151,29 +174,6 @@ def _judgements(collection: Collection, form: str) -> Iterator[str]:
     for query, row in collection.qrels.items():
         for document, label in row.items():
             yield form.format(query, document, int(label) if label == int(label) else label)
-
-
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-BATCH_ROWS = 1024
-_TYPES: Mapping[str, str] = {
-    "weight": "number",
-    "label": "number",
-    "labels": "numbers",
-    "pos_scores": "numbers",
-    "neg_scores": "numbers",
-    "pos": "texts",
-    "neg": "texts",
-    "pos_id": "texts",
-    "neg_id": "texts",
-    "documents": "texts",
-    "positives": "documents",
-    "negatives": "documents",
-    "positive_passages": "passages",
-    "negative_passages": "passages",
-    "messages": "turns",
-    "positive_messages": "conversations",
-    "negative_messages": "conversations",
-}
 
 
 def check_suffix(path: Path) -> str:

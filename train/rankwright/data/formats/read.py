@@ -99,6 +99,6 @@ def _row_files(folder: Path, reading: Reading) -> list[Path]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and is_table(p.name) and not p.name.startswith("."))
+    files = sorted(p for p in folder.iterdir() if p.is_file() and is_table(p) and not p.name.startswith("."))
     # A .json beside other tables is most often a note about them, such as dataset_info.json.
     return [p for p in files if ".json" not in p.suffixes] or files

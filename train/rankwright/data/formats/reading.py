@@ -11,6 +11,13 @@ from typing import Any, Literal, NoReturn
 
 from rankwright.common.errors import UserError, UserErrors, no_such, one_line
 
+Say = Callable[[str], None]
+OnFault = Literal["stop", "drop"]
+Row = Mapping[str, Any]
+# (line number from 1, or a RowNumber, row)
+Rows = Iterator[tuple[int, Row]]
+# Readers say what they leave out through `say`; without one it goes to the log.
+log_say: Say = logging.getLogger("rankwright").info
 # Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
 COLUMNS = {
     "query": "the query",
@@ -34,9 +41,46 @@ COLUMNS = {
     "group": "what must stay in one split",
     "instruction": "the instruction of the set",
 }
-
+MOST_FAULTS = 20
 # Of dropped rows: examples kept of a kind, kinds told apart in a file, and how much of a message tells the kind.
 MOST_EXAMPLES = 5
+MOST_KINDS = 50
+MOST_KIND_CHARACTERS = 300
+_VALUES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w`])-?\d[\d.,]*""")
+
+
+class RowNumber(int):
+    """Where a row stands in a file that has no lines: messages show `FILE: row N` in place of `FILE:N`."""
+
+    def __format__(self, spec: str) -> str:
+        return f" row {int(self)}"
+
+
+class LineOfRow(int):
+    """The line of a row of a JSON array, where several rows may stand on one line: equal only for the same row."""
+
+    row: int
+
+    def __new__(cls, line: int, row: int) -> LineOfRow:
+        made = super().__new__(cls, line)
+        made.row = row
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LineOfRow) and (int(self), self.row) == (int(other), other.row)
+
+    def __hash__(self) -> int:
+        return hash((int(self), self.row))
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows of one file that are left out for one kind of fault; examples: the first, `file:line: what`."""
+
+    file: str
+    kind: str
+    count: int
+    examples: tuple[str, ...]
 
 
 class Faults:
@@ -119,10 +163,20 @@ class Faults:
         raise UserErrors(messages)
 
 
-Say = Callable[[str], None]
+def kind_of(text: str) -> str:
+    """A message without what differs from row to row: values in quotes, numbers, and how to fix it.
 
-# Readers say what they leave out through `say`; without one it goes to the log.
-log_say: Say = logging.getLogger("rankwright").info
+    `id 'd1' appears a second time: give ...` -> `id ... appears a second time`.
+    """
+    plain = _VALUES.sub("...", text[:MOST_KIND_CHARACTERS])
+    return re.split(r"[:;(]|, (?:did you mean|needs|and) ", plain, maxsplit=1)[0].strip() or "fault"
+
+
+def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
+    """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
+    faults.add(where, line, text, whole=True)
+    faults.check()
+    raise UserError(f"{where}:{line}: {one_line(text)}")
 
 
 @dataclass(slots=True)
@@ -160,66 +214,3 @@ def check_columns(columns: Mapping[str, str]) -> None:
     faults = [f"columns: {no_such('column name', name, COLUMNS)}" for name in columns if name not in COLUMNS]
     if faults:
         raise UserErrors(faults)
-
-
-MOST_FAULTS = 20
-MOST_KINDS = 50
-MOST_KIND_CHARACTERS = 300
-
-OnFault = Literal["stop", "drop"]
-Row = Mapping[str, Any]
-# (line number from 1, or a RowNumber, row)
-Rows = Iterator[tuple[int, Row]]
-
-
-class RowNumber(int):
-    """Where a row stands in a file that has no lines: messages show `FILE: row N` in place of `FILE:N`."""
-
-    def __format__(self, spec: str) -> str:
-        return f" row {int(self)}"
-
-
-class LineOfRow(int):
-    """The line of a row of a JSON array, where several rows may stand on one line: equal only for the same row."""
-
-    row: int
-
-    def __new__(cls, line: int, row: int) -> LineOfRow:
-        made = super().__new__(cls, line)
-        made.row = row
-        return made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LineOfRow) and (int(self), self.row) == (int(other), other.row)
-
-    def __hash__(self) -> int:
-        return hash((int(self), self.row))
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Rows of one file that are left out for one kind of fault; examples: the first, `file:line: what`."""
-
-    file: str
-    kind: str
-    count: int
-    examples: tuple[str, ...]
-
-
-_VALUES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w`])-?\d[\d.,]*""")
-
-
-def kind_of(text: str) -> str:
-    """A message without what differs from row to row: values in quotes, numbers, and how to fix it.
-
-    `id 'd1' appears a second time: give ...` -> `id ... appears a second time`.
-    """
-    plain = _VALUES.sub("...", text[:MOST_KIND_CHARACTERS])
-    return re.split(r"[:;(]|, (?:did you mean|needs|and) ", plain, maxsplit=1)[0].strip() or "fault"
-
-
-def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
-    """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
-    faults.add(where, line, text, whole=True)
-    faults.check()
-    raise UserError(f"{where}:{line}: {one_line(text)}")

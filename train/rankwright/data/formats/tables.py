@@ -14,7 +14,7 @@ from rankwright.common.errors import UserError
 from rankwright.data.formats.reading import Faults, RowNumber, Rows, choose_split, give_up
 from rankwright.data.formats.text_rows import (
     DAMAGED,
-    PACKED,
+    LINES,
     array_rows,
     csv_rows,
     is_packed,
@@ -27,20 +27,23 @@ from rankwright.data.formats.text_rows import (
 if TYPE_CHECKING:
     import pyarrow
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-_HEAD_BYTES = 1 << 16
+
+SUFFIXES = (*LINES, ".json", ".parquet", ".arrow")
+PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 _FOREIGN = {
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"PK\x03\x04": "a zip archive or an Excel workbook: save the table as CSV",
 }
+_HEAD_BYTES = 1 << 16
+# Rows that are Python objects at one time.
+BATCH_ROWS = 256
 
 
-def is_table(name: str) -> bool:
-    """Whether a file's name says that it holds rows."""
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    return name.endswith(SUFFIXES)
+def is_table(path: Path) -> bool:
+    """Whether a file holds rows, by its name."""
+    return plain_name(path).endswith(SUFFIXES)
 
 
 def table_rows(path: Path, faults: Faults) -> Rows:
@@ -81,12 +84,6 @@ def _text_rows(path: Path, name: str, head: bytes, faults: Faults) -> Rows:
     if b"\t" not in first and b"," not in first:
         give_up(faults, path, 1, f"no rows that can be read: give one of {', '.join(SUFFIXES)}, plain or .gz or .zst")
     return csv_rows(path, faults)
-
-
-PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
-_END = b"\xff\xff\xff\xff\0\0\0\0"
-# Rows that are Python objects at one time.
-BATCH_ROWS = 256
 
 
 def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:

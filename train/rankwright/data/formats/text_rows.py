@@ -16,6 +16,75 @@ from typing import IO, Any, NoReturn, cast
 
 from rankwright.data.formats.reading import Faults, LineOfRow, Rows, give_up
 
+PACKED = (".gz", ".zst")
+# Files of lines; a JSON array has no line per row.
+LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
+# What reading raises when the rest of a packed file cannot be had.
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+CHUNK_BYTES = 1 << 16
+# An error this near to the end of what was read may be a value that goes on: `tru`, `\ud83`.
+_UNFINISHED = 16
+_SPACE = " \t\n\r"
+_LONGEST_CELL = 2**31 - 1
+# What "surrogateescape" makes of bytes that are not UTF-8.
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def plain_name(path: Path) -> str:
+    """The file's name without .gz or .zst."""
+    return path.stem if path.suffix in PACKED else path.name
+
+
+def packing(path: Path) -> str:
+    """How messages call the packing that the name states: gzip or zstd."""
+    return "zstd" if path.suffix == ".zst" else "gzip"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file's bytes are gzip or zstd, or its name claims it."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return path.suffix in PACKED or start.startswith(_GZIP) or start == _ZSTD
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The unpacked bytes of a file. Reading raises one of DAMAGED where a packed file is cut off or broken."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_GZIP):
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    if start == _ZSTD:
+        return io.BufferedReader(_Zstd(path))
+    if path.suffix in PACKED and start:
+        raise gzip.BadGzipFile(f"its name ends in {path.suffix}, its bytes are not {packing(path)}")
+    return path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """pyarrow unpacks zstd, so no further library is needed; its errors become those of gzip."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+
+        self._stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            raise EOFError(str(error)) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
 
 def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of each line that is not blank. Bytes that are not UTF-8 are faults, an empty file too."""
@@ -52,11 +121,6 @@ def json_rows(path: Path, faults: Faults) -> Rows:
             yield number, row
         else:
             faults.add(path, number, f"a JSON {type(row).__name__}, needs an object with columns")
-
-
-_LONGEST_CELL = 2**31 - 1
-# What "surrogateescape" makes of bytes that are not UTF-8.
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 class CsvRow(dict[str, Any]):
@@ -135,12 +199,6 @@ class _Records:
         if twice:
             give_up(self.faults, self.path, 1, f"two columns are named {twice[0]!r}: rename one of them")
         return names
-
-
-CHUNK_BYTES = 1 << 16
-# An error this near to the end of what was read may be a value that goes on: `tru`, `\ud83`.
-_UNFINISHED = 16
-_SPACE = " \t\n\r"
 
 
 def array_rows(path: Path, faults: Faults) -> Rows:
@@ -278,64 +336,3 @@ class Json:
         """Raise ValueError when the value that was decoded last has a key twice."""
         if self._doubled:
             raise ValueError(f"the key {self._doubled[0]!r} stands twice in one object")
-
-
-PACKED = (".gz", ".zst")
-# What reading raises when the rest of a packed file cannot be had.
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-
-
-def plain_name(path: Path) -> str:
-    """The file's name without .gz or .zst."""
-    return path.stem if path.suffix in PACKED else path.name
-
-
-def packing(path: Path) -> str:
-    """How messages call the packing that the name states: gzip or zstd."""
-    return "zstd" if path.suffix == ".zst" else "gzip"
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file's bytes are gzip or zstd, or its name claims it."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return path.suffix in PACKED or start.startswith(_GZIP) or start == _ZSTD
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The unpacked bytes of a file. Reading raises one of DAMAGED where a packed file is cut off or broken."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(_GZIP):
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if start == _ZSTD:
-        return io.BufferedReader(_Zstd(path))
-    if path.suffix in PACKED and start:
-        raise gzip.BadGzipFile(f"its name ends in {path.suffix}, its bytes are not {packing(path)}")
-    return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """pyarrow unpacks zstd, so no further library is needed; its errors become those of gzip."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow
-
-        self._stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._stream.read(len(buffer))
-        except OSError as error:
-            raise EOFError(str(error)) from None
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._stream.close()
-        super().close()

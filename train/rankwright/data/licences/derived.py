@@ -16,39 +16,6 @@ from rankwright.data.sources import Located
 from rankwright.recipe.schema import LicenceRule, Recipe
 
 Sets = Mapping[str, Sequence[Located]]
-
-
-def licence_faults(recipe: Recipe, located: Sets, *, distils: bool) -> list[str]:
-    """What licence.require refuses before files are read, and decisions about inputs that the recipe does not have.
-
-    distils: as in make_inputs, here and below.
-    """
-    return _faults(make_inputs(recipe, located, distils=distils), recipe, located)
-
-
-def _faults(inputs: Sequence[Input], recipe: Recipe, located: Sets) -> list[str]:
-    return faults(inputs, recipe.licence, [entry.name for entry in located.get("train", ())])
-
-
-def write_ledger(recipe: Recipe, located: Sets, run: RunFolder, *, distils: bool) -> None:
-    """licences.json as far as it is known before the files are read, and one line of doubts."""
-    inputs = make_inputs(recipe, located, distils=distils)
-    run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
-    if doubts := warning(inputs, recipe.licence):
-        console.say(doubts)
-
-
-def settle_licences(recipe: Recipe, located: Sets, run: RunFolder, *, distils: bool) -> dict[str, Any]:
-    """licences.json after the data stage. Raises UserErrors where a set holds scores of a teacher that is refused."""
-    teachers = run.facts("data").get("teacher_scores", [])
-    inputs = make_inputs(recipe, located, teachers, distils=distils)
-    ledger = ledger_json(inputs, recipe.licence)
-    run.write_json(LEDGER, ledger)
-    if found := _faults(inputs, recipe, located):
-        raise UserErrors(found)
-    return ledger
-
-
 OTHER = "other"
 SEE_DECISIONS = "see-decisions"
 FORBIDS = "forbids commercial use"
@@ -209,3 +176,34 @@ def public(ledger: dict[str, Any]) -> dict[str, Any]:
 def hub_sets(ledger: dict[str, Any]) -> list[str]:
     """Hub ids of the sets that the weights were trained on."""
     return list(dict.fromkeys(one["hub"] for one in ledger["inputs"] if "train" in one["use"] and one["hub"]))
+
+
+def licence_faults(recipe: Recipe, located: Sets, *, distils: bool) -> list[str]:
+    """What licence.require refuses before files are read, and decisions about inputs that the recipe does not have.
+
+    distils: as in make_inputs, here and below.
+    """
+    return _faults(make_inputs(recipe, located, distils=distils), recipe, located)
+
+
+def write_ledger(recipe: Recipe, located: Sets, run: RunFolder, *, distils: bool) -> None:
+    """licences.json as far as it is known before the files are read, and one line of doubts."""
+    inputs = make_inputs(recipe, located, distils=distils)
+    run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
+    if doubts := warning(inputs, recipe.licence):
+        console.say(doubts)
+
+
+def settle_licences(recipe: Recipe, located: Sets, run: RunFolder, *, distils: bool) -> dict[str, Any]:
+    """licences.json after the data stage. Raises UserErrors where a set holds scores of a teacher that is refused."""
+    teachers = run.facts("data").get("teacher_scores", [])
+    inputs = make_inputs(recipe, located, teachers, distils=distils)
+    ledger = ledger_json(inputs, recipe.licence)
+    run.write_json(LEDGER, ledger)
+    if found := _faults(inputs, recipe, located):
+        raise UserErrors(found)
+    return ledger
+
+
+def _faults(inputs: Sequence[Input], recipe: Recipe, located: Sets) -> list[str]:
+    return faults(inputs, recipe.licence, [entry.name for entry in located.get("train", ())])

@@ -19,12 +19,16 @@ from rankwright.recipe.schema import Section
 from rankwright.recipe.yaml_file import read_yaml, validate
 
 Commercial = Literal["yes", "no", "unknown"]
+Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
 # From the most permissive to the most restrictive: a doubt is worse than a yes, and a no settles it.
 STRICTNESS: tuple[Commercial, ...] = ("yes", "unknown", "no")
-Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
+UNKNOWN: Commercial = "unknown"
 # Fewer digits of a commit are no name of it.
 SHORTEST_REVISION = 7
-UNKNOWN: Commercial = "unknown"
+# The hub's word for a licence that is named in another key.
+OTHER = "other"
+# Free text after a name, such as `CC-BY-4.0 (dataset, README "License"); code MIT`.
+_REST = re.compile(r"\s*[(;].*", re.DOTALL)
 
 
 class Term(Section):
@@ -192,12 +196,6 @@ def _models() -> tuple[KnownModel, ...]:
 
 def _key(name: str) -> str:
     return "-".join(name.casefold().replace("_", " ").replace("-", " ").split())
-
-
-# Free text after a name, such as `CC-BY-4.0 (dataset, README "License"); code MIT`.
-_REST = re.compile(r"\s*[(;].*", re.DOTALL)
-# The hub's word for a licence that is named in another key.
-OTHER = "other"
 
 
 def read_statements(path: Path) -> list[Statement]:

@@ -24,6 +24,10 @@ T = TypeVar("T")
 IN_MEMORY_BYTES = 64 * 2**20
 # Two objects and a place in a dict, beside the texts themselves.
 ENTRY_BYTES = 200
+PREFIX = ".texts-"
+_parent: ContextVar[Path | None] = ContextVar("_parent", default=None)
+# Splits of one set read the same corpus again: they share one file.
+_stores: weakref.WeakValueDictionary[tuple[int, int], TextStore] = weakref.WeakValueDictionary()
 
 
 class TextStore(Mapping[str, str]):
@@ -138,10 +142,6 @@ class TextStore(Mapping[str, str]):
     def grouped(self) -> int:
         """How many documents have a group."""
         return sum(len(values) - values.null_count for values in self._groups or ())
-
-
-# Splits of one set read the same corpus again: they share one file.
-_stores: weakref.WeakValueDictionary[tuple[int, int], TextStore] = weakref.WeakValueDictionary()
 
 
 class _Items(ItemsView[str, str]):
@@ -294,11 +294,6 @@ def read_texts(path: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
     rows = list(store.rows())
     texts = {identifier: text for identifier, text, _ in rows}
     return texts, {identifier: group for identifier, _, group in rows if group is not None}
-
-
-PREFIX = ".texts-"
-
-_parent: ContextVar[Path | None] = ContextVar("_parent", default=None)
 
 
 def make_folder(parent: Path | None = None) -> Path:
