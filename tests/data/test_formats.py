@@ -69,7 +69,7 @@ def test_trec_by_split_and_field(tmp_path: Path) -> None:
     [message] = messages(tmp_path, split="tets")
     assert "topics for split 'tets', did you mean 'test'?, found 0. Files of topics: topics.test.txt" in message
     (tmp_path / "queries.jsonl").write_text('{"_id": "71", "text": "a"}\n')
-    assert "say `format: beir` or `format: trec`" in messages(tmp_path, split="test")[0]
+    assert "give `format: beir` or `format: trec`" in messages(tmp_path, split="test")[0]
     assert read_collection(tmp_path, name="set", split="test", format="trec").queries == {"72": "short"}
 
 
@@ -157,7 +157,7 @@ def test_wrong_column_maps_are_named_all_at_once(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ({"a": "x", "b": "y"}, "the columns a (text), b (text) fit none of groups, flagembedding"),
-        ({"query": "x", "pos": ["y"], "positives": ["y"]}, "fit groups and flagembedding: say `format: NAME`"),
+        ({"query": "x", "pos": ["y"], "positives": ["y"]}, "fit groups and flagembedding: give `format: NAME`"),
         ({"query": "x", "anchor": "y", "positive": "z"}, "fit none of"),
         ({"query": "x", "positive": "y", "passage": "z"}, "fit none of"),
     ],
@@ -198,7 +198,7 @@ def test_scores_of_sentence_transformers_miner(tmp_path: Path) -> None:
 def test_a_score_without_a_label_is_not_guessed(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "set.jsonl", [{"query": "one", "answer": text, "score": 0.5} for text in "ab"])
     [message] = messages(path)
-    assert message.startswith("set.jsonl:1: a score that is no whole number: is it a label or a teacher's?")
+    assert message.startswith("set.jsonl:1: a score that is not a whole number: is it a label or a teacher's?")
     assert message.endswith("(2 lines like this)")
     read = read_collection(path, name="set", columns={"label": "score"})
     assert set(read.qrels[content_id("one")].values()) == {0.5}

@@ -188,7 +188,7 @@ def test_beir_sets_are_still_read_as_such_and_take_no_columns(tmp_path: Path) ->
 
 
 def test_layouts_of_cards() -> None:
-    with pytest.raises(ValueError, match="config, columns: of layout: rows only"):
+    with pytest.raises(ValueError, match="config, columns: only with layout: rows"):
         Hub(id="owner/name", config="c")
     with pytest.raises(ValueError, match="unknown column name 'querry', did you mean 'query'"):
         Hub(id="owner/name", layout="rows", columns={"querry": "q"})

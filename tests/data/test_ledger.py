@@ -306,7 +306,7 @@ def test_a_refusal_names_input_rule_and_way_out(tmp_path: Path) -> None:
         "licence.require: commercial: data set 'fiqa' (trained on, chooses the weights): licence not "
     )
     assert "commercial use unknown" in line and "mteb" in line and "2026-11" in line
-    assert line.endswith("or say who decided and why: licence.decisions=[{input: fiqa, by: NAME, why: REASON}]")
+    assert line.endswith("or state who decided and why: licence.decisions=[{input: fiqa, by: NAME, why: REASON}]")
 
 
 def test_a_relicensed_model_is_asked_for_its_revision(tmp_path: Path) -> None:

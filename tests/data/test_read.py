@@ -204,9 +204,9 @@ def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path: Path) -> No
 
 def test_paths_that_are_not_there_or_not_a_format(tmp_path: Path) -> None:
     write(tmp_path / "groups.jsonl", "")
-    with pytest.raises(UserError, match=r"no such file or folder; near names in .*: groups\.jsonl"):
+    with pytest.raises(UserError, match=r"no such file or folder, did you mean 'groups\.jsonl'"):
         read_collection(tmp_path / "group.jsonl", name="set")
-    with pytest.raises(UserError, match="look into"):
+    with pytest.raises(UserError, match=r"no such file or folder \("):
         read_collection(tmp_path / "no" / "way", name="set")
     (tmp_path / "notes.txt").write_text("a b\n")
     with pytest.raises(UserError, match=r"notes\.txt:1: no rows that can be read"):

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and files named by the hash of their content."""
+"""Files and folders that appear whole or not at all, our JSON and JSONL files, and the folder of caches."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; it replaces `path` when the block succeeds and is removed when it fails.
 
-    One writer a path: what a killed writer left behind is removed by the next one. A process that is killed
+    Only one process may write to a path; it removes what a killed one left behind. A process that is killed
     between the two renames of a replacement leaves the old folder as `.NAME.old`; the next writer puts it back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +87,9 @@ def json_line(row: Mapping[str, Any]) -> str:
 
 
 def read_jsonl(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
-    """convert(row) of each row of a JSONL file that we wrote, streaming; what: of a row, and how to have it again.
+    """convert(row) of each row of a JSONL file that we wrote, streaming.
 
+    what: a row, and what to do about a damaged one, as in `a row of scores: mine again`.
     Raises UserError with file and line for a row that is damaged or that convert does not take (ValueError, TypeError,
     KeyError).
     """
@@ -108,7 +109,7 @@ def read_jsonl_places(path: Path, convert: Callable[[dict[str, Any]], T], what: 
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """What a record that we write holds, or None where it is missing or damaged: it is then written again."""
+    """A record that we wrote, or None when it is missing or damaged: the caller then writes it again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -125,7 +126,7 @@ def cache_folder() -> Path:
 
 
 def make_cache_folder(folder: Path, what: str) -> None:
-    """Raises UserError where `what` cannot be kept."""
+    """Make the folder of a cache. Raises UserError when `what` cannot be kept there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -135,9 +136,10 @@ def make_cache_folder(folder: Path, what: str) -> None:
 
 
 def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None], again: str) -> T | None:
-    """read(path); None for a file that is damaged, which is said (`again`: what follows from it) and removed.
+    """read(path), or None for a damaged file, which is reported and removed.
 
-    Raises UserError for one that the disk does not give: that says nothing of the file, which may have been paid for.
+    again: what follows from that, such as `its texts are encoded again`. Raises UserError when the disk does not give
+    the file: it may be whole, and its content may have been paid for.
     """
     try:
         return read(path)

@@ -1,4 +1,4 @@
-"""The sets in a user's files and folders: their splits and formats, and where in a file a text or an id stands."""
+"""The sets in a user's files and folders: their splits and formats, a test set taken out of them, lines of texts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwright.common.errors import UserError, nearest
+from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder, write_lines_atomic
+from rankwright.common.resources import nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import available_splits, is_beir
 from rankwright.data.formats.detect import SAMPLE_ROWS, choose, kinds_of
@@ -21,10 +22,10 @@ from rankwright.data.formats.rows import is_judgement, roles_by_name, words_of
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits, table_rows
 from rankwright.data.formats.text_rows import LINES, plain_name, text_lines
 from rankwright.data.formats.trec import is_trec
-from rankwright.data.formats.writers import fits_a_table
+from rankwright.data.formats.writers import WRITERS, beir_qrels, beir_texts, fits_a_table, json_row
 from rankwright.data.leakage import split_apart
 
-# A set may lie in SPLIT/ below DOMAIN/ below what was named; further down are other things.
+# A set may lie in SPLIT/ below DOMAIN/ below the folder that was given; deeper folders hold other things.
 MOST_FOLDERS_DOWN = 3
 _OURS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -39,7 +40,7 @@ _GUESSES = {
 
 @dataclass(frozen=True, slots=True)
 class FoundSet:
-    """One split of one set. split: ours (train, dev, test), None when no name tells; upstream: its name in a folder."""
+    """One split of one set. split: train, dev, test, or None when no name shows it; upstream: its name in a folder."""
 
     name: str
     path: Path
@@ -48,7 +49,7 @@ class FoundSet:
 
 
 def our_split(name: str) -> str | None:
-    """train, dev or test when a word of a file's or folder's name says so: `my-valid.jsonl.gz` is dev."""
+    """train, dev or test, by a word of a file's or folder's name: `my-valid.jsonl.gz` is dev."""
     found = [_OURS[word] for word in _words(name) if word in _OURS]
     return found[-1] if found else None
 
@@ -58,10 +59,9 @@ def _words(name: str) -> list[str]:
 
 
 def find_sets(path: Path) -> list[FoundSet]:
-    """All sets at a path: a file, a folder with splits in it, or a folder of such. Raises UserError when none is."""
+    """All sets at a path: a file, a folder with splits, or a folder of such folders. Raises UserError for none."""
     if not path.exists():
-        near = nearest(path.name, (p.name for p in path.parent.iterdir()), 3) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file or folder" + (f"; near names: {', '.join(near)}" if near else ""))
+        raise UserError(f"{path}: no such file or folder{nearby(path)}")
     found = [FoundSet(_name(path), path, our_split(path.name), None)] if path.is_file() else list(_walk(path, 0))
     if not found:
         names = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
@@ -99,13 +99,13 @@ def _saved_splits(folder: Path) -> list[str | None]:
     try:
         return [*saved_splits(folder)] or [None]
     except UserError:
-        # The reader tells it.
+        # The reader reports it.
         return [None]
 
 
 def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
     by_split: dict[str | None, list[Path]] = {}
-    # The folder's name counts where no file's does: in a folder `test` with train.jsonl, notes.jsonl is neither.
+    # The folder's name counts only where no file names a split: in `test/` with train.jsonl, notes.jsonl is neither.
     of_folder = None if any(our_split(file.name) for file in files) else our_split(folder.name)
     for file in files:
         by_split.setdefault(our_split(file.name) or of_folder, []).append(file)
@@ -120,12 +120,12 @@ def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
 
 
 def _is_data(path: Path) -> bool:
-    # A .json beside other files is most often a note about them; one that is named is read.
+    # A .json file beside others mostly describes them; a .json file that the user names is read.
     return is_table(path) and ".json" not in path.suffixes and not path.name.startswith(".")
 
 
 def _name(path: Path) -> str:
-    """A set's name: what is left of the file's or folder's name without the split, or that of the folder above."""
+    """A set's name: the name of the file or folder without the split, or else that of the folder above."""
     path = path.resolve()
     stem = path.name.split(".")[0] if path.is_file() else path.name
     words = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if word and word.lower() not in _OURS]
@@ -136,7 +136,7 @@ def _name(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a set is told to be read. columns: our name -> the file's, guessed where its names say nothing to us."""
+    """How a set is read. columns: our name -> the file's, guessed where we do not know the file's names."""
 
     name: str
     columns: Mapping[str, str]
@@ -151,7 +151,7 @@ def format_of(one: FoundSet) -> Format:
         if is_saved(path):
             return Format("rows saved by datasets", {})
         path = next(p for p in sorted(path.iterdir()) if _is_data(p) and our_split(p.name) == one.split)
-    # Its faults are the reader's to tell.
+    # The reader reports its faults.
     rows = itertools.islice(table_rows(path, Faults("drop")), SAMPLE_ROWS)
     kinds = kinds_of(row for _, row in rows)
     if not kinds:
@@ -167,11 +167,11 @@ def format_of(one: FoundSet) -> Format:
 
 
 def guess_columns(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Our name -> the one text column whose name has such a word; a number with a word of judgement is the label."""
+    """Our name -> the only text column with a matching word in its name; a number named as a judgement is the label."""
     found: dict[str, str] = {}
     numbers = [n for n, kind in kinds.items() if kind == "number" and is_judgement(n, kind)]
     if roles_by_name(kinds) is not None and len(numbers) == 1:
-        # The others have names that say what they are.
+        # The names of the other columns are known.
         return {"label": numbers[0]}
     for ours, words in _GUESSES.items():
         columns = [n for n, kind in kinds.items() if kind == "text"]
@@ -188,67 +188,45 @@ def take_test(whole: Collection, *, fraction: float, seed: int) -> tuple[Collect
     try:
         [parts] = split_apart([whole], fraction=fraction, seed=seed)
     except UserError as error:
-        raise UserError(f"no test set can be taken out: {error} (a test set of your own is told by its name)") from None
+        raise UserError(
+            f"no test set can be taken out: {error} (a test set of your own is recognised by its name)"
+        ) from None
     return parts
 
 
 def write_taken(folder: Path, rest: Collection, test: Collection) -> tuple[str, str]:
     """Write both sides; returns the paths of train and test relative to `folder`, which must not be there yet.
 
-    A BEIR folder holds both, with the whole corpus for either. Where queries have weights, groups or a teacher's
-    scores, which BEIR has no place for, train is a file of groups; of test they are not used. Ids with a tab or
-    spaces around them make files of groups of both.
+    A BEIR folder holds both, with the whole corpus for either. BEIR has no place for weights, groups and a teacher's
+    scores: train is a file of groups where its queries have any; testing does not use them. When an id has a tab or
+    spaces around it, both sides are files of groups.
     """
     tabs = not all(fits_a_table(i) for i in (*rest.queries, *test.queries, *rest.corpus))
     more = bool(rest.weights or rest.teacher_scores or rest.query_groups)
     in_groups = {"train": tabs or more, "test": tabs}
     with atomic_folder(folder) as draft:
-        _write_rows(draft / "corpus.jsonl", ({"_id": d, "text": text} for d, text in rest.corpus.items()))
+        write_lines_atomic(draft / "corpus.jsonl", beir_texts(rest.corpus, {}))
         for split, side in (("train", rest), ("test", test)):
             if in_groups[split]:
-                _write_rows(draft / split / f"{split}.jsonl", _groups(side))
-                continue
-            _write_rows(
-                draft / f"queries_{split}.jsonl", ({"_id": q, "text": text} for q, text in side.queries.items())
-            )
-            judged = (f"{q}\t{d}\t{label:g}" for q, row in side.qrels.items() for d, label in row.items())
-            write_lines_atomic(draft / f"qrels_{split}.tsv", ["query-id\tcorpus-id\tscore", *judged])
+                rows = WRITERS["groups"](replace(side, instruction=None, document_groups={}))
+                write_lines_atomic(draft / split / f"{split}.jsonl", map(json_row, rows))
+            else:
+                write_lines_atomic(draft / f"queries_{split}.jsonl", beir_texts(side.queries, {}))
+                write_lines_atomic(draft / f"qrels_{split}.tsv", beir_qrels(side))
     train, test_path = (f"{split}/{split}.jsonl" if alone else "." for split, alone in in_groups.items())
     return train, test_path
 
 
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    write_lines_atomic(path, (json.dumps(row, ensure_ascii=False) for row in rows))
-
-
-def _groups(side: Collection) -> Iterator[dict[str, Any]]:
-    for query_id, query in side.queries.items():
-        scores = side.teacher_scores.get(query_id, {})
-        documents: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        for document_id, label in side.qrels.get(query_id, {}).items():
-            element = {"id": document_id, "text": side.corpus[document_id], "label": label}
-            if document_id in scores:
-                element["score"] = scores[document_id]
-            documents[label > 0].append(element)
-        row: dict[str, Any] = {"query_id": query_id, "query": query}
-        row |= {"positives": documents[True], "negatives": documents[False]}
-        if side.weight(query_id) != 1:
-            row["weight"] = side.weight(query_id)
-        if query_id in side.query_groups:
-            row["group"] = side.query_groups[query_id]
-        yield row
-
-
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Something to be found: the first line that has all strings of a way; better ways come first."""
+    """What locate() looks for: the first line that has all strings of a way; better ways come first."""
 
     ways: tuple[frozenset[str], ...]
 
 
 def wanted_text(key: str, text: str) -> Wanted:
     """A document or query: the line with its id and its text, or else with its text."""
-    # A title was joined to the text: in the file each stands alone.
+    # The title was joined to the text; in the file they are separate.
     forms = [text.strip(), *([text.split("\n", 1)[1].strip()] if "\n" in text.strip() else [])]
     return Wanted((*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form)))
 
@@ -263,7 +241,7 @@ def locate(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int,
     index: dict[str, list[tuple[int, int]]] = {}
     for number, one in enumerate(wanted):
         for rank, way in enumerate(one.ways):
-            # The longest string is the one that fewest lines have.
+            # The longest string is in the fewest lines.
             index.setdefault(max(way, key=len), []).append((number, rank))
     best: dict[int, tuple[int, str]] = {}
     if not wanted:
@@ -290,7 +268,7 @@ def data_files(path: Path, split: str | None) -> list[Path]:
 def _row_strings(path: Path) -> Iterator[tuple[int, set[str]]]:
     """(number, all strings and whole numbers in it) of each line that can be read."""
     delimiter = "," if ".csv" in path.suffixes else "\t"
-    # What cannot be read has been said by the reader.
+    # The reader has reported what cannot be read.
     for number, text in text_lines(path, Faults("drop")):
         if text.lstrip().startswith("{"):
             try:

@@ -20,16 +20,15 @@ from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check
 from rankwright.data.formats.trec import is_trec, run_file
 from rankwright.recipe.schema import Data, DevFromTrain, Source
 
-# A set's name is that of a folder, eval/NAME, and stands before its ids, NAME/ID.
+# A set's name is also that of a folder, eval/NAME, and the prefix of its ids, NAME/ID.
 LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file,
-    the recipe's, or the one of a TREC folder.
+    """Where an entry's rows come from: a local path, or a set on the hub.
 
-    source: the entry as the recipe has it.
+    source: the entry as the recipe has it. run: its TREC run file, by the recipe or in a TREC folder.
     """
 
     source: Source
@@ -45,15 +44,15 @@ class Located:
 def locate(source: Source, *, root: str | None, split: str) -> Located:
     """Find an entry's files without reading them. `split` is the default.
 
-    Raises UserError when nothing is there, for a set whose name is none of a folder, and for a format or names of
-    columns that are not ours.
+    Raises UserError when nothing is there, for a set whose name cannot be that of a folder, and for unknown formats and
+    column names.
     """
     check_format(source.format)
     check_columns(source.columns)
     located = _locate(source, root=root, split=split)
     name = located.name
     if name in (".", "..") or name != name.strip() or not name.isprintable() or {"/", "\\"} & {*name} or not name:
-        why = "which is no name of a folder"
+        why = "which cannot be the name of a folder"
     elif len(name.encode()) > LONGEST_NAME:
         why = f"which is longer than {LONGEST_NAME} bytes"
     else:
@@ -85,14 +84,16 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
 def _card_path(card: Card, root: str | None) -> Path:
     assert card.path is not None
     if root is None:
-        raise UserError(f"card {card.name!r} is a local set ({card.path}): say where the sets are, data.root=FOLDER")
+        raise UserError(
+            f"card {card.name!r} is a local set ({card.path}): set data.root=FOLDER to the folder of the sets"
+        )
     return resources.resolve_path(card.path, root=root)
 
 
 def read(located: Located, say: Say, faults: Faults) -> Collection:
-    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see rows.Faults.
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see Faults.
 
-    The recipe's columns, configuration and group key go before those of the card.
+    The recipe's columns, configuration and group key take precedence over those of the card.
     """
     source, card = located.source, located.card
     group_key = source.group_key or (card.group_key if card is not None else None)
@@ -137,7 +138,7 @@ def _has_rows(hub: Hub, source: Source, *, stated: bool) -> bool:
 
 
 def locate_all(data: Data) -> dict[str, list[Located]]:
-    """Split -> entries, names made unique within a split. Raises UserErrors with every entry that is not there."""
+    """Split -> entries, which must have different names. Raises UserErrors with every entry that is not there."""
     faults: list[str] = []
     entries: dict[str, Sequence[Source]] = {"train": data.train, "test": data.test}
     if not isinstance(data.dev, DevFromTrain):
@@ -169,8 +170,8 @@ def read_all(
 ) -> list[Collection]:
     """Read the entries of one split; entries that share a corpus share it in memory.
 
-    on_fault="drop" leaves out rows with faults: what is, is said, and added to `dropped` (set, split, file, kind,
-    count, examples). Raises UserErrors for all other faults, and for a set of which dropping leaves nothing relevant.
+    on_fault="drop" leaves out rows with faults, reports them and adds them to `dropped` (set, split, file, kind, count,
+    examples). Raises UserErrors for all other faults, and for a set without a relevant document after dropping.
     """
     collections: list[Collection] = []
     mistakes: list[str] = []
@@ -206,7 +207,7 @@ def read_all(
 def as_stated(
     collections: Sequence[Collection], sources: Sequence[Source], *, seed: int, say: Callable[[str], None]
 ) -> list[Collection]:
-    """The sets of one split with what their entries say of limit, weight and instruction."""
+    """The sets of one split with the limit, weight and instruction of their entries."""
     found = []
     for collection, source in zip(collections, sources, strict=True):
         kept = limited(collection, source.limit, seed=seed)
@@ -222,7 +223,7 @@ def as_stated(
 def limited(collection: Collection, limit: int | None, *, seed: int) -> Collection:
     """The set with the `limit` queries whose hash of (seed, id) is smallest, in the order of the file.
 
-    What a smaller limit keeps, a larger one keeps too.
+    A larger limit keeps all that a smaller one keeps.
     """
     if limit is None or limit >= len(collection.queries):
         return collection

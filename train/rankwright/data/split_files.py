@@ -1,4 +1,4 @@
-"""The documented files under runs/NAME/data: queries with judgements by split, and each corpus once."""
+"""The files under runs/NAME/data: queries with judgements by split, and each corpus once."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ V = TypeVar("V")
 def write_split(folder: Path, split: str, collections: Sequence[Collection]) -> list[str]:
     """data/SPLIT.jsonl (`set, corpus, query_id, query, judgements`) and data/corpora/HASH.arrow (`_id, text`, `group`).
 
-    The corpora's form, and that of the index beside each, is text_files'. HASH depends on texts and groups, not on
+    store/arrow_files describes the form of the corpora and of their indexes. HASH depends on texts and groups, not on
     their order: sets with the same corpus share a file. Returns the names of the corpora's files, relative to `folder`.
     Rows have `teacher_scores` where there are any, `weight` where it is not 1, `group` where the set has a group
     key, and the set's `instruction` and `draws` where they are not the recipe's and 1.
-    A query nobody judged has `judgements: {}`; a set without queries is one row `set, corpus`. Judgements of
+    An unjudged query has `judgements: {}`; a set without queries is one row `set, corpus`. Judgements of
     queries that the set does not have are left out.
     """
     assert len({c.name for c in collections}) == len(collections), f"{split}: two sets of one name"
     names = {}
     files = []
-    # Sets that share a corpus in memory are looked through once.
+    # A corpus that sets share in memory is hashed once.
     known: dict[tuple[int, int], str] = {}
     for collection in collections:
         corpus, groups = collection.corpus, collection.document_groups
@@ -82,7 +82,7 @@ def _line(row: Mapping[str, Any]) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+        # Half of a surrogate pair, which JSON can express and UTF-8 cannot.
         return json.dumps(row)
     return text
 
@@ -90,7 +90,7 @@ def _line(row: Mapping[str, Any]) -> str:
 def read_split(folder: Path, split: str) -> list[Collection]:
     """The sets of a split, in the order in which they were written; every query has a row in qrels, maybe empty.
 
-    A corpus larger than text_store.IN_MEMORY_BYTES stays in its file; sets that share one share it here too. Raises
+    A corpus larger than texts.IN_MEMORY_BYTES stays in its file; sets that share a corpus share it here too. Raises
     UserError for a file that is missing or damaged.
     """
     path = folder / f"{split}.jsonl"
@@ -119,7 +119,7 @@ COLUMNS = {
 
 @dataclass(slots=True)
 class _Queries:
-    """The queries of one set as their rows are read; with a `file` they stay there."""
+    """The queries of one set while their rows are read; with a `file` they stay on the disk."""
 
     instruction: str | None
     draws: float
@@ -164,7 +164,7 @@ def qualified(collection: Collection) -> Collection:
     """The same set with SET/ID for every id, so that several sets can be trained on together; the corpus is a view."""
     prefix = f"{collection.name}/"
 
-    # What is in memory anyway is quicker to look up as a dict.
+    # What is in memory is quicker to look up as a dict.
     def nested(values: Qrels) -> Qrels:
         view = PrefixedQrels(values, prefix)
         return dict(view.items()) if isinstance(values, dict) else view

@@ -1,4 +1,4 @@
-"""Sets in the BEIR layout: corpus.jsonl, queries and qrels a split, each plain or .gz."""
+"""Sets in the BEIR layout: corpus.jsonl, queries and qrels for each split, each plain, .gz or .zst."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rankwright.data.store.texts import TextBuilder
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 MOST_EXAMPLES = 5
-# What files of TREC topics are called, which the BEIR layout does not have.
+# Names of files of TREC topics, which the BEIR layout does not have.
 TOPICS = re.compile(r".*topics.*|queries.*\.(?:tsv|txt|trec)(?:\.gz|\.zst)?", re.IGNORECASE)
 _PACKED = r"(?:\.gz|\.zst)?"
 _QRELS_NAME = re.compile(rf"(?:qrels_)?(?P<split>.+)\.tsv{_PACKED}")
@@ -24,14 +24,14 @@ _QRELS_NAME = re.compile(rf"(?:qrels_)?(?P<split>.+)\.tsv{_PACKED}")
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts by id, which may lie in a file, and by id the group of those that have one."""
+    """Texts by id, which may be kept in a file, and the groups of those that have one."""
 
     texts: Mapping[str, str]
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_beir(folder: Path) -> bool:
-    """Whether a folder has any file that only the BEIR layout has; beside TREC topics only queries are one."""
+    """Whether a folder has a file that only the BEIR layout has; beside TREC topics, only files of queries count."""
     own = ("queries.jsonl*", "queries_*.jsonl*", "qrels/*.tsv*")
     shared = ("corpus.jsonl*", "qrels_*.tsv*")
     topics = any(TOPICS.match(path.name) for path in folder.iterdir())
@@ -50,7 +50,7 @@ def read_beir(folder: Path, reading: Reading) -> Collection:
     Files, each plain or .gz or .zst: `corpus.jsonl` (`_id`, `text`, `title` optional), `queries_SPLIT.jsonl` or
     `queries.jsonl` (`_id`, `text`), `qrels_SPLIT.tsv` or `qrels/SPLIT.tsv` (`query-id, corpus-id, score`; the
     header may be absent; also TREC's four columns). A `queries.jsonl` holds the queries of all splits: those that
-    the split's qrels name are kept, the rest is counted and said. The group key is a column of the corpus or of
+    the split's qrels name are kept, the rest is counted and reported. The group key is a column of the corpus or of
     the queries, or of their `metadata`.
     Raises UserErrors with file and line of every fault, or leaves faulty rows out, as `faults` is set.
     Source of the layout: Thakur et al., BEIR, NeurIPS 2021.
@@ -99,7 +99,7 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
 
 
 def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> Texts:
-    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is none of them."""
+    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is left out."""
     faults = reading.faults
     texts = TextBuilder()
     groups: dict[str, str] = {}
@@ -124,7 +124,7 @@ def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> 
 
 
 def qrels_rows(path: Path, faults: Faults) -> Rows:
-    """The rows of a TSV of judgements by the columns' names, with or without a header."""
+    """The rows of a TSV file of judgements, by column names, with or without a header."""
     names: list[str] | None = None
     for number, text in text_lines(path, faults):
         cells = [cell.strip() for cell in (text.split("\t") if "\t" in text else text.split())]
@@ -155,13 +155,13 @@ def _trec_or_beir(cells: list[str]) -> list[str]:
 def read_judgements(
     rows: Rows, where: object, reading: Reading, corpus: Texts, queries: Texts
 ) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> label. A judgement of a document or query that is not there is a fault.
+    """Query id -> document id -> label. A judgement of an unknown document or query is a fault.
 
-    Where rows are dropped, a query whose judgements all were is still there, with none.
+    Where rows are dropped, a query that loses all its judgements stays, with none.
     """
     faults = reading.faults
     qrels: dict[str, dict[str, float]] = {}
-    # After a fault in the texts an unknown id would most often be that same fault again.
+    # After a fault in the texts, an unknown id would most often be the same fault again.
     whole = not faults.count
     unknown: dict[str, list[tuple[int, str]]] = {"document": [], "query": []}
     repeats = 0
@@ -169,7 +169,7 @@ def read_judgements(
         judgement = _judgement(Fields(row, where, line, reading))
         if judgement is None:
             if (named := str(row.get("query-id"))) in queries.texts:
-                # Its row is dropped; the query is one of this split all the same.
+                # The row is dropped, but its query still belongs to this split.
                 qrels.setdefault(named, {})
             continue
         query_id, document_id, label = judgement
@@ -215,7 +215,7 @@ def _judgement(fields: Fields) -> tuple[str, str, float] | None:
 
 
 def _drop_unknown(query_id: str, document_id: str, queries: Texts, where: object, line: int, faults: Faults) -> None:
-    """Note a judgement that names what is not there as a fault of its row."""
+    """Note a judgement of an unknown query or document as a fault of its row."""
     if query_id not in queries.texts:
         faults.add(where, line, f"the judgement names a query that is not in the queries: {query_id!r}")
     else:
@@ -252,7 +252,7 @@ def assemble(
     if not any(label > 0 for judged in qrels.values() for label in judged.values()):
         give_up(faults, where, 1, "no query has a relevant document: give judgements with a score above 0")
     if key is not None and not queries.groups and not corpus.groups:
-        give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name a column of theirs")
+        give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name one of their columns")
     texts = queries.texts
     kept = {q: text for q, text in texts.items() if q in qrels} if shared else texts
     if len(kept) < len(texts):

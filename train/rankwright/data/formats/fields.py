@@ -1,4 +1,4 @@
-"""One row as a format's reader sees it: values by name, and a fault with its line for each that is wrong."""
+"""One row as the reader of a format sees it: values by name, and a fault with its line for each wrong one."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def at_path(row: Row, name: str) -> Any:
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our names; a column of the file's own that has one of those names is left out."""
+    """The row under our names; another column of the file that already has one of these names is left out."""
     found = {ours: at_path(row, theirs) for ours, theirs in columns.items()}
     used = set(columns.values())
     return found | {name: value for name, value in row.items() if name not in used and name not in columns}
 
 
 def number_of(value: object) -> float | None:
-    """A finite number, or a text that spells one; None for anything else. Parquet has decimals."""
+    """A finite number, also from a text; None for anything else. Parquet has decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
@@ -161,7 +161,7 @@ class Fields:
     def group(self, default: str | None = None) -> str | None:
         """The value of the group key: a column, one of its `metadata`, or `a.b`; None where the row has none.
 
-        default: the key where the set has none; without one there is no group.
+        default: the key to use where the set has none.
         """
         key = self.reading.group_key or default
         if key is None:
@@ -192,7 +192,7 @@ class Fields:
         return True
 
     def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
-        """The row with what all formats share: query_id, weight, group, instruction. None without a query."""
+        """The row with the columns of all formats: query_id, weight, group, instruction. None without a query."""
         row = GroupRow(
             query or "",
             [document for document in documents if document is not None],
@@ -224,20 +224,15 @@ class Fields:
         """The list under the first of the names that has one; CSV and mapped columns may hold a single text."""
         name = self.name_of(*names)
         if name is None:
-            null = next((known for known in names if known in self.row), None)
-            if required and null is not None:
-                self.fault(f"`{null}` is null, needs a value")
-            elif required:
-                found = ", ".join(map(str, self.row))
-                hint = did_you_mean(names[-1], map(str, self.row))
-                self.fault(f"no column `{names[-1]}`{hint}; columns found: {found}", kind=f"no {names[-1]}")
+            if required:
+                self.required(next((known for known in names if known in self.row), names[-1]))
             return ()
         value = self.row[name]
         if isinstance(self.row, CsvRow) and isinstance(value, str) and value.lstrip().startswith("["):
             try:
                 value = Json().decode(value)
             except ValueError as error:
-                self.fault(f"`{name}` starts like a JSON list and is none ({error}): mend it")
+                self.fault(f"`{name}` starts like a JSON list but is not one ({error}): mend it")
                 return ()
         if isinstance(value, list):
             return value
@@ -249,20 +244,20 @@ class Fields:
         return ()
 
     def _transposed(self, name: str, columns: dict[str, list[Any]]) -> Sequence[Any]:
-        """Objects as `datasets` stores a sequence of them: a list a key."""
+        """A list of objects, stored by `datasets` as one list per key."""
         if len({len(part) for part in columns.values()}) > 1:
             self.fault(f"the lists of `{name}` differ in length: give each object all keys")
             return ()
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def parallel(self, documents: str, count: int, *names: str) -> Sequence[Any] | None:
-        """Something for each document, Nones where the row has none; None, with a fault, for a wrong length."""
+        """One value per document, all None where the row has none; None, with a fault, for a wrong length."""
         values = self.listed(*names)
         if not values:
             return [None] * count
         if len(values) != count:
             what = self.name_of(*names)
-            self.fault(f"{count} {documents} but {len(values)} {what}: give one an element")
+            self.fault(f"{count} {documents} but {len(values)} {what}: give one per element")
             return None
         return values
 
@@ -276,7 +271,7 @@ class Fields:
         id: object = None,
         score: object = None,
     ) -> Document | None:
-        """A document from a text, or an object with `text` and maybe id, title, label, score, group.
+        """A document from a text, or from an object with `text` and optional id, title, label, score, group.
 
         side: its own label must be on the same side of 0 as `label`.
         """

@@ -42,7 +42,7 @@ def read_hub(hub: Hub, reading: Reading) -> Collection:
 
 
 def read_hub_rows(hub: Hub, format: str | None, reading: Reading) -> Collection:
-    """Read one split of a set whose rows each hold a query with documents, in any format of rows.
+    """Read one split of a set whose rows each hold a query with documents, in any row format.
 
     hub.config: a configuration, where the set has several. Raises UserError(s) as read_hub does.
     """
@@ -136,7 +136,7 @@ def _table(hub: Hub, config: str, splits: Sequence[str], columns: Sequence[str])
     """(name for messages, rows) of the first of `splits` that a configuration has; texts may take its only one."""
     tables = _load(hub, config)
     names = [str(name) for name in tables]
-    # One split wanted means that it must be that one: judgements of another split would be a silent mistake.
+    # A single wanted split must be there: judgements of another split would be a silent mistake.
     only = names[0] if len(splits) > 1 and len(names) == 1 else splits[0]
     wanted = next((name for name in splits if name in names), only)
     split = choose_split(f"{hub.id}/{config}", wanted, names)
@@ -162,7 +162,7 @@ def _load(hub: Hub, config: str | None) -> Any:
         if config is None:
             return datasets.load_dataset(id, revision=revision)
         names = datasets.get_dataset_config_names(id, revision=revision)
-        # "default" alone may mean that nothing names configurations and that all files are thrown together.
+        # A lone "default" may mean that the set names no configurations, so that all files would be read as one.
         by_folder = names == ["default"] and (Path(id) / config).is_dir()
         if config in names and not by_folder:
             return datasets.load_dataset(id, config, revision=revision)

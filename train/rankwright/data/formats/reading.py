@@ -1,4 +1,4 @@
-"""What every reader of a set receives, and how it counts and collects the faults of rows."""
+"""What all readers of sets share: one set being read, its rows, and how faults are collected and counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OnFault = Literal["stop", "drop"]
 Row = Mapping[str, Any]
 # (line number from 1, or a RowNumber, row)
 Rows = Iterator[tuple[int, Row]]
-# Readers say what they leave out through `say`; without one it goes to the log.
+# Readers report through `say` what they leave out; the default is the log.
 log_say: Say = logging.getLogger("rankwright").info
 # Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
 COLUMNS = {
@@ -42,7 +42,7 @@ COLUMNS = {
     "instruction": "the instruction of the set",
 }
 MOST_FAULTS = 20
-# Of dropped rows: examples kept of a kind, kinds told apart in a file, and how much of a message tells the kind.
+# Limits for dropped rows: examples per kind, kinds per file, and characters of a message that decide its kind.
 MOST_EXAMPLES = 5
 MOST_KINDS = 50
 MOST_KIND_CHARACTERS = 300
@@ -84,10 +84,10 @@ class Dropped:
 
 
 class Faults:
-    """Mistakes of the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted.
+    """Mistakes in the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted.
 
-    on_fault="drop": a fault of a row raises nothing; the row is left out by the reader and counted here. Faults of
-    whole files (no such file, nothing relevant in it) stop all the same.
+    on_fault="drop": a fault of a row raises nothing; the reader leaves the row out and it is counted here. Faults of
+    whole files (no such file, nothing relevant in it) still stop.
     count: faults for which check() raises; noted: all that were added, so that a reader sees whether a row had one.
     """
 
@@ -98,15 +98,15 @@ class Faults:
         self.count = self.noted = 0
         self._messages: list[str] = []
         self._repeats: dict[tuple[str, str], list[int]] = {}
-        # A row with several faults is one row: the first one says its kind.
+        # A row with several faults counts once, under its first fault.
         self._dropped_lines: dict[str, set[int]] = {}
         self._dropped: dict[tuple[str, str], list[str]] = {}
         self._dropped_counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, where: object, line: int, text: str, *, kind: str | None = None, whole: bool = False) -> None:
-        """Note a fault. Those of one `kind` in one file take one message, which says how many lines have it.
+        """Note a fault. All faults of one `kind` in a file take one message, with the number of lines.
 
-        whole: a fault of the file and not of a row, which stops whatever on_fault says.
+        whole: a fault of the file and not of a row; it stops whatever on_fault is.
         """
         self.noted += 1
         text = one_line(text)
@@ -158,13 +158,13 @@ class Faults:
                 shown += times - 1
         if self.count > shown:
             messages.append(f"and {self.count - shown} more faults")
-        # What was dropped is most often why nothing is left.
+        # Dropped rows are the most likely reason why nothing is left.
         messages += [f"{d.examples[0]} ({d.count:,} rows like this were dropped)" for d in self.dropped[:MOST_FAULTS]]
         raise UserErrors(messages)
 
 
 def kind_of(text: str) -> str:
-    """A message without what differs from row to row: values in quotes, numbers, and how to fix it.
+    """A message without the parts that differ between rows: values in quotes, numbers, and how to fix it.
 
     `id 'd1' appears a second time: give ...` -> `id ... appears a second time`.
     """
@@ -173,7 +173,7 @@ def kind_of(text: str) -> str:
 
 
 def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
-    """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
+    """Raise the faults so far, with one after which the rest of the file cannot be read."""
     faults.add(where, line, text, whole=True)
     faults.check()
     raise UserError(f"{where}:{line}: {one_line(text)}")
@@ -183,7 +183,7 @@ def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
 class Reading:
     """One set being read. columns: our name -> the file's; group_key: the column of the groups.
 
-    rows: rows of formats of rows that were seen, and taken: those that were put into the set; the others have faults.
+    rows: how many rows a row format has seen; taken: how many went into the set; the others have faults.
     titles: documents whose title was joined with their text.
     """
 
@@ -199,7 +199,7 @@ class Reading:
 
 
 def choose_split(where: object, split: str | None, known: Sequence[str], advice: str = "give split: NAME") -> str:
-    """The split asked for, or the only one. Raises UserError with the splits that are there."""
+    """The given split, or the only one. Raises UserError with the splits that are there."""
     if split is None and len(known) == 1:
         return known[0]
     if split is None:
@@ -210,7 +210,7 @@ def choose_split(where: object, split: str | None, known: Sequence[str], advice:
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
-    """Raise UserErrors for keys of `columns` that are not names of ours."""
+    """Raise UserErrors for keys of `columns` that we do not know."""
     faults = [f"columns: {no_such('column name', name, COLUMNS)}" for name in columns if name not in COLUMNS]
     if faults:
         raise UserErrors(faults)

@@ -37,19 +37,19 @@ _FOREIGN = {
     b"PK\x03\x04": "a zip archive or an Excel workbook: save the table as CSV",
 }
 _HEAD_BYTES = 1 << 16
-# Rows that are Python objects at one time.
+# Rows that are Python objects at the same time.
 BATCH_ROWS = 256
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file holds rows, by its name."""
+    """Whether a file holds rows, judging by its name."""
     return plain_name(path).endswith(SUFFIXES)
 
 
 def table_rows(path: Path, faults: Faults) -> Rows:
-    """(line or RowNumber, row) of a file, plain or .gz or .zst. The content says what it is, the name helps with text.
+    """(line or RowNumber, row) of a file, plain, .gz or .zst. Content decides how it is read; for text, the name too.
 
-    Faults are noted where they stand. Raises UserErrors for a file whose rest cannot be read.
+    Faults are noted with their place. Raises UserErrors for a file whose rest cannot be read.
     """
     try:
         with open_bytes(path) as file:
@@ -65,7 +65,7 @@ def table_rows(path: Path, faults: Faults) -> Rows:
         if head.startswith(start):
             give_up(faults, path, 1, what)
     if len(head) > 1 and (head[0] == 0) != (head[1] == 0):
-        # ASCII in two bytes each, without the mark that most programs write in front.
+        # ASCII in two bytes each, without the byte order mark that most programs write.
         give_up(faults, path, 1, _FOREIGN[b"\xff\xfe"])
     return _text_rows(path, name, head, faults)
 
@@ -115,7 +115,7 @@ def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
 
 
 def _seekable(path: Path) -> IO[bytes]:
-    """The file, unpacked to a temporary one where it is packed: a Parquet file is read from its end."""
+    """The file, or a temporary unpacked copy of a packed one: a Parquet file is read from its end."""
     if not is_packed(path):
         return path.open("rb")
     plain = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
@@ -137,7 +137,7 @@ def _batches(file: IO[bytes], start: bytes) -> Iterator[pyarrow.RecordBatch]:
             yield reader.get_batch(number)
     else:
         yield from pyarrow.ipc.open_stream(file)
-        # A reader takes the end of the file for that of the stream, and batches that were cut off would vanish.
+        # A reader takes the end of the file for the end of the stream: batches that were cut off would be lost.
         file.seek(-len(_END), os.SEEK_END)
         if file.read() != _END:
             raise pyarrow.ArrowInvalid("no end-of-stream marker: it is cut off, or its writer was not closed")

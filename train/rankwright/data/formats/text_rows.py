@@ -19,11 +19,11 @@ from rankwright.data.formats.reading import Faults, LineOfRow, Rows, give_up
 PACKED = (".gz", ".zst")
 # Files of lines; a JSON array has no line per row.
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
-# What reading raises when the rest of a packed file cannot be had.
+# Raised by reading when the rest of a packed file is lost.
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 CHUNK_BYTES = 1 << 16
-# An error this near to the end of what was read may be a value that goes on: `tru`, `\ud83`.
+# An error this near to the end of the text so far may be a value that is cut off: `tru`, `\ud83`.
 _UNFINISHED = 16
 _SPACE = " \t\n\r"
 _LONGEST_CELL = 2**31 - 1
@@ -37,7 +37,7 @@ def plain_name(path: Path) -> str:
 
 
 def packing(path: Path) -> str:
-    """How messages call the packing that the name states: gzip or zstd."""
+    """The packing that the file's name states, for messages: gzip or zstd."""
     return "zstd" if path.suffix == ".zst" else "gzip"
 
 
@@ -109,7 +109,7 @@ def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
 
 
 def json_rows(path: Path, faults: Faults) -> Rows:
-    """The objects of a JSONL file; a line that is no JSON object is a fault."""
+    """The objects of a JSONL file; a line that is not a JSON object is a fault."""
     json = Json()
     for number, text in text_lines(path, faults):
         try:
@@ -128,12 +128,12 @@ class CsvRow(dict[str, Any]):
 
 
 def delimiter_of(header: str) -> str:
-    """The one of tab, comma, semicolon that stands most often in a header; a comma where none does."""
+    """The most frequent of tab, comma and semicolon in a header; a comma where there is none."""
     return max(",", ";", "\t", key=header.count)
 
 
 def csv_rows(path: Path, faults: Faults, *, delimiter: str | None = None) -> Rows:
-    """(line where the record starts, row) of each record after the header, read strictly; blank lines are no records.
+    """(line where the record starts, row) of each record after the header, read strictly; blank lines are skipped.
 
     A cell that is empty is None. Raises UserErrors when the header names a column twice, and for a quote that is
     never closed.
@@ -154,7 +154,7 @@ def csv_rows(path: Path, faults: Faults, *, delimiter: str | None = None) -> Row
 def _lines(path: Path) -> Iterator[str]:
     with open_bytes(path) as file:
         for number, line in enumerate(file):
-            # Bytes that are not UTF-8 are noted where the record is known.
+            # Bytes that are not UTF-8 become a fault once their record is known.
             yield line.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape")
 
 
@@ -202,9 +202,9 @@ class _Records:
 
 
 def array_rows(path: Path, faults: Faults) -> Rows:
-    """(line where it starts, row) of each element; one that is no object is a fault.
+    """(line where it starts, row) of each element; an element that is not an object is a fault.
 
-    Raises UserErrors for what is no JSON: where the next element starts cannot be told then.
+    Raises UserErrors for text that is not JSON: the start of the next element is then unknown.
     """
     try:
         with open_bytes(path) as file:
@@ -214,7 +214,7 @@ def array_rows(path: Path, faults: Faults) -> Rows:
 
 
 class _Array:
-    """The text that was read and is not used up yet; place: where in it the next element starts, line: its line."""
+    """The unused rest of the text that was read; place: where in it the next element starts, line: its line."""
 
     def __init__(self, path: Path, file: IO[bytes], faults: Faults) -> None:
         self.path, self.file, self.faults = path, file, faults
@@ -250,7 +250,7 @@ class _Array:
         self.place = place
 
     def _next(self) -> str:
-        """The next character that is no space, which stays unread; empty at the end of the file."""
+        """The next character that is not a space, which stays unread; empty at the end of the file."""
         while True:
             place = self.place
             while place < len(self.text) and self.text[place] in _SPACE:
@@ -263,7 +263,7 @@ class _Array:
             self._more()
 
     def _more(self) -> None:
-        """Forget what is used up, and read as much again as is left: a long element costs no square of its length."""
+        """Drop what is used, and read as much again as is left, so that a long element takes linear time."""
         self.text, self.place = self.text[self.place :], 0
         data = self.file.read(max(CHUNK_BYTES, len(self.text)))
         self.ended = not data
@@ -287,7 +287,7 @@ class _Array:
                 self._stop(f"not JSON ({error.msg})")
             except ValueError as error:
                 self._stop(f"not JSON ({error})")
-            # A number may go on in what is not read yet.
+            # A number may be cut off here.
             if end == len(self.text) and not self.ended and not isinstance(value, dict | list):
                 self._more()
                 continue
@@ -303,7 +303,7 @@ class _Array:
 
 
 class Json:
-    """A parser that refuses an object with one key twice (Python keeps the last) and nesting without end."""
+    """A parser that refuses duplicate keys in an object (Python keeps the last) and endless nesting."""
 
     def __init__(self) -> None:
         self._doubled: list[str] = []
@@ -317,7 +317,7 @@ class Json:
         return row
 
     def decode(self, text: str) -> Any:
-        """The value that a text holds. Raises ValueError."""
+        """The value of a JSON text. Raises ValueError."""
         value, end = self.decode_at(text, len(text) - len(text.lstrip()))
         if text[end:].strip():
             raise json.JSONDecodeError("Extra data", text, end)

@@ -1,8 +1,8 @@
-"""Files of texts by id: Arrow in record batches, and beside it an index from an id's hash to its row.
+"""Files of texts by id: Arrow in record batches, each with an index from the hash of an id to its row.
 
 `NAME.arrow` is an Arrow stream (`_id, text` and, where a set has a group key, `group`), the form that
 `datasets.Dataset.from_file` opens too. `NAME.index.npy` is uint64 [2, rows]: hashes of the ids in ascending order, and
-the rows that have them. Both are used where they lie, by memory mapping.
+the rows that have them. Both are memory-mapped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import pyarrow as pa
 from rankwright.common.errors import UserError
 from rankwright.data.store.id_index import IdIndex
 
-# A record batch ends with the row that reaches either: what a writer holds before it writes.
+# A record batch ends with the row that reaches either limit; a writer holds that much in memory.
 BATCH_BYTES, BATCH_ROWS = 16 * 2**20, 65_536
-# Its bit pattern is in no UTF-8, so that no two rows are spelled alike.
+# No UTF-8 text holds this byte, so that no two rows give the same bytes.
 BETWEEN = b"\xff"
 
 
@@ -34,10 +34,10 @@ def index_path(path: Path) -> Path:
 
 @dataclass(slots=True)
 class Content:
-    """What stands for a set of rows whatever their order: their number, and the sum of their hashes modulo 2^128.
+    """A summary of a set of rows in any order: their number, and the sum of their hashes modulo 2^128.
 
     Two sets of n distinct rows that differ have the same sum by chance with probability 2^-128, as for any good hash
-    of 128 bits. Somebody who WANTS two sets of equal sum can find them (Wagner 2002): this names files, it proves
+    of 128 bits. Two sets of equal sum can be constructed on purpose (Wagner 2002): the sum names files, it proves
     nothing. Source of the form: Bellare and Micciancio, EUROCRYPT 1997 (AdHash).
     """
 
@@ -53,7 +53,7 @@ class Content:
 
 
 def encoded(identifier: str, text: str) -> tuple[bytes, bytes]:
-    """Both as UTF-8. Raises UserError for half of a character, which UTF-8 has no bytes for."""
+    """Both as UTF-8. Raises UserError for half of a character, which UTF-8 cannot represent."""
     try:
         return identifier.encode(), text.encode()
     except UnicodeEncodeError as error:
@@ -64,7 +64,7 @@ def encoded(identifier: str, text: str) -> tuple[bytes, bytes]:
 
 
 def content_of(rows: Iterable[tuple[str, str, str | None]]) -> Content:
-    """Of (id, text, group), streaming."""
+    """The Content of rows (id, text, group), streaming."""
     content = Content()
     for identifier, text, group in rows:
         content.add(*encoded(identifier, text), group)
@@ -74,7 +74,7 @@ def content_of(rows: Iterable[tuple[str, str, str | None]]) -> Content:
 class TextWriter:
     """Writes NAME.arrow and its index row by row; what was written can be looked up at any time.
 
-    close() must be called for whole files. Raises UserError when there is no room.
+    The files are complete after close(). Raises UserError when there is no room.
     """
 
     def __init__(self, path: Path, *, grouped: bool = False) -> None:
@@ -85,7 +85,7 @@ class TextWriter:
         self._schema = pa.schema([pa.field(name, pa.large_string(), name == "group") for name in fields])
         self._pending: tuple[list[str], list[str], list[str | None]] = ([], [], [])
         self._pending_bytes = 0
-        # Of each batch on the disk: its first row, where its bytes are, and its columns once somebody asked.
+        # For each batch on the disk: its first row, where its bytes are, and its columns once they were read.
         self._starts: list[int] = []
         self._spans: list[tuple[int, int]] = []
         self._columns: dict[int, tuple[Any, Any]] = {}
@@ -97,7 +97,7 @@ class TextWriter:
         return _NoRoom(self.path.parent)
 
     def add(self, identifier: str, text: str, group: str | None = None) -> None:
-        """Write one row; that its id is a new one is the caller's business."""
+        """Write one row; the caller makes sure that its id is new."""
         key, data = encoded(identifier, text)
         self.index.add(identifier, self.content.rows)
         self.content.add(key, data, group)
@@ -137,7 +137,7 @@ class TextWriter:
             start, length = self._spans[batch]
             skipped = start % mmap.ALLOCATIONGRANULARITY
             with self.path.open("rb") as file:
-                # Only this batch: the file grows, and mapping all of it each time would use up the addresses.
+                # Only this batch: the file grows, and mapping all of it each time would exhaust the address space.
                 data = mmap.mmap(file.fileno(), length + skipped, access=mmap.ACCESS_READ, offset=start - skipped)
             reader = pa.BufferReader(pa.py_buffer(data).slice(skipped))
             message = pa.ipc.read_message(reader)
@@ -160,7 +160,7 @@ class TextWriter:
 
 
 class _NoRoom:
-    """Turns a failing write into the user's error."""
+    """Turns a failed write into a UserError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""JSONL files of rows by query, read into memory where they are small and looked up on the disk where they are not."""
+"""JSONL files with one row per query: in memory where they are small, otherwise looked up on the disk."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 from rankwright.common.errors import UserError
 from rankwright.common.files import read_jsonl_places
 from rankwright.data.store.id_index import IdIndex
+from rankwright.data.store.views import StreamedItems
 
-# Rows are held as Python objects, several times their size, up to a file of this size.
+# The rows of a file up to this size are held as Python objects, which take several times as much.
 IN_MEMORY_BYTES = 16 * 2**20
 
+T = TypeVar("T")
 V_co = TypeVar("V_co", covariant=True)
 
 
 class RowFile:
-    """Some rows of a JSONL file by the text under `key`: 24 bytes a row are held.
+    """Some rows of a JSONL file by the text under `key`; 24 bytes per row are held.
 
     May be pickled and used on both sides of a fork.
     """
@@ -29,7 +31,7 @@ class RowFile:
         self.path, self.key = path, key
         self._starts = array("q")
         self._index = IdIndex()
-        # Of one row all columns are asked for, one after another.
+        # Callers ask for all columns of a row, one after another.
         self._last: tuple[str, dict[str, Any]] | None = None
         self._map()
 
@@ -88,7 +90,7 @@ class RowFile:
 
 
 class RowValues(Mapping[str, V_co]):
-    """id -> what `convert` makes of one column, for the `count` rows that have it."""
+    """id -> convert(value of one column), for the `count` rows that have it."""
 
     def __init__(self, file: RowFile, column: str, count: int, convert: Callable[[Any], V_co]) -> None:
         self.file, self.column, self.count, self.convert = file, column, count, convert
@@ -112,19 +114,11 @@ class RowValues(Mapping[str, V_co]):
 
     def items(self) -> ItemsView[str, V_co]:
         """(id, value), streaming."""
-        return _Items(self)
+        return StreamedItems(self, self._stream)
 
-
-class _Items(ItemsView[str, V_co]):
-    _mapping: RowValues[V_co]
-
-    def __iter__(self) -> Iterator[tuple[str, V_co]]:
-        of = self._mapping
-        if of.count:
-            yield from ((i, of.convert(row[of.column])) for i, row in of.file.rows() if of.column in row)
-
-
-T = TypeVar("T")
+    def _stream(self) -> Iterator[tuple[str, V_co]]:
+        if self.count:
+            yield from ((i, self.convert(row[self.column])) for i, row in self.file.rows() if self.column in row)
 
 
 def is_large(path: Path) -> bool:
@@ -135,9 +129,10 @@ def is_large(path: Path) -> bool:
 def rows_with_places(
     path: Path, convert: Callable[[dict[str, Any]], T], what: str, stage: str
 ) -> Iterator[tuple[int, T]]:
-    """(byte at which it starts, convert(row)) of each row; what: of a row; stage: the stage that wrote the file.
+    """(byte at which it starts, convert(row)) of each row of a file; stage: the stage that wrote it.
 
-    Raises UserError for a file that is missing, and with file and line for a row that convert does not take.
+    what: a row, for messages. Raises UserError for a file that is missing, and with file and line for a row that
+    convert does not take.
     """
     try:
         yield from read_jsonl_places(path, convert, f"{what}: delete the file and run the {stage} stage again")
