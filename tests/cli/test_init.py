@@ -72,7 +72,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     output = tmp_path / "r.yaml"
     write(FIXTURES / "legal", output=output)
     before = output.read_text()
-    with pytest.raises(UserError, match="is there already, and is not overwritten: remove it, or say -o OTHER"):
+    with pytest.raises(UserError, match="is there already, and is not overwritten: remove it, or use -o OTHER"):
         write(FIXTURES / "legal", output=output)
     assert output.read_text() == before
     (tmp_path / "new-data").mkdir()

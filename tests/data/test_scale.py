@@ -19,7 +19,7 @@ from rankwright.common.hashing import text_key
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.split_files import qualified, read_split
-from rankwright.data.store import arrow_files as text_files
+from rankwright.data.store import id_index
 from rankwright.data.store import rows as row_file
 from rankwright.data.store import texts as spill
 from rankwright.data.store import texts as text_store
@@ -49,7 +49,7 @@ def large() -> Iterator[None]:
 def leave_in_files(patch: pytest.MonkeyPatch) -> None:
     for module in (text_store, row_file):
         patch.setattr(module, "IN_MEMORY_BYTES", -1)
-    patch.setattr(text_files, "RECENT_IDS", 11)
+    patch.setattr(id_index, "RECENT_IDS", 11)
 
 
 def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:

@@ -66,7 +66,7 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     run.write_json("recipe.json", json.loads(recipe_json(recipe)))
     run.write_json("provenance.json", {"command": ["rankwright", "run", "job.yaml"], "seed": seed})
     tests = [collection("one"), collection("two")]
-    run.write_json(LEDGER, ledger_json(make_inputs(recipe, _located(recipe)), recipe.licence))
+    run.write_json(LEDGER, ledger_json(make_inputs(recipe, _located(recipe), distils=False), recipe.licence))
     train = Collection("tatqa", {"t": tests[0].corpus["d3"].upper()}, {"x": "other words"}, {"x": {"t": 1.0}})
     write_split(folder / "data", "train", [train])
     write_split(folder / "data", "test", tests)

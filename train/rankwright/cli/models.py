@@ -12,8 +12,8 @@ from rich.table import Table
 
 from rankwright.common import console
 from rankwright.common.errors import UserError, did_you_mean
-from rankwright.data.formats.fields import text_of
-from rankwright.data.formats.reading import Faults
+from rankwright.data.formats.fields import Fields
+from rankwright.data.formats.reading import Faults, Reading
 from rankwright.data.formats.text_rows import json_rows, text_lines
 from rankwright.model.frames import Mode
 
@@ -116,8 +116,9 @@ def read_documents(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"--documents: {path}: no such file")
     faults = Faults()
+    reading = Reading(str(path), faults=faults)
     if path.suffix == ".jsonl":
-        texts = [text_of(row, "text", path, number, faults) for number, row in json_rows(path, faults)]
+        texts = [Fields(row, path, number, reading).required_text("text") for number, row in json_rows(path, faults)]
     else:
         texts = [line for _, line in text_lines(path, faults)]
     faults.check()

@@ -1,4 +1,4 @@
-"""What recipes choose by name: functions whose keyword-only parameters ARE their recipe keys, and records of them."""
+"""What recipes choose by name: functions, whose keyword-only parameters are recipe keys, and records."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Pipeline:
         try:
             if data:
                 test_sets = self._test_sets
-                found += licence_faults(self.recipe, self._located)
+                found += licence_faults(self.recipe, self._located, distils=_distils(self.recipe))
         except UserErrors as error:
             found += error.messages
         if self.recipe.gate is not None:
@@ -68,7 +68,7 @@ class Pipeline:
 
     def ledger(self) -> dict[str, Any]:
         """The licence ledger as far as the files that were read say it."""
-        return settle_licences(self.recipe, self._located, self.run)
+        return settle_licences(self.recipe, self._located, self.run, distils=_distils(self.recipe))
 
     @cached_property
     def _located(self) -> dict[str, list[Located]]:
@@ -306,4 +306,14 @@ def begin_run(recipe: Recipe, located: Sets, run: RunFolder) -> None:
     """Write recipe.json, provenance.json and licences.json, and say which licences are in doubt."""
     run.write_json("recipe.json", json.loads(recipe_json(recipe)))
     run.write_json("provenance.json", provenance(recipe.seed, ["rankwright", *sys.argv[1:]]))
-    write_ledger(recipe, located, run)
+    write_ledger(recipe, located, run, distils=_distils(recipe))
+
+
+def _distils(recipe: Recipe) -> bool:
+    """Whether the loss learns from the scores of mine.teacher."""
+    if recipe.mine.teacher is None:
+        return False
+    # The losses bring torch.
+    from rankwright.training.losses import reads_teacher
+
+    return reads_teacher(recipe.loss)

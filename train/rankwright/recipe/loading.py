@@ -11,7 +11,7 @@ from typing import Any
 
 from rankwright.common import resources
 from rankwright.common.errors import UserError
-from rankwright.recipe.schema import Key, Recipe, recipe_keys
+from rankwright.recipe.schema import Key, Recipe
 from rankwright.recipe.yaml_file import MISSING, Place, YamlFile, parse_value, read_yaml, validate
 
 # Filters are run in their order, a sampler is one of several, and targets may be a list: none is mixed with the base's.
@@ -40,8 +40,8 @@ class RecipeInfo:
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe by its name in recipes/ or by its path, with overrides such as `train.max_steps=10`.
 
-    An override sets its key: a mapping given there replaces, it does not merge. Of two for one key, the last
-    counts. Raises UserError when the recipe is not found, UserErrors with every mistake in it otherwise.
+    An override sets its key: a mapping given there replaces, it does not merge. When two
+    set one key, the last counts. Raises UserError when the recipe is not found, and UserErrors with all its mistakes.
     """
     known = resources.recipe_files()
     path = resources.find_yaml(name_or_path, known, kind="recipe")
@@ -150,8 +150,3 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, list):
         return [_sorted(item) for item in value]
     return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
-
-
-def config_key_count() -> int:
-    """How many keys a recipe may give, the parameters of registered functions aside."""
-    return len(recipe_keys())

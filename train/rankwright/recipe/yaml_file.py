@@ -95,7 +95,7 @@ class YamlFile:
         self.broken = {k for k in self.broken if k[: len(key)] != key}
 
     def set_place(self, key: Key, place: Place) -> None:
-        """Say that a key's value comes from `place` from now on."""
+        """Note that a key's value comes from `place` from now on."""
         self.forget(key)
         self.places[key] = place
 
