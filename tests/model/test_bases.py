@@ -188,7 +188,7 @@ def test_a_recipe_states_what_is_not_found(
     exported: dict[str, Any], tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
-    from rankwright.training.setup import base_reranker, recipe_contract
+    from rankwright.training.setup import base_facts, base_reranker, recipe_contract
 
     folder = bare(tmp_path, exported["hf-official"], "unknown")
     (folder / "chat_template.jinja").unlink()
@@ -204,13 +204,12 @@ def test_a_recipe_states_what_is_not_found(
     assert recipe_contract(told, str(folder), tokenizer).mode == "official"
     assert base_reranker(told).contract.mode == "official"
     adapters = exported["adapter-portable"]
-    with pytest.raises(UserError, match=r"export\.targets: adapter: model\.base is itself a folder of adapters"):
-        recipe_contract(recipe("auto", adapters), str(adapters), tokenizer)
     only_hf = recipe("auto", adapters, targets={"hf": {}})
     with pytest.raises(UserError, match=r"adapters of the base 'tiny-qwen3'.*or start where it lies"):
-        recipe_contract(only_hf, str(adapters), tokenizer)
+        base_facts(only_hf)
     monkeypatch.chdir(tiny_qwen3.parent)
-    assert recipe_contract(only_hf, str(adapters), tokenizer).mode == "portable"
+    config, _, contract = base_facts(only_hf)
+    assert contract.mode == "portable" and config.model_type == "qwen3"
 
 
 def test_exports_for_other_libraries_are_named(tmp_path: Path) -> None:

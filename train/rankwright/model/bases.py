@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
-from rankwright.model.frames import CUT, Frame, Mode, frame_of, known_frame, single_token_id
+from rankwright.model.frames import CUT, FRAMES, FrameTexts, known_frame, single_token_id
 
 QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
 README = "README.md"
@@ -24,7 +24,7 @@ README = "README.md"
 class Origin:
     """A frame, the instruction that the base's own files put into it (None: they do not say), and how it was found."""
 
-    mode: Mode
+    mode: str
     instruction: str | None = None
     why: str = ""
 
@@ -54,13 +54,12 @@ def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = N
 
 def _of_adapter(name: str, folder: str, base: str, tokenizer: Any) -> Origin:
     """Adapters read the prompt of their base, unless their own tokenizer or README says another one."""
-    mode = known_frame(base)
     found = _written(tokenizer) or _named(name, folder, None)
-    if found is None and mode is not None:
-        found = Origin(mode)
-    if found is None:
+    if found is not None:
+        return found
+    if (frame := known_frame(base)) is None:
         raise UserError(_question(name, tokenizer, None))
-    return found
+    return Origin(frame.name)
 
 
 @functools.cache
@@ -70,21 +69,21 @@ def _say_once(text: str) -> None:
 
 def _written(tokenizer: Any) -> Origin | None:
     """The frame whose text the chat template (roles query and document) or the tokenizer's own pair makes."""
-    frames = dict.fromkeys((mode, frame) for mode, frame in _frames(tokenizer))
+    frames = dict.fromkeys(_frames(tokenizer))
     for text in _texts(tokenizer):
-        for mode, frame in frames:
-            instruction = _instruction_in(text, frame)
+        for mode, texts in frames:
+            instruction = _instruction_in(text, texts)
             if instruction is not None:
-                return Origin(mode, instruction if "{instruction}" in frame.prefix else None)
+                return Origin(mode, instruction if "{instruction}" in texts.prefix else None)
     return None
 
 
-def _frames(tokenizer: Any) -> Iterator[tuple[Mode, Frame]]:
-    for mode in get_args(Mode):
+def _frames(tokenizer: Any) -> Iterator[tuple[str, FrameTexts]]:
+    for frame in FRAMES.values():
         # With and without a line for an instruction, where that is a choice.
         for told in ("", "x"):
             try:
-                yield mode, frame_of(mode, tokenizer, told)
+                yield frame.name, frame.build(tokenizer, told)
             except UserError:
                 continue
 
@@ -102,7 +101,7 @@ def _texts(tokenizer: Any) -> Iterator[str]:
     yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
 
 
-def _instruction_in(text: str, frame: Frame) -> str | None:
+def _instruction_in(text: str, frame: FrameTexts) -> str | None:
     """What stands in the place of the instruction, where `text` is the frame around the two texts; else None."""
     start, place, rest = frame.prefix.replace(CUT, "").partition("{instruction}")
     end = rest + QUERY + (frame.middle + frame.document_prefix + DOCUMENT + frame.suffix).replace(CUT, "")
@@ -114,13 +113,12 @@ def _instruction_in(text: str, frame: Frame) -> str | None:
 
 def _named(name: str, folder: str, revision: str | None) -> Origin | None:
     """By the base's own name, or by the model that its files name as the one they were made from."""
-    mode = known_frame(name)
-    if mode is not None:
-        return Origin(mode)
+    if (frame := known_frame(name)) is not None:
+        return Origin(frame.name)
     for place, other in _relatives(folder, revision):
-        mode = known_frame(other)
-        if mode is not None:
-            return Origin(mode, why=f"since its {place} names {other}; if that is wrong, state it: prompt.mode=...")
+        if (frame := known_frame(other)) is not None:
+            why = f"since its {place} names {other}; if that is wrong, state it: prompt.mode=..."
+            return Origin(frame.name, why=why)
     return None
 
 
@@ -170,8 +168,8 @@ def _logit_score(folder: str, revision: str | None) -> tuple[int, int | None] | 
     return None
 
 
-def _check_tokens(name: str, tokenizer: Any, mode: Mode, logit_score: tuple[int, int | None]) -> None:
-    frame = frame_of(mode, tokenizer, "")
+def _check_tokens(name: str, tokenizer: Any, mode: str, logit_score: tuple[int, int | None]) -> None:
+    frame = FRAMES[mode].build(tokenizer, "")
     no = None if frame.no is None else single_token_id(tokenizer, frame.no)
     if (single_token_id(tokenizer, frame.yes), no) != logit_score:
         raise UserError(
@@ -188,7 +186,7 @@ def _question(name: str, tokenizer: Any, logit_score: tuple[int, int | None] | N
     scored = "" if logit_score is None else f" (it scores {_words(tokenizer, logit_score)})"
     return (
         f"model.base: {name}: a reranker{scored} whose files and name do not say in which prompt it was trained: look "
-        f"it up and state it: prompt.mode={'|'.join(get_args(Mode))} (score: --mode, Reranker.load: mode=)"
+        f"it up and state it: prompt.mode={'|'.join(FRAMES)} (score: --mode, Reranker.load: mode=)"
     )
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwright.common.errors import UserError
-from rankwright.model.frames import CUT, Mode, frame_of, single_token_id
+from rankwright.model.frames import CUT, FRAMES, Frame, single_token_id
 
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
-DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 LEAST_DOCUMENT_TOKENS = 8
 # Texts on which a fault at a boundary between pieces shows up.
 PROBES = [
@@ -38,7 +37,7 @@ class PromptContract:
     this tokenizer. The score is scale * (logit of yes - logit of no), without a `no` scale * (logit of yes).
     """
 
-    mode: Mode
+    mode: str
     prefix: str
     middle: str
     document_prefix: str
@@ -83,14 +82,24 @@ class PromptContract:
         return "{instruction}" in self.prefix
 
     @property
+    def frame(self) -> Frame:
+        """The template that the contract was made from. Raises UserError where its name is not registered."""
+        return FRAMES[self.mode]
+
+    @property
     def in_pieces(self) -> bool:
         """Whether the vendor tokenises the prompt in pieces, which no runtime of an export can repeat."""
         return CUT in self.prefix + self.middle + self.suffix
 
     @property
     def is_baked(self) -> bool:
-        """Whether query and document stand alone between special tokens, so that tokenizer.json can hold the frame."""
-        return self.mode in ("portable", "zerank")
+        """Whether tokenizer.json holds the frame in an export: see Frame.baked."""
+        return self.frame.baked
+
+    @property
+    def is_templated(self) -> bool:
+        """Whether an export renders the frame by a chat template."""
+        return self.frame.rendered and not self.frame.baked
 
     def head_text(self, query: str) -> str:
         """Frame, instruction and (clean) query, up to the document's place."""
@@ -116,8 +125,8 @@ class PromptContract:
     def under(self, instruction: str, tokenizer: Any) -> PromptContract:
         """The contract with another instruction; as it is where the frame has no place for one."""
         stated = neutralise(instruction.strip(), control_tokens(tokenizer))
-        # Here the line of the instruction is there only where there is one.
-        prefix = frame_of(self.mode, tokenizer, stated).prefix if self.mode == "mxbai" else self.prefix
+        has_line = self.mode in FRAMES and self.frame.line_for_instruction
+        prefix = self.frame.build(tokenizer, stated).prefix if has_line else self.prefix
         if stated == self.instruction or "{instruction}" not in self.prefix + prefix:
             return self
         # The temperature was fitted to the scores under its own.
@@ -145,7 +154,7 @@ class EncodedGroup:
 def make_contract(
     tokenizer: Any,
     *,
-    mode: Mode,
+    mode: str,
     instruction: str | None = None,
     max_tokens: int = 512,
     query_tokens: int | None = None,
@@ -155,25 +164,26 @@ def make_contract(
     instruction: None for the frame's own; left out where the frame has no place for one. query_tokens defaults to a
     quarter of max_tokens. Raises UserError when the frame leaves no room for a document.
     """
-    if instruction is None:
-        instruction = default_instruction(mode)
+    frame = FRAMES[mode]
+    instruction = frame.instruction if instruction is None else instruction
     instruction = neutralise(instruction.strip(), control_tokens(tokenizer))
-    frame = frame_of(mode, tokenizer, instruction)
+    texts = frame.build(tokenizer, instruction)
     contract = PromptContract(
         mode,
-        frame.prefix,
-        frame.middle,
-        frame.document_prefix,
-        frame.suffix,
-        instruction=instruction if "{instruction}" in frame.prefix else "",
-        yes_token=frame.yes,
-        no_token=frame.no,
-        yes_id=single_token_id(tokenizer, frame.yes),
-        no_id=None if frame.no is None else single_token_id(tokenizer, frame.no),
+        texts.prefix,
+        texts.middle,
+        texts.document_prefix,
+        texts.suffix,
+        instruction=instruction if "{instruction}" in texts.prefix else "",
+        yes_token=texts.yes,
+        no_token=texts.no,
+        yes_id=single_token_id(tokenizer, texts.yes),
+        no_id=None if texts.no is None else single_token_id(tokenizer, texts.no),
         max_tokens=max_tokens,
         query_tokens=max_tokens // 4 if query_tokens is None else query_tokens,
-        scale=frame.scale,
+        scale=texts.scale,
     )
+    assert not (frame.rendered and contract.in_pieces), f"frame {mode}: what is cut is not rendered"
     encoder = PromptEncoder(contract, tokenizer)
     for query, document in PROBES:
         if encoder.encode(query, [document], cut=False) != encoder.encode_whole(query, document):
@@ -182,11 +192,6 @@ def make_contract(
                 f"on {query!r}, {document!r}; choose the other mode or another base"
             )
     return contract
-
-
-def default_instruction(mode: Mode) -> str:
-    """What a frame says without another instruction; `mxbai` then has no line for it."""
-    return DEFAULT_INSTRUCTION if mode in ("official", "portable") else ""
 
 
 class PromptEncoder:

@@ -13,10 +13,8 @@ import torch.distributed as dist
 from rankwright.common import console
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.resources import resolve_base
-from rankwright.export.publish import refuse_base
 from rankwright.model.attention import PLAIN
-from rankwright.model.bases import Origin, adapter_base, find_origin, refuse_other_kinds, refuse_unread
-from rankwright.model.frames import Mode
+from rankwright.model.bases import Origin, find_origin, refuse_other_kinds, refuse_unread
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
 from rankwright.model.loading import Precision, base_config, load_merged, load_model, load_tokenizer
@@ -72,11 +70,10 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
     """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
     revision = recipe.model.revision
     refuse_other_kinds(recipe.model.base, base, revision)
-    _refuse_nested_adapters(recipe, base)
     own: Origin | PromptContract | None = saved_contract(base, revision)
     if recipe.prompt.mode == "auto":
         own = own or find_origin(recipe.model.base, base, tokenizer, revision)
-        mode: Mode = own.mode
+        mode = own.mode
     else:
         mode = recipe.prompt.mode
     stated = stated_instruction(recipe)
@@ -89,25 +86,25 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         query_tokens=recipe.prompt.query_tokens,
     )
     _check_instructions(recipe, contract, tokenizer)
-    if recipe.export_targets:
-        # Said before training, not after it.
-        config = base_config(base, contract, tokenizer, revision)
-        refuse_base(recipe.export_targets, config, tokenizer, contract)
     return contract
 
 
-def _refuse_nested_adapters(recipe: Recipe, base: str) -> None:
-    if "adapter" in recipe.export_targets and adapter_base(base, recipe.model.revision) is not None:
-        raise UserError(
-            "export.targets: adapter: model.base is itself a folder of adapters, and those on top of others have no "
-            "base that peft could load: export the merged model only (export.targets=[hf])"
-        )
+def recipe_prompt(recipe: Recipe) -> tuple[str, Any, PromptContract]:
+    """(folder or hub id of the base, tokenizer, contract). Raises UserError when the tokenizer cannot be had."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    return base, tokenizer, recipe_contract(recipe, base, tokenizer)
 
 
 def recipe_encoder(recipe: Recipe) -> PromptEncoder:
-    """The encoder that tuned is trained and scored with. Raises UserError when the tokenizer cannot be had."""
-    base, tokenizer = load_base_tokenizer(recipe)
-    return PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
+    """The encoder that tuned is trained and scored with; raises as recipe_prompt does."""
+    _, tokenizer, contract = recipe_prompt(recipe)
+    return PromptEncoder(contract, tokenizer)
+
+
+def base_facts(recipe: Recipe) -> tuple[Any, Any, PromptContract]:
+    """(config, tokenizer, contract) of the base: what decides whether a target can serve it; no weights are read."""
+    base, tokenizer, contract = recipe_prompt(recipe)
+    return base_config(base, contract, tokenizer, recipe.model.revision), tokenizer, contract
 
 
 def _check_instructions(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> None:
@@ -222,8 +219,7 @@ def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> R
     if fp32:
         train = recipe.train.model_copy(update={"precision": "fp32"})
         recipe = recipe.model_copy(update={"train": train})
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = recipe_contract(recipe, base, tokenizer)
+    base, tokenizer, contract = recipe_prompt(recipe)
     model = build_trainable(recipe, base, tokenizer, contract)
     base_share = recipe.model.merge_with_base
     load_checkpoint(checkpoint, model, base_share=base_share)

@@ -28,10 +28,9 @@ from rankwright.training.estimate.shapes import Architecture, Target, architectu
 from rankwright.training.gradients import REDUCE_NUMBERS
 from rankwright.training.setup import (
     budget_tokens,
-    load_base_tokenizer,
     make_trainable,
     precision,
-    recipe_contract,
+    recipe_prompt,
     stored_dtype,
 )
 
@@ -263,8 +262,7 @@ def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
     if sharded and count == 1:
         raise UserError("--fsdp2: one device has nothing to share the weights with: say how many, e.g. --gpus 8xh100")
     device = gpu(name) if name != CPU else this_cpu(count, *map(_cpu_peak, (torch.bfloat16, torch.float32)))
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = recipe_contract(recipe, base, tokenizer)
+    base, tokenizer, contract = recipe_prompt(recipe)
 
     def build(recipe: Recipe, sharded: bool) -> Plan:
         dtype = stored_dtype(recipe, name != CPU)
