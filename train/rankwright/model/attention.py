@@ -29,7 +29,7 @@ FEW_SHAPES = 32
 
 
 def check_attention(name: str) -> None:
-    """Raises UserError for a name that is no route."""
+    """Raises UserError for an unknown route."""
     if name not in ("auto", PLAIN):
         # An unknown name lists the known ones.
         ROUTES[name]

@@ -1,4 +1,4 @@
-"""What the files of a base say: the prompt it was trained in, and why it cannot be a base of ours."""
+"""What can be read from a base's files: the prompt it was trained in, and why it cannot be a base of ours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ README = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A frame, the instruction that the base's own files put into it (None: they do not say), and how it was found."""
+    """A frame, the instruction that the base's own files put into it (None: they name none), and how it was found."""
 
     mode: str
     instruction: str | None = None
@@ -32,8 +32,8 @@ class Origin:
 def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = None) -> Origin:
     """The frame of a base without a contract of its own.
 
-    name: what the base is called, when `folder` is a copy of it. Raises UserError asking for the frame where nothing
-    says it.
+    name: what the base is called, when `folder` is a copy of it. Raises UserError, which asks for the frame, where none
+    is found.
     """
     settings = read_json(folder, ADAPTER_FILE, revision)
     if settings is not None:
@@ -53,7 +53,7 @@ def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = N
 
 
 def _of_adapter(name: str, folder: str, base: str, tokenizer: Any) -> Origin:
-    """Adapters read the prompt of their base, unless their own tokenizer or README says another one."""
+    """Adapters read the prompt of their base, unless their own tokenizer or README names another one."""
     found = _written(tokenizer) or _named(name, folder, None)
     if found is not None:
         return found
@@ -96,7 +96,7 @@ def _texts(tokenizer: Any) -> Iterator[str]:
         try:
             yield tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends_with_answer)
         except (TemplateError, TypeError, ValueError, KeyError):
-            # Of another task: these roles are not its own.
+            # The template is for another task, with other roles.
             continue
     yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
 
@@ -146,7 +146,7 @@ def _front_matter(readme: str) -> dict[str, Any]:
 
 
 def _is_reranker(folder: str, revision: str | None) -> bool:
-    """Whether it was trained to score, in some prompt: a classifier, or a card that says so."""
+    """Whether it was trained to score, in some prompt: a classifier, or by its card."""
     config = read_json(folder, "config.json", revision) or {}
     if architecture(config).endswith("ForSequenceClassification"):
         return True
@@ -220,7 +220,7 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
     kind, family = architecture(config), config.get("model_type")
     if kind and not hasattr(transformers, kind):
         raise UserError(
-            f"model.base: {name}: {kind} is no class of transformers, and code of a repository is never run for a "
+            f"model.base: {name}: {kind} is not a class of transformers, and code of a repository is never run for a "
             f"base: {INSTEAD}, or serve it (kind: served)"
         )
     is_encoder = family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_MASKED_LM_MAPPING
@@ -282,7 +282,7 @@ def read_json(folder: str, file: str, revision: str | None = None, *, kind: type
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UserError(f"model.base: {folder}: {file} is no JSON ({error}): write it again") from None
+        raise UserError(f"model.base: {folder}: {file} is not JSON ({error}): write it again") from None
     return found if isinstance(found, kind) else None
 
 
@@ -303,7 +303,7 @@ def find_file(folder: str, file: str, revision: str | None = None) -> Path | Non
         folder,
         file,
         revision=revision,
-        # What cannot be reached at all has been said by then: the tokenizer is read first.
+        # A repository that cannot be reached was reported before: the tokenizer is read first.
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

@@ -65,7 +65,7 @@ class Row:
 
     @cached_property
     def owner_2T(self) -> Tensor:
-        """Of each token the group's and the document's number within the row (HEAD for tokens of a head)."""
+        """Each token's group and document, as numbers within the row (HEAD for tokens of a head)."""
         owner_2T = torch.empty(2, len(self.ids_T), dtype=torch.long)
         groups = {head.start: number for number, head in enumerate(self.heads)}
         for head in self.heads:
@@ -87,7 +87,7 @@ def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int =
     """Rows of at most row_tokens tokens (a longer head + document takes a row of its own); documents in order.
 
     A group that does not fit into what is left of a row goes on in the next one, its head repeated there.
-    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens, which nobody sees.
+    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens with some that no document sees.
     """
     rows: list[_Draft] = []
     for group in groups:

@@ -34,8 +34,9 @@ def choose_budget(
 ) -> Budget:
     """The smallest budget, in steps of 64, that holds 95 % of the documents beside 95 % of the queries.
 
-    Of the documents of the corpus, or of the relevant ones where those are longer. At most MOST_TOKENS: what is longer
-    costs more than it brings, and is cut and counted. Without an encoder tokens are estimated from bytes.
+    The documents are those of the corpus, or the relevant ones where these are longer. The budget is at most
+    MOST_TOKENS: longer prompts cost more than they bring; texts are then cut and counted. Without an encoder tokens are
+    estimated from bytes.
     """
     if encoder is None:
         frame = FRAME_TOKENS
@@ -79,7 +80,7 @@ def _estimated(texts: Sequence[str]) -> list[int]:
     return [math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN) for text in texts]
 
 
-# Of a larger corpus these many documents are measured, drawn by hash, so that the time has a bound.
+# At most this many documents of a corpus are measured, drawn by hash, so that the time has a bound.
 MOST_DOCUMENTS = 300_000
 BATCH = 512
 PERCENTILES = (50, 90, 99)

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankwright.common.errors import UserError
+from rankwright.common.processes import Processes
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 
@@ -65,7 +65,7 @@ def shard(model: RankModel, accelerator: Any) -> None:
     accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
     kept = {p for p in model.parameters() if p.ndim < 2 or (p.requires_grad and hasattr(model.lm, "peft_config"))}
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(accelerator.device.type, (dist.get_world_size(),)),
+        "mesh": init_device_mesh(accelerator.device.type, (Processes.of_group().count,)),
         "reshard_after_forward": True,
         "ignored_params": kept,
     }
@@ -144,7 +144,7 @@ def whole(tensor: Tensor) -> Tensor:
     if not is_shard(tensor):
         return tensor
     full = cast(Tensor, cast(Any, tensor).full_tensor())
-    return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
+    return full.cpu() if Processes.of_group().is_first else full.new_empty(0)
 
 
 def as_stored(full: Tensor, parameter: Tensor) -> Tensor:

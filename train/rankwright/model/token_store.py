@@ -136,7 +136,7 @@ def _content_hash(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts) -> st
 
 
 def _rows(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts, advance: Advance) -> Iterable[Sequence[int]]:
-    """Of each head whether its query was cut and its ids; of each document all its ids, up to the whole budget."""
+    """A row for each head (whether its query was cut, its ids), then one for each document: ids up to the budget."""
     for under, queries in heads:
         for text in queries:
             ids, cut = under.encode_head(text)

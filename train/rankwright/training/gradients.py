@@ -9,10 +9,10 @@ from itertools import chain, repeat, zip_longest
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankwright.common.hashing import stable_hash
+from rankwright.common.processes import Processes
 from rankwright.model.layout import plan_step, split_group
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
@@ -30,7 +30,7 @@ class StepSums:
     """Over all ranks of one step: loss and, as means over the groups, how far scores are apart.
 
     margin: mean score of the documents with the highest label less that of the others. spread: standard deviation
-    of a group's scores. not_finite: queries whose loss is not a finite number. stop: some rank was told to stop.
+    of a group's scores. not_finite: queries whose loss is not a finite number. stop: some rank was asked to stop.
     """
 
     loss: float
@@ -46,7 +46,6 @@ def accumulate(
     loss: RecipeLoss,
     *,
     budget_tokens: int,
-    one_by_one: bool,
     seed: int,
     step: int,
     accelerator: Any,
@@ -54,18 +53,18 @@ def accumulate(
 ) -> StepSums:
     """Add the gradient of one global step to the parameters, the same on every rank.
 
-    Every rank computes the plan of all ranks; each loss is weighted and divided by the GLOBAL sum of the weights, so
-    that gradients are summed, never averaged; a rank without groups contributes zeros. one_by_one: a group a
-    micro-batch, so that its dropout does not depend on its neighbours. A sharded model needs as many passes on
-    every rank: whoever has fewer adds passes of no weight.
+    Every rank computes the plan of all ranks. Each loss is weighted and divided by the GLOBAL sum of the weights, so
+    that gradients are summed, never averaged; a rank without groups contributes zeros. With dropout each group is a
+    micro-batch of its own, so that its masks do not depend on its neighbours. A sharded model needs the same number of
+    passes on every rank: a rank that has fewer adds passes of no weight.
     """
-    budget = 0 if one_by_one else budget_tokens
-    plan = plan_step([g.encoded.tokens for g in groups], ranks=accelerator.num_processes, budget_tokens=budget)
+    processes = Processes.of_group()
+    budget = 0 if model.has_dropout else budget_tokens
+    plan = plan_step([g.encoded.tokens for g in groups], ranks=processes.count, budget_tokens=budget)
     divisor = sum(g.weight for g in groups)
     totals, bad = torch.zeros(4, dtype=torch.float64), list[str]()
-    rank = accelerator.process_index
-    own = [[groups[i] for i in micro_batch] for micro_batch in plan[rank]]
-    idle = _idle_passes(plan, groups, budget_tokens, rank) if model.sharded else [(0, 0)] * len(own)
+    own = [[groups[i] for i in micro_batch] for micro_batch in plan[processes.rank]]
+    idle = _idle_passes(plan, groups, budget_tokens, processes.rank) if model.sharded else [(0, 0)] * len(own)
     for number, (first, second) in enumerate(idle):
         _run_idle(model, groups[0], first)
         if number < len(own):
@@ -77,10 +76,11 @@ def accumulate(
             totals[1:3] += score_distances(*to_lists(scores_N, mine)).cpu() / len(groups)
         _run_idle(model, groups[0], second, accelerator)
     totals[3] = stop
-    bad = _over_ranks(totals, bad)
+    everywhere = processes.gather((totals.tolist(), bad))
+    values = torch.tensor([sums for sums, _ in everywhere], dtype=torch.float64).sum(dim=0).tolist()
     reduce_gradients(model.parameters())
-    values = totals.tolist()
-    return StepSums(values[0], values[1], values[2], values[3] > 0, tuple(bad))
+    not_finite = tuple(sorted(query_id for _, found in everywhere for query_id in found))
+    return StepSums(values[0], values[1], values[2], values[3] > 0, not_finite)
 
 
 def _backward(
@@ -193,25 +193,15 @@ def _mean(values_QD: Tensor, mask_QD: Tensor) -> Tensor:
     return values_QD.masked_fill(~mask_QD, 0.0).sum(dim=1) / mask_QD.sum(dim=1).clamp(min=1)
 
 
-def _over_ranks(totals: Tensor, names: list[str]) -> list[str]:
-    """Add up `totals` in place over the ranks; the names of all ranks, sorted."""
-    if not dist.is_initialized():
-        return sorted(names)
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, (totals.tolist(), names))
-    totals.copy_(torch.tensor([values for values, _ in everywhere], dtype=torch.float64).sum(dim=0))
-    return sorted(name for _, found in everywhere for name in found)
-
-
 def prepare(model: RankModel, accelerator: Any) -> None:
     """Autocast as Accelerate has it, and on every rank the first one's weights.
 
     Not in DistributedDataParallel, which would hold the gradients a second time: see reduce_gradients.
     """
     accelerator.prepare_model(model, evaluation_mode=True)
-    if dist.is_initialized():
-        for tensor in chain(model.parameters(), model.buffers()):
-            dist.broadcast(tensor.detach(), 0)
+    processes = Processes.of_group()
+    for tensor in chain(model.parameters(), model.buffers()):
+        processes.copy_from_first(tensor.detach())
 
 
 def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -219,7 +209,8 @@ def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     Those of sharded parameters have been summed in the backward pass.
     """
-    if not dist.is_initialized():
+    processes = Processes.of_group()
+    if processes.count == 1:
         return
     pieces: dict[torch.dtype, list[list[nn.Parameter]]] = {}
     for parameter in parameters:
@@ -231,7 +222,7 @@ def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for trained in chain.from_iterable(pieces.values()):
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         flat = torch.cat([gradient.flatten() for gradient in found])
-        dist.all_reduce(flat)
+        processes.sum_up(flat)
         for parameter, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -247,7 +238,7 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
         return float(nn.utils.clip_grad_norm_(trained, limit))
     kept = [p.grad for p in trained if not is_shard(p) and p.grad is not None]
     squared = nn.utils.get_total_norm(shards).double().square()
-    dist.all_reduce(squared)
+    Processes.of_group().sum_up(squared)
     norm = (squared + nn.utils.get_total_norm(kept).double().square()).sqrt()
     for gradient in (*shards, *kept):
         gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))

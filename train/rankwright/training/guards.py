@@ -29,7 +29,7 @@ COMPARED_TOKENS = 2048
 # Scores of a fast path that is right may differ by this many units in the last place of |row| times |state|: those of
 # SmolLM2-135M in bf16 do by up to 0.25, and by 4 where positions are not rotated.
 ROUNDED_SHARE = 0.5
-# Standard deviations of a group's scores (logits) beyond which ranking says little, and for how many steps.
+# Standard deviations of a group's scores (logits) that are odd beyond these limits, and for how many steps.
 LEAST_SPREAD, MOST_SPREAD, WATCHED_STEPS = 0.01, 50.0, 20
 
 
@@ -121,7 +121,7 @@ def refuse_not_finite(
 
 
 class SpreadWatch:
-    """Says once when the scores within a group have been too alike, or too far apart, for some steps."""
+    """Warns once when the scores within a group have been too close together, or too far apart, for some steps."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._steps, self._said = say, 0, False

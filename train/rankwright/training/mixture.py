@@ -18,7 +18,7 @@ class Part:
 
     Up to the end of epoch E the query at place i of n is drawn floor(E * weight + (i + 1/2) / n) times. These sum up
     to n * E * weight, rounded, at the end of every epoch: a weight of 1.3 draws 30 % of the queries twice, each epoch
-    others, and nobody waits longer than the weight says.
+    others, and no query waits longer than its weight implies.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Mixture:
         """sets: (name, query ids, weight) of each; a query id belongs to one set only."""
         self._seed = seed
         self.parts = [
-            # As the recipe spells the weight: a float's 0.1 is not a tenth.
+            # The weight as it is written in the recipe: a float's 0.1 is not a tenth.
             Part(name, _placed(ids, Fraction(str(weight)), seed), Fraction(str(weight)))
             for name, ids, weight in sets
         ]
@@ -113,7 +113,7 @@ class Mixture:
 
 
 def _placed(query_ids: Sequence[str], weight: Fraction, seed: int) -> tuple[str, ...]:
-    """The queries in their places, by hash; with a whole weight all places are drawn alike."""
+    """The queries in their places, by hash; with a whole weight all places are drawn equally often."""
     if weight.denominator == 1:
         return tuple(query_ids)
     return tuple(sorted(query_ids, key=lambda q: (stable_hash("place", seed, q), q)))

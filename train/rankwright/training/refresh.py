@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import content_hash
+from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.mining.filters import MiningView, bind_filters, known_scores
@@ -37,11 +37,11 @@ from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.retrieval.candidates import Candidate, ranked, read_candidates
 from rankwright.training.checkpoint import TrainState
-from rankwright.training.sampling import GroupSource
+from rankwright.training.sampling import GroupSource, Pools
 
 # The source of negatives that a refresh ranked.
 MODEL = "model"
-# Of what the filters leave, the hardest so many times mine.negatives stay, so that every sampler draws hard ones.
+# The hardest HARDEST * mine.negatives that the filters leave stay, so that every sampler draws hard ones.
 HARDEST = 4
 
 
@@ -84,6 +84,7 @@ class Refresh:
         self._source = source
         self._reranker = reranker
         self._collections = collections
+        self._processes = Processes.of_group()
         self._total_steps = total_steps
         self._candidates = read_candidates(run.path / "candidates.jsonl")
         self._first = read_negatives(run.path / "negatives.jsonl")
@@ -105,7 +106,7 @@ class Refresh:
         """
         name = self._make(state) if self.due(state.step) else state.pool
         if name != self._current and name is not None:
-            self._source.use(read_negatives(self._path(name)), pool_id(self._path(name)))
+            self._source.use(Pools.read(self._path(name)))
             self._current = name
         return name
 
@@ -123,7 +124,7 @@ class Refresh:
         steps = range(state.step + 1, min(state.step + self.every, self._total_steps) + 1)
         queries = self._source.queries_of(steps, self._recipe.train.groups_per_step)
         own = [(c, [q for q in c.queries if q in queries]) for c in self._collections]
-        weights = _on_all(_weights_hash(self._reranker))
+        weights = self._processes.from_first(_weights_hash(self._reranker))
         scores = [
             self._block_scores(number, state, weights, c, query_ids)
             for number, (c, query_ids) in enumerate(own)
@@ -134,14 +135,14 @@ class Refresh:
         with console.progress("refresh", len(queries)) as advance, sharding.gathered(self._reranker.model):
             scored = sum(self._score(blocks, collection, advance) for blocks, collection in scores)
         name = ""
-        if _rank() == 0:
+        if self._processes.is_first:
             pools: dict[str, tuple[Negative, ...]] = {}
             self._emptied = 0
             for blocks, collection in scores:
                 pools |= self._pools(collection, blocks.gather()[0])
             name = self._publish(state.step, pools)
             shutil.rmtree(self._folder / f"scores-{state.step}", ignore_errors=True)
-        name = str(_on_all(name))
+        name = self._processes.from_first(name)
         seconds = time.perf_counter() - started
         # Without those that were kept from before a kill.
         console.say(f"mine.refresh_steps: {name} in {seconds:.1f} s, {scored / seconds:,.0f} pairs/s")
@@ -150,7 +151,7 @@ class Refresh:
     def _block_scores(
         self, number: int, state: TrainState, weights: str, collection: Collection, query_ids: Sequence[str]
     ) -> tuple[BlockScores, Collection]:
-        """Of each query all that was retrieved, and its judged documents: filters compare with the relevant ones."""
+        """All that was retrieved for each query, and its judged documents: filters compare with the relevant ones."""
         lists = {}
         for query_id in query_ids:
             retrieved = [c.document_id for c in self._candidates.get(query_id, ())]
@@ -164,19 +165,20 @@ class Refresh:
         """Score what is missing, over all ranks; returns how many pairs that were."""
         missing = sorted(set(range(len(blocks.blocks))) - set(blocks.done()))
         # All have read what there is before any of them adds to it.
-        _meet()
-        share = missing[_rank() :: _ranks()]
+        ranks = self._processes
+        ranks.meet()
+        share = missing[ranks.rank :: ranks.count]
         kept = sum(len(block) for number, block in enumerate(blocks.blocks) if number not in missing)
         advance(kept)
         blocks.score(
             share,
             self._reranker.under(collection.instruction),
             collection,
-            rank=_rank(),
-            advance=lambda n: advance(n * _ranks()),
-            look=lambda: None,
+            rank=ranks.rank,
+            advance=lambda n: advance(n * ranks.count),
+            look=ranks.look,
         )
-        _meet()
+        ranks.meet()
         return sum(len(blocks.candidates[q]) for number in missing for q in blocks.blocks[number])
 
     def _pools(self, collection: Collection, run: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Negative, ...]]:
@@ -240,30 +242,9 @@ def _top(pool: Sequence[Negative], count: int) -> set[str]:
 
 
 def _weights_hash(reranker: Reranker) -> str:
-    """Of all trained parameters, bit for bit. Every rank calls it; of a sharded model the first has the answer."""
+    """Hash of all trained parameters, bit for bit. Every rank calls it; for a sharded model only the first has it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(trainable_state(reranker.model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _meet() -> None:
-    if _ranks() > 1:
-        dist.all_gather_object([None] * _ranks(), None)
-
-
-def _on_all(value: str) -> str:
-    """The first rank's value."""
-    values = [value]
-    if _ranks() > 1:
-        dist.broadcast_object_list(values)
-    return values[0]

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +18,7 @@ from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection, Group
 from rankwright.data.split_files import read_split
-from rankwright.mining.pools import JUDGED, PROMOTED, Negative, count_negatives
+from rankwright.mining.pools import JUDGED, PROMOTED, Negative, count_negatives, pool_id, read_negatives
 from rankwright.mining.samplers import DrawKey, Sampler, bind_sampler, uniform
 from rankwright.model.instructions import frozen_instruction, recipe_instruction, shortened, training_instructions
 from rankwright.model.prompt import EncodedGroup, PromptEncoder
@@ -25,27 +26,36 @@ from rankwright.recipe.schema import Mine, Recipe
 from rankwright.training.mixture import Mixture
 
 
+class Pools(NamedTuple):
+    """Query id -> negatives, and the id that draws depend on: the hash of the file they were read from."""
+
+    by_query: Mapping[str, Sequence[Negative]]
+    id: str
+
+    @classmethod
+    def read(cls, path: Path) -> Pools:
+        """The pools of a file such as negatives.jsonl."""
+        return cls(read_negatives(path), pool_id(path))
+
+
 def build_group(
     collection: Collection,
     pool: Sequence[Negative],
-    query_id: str,
+    key: DrawKey,
     *,
     negatives: int,
     positives: int,
-    seed: int,
-    draw: int,
-    pool_id: str,
     sampler: Sampler = uniform,
     teacher: Mapping[str, float] | None = None,
 ) -> Group:
-    """A query with up to `positives` relevant documents (labels kept) and up to `negatives` of its pool.
+    """The key's query with up to `positives` relevant documents (labels kept) and up to `negatives` of its pool.
 
     Relevant documents come first, drawn uniformly: judged ones, then those of the pool that were promoted. The sampler
     draws the others. teacher: document id -> a teacher's score, where there are any.
     """
+    query_id = key.query_id
     judged = collection.positives(query_id)
     labels = {**{n.document_id: float(n.label or 0.0) for n in pool if n.is_promoted}, **judged}
-    key = DrawKey(seed, draw, query_id, pool_id)
 
     def order(document_id: str) -> tuple[bool, int, str]:
         return document_id not in judged, stable_hash("draw", "positives", *key, document_id), document_id
@@ -90,12 +100,11 @@ class GroupSource:
     def __init__(
         self,
         collections: Sequence[Collection],
-        pools: Mapping[str, Sequence[Negative]],
+        pools: Pools,
         encoder: PromptEncoder,
         *,
         settings: Mine,
         seed: int,
-        pool_id: str,
         need_positive: bool,
         shuffle_labels: bool = False,
         teacher_scores: Mapping[str, Mapping[str, float]] | None = None,
@@ -104,14 +113,13 @@ class GroupSource:
         self._owner = {q: c for c in collections for q in c.queries}
         assert len(self._owner) == sum(len(c.queries) for c in collections), "query ids are not qualified"
         self._pools = pools
-        # In place of those, for some queries: see use().
-        self._fresh: Mapping[str, Sequence[Negative]] = {}
+        # Takes the place of those for the queries that it has: see use().
+        self._fresh = Pools({}, pools.id)
         # Each set is read under its own instruction.
         self.encoders = {c.name: encoder.under(c.instruction) for c in collections}
         self._settings = settings
         self._sampler = bind_sampler(settings.sampler)
         self._seed = seed
-        self._pool_id = pool_id
         self._shuffle_labels = shuffle_labels
         self._teacher_scores = teacher_scores
         # All groups have scores, if only NaN, or none has: what a loss does must not depend on its neighbours.
@@ -133,15 +141,16 @@ class GroupSource:
         """The queries that these steps draw."""
         return {query_id for step in steps for query_id, _ in self.mixture.step(step, groups_per_step)}
 
-    def use(self, pools: Mapping[str, Sequence[Negative]], pool_id: str) -> None:
+    def use(self, pools: Pools) -> None:
         """Draw from these pools from now on, and from the first ones for queries that they lack.
 
         Which queries are drawn, and when, stays as it is.
         """
-        self._fresh, self._pool_id = pools, pool_id
+        self._fresh = pools
 
     def _pool(self, query_id: str) -> Sequence[Negative]:
-        pool = self._fresh[query_id] if query_id in self._fresh else self._pools.get(query_id, ())
+        fresh = self._fresh.by_query
+        pool = fresh[query_id] if query_id in fresh else self._pools.by_query.get(query_id, ())
         return pool if self._owner[query_id].positives(query_id) else [n for n in pool if n.source == JUDGED]
 
     def _scores(self, query_id: str) -> Mapping[str, float]:
@@ -158,12 +167,9 @@ class GroupSource:
         group = build_group(
             self._owner[query_id],
             self._pool(query_id),
-            query_id,
+            DrawKey(self._seed, draw, query_id, self._fresh.id),
             negatives=self._settings.negatives,
             positives=self._settings.positives,
-            seed=self._seed,
-            draw=draw,
-            pool_id=self._pool_id,
             sampler=self._sampler,
             teacher=self._scores(query_id) if self._has_scores else None,
         )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from rankwright.common import console
 from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
 from rankwright.model.attention import PLAIN
 from rankwright.model.bases import Origin, find_origin, refuse_other_kinds, refuse_unread
@@ -160,7 +160,7 @@ def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
 
 
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
-    """Say what was decided and why."""
+    """Report what was decided and why."""
     trained, total = parameter_counts(model)
     layers = sum(1 for n, _ in model.named_modules() if n.endswith("lora_A"))
     what = f"{lora_name(recipe.model)} on {layers} linear layers" if layers else "full, embeddings frozen"
@@ -169,7 +169,7 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
         f"{precision(recipe)} on {device().type}, gradient checkpointing "
         f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
-        f"{f'sharded over {dist.get_world_size()} processes, ' if model.sharded else ''}"
+        f"{f'sharded over {Processes.of_group().count} processes, ' if model.sharded else ''}"
         f"micro-batches of at most {budget_tokens(recipe):,} tokens"
     )
     with torch.autocast(device().type, torch.bfloat16, enabled=precision(recipe) == "bf16"):
@@ -200,7 +200,7 @@ def base_reranker(recipe: Recipe) -> Reranker:
         query_tokens=recipe.prompt.query_tokens,
         revision=recipe.model.revision,
     )
-    # Of sets that are not among the tests nothing is scored.
+    # Only test sets are scored.
     stated = {k: t for k, t in stated_instructions(recipe).items() if k.startswith(("prompt.", "data.test.")) and t}
     if lost := [key for key, text in stated.items() if not contract.under(text, tokenizer).takes_instruction]:
         console.say(f"base: its frame {contract.mode} has no place for {', '.join(lost)}: scored without")

@@ -1,4 +1,4 @@
-"""Where numbers of training go: metrics.jsonl always, other trackers by name; none of them can stop training."""
+"""What a training reports: metrics.jsonl always, other trackers by name (none can stop it), progress, messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import write_lines_atomic, write_text_atomic
+from rankwright.training.checkpoint import TrainState
 
 
 class Tracker(Protocol):
@@ -74,6 +75,42 @@ class Trackers:
             tracker.close()
 
 
+class Reports:
+    """All that a training reports: to its trackers, the progress bar and the console.
+
+    open_trackers: (the step that training continues after) -> its trackers. advance: moves the progress bar.
+    """
+
+    def __init__(
+        self, open_trackers: Callable[[int], Trackers], advance: Callable[..., None], say: Callable[[str], None]
+    ) -> None:
+        self.advance, self.say = advance, say
+        self._open_trackers, self._trackers = open_trackers, Trackers()
+
+    def start(self, state: TrainState) -> None:
+        """Open the trackers after the state's step; a training that begins logs the base's value on dev."""
+        self._trackers = self._open_trackers(state.step)
+        if state.step == 0:
+            self._trackers.log({"dev_nDCG@10": state.base_value}, step=0)
+        self.advance(state.step)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """The values of one step, to the trackers."""
+        self._trackers.log(values, step=step)
+
+    def end_early(self, state: TrainState, planned_steps: int) -> None:
+        """Training is out of patience."""
+        self.advance(0, total=state.step)
+        evaluations = f"{state.since_best} evaluation{'s' if state.since_best > 1 else ''}"
+        self.say(
+            f"train.patience: {evaluations} on dev without a new best: ended after step {state.step} of {planned_steps}"
+        )
+
+    def close(self) -> None:
+        """Close the trackers."""
+        self._trackers.close()
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl; a line cut off by a kill is left out."""
     rows = []
@@ -91,10 +128,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(map(str, LOGGER_TYPE_TO_CLASS))
-            raise UserError(
-                f"unknown tracker {name!r}{did_you_mean(name, map(str, LOGGER_TYPE_TO_CLASS))} (known: {known})"
-            )
+            raise UserError(no_such("tracker", name, map(str, LOGGER_TYPE_TO_CLASS)))
 
 
 def open_trackers(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rankwright.common.processes import Processes
 from rankwright.model.attention import PLAIN
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
@@ -113,7 +114,7 @@ class Utilisation:
             self._target = Target(model.route()[0], model.device.type == "cpu", bits16)
         self._shape = architecture_of(model)
         self._budget_tokens = budget_tokens
-        self._ranks: int = accelerator.num_processes
+        self._ranks = Processes.of_group().count
         self.peak = matmul_peak(torch.bfloat16 if bits16 else torch.float32, model.device)
 
     def share(self, groups: Sequence[EncodedGroup], seconds: float) -> float:
@@ -210,7 +211,7 @@ def _attention_bytes(shape: Architecture, work: Work, target: Target, types: Typ
 
 
 def _around_attention(shape: Architecture, tokens: int, types: Types) -> int:
-    """Of q_norm and k_norm: their inputs, and the inverse lengths."""
+    """What q_norm and k_norm keep: their inputs, and the inverse lengths."""
     if not shape.qk_norm:
         return 0
     heads = shape.heads + shape.key_heads
@@ -306,7 +307,7 @@ def _recomputed_peak(shape: Architecture, works: Sequence[Work], target: Target,
     casts = _weights_bytes(shape, types) if types.casts and not target.sharded else 0
     kept = peak = 0
     for row, work in enumerate(works):
-        # Of the layer before the last: its own input is among those that are kept, the last layer's no longer.
+        # The layer before the last: its own input is among those that are kept, the last layer's no longer.
         one = layer_bytes(shape, work, target, types) - inputs * work.tokens + _backward_bytes(shape, work, types)
         begun = kept + (shape.layers - 1) * inputs * work.tokens + one + casts
         kept += shape.layers * inputs * work.tokens

@@ -102,7 +102,7 @@ def machine_memory() -> int:
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        raise UserError("--gpus: this system does not say how much memory it has: name a GPU instead of cpu") from None
+        raise UserError("--gpus: this system does not report its memory: name a GPU instead of cpu") from None
     return min(memory, int(limit)) if limit.isdigit() else memory
 
 
@@ -172,7 +172,7 @@ class Plan:
         return found
 
     def _weights(self, types: Types) -> dict[str, int]:
-        """Of the parameters; sharding.shard keeps vectors and adapters whole."""
+        """Weights, gradients and optimizer; sharding.shard keeps vectors and adapters whole."""
         adapters = self.recipe.model.method == "lora"
         parts = {"weights": 0, "gradients": 0, "optimizer": 0}
         for parameter in self.model.parameters():
@@ -240,7 +240,7 @@ class Plan:
         )
 
     def step_seconds(self, mfu: float, mean_tokens: int | None = None) -> float:
-        """Of one step, which lasts until the busiest device is done."""
+        """Seconds of one step, which lasts until the busiest device is done."""
         peak = self.device.bf16 if self.bits16 else self.device.fp32
         return max(self.step_flops(mean_tokens)) / (peak * mfu)
 
@@ -256,7 +256,7 @@ def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> E
 def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
     """Reads config.json and the tokenizer of the base, no weights; on `cpu` it measures the machine for half a second.
 
-    gpus: as gpus.parse_gpus has it. Raises UserError for what is unknown, or cannot fit; it then says what would.
+    gpus: as parse_gpus has it. Raises UserError for what is unknown, or does not fit; it then names what would.
     """
     count, name = parse_gpus(gpus)
     if sharded and count == 1:
