@@ -18,6 +18,11 @@ from rankwright.model.frames import CUT, FRAMES, FrameTexts, known_frame, single
 
 QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
 README = "README.md"
+TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
+ADAPTER_FILE = "adapter_config.json"
+# Weights whose loading may run code.
+PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +193,6 @@ def _question(name: str, tokenizer: Any, logit_score: tuple[int, int | None] | N
         f"model.base: {name}: a reranker{scored} whose files and name do not say in which prompt it was trained: look "
         f"it up and state it: prompt.mode={'|'.join(FRAMES)} (score: --mode, Reranker.load: mode=)"
     )
-
-
-TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
-ADAPTER_FILE = "adapter_config.json"
-# Weights whose loading may run code.
-PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
 
 
 def refuse_other_kinds(name: str, folder: str, revision: str | None = None) -> None:

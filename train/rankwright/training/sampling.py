@@ -25,6 +25,8 @@ from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
 from rankwright.training.mixture import Mixture
 
+MIX_FILE = "mix.json"
+
 
 class Pools(NamedTuple):
     """Query id -> negatives, and the id that draws depend on: the hash of the file they were read from."""
@@ -194,9 +196,6 @@ class GroupSource:
         self.cut_queries += encoded.query_cut
         self.cut_documents += encoded.documents_cut
         return TrainGroup(group.query_id, group.labels, encoded, group.weight, group.teacher)
-
-
-MIX_FILE = "mix.json"
 
 
 def write_mix(

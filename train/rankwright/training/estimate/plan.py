@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.model.attention import PLAIN, route_for
 from rankwright.model.blocks import why_not
 from rankwright.model.instructions import training_instructions
@@ -37,6 +37,9 @@ from rankwright.training.setup import (
 GIB = 2**30
 CPU = "cpu"
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+GATHERED = "gathered layers and embeddings"
+ADAM_BYTES = 8  # two fp32 numbers a trained parameter
+LEAST_BUDGET = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,7 @@ def parse_gpus(text: str) -> tuple[int, str]:
     found = re.fullmatch(r"(?:([1-9]\d{0,4})\s*[x*])?\s*([a-z][a-z0-9-]*)", text.strip().lower())
     name = found[2] if found else text
     if found is None or (name not in KNOWN and name != CPU):
-        known = [*KNOWN, CPU]
-        raise UserError(
-            f"--gpus: {text!r}: unknown{did_you_mean(name, known)} (known: {', '.join(known)}; 8xh100 is 8)"
-        )
+        raise UserError(f"--gpus: {no_such('device', name, [*KNOWN, CPU], 'several are written 8xh100')}")
     return int(found[1] or 1), name
 
 
@@ -104,11 +104,6 @@ def machine_memory() -> int:
     except (AttributeError, ValueError, OSError):
         raise UserError("--gpus: this system does not report its memory: name a GPU instead of cpu") from None
     return min(memory, int(limit)) if limit.isdigit() else memory
-
-
-GATHERED = "gathered layers and embeddings"
-ADAM_BYTES = 8  # two fp32 numbers a trained parameter
-LEAST_BUDGET = 1024
 
 
 @dataclass(frozen=True)
