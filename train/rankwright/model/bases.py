@@ -107,7 +107,7 @@ def _texts(tokenizer: Any) -> Iterator[str]:
 
 
 def _instruction_in(text: str, frame: FrameTexts) -> str | None:
-    """What stands in the place of the instruction, where `text` is the frame around the two texts; else None."""
+    """The text at the place of the instruction if `text` is the frame around the two texts, else None."""
     start, place, rest = frame.prefix.replace(CUT, "").partition("{instruction}")
     end = rest + QUERY + (frame.middle + frame.document_prefix + DOCUMENT + frame.suffix).replace(CUT, "")
     if not (text.startswith(start) and text.endswith(end) and len(text) >= len(start) + len(end)):
@@ -117,7 +117,7 @@ def _instruction_in(text: str, frame: FrameTexts) -> str | None:
 
 
 def _named(name: str, folder: str, revision: str | None) -> Origin | None:
-    """By the base's own name, or by the model that its files name as the one they were made from."""
+    """The frame by the base's own name, or by the name of the model that its files say it was made from."""
     if (frame := known_frame(name)) is not None:
         return Origin(frame.name)
     for place, other in _relatives(folder, revision):
@@ -189,14 +189,15 @@ def _words(tokenizer: Any, ids: Sequence[int | None]) -> str:
 
 def _question(name: str, tokenizer: Any, logit_score: tuple[int, int | None] | None) -> str:
     scored = "" if logit_score is None else f" (it scores {_words(tokenizer, logit_score)})"
+    chosen = "|".join(frame.name for frame in FRAMES.values() if frame.trainable)
     return (
-        f"model.base: {name}: a reranker{scored} whose files and name do not say in which prompt it was trained: look "
-        f"it up and state it: prompt.mode={'|'.join(FRAMES)} (score: --mode, Reranker.load: mode=)"
+        f"model.base: {name}: a reranker{scored} whose files and name do not show which prompt it was trained in: look "
+        f"it up and state it: prompt.mode={chosen} (score: --mode, Reranker.load: mode={'|'.join(FRAMES)})"
     )
 
 
 def refuse_other_kinds(name: str, folder: str, revision: str | None = None) -> None:
-    """Raises UserError for what no decoder with one score is: encoders, several labels, own code, other modules."""
+    """Raises UserError for a base that is not a decoder with one score: an encoder, several labels, code of its own."""
     for module in modules(folder, revision):
         kind = module["type"].rsplit(".", 1)[-1]
         if kind not in (TRANSFORMER, LOGIT_SCORE):
@@ -232,7 +233,7 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
 
 
 def refuse_unread(folder: str) -> None:
-    """Raises UserError for a folder of one of our exports that other libraries read, and this one does not."""
+    """Raises UserError for an export of ours that only other libraries read (onnx, gguf)."""
     path = Path(folder)
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return
@@ -245,7 +246,7 @@ def refuse_unread(folder: str) -> None:
 
 
 def refuse_pickles(folder: str) -> None:
-    """Raises UserError for a local folder whose weights are in no safetensors file."""
+    """Raises UserError for a local folder that has pickled weights and no safetensors file."""
     path = Path(folder)
     found = [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))] if path.is_dir() else []
     if found and not any(path.glob("*.safetensors")):
@@ -256,7 +257,7 @@ def refuse_pickles(folder: str) -> None:
 
 
 def architecture(config: dict[str, Any]) -> str:
-    """The class that wrote the weights, or an empty text."""
+    """The class that wrote the weights, \"\" if the config names none."""
     return str((config.get("architectures") or [""])[0])
 
 

@@ -34,7 +34,7 @@ BGE_TASK = (
 
 @dataclass(frozen=True, slots=True)
 class FrameTexts:
-    """The texts around query and document, and the scored words.
+    """The texts around a query and a document, and the scored words.
 
     prefix may hold `{instruction}` once; prefix, middle and suffix may hold CUT. The score is scale * (logit of yes -
     logit of no), or without a `no` scale * (logit of yes).
@@ -51,16 +51,17 @@ class FrameTexts:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A prompt template: all that is known of it. Its name is what prompt.mode and a stored contract hold.
+    """A prompt template and all that is known about it. prompt.mode and stored contracts hold its name.
 
     build: (tokenizer, instruction) -> texts; raises UserError for a tokenizer that the template does not suit.
     families: parts of the names of models that were trained in it, in lower case; the first frame that has one wins.
     instruction: the default, "" for none.
     line_for_instruction: the texts have a place for an instruction only where there is one.
-    trainable: a recipe may choose it for any base; others are found by the base (`auto`).
-    rendered: query and document stand in one text, which a chat template can render. Not so for a frame that its
-    vendor tokenises in pieces, which no runtime of an export repeats.
-    baked: rendered, and query and document stand alone between special tokens: tokenizer.json can hold the frame.
+    trainable: a recipe may choose it for any base; other frames are only found by the base (`auto`).
+    rendered: the prompt is one text, which a chat template can render; false for a frame that its vendor tokenises in
+    pieces, which no runtime of an export repeats.
+    baked: rendered, and query and document stand alone between special tokens, so that tokenizer.json can hold the
+    frame.
     """
 
     name: str
@@ -104,7 +105,7 @@ FRAMES.add(
 
 
 def portable_frame(tokenizer: Any, instruction: str = "") -> FrameTexts:
-    """A frame of the turn tokens that the base was trained on.
+    """The turn tokens that the base was trained on, with roles system, query, document and assistant.
 
     Knows ChatML (Qwen, SmolLM2 and others) and Llama 3. Raises UserError for any other tokenizer.
     """
@@ -149,7 +150,7 @@ FRAMES.add(Frame("zerank", zerank_frame, families=("zerank-",), rendered=True, b
 def mxbai_frame(tokenizer: Any, instruction: str) -> FrameTexts:
     """mxbai-rerank-base-v2 and -large-v2: logit of "1" - logit of "0".
 
-    The line of the instruction is there only where there is one. Source: mxbai_rerank/mxbai_rerank_v2.py of
+    The line for an instruction is left out without one. Source: mxbai_rerank/mxbai_rerank_v2.py of
     https://github.com/mixedbread-ai/mxbai-rerank (commit 03324ea, 2025), which tokenises its pieces one by one. There
     query and document together fill 8,192 tokens beside the frame, and the query up to 3/4 of them; here max_tokens
     bounds the whole prompt and query_tokens the query.

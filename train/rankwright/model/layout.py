@@ -38,12 +38,12 @@ class Segment:
         return self.tokens + self.head_end - self.head_start
 
 
-# Compared by identity: a row is the key of what the attention routes derive from it once for all layers.
+# Compared by identity: rows are the keys under which attention routes cache what all layers share.
 @dataclass(frozen=True, eq=False)
 class Row:
-    """ids_T, positions_T: int64. heads and documents: which tokens they are; a document's last one is scored.
+    """ids_T, positions_T: int64. heads and documents: where they are in the row; a document's last token is scored.
 
-    few_shapes: how many tokens are scored is filled up too, see scored_N.
+    few_shapes: the number of scored tokens is rounded up too, see scored_N.
     """
 
     ids_T: Tensor
@@ -54,7 +54,7 @@ class Row:
 
     @cached_property
     def scored_N(self) -> Tensor:
-        """The place of each document's last token; with few_shapes, place 0 up to a multiple of 32 behind them."""
+        """The place of each document's last token; with few_shapes, then place 0 up to a multiple of 32."""
         places = [d.end - 1 for d in self.documents]
         return torch.tensor(places + [0] * (-len(places) % 32 if self.few_shapes else 0))
 
@@ -86,8 +86,8 @@ class Row:
 def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int = 1) -> list[Row]:
     """Rows of at most row_tokens tokens (a longer head + document takes a row of its own); documents in order.
 
-    A group that does not fit into what is left of a row goes on in the next one, its head repeated there.
-    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens with some that no document sees.
+    A group that does not fit into the rest of a row continues in the next one, where its head is repeated.
+    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens with tokens that no document sees.
     """
     rows: list[_Draft] = []
     for group in groups:

@@ -15,7 +15,7 @@ from rankwright.data.collection import Collection
 from rankwright.data.store.views import get_many
 from rankwright.model.prompt import PromptEncoder
 
-# Without a tokenizer: bytes of UTF-8 a token, and tokens of a frame with its instruction. Both are on the safe side.
+# Estimates without a tokenizer: UTF-8 bytes per token, and tokens of a frame with its instruction; on the safe side.
 BYTES_PER_TOKEN, FRAME_TOKENS = 3.0, 110
 LEAST_TOKENS, MOST_TOKENS, STEP_TOKENS = 128, 1024, 64
 # At most this many documents of a corpus are measured, drawn by hash, so that the time has a bound.
@@ -28,7 +28,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The prompt's budgets, and how they came about. query_tokens None: the default, a quarter of max_tokens."""
+    """The prompt's budgets, and why these. query_tokens None: the default, a quarter of max_tokens."""
 
     max_tokens: int
     query_tokens: int | None
@@ -78,7 +78,7 @@ def _up(tokens: int) -> int:
 
 
 def percentile(lengths: Sequence[int], percent: float) -> int:
-    """The smallest length that so many per cent of them do not exceed; 0 for none."""
+    """The smallest length that this percentage of the lengths does not exceed; 0 without any."""
     return int(np.percentile(lengths, percent, method="inverted_cdf")) if lengths else 0
 
 

@@ -66,7 +66,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
     """Train, or continue; returns the state at the end, whose best_step is the one to use, and the planned steps."""
     processes = Processes.of_group()
     base, tokenizer, contract = recipe_prompt(recipe)
-    # A single process has nobody to share with.
+    # A single process has no other to share with.
     shared = sharding.is_wanted() and processes.count > 1
     # Not on the GPU before it is sharded: the whole model may be too large for it.
     model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu") if shared else None)
@@ -126,12 +126,12 @@ def _trackers_of(recipe: Recipe, run: RunFolder) -> Callable[[int], Trackers]:
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
-    """The token ids of all that training and the evaluation on dev can draw."""
+    """The token ids of everything that training and the evaluation on dev can use."""
     queries: dict[str | None, set[str]] = {}
     corpora: list[Mapping[str, str]] = []
     drawn: set[str] = set()
     pools = read_negatives(run.path / "negatives.jsonl")
-    # A refresh scores, and may draw, all that was retrieved.
+    # A refresh scores everything that was retrieved, and may draw it.
     refreshed = recipe.mine.refresh_steps is not None
     retrieved = read_candidates(run.path / "candidates.jsonl") if refreshed else {}
     for collection in map(qualified, read_split(run.path / "data", "train")):
@@ -148,7 +148,7 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
         drawn |= {f"{len(corpora)}/{c.document_id}" for q in query_ids for c in candidates.get(q, ())}
         corpora.append(collection.corpus)
     del pools, retrieved, candidates
-    # Texts are read again where they are tokenised: what training can draw need not fit into memory.
+    # Texts are read again when they are tokenised, so that they need not fit into memory together.
     texts = KeyedTexts(Joined(corpora), drawn)
     with console.progress("tokenise", sum(map(len, queries.values())) + len(texts)) as advance:
         return token_store(run.path / "tokens", encoder, queries, texts, advance)
@@ -171,7 +171,7 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
 def make_refresh(
     recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
 ) -> Refreshing:
-    """What mines negatives again every mine.refresh_steps; NoRefresh without."""
+    """Mines negatives again every mine.refresh_steps; NoRefresh if the recipe has none."""
     if recipe.mine.refresh_steps is None:
         return NoRefresh()
     collections = [qualified(c) for c in read_split(run.path / "data", "train")]
@@ -234,7 +234,7 @@ def _describe_data(recipe: Recipe, source: GroupSource, steps: int, processes: P
         f"and {recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}"
     )
     if recipe.train.shuffle_labels:
-        console.say("train.shuffle_labels: labels mean nothing in this run, which is a control")
+        console.say("train.shuffle_labels: labels are shuffled in this run, which is a control")
 
 
 def _keep_mix(recipe: Recipe, run: RunFolder, source: GroupSource, planned_steps: int, steps: int | None) -> None:
@@ -246,7 +246,7 @@ def _keep_mix(recipe: Recipe, run: RunFolder, source: GroupSource, planned_steps
 
 
 def _kept_contract(recipe: Recipe, reranker: Reranker) -> PromptContract:
-    """The contract of the checkpoints: with the instruction of the exports, where there are some."""
+    """The contract of the checkpoints, under the instruction of the exports if there are any."""
     return reranker.under(frozen_instruction(recipe) if recipe.export_targets else None).contract
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified before use, the newest two and the best kept."""
+"""Checkpoints: written whole or not at all, verified before use; the newest two and the best are kept."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ KEEP_NEWEST = 2
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Where training stands. Values are nDCG@10 on dev; best_step 0, and best_value None, mean that no step was
-    evaluated yet.
+    """Where training stands. Values are nDCG@10 on dev; best_step is 0 and best_value None until a step is evaluated.
 
     inputs: hash of the recipe's sections and files that this training depends on.
-    since_best: evaluations since the last one that was above all before it, the base's among them.
+    since_best: evaluations since the last one that was better than all before it, including the base's.
     pool: the refreshed negatives that this step was drawn from (refresh.Refresh); None: those mined before training.
     """
 
@@ -48,20 +47,20 @@ class TrainState:
         """This state after an evaluation of its step."""
         if self.best_value is not None and value <= self.best_value:
             return dataclasses.replace(self, since_best=self.since_best + 1)
-        # The best step is that of training, even below the base: for patience the base comes first.
+        # best_step counts trained steps only, even below the base; patience compares with the base too.
         since_best = 0 if value > self.base_value else self.since_best + 1
         return dataclasses.replace(self, best_step=self.step, best_value=value, since_best=since_best)
 
     def out_of_patience(self, patience: int | None) -> bool:
         """Whether `patience` evaluations in a row gave no new best.
 
-        By the state alone: it is the same on all ranks, and a process that continues from a checkpoint ends as well.
+        It depends on the state alone, so all ranks agree, and so does a process that continues from a checkpoint.
         """
         return patience is not None and self.since_best >= patience
 
     @property
     def value_so_far(self) -> float:
-        """The best step's, or the base's before a step was evaluated."""
+        """The value of the best step, or the base's before a step was evaluated."""
         return self.base_value if self.best_value is None else self.best_value
 
 
@@ -174,14 +173,14 @@ def read_state(folder: Path) -> TrainState | None:
 def load_checkpoint(
     folder: Path, model: RankModel, optimizer: torch.optim.Optimizer | None = None, *, base_share: float = 0.0
 ) -> None:
-    """Put weights, and the optimizer's state where one is given, back bit for bit.
+    """Restore the weights, and the state of an optimizer if given, bit for bit.
 
-    base_share: how far the weights go back to the base's, see trainable.load_trainable_state; never while training.
+    base_share: how far the weights go back towards the base's, see trainable.load_trainable_state; not in training.
     Raises UserError when names or shapes differ from the model's.
     """
     load_trainable_state(model, load_file(folder / WEIGHTS), base_share=base_share)
     if optimizer is not None:
         assert not base_share, "an optimizer's state belongs to the weights as they were trained"
-        # Not to the device it was saved from: on another machine there may be none, here it is the first rank's.
+        # Not onto the device it was saved from: another machine may lack it, and here it is the first rank's.
         values = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
         load_optimizer_state(optimizer, values)

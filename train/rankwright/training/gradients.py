@@ -1,4 +1,4 @@
-"""The gradient of one global step: planned over all ranks, divided globally, in bounded memory for any list length."""
+"""The gradient of one global step over all ranks, in bounded memory for lists of any length."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ REDUCE_NUMBERS = 25_000_000
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """Over all ranks of one step: loss and, as means over the groups, how far scores are apart.
+    """The loss of one step over all ranks, and how far scores are apart, as means over the groups.
 
-    margin: mean score of the documents with the highest label less that of the others. spread: standard deviation
+    margin: mean score of the documents with the highest label minus that of the others. spread: standard deviation
     of a group's scores. not_finite: queries whose loss is not a finite number. stop: some rank was asked to stop.
     """
 
@@ -123,7 +123,7 @@ def _backward(
 def _idle_passes(
     plan: Sequence[Sequence[Sequence[int]]], groups: Sequence[TrainGroup], budget_tokens: int, rank: int
 ) -> list[tuple[int, int]]:
-    """For each micro-batch: (passes without a graph, passes with one) that `rank` lacks beside the busiest rank."""
+    """For each micro-batch: how many passes (without a graph, with one) `rank` runs fewer than the busiest rank."""
     passes = []
     for micro_batches in plan:
         parts = [len(_parts([groups[i] for i in micro_batch], budget_tokens)) for micro_batch in micro_batches]
@@ -134,7 +134,7 @@ def _idle_passes(
 
 
 def _run_idle(model: RankModel, group: TrainGroup, passes: int, accelerator: Any = None) -> None:
-    """Passes over two tokens that add nothing to the gradient, with a backward pass where an accelerator is given."""
+    """Passes over two tokens that add nothing to the gradient; with a backward pass if an accelerator is given."""
     smallest = EncodedGroup(group.encoded.head_ids[:1], [group.encoded.tail_ids[0][:1]], False, 0)
     for _ in range(passes):
         with nullcontext() if accelerator else torch.no_grad():
@@ -166,7 +166,7 @@ def to_lists(scores_N: Tensor, groups: Sequence[TrainGroup]) -> tuple[Tensor, Te
 
 
 def _losses(loss: RecipeLoss, scores_N: Tensor, groups: Sequence[TrainGroup]) -> Tensor:
-    """loss_Q, of labels and, where the groups have them, a teacher's scores."""
+    """loss_Q from labels and, if the groups have them, a teacher's scores."""
     lists = to_lists(scores_N, groups)
     if groups[0].teacher is None:
         return loss(*lists)
@@ -175,9 +175,9 @@ def _losses(loss: RecipeLoss, scores_N: Tensor, groups: Sequence[TrainGroup]) ->
 
 
 def score_distances(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
-    """Sums over the groups of (margin, spread), as StepSums has them; 0 for a group with nothing to compare.
+    """Sums over the groups of (margin, spread), see StepSums; 0 for a group with nothing to compare.
 
-    A document whose label is not known (NaN) has no part in the margin.
+    A document with an unknown label (NaN) does not count in the margin.
     """
     scores_QD = scores_QD.double()
     known_QD = mask_QD & ~labels_QD.isnan()
@@ -194,9 +194,9 @@ def _mean(values_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 def prepare(model: RankModel, accelerator: Any) -> None:
-    """Autocast as Accelerate has it, and on every rank the first one's weights.
+    """Autocast by Accelerate, and the first rank's weights on every rank.
 
-    Not in DistributedDataParallel, which would hold the gradients a second time: see reduce_gradients.
+    Without DistributedDataParallel, which would hold the gradients a second time: see reduce_gradients.
     """
     accelerator.prepare_model(model, evaluation_mode=True)
     processes = Processes.of_group()
@@ -207,7 +207,7 @@ def prepare(model: RankModel, accelerator: Any) -> None:
 def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum the gradients over the ranks, REDUCE_NUMBERS at a time; a missing gradient counts as zeros.
 
-    Those of sharded parameters have been summed in the backward pass.
+    Gradients of sharded parameters are already summed in the backward pass.
     """
     processes = Processes.of_group()
     if processes.count == 1:
@@ -230,7 +230,7 @@ def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """Scale the gradient to a norm of at most `limit`; returns the norm before, which may not be finite.
 
-    The norm is that of the whole gradient, of sharded parameters too.
+    The norm is that of the whole gradient, including sharded parameters.
     """
     trained = [p for p in parameters if p.requires_grad]
     shards = [cast(Any, p.grad).to_local() for p in trained if is_shard(p) and p.grad is not None]

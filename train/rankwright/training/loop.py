@@ -1,4 +1,4 @@
-"""fit(): the only training loop, over Accelerate. Step, log, every N steps evaluate and save."""
+"""fit(): the only training loop. Step, log; every N steps evaluate and save."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def fit(
 ) -> TrainState:
     """Train to total_steps, or out of patience, from the newest whole checkpoint where there is one.
 
-    evaluate() scores the dev queries with the model as it stands (on all ranks together) and returns nDCG@10.
-    refresh(state) has the source draw the next step from its pool of negatives, mined now where due; returns its name.
-    Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
-    Raises Stopped after saving, when `stop` is requested on any rank.
+    evaluate() scores the dev queries with the current model, on all ranks together, and returns nDCG@10.
+    refresh(state) sets the pool that the next step draws negatives from, mines it first if it is due, and returns its
+    name. Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
+    Raises Stopped after saving if a stop is requested on any rank.
     """
     model, settings, total_steps = job.model, job.settings, job.total_steps
     processes = Processes.of_group()
@@ -116,7 +116,7 @@ def fit(
         if step % settings.save_every == 0 or "dev_nDCG@10" in values or refresh.due(step) or sums.stop:
             checkpoints.save(state, model, optimizer)
         if sums.stop and step < total_steps:
-            # A launcher kills all processes soon after the first has ended: not while one of them still writes.
+            # A launcher kills all processes soon after the first has ended: wait while one of them still writes.
             processes.meet()
             raise Stopped(step, interrupted=stop.interrupted)
         reports.advance(1, loss=sums.loss, dev=state.value_so_far, **speed)

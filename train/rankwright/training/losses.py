@@ -56,7 +56,7 @@ def of_relevant(loss: L) -> L:
 def without_padding(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
     """(scores_QD, labels_QD) in the scores' type, at least fp32, with 0 at padded places.
 
-    Before anything is computed from them: a gradient of 0 times the derivative at NaN would be NaN.
+    Call it before any other computation: a gradient of 0 times the derivative at NaN would be NaN.
     """
     dtype = torch.promote_types(scores_QD.dtype, torch.float32)
     return scores_QD.to(dtype).masked_fill(~mask_QD, 0.0), labels_QD.to(dtype).masked_fill(~mask_QD, 0.0)
@@ -110,7 +110,7 @@ def refuse_temperature(temperature: float, neutral: str) -> None:
 
 def _log_softmax(scores_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """Over the real documents; 0 at padded places."""
-    # Not -inf: a group without any document would be NaN.
+    # Not -inf, which gives NaN for a group without documents.
     lowest = torch.finfo(scores_QD.dtype).min
     return F.log_softmax(scores_QD.masked_fill(~mask_QD, lowest), dim=1).masked_fill(~mask_QD, 0.0)
 
@@ -252,7 +252,7 @@ def lambda_rank(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, k: int
 
 
 def _places(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean place, first place) of each document among those with its score and label, from 1."""
+    """(mean place, first place) of each document among the documents with its score and label, from 1."""
     equal_QDD = scores_QD.unsqueeze(2) == scores_QD.unsqueeze(1)
     others_QDD = other_document(mask_QD)
     after_QDD = (scores_QD.unsqueeze(2) < scores_QD.unsqueeze(1)) | (equal_QDD & higher_label(labels_QD, mask_QD))
@@ -314,11 +314,11 @@ def mse(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 def bind_loss(settings: LossSettings) -> RecipeLoss:
-    """The recipe's loss with its options: loss + the sum of weight * loss over `plus`, one value a group.
+    """The recipe's loss with its options: loss + the sum of weight * loss over `plus`, one value per group.
 
     A term that is `of_teacher` sees the documents that have a teacher's score, and this in place of the label; without
     teacher_QD it takes labels for scores. Any other term sees the documents whose label is known (not NaN).
-    Raises UserErrors, a line for each term with a mistake, led by its key (`loss.plus.0.options.temperature`).
+    Raises UserErrors, one line per term with a mistake, led by its key (`loss.plus.0.options.temperature`).
     """
     faults: list[str] = []
     terms: list[tuple[float, bool, Loss]] = []
@@ -376,7 +376,7 @@ def _bind_term(key: str, name: str, options: Mapping[str, Any]) -> Loss:
 
 
 def scores_candidates(recipe: Recipe) -> bool:
-    """Whether the teacher scores all that was retrieved: a refresh may draw, or ask its filter about, any of it."""
+    """Whether the teacher scores everything that was retrieved: a refresh may draw or filter any of it."""
     mine = recipe.mine
     used = "teacher" in mine.filters or reads_teacher(recipe.loss)
     return mine.teacher is not None and mine.refresh_steps is not None and used

@@ -1,4 +1,4 @@
-"""Negatives mined again while training: candidates ranked by the model as it stands, filtered by the same rules."""
+"""Negatives mined again during training: candidates ranked by the current model, filtered by the same rules."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ HARDEST = 4
 
 
 class NoRefresh:
-    """The negatives that were mined before training, to its end."""
+    """Training draws from the negatives that were mined before it, to its end."""
 
     def due(self, step: int) -> bool:
         """Never."""
@@ -58,12 +58,12 @@ class NoRefresh:
 
 
 class Refresh:
-    """Pools for the steps after every `mine.refresh_steps` steps, each an immutable file pools/step-N-HASH.jsonl.
+    """A new pool after every `mine.refresh_steps` steps, an immutable file pools/step-N-HASH.jsonl.
 
-    The pool after step N holds the queries that the steps to the next refresh draw. It is a function of the weights
-    after step N: whoever continues from there makes the same one again, from the scores that were kept. It appears
-    under its name, the hash of its content, before the first step that draws from it, and checkpoints of these steps
-    name it.
+    The pool after step N holds the queries that the steps until the next refresh draw. It is a function of the weights
+    after step N: a process that continues from there makes the same pool again, from the scores that were kept. The
+    file appears before the first step that draws from it. Its name has the hash of its content, and the checkpoints of
+    these steps name it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Refresh:
         self._current: str | None = None
         if self.every >= total_steps:
             console.say(f"WARNING: mine.refresh_steps: {self.every}: never, training has {total_steps} steps")
-        # Queries of the pool in the making that the filters would have left without a negative.
+        # Queries of the current pool for which the filters left no negative.
         self._emptied = 0
 
     def due(self, step: int) -> bool:
@@ -100,9 +100,9 @@ class Refresh:
         return 0 < step < self._total_steps and step % self.every == 0
 
     def __call__(self, state: TrainState) -> str | None:
-        """Have the source draw from the pool of the step after `state`, made now where it is due; returns its name.
+        """Have the source draw from the pool of the step after `state`, made now if it is due; returns its name.
 
-        Every rank calls this. Raises UserError for a pool that the checkpoint names and that is gone or damaged.
+        Every rank calls this. Raises UserError if the pool that a checkpoint names is gone or damaged.
         """
         name = self._make(state) if self.due(state.step) else state.pool
         if name != self._current and name is not None:
@@ -144,7 +144,7 @@ class Refresh:
             shutil.rmtree(self._folder / f"scores-{state.step}", ignore_errors=True)
         name = self._processes.from_first(name)
         seconds = time.perf_counter() - started
-        # Without those that were kept from before a kill.
+        # The pairs that were scored before a kill do not count.
         console.say(f"mine.refresh_steps: {name} in {seconds:.1f} s, {scored / seconds:,.0f} pairs/s")
         return name
 
@@ -162,9 +162,9 @@ class Refresh:
         return BlockScores(folder, inputs, lists, tuple(query_ids)), collection
 
     def _score(self, blocks: BlockScores, collection: Collection, advance: Any) -> int:
-        """Score what is missing, over all ranks; returns how many pairs that were."""
+        """Score what is missing, over all ranks; returns the number of pairs."""
         missing = sorted(set(range(len(blocks.blocks))) - set(blocks.done()))
-        # All have read what there is before any of them adds to it.
+        # No process may add scores before all have read what is there.
         ranks = self._processes
         ranks.meet()
         share = missing[ranks.rank :: ranks.count]
@@ -182,7 +182,7 @@ class Refresh:
         return sum(len(blocks.candidates[q]) for number in missing for q in blocks.blocks[number])
 
     def _pools(self, collection: Collection, run: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Negative, ...]]:
-        """What the recipe's filters leave of the model's own ranking."""
+        """The model's own ranking after the recipe's filters."""
         mine = self._recipe.mine
         lists = {
             query_id: [Candidate(d, score, rank) for rank, (d, score) in enumerate(ranked(query_id, scores), start=1)]
@@ -199,9 +199,9 @@ class Refresh:
         return {q: self._hardest(q, pool_of(part, sifted, q, MODEL)) for q in lists}
 
     def _hardest(self, query_id: str, pool: Sequence[Negative]) -> tuple[Negative, ...]:
-        """Judged ones and the hardest of the others, and what the first pool was filled with where these are too few.
+        """The judged negatives and the hardest others; if these are too few, also the first pool's fill.
 
-        A query that would be left without a negative keeps those that it had at first.
+        A query that would have no negative keeps its first pool.
         """
         wanted, first = self._recipe.mine.negatives, self._first[query_id]
         others = [n for n in pool if n.reason != "judged_not_relevant" and not n.is_promoted]
@@ -229,7 +229,7 @@ class Refresh:
             new += len(one - two)
             whole += len(one)
         if whole:
-            console.say(f"of the {count} hardest negatives of a query {new / whole:.0%} are not those mined at first")
+            console.say(f"{new / whole:.0%} of the {count} hardest negatives of a query are not those mined at first")
         if self._emptied:
             console.say(f"{self._emptied:,} queries keep the negatives mined at first: the filters left none")
         if short := sum(count_negatives(pool) < count for pool in pools.values()):

@@ -1,4 +1,4 @@
-"""Groups for training: which queries a step draws with which documents, and mix.json with the draws of each set."""
+"""Groups for training: the queries and documents that a step draws, and mix.json with the draws of each set."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def build_group(
 class TrainGroup:
     """One query's token ids and the labels of its documents, in the same order; weight: its share in the loss.
 
-    teacher: a teacher's raw score of each; all groups of a training have it, or none. NaN: not known.
+    teacher: a teacher's raw score of each document, NaN if unknown. Either all groups of a training have it or none.
     """
 
     query_id: str
@@ -93,7 +93,7 @@ class TrainGroup:
 
 
 class GroupSource:
-    """The groups of every step, as a pure function of (seed, step): resuming needs no state. See mixture.py.
+    """The groups of every step, as a pure function of (seed, step), so that resuming needs no state; see mixture.py.
 
     Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
     A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
@@ -124,7 +124,7 @@ class GroupSource:
         self._seed = seed
         self._shuffle_labels = shuffle_labels
         self._teacher_scores = teacher_scores
-        # All groups have scores, if only NaN, or none has: what a loss does must not depend on its neighbours.
+        # Either all groups have scores (NaN where unknown) or none: a group's loss must not depend on its neighbours.
         given = [c.teacher_scores for c in collections] if teacher_scores is None else [teacher_scores]
         self._has_scores = any(given)
         self.query_ids = [q for q in self._owner if self._usable(q, need_positive)]
@@ -144,9 +144,9 @@ class GroupSource:
         return {query_id for step in steps for query_id, _ in self.mixture.step(step, groups_per_step)}
 
     def use(self, pools: Pools) -> None:
-        """Draw from these pools from now on, and from the first ones for queries that they lack.
+        """Draw from these pools from now on; queries that they lack keep their first pools.
 
-        Which queries are drawn, and when, stays as it is.
+        The order of queries does not change.
         """
         self._fresh = pools
 
@@ -165,7 +165,7 @@ class GroupSource:
         return (positives > 0 and negatives > 0) if need_positive else positives + negatives > 0
 
     def group(self, query_id: str, draw: int) -> Group:
-        """The documents of a query's draw; `draw`: how often it was drawn before, at a weight of 1 the epoch."""
+        """The documents of one draw. draw: how often the query was drawn before (at a weight of 1: the epoch)."""
         group = build_group(
             self._owner[query_id],
             self._pool(query_id),
@@ -178,7 +178,7 @@ class GroupSource:
         return self._shuffled(group, draw) if self._shuffle_labels else group
 
     def _shuffled(self, group: Group, draw: int) -> Group:
-        """The control: the same documents under labels that mean nothing."""
+        """A control: the same documents under shuffled labels."""
         order = sorted(
             range(len(group.labels)),
             key=lambda i: stable_hash("shuffle", self._seed, draw, group.query_id, i),
@@ -201,7 +201,7 @@ class GroupSource:
 def write_mix(
     run: RunFolder, source: GroupSource, groups_per_step: int, planned_steps: int, steps: int | None
 ) -> dict[str, Any]:
-    """Write mix.json, and return it. steps: those that were made; None before the end of training."""
+    """Write mix.json and return it. steps: how many were made; None before the end of training."""
     parts = source.mixture.parts
     an_epoch = source.mixture.draws_an_epoch
     planned = source.mixture.counts(planned_steps * groups_per_step)
@@ -233,7 +233,7 @@ def draws_of_prepared(recipe: Recipe, run: RunFolder) -> float | None:
         return None
     collections, weights = read_split(folder, "train"), [source.weight for source in recipe.data.train]
     if len(weights) != len(collections):
-        # The recipe names other sets since.
+        # The recipe names other sets by now.
         weights = [collection.draws for collection in collections]
     return sum(len(c.queries) * weight for c, weight in zip(collections, weights, strict=True))
 

@@ -1,4 +1,4 @@
-"""From a recipe to a model: base, contract, precision, what is trained; and the tuned model of a run."""
+"""From a recipe to a model: base, contract, precision, trained part; and the tuned model of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def device() -> torch.device:
 
 
 def precision(recipe: Recipe, on_gpu: bool | None = None) -> Precision:
-    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: as this machine is."""
+    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: whether this machine has one."""
     if recipe.train.precision == "auto":
         return "bf16" if (torch.cuda.is_available() if on_gpu is None else on_gpu) else "fp32"
     return recipe.train.precision
@@ -45,16 +45,16 @@ def stored_dtype(recipe: Recipe, on_gpu: bool | None = None) -> torch.dtype:
 
 
 def budget_tokens(recipe: Recipe, on_gpu: bool | None = None) -> int:
-    """Tokens of a micro-batch, a query's head counted once: what bounds the memory of a step.
+    """Tokens of a micro-batch, counting a query's head once; they bound the memory of a step.
 
-    on_gpu None: as this machine is.
+    on_gpu None: whether this machine has one.
     """
     default = 16384 if (torch.cuda.is_available() if on_gpu is None else on_gpu) else CPU_ROW_TOKENS
     return recipe.train.budget_tokens or default
 
 
 def total_steps(recipe: Recipe, draws: float) -> int:
-    """Steps for the recipe's epochs, at most max_steps. draws: of an epoch, queries times their sets' weights."""
+    """Steps for the recipe's epochs, at most max_steps. draws: those of one epoch, queries times weights."""
     steps = math.ceil(recipe.train.epochs * draws / recipe.train.groups_per_step)
     return min(steps, recipe.train.max_steps or steps)
 
@@ -108,7 +108,7 @@ def base_facts(recipe: Recipe) -> tuple[Any, Any, PromptContract]:
 
 
 def _check_instructions(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> None:
-    """Raises UserErrors for those that the frame has no place for, or that leave none for a document."""
+    """Raises UserErrors for instructions that the frame has no place for, or that leave no room for a document."""
     faults = []
     for key, text in stated_instructions(recipe).items():
         under = contract.under(text, tokenizer)
@@ -137,7 +137,7 @@ def build_trainable(
 
 
 def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
-    """The model with what the recipe trains of it, its attention route and gradient checkpointing."""
+    """The model with its trained part, attention route and gradient checkpointing as in the recipe."""
     settings = recipe.model
     if settings.method == "lora":
         model.requires_grad_(False)
@@ -211,10 +211,10 @@ def base_reranker(recipe: Recipe) -> Reranker:
 
 
 def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> Reranker:
-    """The recipe's model with the weights of a checkpoint; fp32 for exports, which merge in it.
+    """The recipe's model with the weights of a checkpoint; fp32: for exports, which merge adapters in fp32.
 
-    With model.merge_with_base they are taken back towards the base's, which keeps more of what the base could do;
-    Wortsman et al. 2021, arXiv 2109.01903.
+    model.merge_with_base moves the weights back towards the base's, which keeps more of the base's abilities; Wortsman
+    et al. 2021, arXiv 2109.01903.
     """
     if fp32:
         train = recipe.train.model_copy(update={"precision": "fp32"})

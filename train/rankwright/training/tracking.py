@@ -22,7 +22,7 @@ class Tracker(Protocol):
 
 
 class JsonlTracker:
-    """One JSON object a line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
+    """A JSON object per line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ class JsonlTracker:
 
 
 class GuardedTracker:
-    """A tracker of another library: its first failure is said, after that it is left alone."""
+    """A tracker of another library: its first failure is reported, after which it is no longer used."""
 
     def __init__(self, name: str, tracker: Any, say: Callable[[str], None]) -> None:
         self._name, self._tracker, self._say = name, tracker, say
@@ -61,7 +61,7 @@ class GuardedTracker:
 
 
 class Trackers:
-    """All of a run's trackers as one. Without any, it takes values and does nothing (ranks other than the first)."""
+    """All of a run's trackers as one. Without trackers (on ranks other than the first) it ignores the values."""
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self._trackers = list(trackers)
@@ -143,7 +143,7 @@ def open_trackers(
     """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
 
     wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
-    wandb is offline: every start then leaves a folder of its own, under the same id.
+    wandb runs offline: each start then leaves its own folder, under the same id.
     """
     trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
     run_id = _run_id(folder, resumed_step) if names else ""
@@ -176,7 +176,7 @@ def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[
     if name == "wandb":
         options = {"dir": str(folder), "name": run_name, "id": run_id}
         if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
-            # It would ask for a key at the terminal, and wait.
+            # Otherwise it waits for a key at the terminal.
             options["mode"] = "offline"
         if options.get("mode", os.environ.get("WANDB_MODE")) != "offline":
             options["resume"] = "allow"
