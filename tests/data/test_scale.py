@@ -28,6 +28,7 @@ from rankwright.data.store.texts import TextStore
 from rankwright.data.store.views import Joined, KeyedTexts
 from rankwright.mining import pools as mining
 from rankwright.mining.filters import known_scores
+from rankwright.mining.samplers import DrawKey
 from rankwright.model.prompt import PromptEncoder, make_contract
 from rankwright.model.token_store import token_store
 from rankwright.pipeline.data import prepare_data
@@ -117,9 +118,7 @@ def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
         assert bool(held.query_groups) == (held.name == "groups")
         for query_id in qualified(held).queries:
             groups = [
-                build_group(
-                    qualified(c), pools[query_id], query_id, negatives=3, positives=2, seed=1, draw=0, pool_id="p"
-                )
+                build_group(qualified(c), pools[query_id], DrawKey(1, 0, query_id, "p"), negatives=3, positives=2)
                 for c in (mapped, held)
             ]
             assert groups[0] == groups[1]

@@ -129,10 +129,9 @@ def _describe_licences(ledger: Mapping[str, Any]) -> None:
 
 
 def _describe_prompt(loaded: LoadedRecipe) -> None:
-    from rankwright.training.setup import load_base_tokenizer, recipe_contract
+    from rankwright.training.setup import recipe_prompt
 
-    base, tokenizer = load_base_tokenizer(loaded.recipe)
-    contract = recipe_contract(loaded.recipe, base, tokenizer)
+    _, _, contract = recipe_prompt(loaded.recipe)
     words = f"{contract.yes_token} = {contract.yes_id}"
     words += "" if contract.no_token is None else f", {contract.no_token} = {contract.no_id}"
     console.say(f"prompt {contract.mode}, at most {contract.max_tokens} tokens, {words}")

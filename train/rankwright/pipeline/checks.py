@@ -13,6 +13,7 @@ def check_names(recipe: Recipe) -> list[str]:
     from rankwright.evaluation.metrics import check_measures
     from rankwright.export.publish import refuse_impossible
     from rankwright.model.attention import check_attention
+    from rankwright.model.frames import check_prompt_mode
     from rankwright.model.instructions import check_mixture
     from rankwright.retrieval.bm25 import Words
     from rankwright.retrieval.first_stages import check_first_stages
@@ -21,6 +22,7 @@ def check_names(recipe: Recipe) -> list[str]:
     from rankwright.training.tracking import check_trackers
 
     checks: list[tuple[str, Callable[[], object]]] = [
+        ("prompt.mode", lambda: check_prompt_mode(recipe.prompt.mode)),
         ("model.attention", lambda: check_attention(recipe.model.attention)),
         ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
         ("train.trackers", lambda: check_trackers(recipe.train.trackers)),

@@ -115,9 +115,13 @@ class Model(Section):
         return self
 
 
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
 class Prompt(Section):
-    mode: Literal["auto", "official", "portable"] = "auto"
-    instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
+    # A frame that may be chosen (model/frames.py), or the base's own.
+    mode: str = "auto"
+    instruction: str = DEFAULT_INSTRUCTION
     max_tokens: Positive = 512
     query_tokens: Positive | None = None
 

@@ -15,16 +15,13 @@ from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.registry import Registry
 from rankwright.common.resources import resolve_base
 from rankwright.model.bases import refuse_other_kinds
-from rankwright.model.frames import Mode
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import (
     CONTRACT_FILE,
-    DEFAULT_INSTRUCTION,
     PromptContract,
-    default_instruction,
     make_contract,
 )
-from rankwright.recipe.schema import EXPORTED, FIRST_STAGES, Baseline, Prompt, Recipe
+from rankwright.recipe.schema import DEFAULT_INSTRUCTION, EXPORTED, FIRST_STAGES, Baseline, Prompt, Recipe
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_installed
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
@@ -36,7 +33,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Kind = Callable[..., Scorer]
 BASELINES: Registry[Kind] = Registry("baseline", hyphens=True)
 # Kinds that our engine scores in the frame of their vendor.
-FRAMES: dict[str, Mode] = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
+FRAMES = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
 NEEDS_OWN_CODE = ("layerwise", "lightweight", "minicpm", "v2.5")
 SEQUENCE_CLASSIFIERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
 
@@ -56,7 +53,7 @@ def _instruction(prompt: Prompt) -> str | None:
     return None if prompt.instruction == DEFAULT_INSTRUCTION else prompt.instruction
 
 
-def vendor_contract(baseline: Baseline, prompt: Prompt, mode: Mode) -> tuple[str, Any, PromptContract]:
+def vendor_contract(baseline: Baseline, prompt: Prompt, mode: str) -> tuple[str, Any, PromptContract]:
     """(folder or hub id, tokenizer, contract) of a language model in the frame of its vendor.
 
     Raises UserError for one that carries a contract of its own, and where the frame does not fit into the budget.
@@ -244,7 +241,7 @@ def baseline_under(baseline: Baseline, scorer: Scorer, instruction: str | None) 
         # It is scored under its own.
         return scorer
     # The default is that of one family: each frame then has its own.
-    own = default_instruction(scorer.contract.mode)
+    own = scorer.contract.frame.instruction
     return scorer.under(own if instruction == DEFAULT_INSTRUCTION else instruction)
 
 

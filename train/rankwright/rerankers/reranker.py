@@ -11,7 +11,6 @@ import torch
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
 from rankwright.model.bases import Origin, find_file, find_origin, refuse_other_kinds, refuse_unread
-from rankwright.model.frames import Mode
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import CONTRACT_FILE, EncodedGroup, PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
@@ -59,7 +58,7 @@ class Reranker:
         cls,
         path: str,
         *,
-        mode: Mode | None = None,
+        mode: str | None = None,
         instruction: str | None = None,
         max_tokens: int | None = None,
         device: str | None = None,
@@ -149,8 +148,8 @@ def native_contract(
     tokenizer: Any,
     *,
     name: str | None = None,
-    mode: Mode | None = None,
-    unknown: Mode | None = None,
+    mode: str | None = None,
+    unknown: str | None = None,
     instruction: str | None = None,
     max_tokens: int | None = None,
     query_tokens: int | None = None,
@@ -185,7 +184,7 @@ def native_contract(
     return saved
 
 
-def _origin(name: str, folder: str, tokenizer: Any, revision: str | None, unknown: Mode | None) -> Origin:
+def _origin(name: str, folder: str, tokenizer: Any, revision: str | None, unknown: str | None) -> Origin:
     try:
         return find_origin(name, folder, tokenizer, revision)
     except UserError:
