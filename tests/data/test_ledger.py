@@ -20,6 +20,7 @@ from rankwright.data.sources import locate_all
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Decision, Recipe
+from rankwright.retrieval.first_stages import ordering_models
 
 QWEN = "Qwen/Qwen3-Reranker-0.6B"
 ZERANK = "zeroentropy/zerank-2"
@@ -198,7 +199,7 @@ def inputs_of(case: Case, folder: Path) -> tuple[Recipe, list[Input]]:
     )
     located = locate_all(recipe.data)
     teachers = [] if case.teacher is None else [entry.name for entry in located["train"]]
-    return recipe, make_inputs(recipe, located, teachers)
+    return recipe, make_inputs(recipe, located, teachers, ordering_models(recipe))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

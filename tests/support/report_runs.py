@@ -21,6 +21,7 @@ from rankwright.mining.pools import Negative, write_negatives
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.schema import Recipe, Source
 from rankwright.retrieval.candidates import Candidate, write_candidates
+from rankwright.retrieval.first_stages import ordering_models
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" $x_1$ {{ 7 * 7 }} <b>bold</b>"
 QUERIES = tuple(f"q{i}" for i in range(24))
@@ -66,7 +67,9 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     run.write_json("recipe.json", json.loads(recipe_json(recipe)))
     run.write_json("provenance.json", {"command": ["rankwright", "run", "job.yaml"], "seed": seed})
     tests = [collection("one"), collection("two")]
-    run.write_json(LEDGER, ledger_json(make_inputs(recipe, _located(recipe)), recipe.licence))
+    run.write_json(
+        LEDGER, ledger_json(make_inputs(recipe, _located(recipe), orderings=ordering_models(recipe)), recipe.licence)
+    )
     train = Collection("tatqa", {"t": tests[0].corpus["d3"].upper()}, {"x": "other words"}, {"x": {"t": 1.0}})
     write_split(folder / "data", "train", [train])
     write_split(folder / "data", "test", tests)

@@ -148,7 +148,7 @@ def told_estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -
         {},
         {},
         recipe.seed,
-        recipe.mine.code,
+        recipe.bm25.code,
         known_scores(scores) if scores else None,
     )
     counts["held_out"] = kept_when_held_out(train, candidates, {name: filters[name] for name in alone}, view)

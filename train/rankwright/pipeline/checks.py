@@ -25,7 +25,7 @@ def check_names(recipe: Recipe) -> list[str]:
         ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
         ("train.trackers", lambda: check_trackers(recipe.train.trackers)),
         ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
-        ("mine.language", lambda: Words(recipe.mine.language)),
+        ("bm25.language", lambda: Words(recipe.bm25.language)),
         ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
     ]
     faults = []

@@ -32,9 +32,10 @@ from rankwright.mining.pools import (
     read_negatives,
 )
 from rankwright.mining.shards import Job, Shards
-from rankwright.recipe.schema import Recipe, training_stage
+from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import TEACHER_SCORES
 from rankwright.retrieval.candidates import candidates_line, read_candidates
+from rankwright.retrieval.first_stages import training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
 

@@ -25,6 +25,7 @@ from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
 from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.checkpoint import read_state
 
 
@@ -53,7 +54,7 @@ class Pipeline:
         try:
             if data:
                 test_sets = self._test_sets
-                found += licence_faults(self.recipe, self._located)
+                found += licence_faults(self.recipe, self._located, ordering_models(self.recipe))
         except UserErrors as error:
             found += error.messages
         if self.recipe.gate is not None:
@@ -68,7 +69,7 @@ class Pipeline:
 
     def ledger(self) -> dict[str, Any]:
         """The licence ledger as far as the files that were read say it."""
-        return settle_licences(self.recipe, self._located, self.run)
+        return settle_licences(self.recipe, self._located, ordering_models(self.recipe), self.run)
 
     @cached_property
     def _located(self) -> dict[str, list[Located]]:
@@ -306,4 +307,4 @@ def begin_run(recipe: Recipe, located: Sets, run: RunFolder) -> None:
     """Write recipe.json, provenance.json and licences.json, and say which licences are in doubt."""
     run.write_json("recipe.json", json.loads(recipe_json(recipe)))
     run.write_json("provenance.json", provenance(recipe.seed, ["rankwright", *sys.argv[1:]]))
-    write_ledger(recipe, located, run)
+    write_ledger(recipe, located, ordering_models(recipe), run)

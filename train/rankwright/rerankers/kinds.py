@@ -24,12 +24,13 @@ from rankwright.model.prompt import (
     default_instruction,
     make_contract,
 )
-from rankwright.recipe.schema import EXPORTED, FIRST_STAGES, Baseline, Prompt, Recipe
+from rankwright.recipe.schema import EXPORTED, Baseline, Prompt, Recipe
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_installed
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
 from rankwright.rerankers.score_blocks import Scorer
 from rankwright.rerankers.served import ServedReranker
+from rankwright.retrieval.first_stages import stage_names
 
 Precision = Literal["auto", "fp32", "bf16"]
 # Takes the baseline, the recipe's prompt section and a folder for what was paid for.
@@ -214,8 +215,6 @@ def served(
 
 
 ROWS, TEACHER = "evaluate.baselines", "mine.teacher"
-# Names of rows that an evaluation has anyway.
-TAKEN = (*FIRST_STAGES, "base", "tuned", EXPORTED)
 # How fast or from where, which changes no score.
 UNSCORED = {"key_variable", "batch", "requests_per_minute", "timeout_seconds", "retries"}
 UNSCORED |= {"backoff_seconds", "longest_wait_seconds"}
@@ -284,7 +283,7 @@ def check_baselines(recipe: Recipe) -> list[str]:
     seen: dict[str, int] = {}
     for number, baseline in enumerate(recipe.evaluate.baselines):
         key = f"{ROWS}.{number}"
-        if baseline.name.lower() in TAKEN:
+        if baseline.name.lower() in (*stage_names(), "base", "tuned", EXPORTED):
             faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
         # Names are names of folders, and some disks take no notice of capitals.
         first = seen.setdefault(baseline.name.lower(), number)

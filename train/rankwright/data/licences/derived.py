@@ -10,7 +10,7 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.errors import UserErrors
 from rankwright.common.run_folder import RunFolder
-from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, faults, make_inputs, warning
+from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, Ordering, faults, make_inputs, warning
 from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import LicenceRule, Recipe
@@ -18,27 +18,27 @@ from rankwright.recipe.schema import LicenceRule, Recipe
 Sets = Mapping[str, Sequence[Located]]
 
 
-def licence_faults(recipe: Recipe, located: Sets) -> list[str]:
+def licence_faults(recipe: Recipe, located: Sets, orderings: Sequence[Ordering]) -> list[str]:
     """What licence.require refuses before files are read, and decisions about nothing."""
-    return _faults(make_inputs(recipe, located), recipe, located)
+    return _faults(make_inputs(recipe, located, orderings=orderings), recipe, located)
 
 
 def _faults(inputs: Sequence[Input], recipe: Recipe, located: Sets) -> list[str]:
     return faults(inputs, recipe.licence, [entry.name for entry in located.get("train", ())])
 
 
-def write_ledger(recipe: Recipe, located: Sets, run: RunFolder) -> None:
+def write_ledger(recipe: Recipe, located: Sets, orderings: Sequence[Ordering], run: RunFolder) -> None:
     """licences.json as far as it is known before the files are read, and one line of doubts."""
-    inputs = make_inputs(recipe, located)
+    inputs = make_inputs(recipe, located, orderings=orderings)
     run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
     if doubts := warning(inputs, recipe.licence):
         console.say(doubts)
 
 
-def settle_licences(recipe: Recipe, located: Sets, run: RunFolder) -> dict[str, Any]:
+def settle_licences(recipe: Recipe, located: Sets, orderings: Sequence[Ordering], run: RunFolder) -> dict[str, Any]:
     """licences.json after the data stage. Raises UserErrors where a set holds scores of a teacher that is refused."""
     teachers = run.facts("data").get("teacher_scores", [])
-    inputs = make_inputs(recipe, located, teachers)
+    inputs = make_inputs(recipe, located, teachers, orderings)
     ledger = ledger_json(inputs, recipe.licence)
     run.write_json(LEDGER, ledger)
     if found := _faults(inputs, recipe, located):
