@@ -197,7 +197,7 @@ def test_a_missing_run_file_is_found_with_the_sets(tmp_path: Path) -> None:
         ({"filters": {"max_reuse": {"least": 1}}}, ["mine.filters.max_reuse: filter 'max_reuse' has no parameter"]),
         (
             {"filters": {"rank_window": {"first": 9, "last": 3}}, "sampler": {"stratified": {"bands": [9, 3]}}},
-            ["mine.filters.rank_window: filter 'rank_window': first 9, last 3", "mine.sampler: sampler 'stratified'"],
+            ["mine.sampler: sampler 'stratified'", "mine.filters.rank_window: filter 'rank_window': first 9, last 3"],
         ),
     ],
 )

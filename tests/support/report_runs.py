@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pool_files import write_negatives
+
 from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import load_card
@@ -17,7 +19,7 @@ from rankwright.data.licences.ledger import LEDGER, make_inputs
 from rankwright.data.sources import Located
 from rankwright.data.split_files import write_split
 from rankwright.evaluation.evaluate import first_stage_run, measure, write_evaluation
-from rankwright.mining.pools import Negative, write_negatives
+from rankwright.mining.pools import Negative
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.schema import Recipe, Source
 from rankwright.retrieval.candidates import Candidate, write_candidates

@@ -15,8 +15,8 @@ from rankwright.common.files import write_lines_atomic
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import MiningView, TeacherOf
-from rankwright.mining.pools import Filter, Sifted, apply, read_rows, rows_of, sift
+from rankwright.mining.filters import Filter, MiningView, TeacherOf
+from rankwright.mining.pools import Sifted, apply, read_rows, rows_of, sift
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate
 from rankwright.retrieval.retriever import Retriever, Searcher, retrievers
