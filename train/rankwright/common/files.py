@@ -79,6 +79,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines of ASCII text, which are on the disk when this returns.
+
+    After a line that a kill cut short they begin on a line of their own.
+    """
+    with path.open("a+b") as file:
+        cut = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+        file.write(b"\n" * cut + "".join(line + "\n" for line in lines).encode("ascii"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """What a record that we write holds, or None where it is missing or damaged: it is then written again."""
     try:

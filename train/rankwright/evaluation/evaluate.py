@@ -16,7 +16,7 @@ from rankwright.data.collection import Collection, Qrels
 from rankwright.evaluation.metrics import Measured, measure_run
 from rankwright.model.instructions import has_exported
 from rankwright.recipe.schema import EXPORTED, Recipe
-from rankwright.rerankers.score_blocks import Reranked
+from rankwright.rerankers.scorer import Reranked
 from rankwright.retrieval.candidates import Candidates
 from rankwright.retrieval.first_stages import possible_stages
 from rankwright.retrieval.retriever import retrievers

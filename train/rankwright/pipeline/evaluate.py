@@ -32,9 +32,8 @@ from rankwright.evaluation.slices import FILE, attributes, seen_in_training
 from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.recipe.schema import EXPORTED, Baseline, Recipe
-from rankwright.rerankers.reranker import Reranker
-from rankwright.rerankers.score_blocks import BlockScores, Reranked, Scorer
-from rankwright.rerankers.served import ServedReranker
+from rankwright.rerankers.score_blocks import BlockScores
+from rankwright.rerankers.scorer import Reranked, Scorer
 from rankwright.retrieval.bm25 import Words
 from rankwright.retrieval.candidates import Candidates, read_candidates, write_candidates
 from rankwright.retrieval.first_stages import retrieve
@@ -214,10 +213,10 @@ class Evaluation:
         if any(missing):
             scorer = self._load(system)
         rank, count = self.processes.rank, self.processes.count
-        # One process asks a server: its limits on rate and its cache are those of one client.
-        alone = isinstance(scorer, ServedReranker)
         for job, scores, numbers in zip(todo, files, missing, strict=True):
-            share = numbers[rank::count] if not alone else numbers if rank == 0 else []
+            share = numbers[rank::count]
+            if scorer is not None and scorer.one_process:
+                share = numbers if rank == 0 else []
             kept = sum(len(block) for number, block in enumerate(scores.blocks) if number not in set(numbers))
             if kept and numbers:
                 console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
@@ -267,7 +266,6 @@ class Evaluation:
     def _under(self, system: str, scorer: Scorer, collection: Collection) -> Scorer:
         """The scorer under the instruction that this system reads a test set with."""
         if system in ("base", "tuned", EXPORTED):
-            assert isinstance(scorer, Reranker)
             return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
         from rankwright.rerankers.kinds import baseline_under
 
