@@ -14,12 +14,13 @@ import yaml
 from rankwright.cli.data import list_sets
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.data.licences.derived import derive, ledger_json
-from rankwright.data.licences.ledger import Input, faults, make_inputs, warning
+from rankwright.data.licences.ledger import Input, Roles, faults, make_inputs, warning
 from rankwright.data.licences.terms import find_model, find_term, known, read_statements, state, strictest
 from rankwright.data.sources import locate_all
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Decision, Recipe
+from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.losses import reads_teacher
 
 QWEN = "Qwen/Qwen3-Reranker-0.6B"
@@ -172,6 +173,10 @@ CASES = [
 ]
 
 
+def roles_of(recipe: Recipe) -> Roles:
+    return Roles(reads_teacher(recipe.loss), ordering_models(recipe))
+
+
 def inputs_of(case: Case, folder: Path) -> tuple[Recipe, list[Input]]:
     (folder / "SET").mkdir()
     for name, hub, licence, commercial in OWN_CARDS.values():
@@ -199,7 +204,7 @@ def inputs_of(case: Case, folder: Path) -> tuple[Recipe, list[Input]]:
     )
     located = locate_all(recipe.data)
     teachers = [] if case.teacher is None else [entry.name for entry in located["train"]]
-    return recipe, make_inputs(recipe, located, teachers, distils=reads_teacher(recipe.loss))
+    return recipe, make_inputs(recipe, located, roles_of(recipe), teachers)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -281,9 +286,7 @@ def test_the_teacher_of_mining(tmp_path: Path, filters: dict[str, Any], plus: li
     decided = rule.model_copy(update={"decisions": [Decision(input=ROCKET["model"], **DECISION)]})
     _, inputs = (
         recipe,
-        make_inputs(
-            recipe.model_copy(update={"licence": decided}), locate_all(recipe.data), distils=reads_teacher(recipe.loss)
-        ),
+        make_inputs(recipe.model_copy(update={"licence": decided}), locate_all(recipe.data), roles_of(recipe)),
     )
     assert not [line for line in faults(inputs, decided) if ROCKET["model"] in line]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool_files import write_negatives
 
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
@@ -25,7 +26,6 @@ from rankwright.mining.pools import (
     read_rows,
     rows_of,
     sift,
-    write_negatives,
 )
 from rankwright.mining.samplers import DrawKey
 from rankwright.retrieval.candidates import Candidate, read_candidates, write_candidates

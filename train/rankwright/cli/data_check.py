@@ -74,7 +74,7 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
     entries = locate_all(recipe.data)
     encoder, tokens = _encoder(recipe)
     check = DataCheck(f"recipe {recipe.name} ({resources.shown(loaded.path)})", tokens)
-    checker = _Checker(check, SetReports(code=recipe.mine.code), encoder, recipe.data.on_fault)
+    checker = _Checker(check, SetReports(code=recipe.bm25.code), encoder, recipe.data.on_fault)
     for split, located in sorted(entries.items(), key=lambda item: SPLITS.index(item[0])):
         for entry in located:
             checker.look(entry, split)

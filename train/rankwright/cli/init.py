@@ -72,7 +72,7 @@ def init(
         console.say(line)
     console.say(f"prompt.max_tokens {draft.budget.max_tokens}: {draft.budget.why}")
     for set_name, share in draft.code.items():
-        console.say(f"mine.code: {share:.0%} of the documents of {set_name} look like code")
+        console.say(f"bm25.code: {share:.0%} of the documents of {set_name} look like code")
     shown = shlex.quote(resources.shown(output))
     console.say(f"written: {output}. Next:\n    rankwright check {shown}\n    rankwright run {shown}")
 
@@ -292,7 +292,7 @@ def recipe_text(draft: Draft) -> str:
     lines.append("  # instruction: what a relevant document is to a query, in one sentence of your domain")
     if draft.code:
         sets = ", ".join(f"{share:.0%} of the documents of {name}" for name, share in draft.code.items())
-        lines += ["", "mine:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
+        lines += ["", "bm25:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
     lines += ["", "# All other keys have defaults, see recipes/README.md.", ""]
     return "\n".join(lines)
 

@@ -108,6 +108,21 @@ def read_jsonl_places(path: Path, convert: Callable[[dict[str, Any]], T], what: 
             start += len(line)
 
 
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines of ASCII text, which are on the disk when this returns.
+
+    After a line that a kill cut short they begin on a line of their own.
+    """
+    with path.open("a+b") as file:
+        cut = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+        file.write(b"\n" * cut + "".join(line + "\n" for line in lines).encode("ascii"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """A record that we wrote, or None when it is missing or damaged: the caller then writes it again."""
     try:

@@ -16,6 +16,7 @@ from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
 from rankwright.data.licences.derived import Sets, licence_faults, settle_licences, write_ledger
+from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.calibration import CALIBRATION
 from rankwright.evaluation.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
@@ -25,6 +26,7 @@ from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
 from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.checkpoint import read_state
 
 
@@ -53,7 +55,7 @@ class Pipeline:
         try:
             if data:
                 test_sets = self._test_sets
-                found += licence_faults(self.recipe, self._located, distils=_distils(self.recipe))
+                found += licence_faults(self.recipe, self._located, _roles(self.recipe))
         except UserErrors as error:
             found += error.messages
         if self.recipe.gate is not None:
@@ -68,7 +70,7 @@ class Pipeline:
 
     def ledger(self) -> dict[str, Any]:
         """The licence ledger as far as the files that were read say it."""
-        return settle_licences(self.recipe, self._located, self.run, distils=_distils(self.recipe))
+        return settle_licences(self.recipe, self._located, _roles(self.recipe), self.run)
 
     @cached_property
     def _located(self) -> dict[str, list[Located]]:
@@ -306,14 +308,15 @@ def begin_run(recipe: Recipe, located: Sets, run: RunFolder) -> None:
     """Write recipe.json, provenance.json and licences.json, and say which licences are in doubt."""
     run.write_json("recipe.json", json.loads(recipe_json(recipe)))
     run.write_json("provenance.json", provenance(recipe.seed, ["rankwright", *sys.argv[1:]]))
-    write_ledger(recipe, located, run, distils=_distils(recipe))
+    write_ledger(recipe, located, _roles(recipe), run)
 
 
-def _distils(recipe: Recipe) -> bool:
-    """Whether the loss learns from the scores of mine.teacher."""
-    if recipe.mine.teacher is None:
-        return False
-    # The losses bring torch.
-    from rankwright.training.losses import reads_teacher
+def _roles(recipe: Recipe) -> Roles:
+    """What the licence ledger has to know of the recipe's loss and first stages."""
+    distils = False
+    if recipe.mine.teacher is not None:
+        # The losses bring torch.
+        from rankwright.training.losses import reads_teacher
 
-    return reads_teacher(recipe.loss)
+        distils = reads_teacher(recipe.loss)
+    return Roles(distils, ordering_models(recipe))

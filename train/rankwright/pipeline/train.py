@@ -26,7 +26,7 @@ from rankwright.model.token_store import TokenStore, token_store
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import TEACHER_SCORES, read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
-from rankwright.rerankers.score_blocks import rerank
+from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.guards import stop_on_signals

@@ -126,6 +126,15 @@ class Prompt(Section):
     query_tokens: Positive | None = None
 
 
+class Bm25(Section):
+    """Search by words: mined negatives, evaluation and slices read texts in this way, and so does the data report."""
+
+    # Stemmer and stop words; `none`: words as they are.
+    language: str = "english"
+    # Code: the parts of camelCase and snake_case are words too, and near duplicates are compared without comments.
+    code: bool = False
+
+
 class Dense(Section):
     """A bi-encoder of sentence-transformers: the first stage `dense`, and `fusion` of it and BM25."""
 
@@ -149,7 +158,8 @@ class Baseline(Section):
 class Mine(Section):
     """Hard negatives: retrieved to `depth`, filtered in the order of `filters`, drawn by the sampler."""
 
-    retriever: Literal["bm25", "dense", "fusion", "run"] = "bm25"
+    # A registered retriever.
+    retriever: str = "bm25"
     depth: Positive = 100
     # Name of a registered filter -> its options.
     filters: dict[str, dict[str, Any]] = {}
@@ -163,8 +173,6 @@ class Mine(Section):
     refresh_steps: Positive | None = None
     # A reranker that filters may ask.
     teacher: Baseline | None = None
-    language: str = "english"
-    code: bool = False
 
 
 class LossTerm(Section):
@@ -202,8 +210,8 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    # Whose lists are reranked. `run`: those of each test set's own TREC run file.
-    first_stage: Literal["bm25", "dense", "fusion", "run"] = "bm25"
+    # The registered retriever whose lists are reranked. `run`: those of each test set's own TREC run file.
+    first_stage: str = "bm25"
     depth: Positive = 100
     limit_queries: Positive | None = None
     measures: tuple[str, ...] = ("nDCG@10", "nDCG@5", "MRR@10", "MAP", "R@10", "R@100")
@@ -262,6 +270,7 @@ class Recipe(Section):
     model: Model
     data: Data
     prompt: Prompt = Prompt()
+    bm25: Bm25 = Bm25()
     dense: Dense | None = None
     mine: Mine = Mine()
     loss: Loss = Loss()
@@ -311,11 +320,5 @@ def recipe_keys(root: type[Section] | None = None) -> list[str]:
 
 # Tuned, under the instruction of the exports: a row of test sets that have another one.
 EXPORTED = "exported"
-
-FIRST_STAGES = ("bm25", "dense", "fusion", "run")
-
-
-def training_stage(recipe: Recipe) -> str:
-    """Whose lists are reranked on dev: those of evaluate.first_stage, or BM25's where that is a run file."""
-    chosen = recipe.evaluate.first_stage
-    return "bm25" if chosen == "run" else chosen
+# Keys that are now in another section -> where.
+MOVED: dict[Key, str] = {("mine", "language"): "bm25.language", ("mine", "code"): "bm25.code"}

@@ -194,7 +194,7 @@ class Refresh:
         apply(
             sifted,
             bind_filters(mine.filters),
-            MiningView(part, MODEL, {}, {}, self._recipe.seed, mine.code, teacher),
+            MiningView(part, MODEL, {}, {}, self._recipe.seed, self._recipe.bm25.code, teacher),
         )
         return {q: self._hardest(q, pool_of(part, sifted, q, MODEL)) for q in lists}
 

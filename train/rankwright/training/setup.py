@@ -22,7 +22,7 @@ from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
 from rankwright.model.trainable import add_lora, enable_checkpointing, parameter_counts, train_all
 from rankwright.recipe.schema import Model, Recipe
-from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
+from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
 from rankwright.training.checkpoint import load_checkpoint
 
 
@@ -195,9 +195,7 @@ def base_reranker(recipe: Recipe) -> Reranker:
         tokenizer,
         name=recipe.model.base,
         unknown=None if recipe.prompt.mode == "auto" else recipe.prompt.mode,
-        instruction=stated_instruction(recipe),
-        max_tokens=recipe.prompt.max_tokens,
-        query_tokens=recipe.prompt.query_tokens,
+        own=Own(stated_instruction(recipe), recipe.prompt.max_tokens, recipe.prompt.query_tokens),
         revision=recipe.model.revision,
     )
     # Only test sets are scored.

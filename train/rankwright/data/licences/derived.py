@@ -10,7 +10,7 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.errors import UserErrors
 from rankwright.common.run_folder import RunFolder
-from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, faults, make_inputs, warning
+from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, Roles, faults, make_inputs, warning
 from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import LicenceRule, Recipe
@@ -178,26 +178,23 @@ def hub_sets(ledger: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(one["hub"] for one in ledger["inputs"] if "train" in one["use"] and one["hub"]))
 
 
-def licence_faults(recipe: Recipe, located: Sets, *, distils: bool) -> list[str]:
-    """What licence.require refuses before files are read, and decisions about inputs that the recipe does not have.
-
-    distils: as in make_inputs, here and below.
-    """
-    return _faults(make_inputs(recipe, located, distils=distils), recipe, located)
+def licence_faults(recipe: Recipe, located: Sets, roles: Roles) -> list[str]:
+    """What licence.require refuses before files are read, and decisions about inputs that the recipe does not have."""
+    return _faults(make_inputs(recipe, located, roles), recipe, located)
 
 
-def write_ledger(recipe: Recipe, located: Sets, run: RunFolder, *, distils: bool) -> None:
+def write_ledger(recipe: Recipe, located: Sets, roles: Roles, run: RunFolder) -> None:
     """licences.json before the files are read, and one line about doubtful licences."""
-    inputs = make_inputs(recipe, located, distils=distils)
+    inputs = make_inputs(recipe, located, roles)
     run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
     if doubts := warning(inputs, recipe.licence):
         console.say(doubts)
 
 
-def settle_licences(recipe: Recipe, located: Sets, run: RunFolder, *, distils: bool) -> dict[str, Any]:
+def settle_licences(recipe: Recipe, located: Sets, roles: Roles, run: RunFolder) -> dict[str, Any]:
     """licences.json after the data stage. Raises UserErrors where a set holds scores of a teacher that is refused."""
     teachers = run.facts("data").get("teacher_scores", [])
-    inputs = make_inputs(recipe, located, teachers, distils=distils)
+    inputs = make_inputs(recipe, located, roles, teachers)
     ledger = ledger_json(inputs, recipe.licence)
     run.write_json(LEDGER, ledger)
     if found := _faults(inputs, recipe, located):

@@ -21,10 +21,13 @@ from rankwright.data.licences.terms import (
     term_names,
 )
 from rankwright.data.sources import Located
-from rankwright.recipe.schema import Baseline, Decision, DevFromTrain, LicenceRule, Recipe, training_stage
+from rankwright.recipe.schema import Baseline, Decision, DevFromTrain, LicenceRule, Recipe
 
 LEDGER = "licences.json"
-Kind = Literal["base", "data set", "teacher", "dense model", "baseline"]
+# What an input is: base, data set, teacher, baseline, or what a retriever calls its model (`dense model`).
+Kind = str
+# (kind, model, revision, whether its lists are mined or reranked on dev) of a model that a first stage uses.
+Ordering = tuple[Kind, str, str | None, bool]
 # base: the weights start there. dev: chooses the checkpoint and the temperature. mine: orders or drops candidates only.
 Use = Literal["base", "train", "dev", "distil", "mine", "evaluate"]
 USES: tuple[Use, ...] = ("base", "train", "dev", "distil", "mine", "evaluate")
@@ -112,13 +115,23 @@ class Input:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What the rooms above know of a recipe's inputs.
+
+    distils: whether the loss learns from the scores of mine.teacher. orderings: the models of first stages.
+    """
+
+    distils: bool = False
+    orderings: Sequence[Ordering] = ()
+
+
 def make_inputs(
-    recipe: Recipe, located: Mapping[str, Sequence[Located]], teachers: Sequence[str] = (), *, distils: bool
+    recipe: Recipe, located: Mapping[str, Sequence[Located]], roles: Roles, teachers: Sequence[str] = ()
 ) -> list[Input]:
     """All inputs of a recipe, each once with all its uses, with the decisions about them.
 
     located: split -> sets. teachers: names of training sets that turned out to hold a teacher's scores.
-    distils: whether the loss learns from the scores of mine.teacher.
     """
     found: list[Input] = [_model("base", recipe.model.base, recipe.model.revision, ("base",))]
     for split, entries in located.items():
@@ -128,13 +141,11 @@ def make_inputs(
         found += [_set(entry, uses) for entry in entries]
     if recipe.mine.teacher is not None:
         # Its scores replace those in the sets, which are then not read.
-        found += _own_teacher(recipe, recipe.mine.teacher, distils)
+        found += _own_teacher(recipe, recipe.mine.teacher, roles.distils)
     else:
         found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
-    if recipe.dense is not None:
-        orders = {training_stage(recipe), recipe.mine.retriever} & {"dense", "fusion"}
-        ordering: tuple[Use, ...] = ("mine",) if orders else ()
-        found.append(_model("dense model", recipe.dense.model, recipe.dense.revision, (*ordering, "evaluate")))
+    for what, model, model_revision, mines in roles.orderings:
+        found.append(_model(what, model, model_revision, ("mine", "evaluate") if mines else ("evaluate",)))
     for baseline in recipe.evaluate.baselines:
         served = baseline.kind == "served"
         found.append(_model("baseline", baseline.model, baseline.revision, ("evaluate",), served=served))
