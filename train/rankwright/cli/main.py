@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -38,21 +39,27 @@ Override = Annotated[
 
 
 def _pipeline(
-    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
-) -> Pipeline:
-    pipeline = _not_started(recipe, overrides, run, override)
-    pipeline.start()
-    return pipeline
-
-
-def _not_started(
-    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+    recipe: str, overrides: list[str] | None, folder: RunFolder | None = None, override: str | None = None
 ) -> Pipeline:
     from rankwright.pipeline.stages import Pipeline
     from rankwright.recipe.loading import load_recipe
 
     console.quiet_libraries()
-    return Pipeline(load_recipe(recipe, overrides or []), run, override)
+    return Pipeline(load_recipe(recipe, overrides or []), folder, override, command=("rankwright", *sys.argv[1:]))
+
+
+def _show_results(pipeline: Pipeline) -> None:
+    """Print the final table and its verdict."""
+    from rankwright.cli.show import results_tables
+    from rankwright.evaluation.results import results, verdict
+
+    if not console.is_first_process():
+        return
+    rows = results(pipeline.folder, pipeline.recipe.seed, pipeline.inputs.systems)
+    for table in results_tables(rows, console.console.width):
+        console.show(table)
+    if sentence := verdict(rows[-1]):
+        console.say(sentence)
 
 
 @app.command()
@@ -62,11 +69,11 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override 
 
     pipeline = _pipeline(recipe, overrides, override=override)
     try:
-        pipeline.report()
+        pipeline.run()
     except GateRefused:
-        pipeline.show_results()
+        _show_results(pipeline)
         raise
-    pipeline.show_results()
+    _show_results(pipeline)
 
 
 @app.command()
@@ -84,8 +91,9 @@ def check(
     # A look must not change a run: what it reads goes into a folder of its own.
     with tempfile.TemporaryDirectory() as folder:
         pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
+        pipeline.start()
         if not offline:
-            pipeline.data()
+            pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
 
 
@@ -131,11 +139,11 @@ def plan(
     from rankwright.training.estimate.plan import make_plan
     from rankwright.training.sampling import draws_of_prepared
 
-    pipeline = _not_started(recipe, overrides)
+    pipeline = _pipeline(recipe, overrides)
     pipeline.check(data=False)
     made = make_plan(pipeline.recipe, gpus, sharded=fsdp2)
     describe_plan(
-        made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.run), mean_tokens=mean_tokens
+        made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.folder), mean_tokens=mean_tokens
     )
 
 
@@ -147,17 +155,17 @@ def mine(
 ) -> None:
     """Find candidates and negatives: negatives.jsonl, with source and reason; on many processes as well."""
     pipeline = _pipeline(recipe, overrides)
-    pipeline.mine()
+    pipeline.run_to("mine")
     if audit is not None and console.is_first_process():
         from rankwright.report.audit import write_audit
 
-        console.say(f"audit: {write_audit(pipeline.run, audit)}")
+        console.say(f"audit: {write_audit(pipeline.folder, audit)}")
 
 
 @app.command()
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Train, or continue; also under torchrun and accelerate launch."""
-    _pipeline(recipe, overrides).train()
+    _pipeline(recipe, overrides).run_to("train")
 
 
 @app.command()
@@ -168,8 +176,8 @@ def evaluate(
 ) -> None:
     """First stages, base, tuned and baselines on every test set; also under torchrun and accelerate launch."""
     pipeline = _pipeline(recipe, overrides)
-    pipeline.evaluate(None if only is None else [s.strip() for s in only.split(",") if s.strip()])
-    pipeline.show_results()
+    pipeline.run_to("evaluate", None if only is None else [s.strip() for s in only.split(",") if s.strip()])
+    _show_results(pipeline)
 
 
 @app.command()
@@ -208,7 +216,7 @@ def report(
 @app.command()
 def export(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
     """Write the export folders, each proven to score like the trainer; not where the recipe's gate refuses."""
-    _pipeline(recipe, overrides, override=override).export()
+    _pipeline(recipe, overrides, override=override).run_to("export")
 
 
 @app.command()
@@ -230,7 +238,7 @@ add_to(app)
 
 
 def main() -> NoReturn:
-    """Run a command. A user's mistake is a line a mistake and exit code 2, never a traceback."""
+    """Run a command. Mistakes of the user give one line each and exit code 2, never a traceback."""
     try:
         code = app(standalone_mode=False)
         if code == TYPER_INTERRUPTED:
