@@ -220,8 +220,15 @@ def export(recipe: RecipeArgument, overrides: Overrides = None, override: Overri
 
 
 @app.command()
-def recipes() -> None:
+def recipes(
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of recipes instead")] = False,
+) -> None:
     """List the recipes that come with the package."""
+    if schema:
+        from rankwright.pipeline.json_schema import schema_text
+
+        typer.echo(schema_text(), nl=False)
+        return
     from rich.table import Table
 
     from rankwright.recipe.loading import list_recipes

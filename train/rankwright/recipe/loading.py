@@ -11,7 +11,7 @@ from typing import Any
 
 from rankwright.common import resources
 from rankwright.common.errors import UserError
-from rankwright.recipe.schema import Key, Recipe, recipe_keys
+from rankwright.recipe.schema import Key, Recipe
 from rankwright.recipe.yaml_file import MISSING, Place, YamlFile, parse_value, read_yaml, validate
 
 # Filters are run in their order, a sampler is one of several, and targets may be a list: none is mixed with the base's.
@@ -150,8 +150,3 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, list):
         return [_sorted(item) for item in value]
     return {key: _sorted(value[key]) for key in sorted(value)} if isinstance(value, dict) else value
-
-
-def config_key_count() -> int:
-    """How many keys a recipe may give, the parameters of registered functions aside."""
-    return len(recipe_keys())
