@@ -88,7 +88,7 @@ def check(
     from rankwright.cli.show import describe_recipe
     from rankwright.common.run_folder import RunFolder
 
-    # A look must not change a run: what it reads goes into a folder of its own.
+    # A check must not change a run: what it reads goes into a temporary folder.
     with tempfile.TemporaryDirectory() as folder:
         pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
         pipeline.start()
@@ -102,11 +102,13 @@ def init(
     paths: Annotated[list[Path] | None, typer.Argument(help="your files and folders (else this one)")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the recipe to write")] = Path("recipe.yaml"),
     base: Annotated[str | None, typer.Option(help="hub id or folder (else Qwen/Qwen3-Reranker-0.6B)")] = None,
-    name: Annotated[str | None, typer.Option(help="of the recipe (else as its file)")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the recipe (else that of its file)")] = None,
     test_fraction: Annotated[
-        float, typer.Option(help="of the queries, where no split is for testing", min=0.01, max=0.5)
+        float, typer.Option(help="share of the queries, where no split is for testing", min=0.01, max=0.5)
     ] = 0.2,
-    drop_faults: Annotated[bool, typer.Option("--drop-faults", help="leave out rows with faults, counted")] = False,
+    drop_faults: Annotated[
+        bool, typer.Option("--drop-faults", help="leave out rows with faults, and count them")
+    ] = False,
 ) -> None:
     """Look at your files and write a commented recipe for them; overwrites nothing."""
     from rankwright.cli.init import DEFAULT_BASE, init
@@ -127,12 +129,12 @@ def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     gpus: Annotated[str, typer.Option(help="devices, e.g. 8xh100, or cpu for this machine")] = "1xh100",
-    fsdp2: Annotated[bool, typer.Option("--fsdp2", help="weights in parts on all devices")] = False,
+    fsdp2: Annotated[bool, typer.Option("--fsdp2", help="shard the weights over all devices")] = False,
     queries: Annotated[
         int | None, typer.Option(help="queries an epoch draws (times their weights), where the run has no data", min=1)
     ] = None,
-    mean_tokens: Annotated[int | None, typer.Option(help="tokens of a usual prompt, for the time", min=1)] = None,
-    mfu: Annotated[float, typer.Option(help="share of the peak that is reached", min=0.01, max=1.0)] = 0.35,
+    mean_tokens: Annotated[int | None, typer.Option(help="mean tokens of a prompt, for the time", min=1)] = None,
+    mfu: Annotated[float, typer.Option(help="share of the peak FLOPs that is reached", min=0.01, max=1.0)] = 0.35,
 ) -> None:
     """Parameters, memory, FLOPs and hours on given devices; reads no weights."""
     from rankwright.cli.show import describe_plan
@@ -151,7 +153,9 @@ def plan(
 def mine(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    audit: Annotated[int | None, typer.Option(help="write audit.html of so many queries, to judge", min=1)] = None,
+    audit: Annotated[
+        int | None, typer.Option(help="write audit.html with so many queries for a person to judge", min=1)
+    ] = None,
 ) -> None:
     """Find candidates and negatives: negatives.jsonl, with source and reason; on many processes as well."""
     pipeline = _pipeline(recipe, overrides)
@@ -215,7 +219,7 @@ def report(
 
 @app.command()
 def export(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
-    """Write the export folders, each proven to score like the trainer; not where the recipe's gate refuses."""
+    """Write the export folders, each proven to score like the trainer, unless the recipe's gate refuses."""
     _pipeline(recipe, overrides, override=override).run_to("export")
 
 

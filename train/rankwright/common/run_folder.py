@@ -111,7 +111,7 @@ class RunFolder:
         return self.exports / target
 
     def create(self) -> None:
-        """Make the folder and see that files can be written there. Raises UserError when not."""
+        """Make the folder. Raises UserError where files cannot be written there."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-test-{os.getpid()}"
@@ -134,11 +134,11 @@ class RunFolder:
         write_text_atomic(self._record_path(stage), json.dumps({**record, **facts}, indent=2) + "\n")
 
     def forget(self, stage: str) -> None:
-        """Have `stage` run again, e.g. because what it made was deleted."""
+        """Remove the record of `stage`, so that it runs again."""
         self._record_path(stage).unlink(missing_ok=True)
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What finish() recorded, or nothing."""
+        """What finish() recorded; empty where the stage is not done."""
         return self._record(stage) or {}
 
     def _record_path(self, stage: str) -> Path:
@@ -154,7 +154,7 @@ class RunFolder:
 
 
 def provenance(seed: int, command: Iterable[str]) -> dict[str, Any]:
-    """Commit, versions, machine type and seed: what a reader needs to repeat the run."""
+    """Commit, versions, kind of machine, seed and command: what a reader needs to repeat the run."""
     versions = {}
     for package in REPORTED_PACKAGES:
         try:

@@ -67,7 +67,7 @@ class StageInputs:
 
     def _set(self, entry: Located) -> str:
         """A set by content; its run file, its weight and its licence are not part of it."""
-        # What is read; a note or a licence of the card changes no row.
+        # A note or a licence of the card changes no row.
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
         content = entry.path and self._content(entry.path)
         reading = entry.source.model_dump(include={"format", "columns", "config", "group_key"})
@@ -82,7 +82,7 @@ class StageInputs:
     @cached_property
     def _training_data(self) -> str:
         on_leak = self.recipe.data.on_leak
-        # What is dropped from train and dev depends on the test sets; where a leak stops, they change nothing of it.
+        # Test sets decide what is dropped from train and dev; where a leak stops the run, they change neither.
         held_out = self._sets("test") if on_leak == "drop" else None
         dev = self.section("data")["dev"]
         return content_hash(self._sets("train"), self._sets("dev"), dev, self.recipe.seed, held_out)
@@ -145,13 +145,13 @@ class StageInputs:
     @cached_property
     def mine(self) -> str:
         mine = self.recipe.mine
-        # In their order, which a section's hash does not keep. How a pool is drawn from comes with training.
+        # The order of filters counts, and a section's hash does not keep it. The sampler counts in training only.
         scored = scores_candidates(self.recipe)
         return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives, scored)
 
     @cached_property
     def _base(self) -> str:
-        """The base as it is, which is scored in its own frame whatever prompt.mode is trained in."""
+        """The base, which is scored in its own prompt whatever prompt.mode is."""
         base = resolve_base(self.recipe.model.base)
         weights = self._content(Path(base)) if Path(base).is_dir() else self.recipe.model.revision
         prompt = {k: v for k, v in self.section("prompt").items() if k != "mode"}

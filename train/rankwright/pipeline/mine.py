@@ -98,7 +98,7 @@ def make_shards(
 
 
 def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
-    """Write the stage's files out of all shards; returns its facts, and says them."""
+    """Write the stage's files out of all shards; returns its facts, and prints them."""
     tally = _Tally(recipe)
     # By the start of their ids, so that the files' order does not depend on the recipe's.
     jobs = sorted(shards.jobs, key=lambda job: f"{job.collection.name}/")
