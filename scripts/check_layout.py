@@ -209,8 +209,8 @@ def check_place(path: str) -> Iterator[Finding]:
         yield Finding(path, 1, "data/ holds no Python")
     if top == "recipes":
         html_report = "reports" in rest[:-1] and name.endswith(".html")
-        if not (name.endswith((".yaml", ".yml", ".md")) or html_report):
-            yield Finding(path, 1, "recipes/ holds YAML and Markdown only (and HTML in a folder reports/)")
+        if not (name.endswith((".yaml", ".yml", ".md")) or rest == ["schema.json"] or html_report):
+            yield Finding(path, 1, "recipes/ holds YAML, Markdown and schema.json only (and HTML in a folder reports/)")
     if top == "tests" and not (rest == ["conftest.py"] or lies_in_mirror(rest)):
         yield Finding(
             path, 1, "tests/ holds conftest.py, test_*.py in tests/<room>/ or tests/whole/, helpers in tests/support/"

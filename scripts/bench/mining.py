@@ -101,10 +101,9 @@ def stage(folder: Path, name: str) -> None:
         subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=Path(__file__).parent, env=os.environ)
     run = RunFolder(folder)
     started, before = time.perf_counter(), time.process_time()
-    mine_stage.mine(recipe, run, inputs=name, shards=name, run_files={}, processes=Processes())
+    facts = mine_stage.mine(recipe, run, inputs=name, run_files={}, processes=Processes())
     seconds, cpu = time.perf_counter() - started, time.process_time() - before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
-    facts = run.facts("mine")
     row = {"stage": name, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1), "peak_gib": round(peak, 2)}
     print(json.dumps({**row, **facts["counts"]}))
 

@@ -106,7 +106,7 @@ def test_what_would_stop_a_run_beyond_rows(tmp_path: Path) -> None:
     qrels = folder / "qrels" / "test.tsv"
     qrels.write_text(qrels.read_text().replace("\t1\n", "\t1.5\n"))
     [problem] = [p for p in data_check.check_path(folder, None, None).problems if p.level == "error"]
-    assert "the label 1.5 is no whole number" in problem.what
+    assert "the label 1.5 is not a whole number" in problem.what
     (folder / "corpus.jsonl").unlink()
     [problem] = [p for p in data_check.check_path(folder, None, None).problems if p.level == "error"]
     assert "no file corpus.jsonl" in problem.what

@@ -229,7 +229,7 @@ def mine(recipe: Path, *overrides: str) -> RunFolder:
     pipeline = Pipeline(load_recipe(str(recipe), overrides))
     pipeline.start()
     pipeline.mine()
-    return pipeline.run
+    return pipeline.folder
 
 
 def test_a_run_drops_counts_and_goes_back_to_stopping(

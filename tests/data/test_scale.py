@@ -85,7 +85,7 @@ def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:
     run.create()
     console.say(name)
     prepare_data(recipe, run)
-    mine(recipe, run, inputs="all", shards="all", run_files={}, processes=Processes())
+    mine(recipe, run, inputs="all", run_files={}, processes=Processes())
     return run.path
 
 

@@ -78,7 +78,7 @@ def prepared(folder: Path) -> RunFolder:
 
 def go(chosen: Recipe, run: RunFolder, count: int = 1, inputs: str = "i", **options: Any) -> dict[str, bytes]:
     """The stage's files, made by so many processes."""
-    options = {"run_files": {}, "inputs": inputs, "shards": inputs, **options}
+    options = {"run_files": {}, "inputs": inputs, **options}
     if count == 1:
         work(0, 1, "", chosen, run, options, patched())
     else:
@@ -120,7 +120,11 @@ def work(
     mine_shards.SHARD_QUERIES, vectors.SHARD_TEXTS, os.environ["RANKWRIGHT_CACHE"] = now
     processes = Processes(rank, count, FileStore(store, count) if count > 1 else HashStore())
     with processes.together():
-        mine(chosen, run, processes=processes, **options)
+        facts = mine(chosen, run, processes=processes, **options)
+        processes.meet()
+        if processes.is_first:
+            run.finish("mine", options["inputs"], seconds=0, **facts)
+            mine_shards.Shards.forget(run.mining)
 
 
 @pytest.mark.parametrize("filters", [FILTERS, {k: v for k, v in FILTERS.items() if k != "max_reuse"}])
@@ -163,20 +167,6 @@ def test_shards_of_other_inputs_are_not_used(run: RunFolder) -> None:
     make_shards(recipe(depth=3), run, inputs="other", run_files={}, processes=Processes())
     go(recipe(), run)
     assert max(len(found) for found in read_candidates(run.path / "candidates.jsonl").values()) == 20
-
-
-def test_a_done_stage_is_skipped_and_others_are_not(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    go(recipe(), run)
-    (run.path / "candidates.jsonl").touch()
-    before = (run.path / "candidates.jsonl").stat().st_mtime_ns
-    # A kill after the record was written leaves shards.
-    (run.path / "mining").mkdir()
-    go(recipe(), run)
-    assert (run.path / "candidates.jsonl").stat().st_mtime_ns == before
-    assert "unchanged, skipped" in capsys.readouterr().out
-    (run.path / "removed.jsonl").unlink()
-    go(recipe(), run)
-    assert (run.path / "removed.jsonl").is_file()
 
 
 def test_short_pools_stay_short_or_are_filled_and_marked(run: RunFolder) -> None:
@@ -273,8 +263,7 @@ rank, count, store, folder, recipe = sys.argv[1:]
 mine_shards.SHARD_QUERIES, vectors.SHARD_TEXTS = 8, 16
 processes = Processes(int(rank), int(count), FileStore(store, int(count)))
 with processes.together():
-    mine(Recipe.model_validate_json(recipe), RunFolder(Path(folder)), inputs="i", shards="i", run_files={},
-         processes=processes)
+    mine(Recipe.model_validate_json(recipe), RunFolder(Path(folder)), inputs="i", run_files={}, processes=processes)
 """
 
 

@@ -184,7 +184,7 @@ def evaluate(path: Path, *overrides: str) -> Path:
     pipeline = Pipeline(load_recipe(str(path), overrides))
     pipeline.start()
     pipeline.evaluate(["bm25", "base"])
-    return pipeline.run.path / "eval"
+    return pipeline.folder.path / "eval"
 
 
 def test_two_sets_are_scored_as_two_evaluations_with_one_instruction_each(tiny_qwen3: Path, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from rankwright.recipe.schema import DevFromTrain, Mine, Recipe, recipe_keys
 from rankwright.recipe.yaml_file import YamlFile, read_yaml
 
 GOOD = "name: mine\nmodel: {base: some/base}\ndata: {test: [{card: fiqa, split: test}]}\n"
-KEYS = Path(__file__).parents[1] / "support" / "recipe_keys.txt"
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +74,6 @@ def test_shipped_recipes_have_names_and_descriptions_of_their_own() -> None:
     assert [i.name for i in infos if not i.description or "\n" in i.description] == []
     names = [load_recipe(i.name).recipe.name for i in infos]
     assert len(set(names)) == len(names), "two recipes would write to one folder"
-
-
-def test_keys_are_pinned_and_few() -> None:
-    assert recipe_keys() == KEYS.read_text(encoding="utf-8").split()
-    assert len(recipe_keys()) < 100
 
 
 def test_no_torch() -> None:
@@ -139,10 +133,10 @@ def test_mistakes_of_dev_speak_of_the_form_that_was_meant(value: str, what: str)
 @pytest.mark.parametrize(
     ("overrides", "what"),
     [
-        (["method=full", "rslora=true"], "rslora: of method lora only: remove them, or use method: lora"),
+        (["method=full", "rslora=true"], "rslora: only with method lora: remove them, or use method: lora"),
         (
             ["method=full", "dora=true", "dropout=0.1", "targets=[q_proj]"],
-            "dropout, dora, targets: of method lora only: remove them, or use method: lora",
+            "dropout, dora, targets: only with method lora: remove them, or use method: lora",
         ),
         (
             ["dora=true", "merge_with_base=0.5"],

@@ -68,7 +68,9 @@ def groups(pipeline: Pipeline) -> list[Any]:
     recipe = pipeline.recipe
     base, tokenizer = load_base_tokenizer(recipe)
     encoder = PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
-    source = make_source(recipe, pipeline.run, token_store(pipeline.run.path / "t", encoder, {}, [], lambda *_: None))
+    source = make_source(
+        recipe, pipeline.folder, token_store(pipeline.folder.path / "t", encoder, {}, [], lambda *_: None)
+    )
     return [source.group(query_id, 0) for query_id in source.query_ids]
 
 
@@ -76,7 +78,7 @@ def test_dropped_ones_are_gone_and_the_rest_is_scored(
     models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline = mined(tmp_path, models, "drop", refresh_steps=2)
-    run, output = pipeline.run.path, capsys.readouterr().out
+    run, output = pipeline.folder.path, capsys.readouterr().out
     pools, scores = read_negatives(run / "negatives.jsonl"), read_teacher_scores(run / "teacher.jsonl")
     candidates = read_candidates(run / "candidates.jsonl")
     (collection,) = map(qualified, read_split(run / "data", "train"))
@@ -95,7 +97,7 @@ def test_dropped_ones_are_gone_and_the_rest_is_scored(
         ]
         assert all(dict(n.decisions) == {"teacher": scores[query_id][n.document_id]} for n in unjudged)
         kept += len(unjudged)
-    facts = pipeline.run.facts("mine")
+    facts = pipeline.folder.facts("mine")
     estimates = facts["false_negatives"]
     # The filter left none above by the same scores: 0 % would be no finding.
     assert kept and "above_positive" not in estimates and "no estimate, its filter left none by these scores" in output
@@ -114,7 +116,7 @@ def test_dropped_ones_are_gone_and_the_rest_is_scored(
 
 def test_soft_labels_are_seen_by_losses_of_scores_alone(models: tuple[Path, Path], tmp_path: Path) -> None:
     pipeline = mined(tmp_path, models, "soft")
-    scores = read_teacher_scores(pipeline.run.path / "teacher.jsonl")
+    scores = read_teacher_scores(pipeline.folder.path / "teacher.jsonl")
     drawn = groups(pipeline)
     soft = 0
     for group in drawn:
@@ -125,17 +127,17 @@ def test_soft_labels_are_seen_by_losses_of_scores_alone(models: tuple[Path, Path
                 assert math.isnan(label) if score > best - 0.5 else label == 0
                 soft += math.isnan(label)
     assert soft
-    assert pipeline.run.facts("mine")["said"] == {
+    assert pipeline.folder.facts("mine")["said"] == {
         "teacher: kept as soft labels": sum(
-            n.label is None for pool in read_negatives(pipeline.run.path / "negatives.jsonl").values() for n in pool
+            n.label is None for pool in read_negatives(pipeline.folder.path / "negatives.jsonl").values() for n in pool
         )
     }
 
 
 def test_promoted_ones_are_relevant_and_no_judged_negative_is(models: tuple[Path, Path], tmp_path: Path) -> None:
     pipeline = mined(tmp_path, models, "promote", positives=30, negatives=30)
-    (collection,) = map(qualified, read_split(pipeline.run.path / "data", "train"))
-    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    (collection,) = map(qualified, read_split(pipeline.folder.path / "data", "train"))
+    pools = read_negatives(pipeline.folder.path / "negatives.jsonl")
     promoted = {q: {n.document_id for n in pool if n.is_promoted} for q, pool in pools.items()}
     assert sum(map(len, promoted.values()))
     for group in groups(pipeline):
@@ -149,8 +151,8 @@ def test_promoted_ones_are_relevant_and_no_judged_negative_is(models: tuple[Path
 
 def test_promoted_ones_are_no_negatives_where_pools_are_short(models: tuple[Path, Path], tmp_path: Path) -> None:
     pipeline = mined(tmp_path, models, "promote", negatives=17, fill="random")
-    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
-    (collection,) = map(qualified, read_split(pipeline.run.path / "data", "train"))
+    pools = read_negatives(pipeline.folder.path / "negatives.jsonl")
+    (collection,) = map(qualified, read_split(pipeline.folder.path / "data", "train"))
     filled = short = 0
     for query_id, pool in pools.items():
         promoted = sum(n.is_promoted for n in pool)
@@ -160,7 +162,7 @@ def test_promoted_ones_are_no_negatives_where_pools_are_short(models: tuple[Path
         filled += len(pool) > 17 and any(n.reason == "fill" for n in pool)
         short += len(pool) - promoted < 17
     assert filled and short
-    assert pipeline.run.facts("mine")["short_pools"] == short
+    assert pipeline.folder.facts("mine")["short_pools"] == short
 
 
 @pytest.mark.slow
@@ -179,15 +181,15 @@ def test_the_audit_page_shows_what_was_decided_and_takes_answers(models: tuple[P
     with pytest.raises(UserError, match="nothing is mined yet"):
         empty = tmp_path / "empty"
         empty.mkdir()
-        (empty / "recipe.json").write_text((pipeline.run.path / "recipe.json").read_text())
+        (empty / "recipe.json").write_text((pipeline.folder.path / "recipe.json").read_text())
         write_audit(RunFolder(empty), 3)
-    page = write_audit(pipeline.run, 5).read_text(encoding="utf-8")
-    assert page == write_audit(pipeline.run, 5).read_text(encoding="utf-8")
+    page = write_audit(pipeline.folder, 5).read_text(encoding="utf-8")
+    assert page == write_audit(pipeline.folder, 5).read_text(encoding="utf-8")
     # Nothing comes from elsewhere.
     assert not re.search(r"""(?:src|href)=["']?(?!#)""", page.replace("link.href = URL", "")) and "http" not in page
     cases = page.split('<section class="case"')[1:]
     assert len(cases) == 5
-    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    pools = read_negatives(pipeline.folder.path / "negatives.jsonl")
     for case in cases:
         (query_id,) = re.findall(r'data-reviewed="([^"]+)"', case)
         asked = re.findall(r'data-document="([^"]+)" data-kind="([^"]+)"', case)
@@ -200,15 +202,15 @@ def test_the_audit_page_shows_what_was_decided_and_takes_answers(models: tuple[P
     assert "that would be negatives if nobody had judged them" in page
     assert "no estimate, its filter left none by these scores" in page
     # Other queries with another seed, and more of them come after the same first ones.
-    more = write_audit(pipeline.run, 9, tmp_path / "more.html").read_text(encoding="utf-8")
+    more = write_audit(pipeline.folder, 9, tmp_path / "more.html").read_text(encoding="utf-8")
     chosen = [re.findall(r'data-reviewed="([^"]+)"', text) for text in (page, more)]
     assert chosen[1][:5] == chosen[0]
 
 
 def test_the_audit_page_asks_about_negatives_however_many_are_soft(models: tuple[Path, Path], tmp_path: Path) -> None:
     pipeline = mined(tmp_path, models, "soft")
-    page = write_audit(pipeline.run, 30).read_text(encoding="utf-8")
-    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    page = write_audit(pipeline.folder, 30).read_text(encoding="utf-8")
+    pools = read_negatives(pipeline.folder.path / "negatives.jsonl")
     seen = 0
     for case in page.split('<section class="case"')[1:]:
         (query_id,) = re.findall(r'data-reviewed="([^"]+)"', case)
@@ -231,7 +233,7 @@ def test_texts_cannot_break_out_of_the_page(models: tuple[Path, Path], tmp_path:
     pipeline = Pipeline(load_recipe(str(path), ["name=a"]))
     pipeline.start()
     pipeline.mine()
-    page = write_audit(pipeline.run, 3).read_text(encoding="utf-8")
+    page = write_audit(pipeline.folder, 3).read_text(encoding="utf-8")
     assert page.count("<script>") == 1 and "&lt;script&gt;" in page
 
 

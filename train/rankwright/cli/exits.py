@@ -1,4 +1,4 @@
-"""How a command ends: what is said on standard error, and the exit codes."""
+"""How a command ends: what it writes to standard error, and its exit code."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ FIRST_SPEAKS_S = 5.0
 
 
 def interrupted() -> NoReturn:
-    """Say that the work was stopped, and exit."""
+    """Report that the work was stopped, and exit."""
     complain("stopped. Finished stages and checkpoints are kept: the same command continues")
     leave(EXIT_USER)
 
 
 def let_the_first_speak() -> None:
-    """A mistake that every process meets is said once: the launcher ends the others when the first has ended."""
+    """Have the first process report a mistake that all meet: the launcher ends the others once it has ended."""
     if os.environ.get("RANK", "0") != "0" and not _in_group():
         time.sleep(FIRST_SPEAKS_S)
 
 
 def _in_group() -> bool:
-    """Whether this process has met the others; from then on they agree on who speaks (processes.py)."""
+    """Whether this process has met the others; from then on they agree on which one reports (processes.py)."""
     if "torch" not in sys.modules:
         return False
     import torch.distributed as dist
@@ -35,7 +35,7 @@ def _in_group() -> bool:
 
 
 def complain(line: str) -> None:
-    """A line on standard error, with the process where there are several."""
+    """Write a line to standard error, with the number of the process where there are several."""
     rank = os.environ.get("RANK", "0")
     sys.stderr.write(line + "\n" if rank == "0" else f"[process {rank}] {line}\n")
 

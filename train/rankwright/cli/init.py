@@ -26,6 +26,8 @@ from rankwright.pipeline.data import stops_a_run
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe, Source
 
+# The JSON schema beside the recipe, for editors.
+SCHEMA = "rankwright.schema.json"
 DEFAULT_BASE = "Qwen/Qwen3-Reranker-0.6B"
 # Longer than any text that is measured.
 UNBOUNDED_TOKENS = 10**6
@@ -66,6 +68,8 @@ def init(
     text = recipe_text(draft)
     _prove(text)
     write_text_atomic(output, text)
+    # A generated file, written anew: the recipe's first line names it.
+    write_text_atomic(output.with_name(SCHEMA), resources.schema_file().read_text(encoding="utf-8"))
     for entry in entries:
         console.say(f"{entry.split}: {entry.name} ({entry.path}): {entry.found}")
     for line in [*said, *missing, *leaks]:
@@ -270,6 +274,7 @@ def recipe_text(draft: Draft) -> str:
     """The recipe as a YAML file."""
     budget = draft.budget
     lines = [
+        f"# yaml-language-server: $schema={SCHEMA}",
         "# Written by `rankwright init`. Relative paths start at the working directory, or at data.root.",
         f"name: {_text(draft.name)}",
         "",
@@ -293,7 +298,11 @@ def recipe_text(draft: Draft) -> str:
     if draft.code:
         sets = ", ".join(f"{share:.0%} of the documents of {name}" for name, share in draft.code.items())
         lines += ["", "bm25:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
-    lines += ["", "# All other keys have defaults, see recipes/README.md.", ""]
+    lines += [
+        "",
+        "# All other keys have defaults: `rankwright recipes --schema`, or the table in recipes/README.md.",
+        "",
+    ]
     return "\n".join(lines)
 
 

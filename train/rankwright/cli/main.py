@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -38,21 +39,27 @@ Override = Annotated[
 
 
 def _pipeline(
-    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
-) -> Pipeline:
-    pipeline = _not_started(recipe, overrides, run, override)
-    pipeline.start()
-    return pipeline
-
-
-def _not_started(
-    recipe: str, overrides: list[str] | None, run: RunFolder | None = None, override: str | None = None
+    recipe: str, overrides: list[str] | None, folder: RunFolder | None = None, override: str | None = None
 ) -> Pipeline:
     from rankwright.pipeline.stages import Pipeline
     from rankwright.recipe.loading import load_recipe
 
     console.quiet_libraries()
-    return Pipeline(load_recipe(recipe, overrides or []), run, override)
+    return Pipeline(load_recipe(recipe, overrides or []), folder, override, command=("rankwright", *sys.argv[1:]))
+
+
+def _show_results(pipeline: Pipeline) -> None:
+    """Print the final table and its verdict."""
+    from rankwright.cli.show import results_tables
+    from rankwright.evaluation.results import results, verdict
+
+    if not console.is_first_process():
+        return
+    rows = results(pipeline.folder, pipeline.recipe.seed, pipeline.inputs.systems)
+    for table in results_tables(rows, console.console.width):
+        console.show(table)
+    if sentence := verdict(rows[-1]):
+        console.say(sentence)
 
 
 @app.command()
@@ -62,11 +69,11 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override 
 
     pipeline = _pipeline(recipe, overrides, override=override)
     try:
-        pipeline.report()
+        pipeline.run()
     except GateRefused:
-        pipeline.show_results()
+        _show_results(pipeline)
         raise
-    pipeline.show_results()
+    _show_results(pipeline)
 
 
 @app.command()
@@ -81,11 +88,12 @@ def check(
     from rankwright.cli.show import describe_recipe
     from rankwright.common.run_folder import RunFolder
 
-    # A look must not change a run: what it reads goes into a folder of its own.
+    # A check must not change a run: what it reads goes into a temporary folder.
     with tempfile.TemporaryDirectory() as folder:
         pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
+        pipeline.start()
         if not offline:
-            pipeline.data()
+            pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
 
 
@@ -94,11 +102,13 @@ def init(
     paths: Annotated[list[Path] | None, typer.Argument(help="your files and folders (else this one)")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the recipe to write")] = Path("recipe.yaml"),
     base: Annotated[str | None, typer.Option(help="hub id or folder (else Qwen/Qwen3-Reranker-0.6B)")] = None,
-    name: Annotated[str | None, typer.Option(help="of the recipe (else as its file)")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the recipe (else that of its file)")] = None,
     test_fraction: Annotated[
-        float, typer.Option(help="of the queries, where no split is for testing", min=0.01, max=0.5)
+        float, typer.Option(help="share of the queries, where no split is for testing", min=0.01, max=0.5)
     ] = 0.2,
-    drop_faults: Annotated[bool, typer.Option("--drop-faults", help="leave out rows with faults, counted")] = False,
+    drop_faults: Annotated[
+        bool, typer.Option("--drop-faults", help="leave out rows with faults, and count them")
+    ] = False,
 ) -> None:
     """Look at your files and write a commented recipe for them; overwrites nothing."""
     from rankwright.cli.init import DEFAULT_BASE, init
@@ -119,23 +129,23 @@ def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     gpus: Annotated[str, typer.Option(help="devices, e.g. 8xh100, or cpu for this machine")] = "1xh100",
-    fsdp2: Annotated[bool, typer.Option("--fsdp2", help="weights in parts on all devices")] = False,
+    fsdp2: Annotated[bool, typer.Option("--fsdp2", help="shard the weights over all devices")] = False,
     queries: Annotated[
         int | None, typer.Option(help="queries an epoch draws (times their weights), where the run has no data", min=1)
     ] = None,
-    mean_tokens: Annotated[int | None, typer.Option(help="tokens of a usual prompt, for the time", min=1)] = None,
-    mfu: Annotated[float, typer.Option(help="share of the peak that is reached", min=0.01, max=1.0)] = 0.35,
+    mean_tokens: Annotated[int | None, typer.Option(help="mean tokens of a prompt, for the time", min=1)] = None,
+    mfu: Annotated[float, typer.Option(help="share of the peak FLOPs that is reached", min=0.01, max=1.0)] = 0.35,
 ) -> None:
     """Parameters, memory, FLOPs and hours on given devices; reads no weights."""
     from rankwright.cli.show import describe_plan
     from rankwright.training.estimate.plan import make_plan
     from rankwright.training.sampling import draws_of_prepared
 
-    pipeline = _not_started(recipe, overrides)
+    pipeline = _pipeline(recipe, overrides)
     pipeline.check(data=False)
     made = make_plan(pipeline.recipe, gpus, sharded=fsdp2)
     describe_plan(
-        made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.run), mean_tokens=mean_tokens
+        made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.folder), mean_tokens=mean_tokens
     )
 
 
@@ -143,21 +153,23 @@ def plan(
 def mine(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    audit: Annotated[int | None, typer.Option(help="write audit.html of so many queries, to judge", min=1)] = None,
+    audit: Annotated[
+        int | None, typer.Option(help="write audit.html with so many queries for a person to judge", min=1)
+    ] = None,
 ) -> None:
     """Find candidates and negatives: negatives.jsonl, with source and reason; on many processes as well."""
     pipeline = _pipeline(recipe, overrides)
-    pipeline.mine()
+    pipeline.run_to("mine")
     if audit is not None and console.is_first_process():
         from rankwright.report.audit import write_audit
 
-        console.say(f"audit: {write_audit(pipeline.run, audit)}")
+        console.say(f"audit: {write_audit(pipeline.folder, audit)}")
 
 
 @app.command()
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Train, or continue; also under torchrun and accelerate launch."""
-    _pipeline(recipe, overrides).train()
+    _pipeline(recipe, overrides).run_to("train")
 
 
 @app.command()
@@ -168,8 +180,8 @@ def evaluate(
 ) -> None:
     """First stages, base, tuned and baselines on every test set; also under torchrun and accelerate launch."""
     pipeline = _pipeline(recipe, overrides)
-    pipeline.evaluate(None if only is None else [s.strip() for s in only.split(",") if s.strip()])
-    pipeline.show_results()
+    pipeline.run_to("evaluate", None if only is None else [s.strip() for s in only.split(",") if s.strip()])
+    _show_results(pipeline)
 
 
 @app.command()
@@ -207,13 +219,20 @@ def report(
 
 @app.command()
 def export(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
-    """Write the export folders, each proven to score like the trainer; not where the recipe's gate refuses."""
-    _pipeline(recipe, overrides, override=override).export()
+    """Write the export folders, each proven to score like the trainer, unless the recipe's gate refuses."""
+    _pipeline(recipe, overrides, override=override).run_to("export")
 
 
 @app.command()
-def recipes() -> None:
+def recipes(
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of recipes instead")] = False,
+) -> None:
     """List the recipes that come with the package."""
+    if schema:
+        from rankwright.pipeline.json_schema import schema_text
+
+        typer.echo(schema_text(), nl=False)
+        return
     from rich.table import Table
 
     from rankwright.recipe.loading import list_recipes
@@ -230,7 +249,7 @@ add_to(app)
 
 
 def main() -> NoReturn:
-    """Run a command. A user's mistake is a line a mistake and exit code 2, never a traceback."""
+    """Run a command. Mistakes of the user give one line each and exit code 2, never a traceback."""
     try:
         code = app(standalone_mode=False)
         if code == TYPER_INTERRUPTED:

@@ -58,6 +58,16 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
+def silence() -> Iterator[None]:
+    """Print nothing inside: no line, no table, no progress."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+@contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Yields advance(count=1, **values): a bar with an ETA on a terminal, lines elsewhere, nothing on other ranks.
 
@@ -66,7 +76,7 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     global _has_bar
     if not is_first_process():
         yield lambda count=1, **values: None
-    elif console.is_terminal and not _has_bar:
+    elif console.is_terminal and not console.quiet and not _has_bar:
         columns = [
             TextColumn("{task.description}"),
             BarColumn(),

@@ -28,6 +28,11 @@ def recipe_files() -> dict[str, Path]:
     return _named_files(recipes_dir(), "**/*.yaml")
 
 
+def schema_file() -> Path:
+    """The JSON schema of recipes."""
+    return recipes_dir() / "schema.json"
+
+
 def card_files() -> dict[str, Path]:
     """Name -> file of every shipped card."""
     return _named_files(data_dir(), "*.yaml")

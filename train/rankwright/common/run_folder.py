@@ -18,27 +18,100 @@ from rankwright import __version__
 from rankwright.common.errors import UserError
 from rankwright.common.files import read_json_object, write_text_atomic
 
+PACKAGE = Path(__file__).parents[1]
 STAGES = ("data", "mine", "train", "evaluate", "calibrate", "export", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 
 @cache
-def code_version() -> str:
-    """The package's version and a hash of its source: a stage done by other code is done again."""
+def code_hash(parts: tuple[str, ...] = ("",), package: Path = PACKAGE) -> str:
+    """Hash of the Python files in `parts`: folders and files of the package, by their paths inside it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return f"{__version__}+{digest.hexdigest()[:12]}"
+    for path in sorted({file for part in parts for file in _python_files(package / part)}):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _python_files(place: Path) -> Iterable[Path]:
+    return place.rglob("*.py") if place.is_dir() else [place]
+
+
+def code_version() -> str:
+    """The package's version and a hash of its whole source, for a reader; a stage depends on its own part of it."""
+    return f"{__version__}+{code_hash()}"
+
+
+class _Place:
+    """A property of RunFolder: where one of its files or folders lies."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
+        return run.path / self.name
 
 
 class RunFolder:
-    """runs/NAME: paths of what the stages leave, and a record a stage of the inputs it was made from."""
+    """runs/NAME: where each file of a run lies, and one record per stage of the inputs that it was made from.
+
+    train/README.md explains the files. A property states the place; the file may be missing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    # What was run.
+    recipe_json = _Place("recipe.json")
+    provenance = _Place("provenance.json")
+    licences = _Place("licences.json")
+
+    # Data and mining.
+    data = _Place("data")
+    data_report = _Place("data_report.json")
+    candidates = _Place("candidates.jsonl")
+    dev_candidates = _Place("dev_candidates.jsonl")
+    negatives = _Place("negatives.jsonl")
+    removed = _Place("removed.jsonl")
+    teacher_scores = _Place("teacher.jsonl")
+    # Parts of an unfinished mine stage.
+    mining = _Place("mining")
+    audit = _Place("audit.html")
+
+    # Training.
+    tokens = _Place("tokens")
+    mix = _Place("mix.json")
+    pools = _Place("pools")
+    metrics = _Place("metrics.jsonl")
+    checkpoints = _Place("checkpoints")
+
+    # Evaluation and what follows.
+    eval = _Place("eval")
+    cache = _Place("cache")
+    speed = _Place("speed.json")
+    gate = _Place("gate.json")
+    dev_scores = _Place("dev_scores.jsonl")
+    calibration = _Place("calibration.json")
+    exports = _Place("export")
+    report = _Place("report.html")
+
+    def split(self, name: str) -> Path:
+        """The rows of train, dev or test."""
+        return self.data / f"{name}.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after a step."""
+        return self.checkpoints / f"step-{step}"
+
+    def eval_folder(self, test_set: str, system: str = "") -> Path:
+        """The folder of a test set's evaluation, or of one system in it."""
+        return self.eval / test_set / system
+
+    def export(self, target: str) -> Path:
+        """The folder of one export target."""
+        return self.exports / target
+
     def create(self) -> None:
-        """Make the folder and see that files can be written there. Raises UserError when not."""
+        """Make the folder. Raises UserError where files cannot be written there."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-test-{os.getpid()}"
@@ -61,11 +134,11 @@ class RunFolder:
         write_text_atomic(self._record_path(stage), json.dumps({**record, **facts}, indent=2) + "\n")
 
     def forget(self, stage: str) -> None:
-        """Have `stage` run again, e.g. because what it made was deleted."""
+        """Remove the record of `stage`, so that it runs again."""
         self._record_path(stage).unlink(missing_ok=True)
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What finish() recorded, or nothing."""
+        """What finish() recorded; empty where the stage is not done."""
         return self._record(stage) or {}
 
     def _record_path(self, stage: str) -> Path:
@@ -75,13 +148,13 @@ class RunFolder:
     def _record(self, stage: str) -> dict[str, Any] | None:
         return read_json_object(self._record_path(stage))
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """A JSON file of this run, written whole or not at all."""
-        write_text_atomic(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    def write_json(self, file: str | Path, value: Mapping[str, Any]) -> None:
+        """Write a JSON file of this run, by its property or its name; whole or not at all."""
+        write_text_atomic(self.path / file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def provenance(seed: int, command: Iterable[str]) -> dict[str, Any]:
-    """Commit, versions, machine type and seed: what a reader needs to repeat the run."""
+    """Commit, versions, kind of machine, seed and command: what a reader needs to repeat the run."""
     versions = {}
     for package in REPORTED_PACKAGES:
         try:

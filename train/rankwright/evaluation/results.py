@@ -17,7 +17,7 @@ from rankwright.common.stats import Difference, paired_difference
 from rankwright.data.splits import normalised
 from rankwright.evaluation.evaluate import is_number, read_metrics_json, read_per_query, read_values
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.recipe.schema import EXPORTED, Recipe, result_values
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.retrieval.first_stages import stage_label, stage_names
 from rankwright.retrieval.retriever import retrievers
@@ -322,6 +322,25 @@ def _pooled(rows: Sequence[SetResults], recipe: Recipe, repeated: Repeated) -> S
     )
 
 
+def result_rows(run: RunFolder, recipe: Recipe, inputs: Mapping[str, str], sets: Sequence[str]) -> list[dict[str, Any]]:
+    """One flat row per test set (and `all`) and system, for a data frame.
+
+    value: mean nDCG@10 over `queries`; difference: to the base, over the same queries, with its interval low to high;
+    these three are None for the base and where the base has other queries.
+    """
+    found, _ = read_results(run.path, recipe, sets, inputs)
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        base = one.values.get("base")
+        for system, values in one.values.items():
+            same = system != "base" and base is not None and set(base) == set(values)
+            d = paired_difference(base, values, seed=recipe.seed) if same and base is not None else None
+            mean, low, high = (None, None, None) if d is None else (d.mean, d.low, d.high)
+            row = {"test_set": one.name, "system": system, "measure": HEADLINE, "value": one.means[system]}
+            rows.append({**row, "difference": mean, "low": low, "high": high, "queries": len(values)})
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The first screen. tone: `better`, `worse`, `open` or `none` (nothing to compare); sentences in order."""
@@ -372,8 +391,6 @@ def run_verdict(rows: Sequence[SetResults]) -> Verdict:
 
 # Measure -> query id -> value.
 Values = Mapping[str, Mapping[str, float]]
-# These say where a run lies and what it is called, and change no number.
-NOT_THE_EXPERIMENT = ("seed", "name", "description", "run_dir")
 # A mean in metrics.json agrees with per_query.jsonl to this, or they are of two evaluations.
 SAME_MEAN = 1e-9
 
@@ -458,7 +475,7 @@ def experiment_of(recipe: Mapping[str, Any]) -> str:
     mine = recipe.get("mine")
     filters = list(mine.get("filters") or ()) if isinstance(mine, dict) else []
     order = [filters] if len(filters) > 1 else []
-    return content_hash({k: v for k, v in recipe.items() if k not in NOT_THE_EXPERIMENT}, *order)
+    return content_hash({k: v for k, v in result_values(recipe).items() if k != "seed"}, *order)
 
 
 def evaluate_command(folder: Path) -> str:

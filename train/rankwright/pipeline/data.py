@@ -1,4 +1,4 @@
-"""The data stage: sets read and split, overlap and statistics reported, data_report.json."""
+"""The data stage: reads and splits the sets, refuses what would stop a run later, and writes data_report.json."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ from rankwright.retrieval import run_file
 
 
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json; returns queries a split, and corpora."""
-    # Corpora that are too large for memory lie beside where they are kept, so that keeping them copies nothing.
+    """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json.
+
+    Returns the stage's facts: the queries of each split, the corpora, the training sets with a teacher's scores.
+    """
+    # Corpora too large for memory are spilled into the run's folder, where they are kept: nothing is copied.
     with spilling_to(run.path / "data"):
         return _prepare_data(recipe, run)
 
@@ -49,16 +52,16 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     test = read("test")
     train, dev, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
     if isinstance(recipe.data.dev, DevFromTrain):
-        # After what leaks into test has gone: dev then has nothing of it, and keeps its size.
+        # After leaks into test were removed: dev then has none, and keeps its size.
         fraction = recipe.data.dev.fraction
         train, dev = leakage.take_dev(train, fraction=fraction, seed=recipe.seed, say=console.say)
-        # Their queries are evaluated, not drawn.
+        # Dev queries are evaluated, not drawn.
         dev = [dataclasses.replace(d, draws=1.0) for d in dev]
     _require_positives(train, "train")
     _require_positives(dev, "dev")
     _require_positives(test, "test")
     for collection in test:
-        # The run files of its evaluation are read again, after training.
+        # Its evaluation writes run files that are read again after training.
         for ids in (collection.queries, collection.corpus):
             run_file.columns_of(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
@@ -74,7 +77,7 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:
-    """Read the run files of test sets now. Raises UserErrors: hours of training later is too late."""
+    """Read the run files of test sets, before hours of training. Raises UserErrors with what is wrong in them."""
     if not any(run_files.values()):
         return
     faults = []
@@ -98,19 +101,19 @@ def _require_positives(collections: Sequence[Collection], split: str) -> None:
 
 
 def _require_whole_labels(collections: Sequence[Collection]) -> None:
-    """Measures need whole labels; said before hours of training, not after."""
+    """Raise UserError before hours of training: measures need whole labels."""
     for collection in collections:
         for query_id, judged in collection.qrels.items():
             for document_id, label in judged.items():
                 if label != int(label):
                     raise UserError(
                         f"set {collection.name!r}: query {query_id!r}, document {document_id!r}: the label {label} is "
-                        "no whole number, which nDCG@10 needs on dev and test: use 0, 1, 2, ..."
+                        "not a whole number, which nDCG@10 needs on dev and test: use 0, 1, 2, ..."
                     )
 
 
 def stops_a_run(collection: Collection, split: str) -> list[str]:
-    """What the data stage would refuse in a set that could be read, a line each."""
+    """What the data stage would refuse in a set that can be read: one line per mistake."""
     mistakes = []
     if split != "train":
         try:
@@ -126,7 +129,7 @@ def stops_a_run(collection: Collection, split: str) -> list[str]:
 
 
 def _overlaps(train: Sequence[Collection], held_out: Mapping[str, Sequence[Collection]]) -> list[dict[str, Any]]:
-    """What train shares with dev and test; said, so that nobody takes memory for skill."""
+    """What train shares with dev and test: reported, since a score on what was trained on is memory, not skill."""
     rows = []
     for ours in train:
         for split, theirs in ((split, c) for split, collections in held_out.items() for c in collections):
@@ -143,7 +146,7 @@ REPORT = "data_report.json"
 
 
 class SetReports:
-    """Statistics and findings of sets; what only depends on a corpus is made once for each content."""
+    """Statistics and findings of sets; two sets with equal corpora share what depends on the corpus alone."""
 
     def __init__(self, *, code: bool) -> None:
         self.code = code
@@ -151,7 +154,7 @@ class SetReports:
         self._lengths: dict[bytes, dict[str, int]] = {}
 
     def look(self, collection: Collection) -> tuple[dict[str, Any], list[Finding]]:
-        """(numbers as data_report.json has them, what a person should look at)."""
+        """(figures for data_report.json, findings for a person)."""
         key = _content(collection.corpus)
         if key not in self._documents:
             self._documents[key] = self._facts(collection.name, collection.corpus, queries=False)
@@ -160,7 +163,7 @@ class SetReports:
         return counts(collection, documents, queries), findings(collection, documents, queries)
 
     def tokens(self, collection: Collection, encoder: PromptEncoder) -> dict[str, Any]:
-        """Lengths in tokens and what the budgets cut, see token_lengths; always give the same encoder."""
+        """Lengths in tokens and what the budgets cut, see token_report; give the same encoder in every call."""
         key = _content(collection.corpus)
         if key not in self._lengths:
             with console.progress(f"  {collection.name}: tokens", len(collection.corpus)) as advance:
@@ -182,9 +185,9 @@ def _content(corpus: Mapping[str, str]) -> bytes:
 
 
 def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
-    """Put token lengths into data_report.json where they are missing, or are of another tokenizer or prompt.
+    """Put token lengths into data_report.json where they are missing, or come from another tokenizer or prompt.
 
-    They are no part of the data stage: another prompt reads no set again. Without the tokenizer it says so.
+    This comes after the data stage: another prompt reads no set again. A missing tokenizer is reported.
     """
     path = run.path / REPORT
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -196,7 +199,7 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
     try:
         encoder = recipe_encoder(recipe)
     except UserError as error:
-        console.say(f"lengths in tokens are left out of {REPORT}, for want of the tokenizer: {error}")
+        console.say(f"lengths in tokens are left out of {REPORT}, the tokenizer is missing: {error}")
         return
     reports = SetReports(code=recipe.bm25.code)
     for split, rows in report["splits"].items():
@@ -215,7 +218,7 @@ def _tokenizer_inputs(recipe: Recipe) -> str:
 
 
 def cut_sentence(tokens: Mapping[str, Any]) -> str:
-    """What the budgets cut, in words."""
+    """Lengths and what the budgets cut, in words."""
     queries, pairs = tokens["queries"], tokens["judged_pairs"]
     return (
         f"queries p50 {queries['p50']}, max {queries['max']} tokens, {queries['cut']:,} cut to {queries['budget']}; "

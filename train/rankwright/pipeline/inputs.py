@@ -7,30 +7,59 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rankwright import __version__
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.resources import resolve_base
-from rankwright.common.run_folder import code_version
+from rankwright.common.run_folder import PACKAGE, code_hash
 from rankwright.data.sources import Located
 from rankwright.evaluation.evaluate import system_names
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
-from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.recipe.schema import EXPORTED, Recipe, result_values
 from rankwright.retrieval.first_stages import possible_stages, training_stage
 from rankwright.retrieval.retriever import retrievers
 from rankwright.training.losses import scores_candidates
 
+# What is made -> the code that decides it: the room that makes it, the rooms that this one may import, and single files
+# of later rooms. An edit anywhere else repeats nothing. What is made from it depends on its hash.
+CODE = {
+    "data": "data common recipe retrieval/run_file.py pipeline/data.py",
+    "mine": "mining common recipe data retrieval rerankers supervision pipeline/mine.py",
+    # A teacher may be a model of ours.
+    "teacher": "rerankers common recipe data model retrieval",
+    # The checkpoint is chosen by a measure on dev.
+    "train": "training common recipe data model retrieval rerankers supervision mining "
+    "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
+    "lists": "retrieval common recipe data pipeline/evaluate.py",
+    "scores": "rerankers common recipe data model retrieval training/setup.py pipeline/evaluate.py",
+    "measures": "evaluation common recipe data model retrieval rerankers pipeline/evaluate.py",
+    "calibrate": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/calibrate.py",
+    "export": "export common data model rerankers pipeline/export.py",
+}
+
 
 class StageInputs:
-    """A hash a stage, made when it is asked for (files are read for it); located: split -> the recipe's sets."""
+    """One hash per stage, made when it is asked for (files are read for it).
 
-    def __init__(self, recipe: Recipe, located: Mapping[str, Sequence[Located]]) -> None:
+    located: split -> the recipe's sets. package: folder of the code.
+    """
+
+    def __init__(self, recipe: Recipe, located: Mapping[str, Sequence[Located]], package: Path = PACKAGE) -> None:
         self.recipe = recipe
         self.located = located
+        self.package = package
         self._contents: dict[Path, str] = {}
 
+    def _code(self, made: str) -> str:
+        return f"{__version__}+{code_hash(tuple(CODE[made].split()), self.package)}"
+
     def section(self, name: str) -> Any:
-        """A section of the recipe as plain values."""
-        return self.recipe.model_dump(mode="json")[name]
+        """A section of the recipe as plain values, without the keys that change no result."""
+        return self._plain[name]
+
+    @cached_property
+    def _plain(self) -> dict[str, Any]:
+        return result_values(self.recipe.model_dump(mode="json"))
 
     def _content(self, path: Path) -> str:
         if path not in self._contents:
@@ -39,14 +68,14 @@ class StageInputs:
 
     def _set(self, entry: Located) -> str:
         """A set by content; its run file, its weight and its licence are not part of it."""
-        # What is read; a note or a licence of the card changes no row.
+        # A note or a licence of the card changes no row.
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
         content = entry.path and self._content(entry.path)
         reading = entry.source.model_dump(include={"format", "columns", "config", "group_key"})
         # The seed chooses the queries of a limit.
         limit = entry.source.limit and (entry.source.limit, self.recipe.seed)
         where = (entry.name, entry.split, entry.hub, entry.revision)
-        return content_hash(*where, reading, limit, card, content, code_version())
+        return content_hash(*where, reading, limit, card, content, self._code("data"))
 
     def _sets(self, split: str) -> list[str]:
         return [self._set(entry) for entry in self.located.get(split, ())]
@@ -54,7 +83,7 @@ class StageInputs:
     @cached_property
     def _training_data(self) -> str:
         on_leak = self.recipe.data.on_leak
-        # What is dropped from train and dev depends on the test sets; where a leak stops, they change nothing of it.
+        # Test sets decide what is dropped from train and dev; where a leak stops the run, they change neither.
         held_out = self._sets("test") if on_leak == "drop" else None
         dev = self.section("data")["dev"]
         return content_hash(self._sets("train"), self._sets("dev"), dev, self.recipe.seed, held_out)
@@ -62,18 +91,18 @@ class StageInputs:
     @cached_property
     def data(self) -> str:
         data = self.recipe.data
-        # Files that are read at all are read alike whatever on_fault says: what comes after the data stage depends on
-        # the files alone, and the data stage decides anew whether their faults stop it.
+        # Files are read the same way whatever on_fault is: what comes after the data stage depends on the files alone,
+        # and the data stage decides anew whether their faults stop it.
         # bm25.code: how data_report.json counts duplicates.
-        said = (self._mixture, self._instructions("test"), self.recipe.bm25.code)
-        return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak, *said)
+        stated = (self._mixture, self._instructions("test"), self.recipe.bm25.code)
+        return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak, *stated)
 
     def _instructions(self, split: str) -> list[str | None]:
         return [entry.source.instruction for entry in self.located.get(split, ())]
 
     @property
     def _mixture(self) -> Any:
-        """What is said of the training sets beside their content: mining does not depend on it."""
+        """What the recipe states about the training sets beside their content: mining does not depend on it."""
         weights = [entry.source.weight for entry in self.located.get("train", ())]
         return weights, self._instructions("train"), self._instructions("dev")
 
@@ -89,7 +118,7 @@ class StageInputs:
 
     @cached_property
     def shards(self) -> str:
-        """What mining reads and decides a query at a time: candidates, and the filters before those across queries."""
+        """What mining decides query by query: candidates, and the filters before those that look across queries."""
         mine = self.recipe.mine
         alone, _ = split_filters(mine.filters)
         found = [self._retriever(mine.retriever, entry.run) for entry in self.located.get("train", ())]
@@ -100,23 +129,23 @@ class StageInputs:
 
             # It scores a set under the set's own instruction.
             scores = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER)
-            teacher = (scores, self._instructions("train"))
+            teacher = (scores, self._instructions("train"), self._code("teacher"))
         options = [(name, mine.filters[name]) for name in alone]
         depths = (mine.depth, self.recipe.evaluate.depth)
         return content_hash(
-            self._training_data, found, dev, depths, options, self.recipe.bm25.code, teacher, code_version()
+            self._training_data, found, dev, depths, options, self.recipe.bm25.code, teacher, self._code("mine")
         )
 
     @cached_property
     def mine(self) -> str:
         mine = self.recipe.mine
-        # In their order, which a section's hash does not keep. How a pool is drawn from comes with training.
+        # The order of filters counts, and a section's hash does not keep it. The sampler counts in training only.
         scored = scores_candidates(self.recipe)
         return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives, scored)
 
     @cached_property
     def _base(self) -> str:
-        """The base as it is, which is scored in its own frame whatever prompt.mode is trained in."""
+        """The base, which is scored in its own prompt whatever prompt.mode is."""
         base = resolve_base(self.recipe.model.base)
         weights = self._content(Path(base)) if Path(base).is_dir() else self.recipe.model.revision
         prompt = {k: v for k, v in self.section("prompt").items() if k != "mode"}
@@ -125,21 +154,18 @@ class StageInputs:
 
     @cached_property
     def model(self) -> str:
-        # How activations are computed or kept changes memory and speed, and no score beyond rounding; merging with
-        # the base comes after training.
-        other = ("gradient_checkpointing", "attention", "merge_with_base")
-        model = {k: v for k, v in self.section("model").items() if k not in other}
+        # Merging with the base comes after training.
+        model = {k: v for k, v in self.section("model").items() if k != "merge_with_base"}
         return content_hash(model, self.recipe.prompt.mode, self._base)
 
     @cached_property
     def train(self) -> str:
-        # Where numbers are logged and how often weights are saved changes no weight.
-        train = {k: v for k, v in self.section("train").items() if k not in ("trackers", "save_every")}
-        return content_hash(self.mine, self.section("mine"), self.model, self.section("loss"), train, self._mixture)
+        sections = [self.section(name) for name in ("mine", "loss", "train")]
+        return content_hash(self.mine, self.model, sections, self._mixture, self._code("train"))
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:
-        """Test set -> system -> what its scores there depend on: a set more leaves those of the others as they are."""
+        """Test set -> system -> what its scores there depend on: another set leaves those of the others as they are."""
         rerankers = {
             "base": content_hash(self._base, self.recipe.train.precision),
             "tuned": content_hash(self.train, self.recipe.model.merge_with_base),
@@ -152,9 +178,10 @@ class StageInputs:
         for entry in self.located["test"]:
             chosen = content_hash(self._set(entry), limit, evaluation.depth)
             stages = {
-                name: content_hash(chosen, self._retriever(name, entry.run)) for name in possible_stages(self.recipe)
+                name: content_hash(chosen, self._retriever(name, entry.run), self._code("lists"))
+                for name in possible_stages(self.recipe)
             }
-            lists = stages[evaluation.first_stage]
+            lists = content_hash(stages[evaluation.first_stage], self._code("scores"))
             own = entry.source.instruction
             found[entry.name] = stages | {name: content_hash(lists, of, own) for name, of in rerankers.items()}
             if is_read_otherwise(self.recipe, own):
@@ -170,9 +197,25 @@ class StageInputs:
 
         return {b.name: baseline_inputs(b, self.recipe.prompt) for b in self.recipe.evaluate.baselines}
 
-    @property
+    @cached_property
     def systems(self) -> dict[str, str]:
-        """System -> what its numbers depend on: its scores on all test sets, and the measures taken of them."""
-        measures = list(self.recipe.evaluate.measures)
+        """System -> what its numbers depend on: its scores on all test sets, and how they are measured."""
+        measured = (list(self.recipe.evaluate.measures), self._code("measures"))
         names = system_names(self.recipe)
-        return {name: content_hash([own.get(name) for own in self.scores.values()], measures) for name in names}
+        return {name: content_hash([own.get(name) for own in self.scores.values()], *measured) for name in names}
+
+    @cached_property
+    def tuned(self) -> str:
+        """What tuned's scores on dev depend on, under the instruction of the exports where there are any."""
+        frozen = frozen_instruction(self.recipe) if self.recipe.export_targets else "each set's own"
+        return content_hash(self.train, self.recipe.model.merge_with_base, frozen)
+
+    @cached_property
+    def calibrate(self) -> str:
+        # On test sets it looks at the scores that an export gives.
+        systems = [self.systems.get(name) for name in ("tuned", EXPORTED)]
+        return content_hash(self.tuned, systems, self._code("calibrate"))
+
+    def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any]) -> str:
+        """gate: the verdict that lets the model through; ledger: licences.json."""
+        return content_hash(self.calibrate, self.systems, self.section("export"), gate, ledger, self._code("export"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -44,52 +43,28 @@ from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
 
 OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
-FOLDER = "mining"
 # Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20
 
 
 def mine(
-    recipe: Recipe,
-    run: RunFolder,
-    *,
-    inputs: str,
-    shards: str,
-    run_files: Mapping[str, Path | None],
-    processes: Processes,
-) -> None:
-    """The whole stage, skipped when it is done with these inputs; every process of the group calls this.
+    recipe: Recipe, run: RunFolder, *, inputs: str, run_files: Mapping[str, Path | None], processes: Processes
+) -> dict[str, Any]:
+    """The whole stage, which every process of the group calls; returns its facts on the first one.
 
-    shards: hash of what decides candidates and the filters that look at a query alone; run_files: of training sets.
+    inputs: hash of what decides candidates and the filters that look at a query alone; run_files: of training sets.
     """
-    outputs = (*OUTPUTS, *([TEACHER_SCORES] if recipe.mine.teacher else []))
-    done = run.is_done("mine", inputs) and all((run.path / name).exists() for name in outputs)
-    # All have looked before the first one changes what they look at.
-    processes.meet()
-    if done:
-        console.say("unchanged, skipped")
-        if processes.is_first:
-            # A kill after the record was written leaves them.
-            Shards.forget(run.path / FOLDER)
-        return
-    started = time.perf_counter()
-    if processes.is_first:
-        # From here on the files are no longer those of the record.
-        run.forget("mine")
     teacher = None if recipe.mine.teacher is None else Teacher(recipe.mine.teacher, recipe.prompt)
     of = None if teacher is None else teacher.of
-    made = make_shards(recipe, run, inputs=shards, run_files=run_files, processes=processes, teacher=of)
-    facts = gather(recipe, run, made) if processes.is_first else {}
+    shards = make_shards(recipe, run, inputs=inputs, run_files=run_files, processes=processes, teacher=of)
+    facts = gather(recipe, run, shards) if processes.is_first else {}
     processes.meet()
-    train = [job.collection for job in made.jobs if job.kind == "train"]
+    train = [job.collection for job in shards.jobs if job.kind == "train"]
     if teacher is not None:
         ask_teacher(recipe, run, teacher, train, processes)
     if processes.is_first:
-        facts["false_negatives"] = told_estimate(recipe, run, train)
-        seconds = time.perf_counter() - started
-        run.finish("mine", inputs, seconds=seconds, processes=processes.count, **facts)
-        Shards.forget(made.folder)
-    processes.meet()
+        facts |= {"false_negatives": told_estimate(recipe, run, train), "processes": processes.count}
+    return facts
 
 
 def make_shards(
@@ -117,13 +92,13 @@ def make_shards(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
         + used * (stage != recipe.evaluate.first_stage)
     )
-    shards = Shards(run.path / FOLDER, inputs, recipe, jobs, teacher)
+    shards = Shards(run.mining, inputs, recipe, jobs, teacher)
     shards.make(processes)
     return shards
 
 
 def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
-    """Write the stage's files out of all shards; returns its facts, and says them."""
+    """Write the stage's files out of all shards; returns its facts, and prints them."""
     tally = _Tally(recipe)
     # By the start of their ids, so that the files' order does not depend on the recipe's.
     jobs = sorted(shards.jobs, key=lambda job: f"{job.collection.name}/")

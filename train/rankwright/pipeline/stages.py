@@ -1,27 +1,28 @@
-"""The stages in order, the inputs each depends on, and what is skipped or continued."""
+"""The stages of a run in their order, and the one loop that runs or skips each of them."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.files import read_json_object
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
 from rankwright.data.licences.derived import Sets, licence_faults, settle_licences, write_ledger
 from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
-from rankwright.evaluation.calibration import CALIBRATION
-from rankwright.evaluation.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
-from rankwright.evaluation.results import experiment_of
-from rankwright.model.instructions import frozen_instruction
+from rankwright.evaluation.evaluate import choose_systems
+from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
+from rankwright.evaluation.results import experiment_of, result_rows
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
@@ -31,30 +32,47 @@ from rankwright.training.checkpoint import read_state
 
 
 class Pipeline:
-    """A recipe with its run folder. Each stage runs when its inputs changed since it was last done."""
+    """A recipe with its run folder. Each stage runs when its inputs changed since it was last done.
 
-    def __init__(self, loaded: LoadedRecipe, run: RunFolder | None = None, override: str | None = None) -> None:
+    Each stage is a method, which first runs those before it where they are missing or out of date. progress: whether
+    anything is printed. override: why the export is wanted although the gate refuses. command: for provenance.json.
+    All methods raise UserError, with a line for each mistake.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        folder: RunFolder | None = None,
+        override: str | None = None,
+        *,
+        progress: bool = True,
+        command: Sequence[str] = (),
+    ) -> None:
         self.loaded = loaded
-        # Why the export is wanted although the gate refuses.
-        self.override = override
         self.recipe = loaded.recipe
-        self.run = run or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
-        self.checkpoint: Path | None = None
+        self.folder = folder or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
+        self.override = override
+        self.progress = progress
+        self.command = command or ("rankwright", "run", resources.shown(loaded.path), *loaded.overrides)
+        # What the evaluate stage looks at.
+        self.systems: Sequence[str] = ()
+        # The verdict that let the model through, as gate.json has it.
+        self.gate: dict[str, Any] | None = None
+        self._started = False
 
-    def start(self) -> None:
-        """Check all names, make the run folder, and write recipe.json, provenance.json and licences.json."""
-        self.check()
-        self.run.create()
-        if console.is_first_process():
-            begin_run(self.recipe, self._located, self.run)
+    # The stages, as a notebook calls them.
 
-    def check(self, *, data: bool = True) -> None:
-        """Raises UserErrors with all that registries and base, and (unless data=False) sets and licences forbid."""
+    def run(self) -> Pipeline:
+        """All stages. Raises GateRefused, a UserError, after the report where the recipe's gate refuses the export."""
+        return self.run_to("report")
+
+    def check(self, *, data: bool = True) -> dict[str, list[str]]:
+        """Find all mistakes in names, base and, unless data=False, sets and licences; returns split -> its sets."""
         found = check_names(self.recipe)
         test_sets: list[str] | None = None
         try:
             if data:
-                test_sets = self._test_sets
+                test_sets = self.test_sets
                 found += licence_faults(self.recipe, self._located, _roles(self.recipe))
         except UserErrors as error:
             found += error.messages
@@ -67,247 +85,179 @@ class Pipeline:
             found.append(str(error))
         if found:
             raise UserErrors(found)
+        return {split: [one.name for one in entries] for split, entries in self._located.items()} if data else {}
 
-    def ledger(self) -> dict[str, Any]:
-        """The licence ledger as far as the files that were read say it."""
-        return settle_licences(self.recipe, self._located, _roles(self.recipe), self.run)
+    def data(self) -> dict[str, Any]:
+        """Read, split and check the data; returns the stage's facts, such as the queries of each split."""
+        return self.run_to("data").folder.facts("data")
+
+    def mine(self) -> dict[str, Any]:
+        """Find candidates and negatives; returns the stage's facts: what every filter removed, estimates."""
+        return self.run_to("mine").folder.facts("mine")
+
+    def train(self) -> dict[str, Any]:
+        """Train; returns the stage's facts, such as `base_value` and `best_value` on dev, and the best `checkpoint`."""
+        return {**self.run_to("train").folder.facts("train"), "checkpoint": self.best_checkpoint()}
+
+    def evaluate(self, only: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Evaluate systems, all by default, after the stages that they need; returns results()."""
+        return self.run_to("evaluate", only).results()
+
+    def calibrate(self) -> dict[str, Any]:
+        """Fit the temperature of tuned's probabilities; returns calibration.json."""
+        return read_json_object(self.run_to("calibrate").folder.calibration) or {}
+
+    def export(self) -> dict[str, dict[str, Any]]:
+        """Write and prove the export targets; returns target -> {folder: Path, parity: parity.json}.
+
+        Raises GateRefused where the recipe's gate refuses.
+        """
+        run = self.run_to("export").folder
+        folders = {target: run.export(target) for target in self.recipe.export_targets}
+        return {
+            target: {"folder": folder, "parity": read_json_object(folder / "parity.json")}
+            for target, folder in folders.items()
+        }
+
+    def report(self) -> Path:
+        """All stages, and the path of report.html. Raises as run() does."""
+        return self.run_to("report").folder.report
+
+    def results(self) -> list[dict[str, Any]]:
+        """Results of the finished evaluation: one row per test set (and `all`) and system, see result_rows."""
+        return result_rows(self.folder, self.recipe, self.inputs.systems, self.test_sets)
+
+    # How they are run.
+
+    def start(self) -> None:
+        """Check the recipe, make the run folder, and write recipe.json, provenance.json and licences.json; once."""
+        if self._started:
+            return
+        self.check()
+        self.folder.create()
+        if console.is_first_process():
+            begin_run(self.recipe, self._located, self.folder, self.command)
+        self._started = True
+
+    def run_to(self, last: str, only: Sequence[str] | None = None) -> Pipeline:
+        """Run the stages up to `last`, those that are done are skipped. only: systems to evaluate, all by default."""
+        with nullcontext() if self.progress else console.silence():
+            self.start()
+            self.systems = choose_systems(self.recipe, only)
+            stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
+            if last == "evaluate" and not self.needs_training:
+                stages = [stage for stage in stages if stage.name in ("data", "evaluate")]
+            if any(stage.name == "train" for stage in stages):
+                # Refuses a launcher's settings that are not supported before hours of mining.
+                self._join_group()
+            refused: GateRefused | None = None
+            for stage in stages:
+                if refused is not None and stage.name != "report":
+                    continue
+                try:
+                    self._meet_and_run(stage)
+                except GateRefused as error:
+                    refused = error
+        if refused is not None:
+            raise refused
+        return self
+
+    def _meet_and_run(self, stage: Stage) -> None:
+        """Run a stage on the processes that it is for."""
+        if stage.processes == "one":
+            # The others have done all that they are needed for.
+            if self.processes.is_first:
+                self._run_or_skip(stage)
+            return
+        with self.processes.together():
+            if stage.processes == "all" or self.processes.is_first:
+                self._run_or_skip(stage)
+            self.processes.meet()
+
+    def _run_or_skip(self, stage: Stage) -> None:
+        if stage.inputs is None:
+            stage.work(self)
+            return
+        console.heading(stage.name)
+        inputs = stage.inputs(self)
+        whole = not stage.by_parts and all(path is not None and path.exists() for path in stage.outputs(self))
+        done = whole and self.folder.is_done(stage.name, inputs)
+        if stage.processes == "all":
+            # All have looked before the first one changes what they look at.
+            self.processes.meet()
+        if done:
+            console.say("unchanged, skipped")
+        else:
+            if self.processes.is_first and not stage.by_parts:
+                # From here on the files are no longer those of the record.
+                self.folder.forget(stage.name)
+            started = time.perf_counter()
+            facts = stage.work(self)
+            if self.processes.is_first:
+                seconds = time.perf_counter() - started
+                self.folder.finish(stage.name, inputs, seconds=seconds, **facts)
+        if self.processes.is_first:
+            stage.afterwards(self)
 
     @cached_property
-    def _located(self) -> dict[str, list[Located]]:
-        return locate_all(self.recipe.data)
+    def processes(self) -> Processes:
+        """The processes that the launcher started, once they know each other."""
+        if launched() == 1:
+            return Processes()
+        self._join_group()
+        return Processes.of_group()
 
-    @property
-    def _test_sets(self) -> list[str]:
-        return [located.name for located in self._located["test"]]
+    def _join_group(self) -> None:
+        from rankwright.pipeline.train import make_accelerator
+
+        make_accelerator(self.recipe)
+
+    # What the stages work with.
 
     @cached_property
     def inputs(self) -> StageInputs:
         """What each stage depends on."""
         return StageInputs(self.recipe, self._located)
 
-    # The stages.
+    @cached_property
+    def _located(self) -> dict[str, list[Located]]:
+        return locate_all(self.recipe.data)
 
-    def data(self) -> None:
-        """Read, split and check the data, and the run files of test sets."""
-        from rankwright.pipeline.data import add_token_lengths, check_run_files, prepare_data
+    @property
+    def test_sets(self) -> list[str]:
+        """Names of the test sets, in the recipe's order."""
+        return [located.name for located in self._located["test"]]
 
-        if console.is_first_process():
-            corpora = self.run.facts("data").get("corpora", [])
-            outputs = [*(f"data/{name}" for name in ("train.jsonl", "dev.jsonl", "test.jsonl", *corpora))]
-            outputs.append("data_report.json")
-            self._stage("data", self.inputs.data, lambda: prepare_data(self.recipe, self.run), outputs)
-            add_token_lengths(self.recipe, self.run)
-            check_run_files(self.recipe, self.run, self._run_files("test"))
-            self.ledger()
-
-    def _run_files(self, split: str) -> dict[str, Path | None]:
+    def run_files(self, split: str) -> dict[str, Path | None]:
+        """Set -> its TREC run file, where it has one."""
         return {located.name: located.run for located in self._located[split]}
 
-    def mine(self) -> None:
-        """Candidates and negatives, after the data stage; on many processes as well."""
-        from rankwright.pipeline.mine import mine
+    def ledger(self) -> dict[str, Any]:
+        """The licence ledger of all files that were read so far."""
+        return settle_licences(self.recipe, self._located, _roles(self.recipe), self.folder)
 
-        with self.processes.together():
-            self.data()
-            self.processes.meet()
-            console.heading("mine")
-            run_files = self._run_files("train")
-            inputs, shards = self.inputs.mine, self.inputs.shards
-            mine(self.recipe, self.run, inputs=inputs, shards=shards, run_files=run_files, processes=self.processes)
+    @property
+    def needs_training(self) -> bool:
+        """Whether the systems to evaluate need a trained model."""
+        return not {"tuned", EXPORTED}.isdisjoint(self.systems)
 
-    def train(self) -> None:
-        """Train, after the stages before; on many processes only the first one prepares."""
-        from rankwright.pipeline.train import make_accelerator, state_facts, train
-        from rankwright.training.sampling import MIX_FILE
-
-        accelerator = make_accelerator(self.recipe)
-        self.mine()
-        if accelerator.is_main_process and self._best_checkpoint() is None:
-            self.run.forget("train")
-        accelerator.wait_for_everyone()
-
-        def run() -> dict[str, Any]:
-            state, steps = train(self.recipe, self.run, self.inputs.train, accelerator)
-            return {**state_facts(state, steps), "processes": accelerator.num_processes}
-
-        self._stage("train", self.inputs.train, run, [MIX_FILE])
-        if accelerator.is_main_process:
-            self.checkpoint = self._best_checkpoint()
-
-    def _best_checkpoint(self) -> Path | None:
+    def best_checkpoint(self) -> Path | None:
         """The checkpoint that the train stage chose, if it is whole and of this training."""
-        folder = self.run.path / "checkpoints" / f"step-{self.run.facts('train').get('best_step')}"
+        folder = self.folder.checkpoint(self.folder.facts("train").get("best_step", 0))
         state = read_state(folder)
         return folder if state is not None and state.inputs == self.inputs.train else None
 
-    @cached_property
-    def processes(self) -> Processes:
-        """The processes that the launcher started, once they know each other."""
-        from rankwright.pipeline.train import make_accelerator
-
-        if launched() > 1:
-            make_accelerator(self.recipe)
-        return Processes.of_group()
-
-    def evaluate(self, only: Sequence[str] | None = None) -> None:
-        """Systems of the table, all of them by default, after the stages that they need; on many processes as well."""
-        from rankwright.evaluation.evaluate import choose_systems
-
-        only = choose_systems(self.recipe, only)
-        with self.processes.together():
-            trained = not {"tuned", EXPORTED}.isdisjoint(only)
-            if trained:
-                self.train()
-            else:
-                self.data()
-            self.processes.meet()
-            self.checkpoint = self._best_checkpoint() if trained else None
-            self._evaluate(only)
-
-    def _evaluate(self, only: Sequence[str]) -> None:
-        from rankwright.pipeline.evaluate import Evaluation
-
-        console.heading("evaluate")
-        started = time.perf_counter()
-        inputs = self.inputs.systems
-        evaluation = Evaluation(
-            self.recipe,
-            self.run,
-            scores=self.inputs.scores,
-            inputs=inputs,
-            run_files=self._run_files("test"),
-            processes=self.processes,
-            checkpoint=self.checkpoint,
-        )
-        if self.processes.is_first:
-            # First: a kill may come at any time, and what was said of other numbers must not stand beside these.
-            self._forget_stale()
-        evaluation(only)
-        if self.processes.is_first:
-            seconds = time.perf_counter() - started
-            facts = {"systems": list(only), "system_inputs": inputs, "processes": self.processes.count}
-            # What compare goes by: recipe.json is that of the last command.
-            facts |= {"experiment": experiment_of(json.loads(recipe_json(self.recipe))), "seed": self.recipe.seed}
-            self.run.finish("evaluate", content_hash(inputs), seconds=seconds, **facts)
-        self.processes.meet()
-
-    def _forget_stale(self) -> None:
-        """Remove gate.json and calibration.json where they are of other inputs than the recipe's now."""
-        forget_stale(self.run, self.recipe.gate, self.inputs.systems, self.recipe.seed)
-        if not self.run.is_done("calibrate", self._calibrate_inputs):
-            (self.run.path / CALIBRATION).unlink(missing_ok=True)
-
-    def show_results(self) -> None:
-        """Print the final table and its verdict."""
-        from rankwright.cli.show import results_tables
-        from rankwright.evaluation.results import results, verdict
-
-        if not console.is_first_process():
-            return
-        rows = results(self.run, self.recipe.seed, self.inputs.systems)
-        for table in results_tables(rows, console.console.width):
-            console.show(table)
-        if sentence := verdict(rows[-1]):
-            console.say(sentence)
-
-    def calibrate(self) -> None:
-        """Temperature and reliability of tuned's probabilities, after evaluation: calibration.json."""
-        from rankwright.pipeline.calibrate import calibrate
-
-        self.evaluate()
-        if not console.is_first_process():
-            return
-        assert self.checkpoint is not None
-        checkpoint = self.checkpoint
-        scores = self._scores_inputs
-        self._stage(
-            "calibrate",
-            self._calibrate_inputs,
-            lambda: calibrate(self.recipe, self.run, checkpoint, scores),
-            [CALIBRATION],
-        )
-
-    @property
-    def _scores_inputs(self) -> str:
-        """What tuned's scores on dev depend on, under the instruction of the exports where there are some."""
-        frozen = frozen_instruction(self.recipe) if self.recipe.export_targets else "each set's own"
-        return content_hash(self.inputs.train, self.recipe.model.merge_with_base, frozen)
-
-    @property
-    def _calibrate_inputs(self) -> str:
-        # Of the test sets the scores that an export gives are looked at.
-        systems = [self.inputs.systems.get(name) for name in ("tuned", EXPORTED)]
-        return content_hash(self._scores_inputs, systems)
-
-    def export(self) -> None:
-        """The export targets, each proven in a fresh process, after calibration; raises GateRefused."""
-        from rankwright.pipeline.export import export_stage, withdraw_exports
-
-        self.calibrate()
-        if not console.is_first_process():
-            return
-        assert self.checkpoint is not None
-        checkpoint, verdict, model = self.checkpoint, self._gate(), self._scores_inputs
-        if verdict is not None and not verdict.may_export:
-            self.run.forget("export")
-            withdraw_exports(self.run)
-            raise refusal(verdict)
-        gate = None if verdict is None else verdict.as_json()
-        systems = self.inputs.systems
-        ledger = self.ledger()
-        inputs = content_hash(self._calibrate_inputs, systems, self.inputs.section("export"), gate, ledger)
-        if not all((self.run.path / "export" / t).is_dir() for t in self.recipe.export_targets):
-            self.run.forget("export")
-        self._stage(
-            "export", inputs, lambda: export_stage(self.recipe, self.run, checkpoint, systems, ledger, model, gate=gate)
-        )
-
-    def _gate(self) -> Verdict | None:
-        """The gate's verdict on the evaluation; None without a gate."""
-        if self.recipe.gate is None:
-            return None
-        console.heading("gate")
-        systems, seed = self.inputs.systems, self.recipe.seed
-        return decide(
-            self.recipe.gate, self.run, self._test_sets, system_inputs=systems, seed=seed, override=self.override
-        )
-
-    def report(self) -> None:
-        """report.html, after everything else, and also where the gate refuses: that is raised after it."""
-        from rankwright.pipeline.evaluate import write_attributes
-        from rankwright.report.page import write_report
-
-        refused: GateRefused | None = None
-        try:
-            self.export()
-        except GateRefused as error:
-            refused = error
-        if console.is_first_process():
-            console.heading("report")
-            write_attributes(self.recipe, self.run)
-            path = write_report(self.run.path, self.inputs.systems)
-            console.say(f"report: {path}")
-        if refused is not None:
-            raise refused
-
-    def _stage(self, name: str, inputs: str, action: Callable[[], dict[str, Any]], outputs: Sequence[str] = ()) -> None:
-        console.heading(name)
-        if self.run.is_done(name, inputs) and all((self.run.path / output).exists() for output in outputs):
-            console.say("unchanged, skipped")
-            return
-        if console.is_first_process():
-            # From here on the files are no longer those of the record.
-            self.run.forget(name)
-        started = time.perf_counter()
-        facts = action()
-        if console.is_first_process():
-            self.run.finish(name, inputs, seconds=time.perf_counter() - started, **facts)
+    def trained_checkpoint(self) -> Path:
+        """The best checkpoint, for the stages after training."""
+        checkpoint = self.best_checkpoint()
+        assert checkpoint is not None
+        return checkpoint
 
 
-def begin_run(recipe: Recipe, located: Sets, run: RunFolder) -> None:
-    """Write recipe.json, provenance.json and licences.json, and say which licences are in doubt."""
-    run.write_json("recipe.json", json.loads(recipe_json(recipe)))
-    run.write_json("provenance.json", provenance(recipe.seed, ["rankwright", *sys.argv[1:]]))
+def begin_run(recipe: Recipe, located: Sets, run: RunFolder, command: Iterable[str]) -> None:
+    """Write recipe.json, provenance.json and licences.json, and print which licences are in doubt."""
+    run.write_json(run.recipe_json, json.loads(recipe_json(recipe)))
+    run.write_json(run.provenance, provenance(recipe.seed, command))
     write_ledger(recipe, located, _roles(recipe), run)
 
 
@@ -320,3 +270,158 @@ def _roles(recipe: Recipe) -> Roles:
 
         distils = reads_teacher(recipe.loss)
     return Roles(distils, ordering_models(recipe))
+
+
+# What each stage does. Heavy imports stay inside: a stage that is skipped loads no model.
+
+
+def _data(p: Pipeline) -> dict[str, Any]:
+    from rankwright.pipeline.data import prepare_data
+
+    return prepare_data(p.recipe, p.folder)
+
+
+def _data_outputs(p: Pipeline) -> list[Path]:
+    corpora = [p.folder.data / name for name in p.folder.facts("data").get("corpora", [])]
+    return [*(p.folder.split(name) for name in ("train", "dev", "test")), *corpora, p.folder.data_report]
+
+
+def _after_data(p: Pipeline) -> None:
+    """What another prompt, run file or licence changes without reading a set again."""
+    from rankwright.pipeline.data import add_token_lengths, check_run_files
+
+    add_token_lengths(p.recipe, p.folder)
+    check_run_files(p.recipe, p.folder, p.run_files("test"))
+    p.ledger()
+
+
+def _mine(p: Pipeline) -> dict[str, Any]:
+    from rankwright.pipeline.mine import mine
+
+    return mine(p.recipe, p.folder, inputs=p.inputs.shards, run_files=p.run_files("train"), processes=p.processes)
+
+
+def _mine_outputs(p: Pipeline) -> list[Path]:
+    run = p.folder
+    lists = [run.negatives, run.candidates, run.removed, run.dev_candidates]
+    return [*lists, run.teacher_scores] if p.recipe.mine.teacher else lists
+
+
+def _after_mine(p: Pipeline) -> None:
+    from rankwright.mining.shards import Shards
+
+    # Needed until the record is written: a kill before it continues from them.
+    Shards.forget(p.folder.mining)
+
+
+def _train(p: Pipeline) -> dict[str, Any]:
+    from rankwright.pipeline.train import make_accelerator, state_facts, train
+
+    accelerator = make_accelerator(p.recipe)
+    state, steps = train(p.recipe, p.folder, p.inputs.train, accelerator)
+    return {**state_facts(state, steps), "processes": accelerator.num_processes}
+
+
+def _evaluate(p: Pipeline) -> dict[str, Any]:
+    from rankwright.pipeline.evaluate import Evaluation
+
+    evaluation = Evaluation(
+        p.recipe,
+        p.folder,
+        scores=p.inputs.scores,
+        inputs=p.inputs.systems,
+        run_files=p.run_files("test"),
+        processes=p.processes,
+        checkpoint=p.trained_checkpoint() if p.needs_training else None,
+    )
+    if p.processes.is_first:
+        # First: a kill may come at any time, and a verdict on other numbers must not stand beside these.
+        forget_stale(p.folder, p.recipe.gate, p.inputs.systems, p.recipe.seed)
+        if not p.folder.is_done("calibrate", p.inputs.calibrate):
+            p.folder.calibration.unlink(missing_ok=True)
+    evaluation(p.systems)
+    return {
+        "systems": list(p.systems),
+        "system_inputs": p.inputs.systems,
+        "processes": p.processes.count,
+        # What compare goes by: recipe.json is that of the last command.
+        "experiment": experiment_of(json.loads(recipe_json(p.recipe))),
+        "seed": p.recipe.seed,
+    }
+
+
+def _calibrate(p: Pipeline) -> dict[str, Any]:
+    from rankwright.pipeline.calibrate import calibrate
+
+    return calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned)
+
+
+def _gate(p: Pipeline) -> dict[str, Any]:
+    """Judge the evaluation; raises GateRefused after withdrawing an earlier export."""
+    from rankwright.pipeline.export import withdraw_exports
+
+    if p.recipe.gate is None:
+        return {}
+    console.heading("gate")
+    systems, seed = p.inputs.systems, p.recipe.seed
+    verdict = decide(p.recipe.gate, p.folder, p.test_sets, system_inputs=systems, seed=seed, override=p.override)
+    if not verdict.may_export:
+        p.folder.forget("export")
+        withdraw_exports(p.folder)
+        raise refusal(verdict)
+    p.gate = verdict.as_json()
+    return {}
+
+
+def _export(p: Pipeline) -> dict[str, Any]:
+    from rankwright.pipeline.export import export_stage
+
+    checkpoint, systems = p.trained_checkpoint(), p.inputs.systems
+    return export_stage(p.recipe, p.folder, checkpoint, systems, p.ledger(), p.inputs.tuned, gate=p.gate)
+
+
+def _report(p: Pipeline) -> dict[str, Any]:
+    from rankwright.pipeline.evaluate import write_attributes
+    from rankwright.report.page import write_report
+
+    console.heading("report")
+    write_attributes(p.recipe, p.folder)
+    console.say(f"report: {write_report(p.folder.path, p.inputs.systems)}")
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage. work: does it, and returns the facts of its record.
+
+    inputs: hash of what it depends on; None: it runs every time and keeps no record. outputs: what must be there when
+    it is done, None for a missing one. processes: `all` share the work; on the `first` while the others wait; or on
+    `one`, when the others are done. by_parts: it finds out itself what is done, and its record stays until the next.
+    afterwards: on the first process, after it was run or skipped.
+    """
+
+    name: str
+    work: Callable[[Pipeline], Mapping[str, Any]]
+    inputs: Callable[[Pipeline], str] | None
+    outputs: Callable[[Pipeline], Collection[Path | None]]
+    processes: Literal["all", "first", "one"]
+    by_parts: bool = False
+    afterwards: Callable[[Pipeline], None] = lambda p: None
+
+
+STAGES = [
+    Stage("data", _data, lambda p: p.inputs.data, _data_outputs, "first", afterwards=_after_data),
+    Stage("mine", _mine, lambda p: p.inputs.mine, _mine_outputs, "all", afterwards=_after_mine),
+    Stage("train", _train, lambda p: p.inputs.train, lambda p: [p.folder.mix, p.best_checkpoint()], "all"),
+    Stage("evaluate", _evaluate, lambda p: content_hash(p.inputs.systems), lambda p: [], "all", by_parts=True),
+    Stage("calibrate", _calibrate, lambda p: p.inputs.calibrate, lambda p: [p.folder.calibration], "one"),
+    Stage("gate", _gate, None, lambda p: [], "one"),
+    Stage(
+        "export",
+        _export,
+        lambda p: p.inputs.export(p.gate, p.ledger()),
+        lambda p: [p.folder.export(target) for target in p.recipe.export_targets],
+        "one",
+    ),
+    Stage("report", _report, None, lambda p: [], "one"),
+]

@@ -1,51 +1,63 @@
-"""What a recipe may contain: a frozen pydantic schema, without torch. Defaults live here and nowhere else."""
+"""What a recipe may contain: a frozen pydantic schema, without torch. Keys, defaults and their meaning: only here.
+
+The text below a key is its description: in the table of recipes/README.md, and in the JSON schema that editors read.
+"""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.fields import FieldInfo
 
 Key = tuple[str | int, ...]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+# Marks a key that changes no number: nothing is done again when it changes, and runs that differ in it are compared.
+NoResult = Field(json_schema_extra={"changes_result": False})
 
 
 class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, no guessing of types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class Source(Section):
     """One set, by exactly one of: a folder or file, a card of `data/`, or a set on the hub."""
 
     path: str | None = None
+    """A folder or file; relative to `data.root`, or to the working directory. `fixtures/...` is embedded."""
     card: str | None = None
+    """A dataset card of `data/`, by its name (`rankwright data list`) or its path."""
     hub: str | None = None
-    # A registered format; without it the content decides.
+    """A set on the hub: `OWNER/NAME`."""
     format: str | None = None
-    # Our name of a column -> the file's.
+    """A registered format; without it the content decides."""
     columns: dict[str, str] = {}
-    # The configuration of a set on the hub.
+    """Our name of a column -> the file's name of it."""
     config: str | None = None
+    """The configuration of a set on the hub."""
     split: str | None = None
+    """The split of the set that is read."""
     name: str | None = None
+    """Its name in tables and folders; without it that of the card, folder or file."""
     revision: str | None = None
-    # A TREC run file with candidate lists: of a test set, or of a training set with mine.retriever: run.
+    """A commit or tag of a set on the hub."""
     run: str | None = None
-    # How often a training query is drawn in an epoch; 0.5: every other epoch.
+    """A TREC run file with candidate lists, for a test set, or for a training set with `mine.retriever: run`."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    # Queries that are kept, chosen by seed.
+    """How often a training query is drawn in an epoch; 0.5: every other epoch."""
     limit: Positive | None = None
-    # In place of prompt.instruction.
+    """How many queries are kept, chosen by seed."""
     instruction: str | None = None
-    # The column whose equal values (filing, case, repository) may not be on two sides of a split.
+    """The instruction of this set, in place of `prompt.instruction`."""
     group_key: str | None = None
-    # The licence of a set without a card, such as CC-BY-4.0, or `own`.
+    """The column whose equal values (filing, case, repository) may not be on two sides of a split."""
     licence: str | None = None
+    """The licence of a set without a card, such as `CC-BY-4.0`, or `own`."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
@@ -59,7 +71,9 @@ class DevFromTrain(Section):
     """Development queries taken out of the training queries, by seed."""
 
     from_: Literal["train"] = Field(default="train", alias="from")
+    """Where dev queries come from."""
     fraction: Fraction = 0.1
+    """The share of the training queries."""
 
 
 def _kind_of_dev(value: Any) -> str | None:
@@ -70,11 +84,16 @@ def _kind_of_dev(value: Any) -> str | None:
 
 
 class Data(Section):
+    """The sets that are trained on, choose the checkpoint, and are reported on."""
+
     root: str | None = None
-    # Rows with faults, and training rows that a held-out set has too: an error, or dropped and counted.
+    """The folder that relative paths of sets start at."""
     on_fault: Literal["stop", "drop"] = "stop"
+    """Rows with faults: `stop` with one line per fault, or `drop` and count them."""
     on_leak: Literal["stop", "drop"] = "stop"
+    """Training rows that a held-out set has too: `stop`, or `drop` and count them."""
     train: tuple[Source, ...] = ()
+    """Sets to train on; at least one."""
     dev: Annotated[
         Annotated[DevFromTrain, Tag("DevFromTrain")] | Annotated[tuple[Source, ...], Tag("Source")],
         Discriminator(
@@ -83,31 +102,45 @@ class Data(Section):
             custom_error_message="must be {from: train, fraction: 0.1} or a list of sets",
         ),
     ] = DevFromTrain()
+    """Sets that choose the checkpoint and the temperature: a list of sets, or queries taken from train."""
     test: tuple[Source, ...] = ()
+    """Sets to report on; at least one. Nothing is chosen by them."""
 
 
 class Model(Section):
+    """The base and how its weights are tuned."""
+
     base: str
+    """A folder, or a hub id `OWNER/NAME`."""
     revision: str | None = None
+    """A commit or tag of a base on the hub."""
     method: Literal["lora", "full"] = "lora"
+    """`lora` trains small added matrices, `full` the weights themselves."""
     rank: Positive = 16
+    """Rank of the added matrices."""
     alpha: Positive = 32
+    """Scale of the added matrices: `alpha / rank`, with rslora `alpha / sqrt(rank)`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the added matrices."""
     rslora: bool = False
+    """Rank-stabilised LoRA."""
     dora: bool = False
-    # Names of linear layers, such as q_proj; without them LoRA is on all.
+    """DoRA: magnitude and direction of each weight apart."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    # How far the tuned weights go back to the base's before they are evaluated and exported.
+    """Names of the linear layers with LoRA, such as `q_proj`; without them all."""
     merge_with_base: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    gradient_checkpointing: bool = False
-    attention: str = "auto"
+    """How far the tuned weights go back to the base's before they are evaluated and exported."""
+    gradient_checkpointing: Annotated[bool, NoResult] = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    attention: Annotated[str, NoResult] = "auto"
+    """The route of attention over packed rows; `auto`: the fastest that the device and number format allow."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Model:
         # Not rank and alpha: they always have a value, and a recipe may inherit them.
         lora_only = [k for k in ("dropout", "rslora", "dora", "targets") if getattr(self, k)]
         if self.method == "full" and lora_only:
-            raise ValueError(f"{', '.join(lora_only)}: of method lora only: remove them, or use method: lora")
+            raise ValueError(f"{', '.join(lora_only)}: only with method lora: remove them, or use method: lora")
         if self.dora and self.merge_with_base:
             raise ValueError(
                 "merge_with_base: not with dora, whose weights are not linear in what is trained: drop one"
@@ -119,130 +152,183 @@ DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that
 
 
 class Prompt(Section):
-    # A frame that may be chosen (model/frames.py), or the base's own.
+    """The text around query and document, and its budgets."""
+
     mode: str = "auto"
+    """The prompt to train in: a frame that may be chosen for any base, or `auto`, the base's own."""
     instruction: str = DEFAULT_INSTRUCTION
+    """The task in one sentence, for prompts that have a place for it."""
     max_tokens: Positive = 512
+    """Tokens of a whole prompt; what is beyond is cut from the document, and counted."""
     query_tokens: Positive | None = None
+    """Tokens of a query; without it a quarter of `max_tokens`."""
 
 
 class Bm25(Section):
     """Search by words: mined negatives, evaluation and slices read texts in this way, and so does the data report."""
 
-    # Stemmer and stop words; `none`: words as they are.
     language: str = "english"
-    # Code: the parts of camelCase and snake_case are words too, and near duplicates are compared without comments.
+    """Stemmer and stop words; `none`: words as they are."""
     code: bool = False
+    """The parts of camelCase and snake_case are words too, and near duplicates are compared without comments."""
 
 
 class Dense(Section):
     """A bi-encoder of sentence-transformers: the first stage `dense`, and `fusion` of it and BM25."""
 
     model: str
+    """A folder or a hub id of the bi-encoder."""
     revision: str | None = None
+    """A commit or tag of it on the hub."""
     query_prompt: str = ""
+    """Text before every query, such as `query: `."""
     document_prompt: str = ""
+    """Text before every document, such as `passage: `."""
 
 
 class Baseline(Section):
-    """Another reranker, scored on the same lists. kind and options: a registered kind and its parameters."""
+    """Another reranker."""
 
-    # It names a folder beside bm25, base and tuned.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Its name in tables, and that of its folder beside bm25, base and tuned."""
     kind: str
+    """A registered kind of reranker."""
     model: str
+    """A folder, a hub id, or the name that a server knows it by."""
     revision: str | None = None
+    """A commit or tag of it on the hub."""
     options: dict[str, Any] = {}
+    """Options of its kind."""
 
 
 class Mine(Section):
     """Hard negatives: retrieved to `depth`, filtered in the order of `filters`, drawn by the sampler."""
 
-    # A registered retriever.
     retriever: str = "bm25"
+    """Whose lists the negatives come from; `run`: each training set's own TREC run file."""
     depth: Positive = 100
-    # Name of a registered filter -> its options.
+    """Candidates retrieved for each query."""
     filters: dict[str, dict[str, Any]] = {}
-    # One registered sampler -> its options.
+    """Name of a registered filter -> its options; they are applied in this order."""
     sampler: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)] = {"uniform": {}}
+    """One registered sampler -> its options; it draws from the pool."""
     negatives: Positive = 7
+    """Negatives in a training group."""
     positives: Positive = 4
-    # What becomes of a pool with fewer than `negatives`.
+    """Relevant documents in a training group, at most."""
     fill: Literal["none", "random"] = "none"
-    # Steps after which negatives are mined again with the current checkpoint.
+    """What becomes of a pool with fewer than `negatives`: it stays short, or is filled from the corpus."""
     refresh_steps: Positive | None = None
-    # A reranker that filters may ask.
+    """Steps after which negatives are mined again with the current checkpoint."""
     teacher: Baseline | None = None
+    """A reranker whose scores filters and losses use."""
 
 
 class LossTerm(Section):
     """One more loss, added to the first with a weight."""
 
     name: str
+    """A registered loss."""
     options: dict[str, Any] = {}
+    """Its options."""
     weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share, beside 1 for the first loss."""
 
 
 class Loss(Section):
+    """What training minimises."""
+
     name: str = "listwise_softmax"
+    """A registered loss."""
     options: dict[str, Any] = {}
+    """Its options, such as `temperature`."""
     plus: tuple[LossTerm, ...] = ()
+    """More losses that are added to it."""
 
 
 class Train(Section):
+    """Optimisation, checkpoints and evaluation on dev."""
+
     epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training queries; fractions are allowed."""
     max_steps: Positive | None = None
+    """Steps at most."""
     groups_per_step: Positive = 16
-    budget_tokens: Positive | None = None  # tokens of a micro-batch; 4096 on a CPU, 16384 on a GPU
+    """Groups (a query with its documents) in an optimiser step, on all processes together."""
+    budget_tokens: Positive | None = None
+    """Tokens of a micro-batch; without it 4096 on a CPU and 16384 on a GPU."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """The highest learning rate; the default suits LoRA, `full` needs about a tenth."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of the steps in which the learning rate rises from 0."""
     schedule: str = "cosine"
+    """How the learning rate falls after that."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of AdamW."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The largest norm of the gradient; a larger one is scaled down."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of training and scoring; `auto`: bf16 on a GPU, fp32 on a CPU. Scores stay in fp32."""
     evaluate_every: Positive = 100
-    save_every: Positive = 50
-    # Evaluations on dev without a new best after which training ends early.
+    """Steps between evaluations on dev."""
+    save_every: Annotated[Positive, NoResult] = 50
+    """Steps between checkpoints."""
     patience: Positive | None = None
+    """Evaluations on dev without a new best after which training ends early."""
     dev_queries: Positive = 200
-    trackers: tuple[str, ...] = ()
+    """Dev queries that are evaluated, chosen by seed."""
+    trackers: Annotated[tuple[str, ...], NoResult] = ()
+    """Where numbers are logged beside `metrics.jsonl`."""
     shuffle_labels: bool = False
+    """Train on meaningless labels: a control, which must gain nothing."""
 
 
 class Evaluate(Section):
-    # The registered retriever whose lists are reranked. `run`: those of each test set's own TREC run file.
+    """What is measured on the test sets."""
+
     first_stage: str = "bm25"
+    """Whose lists are reranked; `run`: those of each test set's own TREC run file."""
     depth: Positive = 100
+    """Documents of a list that are reranked."""
     limit_queries: Positive | None = None
+    """Queries of each test set that are evaluated, chosen by seed."""
     measures: tuple[str, ...] = ("nDCG@10", "nDCG@5", "MRR@10", "MAP", "R@10", "R@100")
+    """Measures of ir-measures; nDCG@10 is always among them."""
     baselines: tuple[Baseline, ...] = ()
+    """Other rerankers that score the same lists."""
 
 
 class Gate(Section):
     """What tuned must reach before it may be exported."""
 
     metric: str = "nDCG@10"
-    # Of tuned - base, over all test sets that are no guards.
+    """The measure that decides."""
     min_gain: float = 0.0
+    """What the lower end of the interval of tuned - base must exceed, over all test sets except guard sets."""
     confidence: Fraction = 0.95
-    # Test sets, such as another domain's, on which tuned must not be worse than the base.
+    """Confidence of the interval."""
     guard: tuple[str, ...] = ()
+    """Test sets, such as another domain's, on which tuned must not be worse than the base."""
 
 
 class Decision(Section):
     """Who decided that an input may be used, although its licence does not settle it, and why."""
 
     input: str
+    """The input, as the ledger names it."""
     by: Annotated[str, Field(min_length=1)]
+    """Who decided."""
     why: Annotated[str, Field(min_length=1)]
+    """The reason, for the model card."""
 
 
 class LicenceRule(Section):
     """What all inputs of the weights must permit, and what a person decided about those that are not clear."""
 
-    # commercial-strict: also no base and no teacher whose own training data forbid commercial use.
     require: Literal["commercial", "commercial-strict"] | None = None
+    """`commercial-strict`: also no base and no teacher whose own training data forbid commercial use."""
     decisions: tuple[Decision, ...] = ()
+    """What a person decided about inputs whose licence does not settle it."""
 
 
 # NAME -> options; a list of names gives them their defaults.
@@ -252,21 +338,30 @@ Targets = Annotated[
 
 
 class Export(Section):
+    """What is written for other programs, and how it is proven."""
+
     targets: Targets | None = None
-    # The one that is frozen into the exports; to be chosen when the sets have several.
+    """Targets as a list, or each with its options; without it `hf`, and `adapter` with LoRA. `[]`: none."""
     instruction: str | None = None
+    """The instruction that is frozen into the exports; must be chosen when the sets have several."""
     golden_pairs: Annotated[int, Field(ge=20)] = 24
+    """Test pairs that every export must score like the trainer."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    """The largest difference of a logit from the trainer's in fp32."""
 
 
 class Recipe(Section):
     """One experiment. Every key but `name`, `model.base` and `data` has a default."""
 
     # It names the run's folder, so nothing that leads elsewhere.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    description: str = ""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), NoResult]
+    """Name of the experiment, and of its folder below `runs/`."""
+    description: Annotated[str, NoResult] = ""
+    """One line for `rankwright recipes`."""
     seed: int = 0
-    run_dir: str | None = None
+    """Seed of everything that is drawn."""
+    run_dir: Annotated[str | None, NoResult] = None
+    """The run's folder; without it `runs/NAME`."""
     model: Model
     data: Data
     prompt: Prompt = Prompt()
@@ -289,7 +384,7 @@ class Recipe(Section):
 
 
 def keys_of(section: type[Section]) -> dict[str, Any]:
-    """The keys of a section as a file spells them -> their annotations."""
+    """The keys of a section as a file writes them -> their annotations."""
     hints = typing.get_type_hints(section)
     return {field.alias or name: hints[name] for name, field in section.model_fields.items()}
 
@@ -302,20 +397,42 @@ def sections_in(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[S
         yield from sections_in(argument, in_list or typing.get_origin(annotation) is tuple)
 
 
-def recipe_keys(root: type[Section] | None = None) -> list[str]:
-    """All keys of a recipe, dotted; those of the elements of a list (`[]`) only where they first appear."""
+def walk_keys(section: type[Section] | None = None) -> Iterator[tuple[str, FieldInfo]]:
+    """All dotted keys with their fields; those of the elements of a list (`[]`) only where they first appear."""
     seen: set[type[Section]] = set()
 
-    def walk(section: type[Section], prefix: str) -> Iterator[str]:
-        for key, annotation in keys_of(section).items():
-            inner = [(found, in_list) for found, in_list in sections_in(annotation) if found not in seen]
+    def walk(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+        annotations = keys_of(section)
+        for name, field in section.model_fields.items():
+            key = field.alias or name
+            inner = [(found, in_list) for found, in_list in sections_in(annotations[key]) if found not in seen]
             seen.update(found for found, _ in inner)
             if not inner:
-                yield prefix + key
+                yield prefix + key, field
             for found, in_list in inner:
                 yield from walk(found, f"{prefix}{key}{'[]' if in_list else ''}.")
 
-    return ["extends", *walk(Recipe, "")] if root in (None, Recipe) else list(walk(root, ""))
+    return walk(section or Recipe, "")
+
+
+def recipe_keys(root: type[Section] | None = None) -> list[str]:
+    """All keys of a recipe, or of another section, dotted."""
+    return [*(["extends"] if root in (None, Recipe) else []), *(key for key, _ in walk_keys(root))]
+
+
+def result_values(values: Mapping[str, Any], section: type[Section] | None = None) -> dict[str, Any]:
+    """A recipe's (or a section's) plain values without the keys that are marked as changing no result."""
+    fields = (section or Recipe).model_fields
+    kept = {}
+    for key, value in values.items():
+        extra = fields[key].json_schema_extra if key in fields else None
+        if isinstance(extra, dict) and extra.get("changes_result") is False:
+            continue
+        inner = (
+            [found for found, in_list in sections_in(fields[key].annotation) if not in_list] if key in fields else []
+        )
+        kept[key] = result_values(value, inner[0]) if len(inner) == 1 and isinstance(value, Mapping) else value
+    return kept
 
 
 # Tuned, under the instruction of the exports: a row of test sets that have another one.

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from rankwright.common.files import write_text_atomic
 from rankwright.evaluation.compare import Compared, Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import NOT_THE_EXPERIMENT, EvaluatedRun, read_runs
+from rankwright.evaluation.results import EvaluatedRun, read_runs
 from rankwright.evaluation.slices import ATTRIBUTES, FILE, SMALL, Attribute, QueryAttributes, divide, read_attributes
-from rankwright.recipe.schema import Recipe
+from rankwright.recipe.schema import Recipe, result_values
 from rankwright.report import plots
 from rankwright.report.page import environment
 from rankwright.training.tracking import read_metrics
@@ -77,9 +77,8 @@ def _scale(rows: Iterable[Compared]) -> tuple[float, float]:
 
 def differing_keys(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
     """(dotted key, its value in each run) of every key that is not the same in all; `–` where a run lacks it."""
-    # The name of a run says nothing about its experiment; its seed does.
-    ignored = [key for key in NOT_THE_EXPERIMENT if key != "seed"]
-    flat = [_flat({k: v for k, v in _whole(run).items() if k not in ignored}) for run in runs]
+    # The name of a run is not a part of its experiment; its seed is.
+    flat = [_flat(result_values(_whole(run))) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = [(key, [values.get(key, "\N{EN DASH}") for values in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]

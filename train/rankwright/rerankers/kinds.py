@@ -36,7 +36,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Kind = Callable[..., Scorer]
 BASELINES: Registry[Kind] = Registry("baseline", hyphens=True)
 # Kinds that our engine scores in the frame of their vendor.
-FRAMES = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
+KIND_FRAMES = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
 NEEDS_OWN_CODE = ("layerwise", "lightweight", "minicpm", "v2.5")
 SEQUENCE_CLASSIFIERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
 
@@ -77,7 +77,7 @@ def vendor_contract(baseline: Baseline, prompt: Prompt, mode: str) -> tuple[str,
 
 
 def _in_frame(baseline: Baseline, prompt: Prompt, precision: Precision) -> Reranker:
-    folder, tokenizer, contract = vendor_contract(baseline, prompt, FRAMES[baseline.kind])
+    folder, tokenizer, contract = vendor_contract(baseline, prompt, KIND_FRAMES[baseline.kind])
     if _instruction(prompt) and not contract.takes_instruction:
         console.say(f"{baseline.name}: its frame {contract.mode} has no place for prompt.instruction: scored without")
     model = load_model(folder, contract, tokenizer, revision=baseline.revision, dtype=_dtype(precision))
@@ -309,9 +309,13 @@ def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
 def _check_model(baseline: Baseline, prompt: Prompt) -> None:
     if baseline.kind == "bge":
         refuse_other_bge(baseline.model)
-    if baseline.kind != "served" and Path(resolve_base(baseline.model, "model")).is_dir() and baseline.kind in FRAMES:
+    if (
+        baseline.kind != "served"
+        and Path(resolve_base(baseline.model, "model")).is_dir()
+        and baseline.kind in KIND_FRAMES
+    ):
         # Whether the frame fits is known now for a local folder, and not only after training.
-        vendor_contract(baseline, prompt, FRAMES[baseline.kind])
+        vendor_contract(baseline, prompt, KIND_FRAMES[baseline.kind])
 
 
 def _served_faults(baseline: Baseline) -> Iterator[str]:
