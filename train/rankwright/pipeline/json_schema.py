@@ -46,18 +46,23 @@ def registered_names() -> Iterable[tuple[str, str, Iterable[str]]]:
     from rankwright.mining.filters import FILTERS
     from rankwright.mining.samplers import SAMPLERS
     from rankwright.model.attention import PLAIN, ROUTES
+    from rankwright.model.frames import FRAMES
     from rankwright.rerankers.kinds import BASELINES
+    from rankwright.retrieval.retriever import retrievers
     from rankwright.training.losses import LOSSES
     from rankwright.training.optim import SCHEDULES
 
     yield "Source", "format", [*FOLDERS, *FORMS]
     yield "Model", "attention", ["auto", PLAIN, *ROUTES]
+    yield "Prompt", "mode", ["auto", *(frame.name for frame in FRAMES.values() if frame.trainable)]
+    yield "Mine", "retriever", retrievers()
     yield "Mine", "filters", FILTERS
     yield "Mine", "sampler", SAMPLERS
     yield "Baseline", "kind", BASELINES
     yield "Loss", "name", LOSSES
     yield "LossTerm", "name", LOSSES
     yield "Train", "schedule", SCHEDULES
+    yield "Evaluate", "first_stage", retrievers()
     yield "Export", "targets", TARGETS
 
 
