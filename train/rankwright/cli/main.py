@@ -83,7 +83,8 @@ def check(
 
     # A look must not change a run: what it reads goes into a folder of its own.
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
+        pipeline = _not_started(recipe, overrides, RunFolder(Path(folder)))
+        pipeline.start(offline=offline)
         if not offline:
             pipeline.data()
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)

@@ -21,6 +21,7 @@ from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import SHOWN_NAME, results
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.publish import export_targets
+from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import read_candidates
@@ -48,27 +49,26 @@ def export_stage(
     """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
-    figures = export_targets(
+    trained = Trained(
         reranker.model,
         reranker.tokenizer,
         reranker.contract.replace(temperature=calibration["temperature"]),
-        targets=recipe.export_targets,
-        folder=run.path / "export",
-        golden_pairs=golden_pairs(recipe, run),
-        base_name=recipe.model.base,
-        revision=recipe.model.revision,
-        tolerance=recipe.export.tolerance,
-        facts=CardFacts(
-            title=f"{recipe.name} reranker",
-            name=recipe.name,
-            results=_set_results(recipe, run, system_inputs, ledger),
-            training=_training(recipe, run),
-            figures=_card_figures(recipe, run, system_inputs),
-            calibration=calibration,
-            gate=gate,
-            ledger=ledger,
-        ),
+        recipe.model.base,
+        recipe.model.revision,
+        golden_pairs(recipe, run),
+        recipe.export.tolerance,
     )
+    facts = CardFacts(
+        title=f"{recipe.name} reranker",
+        name=recipe.name,
+        results=_set_results(recipe, run, system_inputs, ledger),
+        training=_training(recipe, run),
+        figures=_card_figures(recipe, run, system_inputs),
+        calibration=calibration,
+        gate=gate,
+        ledger=ledger,
+    )
+    figures = export_targets(trained, recipe.export_targets, run.path / "export", facts)
     put_others_aside(run, recipe.export_targets, model)
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")

@@ -21,7 +21,7 @@ from rankwright.evaluation.calibration import CALIBRATION
 from rankwright.evaluation.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.evaluation.results import experiment_of
 from rankwright.model.instructions import frozen_instruction
-from rankwright.pipeline.checks import check_names
+from rankwright.pipeline.checks import check_names, check_targets
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
 from rankwright.recipe.schema import EXPORTED, Recipe
@@ -39,16 +39,19 @@ class Pipeline:
         self.run = run or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
         self.checkpoint: Path | None = None
 
-    def start(self) -> None:
-        """Check all names, make the run folder, and write recipe.json, provenance.json and licences.json."""
-        self.check()
+    def start(self, *, offline: bool = False) -> None:
+        """Check the recipe, make the run folder, and write recipe.json, provenance.json and licences.json."""
+        self.check(offline=offline)
         self.run.create()
         if console.is_first_process():
             begin_run(self.recipe, self._located, self.run)
 
-    def check(self, *, data: bool = True) -> None:
-        """Raises UserErrors with all that registries and base, and (unless data=False) sets and licences forbid."""
-        found = check_names(self.recipe)
+    def check(self, *, data: bool = True, offline: bool = False) -> None:
+        """Raises UserErrors with all that registries and base, and (unless data=False) sets and licences forbid.
+
+        offline: do not ask the hub for the base.
+        """
+        found = check_names(self.recipe) + check_targets(self.recipe, offline=offline)
         test_sets: list[str] | None = None
         try:
             if data:

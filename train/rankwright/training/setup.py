@@ -13,13 +13,12 @@ import torch.distributed as dist
 from rankwright.common import console
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.resources import resolve_base
-from rankwright.export.publish import refuse_base
 from rankwright.model.attention import PLAIN
-from rankwright.model.bases import Origin, adapter_base, find_origin, refuse_other_kinds, refuse_unread
+from rankwright.model.bases import Origin, find_origin, refuse_other_kinds, refuse_unread
 from rankwright.model.frames import Mode
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
-from rankwright.model.loading import Precision, base_config, load_merged, load_model, load_tokenizer
+from rankwright.model.loading import Precision, load_merged, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
 from rankwright.model.trainable import add_lora, enable_checkpointing, parameter_counts, train_all
@@ -72,7 +71,6 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
     """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
     revision = recipe.model.revision
     refuse_other_kinds(recipe.model.base, base, revision)
-    _refuse_nested_adapters(recipe, base)
     own: Origin | PromptContract | None = saved_contract(base, revision)
     if recipe.prompt.mode == "auto":
         own = own or find_origin(recipe.model.base, base, tokenizer, revision)
@@ -89,19 +87,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         query_tokens=recipe.prompt.query_tokens,
     )
     _check_instructions(recipe, contract, tokenizer)
-    if recipe.export_targets:
-        # Said before training, not after it.
-        config = base_config(base, contract, tokenizer, revision)
-        refuse_base(recipe.export_targets, config, tokenizer, contract)
     return contract
-
-
-def _refuse_nested_adapters(recipe: Recipe, base: str) -> None:
-    if "adapter" in recipe.export_targets and adapter_base(base, recipe.model.revision) is not None:
-        raise UserError(
-            "export.targets: adapter: model.base is itself a folder of adapters, and those on top of others have no "
-            "base that peft could load: export the merged model only (export.targets=[hf])"
-        )
 
 
 def recipe_encoder(recipe: Recipe) -> PromptEncoder:

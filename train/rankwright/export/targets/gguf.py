@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 
 from rankwright.common import console
-from rankwright.common.errors import UserErrors
 from rankwright.export.golden import Row, make_golden, write_golden
-from rankwright.export.target import NEEDS, REFUSALS, TARGETS, Figures, Trained, is_hub_id, portable_name
+from rankwright.export.proof.runtimes.llama_cpp import RUNTIMES
+from rankwright.export.target import TARGETS, Card, Figures, Target, Trained, is_hub_id, portable_name
 from rankwright.export.weights import merge, merge_figures
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
@@ -32,17 +32,12 @@ ROPE_KEYS = {
 }
 # What llama.cpp takes where it reads no key, as it does for Qwen3.
 ROPE_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
-NEEDS["gguf"] = ("gguf",)
 
 
-@TARGETS.register
 def gguf(
     trained: Trained, folder: Path, *, types: Annotated[tuple[Type, ...], Field(min_length=1)] = ("f16", "q8_0")
 ) -> Figures:
     """NAME-f16.gguf and so on: llama.cpp (llama-server, llama-cpp-python, node-llama-cpp) and what is built on it."""
-    faults = why_no_gguf(trained.model.causal_lm.config, trained.tokenizer, trained.contract)
-    if faults:
-        raise UserErrors([f"export.targets: gguf: {fault}" for fault in faults])
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
     files = {}
@@ -84,9 +79,6 @@ def why_no_gguf(config: Any, tokenizer: Any, contract: PromptContract) -> list[s
     faults += why_no_vocabulary(tokenizer, config.vocab_size)
     faults = [f"{fault}: {way_out}" for fault in faults]
     return faults + [f"{fault}: or export it as hf" for fault in why_no_template(contract)]
-
-
-REFUSALS["gguf"] = why_no_gguf
 
 
 def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> None:
@@ -361,3 +353,26 @@ def _step(step: dict[str, Any]) -> str:
     if kind == "Digits" and step["individual_digits"]:
         return "digits"
     return json.dumps(step, ensure_ascii=False)
+
+
+TARGETS.add(
+    Target(
+        "gguf",
+        gguf,
+        recognises=lambda folder: any(folder.glob("*.gguf")),
+        runtimes=RUNTIMES,
+        card=Card(
+            library="gguf",
+            relation="quantized",
+            holds="; this folder holds it as GGUF, for llama.cpp",
+            use="use_gguf.md.j2",
+            serve="serve_gguf.md.j2",
+            prompt="prompt_gguf.md.j2",
+            values=lambda folder, contract: {"gguf_files": sorted(path.name for path in folder.glob("*.gguf"))},
+        ),
+        refusals=why_no_gguf,
+        modules=("gguf",),
+        extra="gguf",
+    ),
+    __name__,
+)

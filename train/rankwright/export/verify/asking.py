@@ -174,8 +174,3 @@ def requests_planned(rows: Sequence[Row], shape_name: str) -> int:
     shape = SHAPES[shape_name]()
     scales = [fields for fields in (shape.probabilities, shape.logits) if fields is not None]
     return len(scales) * (1 + len(LISTS)) * len(rows)
-
-
-def kinds_of(rows: Sequence[Row], places: Sequence[int]) -> str:
-    """The kinds of these rows, for a message."""
-    return ", ".join(dict.fromkeys(str(rows[place]["kind"]) for place in places))

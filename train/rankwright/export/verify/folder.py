@@ -15,8 +15,9 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base, shown
 from rankwright.export.golden import GOLDEN_FILE
-from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, sums_of
+from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, read_exported, sums_of
 from rankwright.export.proof.runtimes.base import Exported
+from rankwright.model.bases import ADAPTER_FILE
 from rankwright.model.prompt import CONTRACT_FILE
 
 COPY_AGAIN = "copy the whole folder again, or export again"
@@ -49,7 +50,7 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
         raise UserError(f"{shown(folder)}: no {GOLDEN_FILE}: {fix}")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UserError(f"--tolerance: must be a number above 0, found {tolerance:g}")
-    exported = Exported.read(folder, base)
+    exported = read_exported(folder, base)
     record = _record(folder)
     notes = _changes(folder, record)
     _find_base(exported)
@@ -94,11 +95,11 @@ def _changes(folder: Path, record: dict[str, Any]) -> list[str]:
 
 def _find_base(exported: Exported) -> None:
     """Raises UserError where the base of an adapter folder cannot be read."""
-    if exported.kind != "adapter":
+    file = exported.path / ADAPTER_FILE
+    if not file.is_file():
         return
     from transformers.utils import cached_file
 
-    file = exported.path / "adapter_config.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         name = exported.base or settings["base_model_name_or_path"]

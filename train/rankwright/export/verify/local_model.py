@@ -12,7 +12,9 @@ import torch
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
 from rankwright.export.proof.runtimes.base import Exported, Row
-from rankwright.export.target import has_adapter
+from rankwright.export.proof.runtimes.torch import RANKWRIGHT
+from rankwright.export.targets import TARGETS
+from rankwright.export.weights import has_adapter
 from rankwright.model.loading import load_model
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
@@ -38,7 +40,7 @@ class Known:
     @classmethod
     def load(cls, exported: Exported) -> Known | None:
         """None for a folder whose weights cannot be scored here: not torch's, or damaged."""
-        if exported.kind in ("onnx", "gguf"):
+        if RANKWRIGHT not in TARGETS[exported.kind].runtimes:
             return None
         try:
             return cls(exported, Reranker.load(str(exported.path), device="cpu", base=exported.base))

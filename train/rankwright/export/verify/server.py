@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -17,7 +16,7 @@ from rankwright.common import console
 from rankwright.common.resources import shown
 from rankwright.export.proof.comparing import short, spearman
 from rankwright.export.proof.runtimes.base import Exported, Limits, Row, exact
-from rankwright.export.proof.runtimes.table import RUNTIMES
+from rankwright.export.targets import TARGETS
 from rankwright.export.verify.asking import Asked, Observed, api_name, ask, requests_planned
 from rankwright.export.verify.diagnosis import Diagnosis, Explaining, excess
 from rankwright.export.verify.folder import Opened
@@ -266,28 +265,28 @@ def _as_json(
     }
 
 
-# llama.cpp keeps keys and values in f16 unless it is told otherwise.
+# llama.cpp keeps keys and values in f16 by default.
 LLAMA_CPP_PROBABILITY = 2e-3
 
 
 def limits_of(shape: str, exported: Exported, tolerance: float) -> dict[str, Limits]:
-    """What is served -> its limits, the strictest first.
+    """What may be served -> its limits, the strictest first.
 
-    Of a `gguf` folder a server has one file, whose weights are of a type that it does not say.
+    llama-server has one file of a `gguf` folder, and does not tell the type of its weights.
     """
     if shape != "llama_cpp":
         return {"": exact(tolerance)}
     least = max(LLAMA_CPP_PROBABILITY, tolerance / 10)
-    if exported.kind != "gguf":
+    found = {kind: _of_cache(limits, least) for kind, limits in _of_files(exported, tolerance).items()}
+    if not found:
         return {"": Limits(logit=None, probability=least)}
-    found = {kind: _of_cache(limits, least) for kind, limits in _of_files(exported.path, tolerance).items()}
     return dict(sorted(found.items(), key=lambda entry: entry[1].probability or 0.0))
 
 
-def _of_files(folder: Path, tolerance: float) -> dict[str, Limits]:
+def _of_files(exported: Exported, tolerance: float) -> dict[str, Limits]:
     """Type of the weights -> limits of the runtime that reads the file back."""
-    known = {one.file: one for one in RUNTIMES if one.module == "gguf" and one.file}
-    return {one.name.split()[-1]: one.limits(tolerance) for pattern, one in known.items() if any(folder.glob(pattern))}
+    readers = [one for one in TARGETS[exported.kind].runtimes if one.module == "gguf" and one.reads(exported.path)]
+    return {one.name.split()[-1]: one.limits(tolerance) for one in readers}
 
 
 def _of_cache(limits: Limits, least: float) -> Limits:
