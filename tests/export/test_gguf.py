@@ -255,7 +255,7 @@ def test_tokenizers_that_llama_cpp_has_not_are_refused(trained: dict[str, Traine
     faults = why_no_gguf(config, tokenizer, one.contract)
     assert len(faults) == 2 and "known: qwen2, llama-bpe" in faults[0] and "Lowercase" in faults[1]
     pieces = load_tokenizer(str(make_tiny_gemma(tmp_path / "gemma")))
-    assert "no byte-level BPE" in why_no_gguf(config, pieces, one.contract)[0]
+    assert "not a byte-level BPE" in why_no_gguf(config, pieces, one.contract)[0]
     contract = make_contract(one.tokenizer, mode="portable", instruction="fill in {document}", max_tokens=160)
     assert "the instruction holds {document}" in why_no_gguf(config, one.tokenizer, contract)[0]
 

@@ -92,7 +92,7 @@ def test_a_lost_newline_of_the_template_fails_parity(folders: dict[str, Path], t
     assert template.read_text().endswith('</think>\\n\\n" }}')
     template.write_text(template.read_text().removesuffix('\\n" }}') + '" }}')
     failures = measure(folder, 1e-4)["failures"]
-    assert any("its end is another (a lost line break is enough)" in failure for failure in failures)
+    assert any("its end differs (a lost line break is enough)" in failure for failure in failures)
 
 
 def test_a_doubled_sigmoid_and_one_classifier_row_are_named(folders: dict[str, Path]) -> None:

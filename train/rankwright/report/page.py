@@ -51,7 +51,7 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
     """Write report.html (or `output`) from the files of a run; what is missing is said on the page.
 
     inputs: system -> hash of what its numbers must come from; without it, systems that are known to be of
-    several evaluations are refused. Raises UserError for a folder that is no run and for damaged files.
+    several evaluations are refused. Raises UserError for a folder that is not a run and for damaged files.
     """
     recipe = gather.read_recipe(folder)
     data = gather.read_json(folder / "data_report.json")

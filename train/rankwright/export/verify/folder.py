@@ -26,7 +26,7 @@ DEFAULT_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A folder that is to be verified. notes: what the user should know beforehand, one line each."""
+    """A folder to be verified. notes: what the user should know beforehand, one line each."""
 
     exported: Exported
     tolerance: float
@@ -40,7 +40,7 @@ class Opened:
 def open_export(folder: Path, base: str | None = None, tolerance: float | None = None) -> Opened:
     """Read what was proven about the folder.
 
-    Raises UserError when it is no export, or when its golden pairs or its prompt contract are not those of the export.
+    Raises UserError when it is not an export, or when its golden pairs or its prompt contract have changed since.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give an exported one, such as runs/NAME/export/hf")
@@ -75,7 +75,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _changes(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Notes on files that are not those of the export; an error for what all the others are measured with."""
+    """Notes on files that differ from the export. Raises UserError for the two that all scores are measured with."""
     proven = record.get("sha256")
     if not proven:
         what = f"{PARITY_FILE} holds no sums of the files" if record else f"no {PARITY_FILE} with sums of the files"
@@ -118,7 +118,7 @@ def _find_base(exported: Exported) -> None:
 
 
 def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
-    """Show what every runtime makes of the golden pairs, in a fresh process; whether all are equal."""
+    """Show how every runtime scores the golden pairs, in a fresh process; whether all are equal."""
     folder = opened.folder
     if not as_json:
         console.say(f"{shown(folder)}: {opened.exported.kind} export, {len(opened.exported.rows)} golden pairs")
@@ -134,7 +134,7 @@ def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """null for what JSON cannot hold: the distance to a score that is no number."""
+    """null for a number that JSON cannot hold: the distance to a score that is NaN."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

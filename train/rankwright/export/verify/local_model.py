@@ -1,4 +1,4 @@
-"""What is known of an export when a server's scores are explained: its model, scored here under other prompts."""
+"""The exported model itself, scored here under other prompts to explain a server's scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 from rankwright.rerankers.reranker import Reranker
 
-# What transformers takes where config.json does not say.
+# What transformers takes where config.json has none.
 DEFAULT_THETA = 1e4
 
 
@@ -48,7 +48,7 @@ class Known:
             return None
 
     def ids(self, text: str, *, served: bool = False) -> list[int]:
-        """Of a text alone, control tokens read as such; served: as the exported tokenizer has them."""
+        """Ids of a text alone, its control tokens read as such; served: by the exported tokenizer."""
         tokenizer = self.served_tokenizer if served else self.tokenizer
         return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 

@@ -59,7 +59,7 @@ def verify_server(
     served, limits = _best_limits(opened, asked, decides, shape)
     if served:
         within = f"within {limits.probability:g} of the golden probabilities"
-        asked.notes.append(f"which file is served: not told; compared as weights of type {served}: {within}")
+        asked.notes.append(f"which file is served is unknown; compared as weights of type {served}: {within}")
     say = (lambda line: None) if as_json else console.say
     finding = find_difference(opened, asked, decides, limits, say)
     if as_json:
@@ -71,7 +71,7 @@ def verify_server(
 
 
 def _best_limits(opened: Opened, asked: Asked, decides: Sequence[int], shape: str) -> tuple[str, Limits]:
-    """The strictest that the server keeps, and of what file they are; the loosest where it keeps none."""
+    """The strictest limits that the server keeps, with the type of file they belong to; else the loosest ones."""
     rows, known = opened.exported.rows, limits_of(shape, opened.exported, opened.tolerance)
     for served, limits in known.items():
         ways = ["alone", *asked.observed[0].lists]
@@ -118,7 +118,7 @@ def _worst(
     decides: Sequence[int],
     limits: Limits,
 ) -> int | None:
-    """The row that is farthest beyond its limit, or None."""
+    """The row farthest beyond its limit, or None."""
     units = {
         place: max(
             max(excess(rows[place], one, value, limits), _apart(one.alone[place], value, limits))
@@ -133,12 +133,12 @@ def _worst(
 
 
 def _apart(alone: float | None, listed: float, limits: Limits) -> float:
-    """|alone - in a list| in units of its limit, where that is closer than the one of golden scores."""
+    """|alone - in a list| in units of limits.batch; 0 where there is no such limit."""
     return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
 
 
 def _list_fault(rows: Sequence[Row], observed: Observed, decides: Sequence[int], limits: Limits) -> Diagnosis:
-    """Equal alone, other in a list: right scores at wrong places, or scores that depend on what they stand beside."""
+    """Why scores differ in a list only: right scores at wrong places, or scores that depend on their batch."""
     groups: dict[str, list[int]] = {}
     for place in decides:
         groups.setdefault(rows[place]["query"], []).append(place)
@@ -228,7 +228,7 @@ def _largest(rows: Sequence[Row], asked: Asked, places: Sequence[int]) -> dict[s
 
 
 def _by_kind(rows: Sequence[Row], asked: Asked, decides: Sequence[int]) -> dict[str, float]:
-    """Which texts are scored otherwise: truncation shows in `long` alone."""
+    """The largest difference by kind of text: truncation shows in `long` alone."""
     kinds = dict.fromkeys(rows[place]["kind"] for place in decides)
     per_kind = {kind: _largest(rows, asked, [p for p in decides if rows[p]["kind"] == kind]) for kind in kinds}
     return {kind: values["probability"] for kind, values in per_kind.items() if "probability" in values}

@@ -1,4 +1,4 @@
-"""Runtimes that read an exported folder as their users would: raw texts in, token ids, logits and probabilities out."""
+"""What a runtime is: it reads a folder as its users would, raw texts in, ids, logits and probabilities out."""
 
 from __future__ import annotations
 

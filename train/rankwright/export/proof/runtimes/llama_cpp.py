@@ -16,10 +16,10 @@ from rankwright.export.proof.runtimes.gguf import GgufFile, read_back, render, t
 
 
 def llama_cpp(exported: Exported, kind: str) -> Answer:
-    """The file of one type of weights, with keys and values in f32: f16, the default, alone costs 6e-4.
+    """Scores of the file with one type of weights, keys and values in f32: f16, the default, alone costs 6e-4.
 
-    Of the two rows' probabilities, both exact where they are small, the logit is ln(yes / no). Long prompts are cut as
-    a caller must cut them.
+    The logit is ln(yes / no) of the two rows' probabilities, which are exact where they are small. Long prompts are cut
+    as a caller must cut them.
     """
     import llama_cpp as lib
 
@@ -128,10 +128,10 @@ TIMEOUT_S = 600
 
 
 def llama_server(exported: Exported, kind: str) -> Answer:
-    """The file of one type of weights, with keys and values in f32; each document alone, then a query's together.
+    """Scores of the file with one type of weights, keys and values in f32: each document alone, then all of a query.
 
-    Shows probabilities only; ids are its own of the prompt that its template makes. Documents are cut by the caller,
-    as they must be.
+    The server gives probabilities only. Its ids are those of the prompt that its template makes. Documents are cut by
+    the caller, as they must be.
     """
     path = next(exported.path.glob(f"*-{kind}.gguf"))
     file = GgufFile(path)
