@@ -91,7 +91,7 @@ def check(
     # A check must not change a run: what it reads goes into a temporary folder.
     with tempfile.TemporaryDirectory() as folder:
         pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
-        pipeline.start()
+        pipeline.start(offline=offline)
         if not offline:
             pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)

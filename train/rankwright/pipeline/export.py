@@ -21,13 +21,14 @@ from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import results
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.publish import export_targets
+from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
 
-# In export/: which model its folders are of.
+# In export/: which model its folders hold.
 EXPORTED_MODEL = ".model"
 
 
@@ -44,32 +45,31 @@ def export_stage(
     """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
 
     ledger: licences.json, which the licence in the model card comes from.
-    model: what the model's scores depend on; exports of an earlier one, of other targets, are put aside.
+    model: a hash of what the model's scores depend on; exports of an earlier model, to other targets, are put aside.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
-    figures = export_targets(
+    trained = Trained(
         reranker.model,
         reranker.tokenizer,
         reranker.contract.replace(temperature=calibration["temperature"]),
-        targets=recipe.export_targets,
-        folder=run.path / "export",
-        golden_pairs=golden_pairs(recipe, run),
-        base_name=recipe.model.base,
-        revision=recipe.model.revision,
-        tolerance=recipe.export.tolerance,
-        facts=CardFacts(
-            title=f"{recipe.name} reranker",
-            name=recipe.name,
-            results=_set_results(recipe, run, system_inputs, ledger),
-            training=_training(recipe, run),
-            figures=_card_figures(recipe, run, system_inputs),
-            calibration=calibration,
-            gate=gate,
-            ledger=ledger,
-        ),
+        recipe.model.base,
+        recipe.model.revision,
+        golden_pairs(recipe, run),
+        recipe.export.tolerance,
     )
+    facts = CardFacts(
+        title=f"{recipe.name} reranker",
+        name=recipe.name,
+        results=_set_results(recipe, run, system_inputs, ledger),
+        training=_training(recipe, run),
+        figures=_card_figures(recipe, run, system_inputs),
+        calibration=calibration,
+        gate=gate,
+        ledger=ledger,
+    )
+    figures = export_targets(trained, recipe.export_targets, run.path / "export", facts)
     put_others_aside(run, recipe.export_targets, model)
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
@@ -79,9 +79,9 @@ def export_stage(
 
 
 def withdraw_exports(run: RunFolder) -> None:
-    """Rename export/ to export-withdrawn-N, with the verdict inside: in its place it would look accepted.
+    """Rename export/ to export-withdrawn-N, with the verdict inside: left in its place it would look accepted.
 
-    Nothing is deleted: it may be another model's, that was accepted, or one that was exported before there was a gate.
+    Nothing is deleted: the export may be of another model, which was accepted, or from before there was a gate.
     """
     folder = run.path / "export"
     if not folder.is_dir():
@@ -93,13 +93,13 @@ def withdraw_exports(run: RunFolder) -> None:
 
 
 def put_others_aside(run: RunFolder, targets: Iterable[str], model: str) -> None:
-    """Move exports of other targets to export-withdrawn-N where they are of a model that the run had before."""
+    """Move exports to other targets to export-withdrawn-N where they hold an earlier model of this run."""
     folder = run.path / "export"
     mark = folder / EXPORTED_MODEL
     earlier = mark.read_text(encoding="utf-8") if mark.is_file() else None
     others = sorted(path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in targets)
     write_text_atomic(mark, model)
-    # Of a run without the mark nothing is known.
+    # Without the mark it is not known which model the exports are from.
     if not others or earlier in (None, model):
         return
     kept = _free_name(folder)
@@ -118,7 +118,7 @@ def _free_name(folder: Path) -> Path:
 
 
 def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
-    """Test pairs, queries by hash: each with a relevant document and the first stage's best."""
+    """Test pairs, queries chosen by hash: each with a relevant document and with the first stage's best."""
     collections = read_split(run.path / "data", "test")
     pairs: list[tuple[str, str]] = []
     share = -(-recipe.export.golden_pairs // len(collections))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError, select_autoescape
+from jinja2 import Environment, TemplateError
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Difference
+from rankwright.common.templates import template_environment
 from rankwright.data.licences.ledger import LEDGER
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
@@ -50,7 +51,7 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
     """Write report.html (or `output`) from the files of a run; what is missing is said on the page.
 
     inputs: system -> hash of what its numbers must come from; without it, systems that are known to be of
-    several evaluations are refused. Raises UserError for a folder that is no run and for damaged files.
+    several evaluations are refused. Raises UserError for a folder that is not a run and for damaged files.
     """
     recipe = gather.read_recipe(folder)
     data = gather.read_json(folder / "data_report.json")
@@ -73,14 +74,7 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
 
 def environment() -> Environment:
     """Jinja2 with escaping on, unknown names refused, and the page's ways to write numbers."""
-    made = Environment(
-        loader=PackageLoader("rankwright.report", "templates"),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "f3": lambda value: "\N{EN DASH}" if value is None else f"{value:.3f}",
         "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
         "interval": interval,
@@ -91,7 +85,7 @@ def environment() -> Environment:
         "spelled": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
-    return made
+    return template_environment("rankwright.report", html=True, filters=filters)
 
 
 def interval(difference: Difference | None) -> str:
