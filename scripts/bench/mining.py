@@ -93,7 +93,7 @@ def stage(folder: Path, name: str) -> None:
 
     retriever, filters = STAGES[name]
     dense = Dense(model=str(folder / "encoder")) if retriever == "dense" else None
-    mine = Mine(retriever=retriever, filters=filters)  # type: ignore[arg-type]
+    mine = Mine(retriever=retriever, filters=filters)
     recipe = Recipe(name="bench", model=Model(base="none"), data=Data(), mine=mine, dense=dense)
     if dense is not None and not (folder / "cache" / "encoded").exists():
         # In a process of its own, since the peak of this one must not be that of encoding.

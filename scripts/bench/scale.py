@@ -28,6 +28,7 @@ from rankwright.data.formats.read import read_collection
 from rankwright.data.split_files import qualified, read_split, write_split
 from rankwright.data.store.texts import spilling_to
 from rankwright.mining.pools import Negative
+from rankwright.mining.samplers import DrawKey
 from rankwright.training.sampling import build_group
 
 QUERIES, GROUPS, NEGATIVES = 10_000, 10_000, 7
@@ -173,9 +174,7 @@ def draw_groups(options: argparse.Namespace, split: str) -> dict[str, int]:
         judged = [d for d, label in collection.qrels[query_id].items() if label == 0]
         found = judged or [f"set/d{drawn.randrange(options.documents)}" for _ in range(4 * NEGATIVES)]
         pool = [Negative(d, "bm25", None, None, "") for d in found if d not in collection.qrels[query_id] or judged]
-        group = build_group(
-            collection, pool, query_id, negatives=NEGATIVES, positives=1, seed=0, draw=0, pool_id="pool"
-        )
+        group = build_group(collection, pool, DrawKey(0, 0, query_id, "pool"), negatives=NEGATIVES, positives=1)
         characters += sum(map(len, group.documents))
     return {"groups": min(GROUPS, len(collection.queries)), "characters": characters}
 

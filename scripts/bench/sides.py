@@ -50,7 +50,7 @@ class OurTraining:
 
         started = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        options: Any = {"budget_tokens": self.budget_tokens, "one_by_one": False, "seed": 0, "step": number}
+        options: Any = {"budget_tokens": self.budget_tokens, "seed": 0, "step": number}
         accumulate(self.model, groups, self.loss, accelerator=self.accelerator, **options)
         clip(self.model.parameters(), CLIP)
         self.optimizer.step()

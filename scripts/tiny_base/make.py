@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from model import Trunk, new_model
 from rankwright.model.frames import PORTABLE_TASK, portable_frame
-from rankwright.model.prompt import DEFAULT_INSTRUCTION
+from rankwright.recipe.schema import DEFAULT_INSTRUCTION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "data" / "fixtures" / "tiny-base"

@@ -197,8 +197,8 @@ def test_check_changes_no_run(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     assert jobs.rankwright("check", recipe).returncode == 0
     assert not (tmp_path / "run").exists()
-    (line,) = complaints("check", recipe, "mine.language=klingon")
-    assert "mine.language" in line and "klingon" in line
+    (line,) = complaints("check", recipe, "bm25.language=klingon")
+    assert "bm25.language" in line and "klingon" in line
 
 
 def test_a_fractional_test_label_is_said_before_training(tmp_path: Path, tiny_qwen3: Path) -> None:

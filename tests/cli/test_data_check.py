@@ -133,7 +133,7 @@ def test_splits_of_a_path(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"query": name, "positives": [f"of {name}"]}))
     assert list(data_check.check_path(tmp_path, None, None).statistics) == ["train", "test"]
     assert list(data_check.check_path(tmp_path, "test", None).statistics) == ["test"]
-    with pytest.raises(UserError, match=r"no split 'tset', did you mean 'test'\?\. Splits: test, train"):
+    with pytest.raises(UserError, match=r"unknown split 'tset', did you mean 'test'\? \(known: test, train\)"):
         data_check.check_path(tmp_path, "tset", None)
 
 

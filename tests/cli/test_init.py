@@ -58,7 +58,7 @@ def test_a_folder_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     out = capsys.readouterr().out
     assert "rankwright check recipe.yaml\n    rankwright run recipe.yaml" in out
     recipe = loaded.recipe
-    assert recipe.name == "recipe" and recipe.mine.code
+    assert recipe.name == "recipe" and recipe.bm25.code
     assert [(s.name, s.path, s.split) for s in recipe.data.train] == [("mine", "mine/train", "train")]
     assert [(s.name, s.path, s.split) for s in recipe.data.test] == [("mine", "mine/test", "test")]
     assert "licence: own" in Path("recipe.yaml").read_text()
@@ -72,7 +72,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     output = tmp_path / "r.yaml"
     write(FIXTURES / "legal", output=output)
     before = output.read_text()
-    with pytest.raises(UserError, match="is there already, and is not overwritten: remove it, or say -o OTHER"):
+    with pytest.raises(UserError, match="is there already, and is not overwritten: remove it, or use -o OTHER"):
         write(FIXTURES / "legal", output=output)
     assert output.read_text() == before
     (tmp_path / "new-data").mkdir()
@@ -87,7 +87,7 @@ def test_one_file_gets_a_test_set_taken_out(tmp_path: Path, monkeypatch: pytest.
     groups_file(Path("my own questions.jsonl"), FIXTURES / "finance" / "train")
     loaded = write(Path("my own questions.jsonl"), output=Path("fin.yaml"), fraction=0.25)
     assert "50 of 200 queries (25% asked for) were taken out" in capsys.readouterr().out
-    assert not loaded.recipe.mine.code
+    assert not loaded.recipe.bm25.code
     report = passes_check(loaded, tmp_path / "run")
     counts = {split: sum(row["queries"] for row in rows) for split, rows in report["splits"].items()}
     assert counts == {"train": 135, "dev": 15, "test": 50}

@@ -142,7 +142,7 @@ def test_a_card_of_ones_own(tmp_path: Path) -> None:
     card = load_card(str(tmp_path / "mine.yaml"))
     assert card.licence.date == "2026-11-25"
     assert card.upstream_split("train") == "train"
-    with pytest.raises(UserError, match=r"card 'mine' has no split 'trian', did you mean 'train'\?"):
+    with pytest.raises(UserError, match=r"card 'mine': unknown split 'trian', did you mean 'train'\?"):
         card.upstream_split("trian")
 
 

@@ -115,7 +115,7 @@ def test_titles_empty_documents_and_equal_texts(tmp_path: Path) -> None:
         "1 titles apart from their texts",
         "1 judgements of documents with the text of another: the higher label is written",
         "1 queries with the text of another",
-        "1 judgements of empty documents, which CSV cannot tell from none",
+        "1 judgements of empty documents, which CSV cannot distinguish from missing ones",
     ):
         assert words in lines
 

@@ -69,7 +69,7 @@ def test_trec_by_split_and_field(tmp_path: Path) -> None:
     [message] = messages(tmp_path, split="tets")
     assert "topics for split 'tets', did you mean 'test'?, found 0. Files of topics: topics.test.txt" in message
     (tmp_path / "queries.jsonl").write_text('{"_id": "71", "text": "a"}\n')
-    assert "say `format: beir` or `format: trec`" in messages(tmp_path, split="test")[0]
+    assert "give `format: beir` or `format: trec`" in messages(tmp_path, split="test")[0]
     assert read_collection(tmp_path, name="set", split="test", format="trec").queries == {"72": "short"}
 
 
@@ -92,7 +92,10 @@ def test_folders_that_datasets_saved(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(str(tmp_path / "both"))
     assert plain(read_collection(tmp_path / "both", name="set", split="train")) == expected("groups")
     assert list(read_collection(tmp_path / "both", name="set", split="test").queries) == ["q1"]
-    assert "no split 'tset', did you mean 'test'?. Splits: train, test" in messages(tmp_path / "both", split="tset")[0]
+    assert (
+        "unknown split 'tset', did you mean 'test'? (known: test, train)"
+        in messages(tmp_path / "both", split="tset")[0]
+    )
 
 
 def test_folders_of_files_by_split(tmp_path: Path) -> None:
@@ -145,8 +148,8 @@ def test_wrong_column_maps_are_named_all_at_once(tmp_path: Path) -> None:
     ]
     found = messages(path, columns={"querry": "question", "positive": "answer"})
     assert [line[: line.index(" (known")] for line in found] == [
-        "columns: 'querry' is no column of ours, did you mean 'query'?",
-        "columns: 'positive' is no column of ours, did you mean 'positives'?",
+        "columns: unknown column name 'querry', did you mean 'query'?",
+        "columns: unknown column name 'positive', did you mean 'positives'?",
     ]
 
 
@@ -154,7 +157,7 @@ def test_wrong_column_maps_are_named_all_at_once(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ({"a": "x", "b": "y"}, "the columns a (text), b (text) fit none of groups, flagembedding"),
-        ({"query": "x", "pos": ["y"], "positives": ["y"]}, "fit groups and flagembedding: say `format: NAME`"),
+        ({"query": "x", "pos": ["y"], "positives": ["y"]}, "fit groups and flagembedding: give `format: NAME`"),
         ({"query": "x", "anchor": "y", "positive": "z"}, "fit none of"),
         ({"query": "x", "positive": "y", "passage": "z"}, "fit none of"),
     ],
@@ -195,7 +198,7 @@ def test_scores_of_sentence_transformers_miner(tmp_path: Path) -> None:
 def test_a_score_without_a_label_is_not_guessed(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "set.jsonl", [{"query": "one", "answer": text, "score": 0.5} for text in "ab"])
     [message] = messages(path)
-    assert message.startswith("set.jsonl:1: a score that is no whole number: is it a label or a teacher's?")
+    assert message.startswith("set.jsonl:1: a score that is not a whole number: is it a label or a teacher's?")
     assert message.endswith("(2 lines like this)")
     read = read_collection(path, name="set", columns={"label": "score"})
     assert set(read.qrels[content_id("one")].values()) == {0.5}

@@ -27,8 +27,8 @@ def messages(path: Path, **options: Any) -> list[str]:
     [
         ("label", ["yes", "no"], "the label of answer is 'yes', needs a number"),
         ("label", [[1], [0]], "the label of answer is [1], needs a number"),
-        ("labels", [1, 0], "is 'labels' the label? Say `columns: {label: labels}`"),
-        ("relevance", [1, 0], "is 'relevance' the label? Say `columns: {label: relevance}`"),
+        ("labels", [1, 0], "is 'labels' the label? Give `columns: {label: labels}`"),
+        ("relevance", [1, 0], "is 'relevance' the label? Give `columns: {label: relevance}`"),
         ("Is_Relevant", [True, False], "is 'Is_Relevant' the label?"),
         ("grade of answer", [2, 0], "is 'grade of answer' the label?"),
     ],
@@ -101,8 +101,8 @@ def test_formats_and_columns_of_a_recipe_are_checked_before_any_file_is_read(tmp
         locate_all(Data(train=tuple(map(Source.model_validate, sources))))
     starts = [
         "data.train.0: unknown format 'pair'",
-        "data.train.1: columns: 'querry'",
-        "data.train.1: columns: 'positive'",
+        "data.train.1: columns: unknown column name 'querry'",
+        "data.train.1: columns: unknown column name 'positive'",
     ]
     lines = str(caught.value).splitlines()
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts

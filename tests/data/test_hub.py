@@ -14,7 +14,7 @@ from rankwright.common.errors import UserError
 from rankwright.data.cards import Card, Hub, load_card
 from rankwright.data.collection import Collection
 from rankwright.data.formats.hub import read_hub
-from rankwright.data.formats.reading import Faults
+from rankwright.data.formats.reading import Faults, Reading, Say, log_say
 from rankwright.data.sources import Located
 from rankwright.data.sources import read as read_source
 from rankwright.recipe.schema import Source
@@ -75,9 +75,8 @@ def hub_folder(root: Path, end: str, *, corpus: list[dict[str, Any]] = CORPUS) -
     return root
 
 
-def read(root: Path | str, **changed: Any) -> Collection:
-    options: dict[str, Any] = {"corpus": "corpus", "queries": "queries", "qrels": "default", "split": "test"}
-    return read_hub(str(root), revision=None, name="set", **(options | changed))
+def read(root: Path | str, split: str = "test", say: Say = log_say, **stated: Any) -> Collection:
+    return read_hub(Hub.at(str(root), None).model_copy(update=stated), Reading("set", split, say=say))
 
 
 @pytest.mark.parametrize("end", ["parquet", "jsonl"])
@@ -107,12 +106,16 @@ def test_judgements_of_another_set(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"default: no split 'tests', did you mean 'test'\?\. Splits: train, test"):
+    with pytest.raises(
+        UserError, match=r"default: unknown split 'tests', did you mean 'test'\? \(known: test, train\)"
+    ):
         read(hub_folder(tmp_path, "jsonl"), split="tests")
 
 
 def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no configuration 'corpu', did you mean 'corpus'\?.*default, corpus"):
+    with pytest.raises(
+        UserError, match=r"unknown configuration 'corpu', did you mean 'corpus'\? \(known: corpus, default"
+    ):
         read(hub_folder(tmp_path, "jsonl"), corpus="corpu")
 
 
@@ -158,9 +161,9 @@ def test_rows_of_a_configuration_with_a_column_map_and_a_group_key(tmp_path: Pat
     found = from_recipe(config="small", **told)
     assert list(found.queries.values()) == ["small"] and sorted(found.corpus.values()) == ["a", "b"]
     assert list(found.query_groups.values()) == ["7"]
-    with pytest.raises(UserError, match=r"say which, config: NAME\. Configurations: large, small"):
+    with pytest.raises(UserError, match=r"give config: NAME \(known: large, small\)"):
         from_recipe(**told)
-    with pytest.raises(UserError, match=r"small: no split 'trian', did you mean 'train'\?"):
+    with pytest.raises(UserError, match=r"small: unknown split 'trian', did you mean 'train'\?"):
         from_recipe(config="small", **(told | {"split": "trian"}))
     with pytest.raises(UserError, match=r"no column 'goood' for positives, did you mean 'good'\?"):
         from_recipe(config="small", **(told | {"columns": columns | {"positives": "goood"}}))
@@ -180,14 +183,14 @@ def test_beir_sets_are_still_read_as_such_and_take_no_columns(tmp_path: Path) ->
     assert from_recipe(hub=str(root)).qrels == {"q1": {"d1": 1.0, "d2": 0.0}}
     assert from_recipe(hub=str(root), group_key="language").document_groups == {"d1": "en", "d2": "en"}
     card = load_card("fiqa")
-    with pytest.raises(UserError, match="columns: the set has its layout stated"):
+    with pytest.raises(UserError, match="columns: the layout of this set is known"):
         from_recipe(card, columns={"query": "q"})
 
 
 def test_layouts_of_cards() -> None:
-    with pytest.raises(ValueError, match="config, columns: of layout: rows only"):
+    with pytest.raises(ValueError, match="config, columns: only with layout: rows"):
         Hub(id="owner/name", config="c")
-    with pytest.raises(ValueError, match="no column of ours: 'querry', did you mean 'query'"):
+    with pytest.raises(ValueError, match="unknown column name 'querry', did you mean 'query'"):
         Hub(id="owner/name", layout="rows", columns={"querry": "q"})
 
 

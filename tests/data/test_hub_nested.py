@@ -9,14 +9,17 @@ import pytest
 
 from rankwright.common.errors import UserError
 from rankwright.data.cards import load_card
-from rankwright.data.formats.hub import NestedColumns, read_nested
+from rankwright.data.collection import Collection
+from rankwright.data.formats.hub import read_nested
+from rankwright.data.formats.reading import Reading
 
 
-def columns() -> NestedColumns:
-    """Those that the shipped card states."""
+def read(folder: Path, split: str, **other: str) -> Collection:
+    """By the columns that the shipped card states, or some others."""
     hub = load_card("obliqa-hub").hub
     assert hub is not None and hub.nested is not None
-    return NestedColumns(**hub.nested.model_dump())
+    nested = hub.nested.model_copy(update=other)
+    return read_nested(hub.model_copy(update={"id": str(folder), "nested": nested}), Reading("obliqa", split))
 
 
 def question(number: int, *passages: str) -> dict[str, object]:
@@ -38,17 +41,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_split_is_its_questions_over_the_passages_of_all_splits(folder: Path) -> None:
-    test = read_nested(str(folder), columns=columns(), split="test", revision=None, name="obliqa")
+    test = read(folder, "test")
     assert sorted(test.corpus.values()) == ["0.1\na", "0.1\nc", "1.1\nb"]
     assert dict(test.queries) == {"q3": "question 3?"}
     assert [test.corpus[d] for d in test.positives("q3")] == ["0.1\na"]
-    train = read_nested(str(folder), columns=columns(), split="train", revision=None, name="obliqa")
+    train = read(folder, "train")
     assert sorted(train.corpus[d] for d in train.positives("q1")) == ["0.1\na", "1.1\nb"]
 
 
 def test_a_missing_split_and_a_missing_column_are_named(folder: Path) -> None:
-    with pytest.raises(UserError, match="did you mean 'train'"):
-        read_nested(str(folder), columns=columns(), split="trian", revision=None, name="obliqa")
-    other = NestedColumns(query="Frage", query_id="QuestionID", passages="Passages", title="PassageID", text="Passage")
+    with pytest.raises(
+        UserError,
+        match=r"obliqa: unknown split 'trian', did you mean 'train'\? \(known: test, train\): give split: NAME",
+    ):
+        read(folder, "trian")
     with pytest.raises(UserError, match="Frage"):
-        read_nested(str(folder), columns=other, split="train", revision=None, name="obliqa")
+        read(folder, "train", query="Frage")

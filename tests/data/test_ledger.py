@@ -14,12 +14,14 @@ import yaml
 from rankwright.cli.data import list_sets
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.data.licences.derived import derive, ledger_json
-from rankwright.data.licences.ledger import Input, faults, make_inputs, warning
+from rankwright.data.licences.ledger import Input, Roles, faults, make_inputs, warning
 from rankwright.data.licences.terms import find_model, find_term, known, read_statements, state, strictest
 from rankwright.data.sources import locate_all
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Decision, Recipe
+from rankwright.retrieval.first_stages import ordering_models
+from rankwright.training.losses import reads_teacher
 
 QWEN = "Qwen/Qwen3-Reranker-0.6B"
 ZERANK = "zeroentropy/zerank-2"
@@ -171,6 +173,10 @@ CASES = [
 ]
 
 
+def roles_of(recipe: Recipe) -> Roles:
+    return Roles(reads_teacher(recipe.loss), ordering_models(recipe))
+
+
 def inputs_of(case: Case, folder: Path) -> tuple[Recipe, list[Input]]:
     (folder / "SET").mkdir()
     for name, hub, licence, commercial in OWN_CARDS.values():
@@ -198,7 +204,7 @@ def inputs_of(case: Case, folder: Path) -> tuple[Recipe, list[Input]]:
     )
     located = locate_all(recipe.data)
     teachers = [] if case.teacher is None else [entry.name for entry in located["train"]]
-    return recipe, make_inputs(recipe, located, teachers)
+    return recipe, make_inputs(recipe, located, roles_of(recipe), teachers)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -278,7 +284,10 @@ def test_the_teacher_of_mining(tmp_path: Path, filters: dict[str, Any], plus: li
     refused = [line for line in faults(inputs, rule) if ROCKET["model"] in line]
     assert len(refused) == (use == "distil") and all("(distilled from)" in line for line in refused)
     decided = rule.model_copy(update={"decisions": [Decision(input=ROCKET["model"], **DECISION)]})
-    _, inputs = recipe, make_inputs(recipe.model_copy(update={"licence": decided}), locate_all(recipe.data))
+    _, inputs = (
+        recipe,
+        make_inputs(recipe.model_copy(update={"licence": decided}), locate_all(recipe.data), roles_of(recipe)),
+    )
     assert not [line for line in faults(inputs, decided) if ROCKET["model"] in line]
 
 
@@ -300,7 +309,7 @@ def test_a_refusal_names_input_rule_and_way_out(tmp_path: Path) -> None:
         "licence.require: commercial: data set 'fiqa' (trained on, chooses the weights): licence not "
     )
     assert "commercial use unknown" in line and "mteb" in line and "2026-11" in line
-    assert line.endswith("or say who decided and why: licence.decisions=[{input: fiqa, by: NAME, why: REASON}]")
+    assert line.endswith("or state who decided and why: licence.decisions=[{input: fiqa, by: NAME, why: REASON}]")
 
 
 def test_a_relicensed_model_is_asked_for_its_revision(tmp_path: Path) -> None:
@@ -318,8 +327,8 @@ def test_mistakes_of_decisions(tmp_path: Path) -> None:
     case = Case("", "", train=(UNKNOWN,), decided=("unknwon", "unknown", "unknown", "teacher of free"))
     lines = rules(tmp_path, case)
     assert lines == [
-        "licence.decisions.0.input: 'unknwon' is no input of this recipe, did you mean 'unknown'? "
-        f"(inputs: {QWEN}, unknown, free)",
+        "licence.decisions.0.input: unknown input 'unknwon', did you mean 'unknown'? "
+        f"(known: {QWEN}, a/free, a/unknown, free, teacher of free, unknown)",
         "licence.decisions.2.input: 'unknown' is also that of licence.decisions.1: keep one",
     ]
 

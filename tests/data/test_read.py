@@ -84,9 +84,9 @@ def test_the_only_split_needs_no_name_and_several_do(tmp_path: Path) -> None:
     assert read_collection(beir(tmp_path), name="set").qrels
     write(tmp_path / "qrels_train.tsv", QRELS)
     [message] = messages(tmp_path, None)
-    assert "say which split to read, split: NAME. Splits with qrels: test, train" in message
+    assert "say which split to read: give split: NAME" in message and message.endswith("(known: test, train)")
     [message] = messages(tmp_path, "tain")
-    assert "no qrels for split 'tain', did you mean 'train'?. Splits with qrels: test, train" in message
+    assert "unknown split 'tain', did you mean 'train'? (known: test, train): give split: NAME, or add" in message
 
 
 def test_several_faults_at_once_each_with_its_line(tmp_path: Path) -> None:
@@ -204,9 +204,9 @@ def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path: Path) -> No
 
 def test_paths_that_are_not_there_or_not_a_format(tmp_path: Path) -> None:
     write(tmp_path / "groups.jsonl", "")
-    with pytest.raises(UserError, match=r"no such file or folder; near names in .*: groups\.jsonl"):
+    with pytest.raises(UserError, match=r"no such file or folder, did you mean 'groups\.jsonl'"):
         read_collection(tmp_path / "group.jsonl", name="set")
-    with pytest.raises(UserError, match="look into"):
+    with pytest.raises(UserError, match=r"no such file or folder \("):
         read_collection(tmp_path / "no" / "way", name="set")
     (tmp_path / "notes.txt").write_text("a b\n")
     with pytest.raises(UserError, match=r"notes\.txt:1: no rows that can be read"):

@@ -19,7 +19,7 @@ from rankwright.common.hashing import text_key
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.split_files import qualified, read_split
-from rankwright.data.store import arrow_files as text_files
+from rankwright.data.store import id_index
 from rankwright.data.store import rows as row_file
 from rankwright.data.store import texts as spill
 from rankwright.data.store import texts as text_store
@@ -28,6 +28,7 @@ from rankwright.data.store.texts import TextStore
 from rankwright.data.store.views import Joined, KeyedTexts
 from rankwright.mining import pools as mining
 from rankwright.mining.filters import known_scores
+from rankwright.mining.samplers import DrawKey
 from rankwright.model.prompt import PromptEncoder, make_contract
 from rankwright.model.token_store import token_store
 from rankwright.pipeline.data import prepare_data
@@ -49,7 +50,7 @@ def large() -> Iterator[None]:
 def leave_in_files(patch: pytest.MonkeyPatch) -> None:
     for module in (text_store, row_file):
         patch.setattr(module, "IN_MEMORY_BYTES", -1)
-    patch.setattr(text_files, "RECENT_IDS", 11)
+    patch.setattr(id_index, "RECENT_IDS", 11)
 
 
 def run_of(folder: Path, name: str, **sections: dict[str, object]) -> Path:
@@ -117,9 +118,7 @@ def test_a_run_with_everything_in_files_is_the_same_run(tmp_path: Path) -> None:
         assert bool(held.query_groups) == (held.name == "groups")
         for query_id in qualified(held).queries:
             groups = [
-                build_group(
-                    qualified(c), pools[query_id], query_id, negatives=3, positives=2, seed=1, draw=0, pool_id="p"
-                )
+                build_group(qualified(c), pools[query_id], DrawKey(1, 0, query_id, "p"), negatives=3, positives=2)
                 for c in (mapped, held)
             ]
             assert groups[0] == groups[1]

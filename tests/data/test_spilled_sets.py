@@ -13,15 +13,16 @@ from format_fixtures import ROWS, write_beir, write_rows, write_trec
 from jobs import TOPICS
 
 from rankwright.common.errors import UserError
+from rankwright.data.cards import Hub, Nested
 from rankwright.data.collection import Collection
 from rankwright.data.duplicates import QUERY, find_duplicates, find_shared
-from rankwright.data.formats.hub import NestedColumns, read_hub, read_nested
+from rankwright.data.formats.hub import read_hub, read_nested
 from rankwright.data.formats.read import read_collection
-from rankwright.data.formats.reading import Dropped, Faults
+from rankwright.data.formats.reading import Dropped, Faults, Reading
 from rankwright.data.formats.writers import HOLDS, losses, without_ids
 from rankwright.data.leakage import find_leaks, take_dev
 from rankwright.data.splits import overlap
-from rankwright.data.store import arrow_files as text_files
+from rankwright.data.store import id_index
 from rankwright.data.store import texts as text_store
 from rankwright.data.store.texts import TextStore, write_texts
 from rankwright.evaluation.slices import seen_in_training
@@ -38,7 +39,7 @@ def both_ways(read: Read, on_fault: str = "stop") -> tuple[Collection, list[Drop
     for most in (text_store.IN_MEMORY_BYTES, -1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(text_store, "IN_MEMORY_BYTES", most)
-            patch.setattr(text_files, "RECENT_IDS", 3)
+            patch.setattr(id_index, "RECENT_IDS", 3)
             faults = Faults("drop" if on_fault == "drop" else "stop")
             found.append((read(faults), faults.dropped))
     (held, dropped), (mapped, also) = found
@@ -77,17 +78,8 @@ def test_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def hub(faults: Faults) -> Collection:
-        return read_hub(
-            str(home),
-            corpus="corpus",
-            queries="queries",
-            qrels="qrels",
-            split="test",
-            revision=None,
-            name="set",
-            faults=faults,
-            group_key="case",
-        )
+        place = Hub.at(str(home), None).model_copy(update={"qrels": "qrels"})
+        return read_hub(place, Reading("set", "test", faults, group_key="case"))
 
     found, _ = both_ways(hub)
     assert found.document_groups["d3"] == "c1" and list(found.queries) == ["q"]
@@ -96,12 +88,11 @@ def test_sets_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for split, texts in {"train": ["a", "b"], "test": ["b", "c"]}.items():
         questions = [{"id": f"{split}{t}", "q": f"{t}?", "case": "c", "of": [{"n": "", "t": t}]} for t in texts]
         (nested / f"{split}.json").write_text(json.dumps(questions))
-    columns = NestedColumns(query="q", query_id="id", passages="of", title="n", text="t")
+    columns = Nested(query="q", query_id="id", passages="of", title="n", text="t")
 
     def read(faults: Faults) -> Collection:
-        return read_nested(
-            str(nested), columns=columns, split="test", revision=None, name="set", faults=faults, group_key="case"
-        )
+        place = Hub.at(str(nested), None).model_copy(update={"nested": columns})
+        return read_nested(place, Reading("set", "test", faults, group_key="case"))
 
     found, _ = both_ways(read)
     assert len(found.corpus) == 3 and set(found.query_groups.values()) == {"c"}

@@ -180,7 +180,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, line: str) -> Non
     write_split(tmp_path, "train", [ONE])
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write(line)
-    with pytest.raises(UserError, match=r"train\.jsonl:4: not a row of this file"):
+    with pytest.raises(UserError, match=r"train\.jsonl:4: not a row of train"):
         read_split(tmp_path, "train")
 
 

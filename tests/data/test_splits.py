@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
 from rankwright.data.formats.read import read_collection
-from rankwright.data.splits import dev_size, normalised, overlap, split_dev, split_devs
+from rankwright.data.splits import dev_size, normalised, overlap, split_devs
 
 DATA = Path(os.environ.get("RANKWRIGHT_DATA", Path(__file__).parents[3] / "shared/data"))
 
@@ -29,6 +29,11 @@ def collection(query_ids: list[str]) -> Collection:
         {q: {"d": 3.5} for q in query_ids},
         dict.fromkeys(query_ids, 2.0),
     )
+
+
+def split_dev(train: Collection, *, fraction: float, seed: int) -> tuple[Collection, Collection]:
+    """(train, dev) of one set."""
+    return split_devs([train], fraction=fraction, seed=seed)[0]
 
 
 IDS = st.lists(st.text(min_size=1, max_size=4), min_size=2, max_size=40, unique=True)

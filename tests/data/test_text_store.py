@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwright.common.errors import UserError
-from rankwright.data.store import arrow_files as text_files
+from rankwright.data.store import arrow_files, id_index
 from rankwright.data.store import texts as spill
 from rankwright.data.store import texts as text_store
 from rankwright.data.store.texts import TextBuilder, TextStore, read_texts, write_texts
@@ -40,13 +40,12 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(text_store, "IN_MEMORY_BYTES", 0)
-    patch.setattr(text_files, "BATCH_ROWS", 7)
-    patch.setattr(text_files, "RECENT_IDS", 5)
+    patch.setattr(arrow_files, "BATCH_ROWS", 7)
+    patch.setattr(id_index, "RECENT_IDS", 5)
 
 
 def few_hashes(patch: pytest.MonkeyPatch) -> None:
-    for module in (text_files, text_store):
-        patch.setattr(module, "id_hash", lambda identifier: len(identifier) % 2)
+    patch.setattr(id_index, "id_hash", lambda identifier: len(identifier) % 2)
 
 
 def stored(path: Path, texts: dict[str, str], groups: dict[str, str] | None = None) -> TextStore:
@@ -216,7 +215,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["cut", "cut at a batch", "empty", "not arrow", "index cut", "another index", "text"])
 def test_a_damaged_file_says_what_to_do(tmp_path: Path, small: Path, harm: str) -> None:
     store = stored(tmp_path / "t.arrow", SOME)
-    path, index = store.path, text_files.index_path(store.path)
+    path, index = store.path, arrow_files.index_path(store.path)
     data = path.read_bytes()
     if harm == "cut":
         path.write_bytes(data[: len(data) // 2])
@@ -231,7 +230,7 @@ def test_a_damaged_file_says_what_to_do(tmp_path: Path, small: Path, harm: str) 
         index.write_bytes(index.read_bytes()[:-16])
     elif harm == "another index":
         write_texts(tmp_path / "other.arrow", {"a": "b"}, {})
-        text_files.index_path(tmp_path / "other.arrow").replace(index)
+        arrow_files.index_path(tmp_path / "other.arrow").replace(index)
     else:
         path.write_bytes(data.replace("→".encode(), b"\xff\xff\xff"))
     with pytest.raises(UserError, match=r"t\.arrow: damaged .*: delete it and run the data stage again"):
@@ -240,7 +239,7 @@ def test_a_damaged_file_says_what_to_do(tmp_path: Path, small: Path, harm: str) 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     write_texts(tmp_path / "t.arrow", SOME, {})
-    text_files.index_path(tmp_path / "t.arrow").unlink()
+    arrow_files.index_path(tmp_path / "t.arrow").unlink()
     for name in ("t.arrow", "u.arrow"):
         with pytest.raises(UserError, match="no such file: run the data stage first"):
             read_texts(tmp_path / name)

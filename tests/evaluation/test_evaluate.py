@@ -20,7 +20,7 @@ from rankwright.evaluation.evaluate import (
     write_evaluation,
 )
 from rankwright.rerankers.reranker import Reranker
-from rankwright.rerankers.score_blocks import rerank
+from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import Candidate
 from rankwright.retrieval.run_file import read_trec_run
 

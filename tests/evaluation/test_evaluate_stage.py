@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_encoder import make_tiny_encoder
 
-from rankwright.rerankers.score_blocks import BLOCK_PAIRS, BlockScores, _facts, cut_into_blocks
+from rankwright.rerankers.score_blocks import BLOCK_PAIRS, BlockScores, _facts
+from rankwright.rerankers.scorer import Scorer
 from rankwright.retrieval.candidates import Candidate
 from rankwright.retrieval.run_file import read_trec_run, write_trec_run
 
@@ -130,14 +131,14 @@ def test_a_test_set_more_scores_only_that_set(whole: Path, again: tuple[Path, st
 @given(st.lists(st.integers(0, 300), max_size=30))
 def test_blocks_are_cut_by_the_lists_alone(lengths: list[int]) -> None:
     lists = {f"q{i}": [Candidate(f"d{n}", 1.0, n + 1) for n in range(length)] for i, length in enumerate(lengths)}
-    blocks = cut_into_blocks(lists, list(lists))
+    blocks = BlockScores(Path("unused"), "now", lists, tuple(lists)).blocks
     assert [q for block in blocks for q in block] == [q for q in lists if lists[q]]
     sizes = [[len(lists[q]) for q in block] for block in blocks]
     assert all(sum(block) >= BLOCK_PAIRS for block in sizes[:-1])
     assert all(sum(block[:-1]) < BLOCK_PAIRS for block in sizes)
 
 
-class Halves:
+class Halves(Scorer):
     """A scorer that gives a document half its number."""
 
     def score_groups(self, groups: Any) -> Any:
@@ -148,11 +149,15 @@ class Halves:
 class Remembers(Halves):
     """It asks for the first query only, and knows the others' scores."""
 
-    documents_cached = 0
+    known = 0
+
+    @property
+    def cached(self) -> int:
+        return self.known
 
     def score_groups(self, groups: Any) -> Any:
         for place, (_, documents) in enumerate(groups):
-            self.documents_cached += len(documents) if place else 0
+            self.known += len(documents) if place else 0
             yield [0.5] * len(documents)
 
 

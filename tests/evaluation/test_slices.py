@@ -39,7 +39,7 @@ from rankwright.training.setup import recipe_contract
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
-    folder = make_report_run(tmp_path_factory.mktemp("runs") / "run", tiny_qwen3, mine={"language": "none"})
+    folder = make_report_run(tmp_path_factory.mktemp("runs") / "run", tiny_qwen3, bm25={"language": "none"})
     write_attributes(read_recipe(folder), RunFolder(folder))
     return folder
 

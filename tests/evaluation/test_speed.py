@@ -16,6 +16,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.evaluation import speed
 from rankwright.rerankers.reranker import Reranker
+from rankwright.rerankers.scorer import Scorer
 from rankwright.retrieval.candidates import Candidate
 
 CORPUS = {f"d{i}": document for i, (_, document) in enumerate(PAIRS)}
@@ -46,7 +47,7 @@ def test_what_is_written_about_a_real_model(
     assert not (tmp_path / "speed.json").exists()
 
 
-class Seen:
+class Seen(Scorer):
     """A scorer that remembers what it was asked."""
 
     def __init__(self) -> None:

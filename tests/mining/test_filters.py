@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import ACROSS_QUERIES, FILTERS, MiningView, bind_filters, split_filters
+from rankwright.mining.filters import FILTERS, MiningView, bind_filters, split_filters
 from rankwright.mining.pools import apply, pool_of, sift
 from rankwright.retrieval.candidates import Candidate
 
@@ -76,7 +76,7 @@ def test_a_larger_margin_never_adds(lists: dict[str, list[Candidate]], kind: str
     assert all(set(large[q]) <= set(small[q]) for q in lists)
 
 
-@given(LISTS, st.sampled_from(sorted(set(OPTIONS) - ACROSS_QUERIES)))
+@given(LISTS, st.sampled_from([name for name in OPTIONS if not FILTERS[name].across_queries]))
 @settings(deadline=None, max_examples=40)
 def test_a_query_is_decided_as_if_alone(lists: dict[str, list[Candidate]], name: str) -> None:
     together = kept(lists, **{name: OPTIONS[name]})

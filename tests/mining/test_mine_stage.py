@@ -253,7 +253,8 @@ WORKER = """
 import sys
 from pathlib import Path
 from torch.distributed import FileStore
-from rankwright.mining.pools import shards as mine_shards, vectors
+from rankwright.mining import shards as mine_shards
+from rankwright.retrieval import vectors
 from rankwright.pipeline.mine import mine
 from rankwright.common.processes import Processes
 from rankwright.recipe.schema import Recipe

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool_files import write_negatives
 
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
@@ -25,11 +26,12 @@ from rankwright.mining.pools import (
     read_rows,
     rows_of,
     sift,
-    write_negatives,
 )
+from rankwright.mining.samplers import DrawKey
 from rankwright.retrieval.candidates import Candidate, read_candidates, write_candidates
 from rankwright.training.sampling import build_group
 
+KEY = DrawKey(seed=0, draw=0, query_id="q", pool_id="p")
 SET = Collection(
     "set",
     {
@@ -122,7 +124,7 @@ def test_a_candidate_of_another_corpus_is_refused() -> None:
 
 def test_group_holds_labels_texts_and_sources() -> None:
     pool = pools_of({"q": listed("n1", "n2", "n3")})["q"]
-    group = build_group(SET, pool, "q", negatives=9, positives=9, seed=0, draw=0, pool_id="p")
+    group = build_group(SET, pool, KEY, negatives=9, positives=9)
     assert group.query == "what?"
     assert dict(zip(group.document_ids, group.labels, strict=True)) == {
         "good": 1.0,
@@ -137,8 +139,8 @@ def test_group_holds_labels_texts_and_sources() -> None:
 
 def test_group_carries_the_weight_of_its_query() -> None:
     weighted = replace(SET, weights={"q": 2.5})
-    options = {"negatives": 1, "positives": 1, "seed": 0, "draw": 0, "pool_id": "p"}
-    groups = [build_group(weighted, (), query_id, **options) for query_id in ("q", "only")]  # type: ignore[arg-type]
+    keys = [KEY, KEY._replace(query_id="only")]
+    groups = [build_group(weighted, (), key, negatives=1, positives=1) for key in keys]
     assert [group.weight for group in groups] == [2.5, 1.0]
 
 
@@ -146,23 +148,21 @@ def test_group_carries_the_weight_of_its_query() -> None:
 @settings(max_examples=50)
 def test_group_sizes_and_purity(positives: int, negatives: int, epoch: int) -> None:
     pool = pools_of({"q": listed("n1", "n2", "n3")})["q"]
-    options = {"negatives": negatives, "positives": positives, "seed": 0, "draw": epoch, "pool_id": "p"}
-    group = build_group(SET, pool, "q", **options)  # type: ignore[arg-type]
-    assert group == build_group(SET, pool[::-1], "q", **options)  # type: ignore[arg-type]
+    key = KEY._replace(draw=epoch)
+    group = build_group(SET, pool, key, negatives=negatives, positives=positives)
+    assert group == build_group(SET, pool[::-1], key, negatives=negatives, positives=positives)
     assert sum(label > 0 for label in group.labels) == min(positives, 2)
     assert len(group.labels) == min(positives, 2) + min(negatives, 4)
 
 
 def test_positives_change_with_the_epoch() -> None:
-    drawn = {
-        build_group(SET, (), "q", negatives=0, positives=1, seed=0, draw=e, pool_id="p").document_ids for e in range(20)
-    }
+    drawn = {build_group(SET, (), KEY._replace(draw=e), negatives=0, positives=1).document_ids for e in range(20)}
     assert drawn == {("good",), ("better",)}
 
 
 def test_group_without_a_positive() -> None:
     pool = pools_of({})["only"]
-    group = build_group(SET, pool, "only", negatives=3, positives=3, seed=0, draw=0, pool_id="p")
+    group = build_group(SET, pool, KEY._replace(query_id="only"), negatives=3, positives=3)
     assert (group.document_ids, group.labels, group.sources) == (("bad",), (0.0,), ("judged",))
 
 
@@ -172,10 +172,10 @@ def test_decisions_and_labels_are_kept(tmp_path: Path) -> None:
     first = json.loads((tmp_path / "negatives.jsonl").read_text())["negatives"][0]
     assert (first["decisions"], first["label"]) == ({"margin": 1.5}, 0.25)
     assert read_negatives(tmp_path / "negatives.jsonl") == pools
-    group = build_group(SET, pools["q"][:1], "q", negatives=1, positives=1, seed=0, draw=0, pool_id="p")
+    group = build_group(SET, pools["q"][:1], KEY, negatives=1, positives=1)
     # Relevant after all: beside the judged ones, where there is place for more.
     assert group.sources == ("positive",)
-    group = build_group(SET, pools["q"][:1], "q", negatives=1, positives=3, seed=0, draw=0, pool_id="p")
+    group = build_group(SET, pools["q"][:1], KEY, negatives=1, positives=3)
     assert group.labels[-1] == 0.25 and group.sources == ("positive", "positive", "promoted")
 
 

@@ -82,7 +82,7 @@ def test_bands_take_turns() -> None:
     # The first band is used up: the others share its turns.
     assert by_band(13) == {"a": 3, "b": 5, "c": 5}
     with pytest.raises(UserError, match="must grow"):
-        bind_sampler({"stratified": {"bands": [10, 3]}})([], 1, KEY)
+        bind_sampler({"stratified": {"bands": [10, 3]}})
 
 
 DRAWS = 4000

@@ -169,7 +169,7 @@ def test_what_cannot_be_found_is_asked_for(exported: dict[str, Any], tiny_qwen3:
     for name in ("hf-official", "causal-official"):
         folder = bare(tmp_path, exported[name], name)
         (folder / "chat_template.jinja").unlink()
-        with pytest.raises(UserError, match=r"do not say in which prompt.*prompt\.mode=official\|portable\|") as caught:
+        with pytest.raises(UserError, match=r"do not show which prompt.*prompt\.mode=official\|portable \(") as caught:
             Reranker.load(str(folder))
         assert "\n" not in str(caught.value) and ("'yes' and 'no'" in str(caught.value)) == (name == "causal-official")
         stated = Reranker.load(str(folder), mode="official", max_tokens=160, instruction=one.contract.instruction)
@@ -180,7 +180,7 @@ def test_what_cannot_be_found_is_asked_for(exported: dict[str, Any], tiny_qwen3:
     assert plain.mode == "portable"
     tagged = Path(shutil.copytree(tiny_qwen3, tmp_path / "tagged"))
     (tagged / "README.md").write_text("---\npipeline_tag: text-ranking\n---\n")
-    with pytest.raises(UserError, match="do not say in which prompt"):
+    with pytest.raises(UserError, match="do not show which prompt"):
         Reranker.load(str(tagged))
 
 
@@ -188,7 +188,7 @@ def test_a_recipe_states_what_is_not_found(
     exported: dict[str, Any], tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
-    from rankwright.training.setup import base_reranker, recipe_contract
+    from rankwright.training.setup import base_facts, base_reranker, recipe_contract
 
     folder = bare(tmp_path, exported["hf-official"], "unknown")
     (folder / "chat_template.jinja").unlink()
@@ -204,13 +204,12 @@ def test_a_recipe_states_what_is_not_found(
     assert recipe_contract(told, str(folder), tokenizer).mode == "official"
     assert base_reranker(told).contract.mode == "official"
     adapters = exported["adapter-portable"]
-    with pytest.raises(UserError, match=r"export\.targets: adapter: model\.base is itself a folder of adapters"):
-        recipe_contract(recipe("auto", adapters), str(adapters), tokenizer)
     only_hf = recipe("auto", adapters, targets={"hf": {}})
     with pytest.raises(UserError, match=r"adapters of the base 'tiny-qwen3'.*or start where it lies"):
-        recipe_contract(only_hf, str(adapters), tokenizer)
+        base_facts(only_hf)
     monkeypatch.chdir(tiny_qwen3.parent)
-    assert recipe_contract(only_hf, str(adapters), tokenizer).mode == "portable"
+    config, _, contract = base_facts(only_hf)
+    assert contract.mode == "portable" and config.model_type == "qwen3"
 
 
 def test_exports_for_other_libraries_are_named(tmp_path: Path) -> None:
@@ -231,7 +230,7 @@ def test_adapters_of_others_read_the_prompt_of_their_base(exported: dict[str, An
     reranker = Reranker.load(str(folder), **options)
     assert reranker.score(QUERY, DOCUMENTS) == pytest.approx(scores_of(one), abs=1e-4)
     edit_json(folder / "adapter_config.json", base_model_name_or_path="org/own")
-    with pytest.raises(UserError, match="do not say in which prompt"):
+    with pytest.raises(UserError, match="do not show which prompt"):
         Reranker.load(str(folder), **options)
 
 

@@ -194,7 +194,7 @@ def test_routes_by_device() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert choose_route("auto", cpu, torch.float32)[0] == "documents"
     assert choose_route("auto", gpu, torch.float32)[0] == "flex"
-    assert choose_route("dense", cpu, torch.float32) == ("dense", "as the recipe says")
+    assert choose_route("dense", cpu, torch.float32) == ("dense", "chosen in the recipe")
     with pytest.raises(UserError, match="varlen needs a CUDA device and bf16, here cpu and float32"):
         choose_route("varlen", cpu, torch.float32)
     for name in ("auto", PLAIN, *ROUTES):

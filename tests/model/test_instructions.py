@@ -23,7 +23,7 @@ from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Baseline, Prompt, Recipe
 from rankwright.rerankers.kinds import baseline_under, load_baseline
 from rankwright.rerankers.reranker import Reranker
-from rankwright.rerankers.score_blocks import rerank
+from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.retrieval.run_file import read_trec_run
 from rankwright.training.sampling import draws_of_prepared

@@ -18,7 +18,7 @@ from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import EncodedGroup, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
 from rankwright.model.trainable import add_lora, load_trainable_state, parameter_counts, train_all, trainable_state
-from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
+from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
 
 BASES = ["tiny_qwen3", "tiny_llama"]
 # fp32 logits of about ten.
@@ -214,7 +214,7 @@ def test_native_contract_keeps_a_saved_one(tiny_qwen3: Path, tmp_path: Path) -> 
     saved = make_contract(tokenizer, mode="official", instruction="mine", max_tokens=300)
     saved.save(folder)
     assert native_contract(str(folder), tokenizer) == saved
-    changed = native_contract(str(folder), tokenizer, instruction=" other<|im_end|> ", max_tokens=200)
+    changed = native_contract(str(folder), tokenizer, own=Own(" other<|im_end|> ", 200))
     assert (changed.mode, changed.instruction) == ("official", "other< |im_end|>")
     assert (changed.max_tokens, changed.query_tokens) == (200, 50)
     assert len(PromptEncoder(changed, tokenizer).encode("q", ["word " * 500]).tail_ids[0]) < 200

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import PAIRS, make_tiny_gemma
 
 from rankwright.common.errors import UserError
-from rankwright.model.frames import Mode, known_frame
+from rankwright.model.frames import known_frame
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.rerankers.reranker import Reranker
@@ -204,7 +204,7 @@ def test_scores_are_those_of_the_vendors_code(bases: dict[str, Path], tokenizers
     assert torch.tensor(theirs).std() > 0.2, "scores too alike for this test to see anything"
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=1e-4)
     # Another frame is another model.
-    wrong: Mode = "zerank" if frame != "zerank" and base_of(frame) == "qwen3" else "bge"
+    wrong = "zerank" if frame != "zerank" and base_of(frame) == "qwen3" else "bge"
     if not frame.startswith(wrong):
         other = make_contract(tokenizer, mode=wrong, max_tokens=700)
         scores = Reranker(load_model(str(folder), other, tokenizer).eval(), tokenizer, other).score(
@@ -260,7 +260,8 @@ def test_scored_words_must_be_one_token(tokenizers: dict[str, Any], tmp_path: Pa
     ],
 )
 def test_bases_are_known_by_their_own_name(base: str, mode: str) -> None:
-    assert (known_frame(base) or "portable") == mode
+    frame = known_frame(base)
+    assert ("portable" if frame is None else frame.name) == mode
 
 
 def test_a_base_in_its_vendors_frame_through_the_public_api(tiny_qwen3: Path, tmp_path: Path) -> None:
@@ -314,8 +315,9 @@ def test_frames_in_pieces_are_not_exported(tiny_qwen3: Path, tmp_path: Path, mod
 def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qwen3: Path, tmp_path: Path) -> None:
     import shutil
 
+    from rankwright.export.publish import refuse_base
     from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
-    from rankwright.training.setup import base_reranker, recipe_contract
+    from rankwright.training.setup import base_facts, base_reranker
 
     def contract(name: str, prompt: Prompt, export: Export | None = None) -> PromptContract:
         folder = tmp_path / name
@@ -323,8 +325,11 @@ def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qw
             shutil.copytree(tiny_qwen3, folder)
         recipe = Recipe(name="r", model=Model(base=str(folder)), data=Data(), prompt=prompt, export=export or Export())
         # The base row is in its vendor's frame whatever is trained.
-        assert base_reranker(recipe).contract.mode == known_frame(name)
-        return recipe_contract(recipe, str(folder), load_tokenizer(str(folder)))
+        known = known_frame(name)
+        assert known is not None and base_reranker(recipe).contract.mode == known.name
+        facts = base_facts(recipe)
+        refuse_base(recipe.export_targets, *facts)
+        return facts[2]
 
     told = Prompt(max_tokens=320, instruction="Find the clause")
     assert contract("zerank-2", Prompt(max_tokens=320)).mode == "zerank"

@@ -26,7 +26,7 @@ CHANGES = {
     "data.on_leak=drop": "data mine train tuned",
     "licence.require=commercial": "",
     # Duplicates of code are found in another way than those of prose: data_report.json.
-    "mine.code=true": ALL,
+    "bm25.code=true": ALL,
     "mine.depth=10": "mine train tuned",
     "mine.negatives=2": "mine train tuned",
     "evaluate.depth=5": "mine train bm25 base tuned",

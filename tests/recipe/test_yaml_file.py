@@ -46,7 +46,7 @@ def mistakes(content: bytes) -> list[str]:
         ("train: {warmup_fraction: 1}", "train.warmup_fraction: must be less than 1.0, found the number 1"),
         ("export: {golden_pairs: 3}", "export.golden_pairs: must be at least 20, found the number 3"),
         ("train: {epochs: .inf}", "train.epochs: must be a finite number, found .inf"),
-        ("prompt: {mode: offical}", "found text 'offical', did you mean 'official'?"),
+        ("train: {precision: bf61}", "found text 'bf61', did you mean 'bf16'?"),
         ("prompt:", "prompt: must be a mapping, found nothing (null): give it keys, or delete the line"),
         ("loss: bce", "loss: must be a mapping, found text 'bce'"),
         ("learning_rate: 1", "learning_rate: unknown key here, it belongs to train"),

@@ -82,13 +82,13 @@ def test_cut_texts_are_counted_as_the_tokenizer_cuts(cross_encoder: Path, capsys
     # The model has 64 positions.
     assert scorer.max_tokens == 64 and "reads 64 tokens" in capsys.readouterr().out
     scorer.score("a bond", ["the loan " * 40, "short", "the loan " * 40])
-    assert (scorer.cut_documents, scorer.cut_queries) == (2, 0)
+    assert scorer.cut == {"documents_cut": 2, "queries_cut": 0}
     scorer.score("a bond " * 60, ["short", "the loan " * 60])
-    assert (scorer.cut_documents, scorer.cut_queries) == (3, 1)
+    assert scorer.cut == {"documents_cut": 3, "queries_cut": 1}
     # max_tokens below the model's limit holds, too.
     low = CrossEncoderScorer(str(cross_encoder), max_tokens=16)
     assert low.score("a bond", ["the loan " * 40]) == low.score("a bond", ["the loan " * 20])
-    assert low.cut_documents == 2
+    assert low.cut["documents_cut"] == 2
 
 
 @given(query=st.integers(0, 30), document=st.integers(0, 30), room=st.integers(1, 30))

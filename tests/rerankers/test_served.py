@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -24,8 +25,8 @@ from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.pair_scores import ScoreCache, score_key
-from rankwright.rerankers.score_blocks import rerank
-from rankwright.rerankers.served import ServedReranker, _retry_after
+from rankwright.rerankers.scorer import rerank
+from rankwright.rerankers.served import Limits, ServedReranker, _retry_after
 from rankwright.retrieval.candidates import Candidate
 
 KEY = "sk-very-secret-0123456789"
@@ -47,7 +48,13 @@ def server(one_server: RerankServer, monkeypatch: pytest.MonkeyPatch) -> RerankS
 
 def served(server: RerankServer, **options: Any) -> ServedReranker:
     fast = {"shape": server.shape, "model": "m", "backoff_seconds": 0.01, "retries": 3, "timeout_seconds": 5.0}
-    return ServedReranker(options.pop("url", server.url), **{**fast, **options})
+    return reranker_of(options.pop("url", server.url), **{**fast, **options})
+
+
+def reranker_of(url: str, **options: Any) -> ServedReranker:
+    names = {field.name for field in dataclasses.fields(Limits)}
+    limits = Limits(**{k: v for k, v in options.items() if k in names})
+    return ServedReranker(url, **{k: v for k, v in options.items() if k not in names}, limits=limits)
 
 
 def truth(query: str, documents: list[str]) -> list[float]:
@@ -137,7 +144,7 @@ def test_wrong_addresses_are_refused_without_repeating_them(url: str) -> None:
 )
 def test_wrong_options(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError) as error:
-        ServedReranker("http://h", **{"shape": "tei", **options})
+        reranker_of("http://h", **{"shape": "tei", **options})
     assert part in said(error)
 
 
@@ -229,7 +236,7 @@ def test_no_server_at_all() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(UserError) as error:
-        ServedReranker(url, shape="tei", retries=2, backoff_seconds=0.001).score("q", ["a"])
+        reranker_of(url, shape="tei", retries=2, backoff_seconds=0.001).score("q", ["a"])
     assert "no connection: " in said(error) and "gave up after 3 requests" in said(error)
 
 
@@ -261,7 +268,7 @@ def test_a_senseless_retry_after_is_ignored(value: str) -> None:
 
 
 def test_backoff_doubles_with_jitter() -> None:
-    reranker = ServedReranker("http://h", shape="tei", backoff_seconds=1.0, longest_wait_seconds=20.0)
+    reranker = reranker_of("http://h", shape="tei", backoff_seconds=1.0, longest_wait_seconds=20.0)
     for attempt, most in enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]):
         waits = [reranker._wait_seconds(attempt, 0.0) for _ in range(50)]
         assert most / 2 <= min(waits) < max(waits) <= most

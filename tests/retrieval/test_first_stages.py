@@ -14,10 +14,11 @@ from tiny_encoder import make_tiny_encoder
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.evaluation.evaluate import system_names
 from rankwright.pipeline.checks import check_names
-from rankwright.recipe.schema import Recipe, training_stage
+from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, tie_order
-from rankwright.retrieval.first_stages import check_first_stages, possible_stages, retriever
+from rankwright.retrieval.first_stages import check_first_stages, possible_stages, training_stage
 from rankwright.retrieval.fusion import reciprocal_rank_fusion
+from rankwright.retrieval.retriever import retrievers
 from rankwright.retrieval.run_file import read_lists, run, write_trec_run
 
 CORPUS = {"d1": "a bond", "d2": "a loan", "d 3": "the court", "d4": "a river"}
@@ -58,9 +59,9 @@ def test_a_short_fusion_is_the_start_of_a_long_one(tmp_path: Path, monkeypatch: 
     encoder = make_tiny_encoder(tmp_path / "encoder")
     wanted = recipe(dense={"model": str(encoder)})
     corpus = {f"d{i}": " ".join(random.Random(i).choices(["bond", "loan", "court", "river"], k=5)) for i in range(40)}
-    long, short = (retriever(wanted, "fusion", depth)(corpus)(QUERIES) for depth in (30, 4))
+    long, short = (retrievers()["fusion"].of(wanted, depth)(corpus)(QUERIES) for depth in (30, 4))
     assert {q: found[:4] for q, found in long.items()} == short
-    parts = [retriever(wanted, name, 200)(corpus)(QUERIES) for name in ("bm25", "dense")]
+    parts = [retrievers()[name].of(wanted, 200)(corpus)(QUERIES) for name in ("bm25", "dense")]
     assert reciprocal_rank_fusion(parts, depth=30) == long
 
 
@@ -120,9 +121,9 @@ def test_a_run_file_that_is_of_no_use_is_one_line(tmp_path: Path, lines: tuple[s
     assert "\n" not in str(caught.value)
 
 
-def test_ids_that_a_run_file_spells_alike_are_refused(tmp_path: Path) -> None:
+def test_ids_that_are_the_same_text_in_a_run_file_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.run", "q1 Q0 d%203 1 1 t")
-    with pytest.raises(UserError, match="alike"):
+    with pytest.raises(UserError, match="the same text in a run file"):
         run({**CORPUS, "d%203": "x"}, depth=5, path=path)(QUERIES)
 
 
@@ -196,7 +197,7 @@ def test_a_missing_run_file_is_found_with_the_sets(tmp_path: Path) -> None:
         ({"filters": {"max_reuse": {"least": 1}}}, ["mine.filters.max_reuse: filter 'max_reuse' has no parameter"]),
         (
             {"filters": {"rank_window": {"first": 9, "last": 3}}, "sampler": {"stratified": {"bands": [9, 3]}}},
-            ["mine.filters.rank_window: filter 'rank_window': first 9, last 3", "mine.sampler: sampler 'stratified'"],
+            ["mine.sampler: sampler 'stratified'", "mine.filters.rank_window: filter 'rank_window': first 9, last 3"],
         ),
     ],
 )

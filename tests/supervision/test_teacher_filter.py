@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import FILTERS, Decided, MiningView
+from rankwright.mining.filters import FILTERS, Decided, MiningView, check_filters
+from rankwright.recipe.schema import Mine
 from rankwright.retrieval.candidates import Candidate
 
 DOCUMENTS = [f"d{n}" for n in range(8)]
@@ -83,9 +84,8 @@ def test_only_differences_of_scores_count(scores: dict[str, dict[str, float]], s
 
 
 def test_what_is_missing_or_wrong_is_said() -> None:
-    view = MiningView(SET, "bm25", {}, {})
-    with pytest.raises(UserError, match=r"filter 'teacher': needs mine\.teacher"):
-        FILTERS.bind("teacher", {})(view)
+    (fault,) = check_filters(Mine(filters={"teacher": {}}))
+    assert fault.startswith("mine.filters.teacher: filter 'teacher': needs mine.teacher")
     for options in ({"above": "keep"}, {"label": 0.0}, {"margin": "5%"}, {"absolute": 1.0}):
         with pytest.raises(UserError, match="filter 'teacher'"):
             FILTERS.bind("teacher", options)

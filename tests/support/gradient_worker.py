@@ -64,8 +64,7 @@ def main(
             score = model([drawn[accelerator.process_index].encoded])[0]
     model.train()
     loss = LOSSES.bind("listwise_softmax", {})
-    options = {"budget_tokens": budget_tokens, "one_by_one": model.has_dropout}
-    accumulate(model, drawn, loss, **options, seed=0, step=1, accelerator=accelerator)
+    accumulate(model, drawn, loss, budget_tokens=budget_tokens, seed=0, step=1, accelerator=accelerator)
     found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
     found = {n: whole(gradient).clone() for n, gradient in found.items()}
     norm = clip(model.parameters(), 0.5)

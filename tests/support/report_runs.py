@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pool_files import write_negatives
+
 from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import load_card
 from rankwright.data.collection import Collection
 from rankwright.data.licences.derived import ledger_json
-from rankwright.data.licences.ledger import LEDGER, make_inputs
+from rankwright.data.licences.ledger import LEDGER, Roles, make_inputs
 from rankwright.data.sources import Located
 from rankwright.data.split_files import write_split
 from rankwright.evaluation.evaluate import first_stage_run, measure, write_evaluation
-from rankwright.mining.pools import Negative, write_negatives
+from rankwright.mining.pools import Negative
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.schema import Recipe, Source
 from rankwright.retrieval.candidates import Candidate, write_candidates
+from rankwright.retrieval.first_stages import ordering_models
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" $x_1$ {{ 7 * 7 }} <b>bold</b>"
 QUERIES = tuple(f"q{i}" for i in range(24))
@@ -66,7 +69,10 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     run.write_json("recipe.json", json.loads(recipe_json(recipe)))
     run.write_json("provenance.json", {"command": ["rankwright", "run", "job.yaml"], "seed": seed})
     tests = [collection("one"), collection("two")]
-    run.write_json(LEDGER, ledger_json(make_inputs(recipe, _located(recipe)), recipe.licence))
+    run.write_json(
+        LEDGER,
+        ledger_json(make_inputs(recipe, _located(recipe), Roles(orderings=ordering_models(recipe))), recipe.licence),
+    )
     train = Collection("tatqa", {"t": tests[0].corpus["d3"].upper()}, {"x": "other words"}, {"x": {"t": 1.0}})
     write_split(folder / "data", "train", [train])
     write_split(folder / "data", "test", tests)

@@ -111,7 +111,7 @@ def main() -> None:
     prepare(model, accelerator)
 
     def step(drawn: list[EncodedGroup]) -> None:
-        options: Any = {"budget_tokens": budget, "one_by_one": model.has_dropout, "seed": 0, "step": 1}
+        options: Any = {"budget_tokens": budget, "seed": 0, "step": 1}
         train_groups = [TrainGroup(str(i), (1.0, *[0.0] * (len(g.tail_ids) - 1)), g) for i, g in enumerate(drawn)]
         accumulate(model, train_groups, LOSSES.bind("listwise_softmax", {}), accelerator=accelerator, **options)
 

@@ -19,12 +19,10 @@ from rankwright.training.checkpoint import (
     OPTIMIZER,
     STATE,
     WEIGHTS,
+    Checkpoints,
     TrainState,
     load_checkpoint,
-    newest_checkpoint,
-    put_damaged_away,
     read_state,
-    save_checkpoint,
 )
 from rankwright.training.optim import make_optimizer
 
@@ -68,7 +66,22 @@ def state_at(step: int, best: int = 0) -> TrainState:
 
 
 def save(root: Path, job: Job, step: int, best: int = 0) -> Path:
-    return save_checkpoint(root, state_at(step, best), *job)
+    return save_state(root, state_at(step, best), *job)
+
+
+def save_state(
+    root: Path, state: TrainState, model: RankModel, optimizer: torch.optim.Optimizer, contract: PromptContract
+) -> Path:
+    return Checkpoints(root, state.inputs, contract).save(state, model, optimizer)
+
+
+def newest(root: Path, said: list[str] | None = None) -> tuple[Path, TrainState] | None:
+    return opened(root, [] if said is None else said).newest()
+
+
+def opened(root: Path, said: list[str], inputs: str = "inputs") -> Checkpoints:
+    # Nothing is saved with this contract.
+    return Checkpoints(root, inputs, None, said.append)  # type: ignore[arg-type]
 
 
 def kept(root: Path) -> list[str]:
@@ -86,7 +99,7 @@ def test_round_trip_is_exact_and_training_goes_on_the_same(
 
     model, optimizer = fresh()
     take_steps(model, optimizer, 3)
-    folder = save_checkpoint(tmp_path / "checkpoints", state_at(3, 2), model, optimizer, contract)
+    folder = save_state(tmp_path / "checkpoints", state_at(3, 2), model, optimizer, contract)
     assert folder == tmp_path / "checkpoints" / "step-3"
     assert read_state(folder) == state_at(3, 2)
     assert PromptContract.load(folder) == contract
@@ -106,7 +119,7 @@ def test_round_trip_is_exact_and_training_goes_on_the_same(
 
 def test_values_of_the_state_come_back_exactly(tmp_path: Path, job: Job) -> None:
     state = TrainState(7, "abc", 0.1 + 0.2, 0, None)
-    assert read_state(save_checkpoint(tmp_path, state, *job)) == state
+    assert read_state(save_state(tmp_path, state, *job)) == state
 
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, job: Job) -> None:
@@ -121,7 +134,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, job: Job) -> No
     broken = FullDisk([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for step in (3, 4):
         with pytest.raises(OSError, match="no space"):
-            save_checkpoint(tmp_path, state_at(step), model, broken, contract)
+            save_state(tmp_path, state_at(step), model, broken, contract)
     assert kept(tmp_path) == ["step-3"]
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
@@ -132,7 +145,7 @@ def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, job: Job) -> N
     draft.mkdir()
     (draft / WEIGHTS).write_bytes(b"half")
     said: list[str] = []
-    found = newest_checkpoint(tmp_path, said.append)
+    found = newest(tmp_path, said)
     assert found == (tmp_path / "step-3", state_at(3))
     assert said == []
     save(tmp_path, job, 4)
@@ -141,8 +154,8 @@ def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, job: Job) -> N
 
 def test_none_without_checkpoints(tmp_path: Path) -> None:
     said: list[str] = []
-    assert newest_checkpoint(tmp_path / "nowhere", said.append) is None
-    assert newest_checkpoint(tmp_path, said.append) is None
+    assert newest(tmp_path / "nowhere", said) is None
+    assert newest(tmp_path, said) is None
     assert said == []
 
 
@@ -150,7 +163,7 @@ def test_newest_is_by_number_not_by_name(tmp_path: Path, job: Job) -> None:
     for step in (9, 10):
         save(tmp_path, job, step)
     (tmp_path / "step-x").mkdir()
-    found = newest_checkpoint(tmp_path, lambda text: None)
+    found = newest(tmp_path)
     assert found is not None and found[0].name == "step-10"
 
 
@@ -169,7 +182,7 @@ def test_a_damaged_file_is_said_and_the_one_before_is_used(tmp_path: Path, job: 
         content[-2] ^= 0xFF
         path.write_bytes(content)
     said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) == (tmp_path / "step-1", state_at(1))
+    assert newest(tmp_path, said) == (tmp_path / "step-1", state_at(1))
     assert said == ["checkpoint step-2 is damaged or incomplete: passed over"]
 
 
@@ -177,7 +190,7 @@ def test_all_damaged_is_none_and_each_is_said(tmp_path: Path, job: Job) -> None:
     for step in (1, 2):
         (save(tmp_path, job, step) / STATE).write_text("[]")
     said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) is None
+    assert newest(tmp_path, said) is None
     assert [text.split()[1] for text in said] == ["step-2", "step-1"]
 
 
@@ -194,7 +207,7 @@ def test_falling_back_finds_the_best_of_that_time(tmp_path: Path, job: Job) -> N
     for step, best in [(1, 1), (2, 1), (3, 1), (4, 4)]:
         save(tmp_path, job, step, best)
     (tmp_path / "step-4" / WEIGHTS).unlink()
-    found = newest_checkpoint(tmp_path, lambda text: None)
+    found = newest(tmp_path)
     assert found is not None and found[1].step == 3
     assert read_state(tmp_path / f"step-{found[1].best_step}") == state_at(1, 1)
 
@@ -214,7 +227,7 @@ def test_parameters_of_another_recipe_are_an_error_for_the_user(
 
 def test_a_rank_of_one_is_not_spread_over_more(tmp_path: Path, tiny_qwen3: Path, contract: PromptContract) -> None:
     narrow = add_random_lora(base_model(tiny_qwen3, contract), rank=1)
-    folder = save_checkpoint(tmp_path, state_at(1), narrow, with_optimizer(narrow), contract)
+    folder = save_state(tmp_path, state_at(1), narrow, with_optimizer(narrow), contract)
     wide = add_random_lora(base_model(tiny_qwen3, contract), rank=4)
     before = trainable_state(wide)
     before = {name: tensor.clone() for name, tensor in before.items()}
@@ -234,8 +247,19 @@ def test_damaged_ones_take_no_place_among_the_kept(tmp_path: Path, job: Job) -> 
     for step in (50, 100):
         (save(tmp_path, job, step) / WEIGHTS).write_bytes(b"half")
     said: list[str] = []
-    put_damaged_away(tmp_path, said.append)
+    opened(tmp_path, said).prepare()
     assert len(said) == 2
     for step in (10, 20):
         save(tmp_path, job, step)
     assert kept(tmp_path) == ["damaged-step-100", "damaged-step-50", "step-10", "step-20"]
+
+
+def test_checkpoints_of_other_inputs_are_moved_and_those_of_the_same_stay(tmp_path: Path, job: Job) -> None:
+    root, said = tmp_path / "checkpoints", list[str]()
+    for _ in range(2):
+        save(root, job, 1)
+        opened(root, said).prepare()
+        assert kept(root) == ["step-1"] and not said
+        opened(root, said, "other").prepare()
+        said.clear()
+    assert kept(tmp_path) == ["checkpoints-inputs", "checkpoints-inputs-2"]

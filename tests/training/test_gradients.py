@@ -53,7 +53,7 @@ def step(model: RankModel, groups: list[TrainGroup], budget: int = HUGE, **optio
     from accelerate import Accelerator
 
     model.zero_grad(set_to_none=True)
-    defaults = {"one_by_one": False, "seed": 0, "step": 1, "accelerator": Accelerator(cpu=True)}
+    defaults = {"seed": 0, "step": 1, "accelerator": Accelerator(cpu=True)}
     loss = LOSSES.bind("listwise_softmax", {})
     sums = accumulate(model, groups, loss, budget_tokens=budget, **{**defaults, **options})
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), sums
@@ -105,13 +105,13 @@ def test_both_passes_see_the_same_dropout_and_neighbours_do_not_matter(
     model = make_model(tiny_qwen3, dropout=0.3)
     assert model.has_dropout
     budget = groups[3].encoded.tokens // 2
-    one, _ = step(model, groups, budget, one_by_one=True)
-    again, _ = step(model, groups, budget, one_by_one=True)
+    one, _ = step(model, groups, budget)
+    again, _ = step(model, groups, budget)
     assert torch.equal(one, again)
-    other_step, _ = step(model, groups, budget, one_by_one=True, step=2)
+    other_step, _ = step(model, groups, budget, step=2)
     assert distance(other_step, one) > 0.01
     # Each group's part is what it would be alone: the sum over steps of a single group, each divided as here.
-    parts = sum(step(model, [g], budget, one_by_one=True)[0] for g in groups) / len(groups)
+    parts = sum(step(model, [g], budget)[0] for g in groups) / len(groups)
     assert distance(parts, one) < 1e-5
 
 

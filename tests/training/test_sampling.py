@@ -19,7 +19,7 @@ from rankwright.mining.pools import Negative
 from rankwright.model.loading import load_tokenizer
 from rankwright.model.prompt import PromptEncoder, make_contract
 from rankwright.recipe.schema import Mine
-from rankwright.training.sampling import GroupSource
+from rankwright.training.sampling import GroupSource, Pools
 
 CORPUS = {f"d{i}": document for i, (_, document) in enumerate(PAIRS)}
 QUERIES = {f"q{i}": PAIRS[i][0] for i in range(6)}
@@ -43,8 +43,9 @@ def make(
     encoder: PromptEncoder, collections: Sequence[Collection] = (SET,), pools: Any = POOLS, **options: Any
 ) -> GroupSource:
     settings = Mine(negatives=3, positives=2)
-    defaults = {"settings": settings, "seed": 0, "pool_id": "p", "need_positive": True}
-    return GroupSource(collections, pools, encoder, **{**defaults, **options})
+    defaults = {"settings": settings, "seed": 0, "need_positive": True}
+    found = Pools(pools, options.pop("pool_id", "p"))
+    return GroupSource(collections, found, encoder, **{**defaults, **options})
 
 
 def drawn(source: GroupSource, epoch: int) -> dict[str, tuple[str, ...]]:
@@ -202,7 +203,7 @@ def test_other_pools_come_in_place_of_the_first_ones(encoder: PromptEncoder) -> 
     source = make(encoder)
     before, order = drawn(source, 0), [[g.query_id for g in source.step(n, 4)] for n in range(1, 5)]
     assert source.queries_of(range(2, 4), 4) == {*order[1], *order[2]}
-    source.use({"q1": mined("d5", "d6", "d7")}, "new")
+    source.use(Pools({"q1": mined("d5", "d6", "d7")}, "new"))
     after = drawn(source, 0)
     assert set(after["q1"][1:]) == {"d5", "d6", "d7"}
     assert drawn(make(encoder, pool_id="new"), 0) == {**after, "q1": drawn(make(encoder, pool_id="new"), 0)["q1"]}

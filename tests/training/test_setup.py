@@ -13,7 +13,7 @@ from rankwright.common.errors import UserError
 from rankwright.export.publish import export_targets
 from rankwright.recipe.schema import Data, Model, Prompt, Recipe
 from rankwright.rerankers.reranker import Reranker
-from rankwright.training.checkpoint import TrainState, save_checkpoint
+from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.optim import make_optimizer
 from rankwright.training.setup import (
     base_reranker,
@@ -49,7 +49,7 @@ def checkpoint_of(recipe: Recipe, root: Path) -> Path:
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator).to(parameter))
     optimizer = make_optimizer(model.named_parameters(), learning_rate=0.1, weight_decay=0.0)
-    return save_checkpoint(root, TrainState(1, "inputs", 0.0), model, optimizer, contract)
+    return Checkpoints(root, "inputs", contract).save(TrainState(1, "inputs", 0.0), model, optimizer)
 
 
 def scores_of(reranker: Reranker) -> torch.Tensor:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rankwright.cli.exits import EXIT_USER
 from rankwright.common import console
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 
 if TYPE_CHECKING:
     from rankwright.cli.data_check import DataCheck, Example, Problem
@@ -51,11 +51,13 @@ def check(
     if is_recipe:
         if split is not None or base is not None:
             raise UserError(
-                "--split and --base: for a PATH; a recipe says its own: data.train.0.split=..., model.base=..."
+                "--split and --base are for a PATH; a recipe has its own keys: data.train.0.split=..., model.base=..."
             )
         found = data_check.check_recipe(load_recipe(target, overrides or []))
     elif overrides:
-        raise UserError(f"{overrides[0]!r}: settings go with a recipe, and {target!r} is none (a file ends in .yaml)")
+        raise UserError(
+            f"{overrides[0]!r}: settings go with a recipe, and {target!r} is not one (its file ends in .yaml)"
+        )
     else:
         found = data_check.check_path(_path(target), split, base)
     show(found)
@@ -89,7 +91,7 @@ def convert(
     ] = None,
     group_key: Annotated[str | None, typer.Option(help="the column of the groups")] = None,
 ) -> None:
-    """Write a set in another format; says what that format cannot hold."""
+    """Write a set in another format; reports what that format cannot hold."""
     from rankwright.data.formats.convert import convert as write
 
     pairs = [text.partition("=") for text in columns or []]
@@ -98,7 +100,7 @@ def convert(
         raise UserError(f"--columns {wrong[0]}: must be OURS=THEIRS, such as query=question")
     names = [ours for ours, *_ in pairs]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--columns {twice[0]}: given twice: a column of ours is one of the file's")
+        raise UserError(f"--columns {twice[0]}: given twice: each of our columns is one column of the file")
     write(
         source,
         target,
@@ -116,7 +118,7 @@ def list_sets(
     domain: Annotated[str | None, typer.Option(help="finance, legal, code or general")] = None,
     commercial: Annotated[bool, typer.Option("--commercial", help="only sets that permit commercial use")] = False,
 ) -> None:
-    """The cards: sets with splits, place and licence, and what the filter left out."""
+    """List the cards: sets with splits, place and licence, and the sets that the filters left out."""
     from rich.table import Table
 
     from rankwright.data.cards import list_cards
@@ -124,8 +126,7 @@ def list_sets(
     cards = list_cards()
     domains = sorted({card.domain for card in cards})
     if domain is not None and domain not in domains:
-        near = did_you_mean(domain, domains)
-        raise UserError(f"--domain: unknown domain {domain!r}{near} (known: {', '.join(domains)})")
+        raise UserError(f"--domain: {no_such('domain', domain, domains)}")
     chosen = [card for card in cards if domain in (None, card.domain)]
     refused = [card for card in chosen if commercial and card.known.commercial != "yes"]
     table = Table(box=None)
@@ -141,7 +142,7 @@ def list_sets(
     if refused:
         names = ", ".join(f"{card.name} ({card.known.commercial})" for card in refused)
         console.say(f"left out by --commercial: {len(refused)} sets: {names}")
-    console.say("sources and dates of the statements are in the cards; unknown counts as no until somebody settles it")
+    console.say("sources and dates of the statements are in the cards; unknown counts as no until it is settled")
 
 
 SHOWN_EXAMPLES = 5
@@ -151,7 +152,7 @@ LEVELS = ("error", "warning", "note")
 
 
 def show(check: DataCheck) -> None:
-    """A table a split with a column a set, then the problems, worst first."""
+    """One table per split with one column per set, then the problems, worst first."""
     console.say(check.title)
     console.say(check.tokens)
     for split, rows in check.statistics.items():
@@ -171,12 +172,12 @@ def show(check: DataCheck) -> None:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """Name of a line -> the cell of a set; lines of tokens where there are any."""
+    """Name of a line -> the cell of a set; with lines of tokens where there are any."""
     lines: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "queries": lambda row: f"{row['queries']:,}",
         "  without a positive": lambda row: f"{row['queries_without_positive']:,}",
         "documents": lambda row: f"{row['documents']:,}",
-        "  empty, not judged by anyone": lambda row: f"{row['empty_documents']:,}, {row['unused_documents']:,}",
+        "  empty, unjudged": lambda row: f"{row['empty_documents']:,}, {row['unused_documents']:,}",
         "judgements": lambda row: f"{row['judgements']:,}",
         "  label: how many": lambda row: _bins(row["labels"]),
         "  positives of a query: how many": lambda row: _bins(row["positives_per_query"]),
@@ -238,7 +239,7 @@ def _words(example: Example, *, judgement: bool) -> str:
 
 
 def _short(where: str) -> str:
-    """A place of an example, whose set is named: the file without its folders."""
+    """The place of an example without the folders of its file: the set is named already."""
     return where.rsplit("/", 1)[-1]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common import console, resources
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.data import leakage, sources
 from rankwright.data.collection import Collection
 from rankwright.data.discovery import Wanted, find_sets, locate, wanted_judgement, wanted_text
@@ -20,19 +20,19 @@ from rankwright.pipeline.data import SetReports, stops_a_run
 from rankwright.recipe.loading import LoadedRecipe
 from rankwright.recipe.schema import Data, DevFromTrain, Model, Recipe, Source
 
-# Of a kind: faults of rows that are kept, and findings whose line is looked up. The report says how many there are.
+# Limits per kind: rows with faults that are kept, and findings whose line is looked up. The report counts them all.
 MOST_ROWS = 1000
 MOST_PLACES = 200
 SPLITS = ("train", "dev", "test")
-# A problem of a whole set: its text says all.
+# A problem of a whole set: its text is complete.
 SET, UNUSABLE = "set", "cannot be used"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text, group of texts or judgement of a problem.
+    """One text, group of texts or judgement that has a problem.
 
-    where: `file:line` in the order of ids, of a judgement one for (query, document); "" where it was not found.
+    where: `file:line` in the order of ids, one per (query, document) of judgements; "" where none was found.
     """
 
     ids: tuple[str, ...]
@@ -42,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A kind of fault of one split of one set; count: how often, of which the first are examples."""
+    """A kind of fault in one split of one set; count: how often; examples: the first."""
 
     level: Level
     split: str
@@ -56,7 +56,7 @@ class Problem:
 
 @dataclass(slots=True)
 class DataCheck:
-    """What was found. statistics: split -> one row a set; tokens: whose tokens they are, or why there are none."""
+    """What was found. statistics: split -> one row per set; tokens: whose tokens are counted, or why none are."""
 
     title: str
     tokens: str
@@ -74,7 +74,7 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
     entries = locate_all(recipe.data)
     encoder, tokens = _encoder(recipe)
     check = DataCheck(f"recipe {recipe.name} ({resources.shown(loaded.path)})", tokens)
-    checker = _Checker(check, SetReports(code=recipe.mine.code), encoder, recipe.data.on_fault)
+    checker = _Checker(check, SetReports(code=recipe.bm25.code), encoder, recipe.data.on_fault)
     for split, located in sorted(entries.items(), key=lambda item: SPLITS.index(item[0])):
         for entry in located:
             checker.look(entry, split)
@@ -86,7 +86,7 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
 
 
 def _between_splits(recipe: Recipe, read: Mapping[str, Sequence[Collection]]) -> list[Problem]:
-    """What train shares with dev and test, and whether dev can be taken out of it, as a run would find."""
+    """What train shares with dev and test, and whether dev can be taken out of train, as in a run."""
     kept, problems = _leaks(recipe.data.on_leak, read)
     try:
         if isinstance(recipe.data.dev, DevFromTrain) and kept:
@@ -127,9 +127,9 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
             one for one in found if one.split is one.upstream is None
         ]
         if not found:
-            raise UserError(f"{path}: no split {split!r}{did_you_mean(split, names)}. Splits: {', '.join(names)}")
+            raise UserError(f"{path}: {no_such('split', split, names)}")
     if base is None:
-        encoder, tokens = None, "no lengths in tokens: a path has no tokenizer; check a recipe, or say --base MODEL"
+        encoder, tokens = None, "no lengths in tokens: a path has no tokenizer; check a recipe, or use --base MODEL"
     else:
         encoder, tokens = _encoder(Recipe(name="check", model=Model(base=base), data=Data()))
     check = DataCheck(str(path), tokens)
@@ -144,7 +144,7 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
 
 
 def _encoder(recipe: Recipe) -> tuple[PromptEncoder | None, str]:
-    """The encoder where it can be had, and a sentence on it."""
+    """The encoder, None without a tokenizer, and a sentence about it."""
     from rankwright.training.setup import recipe_encoder
 
     console.say(f"tokenizer of {recipe.model.base} ...")
@@ -161,19 +161,19 @@ def _encoder(recipe: Recipe) -> tuple[PromptEncoder | None, str]:
 
 @dataclass(slots=True)
 class _Checker:
-    """Looks at one set after the other, and writes into `check`."""
+    """Looks at one set after the other and writes into `check`."""
 
     check: DataCheck
     reports: SetReports
     encoder: PromptEncoder | None
     on_fault: OnFault
     read: dict[str, list[Collection]] = field(default_factory=dict)
-    told: set[tuple[Path | None, Finding]] = field(default_factory=set)
+    reported: set[tuple[Path | None, Finding]] = field(default_factory=set)
 
     def look(self, entry: Located, split: str) -> None:
         """Read a set with all its faults, and look at what could be read."""
         console.say(f"{split}: {entry.name}")
-        # Whatever the recipe says: so all faults are seen, and what is left is looked at.
+        # Whatever the recipe sets: so all faults are seen, and the rest of the rows is looked at.
         faults = Faults("drop", examples=MOST_ROWS)
         collection: Collection | None = None
         stopped: list[str] = []
@@ -192,9 +192,9 @@ class _Checker:
             row["rows_with_faults"] = faults.rows_dropped
             self.check.statistics.setdefault(split, []).append(row)
             self.read.setdefault(split, []).append(collection)
-            # Two splits of one folder have one corpus, which is not told of twice.
-            new = [one for one in findings if (entry.path, one) not in self.told]
-            self.told.update((entry.path, one) for one in new)
+            # Two splits of one folder share a corpus, which is not reported twice.
+            new = [one for one in findings if (entry.path, one) not in self.reported]
+            self.reported.update((entry.path, one) for one in new)
             self.check.problems += located(new, collection, entry, split)
         self.check.problems += [Problem("error", split, entry.name, SET, UNUSABLE, line, 1, ()) for line in stopped]
 
@@ -207,7 +207,7 @@ class _Checker:
 
 
 def located(findings: Sequence[Finding], collection: Collection, entry: Located, split: str) -> Iterator[Problem]:
-    """The findings of a set with the lines of the first of each kind, where its files have lines."""
+    """The findings of a set; the first of each kind have their lines, where the files have lines."""
     wanted: list[Wanted] = []
     slots: list[tuple[int, int]] = []
     for number, finding in enumerate(findings):

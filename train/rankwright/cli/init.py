@@ -1,4 +1,4 @@
-"""`rankwright init`: looks at a user's files, and writes a commented recipe for them that passes `check`."""
+"""`rankwright init`: looks at a user's files and writes a commented recipe for them that passes `check`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe, 
 # The JSON schema beside the recipe, for editors.
 SCHEMA = "rankwright.schema.json"
 DEFAULT_BASE = "Qwen/Qwen3-Reranker-0.6B"
-# Long enough for any text that is measured.
+# Longer than any text that is measured.
 UNBOUNDED_TOKENS = 10**6
 
 
 def init(
     paths: Sequence[Path], output: Path, *, base: str, name: str | None, fraction: float, on_fault: OnFault
 ) -> None:
-    """Write `output`, and where no split is for testing a folder beside it with the test queries taken out.
+    """Write `output`; without a test split also a folder beside it, with test queries taken out of train.
 
     Raises UserErrors for faults of the files, and when something would be overwritten.
     """
@@ -76,7 +76,7 @@ def init(
         console.say(line)
     console.say(f"prompt.max_tokens {draft.budget.max_tokens}: {draft.budget.why}")
     for set_name, share in draft.code.items():
-        console.say(f"mine.code: {share:.0%} of the documents of {set_name} look like code")
+        console.say(f"bm25.code: {share:.0%} of the documents of {set_name} look like code")
     shown = shlex.quote(resources.shown(output))
     console.say(f"written: {output}. Next:\n    rankwright check {shown}\n    rankwright run {shown}")
 
@@ -94,7 +94,7 @@ def _relevant(collection: Collection) -> Mapping[str, str]:
 
 
 def _rehearse(entries: Sequence[Entry]) -> list[str]:
-    """What a run would do between the splits: leaks, in words. Raises UserErrors for what would stop it otherwise."""
+    """The leaks that a run would find between the splits, in words. Raises UserErrors for other faults that stop it."""
     train, dev, test = ([e.collection for e in entries if e.split == split] for split in ("train", "dev", "test"))
     leaks: list[str] = []
     try:
@@ -112,7 +112,7 @@ def _rehearse(entries: Sequence[Entry]) -> list[str]:
 
 def _refuse(path: Path) -> None:
     if path.exists():
-        raise UserError(f"{path} is there already, and is not overwritten: remove it, or say -o OTHER.yaml")
+        raise UserError(f"{path} is there already, and is not overwritten: remove it, or use -o OTHER.yaml")
 
 
 def _choose(found: Sequence[FoundSet]) -> tuple[list[tuple[FoundSet, str]], list[FoundSet]]:
@@ -124,10 +124,10 @@ def _choose(found: Sequence[FoundSet]) -> tuple[list[tuple[FoundSet, str]], list
     if "train" in by_split:
         return named, by_split.get(None, [])
     if None in by_split:
-        # What no name tells is for training, beside what is for dev and test.
+        # Sets without a split in their names are for training, beside those for dev and test.
         return [*((one, "train") for one in by_split[None]), *named], []
     if "dev" not in by_split:
-        # All there is is called a test set: queries are taken out of it again.
+        # There are only test sets: queries are taken out of them again.
         return [(one, "train") for one, _ in named], []
     splits = ", ".join(sorted(split or "" for split in by_split))
     raise UserError(f"no set for training was found, only {splits}: name a file or folder train, or name one more")
@@ -152,7 +152,7 @@ def _read(chosen: Sequence[tuple[FoundSet, str]], on_fault: OnFault) -> list[Ent
             _say(f"{row.file}: {row.count:,} rows will be dropped, {row.kind}; first: {row.examples[0]}")
         entries.append(Entry(split, one.name, path, one.upstream, collection, format))
     if mistakes:
-        raise UserErrors([*mistakes, "mend the files, or say --drop-faults to write on_fault: drop into the recipe"])
+        raise UserErrors([*mistakes, "mend the files, or use --drop-faults to write on_fault: drop into the recipe"])
     names = [(entry.split, entry.name) for entry in entries]
     if twice := sorted({name for split, name in names if names.count((split, name)) > 1}):
         entries = [
@@ -178,7 +178,7 @@ def _written(path: Path) -> str:
 
 
 def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[list[Entry], list[str]]:
-    """The entries with a test set taken out of each training set; what was done."""
+    """(the entries, with a test set taken out of each training set; what was done, in words)"""
     kept = [entry for entry in entries if entry.split != "train"]
     tests: list[Entry] = []
     said: list[str] = []
@@ -190,7 +190,7 @@ def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[
         train_path, test_path = write_taken(place, rest, test)
         for split, path in (("train", train_path), ("test", test_path)):
             upstream = split if path == "." else None
-            # Read again: what is said of a side is what the recipe will find.
+            # Read again: each side is reported as the recipe will find it.
             written = read_collection(place / path, name=entry.name, split=upstream, say=lambda line: None)
             written_as = Format("beir" if path == "." else "groups", {})
             new = Entry(split, entry.name, _written(place / path), upstream, written, written_as)
@@ -230,7 +230,7 @@ def _prove(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of the recipe: what stands there, and what was found in it."""
+    """One entry of the recipe, and the set that was found there."""
 
     split: str
     name: str
@@ -255,9 +255,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a recipe is written from. code: training set -> share of its documents that look like code, where most do.
+    """The content of a recipe. code: training set -> share of its documents that look like code, where most do.
 
-    said: how the sets came about; leaks: what train shares with dev or test, in words.
+    said: where the sets come from; leaks: what train shares with dev or test, in words.
     """
 
     name: str
@@ -297,7 +297,7 @@ def recipe_text(draft: Draft) -> str:
     lines.append("  # instruction: what a relevant document is to a query, in one sentence of your domain")
     if draft.code:
         sets = ", ".join(f"{share:.0%} of the documents of {name}" for name, share in draft.code.items())
-        lines += ["", "mine:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
+        lines += ["", "bm25:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
     lines += [
         "",
         "# All other keys have defaults: `rankwright recipes --schema`, or the table in recipes/README.md.",

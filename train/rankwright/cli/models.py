@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, did_you_mean
-from rankwright.data.formats.fields import text_of
-from rankwright.data.formats.reading import Faults
+from rankwright.common.errors import UserError, no_such
+from rankwright.data.formats.fields import Fields
+from rankwright.data.formats.reading import Faults, Reading
 from rankwright.data.formats.text_rows import json_rows, text_lines
-from rankwright.model.frames import Mode
+from rankwright.model.frames import FRAMES
 
 if TYPE_CHECKING:
     from rankwright.rerankers.reranker import Ranked
@@ -116,8 +116,9 @@ def read_documents(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"--documents: {path}: no such file")
     faults = Faults()
+    reading = Reading(str(path), faults=faults)
     if path.suffix == ".jsonl":
-        texts = [text_of(row, "text", path, number, faults) for number, row in json_rows(path, faults)]
+        texts = [Fields(row, path, number, reading).required_text("text") for number, row in json_rows(path, faults)]
     else:
         texts = [line for _, line in text_lines(path, faults)]
     faults.check()
@@ -140,9 +141,8 @@ def show_ranking(ranked: Sequence[Ranked], *, calibrated: bool) -> None:
     console.show(table)
 
 
-def stated_mode(text: str | None) -> Mode | None:
-    """The frame that a user names. Raises UserError for one that there is not."""
-    found: Mode | None = next((mode for mode in get_args(Mode) if mode == text), None)
-    if text is not None and found is None:
-        raise UserError(f"mode: {text!r}{did_you_mean(text, get_args(Mode))} (known: {', '.join(get_args(Mode))})")
-    return found
+def stated_mode(text: str | None) -> str | None:
+    """The frame that a user names. Raises UserError for an unknown one."""
+    if text is not None and text not in FRAMES:
+        raise UserError(f"mode: {no_such(FRAMES.kind, text, FRAMES)}")
+    return text

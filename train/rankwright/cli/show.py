@@ -18,9 +18,11 @@ from rankwright.common.stats import Difference
 from rankwright.data.sources import locate_all
 from rankwright.evaluation.compare import Compared, Comparison
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import SHOWN_NAME, ResultRow
+from rankwright.evaluation.results import ResultRow
 from rankwright.recipe.loading import LoadedRecipe
-from rankwright.recipe.schema import FIRST_STAGES, DevFromTrain
+from rankwright.recipe.schema import DevFromTrain
+from rankwright.retrieval.first_stages import stage_label
+from rankwright.retrieval.retriever import retrievers
 
 if TYPE_CHECKING:
     from rankwright.training.estimate.plan import Plan
@@ -56,14 +58,14 @@ def _columns(rows: Sequence[ResultRow]) -> list[Column]:
     order = max(rows, key=lambda row: len(row.values)).values if rows else {}
     systems.sort(key=lambda s: (s not in order, list(order).index(s) if s in order else 0))
     for place, system in enumerate(systems):
-        if system not in FIRST_STAGES and (not place or systems[place - 1] in FIRST_STAGES):
+        if system not in retrievers() and (not place or systems[place - 1] in retrievers()):
             columns += _ceiling_column(rows)
-        columns.append((SHOWN_NAME.get(system, system), [_number(row.values.get(system)) for row in rows]))
+        columns.append((stage_label(system), [_number(row.values.get(system)) for row in rows]))
     if any(row.difference is not None for row in rows):
         columns.append(("tuned - base [95 % interval]", [_interval(row.difference) for row in rows]))
     if any(row.over_first is not None for row in rows):
         first = rows[-1].first_stage
-        title = f"tuned - {SHOWN_NAME.get(first, first)} [95 % interval]"
+        title = f"tuned - {stage_label(first)} [95 % interval]"
         columns.append((title, [_interval(row.over_first) for row in rows]))
     return columns
 
@@ -129,10 +131,9 @@ def _describe_licences(ledger: Mapping[str, Any]) -> None:
 
 
 def _describe_prompt(loaded: LoadedRecipe) -> None:
-    from rankwright.training.setup import load_base_tokenizer, recipe_contract
+    from rankwright.training.setup import recipe_prompt
 
-    base, tokenizer = load_base_tokenizer(loaded.recipe)
-    contract = recipe_contract(loaded.recipe, base, tokenizer)
+    _, _, contract = recipe_prompt(loaded.recipe)
     words = f"{contract.yes_token} = {contract.yes_id}"
     words += "" if contract.no_token is None else f", {contract.no_token} = {contract.no_id}"
     console.say(f"prompt {contract.mode}, at most {contract.max_tokens} tokens, {words}")

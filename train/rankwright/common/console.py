@@ -23,30 +23,30 @@ if not console.is_terminal:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks; known from the launcher's environment, before torch is imported."""
+    """Whether this is the process that prints; known from the launcher's environment, before torch is imported."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(message: str) -> None:
-    """One line of information, markup off."""
+    """Print one line of information, without markup."""
     if is_first_process():
         console.print(message, markup=False)
 
 
 def heading(message: str) -> None:
-    """The start of a stage."""
+    """Print the start of a stage."""
     if is_first_process():
         console.print(f"[bold]{message}[/bold]")
 
 
 def show(renderable: Any) -> None:
-    """A rich table or panel."""
+    """Print a rich table or panel."""
     if is_first_process():
         console.print(renderable)
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' notices and bars out of our output; what matters we check and say ourselves."""
+    """Keep other libraries' notices and bars out of our output; we check what matters and report it ourselves."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -71,7 +71,7 @@ def silence() -> Iterator[None]:
 def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Yields advance(count=1, **values): a bar with an ETA on a terminal, lines elsewhere, nothing on other ranks.
 
-    advance(0, total=N) says that N is all there will be. Inside another one it is lines too: a terminal has one bar.
+    advance(0, total=N) changes the total to N. Inside another progress it prints lines too: a terminal has one bar.
     """
     global _has_bar
     if not is_first_process():

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: each says what is wrong, where, and how to fix it."""
+"""Errors that the user can mend: each states what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UserErrors(UserError):
 
 
 class Stopped(Exception):
-    """Training was told to stop and has saved a checkpoint of `step`; interrupted: by a person's Ctrl-C."""
+    """Training stopped on request and saved a checkpoint of `step`; interrupted: by Ctrl-C."""
 
     def __init__(self, step: int, *, interrupted: bool) -> None:
         self.step, self.interrupted = step, interrupted
@@ -27,12 +27,12 @@ class Stopped(Exception):
 
 
 def one_line(text: str) -> str:
-    """A message that quotes what a file holds, with line breaks and all else that has no shape spelled out."""
+    """A message that quotes a file, with line breaks and all other unprintable characters escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known words most like `word`, best first; empty when nothing is near."""
+    """The known words most similar to `word`, best first; empty when nothing is near."""
     return difflib.get_close_matches(word, list(known), n=count, cutoff=0.6)
 
 
@@ -50,4 +50,4 @@ def no_such(kind: str, name: str, known: Iterable[str], advice: str = "") -> str
 
 
 class PeerFailed(Exception):
-    """Another process of this command failed and has said why: this one ends without a word."""
+    """Another process of this command failed and reported why: this one ends without a message."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and files named by the hash of their content."""
+"""Files and folders that appear whole or not at all, our JSON and JSONL files, and the folder of caches."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from rankwright.common.errors import UserError
 
+T = TypeVar("T")
+
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` in UTF-8; a reader sees the old file or the new one, never a part. Makes parent folders."""
@@ -24,17 +26,17 @@ def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
     _write(path, (line + "\n" for line in lines))
 
 
-def _write(path: Path, pieces: Iterable[str]) -> None:
-    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
-        for piece in pieces:
-            file.write(piece)
-
-
 @contextlib.contextmanager
 def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
     """Yields write(line); the file appears when the block ends, and stays as it was when the block fails."""
     with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
         yield lambda line: file.write(line + "\n")
+
+
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; it replaces `path` when the block succeeds and is removed when it fails.
 
-    One writer a path: what a killed writer left behind is removed by the next one. A process that is killed
+    Only one process may write to a path; it removes what a killed one left behind. A process that is killed
     between the two renames of a replacement leaves the old folder as `.NAME.old`; the next writer puts it back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,8 +81,50 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def json_line(row: Mapping[str, Any]) -> str:
+    """One row of a JSONL file. Raises ValueError for numbers that JSON does not have."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def read_jsonl(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
+    """convert(row) of each row of a JSONL file that we wrote, streaming.
+
+    what: a row, and what to do about a damaged one, as in `a row of scores: mine again`.
+    Raises UserError with file and line for a row that is damaged or that convert does not take (ValueError, TypeError,
+    KeyError).
+    """
+    return (value for _, value in read_jsonl_places(path, convert, what))
+
+
+def read_jsonl_places(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[tuple[int, T]]:
+    """(byte at which the row starts, convert(row)), as read_jsonl."""
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield start, convert(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{path}:{number}: not {what} ({type(error).__name__}: {error})") from None
+            start += len(line)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines of ASCII text, which are on the disk when this returns.
+
+    After a line that a kill cut short they begin on a line of their own.
+    """
+    with path.open("a+b") as file:
+        cut = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut = file.read(1) != b"\n"
+        file.write(b"\n" * cut + "".join(line + "\n" for line in lines).encode("ascii"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """What a record that we write holds, or None where it is missing or damaged: it is then written again."""
+    """A record that we wrote, or None when it is missing or damaged: the caller then writes it again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -88,11 +132,16 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-T = TypeVar("T")
+def cache_folder() -> Path:
+    """RANKWRIGHT_CACHE, or rankwright/ in the user's cache folder."""
+    own = os.environ.get("RANKWRIGHT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
 
 
 def make_cache_folder(folder: Path, what: str) -> None:
-    """Raises UserError where `what` cannot be kept."""
+    """Make the folder of a cache. Raises UserError when `what` cannot be kept there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,9 +151,10 @@ def make_cache_folder(folder: Path, what: str) -> None:
 
 
 def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None], again: str) -> T | None:
-    """read(path); None for a file that is damaged, which is said (`again`: what follows from it) and removed.
+    """read(path), or None for a damaged file, which is reported and removed.
 
-    Raises UserError for one that the disk does not give: that says nothing of the file, which may have been paid for.
+    again: what follows from that, such as `its texts are encoded again`. Raises UserError when the disk does not give
+    the file: it may be whole, and its content may have been paid for.
     """
     try:
         return read(path)
@@ -118,30 +168,3 @@ def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None],
         say(f"{path}: damaged ({error}): removed, {again}")
         path.unlink(missing_ok=True)
         return None
-
-
-def read_jsonl(path: Path, convert: Callable[[dict[str, Any]], T], what: str) -> Iterator[T]:
-    """convert(row) of each row of a JSONL file that we wrote, streaming; what: of a row, and how to have it again.
-
-    Raises UserError with file and line for a row that is damaged or that convert does not take (ValueError, TypeError,
-    KeyError).
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield convert(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}:{number}: not {what} ({type(error).__name__}: {error})") from None
-
-
-def cache_folder() -> Path:
-    """RANKWRIGHT_CACHE, or rankwright/ in the user's cache folder."""
-    own = os.environ.get("RANKWRIGHT_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankwright"
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """One row of a JSONL file. Raises ValueError for numbers that JSON does not have."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)

@@ -39,5 +39,5 @@ def text_key(text: str) -> bytes:
 
 
 def content_id(text: str) -> str:
-    """The id of a text that brings none: 64 bits of its SHA-256, in hexadecimal."""
+    """The id of a text without one: 64 bits of its SHA-256, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The processes of one command: they wait for each other, and end together when one of them fails."""
+"""The processes of one command: how they wait for each other, exchange values, and end together when one fails."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from rankwright.common.errors import PeerFailed, Stopped
 
+T = TypeVar("T")
 POLL_S = 0.05
 _FAILED = "rankwright/failed"
 
@@ -17,9 +18,12 @@ _FAILED = "rankwright/failed"
 class Processes:
     """This process among `count` of them. `store` is torch.distributed's; without one the process is alone.
 
-    Waiting is done at the store and not by a collective: a process may score for hours while another waits, no
-    backend's time limit counts, and one that fails can say so to those that wait.
+    Waiting goes through the store and not through a collective: a process may score for hours while another waits, no
+    backend's time limit counts, and a process that fails can tell those that wait. Values and tensors are exchanged by
+    collectives (gather, from_first, sum_up, copy_from_first), for which all processes have to come together.
     """
+
+    _of_group: ClassVar[Processes | None] = None
 
     def __init__(self, rank: int = 0, count: int = 1, store: Any = None) -> None:
         assert count == 1 or store is not None
@@ -30,13 +34,18 @@ class Processes:
 
     @classmethod
     def of_group(cls) -> Processes:
-        """The processes that torch.distributed was started with; one where it was not."""
+        """The processes that torch.distributed was started with; one where it was not.
+
+        The same object every time, since it counts the meetings.
+        """
         import torch.distributed as dist
 
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls()
         store = dist.distributed_c10d._get_default_store()
-        return cls(dist.get_rank(), dist.get_world_size(), store)
+        if cls._of_group is None or cls._of_group._store is not store:
+            cls._of_group = cls(dist.get_rank(), dist.get_world_size(), store)
+        return cls._of_group
 
     @property
     def is_first(self) -> bool:
@@ -91,7 +100,41 @@ class Processes:
                 raise PeerFailed from None
             raise
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their ranks."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: T) -> T:
+        """The first process's value."""
+        if self.count == 1:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def sum_up(self, tensor: Any) -> None:
+        """Add up a tensor over the processes, in place."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+
+    def copy_from_first(self, tensor: Any) -> None:
+        """Give a tensor the first process's values, in place."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            dist.broadcast(tensor, 0)
+
 
 def launched() -> int:
-    """How many processes the launcher says that there are; known before torch is imported."""
+    """How many processes the launcher reports; known before torch is imported."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""What recipes choose by name: functions whose keyword-only parameters ARE their recipe keys, and records of them."""
+"""What recipes choose by name: functions, whose keyword-only parameters are recipe keys, and records."""
 
 from __future__ import annotations
 
@@ -122,5 +122,5 @@ def bind(what: str, function: Callable[..., Any], options: Mapping[str, Any]) ->
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{what}: {key}: {first['msg']}") from None
+        raise UserError(f"{what}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
     return functools.partial(function, **values)

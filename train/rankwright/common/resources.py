@@ -41,15 +41,15 @@ def card_files() -> dict[str, Path]:
 def find_yaml(text: str, known: dict[str, Path], *, kind: str, folder: Path = Path()) -> Path:
     """The file that `text` means: a path (ends in .yaml, starts with . / ~), or one of the `known` names.
 
-    A relative path starts at `folder`. Raises UserError with what is near.
+    A relative path starts at `folder`. Raises UserError with similar names.
     """
     if text.endswith(YAML_SUFFIXES) or text.startswith((".", "/", "~")):
         path = folder / _expand(text)
         if not _is(path, "is_file"):
-            raise UserError(f"{kind} {text!r}: no such file {path}{_nearby(path)}")
+            raise UserError(f"{kind} {text!r}: no such file {path}{nearby(path)}")
         return path
     if text not in known:
-        # The last part alone may be near: `finance` for `offline/finance`.
+        # The last part alone may be similar: `finance` for `offline/finance`.
         near = did_you_mean(text, known) or did_you_mean(text, [k for k in known if k.endswith(f"/{text}")])
         local = f"; to use the file {text}.yaml, write its suffix" if _is(folder / f"{text}.yaml", "is_file") else ""
         names = ", ".join(sorted(known)[:MOST_NAMES]) or "none"
@@ -75,14 +75,14 @@ def resolve_path(text: str, *, root: str | None) -> Path:
     else:
         start = "; relative paths start at the working directory, unless data.root is set: data.root=FOLDER"
     if not _is(path, "exists"):
-        raise UserError(f"{Path.cwd() / path}: no such file or folder{_nearby(path)}{start}")
+        raise UserError(f"{Path.cwd() / path}: no such file or folder{nearby(path)}{start}")
     return path
 
 
 def resolve_base(base: str, key: str = "model.base") -> str:
     """What `model.base`, or another key, means: the embedded folder, a local folder, or else a hub id, unchanged.
 
-    Raises UserError for what looks like a path and is not there.
+    Raises UserError for what looks like a path but does not exist.
     """
     if base.startswith(FIXTURES):
         return str(resolve_path(base, root=None))
@@ -94,7 +94,7 @@ def resolve_base(base: str, key: str = "model.base") -> str:
     # A hub id is NAME or OWNER/NAME; one whose owner is a folder here is more likely a mistyped path.
     parts = path.parts
     if base.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and _is(Path(parts[0]), "is_dir")):
-        raise UserError(f"{key}: {Path.cwd() / path}: no such folder{_nearby(path)}; a hub id is OWNER/NAME")
+        raise UserError(f"{key}: {Path.cwd() / path}: no such folder{nearby(path)}; a hub id is OWNER/NAME")
     return base
 
 
@@ -124,14 +124,14 @@ def _expand(text: str) -> Path:
 
 
 def _is(path: Path, question: str) -> bool:
-    """Path.exists and its like, answering no where they raise (a name too long, a folder not ours)."""
+    """Path.exists and similar methods; False where they raise (a name too long, a folder that we may not read)."""
     try:
         return bool(getattr(path, question)())
     except (OSError, ValueError):
         return False
 
 
-def _nearby(path: Path) -> str:
+def nearby(path: Path) -> str:
     """`, did you mean X?` from the nearest folder that exists above a missing path."""
     path = Path.cwd() / path
     for parent in path.parents:

@@ -61,7 +61,7 @@ def paired_difference(
 
 
 def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.ndarray:
-    """tuned - base, a value a query, by query id. Raises UserError as paired_difference says."""
+    """tuned - base, one value per query, by query id. Raises UserError as paired_difference does."""
     if set(base) != set(tuned):
         odd = sorted(set(base) ^ set(tuned))
         raise UserError(
@@ -101,7 +101,7 @@ def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Several numbers of one kind, one a seed. deviation: of a sample (ddof 1); None for a single number."""
+    """Several numbers of one kind, one per seed. deviation: of a sample (ddof 1); None for a single number."""
 
     count: int
     mean: float
@@ -113,7 +113,7 @@ class Spread:
 def randomisation_test(
     base: Mapping[str, float], tuned: Mapping[str, float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> float:
-    """p value, in (0, 1], of the two-sided paired randomisation test: were the systems' names mere chance?
+    """p value, in (0, 1], of the two-sided paired randomisation test: could the systems' names be exchanged?
 
     base, tuned: query id -> value of one measure, the same queries in both, in any order. Under the hypothesis
     each query's difference could have had the other sign; p is the share of sign patterns whose sum is at least
@@ -159,7 +159,7 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:
-            raise UserError(f"{name}: {p} is no p value: it must be from 0 to 1")
+            raise UserError(f"{name}: {p} is not a p value: it must be from 0 to 1")
     adjusted: dict[Name, float] = {}
     largest = 0.0
     for place, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
@@ -190,10 +190,10 @@ class Share:
 
 
 def clustered_share(parts: Sequence[int], wholes: Sequence[int], *, seed: int = 0, resamples: int = RESAMPLES) -> Share:
-    """sum(parts) / sum(wholes), with a percentile bootstrap interval that resamples groups: things of one are alike.
+    """sum(parts) / sum(wholes), with a percentile bootstrap interval that resamples groups, not the things in them.
 
-    parts, wholes: of each group, wholes above 0. Where all or nothing is counted no resample differs: the interval is
-    then the exact binomial one (Clopper and Pearson 1934) with the groups for trials. A pure function of its arguments.
+    parts, wholes: of each group, wholes above 0. Where all or nothing is counted, no resample differs: the interval is
+    then the exact binomial one (Clopper and Pearson 1934) with the groups as trials. A pure function of its arguments.
     Raises UserError for no group. Source: Efron and Tibshirani 1993, ch. 8 (resampling clusters).
     """
     if not wholes or min(wholes) < 1:

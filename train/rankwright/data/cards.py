@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rankwright.common import resources
-from rankwright.common.errors import UserError, did_you_mean
-from rankwright.data.formats.reading import COLUMNS
+from rankwright.common.errors import UserError, no_such
+from rankwright.data.formats.reading import check_columns
 from rankwright.data.licences.terms import Commercial, Date, Known, known, state
 from rankwright.recipe.schema import Section
 from rankwright.recipe.yaml_file import read_yaml, validate
@@ -20,7 +20,7 @@ Split = Literal["train", "dev", "test"]
 
 
 class CardStatement(Section):
-    """What one source says; commercial is text: in YAML 1.1 a bare yes is a boolean, so cards put it in quotes."""
+    """The statement of one source. Cards put commercial in quotes: a bare yes is a boolean in YAML 1.1."""
 
     name: str
     commercial: Commercial
@@ -31,15 +31,15 @@ class CardStatement(Section):
 class Licence(CardStatement):
     """A licence as a fact: statements conflict and sets are relicensed, so each has a source and a date.
 
-    others: what other sources say of the same data. The most restrictive statement counts, so a tag that is known to
-    be wrong stands here as well only where it is the stricter one, or in the text of `source`.
+    others: statements of other sources about the same data. The most restrictive statement counts, so a tag that is
+    known to be wrong stands here only when it is the stricter one; otherwise the text of `source` mentions it.
     """
 
     others: tuple[CardStatement, ...] = ()
 
 
 class Nested(Section):
-    """Columns of rows that hold a question with its passages; title and text are those of a passage."""
+    """Columns of rows that hold a question with its passages; title and text are columns of a passage."""
 
     query: str
     query_id: str
@@ -53,7 +53,7 @@ class Hub(Section):
 
     layout beir: corpus `_id, title, text`; queries `_id, text`; qrels `query-id, corpus-id, score`.
     qrels_repo is the set that holds the qrels, when it is another one. layout nested: one table, with `nested`.
-    layout rows: the tables of one `config`, in any format of rows; columns: our name -> the set's.
+    layout rows: the tables of one `config`, in any row format; columns: our name -> the set's.
     """
 
     id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
@@ -72,11 +72,15 @@ class Hub(Section):
         if (self.layout == "nested") != (self.nested is not None):
             raise ValueError("layout: nested needs `nested` with its columns, and no other layout has it")
         if self.layout != "rows" and (self.config is not None or self.columns):
-            raise ValueError("config, columns: of layout: rows only")
-        unknown = [f"{name!r}{did_you_mean(name, COLUMNS)}" for name in self.columns if name not in COLUMNS]
-        if unknown:
-            raise ValueError(f"columns: no column of ours: {'; '.join(unknown)} (known: {', '.join(COLUMNS)})")
+            raise ValueError("config, columns: only with layout: rows")
+        check_columns(self.columns)
         return self
+
+    @classmethod
+    def at(cls, id: str, revision: str | None) -> Hub:
+        """A set of which only the place is known: an id, or a local folder of the same form."""
+        # A folder's path does not match the pattern of an id.
+        return cls.model_construct(id=id, revision=revision)
 
 
 class Card(Section):
@@ -96,7 +100,7 @@ class Card(Section):
     splits: Annotated[dict[Split, str], Field(min_length=1)]
     group_key: str | None = None
     licence: Licence
-    # Hub ids, with `*`, of other places where the same data lie: the licence holds there too.
+    # Hub ids, with `*`, of other places that hold the same data: the licence holds there too.
     also: tuple[str, ...] = ()
     # The model whose scores the set holds, by hub id.
     teacher: str | None = None
@@ -116,7 +120,7 @@ class Card(Section):
         return known([state(s.name, s.source, date=s.date, commercial=s.commercial) for s in said])
 
     def is_at(self, hub: str) -> bool:
-        """Whether a hub id is the card's, or one of its copies."""
+        """Whether a hub id belongs to the card's set or to one of its copies."""
         own = [] if self.hub is None else [self.hub.id]
         return any(fnmatchcase(hub.casefold(), pattern.casefold()) for pattern in (*own, *self.also))
 
@@ -125,8 +129,7 @@ class Card(Section):
         for ours, theirs in self.splits.items():
             if ours == split:
                 return theirs
-        near = did_you_mean(split, self.splits)
-        raise UserError(f"card {self.name!r} has no split {split!r}{near} (it has: {', '.join(self.splits)})")
+        raise UserError(f"card {self.name!r}: {no_such('split', split, self.splits)}")
 
 
 def load_card(name: str) -> Card:

@@ -1,4 +1,4 @@
-"""What a set of queries, documents and judgements is once read: Collection, and Group, the unit of training."""
+"""A set of queries, documents and judgements once it is read: Collection; and Group, the unit of training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Collection:
     teacher_scores: query id -> document id -> raw score of a teacher, where the file has them
     weights: query id -> weight of the query in the training loss, where it is not 1
     query_groups, document_groups: id -> value of the set's group key (filing, case, repository), where it has one
-    instruction: in place of the recipe's
-    draws: how often a training query is drawn in an epoch, 0.5: every other epoch
+    instruction: takes the place of the recipe's
+    draws: how often a training query is drawn in an epoch; 0.5 is every other epoch
     """
 
     name: str
@@ -62,11 +62,11 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A query with its documents: what one term of the loss sees.
+    """A query with its documents: the input of one term of the loss.
 
-    document_ids, documents, labels run in parallel; sources says where each came from
-    ("positive", "judged", "bm25", ...). weight: the group's share in the loss, beside those of the other groups.
-    A label that is not known is NaN. teacher: a teacher's raw scores, NaN where it has none; None: there is no teacher.
+    document_ids, documents, labels run in parallel; sources: where each came from ("positive", "judged", "bm25", ...).
+    weight: the group's weight in the loss. An unknown label is NaN. teacher: a teacher's raw scores, NaN where it has
+    none; None without a teacher.
     """
 
     query_id: str
@@ -85,6 +85,6 @@ class Group:
 
 
 def join_title(title: str, text: str) -> str:
-    """A document's text as the model reads it: the title on a line of its own, where there is one."""
+    """A document's text as the model reads it: the title, where there is one, on a line of its own."""
     title, text = title.strip(), text.strip()
     return f"{title}\n{text}" if title else text

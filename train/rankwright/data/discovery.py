@@ -1,4 +1,4 @@
-"""The sets in a user's files and folders: their splits and formats, and where in a file a text or an id stands."""
+"""The sets in a user's files and folders: their splits and formats, a test set taken out of them, lines of texts."""
 
 from __future__ import annotations
 
@@ -7,122 +7,40 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rankwright.common.errors import UserError, nearest
+from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder, write_lines_atomic
+from rankwright.common.resources import nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import available_splits, is_beir
 from rankwright.data.formats.detect import SAMPLE_ROWS, choose, kinds_of
 from rankwright.data.formats.reading import Faults
 from rankwright.data.formats.rows import is_judgement, roles_by_name, words_of
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits, table_rows
-from rankwright.data.formats.text_rows import text_lines
+from rankwright.data.formats.text_rows import LINES, plain_name, text_lines
 from rankwright.data.formats.trec import is_trec
-from rankwright.data.formats.writers import fits_a_table
+from rankwright.data.formats.writers import WRITERS, beir_qrels, beir_texts, fits_a_table, json_row
 from rankwright.data.leakage import split_apart
 
-# Compressed ones have a further suffix. Tables without lines (Parquet, Arrow) are not looked into.
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".tsv", ".csv")
-PACKED = (".gz", ".zst")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Something to be found: the first line that has all strings of a way; better ways come first."""
-
-    ways: tuple[frozenset[str], ...]
-
-
-def wanted_text(key: str, text: str) -> Wanted:
-    """A document or query: the line with its id and its text, or else with its text."""
-    # A title was joined to the text: in the file each stands alone.
-    forms = [text.strip(), *([text.split("\n", 1)[1].strip()] if "\n" in text.strip() else [])]
-    return Wanted((*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form)))
-
-
-def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
-    """A judgement: the line with both ids, or with both texts."""
-    return Wanted((frozenset(pair), frozenset(text.strip() for text in texts)))
-
-
-def locate(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
-    """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
-    index: dict[str, list[tuple[int, int]]] = {}
-    for number, one in enumerate(wanted):
-        for rank, way in enumerate(one.ways):
-            # The longest string is the one that fewest lines have.
-            index.setdefault(max(way, key=len), []).append((number, rank))
-    best: dict[int, tuple[int, str]] = {}
-    if not wanted:
-        return {}
-    for file in data_files(path, split):
-        for line, strings in _row_strings(file):
-            for string in strings & index.keys():
-                for number, rank in index[string]:
-                    if rank < best.get(number, (len(wanted[number].ways), ""))[0] and (
-                        wanted[number].ways[rank] <= strings
-                    ):
-                        best[number] = (rank, f"{file}:{line}")
-    return {number: place for number, (_, place) in best.items()}
-
-
-def data_files(path: Path, split: str | None) -> list[Path]:
-    """The files with lines under a path, those of the split first."""
-    if path.is_file():
-        return [path] if _has_lines(path) else []
-    files = [p for p in sorted(path.rglob("*")) if p.is_file() and _has_lines(p)]
-    return sorted(files, key=lambda p: split is None or split not in p.relative_to(path).as_posix())
-
-
-def _has_lines(path: Path) -> bool:
-    name = path.name
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    return name.endswith(TEXT_SUFFIXES)
-
-
-def _row_strings(path: Path) -> Iterator[tuple[int, set[str]]]:
-    """(number, all strings and whole numbers in it) of each line that can be read."""
-    delimiter = "," if ".csv" in path.suffixes else "\t"
-    # What cannot be read has been said by the reader.
-    for number, text in text_lines(path, Faults("drop")):
-        if text.lstrip().startswith("{"):
-            try:
-                yield number, set(_strings(json.loads(text)))
-            except (ValueError, RecursionError):
-                continue
-        elif len(text) < csv.field_size_limit():
-            yield number, {cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), [])}
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value.strip()
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield str(value)
-    elif value is None:
-        yield ""
-    elif isinstance(value, Mapping | list):
-        inner: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
-        for one in inner:
-            yield from _strings(one)
-
-
-# A set may lie in SPLIT/ below DOMAIN/ below what was named; further down are other things.
+# A set may lie in SPLIT/ below DOMAIN/ below the folder that was given; deeper folders hold other things.
 MOST_FOLDERS_DOWN = 3
 _OURS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("dev", "devel", "development", "valid", "validation", "val"), "dev"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout"), "test"),
 }
+_GUESSES = {
+    "query": set("query question search ask claim anchor prompt problem request".split()),
+    "document": set("document doc passage paragraph answer context content chunk code snippet".split()),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class FoundSet:
-    """One split of one set. split: ours (train, dev, test), None when no name tells; upstream: its name in a folder."""
+    """One split of one set. split: train, dev, test, or None when no name shows it; upstream: its name in a folder."""
 
     name: str
     path: Path
@@ -131,7 +49,7 @@ class FoundSet:
 
 
 def our_split(name: str) -> str | None:
-    """train, dev or test when a word of a file's or folder's name says so: `my-valid.jsonl.gz` is dev."""
+    """train, dev or test, by a word of a file's or folder's name: `my-valid.jsonl.gz` is dev."""
     found = [_OURS[word] for word in _words(name) if word in _OURS]
     return found[-1] if found else None
 
@@ -140,20 +58,10 @@ def _words(name: str) -> list[str]:
     return re.split(r"[^a-z]+", name.lower())
 
 
-def _saved_splits(folder: Path) -> list[str | None]:
-    """The splits of a folder that `datasets` saved, None for a single table or where they cannot be read."""
-    try:
-        return [*saved_splits(folder)] or [None]
-    except UserError:
-        # The reader tells it.
-        return [None]
-
-
 def find_sets(path: Path) -> list[FoundSet]:
-    """All sets at a path: a file, a folder with splits in it, or a folder of such. Raises UserError when none is."""
+    """All sets at a path: a file, a folder with splits, or a folder of such folders. Raises UserError for none."""
     if not path.exists():
-        near = nearest(path.name, (p.name for p in path.parent.iterdir()), 3) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file or folder" + (f"; near names: {', '.join(near)}" if near else ""))
+        raise UserError(f"{path}: no such file or folder{nearby(path)}")
     found = [FoundSet(_name(path), path, our_split(path.name), None)] if path.is_file() else list(_walk(path, 0))
     if not found:
         names = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
@@ -186,9 +94,18 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
             yield from _walk(inner, depth + 1)
 
 
+def _saved_splits(folder: Path) -> list[str | None]:
+    """The splits of a folder that `datasets` saved, None for a single table or where they cannot be read."""
+    try:
+        return [*saved_splits(folder)] or [None]
+    except UserError:
+        # The reader reports it.
+        return [None]
+
+
 def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
     by_split: dict[str | None, list[Path]] = {}
-    # The folder's name counts where no file's does: in a folder `test` with train.jsonl, notes.jsonl is neither.
+    # The folder's name counts only where no file names a split: in `test/` with train.jsonl, notes.jsonl is neither.
     of_folder = None if any(our_split(file.name) for file in files) else our_split(folder.name)
     for file in files:
         by_split.setdefault(our_split(file.name) or of_folder, []).append(file)
@@ -203,13 +120,23 @@ def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
 
 
 def _is_data(path: Path) -> bool:
-    # A .json beside other files is most often a note about them; one that is named is read.
-    return is_table(path.name) and ".json" not in path.suffixes and not path.name.startswith(".")
+    # A .json file beside others mostly describes them; a .json file that the user names is read.
+    return is_table(path) and ".json" not in path.suffixes and not path.name.startswith(".")
+
+
+def _name(path: Path) -> str:
+    """A set's name: the name of the file or folder without the split, or else that of the folder above."""
+    path = path.resolve()
+    stem = path.name.split(".")[0] if path.is_file() else path.name
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if word and word.lower() not in _OURS]
+    if not any(re.search("[A-Za-z]", word) for word in words):
+        return _name(path.parent) if path.parent != path else "data"
+    return "-".join(words)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a set is told to be read. columns: our name -> the file's, guessed where its names say nothing to us."""
+    """How a set is read. columns: our name -> the file's, guessed where we do not know the file's names."""
 
     name: str
     columns: Mapping[str, str]
@@ -224,7 +151,7 @@ def format_of(one: FoundSet) -> Format:
         if is_saved(path):
             return Format("rows saved by datasets", {})
         path = next(p for p in sorted(path.iterdir()) if _is_data(p) and our_split(p.name) == one.split)
-    # Its faults are the reader's to tell.
+    # The reader reports its faults.
     rows = itertools.islice(table_rows(path, Faults("drop")), SAMPLE_ROWS)
     kinds = kinds_of(row for _, row in rows)
     if not kinds:
@@ -239,18 +166,12 @@ def format_of(one: FoundSet) -> Format:
         return Format(choose({ours.get(name, name): kind for name, kind in kinds.items()}, None, path)[0], columns)
 
 
-_GUESSES = {
-    "query": set("query question search ask claim anchor prompt problem request".split()),
-    "document": set("document doc passage paragraph answer context content chunk code snippet".split()),
-}
-
-
 def guess_columns(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Our name -> the one text column whose name has such a word; a number with a word of judgement is the label."""
+    """Our name -> the only text column with a matching word in its name; a number named as a judgement is the label."""
     found: dict[str, str] = {}
     numbers = [n for n, kind in kinds.items() if kind == "number" and is_judgement(n, kind)]
     if roles_by_name(kinds) is not None and len(numbers) == 1:
-        # The others have names that say what they are.
+        # The names of the other columns are known.
         return {"label": numbers[0]}
     for ours, words in _GUESSES.items():
         columns = [n for n, kind in kinds.items() if kind == "text"]
@@ -262,67 +183,110 @@ def guess_columns(kinds: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _name(path: Path) -> str:
-    """A set's name: what is left of the file's or folder's name without the split, or that of the folder above."""
-    path = path.resolve()
-    stem = path.name.split(".")[0] if path.is_file() else path.name
-    words = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if word and word.lower() not in _OURS]
-    if not any(re.search("[A-Za-z]", word) for word in words):
-        return _name(path.parent) if path.parent != path else "data"
-    return "-".join(words)
-
-
 def take_test(whole: Collection, *, fraction: float, seed: int) -> tuple[Collection, Collection]:
     """(the rest, test) by query; near duplicates, and queries of one group, stay on one side (see leakage, splits)."""
     try:
         [parts] = split_apart([whole], fraction=fraction, seed=seed)
     except UserError as error:
-        raise UserError(f"no test set can be taken out: {error} (a test set of your own is told by its name)") from None
+        raise UserError(
+            f"no test set can be taken out: {error} (a test set of your own is recognised by its name)"
+        ) from None
     return parts
 
 
 def write_taken(folder: Path, rest: Collection, test: Collection) -> tuple[str, str]:
     """Write both sides; returns the paths of train and test relative to `folder`, which must not be there yet.
 
-    A BEIR folder holds both, with the whole corpus for either. Where queries have weights, groups or a teacher's
-    scores, which BEIR has no place for, train is a file of groups; of test they are not used. Ids with a tab or
-    spaces around them make files of groups of both.
+    A BEIR folder holds both, with the whole corpus for either. BEIR has no place for weights, groups and a teacher's
+    scores: train is a file of groups where its queries have any; testing does not use them. When an id has a tab or
+    spaces around it, both sides are files of groups.
     """
     tabs = not all(fits_a_table(i) for i in (*rest.queries, *test.queries, *rest.corpus))
     more = bool(rest.weights or rest.teacher_scores or rest.query_groups)
     in_groups = {"train": tabs or more, "test": tabs}
     with atomic_folder(folder) as draft:
-        _write_rows(draft / "corpus.jsonl", ({"_id": d, "text": text} for d, text in rest.corpus.items()))
+        write_lines_atomic(draft / "corpus.jsonl", beir_texts(rest.corpus, {}))
         for split, side in (("train", rest), ("test", test)):
             if in_groups[split]:
-                _write_rows(draft / split / f"{split}.jsonl", _groups(side))
-                continue
-            _write_rows(
-                draft / f"queries_{split}.jsonl", ({"_id": q, "text": text} for q, text in side.queries.items())
-            )
-            judged = (f"{q}\t{d}\t{label:g}" for q, row in side.qrels.items() for d, label in row.items())
-            write_lines_atomic(draft / f"qrels_{split}.tsv", ["query-id\tcorpus-id\tscore", *judged])
+                rows = WRITERS["groups"](replace(side, instruction=None, document_groups={}))
+                write_lines_atomic(draft / split / f"{split}.jsonl", map(json_row, rows))
+            else:
+                write_lines_atomic(draft / f"queries_{split}.jsonl", beir_texts(side.queries, {}))
+                write_lines_atomic(draft / f"qrels_{split}.tsv", beir_qrels(side))
     train, test_path = (f"{split}/{split}.jsonl" if alone else "." for split, alone in in_groups.items())
     return train, test_path
 
 
-def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    write_lines_atomic(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What locate() looks for: the first line that has all strings of a way; better ways come first."""
+
+    ways: tuple[frozenset[str], ...]
 
 
-def _groups(side: Collection) -> Iterator[dict[str, Any]]:
-    for query_id, query in side.queries.items():
-        scores = side.teacher_scores.get(query_id, {})
-        documents: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        for document_id, label in side.qrels.get(query_id, {}).items():
-            element = {"id": document_id, "text": side.corpus[document_id], "label": label}
-            if document_id in scores:
-                element["score"] = scores[document_id]
-            documents[label > 0].append(element)
-        row: dict[str, Any] = {"query_id": query_id, "query": query}
-        row |= {"positives": documents[True], "negatives": documents[False]}
-        if side.weight(query_id) != 1:
-            row["weight"] = side.weight(query_id)
-        if query_id in side.query_groups:
-            row["group"] = side.query_groups[query_id]
-        yield row
+def wanted_text(key: str, text: str) -> Wanted:
+    """A document or query: the line with its id and its text, or else with its text."""
+    # The title was joined to the text; in the file they are separate.
+    forms = [text.strip(), *([text.split("\n", 1)[1].strip()] if "\n" in text.strip() else [])]
+    return Wanted((*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form)))
+
+
+def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
+    """A judgement: the line with both ids, or with both texts."""
+    return Wanted((frozenset(pair), frozenset(text.strip() for text in texts)))
+
+
+def locate(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
+    """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
+    index: dict[str, list[tuple[int, int]]] = {}
+    for number, one in enumerate(wanted):
+        for rank, way in enumerate(one.ways):
+            # The longest string is in the fewest lines.
+            index.setdefault(max(way, key=len), []).append((number, rank))
+    best: dict[int, tuple[int, str]] = {}
+    if not wanted:
+        return {}
+    for file in data_files(path, split):
+        for line, strings in _row_strings(file):
+            for string in strings & index.keys():
+                for number, rank in index[string]:
+                    if rank < best.get(number, (len(wanted[number].ways), ""))[0] and (
+                        wanted[number].ways[rank] <= strings
+                    ):
+                        best[number] = (rank, f"{file}:{line}")
+    return {number: place for number, (_, place) in best.items()}
+
+
+def data_files(path: Path, split: str | None) -> list[Path]:
+    """The files with lines under a path, those of the split first."""
+    if path.is_file():
+        return [path] if plain_name(path).endswith(LINES) else []
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and plain_name(p).endswith(LINES)]
+    return sorted(files, key=lambda p: split is None or split not in p.relative_to(path).as_posix())
+
+
+def _row_strings(path: Path) -> Iterator[tuple[int, set[str]]]:
+    """(number, all strings and whole numbers in it) of each line that can be read."""
+    delimiter = "," if ".csv" in path.suffixes else "\t"
+    # The reader has reported what cannot be read.
+    for number, text in text_lines(path, Faults("drop")):
+        if text.lstrip().startswith("{"):
+            try:
+                yield number, set(_strings(json.loads(text)))
+            except (ValueError, RecursionError):
+                continue
+        elif len(text) < csv.field_size_limit():
+            yield number, {cell.strip() for cell in next(csv.reader([text], delimiter=delimiter), [])}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value.strip()
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+    elif value is None:
+        yield ""
+    elif isinstance(value, Mapping | list):
+        inner: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
+        for one in inner:
+            yield from _strings(one)

@@ -16,12 +16,12 @@ from rankwright.data.shingles import Hashes, Vocabulary
 from rankwright.data.splits import normalised
 from rankwright.data.store.views import read_some
 
-# Jaccard similarity of two documents' shingles from which they are near duplicates. Of queries (see QUERY) less is
-# asked, since one word more in twenty changes two shingles of theirs; words that matter are compared beside it.
+# Jaccard similarity from which two documents' shingles make them near duplicates. Queries (see QUERY) need less, since
+# one word more in twenty changes two of their shingles; the words that matter are compared as well.
 NEAR = 0.8
 NEAR_QUERY = 0.7
-# Bands and rows of the signatures: two texts of similarity 0.8 meet in a band with a probability of 0.99995, of 0.7
-# with 0.99; what meets below the threshold is thrown out. Bands are indexed a few at a time, to bound the memory.
+# Bands and rows of the signatures: two texts of similarity 0.8 share a band with a probability of 0.99995, of 0.7
+# with 0.99; pairs below the threshold are thrown out. Bands are indexed a few at a time, to bound the memory.
 BANDS, ROWS, BANDS_AT_ONCE = 25, 5, 5
 SEED = 1
 # The signature estimates the similarity with a standard deviation of 0.036 at 0.8: hits six of them below are not
@@ -34,7 +34,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What makes two texts duplicates. exact: equal ones are; accept: a last word on near ones."""
+    """What makes two texts duplicates: equal results of `exact`, or near shingles that `accept` confirms."""
 
     exact: Callable[[str], str]
     shingles: Callable[[str, Vocabulary], Hashes]
@@ -52,7 +52,7 @@ class Duplicates:
     """Groups of at least two ids, in the order of ids; what is in no group has no duplicate.
 
     exact: texts that are equal once normalised; texts without content are in no group
-    near: of every different text its first id; each is a near duplicate of at least one other of its group
+    near: the first id of every different text; each is a near duplicate of at least one other in its group
     """
 
     exact: list[tuple[str, ...]]
@@ -72,7 +72,7 @@ def find_duplicates(
 ) -> Duplicates:
     """Duplicates among documents, by id; `kind=QUERY` for queries. The order of `texts` does not matter.
 
-    advance: told of texts done, len(texts) in all.
+    advance: called with the number of texts done, len(texts) in all.
     """
     kind = kind or (CODE if code else TEXT)
     groups = _by_exact(texts, kind)
@@ -119,7 +119,7 @@ def _by_exact(texts: Mapping[str, str], kind: Kind) -> list[tuple[str, ...]]:
 class _Sketches:
     """The shingles of texts, one behind the other, and a MinHash signature for each text that has several.
 
-    ids: those of `texts` that are compared. The texts stay where they are, maybe in a file.
+    ids: those of `texts` that are compared. The texts are not copied; they may lie in a file.
     """
 
     def __init__(self, texts: Mapping[str, str], ids: Iterable[str], kind: Kind, advance: Advance | None) -> None:
@@ -144,11 +144,11 @@ class _Sketches:
 
     @property
     def several(self) -> list[int]:
-        """Rows with more than one shingle: a text of one is like those with the same set only."""
+        """Rows with more than one shingle: a text with one is a duplicate only of texts with the same set."""
         return [int(row) for row in np.flatnonzero(np.diff(self.offsets) > 1)]
 
     def equal_sets(self) -> Iterator[list[int]]:
-        """Rows with one set of shingles (there are many where texts differ in punctuation), together."""
+        """Rows with the same set of shingles, together; there are many where texts differ in punctuation."""
         found: dict[bytes, list[int]] = {}
         for row in range(len(self.ids)):
             if len(self.of(row)):
@@ -181,14 +181,14 @@ def _buckets(sketches: _Sketches) -> Iterator[npt.NDArray[np.int64]]:
     """Rows that share a band."""
     for _, index in _index(sketches):
         for table in index.hashtables:
-            for key in table.keys():  # noqa: SIM118 - a storage of datasketch, no dict
+            for key in table.keys():  # noqa: SIM118 - a storage of datasketch, not a dict
                 rows = table.get(key)
                 if len(rows) > 1:
                     yield np.array(sorted(rows))
 
 
 def _meetings(one: _Sketches, other: _Sketches) -> list[tuple[int, int]]:
-    """Rows of one and of the other with equal shingles, or with a band in common."""
+    """Pairs of rows, one of each side, with equal shingles or a band in common."""
     equal: dict[bytes, list[int]] = {}
     for row in range(len(other.ids)):
         if len(other.of(row)):
@@ -213,7 +213,7 @@ def _alike(one: _Sketches, i: int, other: _Sketches, j: int) -> bool:
 
 
 class _Joined:
-    """Rows joined to groups: a label a row, in an array, so that whole buckets are looked up at once."""
+    """Rows joined to groups: one label per row, in an array, so that whole buckets are looked up at once."""
 
     def __init__(self, count: int) -> None:
         self.labels = np.arange(count)

@@ -1,9 +1,9 @@
-"""Training data that a held-out set has too: found, then an error, or dropped from the training side and counted."""
+"""Training data that a held-out set also has: an error, or dropped from the training side and counted."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,18 +11,18 @@ from rankwright.common.errors import UserErrors
 from rankwright.data import duplicates
 from rankwright.data.collection import Collection
 from rankwright.data.duplicates import QUERY
+from rankwright.data.formats.reading import Say
 from rankwright.data.splits import MOST_EXAMPLES, QueryPlace, dev_size, group_keys, normalised, split_devs
 
-Say = Callable[[str], None]
-# What is fatal, in the order in which it is told. A query may be of several kinds; "same pair" are those of the "same
-# query" that have a relevant document of one text as well.
+# What stops a run, in the order of the report. A query may have several kinds; "same pair" are the queries of "same
+# query" that also share the text of a relevant document.
 KINDS = ("same query", "same pair", "near-duplicate query", "same group")
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One kind of leak between two sides. ours: "SET/ID" of each query of ours -> the first one of theirs;
-    theirs: those of theirs that are met. group: of kind "same group", query of ours -> value.
+    """One kind of leak between two sides. ours: "SET/ID" of each of our queries -> its first counterpart in theirs;
+    theirs: all counterparts. group: for the kind "same group", our query -> value of the group key.
     """
 
     kind: str
@@ -31,16 +31,16 @@ class Leak:
     group: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def example(self, query: str) -> str:
-        """A query of ours with its counterpart, by ids alone: texts may be long, or not be meant for a log."""
+        """One of our queries with its counterpart, by ids alone: texts may be long, or not be meant for a log."""
         value = f" (group {self.group[query]!r})" if query in self.group else ""
         return f"{query} = {self.ours[query]}{value}"
 
 
 def find_leaks(ours: Sequence[Collection], theirs: Sequence[Collection]) -> list[Leak]:
-    """What ours has that theirs has too, kinds without any left out. Symmetric but for the sides' names.
+    """What both sides have, by kind; kinds without any are left out. Symmetric but for the sides' names.
 
-    The order of sets and of files does not matter. A relevant document that both sides have is none: see
-    `splits.overlap`. Nor are unjudged documents: a mined negative may be relevant to a test query.
+    The order of sets and of files does not matter. A relevant document that both sides have is not a leak (see
+    `splits.overlap`), nor is an unjudged document: a mined negative may be relevant to a test query.
     """
     our_queries, their_queries = _queries(ours), _queries(theirs)
     shared = duplicates.find_shared(
@@ -68,12 +68,12 @@ def _queries(collections: Sequence[Collection]) -> dict[str, tuple[Collection, s
 
 
 def _first(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    # The last one of a query stays: its smallest counterpart.
+    # In reverse order the last pair of a query wins: its smallest counterpart.
     return dict(sorted(pairs, reverse=True))
 
 
 def _groups(ours: Mapping[str, tuple[Collection, str]], theirs: Mapping[str, tuple[Collection, str]]) -> Leak:
-    """Values of a group key are compared as they are, whatever set they are of."""
+    """Values of the group key are compared as they are, whatever their set."""
     by_value: dict[str, list[str]] = {}
     for key in sorted(theirs):
         for value in group_keys(*theirs[key]):
@@ -88,7 +88,7 @@ def _groups(ours: Mapping[str, tuple[Collection, str]], theirs: Mapping[str, tup
 
 
 def drop_leaks(ours: Sequence[Collection], leaks: Iterable[Leak]) -> list[Collection]:
-    """The same sets without the queries of ours that leak."""
+    """Our sets without the queries that leak."""
     dropped = {key for leak in leaks for key in leak.ours}
     return [c.subset(q for q in c.queries if f"{c.name}/{q}" not in dropped) for c in ours]
 
@@ -101,7 +101,7 @@ def keep_apart(
     on_leak: Literal["stop", "drop"],
     say: Say,
 ) -> tuple[list[Collection], list[Collection], list[dict[str, Any]]]:
-    """(train, dev, rows of data_report.json) with train apart from dev and test, and dev apart from test.
+    """(train, dev, rows of data_report.json) with train separate from dev and test, and dev from test.
 
     on_leak: stop raises UserErrors with all that was found; drop leaves queries out of dev, then of train.
     """
@@ -173,7 +173,7 @@ def _fault(row: Mapping[str, Any]) -> str:
 
 
 def split_apart(sets: Sequence[Collection], *, fraction: float, seed: int) -> list[tuple[Collection, Collection]]:
-    """(the rest, what is taken out) of each set by `splits.split_devs`, near-duplicate queries on one side as well."""
+    """(the rest, what is taken out) of each set by `splits.split_devs`; near-duplicate queries stay on one side too."""
     places: dict[str, QueryPlace] = {f"{n}/{q}": (n, q) for n, c in enumerate(sets) for q in c.queries}
     texts = {key: sets[n].queries[q] for key, (n, q) in places.items()}
     near = duplicates.find_duplicates(texts, code=False, kind=QUERY).near
@@ -183,7 +183,7 @@ def split_apart(sets: Sequence[Collection], *, fraction: float, seed: int) -> li
 def take_dev(
     train: Sequence[Collection], *, fraction: float, seed: int, say: Say
 ) -> tuple[list[Collection], list[Collection]]:
-    """(train, dev) of all sets by `split_apart`; says how many queries, and where the fraction is not kept."""
+    """(train, dev) of all sets by `split_apart`; reports how many queries, and where the fraction is not met."""
     parts = split_apart(train, fraction=fraction, seed=seed)
     taken = sum(len(dev.queries) for _, dev in parts)
     say(f"dev: {taken:,} queries taken out of train (fraction {fraction:g})")

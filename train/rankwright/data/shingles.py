@@ -1,4 +1,4 @@
-"""Texts as sets of shingles, which duplicates.py compares: words of prose, tokens of code, words of a query."""
+"""Texts as the sets of shingles that duplicates.py compares: words of prose, tokens of code, words of a query."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Hashes = npt.NDArray[np.uint64]
 # and of most near-duplicate filters); of a query, which is ten times shorter, two.
 DOCUMENT_SHINGLE = 5
 QUERY_SHINGLE = 2
-# A query of this many words still is the same question with a word of it replaced; a shorter one is not:
+# A query of this many words is still the same question with one word replaced; a shorter one is not:
 # "What was the change in total revenue / total sales between 2018 and 2019?" (12 words).
 LONG_QUERY = 16
-# Of so many words of a long query one may be another one.
+# In a long query one word in so many may differ.
 WORDS_A_CHANGE = 20
 
 # Zero-width and direction marks and soft hyphens, which nobody sees; quotes and dashes as a keyboard has them.
@@ -34,8 +34,8 @@ _MARKS |= {ord(c): "'" for c in "\u2018\u2019\u02bc"} | {ord(c): '"' for c in "\
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e01-\u0eff"
 _WORD = re.compile(f"[{_ALONE}]|[^\\W{_ALONE}]+")
 
-# A comment begins only where code of no common language goes on: `#` and `--` are also flags and lengths, `//` a
-# division and part of an address, `/*` part of a path. Strings come first: a mark inside of one begins nothing.
+# A comment begins only where no common language would continue the code: `#` and `--` are also flags and lengths, `//`
+# a division and part of an address, `/*` part of a path. Strings come first: a mark inside a string begins nothing.
 _CODE = re.compile(
     r"""
     (?P<string>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|`(?:[^`\\\n]|\\.)*`)
@@ -51,7 +51,7 @@ _CODE = re.compile(
 )
 
 _ARTICLES = frozenset(("a", "an", "the"))
-# Words on which an answer turns: they may not differ, nor stand in another order.
+# Words that decide an answer: they may not differ, nor stand in another order.
 _TURNING = frozenset(
     """not no nor non never none neither without except excluding including exclude include only but if unless until
     and or either both all any each every some more less fewer most least many few than at above below over under
@@ -78,8 +78,8 @@ def words(text: str) -> list[str]:
 def code_tokens(text: str) -> list[str]:
     """The tokens of code in any language, without comments and white space; a string is the tokens inside its quotes.
 
-    Upper and lower case stay apart (`Path` and `path`, `-r` and `-R` are two things). Docstrings stay: they are
-    strings. Indentation is white space: that two programs differ in it alone is taken for a change of layout.
+    Case counts (`Path` and `path`, `-r` and `-R` are two things). Docstrings stay: they are strings. Indentation is
+    white space: two programs that differ in nothing else count as equal.
     """
     found: list[str] = []
     for match in _CODE.finditer(_plain(text)):
@@ -94,7 +94,7 @@ def query_words(text: str) -> list[tuple[str, bool]]:
     """(word, whether it is fixed) of a query, without articles, and without punctuation around a word.
 
     Fixed are words that make it another question when they differ: with a digit, with a sign (a path, `*.txt`, `c++`),
-    with a capital inside the sentence (a name), in quotes, and those on which an answer turns (`not`, `or`, `before`).
+    with a capital inside the sentence (a name), in quotes, and those that decide the answer (`not`, `or`, `before`).
     """
     found: list[tuple[str, bool]] = []
     quote, starts = "", True
@@ -111,14 +111,14 @@ def query_words(text: str) -> list[tuple[str, bool]]:
         if quote and raw.rstrip(".,;:!?)]}").endswith(quote) and (len(raw) > 1 or opening != quote):
             quote = ""
         starts = raw[-1] in ".!?:"
-        # A mark that stands alone is punctuation, but for one that is asked about.
+        # A mark on its own is punctuation, unless the query asks about it.
         if (bare or (fixed and raw not in ".!?")) and word not in _ARTICLES:
             found.append((word, fixed))
     return found or [(_plain(text).casefold().strip(), True)]
 
 
 def same_question(one: str, other: str) -> bool:
-    """Whether two queries alike differ in few words and in no fixed one, and have what is fixed in one order."""
+    """Whether two similar queries differ in few words and in no fixed one, and have their fixed words in one order."""
     ours, theirs = query_words(one), query_words(other)
     if [w for w, _ in ours] == [w for w, _ in theirs]:
         return True
@@ -131,7 +131,7 @@ def same_question(one: str, other: str) -> bool:
         return False
     if any(fixed and w not in our_words for w, fixed in theirs):
         return False
-    # A word may be a name in one text and none in the other: what both hold fixed stands in one order.
+    # A word may be a name in one text only: words that are fixed in both must have the same order.
     both = {w for w, fixed in ours if fixed} & {w for w, fixed in theirs if fixed}
     return [w for w, _ in ours if w in both] == [w for w, _ in theirs if w in both]
 
@@ -158,7 +158,7 @@ def _windows(tokens: Hashes, size: int) -> Hashes:
 
 
 def prose_shingles(text: str, vocabulary: Vocabulary) -> Hashes:
-    """Five-word shingles; a text of fewer words is one shingle, its words in any order; one without words has none."""
+    """Five-word shingles; a shorter text is one shingle, its words in any order; without words there is none."""
     tokens = vocabulary.of(words(text))
     if len(tokens) < DOCUMENT_SHINGLE:
         return _windows(np.sort(tokens), len(tokens)) if len(tokens) else tokens

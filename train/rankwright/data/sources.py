@@ -14,22 +14,21 @@ from rankwright.common.hashing import stable_hash
 from rankwright.data.cards import Card, Hub, load_card
 from rankwright.data.collection import Collection
 from rankwright.data.formats.detect import check_format
-from rankwright.data.formats.hub import NestedColumns, has_beir_form, read_hub, read_hub_rows, read_nested
+from rankwright.data.formats.hub import has_beir_form, read_hub, read_hub_rows, read_nested
 from rankwright.data.formats.read import read_path
 from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check_columns
 from rankwright.data.formats.trec import is_trec, run_file
 from rankwright.recipe.schema import Data, DevFromTrain, Source
 
-# A set's name is that of a folder, eval/NAME, and stands before its ids, NAME/ID.
+# A set's name is also that of a folder, eval/NAME, and the prefix of its ids, NAME/ID.
 LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where an entry's rows come from: a local path, or a card whose set is on the hub. run: its TREC run file,
-    the recipe's, or the one of a TREC folder.
+    """Where an entry's rows come from: a local path, or a set on the hub.
 
-    source: the entry as the recipe has it.
+    source: the entry as the recipe has it. run: its TREC run file, by the recipe or in a TREC folder.
     """
 
     source: Source
@@ -45,15 +44,15 @@ class Located:
 def locate(source: Source, *, root: str | None, split: str) -> Located:
     """Find an entry's files without reading them. `split` is the default.
 
-    Raises UserError when nothing is there, for a set whose name is none of a folder, and for a format or names of
-    columns that are not ours.
+    Raises UserError when nothing is there, for a set whose name cannot be that of a folder, and for unknown formats and
+    column names.
     """
     check_format(source.format)
     check_columns(source.columns)
     located = _locate(source, root=root, split=split)
     name = located.name
     if name in (".", "..") or name != name.strip() or not name.isprintable() or {"/", "\\"} & {*name} or not name:
-        why = "which is no name of a folder"
+        why = "which cannot be the name of a folder"
     elif len(name.encode()) > LONGEST_NAME:
         why = f"which is longer than {LONGEST_NAME} bytes"
     else:
@@ -85,71 +84,61 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
 def _card_path(card: Card, root: str | None) -> Path:
     assert card.path is not None
     if root is None:
-        raise UserError(f"card {card.name!r} is a local set ({card.path}): say where the sets are, data.root=FOLDER")
+        raise UserError(
+            f"card {card.name!r} is a local set ({card.path}): set data.root=FOLDER to the folder of the sets"
+        )
     return resources.resolve_path(card.path, root=root)
 
 
 def read(located: Located, say: Say, faults: Faults) -> Collection:
-    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see rows.Faults.
+    """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see Faults.
 
-    The recipe's columns, configuration and group key go before those of the card.
+    The recipe's columns, configuration and group key take precedence over those of the card.
     """
     source, card = located.source, located.card
     group_key = source.group_key or (card.group_key if card is not None else None)
-    hub = card.hub if card is not None else None
-    columns = source.columns or (hub.columns if hub is not None else {})
+    hub = _hub(located)
+    columns = source.columns or ({} if hub is None else hub.columns)
     reading = Reading(located.name, located.split, faults, say, columns, group_key)
-    if located.path is not None:
+    if hub is None:
+        assert located.path is not None
         if source.config is not None:
-            raise UserError(f"{located.path}: config: {source.config!r} is of sets on the hub: leave it out")
+            raise UserError(f"{located.path}: config: {source.config!r} is for sets on the hub: leave it out")
         return read_path(located.path, source.format, reading)
-    id = hub.id if hub is not None else located.hub
-    assert id is not None
-    revision = located.revision or (hub.revision if hub is not None else None)
-    if _has_rows(id, revision, source, hub):
-        config = source.config or (hub.config if hub is not None else None)
-        return read_hub_rows(id, config=config, revision=revision, format=source.format, reading=reading)
-    stated = [key for key in ("config", "columns") if getattr(source, key)]
-    if stated:
-        raise UserError(f"{id}: {stated[0]}: the set has its layout stated, or the BEIR form: leave it out")
-    if hub is not None and hub.nested is not None:
-        nested = NestedColumns(**hub.nested.model_dump())
-        return read_nested(
-            hub.id,
-            columns=nested,
-            split=located.split,
-            revision=revision,
-            name=located.name,
-            say=say,
-            faults=faults,
-            group_key=group_key,
+    if _has_rows(hub, source, stated=card is not None):
+        return read_hub_rows(hub, source.format, reading)
+    given = [key for key in ("config", "columns") if getattr(source, key)]
+    if given:
+        raise UserError(
+            f"{hub.id}: {given[0]}: the layout of this set is known (its card, or the BEIR form): leave it out"
         )
-    return read_hub(
-        id,
-        corpus="corpus" if hub is None else hub.corpus,
-        queries="queries" if hub is None else hub.queries,
-        qrels="default" if hub is None else hub.qrels,
-        split=located.split,
-        revision=revision,
-        name=located.name,
-        qrels_repo=None if hub is None else hub.qrels_repo,
-        say=say,
-        faults=faults,
-        group_key=group_key,
-    )
+    return (read_hub if hub.nested is None else read_nested)(hub, reading)
 
 
-def _has_rows(id: str, revision: str | None, source: Source, hub: Hub | None) -> bool:
-    """Whether a set on the hub is a table of rows: by its card, by what the recipe says, or by its configurations."""
-    if hub is not None:
+def _hub(located: Located) -> Hub | None:
+    """Where on the hub an entry's set is; None for a local path."""
+    if located.path is not None:
+        return None
+    if located.hub is not None:
+        stated = Hub.at(located.hub, None)
+    else:
+        assert located.card is not None and located.card.hub is not None
+        stated = located.card.hub
+    revision, config = located.revision or stated.revision, located.source.config or stated.config
+    return stated.model_copy(update={"revision": revision, "config": config})
+
+
+def _has_rows(hub: Hub, source: Source, *, stated: bool) -> bool:
+    """Whether a set on the hub is a table of rows: as its card states, or by the recipe or the configurations."""
+    if stated:
         return hub.layout == "rows"
     if source.format is not None:
         return source.format != "beir"
-    return bool(source.config or source.columns) or not has_beir_form(id, revision)
+    return bool(source.config or source.columns) or not has_beir_form(hub.id, hub.revision)
 
 
 def locate_all(data: Data) -> dict[str, list[Located]]:
-    """Split -> entries, names made unique within a split. Raises UserErrors with every entry that is not there."""
+    """Split -> entries, which must have different names. Raises UserErrors with every entry that is not there."""
     faults: list[str] = []
     entries: dict[str, Sequence[Source]] = {"train": data.train, "test": data.test}
     if not isinstance(data.dev, DevFromTrain):
@@ -181,8 +170,8 @@ def read_all(
 ) -> list[Collection]:
     """Read the entries of one split; entries that share a corpus share it in memory.
 
-    on_fault="drop" leaves out rows with faults: what is, is said, and added to `dropped` (set, split, file, kind,
-    count, examples). Raises UserErrors for all other faults, and for a set of which dropping leaves nothing relevant.
+    on_fault="drop" leaves out rows with faults, reports them and adds them to `dropped` (set, split, file, kind, count,
+    examples). Raises UserErrors for all other faults, and for a set without a relevant document after dropping.
     """
     collections: list[Collection] = []
     mistakes: list[str] = []
@@ -218,7 +207,7 @@ def read_all(
 def as_stated(
     collections: Sequence[Collection], sources: Sequence[Source], *, seed: int, say: Callable[[str], None]
 ) -> list[Collection]:
-    """The sets of one split with what their entries say of limit, weight and instruction."""
+    """The sets of one split with the limit, weight and instruction of their entries."""
     found = []
     for collection, source in zip(collections, sources, strict=True):
         kept = limited(collection, source.limit, seed=seed)
@@ -234,7 +223,7 @@ def as_stated(
 def limited(collection: Collection, limit: int | None, *, seed: int) -> Collection:
     """The set with the `limit` queries whose hash of (seed, id) is smallest, in the order of the file.
 
-    What a smaller limit keeps, a larger one keeps too.
+    A larger limit keeps all that a smaller one keeps.
     """
     if limit is None or limit >= len(collection.queries):
         return collection

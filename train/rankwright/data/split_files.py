@@ -1,4 +1,4 @@
-"""The documented files under runs/NAME/data: queries with judgements by split, and each corpus once."""
+"""The files under runs/NAME/data: queries with judgements by split, and each corpus once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rankwright.common.files import write_lines_atomic
 from rankwright.common.hashing import content_hash
 from rankwright.data.collection import Collection, Qrels
 from rankwright.data.store.arrow_files import index_path
-from rankwright.data.store.rows import RowFile, RowValues, is_large
+from rankwright.data.store.rows import RowFile, RowValues, is_large, rows_with_places
 from rankwright.data.store.texts import content, read_texts, write_texts
 from rankwright.data.store.views import Prefixed, PrefixedQrels, PrefixedTexts
 
@@ -24,17 +24,17 @@ V = TypeVar("V")
 def write_split(folder: Path, split: str, collections: Sequence[Collection]) -> list[str]:
     """data/SPLIT.jsonl (`set, corpus, query_id, query, judgements`) and data/corpora/HASH.arrow (`_id, text`, `group`).
 
-    The corpora's form, and that of the index beside each, is text_files'. HASH depends on texts and groups, not on
+    store/arrow_files describes the form of the corpora and of their indexes. HASH depends on texts and groups, not on
     their order: sets with the same corpus share a file. Returns the names of the corpora's files, relative to `folder`.
     Rows have `teacher_scores` where there are any, `weight` where it is not 1, `group` where the set has a group
     key, and the set's `instruction` and `draws` where they are not the recipe's and 1.
-    A query nobody judged has `judgements: {}`; a set without queries is one row `set, corpus`. Judgements of
+    An unjudged query has `judgements: {}`; a set without queries is one row `set, corpus`. Judgements of
     queries that the set does not have are left out.
     """
     assert len({c.name for c in collections}) == len(collections), f"{split}: two sets of one name"
     names = {}
     files = []
-    # Sets that share a corpus in memory are looked through once.
+    # A corpus that sets share in memory is hashed once.
     known: dict[tuple[int, int], str] = {}
     for collection in collections:
         corpus, groups = collection.corpus, collection.document_groups
@@ -82,7 +82,7 @@ def _line(row: Mapping[str, Any]) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair, which JSON can spell and UTF-8 cannot.
+        # Half of a surrogate pair, which JSON can express and UTF-8 cannot.
         return json.dumps(row)
     return text
 
@@ -90,13 +90,13 @@ def _line(row: Mapping[str, Any]) -> str:
 def read_split(folder: Path, split: str) -> list[Collection]:
     """The sets of a split, in the order in which they were written; every query has a row in qrels, maybe empty.
 
-    A corpus larger than text_store.IN_MEMORY_BYTES stays in its file; sets that share one share it here too. Raises
+    A corpus larger than texts.IN_MEMORY_BYTES stays in its file; sets that share a corpus share it here too. Raises
     UserError for a file that is missing or damaged.
     """
     path = folder / f"{split}.jsonl"
     large = is_large(path)
     found: dict[tuple[str, str], _Queries] = {}
-    for start, row in _rows(path, ("set", "corpus")):
+    for start, row in rows_with_places(path, _in_a_set, f"a row of {split}", "data"):
         place = row["set"], row["corpus"]
         if place not in found:
             file = RowFile(path, "query_id") if large else None
@@ -119,7 +119,7 @@ COLUMNS = {
 
 @dataclass(slots=True)
 class _Queries:
-    """The queries of one set as their rows are read; with a `file` they stay there."""
+    """The queries of one set while their rows are read; with a `file` they stay on the disk."""
 
     instruction: str | None
     draws: float
@@ -155,32 +155,16 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte at which it starts, row)"""
-    start = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                    for key in keys:
-                        row[key]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{path}:{number}: not a row of this file ({type(error).__name__}: {error}): "
-                        "delete it and run the data stage again"
-                    ) from None
-                yield start, row
-                start += len(line)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: run the data stage first") from None
+def _in_a_set(row: dict[str, Any]) -> dict[str, Any]:
+    row["set"], row["corpus"]
+    return row
 
 
 def qualified(collection: Collection) -> Collection:
     """The same set with SET/ID for every id, so that several sets can be trained on together; the corpus is a view."""
     prefix = f"{collection.name}/"
 
-    # What is in memory anyway is quicker to look up as a dict.
+    # What is in memory is quicker to look up as a dict.
     def nested(values: Qrels) -> Qrels:
         view = PrefixedQrels(values, prefix)
         return dict(view.items()) if isinstance(values, dict) else view

@@ -19,17 +19,17 @@ QueryPlace = tuple[int, str]
 
 
 def normalised(text: str) -> str:
-    """A text without what does not make it another text: NFKC, casefold, white space collapsed."""
+    """A text without differences that do not count: NFKC, casefold, white space collapsed."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def normalised_key(text: str) -> bytes:
-    """16 bytes that stand for a normalised text: of many texts it is all that is held."""
+    """16 bytes that stand for a normalised text, all that is held of many texts."""
     return text_key(normalised(text))
 
 
 def group_keys(collection: Collection, query_id: str) -> frozenset[str]:
-    """The group key's values of a query: its own, or where it has none those of its relevant documents."""
+    """The values of the group key for a query: its own, or else those of its relevant documents."""
     own = collection.query_groups.get(query_id)
     if own is not None:
         return frozenset((own,))
@@ -42,19 +42,15 @@ def dev_size(count: int, fraction: float) -> int:
     return min(max(round(count * fraction), 1), count - 1)
 
 
-def split_dev(train: Collection, *, fraction: float, seed: int) -> tuple[Collection, Collection]:
-    """(train, dev) of one set, see split_devs."""
-    return split_devs([train], fraction=fraction, seed=seed)[0]
-
-
 def split_devs(
     train: Sequence[Collection], *, fraction: float, seed: int, alike: Iterable[Sequence[QueryPlace]] = ()
 ) -> list[tuple[Collection, Collection]]:
-    """(train, dev) of each set by query; what belongs together, also over several sets, goes to one side.
+    """(train, dev) of each set by query; queries that belong together, even across sets, go to one side.
 
-    Together are queries of one normalised text, of one group key value, and those that `alike` names, near duplicates
-    for instance: one bundle. Bundles are ordered by their smallest hash of (seed, query id), whatever the order of the
-    files; dev takes the first ones that make up its size (`dev_size`) exactly, or as nearly as bundles allow.
+    Queries belong together, in one bundle, when they have the same normalised text or value of the group key, or when
+    `alike` names them together (near duplicates, for instance). Bundles are ordered by their smallest hash of (seed,
+    query id), whatever the order of the files; dev takes the first ones that make up its size (`dev_size`) exactly, or
+    as nearly as bundles allow.
     Both sides keep the files' order, and the corpus is the same object on both.
     Raises UserError for a fraction that is not between 0 and 1, fewer than two queries, and a set in one bundle.
     """
@@ -73,7 +69,7 @@ def split_devs(
     for number in sorted(range(len(train)), key=lambda n: train[n].name):
         count = len(train[number].queries)
         own = [(k, sum(n == number for n, _ in bundle)) for k, bundle in enumerate(bundles)]
-        # A bundle with queries of an earlier set is where that set put it.
+        # A bundle with queries of an earlier set stays where that set put it.
         taken = sum(n == number for n, _ in dev)
         free = [(k, size) for k, size in own if size and k not in decided]
         sizes = [size for _, size in free]
@@ -82,7 +78,7 @@ def split_devs(
         dev.update(place for c in chosen for place in bundles[free[c][0]])
         decided.update(k for k, size in own if size)
         in_dev = sum(n == number for n, _ in dev)
-        # Without a query for dev is a set whose queries all follow those of other sets into train.
+        # A set gets no query for dev when all its queries follow those of other sets into train.
         if in_dev == count or (free and not in_dev):
             raise UserError(
                 f"set {train[number].name!r}: its {count:,} queries belong together (one group key value, or the same "
@@ -99,35 +95,31 @@ def split_devs(
 
 def _bundles(train: Sequence[Collection], alike: Iterable[Sequence[QueryPlace]], seed: int) -> list[list[QueryPlace]]:
     """The queries of all sets, those that belong together in one list, by smallest hash."""
-    places = [(number, q) for number, collection in enumerate(train) for q in collection.queries]
-    parent = {place: place for place in places}
+    # Seconds to import, and only needed here.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(place: QueryPlace) -> QueryPlace:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
-
-    first: dict[tuple[str, str], QueryPlace] = {}
-    for number, q in places:
+    every = [(number, q) for number, collection in enumerate(train) for q in collection.queries]
+    places = {place: n for n, place in enumerate(every)}
+    first: dict[tuple[str, str], int] = {}
+    links = [(places[place], places[together[0]]) for together in alike for place in together[1:]]
+    for (number, q), n in places.items():
         keys = [("text", normalised(train[number].queries[q]))]
-        keys += [("group", value) for value in sorted(group_keys(train[number], q))]
-        for key in keys:
-            parent[root((number, q))] = root(first.setdefault(key, (number, q)))
-    for together in alike:
-        for place in together[1:]:
-            parent[root(place)] = root(together[0])
-    found: dict[QueryPlace, list[QueryPlace]] = {}
-    for place in places:
-        found.setdefault(root(place), []).append(place)
+        keys += [("group", value) for value in group_keys(train[number], q)]
+        links += [(n, first.setdefault(key, n)) for key in keys]
+    ends = np.array(links).T
+    graph = coo_array((np.ones(len(links), dtype=bool), (ends[0], ends[1])), shape=(len(places), len(places)))
+    found: dict[int, list[QueryPlace]] = {}
+    for place, label in zip(places, connected_components(graph, directed=False)[1].tolist(), strict=True):
+        found.setdefault(label, []).append(place)
     hashes = {place: (stable_hash("dev", seed, place[1]), place[1], train[place[0]].name) for place in places}
     return sorted(found.values(), key=lambda bundle: min(hashes[place] for place in bundle))
 
 
 def _first_of_size(sizes: Sequence[int], target: int, allowed: range) -> list[int]:
-    """Places of sizes that sum up to the target, or to the nearest allowed sum: of the ways that of the first sizes.
+    """Places of sizes that sum up to the target, or to the nearest allowed sum; among several ways, of the first sizes.
 
-    Subset sum: a total is remembered with the first size that reaches it, so that no way to it needs a later one.
+    Subset sum: each total keeps the first size that reaches it, so that no way to it needs a later one.
     """
     whole = sum(sizes)
     if target <= 0 or not sizes:
@@ -180,8 +172,8 @@ class OverlapReport:
 
 
 def overlap(train: Collection, test: Collection) -> OverlapReport:
-    """Queries, relevant pairs and relevant documents of `test` that `train` has too."""
-    # Reversed, so that of twins the smallest id is the example, whatever the order of the file.
+    """Queries, relevant pairs and relevant documents of `test` that `train` also has."""
+    # Reversed, so that the smallest id among duplicates is the example, whatever the order of the file.
     train_queries = {normalised_key(train.queries[q]): q for q in sorted(train.queries, reverse=True)}
     train_positives = _positive_texts(train)
     by_text = {train_positives[d]: d for d in reversed(train_positives)}

@@ -1,4 +1,4 @@
-"""What a set holds, and what in it a person should look at: counts, labels, duplicates, conflicts, encoding."""
+"""Statistics of a set, and findings for a person to look at: labels, duplicates, conflicts, encoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,20 @@ from rankwright.data.splits import normalised_key
 Level = Literal["error", "warning", "note"]
 Of = Literal["documents", "queries", "judgements"]
 Advance = Callable[[int], None]
-
+# Drawn by hash: enough for the percentiles from which a budget is rounded up.
+MOST_TEXTS = 5000
+# At least two signs of code in at least half of the documents: of the sets measured, prose (TAT-QA, ObliQA) had 24 %
+# and 11 % of such documents, code (CoSQA, NL2Bash) 100 % and 70 %.
+SIGNS_OF_CODE, SHARE_OF_CODE = 2, 0.5
+_CODE = re.compile(
+    r"""(?mx)
+    ^\s*(?:def\ |class\ \w+[:({]|import\ \w|from\ \w+\ import\ |\#include|public\ |private\ |static\ |function\ |
+        const\ |let\ |var\ |return\b|package\ \w+;|func\ |fn\ )
+    | [{}]\s*$ | \ =>\  | \bself\. | \w::\w | </\w+> | \w\([^()\n]*\)\s*[:{;] | \$\{?[A-Za-z_]
+    | \b[a-z0-9]+_[a-z0-9_]+\b | \b[a-z]+[A-Z]\w*\( | \b\w+\.\w+\( | (?:^|\s)--?[a-zA-Z][\w-]*\b
+    | \|\s*(?:grep|sort|xargs|awk|sed|head|tail|wc|uniq|cut|tee)\b | [=!]= | \w\[\w+\]
+    """
+)
 # Tab and the two characters of a line break are text; every other control character comes from a broken conversion.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -25,9 +38,9 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something of one set. level: an error stops a run, a note needs no mending.
+    """Something noteworthy in one set. level: an error stops a run, a note needs no action.
 
-    ids: of the texts, or (query, document) of the judgements; for duplicates a group each.
+    ids: of the texts, or (query, document) of the judgements; for duplicates one tuple per group.
     """
 
     level: Level
@@ -39,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class TextFacts:
-    """What a corpus, or the queries of a split, are like: ids in the order of the texts, groups as in duplicates.py.
+    """Facts of a corpus, or of the queries of a split: ids in the order of the texts, groups as in duplicates.py.
 
     encoding: kind of fault -> ids.
     """
@@ -52,7 +65,7 @@ class TextFacts:
 
 
 def text_facts(texts: Mapping[str, str], *, queries: bool, code: bool, advance: Advance | None = None) -> TextFacts:
-    """Look at every text once, and for duplicates; advance is told of texts done, len(texts) in all."""
+    """Look at every text, and for duplicates; advance is called with the number of texts done, len(texts) in all."""
     # Seconds to import: datasketch brings scipy.
     from rankwright.data.duplicates import QUERY, find_duplicates
 
@@ -67,7 +80,7 @@ def text_facts(texts: Mapping[str, str], *, queries: bool, code: bool, advance: 
 
 
 def encoding_faults(text: str) -> Iterator[str]:
-    """The kinds of damage that a wrong encoding has left in a text."""
+    """The kinds of damage from a wrong encoding in a text."""
     if text.isascii() and text.isprintable():
         return
     if "\ufffd" in text:
@@ -81,7 +94,7 @@ def encoding_faults(text: str) -> Iterator[str]:
 
 
 def _mojibake(text: str) -> bool:
-    # ftfy tells â€™ from the letters of languages that have them.
+    # ftfy distinguishes â€™ from the letters of languages that have them.
     from ftfy.badness import is_bad
 
     return is_bad(text.replace("\ufffd", ""))
@@ -145,7 +158,7 @@ def _duplicate_counts(facts: TextFacts) -> dict[str, int]:
 
 
 def findings(collection: Collection, documents: TextFacts, queries: TextFacts) -> list[Finding]:
-    """What a person should look at, worst first; what stops a run is found by the run's own checks, not here."""
+    """What a person should look at, worst first; the run's own checks find what stops it."""
     found: list[Finding] = []
 
     def note(level: Level, of: Of, kind: str, what: str, ids: Sequence[tuple[str, ...]]) -> None:
@@ -157,7 +170,7 @@ def findings(collection: Collection, documents: TextFacts, queries: TextFacts) -
     bare = [q for q in collection.queries if not collection.positives(q)]
     unjudged = [(q,) for q in bare if not collection.qrels.get(q)]
     negative = [(q,) for q in bare if collection.qrels.get(q)]
-    note("warning", "queries", "no judgement", "nobody judged a document for them", unjudged)
+    note("warning", "queries", "no judgement", "all their documents are unjudged", unjudged)
     note("warning", "queries", "no positive", "all judged documents are not relevant", negative)
     note("warning", "documents", "empty", "have no text", [(d,) for d in documents.empty])
     both: tuple[tuple[Of, TextFacts], ...] = (("documents", documents), ("queries", queries))
@@ -167,22 +180,6 @@ def findings(collection: Collection, documents: TextFacts, queries: TextFacts) -
         note("warning", of, "exact duplicates", "groups of equal texts under several ids", facts.exact)
         note("note", of, "near duplicates", "groups of almost equal texts", facts.near)
     return found
-
-
-# Drawn by hash: enough for percentiles that a budget is rounded up from.
-MOST_TEXTS = 5000
-# At least two signs of code in at least half of the documents: of the sets measured, prose (TAT-QA, ObliQA) had 24 %
-# and 11 % of such documents, code (CoSQA, NL2Bash) 100 % and 70 %.
-SIGNS_OF_CODE, SHARE_OF_CODE = 2, 0.5
-_CODE = re.compile(
-    r"""(?mx)
-    ^\s*(?:def\ |class\ \w+[:({]|import\ \w|from\ \w+\ import\ |\#include|public\ |private\ |static\ |function\ |
-        const\ |let\ |var\ |return\b|package\ \w+;|func\ |fn\ )
-    | [{}]\s*$ | \ =>\  | \bself\. | \w::\w | </\w+> | \w\([^()\n]*\)\s*[:{;] | \$\{?[A-Za-z_]
-    | \b[a-z0-9]+_[a-z0-9_]+\b | \b[a-z]+[A-Z]\w*\( | \b\w+\.\w+\( | (?:^|\s)--?[a-zA-Z][\w-]*\b
-    | \|\s*(?:grep|sort|xargs|awk|sed|head|tail|wc|uniq|cut|tee)\b | [=!]= | \w\[\w+\]
-    """
-)
 
 
 def drawn(texts: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,8 @@ from rankwright.evaluation.results import (
     repeated_queries,
     same_but_for_seed,
 )
-from rankwright.recipe.schema import EXPORTED, FIRST_STAGES
+from rankwright.recipe.schema import EXPORTED
+from rankwright.retrieval.first_stages import stage_names
 
 # Of all resamples: the same files give the same numbers.
 SEED = 0
@@ -191,7 +192,7 @@ def _systems(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> list[S
     """First stages, base, tuned of every run, then the rest; what is the same in several runs is one system."""
     kinds = dict.fromkeys(kind for run in runs for name in sets for kind in run.sets[name].systems)
     systems: list[System] = []
-    order = [*FIRST_STAGES, "base", "tuned", EXPORTED]
+    order = [*stage_names(), "base", "tuned", EXPORTED]
     for kind in sorted(kinds, key=lambda k: (order.index(k) if k in order else len(order), k)):
         having = [run for run in runs if all(kind in run.sets[name].systems for name in sets)]
         alike: list[list[EvaluatedRun]] = []

@@ -16,9 +16,10 @@ from rankwright.data.collection import Collection, Qrels
 from rankwright.evaluation.metrics import Measured, measure_run
 from rankwright.model.instructions import has_exported
 from rankwright.recipe.schema import EXPORTED, Recipe
-from rankwright.rerankers.score_blocks import Reranked
+from rankwright.rerankers.scorer import Reranked
 from rankwright.retrieval.candidates import Candidates
 from rankwright.retrieval.first_stages import possible_stages
+from rankwright.retrieval.retriever import retrievers
 from rankwright.retrieval.run_file import write_trec_run
 
 
@@ -36,8 +37,8 @@ def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:
     unknown = [s for s in only if s not in known]
     if unknown or not only:
         found = f"unknown system {unknown[0]!r}{did_you_mean(unknown[0], known)}" if unknown else "names no system"
-        dense = unknown[:1] in (["dense"], ["fusion"])
-        hint = "; a bi-encoder gives it: dense.model=FOLDER or hub id" if dense else ""
+        needed = [retrievers()[s].needs(recipe) for s in unknown[:1] if s in retrievers()]
+        hint = f"; it needs {needed[0]}" if needed else ""
         raise UserError(f"--only: {found}: choose from {', '.join(known)}{hint}")
     return list(only)
 

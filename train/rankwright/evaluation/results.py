@@ -17,10 +17,10 @@ from rankwright.common.stats import Difference, paired_difference
 from rankwright.data.splits import normalised
 from rankwright.evaluation.evaluate import is_number, read_metrics_json, read_per_query, read_values
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.recipe.schema import EXPORTED, FIRST_STAGES, Recipe, result_values
+from rankwright.recipe.schema import EXPORTED, Recipe, result_values
 from rankwright.retrieval.candidates import read_candidates
-
-SHOWN_NAME = {"bm25": "BM25"}
+from rankwright.retrieval.first_stages import stage_label, stage_names
+from rankwright.retrieval.retriever import retrievers
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _read_result_set(run: RunFolder, name: str, inputs: Mapping[str, str]) -> _S
     metrics = {system: read_metrics_json(folder / system) for system in inputs}
     done = {s: m for s, m in metrics.items() if m is not None and m.get("inputs") == inputs[s]}
     values = {system: read_per_query(folder / system, HEADLINE) for system in done}
-    reranked = next((m for s, m in done.items() if s not in FIRST_STAGES), None)
+    reranked = next((m for s, m in done.items() if s not in retrievers()), None)
     if reranked is None:
         return _Set(values, None, None)
     return _Set(values, reranked.get("first_stage"), reranked.get("ceiling"))
@@ -126,7 +126,7 @@ def _against_first_stage(row: ResultRow) -> str:
     d, first = row.over_first, row.first_stage
     if d is None:
         return ""
-    name = f"{SHOWN_NAME.get(first, first)} ({row.values[first]:.3f}), whose lists it reranks"
+    name = f"{stage_label(first)} ({row.values[first]:.3f}), whose lists it reranks"
     if d.low > 0:
         return f"; it is better than {name}"
     if d.high >= 0:
@@ -137,11 +137,11 @@ def _against_first_stage(row: ResultRow) -> str:
 
 def _better_first_stage(row: ResultRow) -> str:
     """The best other first stage, where its mean is above tuned's."""
-    others = {s: v for s, v in row.values.items() if s in FIRST_STAGES and s != row.first_stage}
+    others = {s: v for s, v in row.values.items() if s in retrievers() and s != row.first_stage}
     best = max(others, key=lambda s: others[s], default=None)
     if best is None or others[best] <= row.values["tuned"]:
         return ""
-    return f"; {SHOWN_NAME.get(best, best)} alone has more ({others[best]:.3f})"
+    return f"; {stage_label(best)} alone has more ({others[best]:.3f})"
 
 
 # Set -> query id -> SET/ID of an earlier set's query of the same text.
@@ -191,7 +191,6 @@ def count_repeated(repeated: Repeated) -> int:
     return sum(map(len, repeated.values()))
 
 
-LABELS = {"bm25": "BM25", "run": "run file"}
 ALL = "all"
 
 
@@ -215,12 +214,12 @@ class SetResults:
 
 def label(system: str) -> str:
     """A system's name as people know it."""
-    return LABELS.get(system, system)
+    return stage_label(system)
 
 
 def system_order(names: Sequence[str], recipe: Recipe) -> list[str]:
     """First stages, base, tuned, exported, the recipe's baselines in its order, then any others by name."""
-    known = [*FIRST_STAGES, "base", "tuned", EXPORTED, *(b.name for b in recipe.evaluate.baselines)]
+    known = [*stage_names(), "base", "tuned", EXPORTED, *(b.name for b in recipe.evaluate.baselines)]
     return [n for n in known if n in names] + sorted(n for n in names if n not in known)
 
 
@@ -290,7 +289,7 @@ def _differing(row: SetResults) -> list[str]:
     depths = {s: m["depth"] for s, m in row.metrics.items() if "depth" in m}
     if len(set(depths.values())) > 1:
         notes.append(f"{row.name}: depths differ: " + ", ".join(f"{s} {d}" for s, d in depths.items()))
-    firsts = {s: m["first_stage"] for s, m in row.metrics.items() if "first_stage" in m and s not in FIRST_STAGES}
+    firsts = {s: m["first_stage"] for s, m in row.metrics.items() if "first_stage" in m and s not in retrievers()}
     if len(set(firsts.values())) > 1:
         notes.append(
             f"{row.name}: lists of different first stages: " + ", ".join(f"{s} {f}" for s, f in firsts.items())

@@ -14,7 +14,7 @@ from rankwright.common.files import read_json_object
 from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
-from rankwright.rerankers.score_blocks import Scorer
+from rankwright.rerankers.scorer import Scorer
 from rankwright.retrieval.candidates import Candidates
 
 FILE = "speed.json"

@@ -100,7 +100,7 @@ def is_gate(encoder: PromptEncoder, query: str, document: str) -> bool:
     encoded = encoder.encode(query, [document])
     if encoded.query_cut:
         return False
-    if encoder.contract.mode == "official":
+    if encoder.contract.is_templated:
         return True
     if not all(_is_plain(encoder, text) for text in (query, document)):
         return False

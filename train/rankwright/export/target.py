@@ -14,7 +14,7 @@ import torch
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.registry import Registry
 from rankwright.common.resources import FIXTURES
-from rankwright.model.frames import Mode
+from rankwright.model.frames import Frame
 from rankwright.model.prompt import PromptContract
 from rankwright.model.rank_model import RankModel
 
@@ -78,20 +78,16 @@ def is_hub_id(base_name: str) -> bool:
     return re.fullmatch(r"(?!fixtures/)[\w.-]+/[\w.-]+", base_name) is not None
 
 
-# Of these query and document stand alone between special tokens: tokenizer.json holds the frame.
-PAIRS: frozenset[Mode] = frozenset({"portable", "zerank"})
-# A chat template renders these as one text.
-RENDERED: frozenset[Mode] = PAIRS | {"official"}
 IN_PIECES = "a prompt of the frame {mode} is tokenised in pieces, which no runtime of an export repeats"
 JOINED = "its runtimes join query and document by themselves and render no chat template, as the frame {mode} needs"
 
-# Target -> (frames that every one of its runtimes reads exactly, why not the others).
-SERVED: dict[str, tuple[frozenset[Mode], str]] = {
-    "hf": (RENDERED, IN_PIECES),
-    "causal": (RENDERED, IN_PIECES),
-    "adapter": (RENDERED, IN_PIECES),
-    "onnx": (PAIRS, JOINED),
-    "gguf": (RENDERED, IN_PIECES),
+# Target -> (whether every one of its runtimes reads a frame exactly, why not the others).
+SERVED: dict[str, tuple[Callable[[Frame], bool], str]] = {
+    "hf": (lambda frame: frame.rendered, IN_PIECES),
+    "causal": (lambda frame: frame.rendered, IN_PIECES),
+    "adapter": (lambda frame: frame.rendered, IN_PIECES),
+    "onnx": (lambda frame: frame.baked, JOINED),
+    "gguf": (lambda frame: frame.rendered, IN_PIECES),
 }
 
 
@@ -106,8 +102,8 @@ def unservable(contract: PromptContract, targets: Iterable[str]) -> list[str]:
     """A line a reason why targets cannot serve the contract's frame exactly, with the ways out."""
     refused: dict[str, list[str]] = {}
     for target in targets:
-        modes, why = SERVED[target]
-        if contract.mode not in modes:
+        serves, why = SERVED[target]
+        if not serves(contract.frame):
             refused.setdefault(IN_PIECES if contract.in_pieces else why, []).append(target)
     faults = []
     for why, names in refused.items():

@@ -36,7 +36,7 @@ def write_tokenizer(tokenizer: Any, contract: PromptContract, folder: Path) -> N
         backend["normalizer"] = _stripping(backend)
     (folder / "tokenizer.json").write_text(json.dumps(backend, ensure_ascii=False) + "\n", encoding="utf-8")
     _write_config(folder, contract)
-    if contract.mode == "official":
+    if contract.is_templated:
         text = chat_template(contract, PromptEncoder(contract, tokenizer).control_tokens)
         (folder / TEMPLATE_FILE).write_text(text, encoding="utf-8")
     contract.save(folder)
@@ -101,12 +101,12 @@ def _stripping(backend: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def chat_template(contract: PromptContract, control_tokens: tuple[str, ...]) -> str:
-    """Jinja template of an `official` contract.
+    """Jinja template of a contract whose frame is rendered, not baked, as is `official`.
 
-    Roles query and document, and system or the variable `instruction` for another instruction. All literal text
-    goes through expressions, since Jinja drops a newline at the end of a template.
+    Roles query and document, and system or the variable `instruction` for another instruction where the frame has a
+    place for one. All literal text goes through expressions, since Jinja drops a newline at the end of a template.
     """
-    before, after = contract.prefix.split("{instruction}")
+    before, place, after = contract.prefix.partition("{instruction}")
     pairs = ", ".join(f"({_literal(t)}, {_literal(f'{t[0]} {t[1:]}')})" for t in control_tokens)
     lines = [
         "{#- Prompt of a reranker: roles query and document; system, or the variable `instruction`, replaces the"
@@ -127,8 +127,7 @@ def chat_template(contract: PromptContract, control_tokens: tuple[str, ...]) -> 
         "{%- endif -%}",
         "{%- endfor -%}",
         f"{{{{- {_literal(before)} }}}}",
-        "{{- clean(own.system or own.default) }}",
-        f"{{{{- {_literal(after)} }}}}",
+        *(("{{- clean(own.system or own.default) }}", f"{{{{- {_literal(after)} }}}}") if place else ()),
         "{{- clean(own.query) }}",
         f"{{{{- {_literal(contract.middle + contract.document_prefix)} }}}}",
         "{{- clean(own.document) }}",

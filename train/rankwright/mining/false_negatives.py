@@ -12,8 +12,8 @@ from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Share, clustered_share
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import MiningView, bind_filters, known_scores, split_filters
-from rankwright.mining.pools import JUDGED, Filter, Negative, Removed, Sifted, apply, read_negatives, sift
+from rankwright.mining.filters import Filter, MiningView, bind_filters, known_scores, split_filters
+from rankwright.mining.pools import JUDGED, UNJUDGED, Label, Negative, Removed, Sifted, apply, read_negatives, sift
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import TEACHER_SCORES, read_teacher_scores
 from rankwright.retrieval.candidates import Candidate, read_candidates
@@ -123,8 +123,10 @@ def _would_keep(
         removed[query_id] |= dict.fromkeys(others, Removed("", "not in question"))
     sifted = Sifted({q: list(candidates[q]) for q in left_out}, removed)
     apply(sifted, filters, dataclasses.replace(view, collection=known))
+    unlabelled = Label(0.0, UNJUDGED)
     return {
-        q: bool(sifted.left(q)) and sifted.labels.get(q, {}).get(c.document_id, 0.0) == 0 for q, c in left_out.items()
+        q: bool(sifted.left(q)) and sifted.labels.get(q, {}).get(c.document_id, unlabelled).value == 0
+        for q, c in left_out.items()
     }
 
 
@@ -148,7 +150,7 @@ def told_estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -
         {},
         {},
         recipe.seed,
-        recipe.mine.code,
+        recipe.bm25.code,
         known_scores(scores) if scores else None,
     )
     counts["held_out"] = kept_when_held_out(train, candidates, {name: filters[name] for name in alone}, view)

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rankwright.common.errors import UserError
-from rankwright.common.files import json_line, write_lines_atomic
+from rankwright.common.files import json_line
 from rankwright.common.hashing import file_sha256, stable_hash
 from rankwright.data.collection import Collection
 from rankwright.data.splits import normalised
 from rankwright.data.store.rows import read_query_rows
-from rankwright.mining.filters import Decided, MiningView
+from rankwright.mining.filters import FILTERS, Filter, MiningView
 from rankwright.retrieval.candidates import Candidate
 
-JUDGED, PROMOTED = "judged", "promoted"
+# Sources of negatives beside the retriever, and reasons beside those of filters.
+JUDGED, PROMOTED, RANDOM = "judged", "promoted", "random"
+UNJUDGED, JUDGED_NOT_RELEVANT, FILL = "unjudged", "judged_not_relevant", "fill"
+POSITIVE, DUPLICATE = "positive", "duplicate_of_positive"
+# Removed before every filter, whatever the recipe chooses.
+ALWAYS = {
+    POSITIVE: "relevant to the query",
+    JUDGED: "judged not relevant",
+    DUPLICATE: "the text of a relevant document",
+}
+IN_POOLS = {
+    UNJUDGED: "retrieved and unjudged",
+    JUDGED_NOT_RELEVANT: "judged not relevant",
+    FILL: "drawn at random from the corpus, because the pool was short",
+}
+# Normalised texts that are kept in memory: documents come back for query after query.
+TEXTS_AT_ONCE = 20_000
+
+
+def reasons() -> dict[str, str]:
+    """Reason code -> what it means, of all negatives and of all removed candidates."""
+    return {**IN_POOLS, **ALWAYS, **{code: text for one in FILTERS.values() for code, text in one.reasons.items()}}
 
 
 @dataclass(frozen=True, slots=True)
 class Negative:
     """A document taken as not relevant to a query.
 
-    source: the retriever, "judged", "random" or "promoted"; reason: `unjudged` (retrieved, nobody judged it),
-    `judged_not_relevant`, `fill` or `teacher_above_margin`. rank (from 1) and score are the retriever's; None for a
-    document that it did not return. decisions: (filter, the number it noted); label: what it is trained with, 0 unless
-    a filter said otherwise: above 0 it is relevant after all, None where only losses of a teacher's scores may see it.
+    source: the retriever, "judged", "random" or "promoted"; reason: a code of IN_POOLS, or that of the filter that
+    labelled it. rank (from 1) and score are the retriever's; None for a document that it did not return.
+    decisions: (filter, the number it noted). label: what it is trained with, 0 unless a filter labelled it: above 0 it
+    is relevant after all, None where only losses of a teacher's scores may see it.
     """
 
     document_id: str
@@ -50,16 +71,11 @@ def count_negatives(pool: Sequence[Negative]) -> int:
     return sum(not n.is_promoted for n in pool)
 
 
-def write_negatives(path: Path, pools: Mapping[str, Sequence[Negative]]) -> None:
-    """JSONL, a query a line, by query id: `query_id, negatives: [{document_id, source, rank, score, reason}]`.
-
-    A negative has `decisions` (filter -> number) and `label` where there is something to say.
-    """
-    write_lines_atomic(path, (negatives_line(q, pools[q]) for q in sorted(pools)))
-
-
 def negatives_line(query_id: str, pool: Sequence[Negative]) -> str:
-    """A row of negatives.jsonl."""
+    """A row of negatives.jsonl: `query_id, negatives: [{document_id, source, rank, score, reason}]`.
+
+    A negative has `decisions` (filter -> number) and `label` where there are some.
+    """
     return json_line({"query_id": query_id, "negatives": [_negative_row(n) for n in pool]})
 
 
@@ -72,7 +88,7 @@ def _negative_row(negative: Negative) -> dict[str, Any]:
 
 
 def read_negatives(path: Path) -> Mapping[str, Sequence[Negative]]:
-    """What write_negatives wrote, left in its file where that is large. Raises UserError for anything else."""
+    """The pools of negatives.jsonl; a large file is read row by row when asked. Raises UserError for a damaged one."""
     return read_query_rows(path, "negatives", _negatives)
 
 
@@ -89,15 +105,6 @@ def _negatives(rows: Sequence[Mapping[str, Any]]) -> tuple[Negative, ...]:
     return tuple(_negative(**row) for row in rows)
 
 
-# Removed before every filter, whatever the recipe says.
-POSITIVE, DUPLICATE = "positive", "duplicate_of_positive"
-ALWAYS = (POSITIVE, JUDGED, DUPLICATE)
-# Normalised texts that are kept at once: documents come back for query after query.
-TEXTS_AT_ONCE = 20_000
-
-Filter = Callable[[MiningView], Decided]
-
-
 @dataclass(frozen=True, slots=True)
 class Removed:
     """A candidate that a filter removed; filter: its name, "" for what is always removed."""
@@ -106,11 +113,18 @@ class Removed:
     reason: str
 
 
+class Label(NamedTuple):
+    """What a filter trains a candidate with in place of 0, and its reason code."""
+
+    value: float | None
+    reason: str
+
+
 @dataclass(slots=True)
 class Sifted:
     """Some queries of one set: all that was retrieved, by rank, and what the filters decided so far.
 
-    removed: query id -> document id -> by what, relevant and judged documents among them
+    removed: query id -> document id -> by which filter, relevant and judged documents among them
     notes: query id -> document id -> filter -> its number; labels: query id -> document id -> label
     said: what filters counted, in words
     """
@@ -118,7 +132,7 @@ class Sifted:
     retrieved: dict[str, list[Candidate]]
     removed: dict[str, dict[str, Removed]]
     notes: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    labels: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    labels: dict[str, dict[str, Label]] = field(default_factory=dict)
     said: Counter[str] = field(default_factory=Counter)
 
     def left(self, query_id: str) -> list[Candidate]:
@@ -146,10 +160,9 @@ class Sifted:
 
 
 def sift(collection: Collection, retrieved: Mapping[str, Sequence[Candidate]]) -> Sifted:
-    """What is removed whatever the recipe says: relevant and judged documents, and texts that equal a relevant one's
-    (as splits.normalised compares).
+    """Remove what no recipe keeps: relevant and judged documents, and texts that equal a relevant one's.
 
-    Raises UserError for a candidate that is not in the corpus.
+    Texts are compared as splits.normalised makes them. Raises UserError for a candidate that is not in the corpus.
     """
     text = lru_cache(TEXTS_AT_ONCE)(lambda document_id: normalised(collection.corpus[document_id]))
     by_rank = {query_id: sorted(found, key=lambda c: c.rank) for query_id, found in retrieved.items()}
@@ -183,7 +196,8 @@ def apply(sifted: Sifted, filters: Mapping[str, Filter], view: MiningView) -> No
             for document_id, number in notes.items():
                 sifted.notes.setdefault(query_id, {}).setdefault(document_id, {})[name] = number
         for query_id, labels in decided.labels.items():
-            sifted.labels.setdefault(query_id, {}).update(labels)
+            reason = next(iter(FILTERS[name].reasons), name)
+            sifted.labels.setdefault(query_id, {}).update({d: Label(value, reason) for d, value in labels.items()})
         sifted.said.update({f"{name}: {words}": count for words, count in decided.counts.items() if count})
 
 
@@ -193,15 +207,13 @@ def pool_of(collection: Collection, sifted: Sifted, query_id: str, source: str) 
     A judged document whose text equals a relevant one's is left out.
     """
     found = {c.document_id: c for c in sifted.retrieved[query_id]}
-    judged = [
-        Negative(d, JUDGED, *_place(found.get(d)), "judged_not_relevant") for d in judged_of(collection, query_id)
-    ]
+    judged = [Negative(d, JUDGED, *_place(found.get(d)), JUDGED_NOT_RELEVANT) for d in judged_of(collection, query_id)]
     notes, labels = sifted.notes.get(query_id, {}), sifted.labels.get(query_id, {})
     unjudged = []
     for c in sifted.left(query_id):
-        decisions, label = tuple(sorted(notes.get(c.document_id, {}).items())), labels.get(c.document_id, 0.0)
-        reason = "unjudged" if label == 0 else "teacher_above_margin"
-        by = source if label is None or label == 0 else PROMOTED
+        decisions = tuple(sorted(notes.get(c.document_id, {}).items()))
+        label, reason = labels.get(c.document_id, Label(0.0, UNJUDGED))
+        by = PROMOTED if label else source
         unjudged.append(Negative(c.document_id, by, c.rank, c.score, reason, decisions, label))
     return (*judged, *unjudged)
 
@@ -219,7 +231,7 @@ def _place(candidate: Candidate | None) -> tuple[int | None, float | None]:
 
 
 def rows_of(sifted: Sifted) -> Iterator[dict[str, Any]]:
-    """A JSON-able row a query, for read_rows."""
+    """One row of JSON values per query, for read_rows."""
     for query_id, candidates in sifted.retrieved.items():
         row: dict[str, Any] = {"query_id": query_id}
         row["retrieved"] = [[c.document_id, c.score, c.rank] for c in candidates]
@@ -231,19 +243,19 @@ def rows_of(sifted: Sifted) -> Iterator[dict[str, Any]]:
 
 
 def read_rows(rows: Sequence[Mapping[str, Any]], said: Mapping[str, int]) -> Sifted:
-    """What rows_of was given."""
+    """The Sifted that rows_of wrote; said: its counts."""
     return Sifted(
         {row["query_id"]: list(itertools.starmap(Candidate, row["retrieved"])) for row in rows},
         {row["query_id"]: {d: Removed(*by) for d, *by in row["removed"]} for row in rows},
         {row["query_id"]: row["notes"] for row in rows if "notes" in row},
-        {row["query_id"]: row["labels"] for row in rows if "labels" in row},
+        {
+            q: {d: Label(*label) for d, label in row["labels"].items()}
+            for row in rows
+            if "labels" in row
+            for q in [row["query_id"]]
+        },
         Counter(said),
     )
-
-
-RANDOM = "random"
-# Filters that look at a document's text or group only, and so at one that was not retrieved too.
-TEXT_FILTERS = ("near_duplicate", "same_group")
 
 
 def filled(
@@ -255,11 +267,11 @@ def filled(
     filters: Mapping[str, Filter],
     document_ids: Sequence[str],
 ) -> tuple[Negative, ...]:
-    """The pool, and as many documents of the corpus after it as it lacks of `wanted` negatives, by seed and query id.
+    """The pool, filled up to `wanted` negatives with documents of the corpus, drawn by seed and query id.
 
-    Never a relevant, judged or retrieved document, nor a text that equals a relevant one's, nor what those of
-    TEXT_FILTERS that are among `filters` would remove. A query without a relevant document stays as it is: it is
-    trained with judged documents only. document_ids: of the corpus, sorted. What is filled in has no rank or score.
+    Never a relevant, judged or retrieved document, nor a text that equals a relevant one's, nor what those of `filters`
+    that look at texts only would remove. A query without a relevant document stays as it is: it is trained with judged
+    documents only. document_ids: of the corpus, sorted. What is filled in has no rank or score.
     """
     collection = view.collection
     positives = collection.positives(query_id)
@@ -275,10 +287,10 @@ def filled(
         if document_id in refused or normalised(collection.corpus[document_id]) in relevant:
             continue
         alone = {query_id: [Candidate(document_id, 0.0, 1)]}
-        of_text = [filters[name] for name in TEXT_FILTERS if name in filters]
+        of_text = [decide for name, decide in filters.items() if FILTERS[name].of_text]
         seen = MiningView(collection, RANDOM, alone, alone, view.seed, view.code)
         if not any(decide(seen).removed.get(query_id) for decide in of_text):
-            found.append(Negative(document_id, RANDOM, None, None, "fill"))
+            found.append(Negative(document_id, RANDOM, None, None, FILL))
     return (*pool, *found)
 
 

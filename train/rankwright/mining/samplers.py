@@ -1,4 +1,4 @@
-"""How the groups of training are drawn: registered samplers, pure in (seed, draw, query id, pool id)."""
+"""How negatives are drawn for a training group: registered samplers, pure in (seed, draw, query id, pool id)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from rankwright.common.errors import UserError
 from rankwright.common.hashing import stable_hash
 from rankwright.common.registry import Registry
 from rankwright.mining.pools import Negative
 
 
 class DrawKey(NamedTuple):
-    """All that a draw depends on, beside the pool. draw: how often the query was drawn before."""
+    """What a draw depends on, beside the pool. draw: how often the query was drawn before."""
 
     seed: int
     draw: int
@@ -45,7 +44,7 @@ def _shuffled(pool: Sequence[Negative], key: DrawKey) -> list[Negative]:
 
 @SAMPLERS.register
 def uniform(pool: Sequence[Negative], count: int, key: DrawKey) -> list[Negative]:
-    """Every set of `count` negatives alike, judged ones along with the rest."""
+    """Every set of `count` negatives with the same probability, judged ones among them."""
     return _shuffled(pool, key)[:count]
 
 
@@ -55,22 +54,26 @@ def top(pool: Sequence[Negative], count: int, key: DrawKey) -> list[Negative]:
     return sorted(_shuffled(pool, key), key=lambda n: math.inf if n.rank is None else n.rank)[:count]
 
 
+def _growing(bands: tuple[int, ...]) -> tuple[int, ...]:
+    if list(bands) != sorted(set(bands)):
+        raise ValueError(f"{list(bands)}: must grow, such as [10, 30, 100]")
+    return bands
+
+
 @SAMPLERS.register
 def stratified(
     pool: Sequence[Negative],
     count: int,
     key: DrawKey,
     *,
-    bands: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (10, 30),
+    bands: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_growing)] = (10, 30),
 ) -> list[Negative]:
-    """Alike many of every band of ranks, drawn uniformly within it.
+    """The same number from every band of ranks, drawn uniformly within it.
 
-    bands: the last rank of each, growing; what comes after them, and what has no rank, is one more. Bands take turns,
-    the best ranks first: the first ones get what does not divide evenly, the others what one that is used up leaves.
-    Raises UserError when the bands do not grow.
+    bands: the last rank of each, growing; all that comes after them, or has no rank, is one more band. Bands take
+    turns, the best ranks first, so the first ones get what does not divide evenly; when one is used up, the others fill
+    its place.
     """
-    if list(bands) != sorted(set(bands)):
-        raise UserError(f"sampler 'stratified': bands {list(bands)}: must grow, such as [10, 30, 100]")
     found: list[list[Negative]] = [[] for _ in range(len(bands) + 1)]
     for negative in _shuffled(pool, key):
         rank = math.inf if negative.rank is None else negative.rank
@@ -88,7 +91,7 @@ def proportional(
     by: Literal["score", "rank"] = "rank",
     temperature: Annotated[float, Field(gt=0)] = 1.0,
 ) -> list[Negative]:
-    """Harder ones more often: one after another, each with a probability proportional to its weight among the rest.
+    """Harder negatives more often: one after another, each with a probability proportional to its weight.
 
     by score: weight = exp(score / temperature), in the retriever's own scores (a fusion's are about 0.01 apart: give
     a temperature of that size); by rank: weight = rank ** (-1 / temperature). A negative without a score or rank
@@ -99,7 +102,7 @@ def proportional(
 
     def order(place: int) -> tuple[float, str]:
         weight = logs[place]
-        # Inside of (0, 1), whatever the hash.
+        # Inside (0, 1), whatever the hash.
         share = (_hash(key, pool[place].document_id) + 0.5) / 2**64
         share = min(max(share, 2**-54), 1 - 2**-53)
         gumbel = -math.log(-math.log(share))

@@ -15,12 +15,11 @@ from rankwright.common.files import write_lines_atomic
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import MiningView, TeacherOf
-from rankwright.mining.pools import Filter, Sifted, apply, read_rows, rows_of, sift
+from rankwright.mining.filters import Filter, MiningView, TeacherOf
+from rankwright.mining.pools import Sifted, apply, read_rows, rows_of, sift
 from rankwright.recipe.schema import Recipe
-from rankwright.retrieval.candidates import Candidate, Searcher
-from rankwright.retrieval.dense import encode_together
-from rankwright.retrieval.first_stages import retriever
+from rankwright.retrieval.candidates import Candidate
+from rankwright.retrieval.retriever import Retriever, Searcher, retrievers
 
 # What a kill can lose, and what one process takes at a time.
 SHARD_QUERIES = 512
@@ -37,6 +36,10 @@ class Job:
     depth: int
     run_file: Path | None
     filters: Mapping[str, Filter]
+
+    @property
+    def stage(self) -> Retriever:
+        return retrievers()[self.retriever]
 
     @cached_property
     def shards(self) -> list[tuple[str, ...]]:
@@ -74,7 +77,7 @@ class Shards:
         # Nobody makes one before all have looked, so that all share out the same.
         processes.meet()
         if missing:
-            self._encode([job for job in self.jobs if any(job is other for other, _ in missing)], processes)
+            self._prepare([job for job in self.jobs if any(job is other for other, _ in missing)], processes)
         own = missing[processes.rank :: processes.count]
         searchers = _Searchers(self.recipe, self.jobs)
         if own:
@@ -85,13 +88,10 @@ class Shards:
                     advance(len(job.shards[number]))
         processes.meet()
 
-    def _encode(self, jobs: Sequence[Job], processes: Processes) -> None:
-        if self.recipe.dense is None:
-            return
+    def _prepare(self, jobs: Sequence[Job], processes: Processes) -> None:
         for job in jobs:
-            if job.retriever in ("dense", "fusion"):
-                options = self.recipe.dense.model_dump()
-                encode_together(job.collection.corpus, job.collection.queries, processes=processes, **options)
+            if job.stage.prepare is not None:
+                job.stage.prepare(self.recipe, job.collection.corpus, job.collection.queries, processes)
 
     def _make(self, job: Job, number: int, search: Searcher) -> None:
         collection = job.collection.subset(job.shards[number])
@@ -108,7 +108,7 @@ class Shards:
 
     def view(self, job: Job, collection: Collection) -> MiningView:
         """What filters see of a job, without candidates."""
-        seed, code = self.recipe.seed, self.recipe.mine.code
+        seed, code = self.recipe.seed, self.recipe.bm25.code
         teacher = None if self.teacher is None else self.teacher(collection)
         return MiningView(collection, job.retriever, {}, {}, seed, code, teacher)
 
@@ -124,10 +124,6 @@ class Shards:
         """Remove all shards, of whatever inputs, and what a kill left of one."""
         if folder.is_dir():
             shutil.rmtree(folder)
-
-
-# Their short lists are the starts of their long ones.
-CUT = ("bm25", "dense")
 
 
 class _Searchers:
@@ -148,10 +144,10 @@ class _Searchers:
     def _make(self, job: Job) -> Searcher:
         console.say(f"  {job.collection.name}: {job.retriever} over {len(job.collection.corpus):,} documents")
         depth = job.depth
-        if job.retriever in CUT:
+        if job.stage.nested:
             depth = max(other.depth for other in self._jobs if other.retriever == job.retriever)
-        make = retriever(self._recipe, job.retriever, depth, job.run_file)
-        if job.retriever != "run":
+        make = job.stage.of(self._recipe, depth, job.run_file)
+        if not job.stage.reads_run_file:
             return make(job.collection.corpus)
         # The whole file at once: what it lacks is said of the set, not of every shard.
         lists, prefix = make(job.plain.corpus)(job.plain.queries), f"{job.collection.name}/"
@@ -166,9 +162,9 @@ def _alike(one: Job, other: Job) -> bool:
     """Whether one searcher serves both."""
     if one is other:
         return True
-    if one.retriever != other.retriever or one.retriever == "run":
+    if one.retriever != other.retriever or one.stage.reads_run_file:
         return False
-    if one.depth != other.depth and one.retriever not in CUT:
+    if one.depth != other.depth and not one.stage.nested:
         return False
     # Ids are qualified by the set's name.
     if one.plain.name != other.plain.name:

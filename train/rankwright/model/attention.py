@@ -29,7 +29,7 @@ FEW_SHAPES = 32
 
 
 def check_attention(name: str) -> None:
-    """Raises UserError for a name that is no route."""
+    """Raises UserError for an unknown route."""
     if name not in ("auto", PLAIN):
         # An unknown name lists the known ones.
         ROUTES[name]
@@ -44,16 +44,16 @@ def choose_route(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
 
 
 def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_varlen: bool) -> tuple[str, str]:
-    """choose_route() for a device that need not be here."""
+    """choose_route() for a device that this machine may not have."""
     if wanted == PLAIN:
-        return PLAIN, "as the recipe says"
+        return PLAIN, "chosen in the recipe"
     if wanted != "auto":
         if wanted == "varlen" and not has_varlen:
             raise UserError(
                 f"model.attention: varlen needs a CUDA device and bf16, here {device_type} and "
                 f"{str(dtype).removeprefix('torch.')}: use `auto`"
             )
-        return wanted, "as the recipe says"
+        return wanted, "chosen in the recipe"
     if device_type == "cpu":
         return "documents", "fastest on a CPU"
     if has_varlen:
@@ -69,7 +69,7 @@ def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
 
 @ROUTES.register
 def documents(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
-    """Segment by segment: no token is ever multiplied with one it does not see. For CPUs."""
+    """Segment by segment: no token is multiplied with one that it does not see. For CPUs."""
     sizes = [s.tokens for s in row.segments]
     q, k, v = (torch.split(x, sizes, dim=1) for x in (q_HTD, k_KTD, v_KTD))
     place = {segment.start: number for number, segment in enumerate(row.segments)}
@@ -89,7 +89,7 @@ def _attend(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> Tensor
     if q_HLD.dtype == torch.float32:
         mask_LS = _causal(keys, q_HLD.dtype, q_HLD.device)[keys - queries : keys, :keys]
         return _fused(q_HLD, k_KSD, v_KSD, mask_LS, scale)
-    # In 16 bits every new shape costs a compilation: few shapes then. What is added is seen by added queries only.
+    # In 16 bits every new shape costs a compilation, so sizes are rounded up. Only added queries see added keys.
     more_queries, more_keys = -queries % FEW_SHAPES, -keys % FEW_SHAPES
     q, k, v = (F.pad(x, (0, 0, 0, more)) for x, more in ((q_HLD, more_queries), (k_KSD, more_keys), (v_KSD, more_keys)))
     short = torch.is_grad_enabled() and keys <= SHORT_KEYS
@@ -106,7 +106,7 @@ def _fused(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, mask_LS: Tensor, scale: 
 
 
 def _causal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A causal mask of at least `size` x `size`, of which all others are parts."""
+    """A causal mask of at least `size` x `size`; smaller ones are cut from it."""
     return _square(1 << (size - 1).bit_length(), dtype, device)
 
 
@@ -130,7 +130,7 @@ def dense(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -
 
 @ROUTES.register
 def flex(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
-    """FlexAttention under a block mask: blocks that nobody sees are skipped. Compiled on a GPU."""
+    """FlexAttention under a block mask: blocks that no token sees are skipped. Compiled on a GPU."""
     attend = _flex_attention(q_HTD.is_cuda)
     out = attend(q_HTD[None], k_KTD[None], v_KTD[None], block_mask=_block_mask(row, q_HTD.device), scale=scale)
     return cast(Tensor, out)[0].transpose(0, 1)
@@ -146,7 +146,7 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=4)
 def _block_mask(row: Row, device: torch.device) -> Any:
-    """All layers of a forward pass share it."""
+    """The block mask of a row, which all layers of a forward pass share."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     tokens = len(row.ids_T)

@@ -1,4 +1,4 @@
-"""What the files of a base say: the prompt it was trained in, and why it cannot be a base of ours."""
+"""What can be read from a base's files: the prompt it was trained in, and why it cannot be a base of ours."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
-from rankwright.model.frames import CUT, Frame, Mode, frame_of, known_frame, single_token_id
+from rankwright.model.frames import CUT, FRAMES, FrameTexts, known_frame, single_token_id
 
 QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
 README = "README.md"
+TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
+ADAPTER_FILE = "adapter_config.json"
+# Weights whose loading may run code.
+PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A frame, the instruction that the base's own files put into it (None: they do not say), and how it was found."""
+    """A frame, the instruction that the base's own files put into it (None: they name none), and how it was found."""
 
-    mode: Mode
+    mode: str
     instruction: str | None = None
     why: str = ""
 
@@ -32,8 +37,8 @@ class Origin:
 def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = None) -> Origin:
     """The frame of a base without a contract of its own.
 
-    name: what the base is called, when `folder` is a copy of it. Raises UserError asking for the frame where nothing
-    says it.
+    name: what the base is called, when `folder` is a copy of it. Raises UserError, which asks for the frame, where none
+    is found.
     """
     settings = read_json(folder, ADAPTER_FILE, revision)
     if settings is not None:
@@ -53,14 +58,13 @@ def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = N
 
 
 def _of_adapter(name: str, folder: str, base: str, tokenizer: Any) -> Origin:
-    """Adapters read the prompt of their base, unless their own tokenizer or README says another one."""
-    mode = known_frame(base)
+    """Adapters read the prompt of their base, unless their own tokenizer or README names another one."""
     found = _written(tokenizer) or _named(name, folder, None)
-    if found is None and mode is not None:
-        found = Origin(mode)
-    if found is None:
+    if found is not None:
+        return found
+    if (frame := known_frame(base)) is None:
         raise UserError(_question(name, tokenizer, None))
-    return found
+    return Origin(frame.name)
 
 
 @functools.cache
@@ -70,21 +74,21 @@ def _say_once(text: str) -> None:
 
 def _written(tokenizer: Any) -> Origin | None:
     """The frame whose text the chat template (roles query and document) or the tokenizer's own pair makes."""
-    frames = dict.fromkeys((mode, frame) for mode, frame in _frames(tokenizer))
+    frames = dict.fromkeys(_frames(tokenizer))
     for text in _texts(tokenizer):
-        for mode, frame in frames:
-            instruction = _instruction_in(text, frame)
+        for mode, texts in frames:
+            instruction = _instruction_in(text, texts)
             if instruction is not None:
-                return Origin(mode, instruction if "{instruction}" in frame.prefix else None)
+                return Origin(mode, instruction if "{instruction}" in texts.prefix else None)
     return None
 
 
-def _frames(tokenizer: Any) -> Iterator[tuple[Mode, Frame]]:
-    for mode in get_args(Mode):
+def _frames(tokenizer: Any) -> Iterator[tuple[str, FrameTexts]]:
+    for frame in FRAMES.values():
         # With and without a line for an instruction, where that is a choice.
         for told in ("", "x"):
             try:
-                yield mode, frame_of(mode, tokenizer, told)
+                yield frame.name, frame.build(tokenizer, told)
             except UserError:
                 continue
 
@@ -97,13 +101,13 @@ def _texts(tokenizer: Any) -> Iterator[str]:
         try:
             yield tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends_with_answer)
         except (TemplateError, TypeError, ValueError, KeyError):
-            # Of another task: these roles are not its own.
+            # The template is for another task, with other roles.
             continue
     yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
 
 
-def _instruction_in(text: str, frame: Frame) -> str | None:
-    """What stands in the place of the instruction, where `text` is the frame around the two texts; else None."""
+def _instruction_in(text: str, frame: FrameTexts) -> str | None:
+    """The text at the place of the instruction if `text` is the frame around the two texts, else None."""
     start, place, rest = frame.prefix.replace(CUT, "").partition("{instruction}")
     end = rest + QUERY + (frame.middle + frame.document_prefix + DOCUMENT + frame.suffix).replace(CUT, "")
     if not (text.startswith(start) and text.endswith(end) and len(text) >= len(start) + len(end)):
@@ -113,14 +117,13 @@ def _instruction_in(text: str, frame: Frame) -> str | None:
 
 
 def _named(name: str, folder: str, revision: str | None) -> Origin | None:
-    """By the base's own name, or by the model that its files name as the one they were made from."""
-    mode = known_frame(name)
-    if mode is not None:
-        return Origin(mode)
+    """The frame by the base's own name, or by the name of the model that its files say it was made from."""
+    if (frame := known_frame(name)) is not None:
+        return Origin(frame.name)
     for place, other in _relatives(folder, revision):
-        mode = known_frame(other)
-        if mode is not None:
-            return Origin(mode, why=f"since its {place} names {other}; if that is wrong, state it: prompt.mode=...")
+        if (frame := known_frame(other)) is not None:
+            why = f"since its {place} names {other}; if that is wrong, state it: prompt.mode=..."
+            return Origin(frame.name, why=why)
     return None
 
 
@@ -148,7 +151,7 @@ def _front_matter(readme: str) -> dict[str, Any]:
 
 
 def _is_reranker(folder: str, revision: str | None) -> bool:
-    """Whether it was trained to score, in some prompt: a classifier, or a card that says so."""
+    """Whether it was trained to score, in some prompt: a classifier, or by its card."""
     config = read_json(folder, "config.json", revision) or {}
     if architecture(config).endswith("ForSequenceClassification"):
         return True
@@ -170,8 +173,8 @@ def _logit_score(folder: str, revision: str | None) -> tuple[int, int | None] | 
     return None
 
 
-def _check_tokens(name: str, tokenizer: Any, mode: Mode, logit_score: tuple[int, int | None]) -> None:
-    frame = frame_of(mode, tokenizer, "")
+def _check_tokens(name: str, tokenizer: Any, mode: str, logit_score: tuple[int, int | None]) -> None:
+    frame = FRAMES[mode].build(tokenizer, "")
     no = None if frame.no is None else single_token_id(tokenizer, frame.no)
     if (single_token_id(tokenizer, frame.yes), no) != logit_score:
         raise UserError(
@@ -186,21 +189,15 @@ def _words(tokenizer: Any, ids: Sequence[int | None]) -> str:
 
 def _question(name: str, tokenizer: Any, logit_score: tuple[int, int | None] | None) -> str:
     scored = "" if logit_score is None else f" (it scores {_words(tokenizer, logit_score)})"
+    chosen = "|".join(frame.name for frame in FRAMES.values() if frame.trainable)
     return (
-        f"model.base: {name}: a reranker{scored} whose files and name do not say in which prompt it was trained: look "
-        f"it up and state it: prompt.mode={'|'.join(get_args(Mode))} (score: --mode, Reranker.load: mode=)"
+        f"model.base: {name}: a reranker{scored} whose files and name do not show which prompt it was trained in: look "
+        f"it up and state it: prompt.mode={chosen} (score: --mode, Reranker.load: mode={'|'.join(FRAMES)})"
     )
 
 
-TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
-ADAPTER_FILE = "adapter_config.json"
-# Weights whose loading may run code.
-PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
-
-
 def refuse_other_kinds(name: str, folder: str, revision: str | None = None) -> None:
-    """Raises UserError for what no decoder with one score is: encoders, several labels, own code, other modules."""
+    """Raises UserError for a base that is not a decoder with one score: an encoder, several labels, code of its own."""
     for module in modules(folder, revision):
         kind = module["type"].rsplit(".", 1)[-1]
         if kind not in (TRANSFORMER, LOGIT_SCORE):
@@ -222,7 +219,7 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
     kind, family = architecture(config), config.get("model_type")
     if kind and not hasattr(transformers, kind):
         raise UserError(
-            f"model.base: {name}: {kind} is no class of transformers, and code of a repository is never run for a "
+            f"model.base: {name}: {kind} is not a class of transformers, and code of a repository is never run for a "
             f"base: {INSTEAD}, or serve it (kind: served)"
         )
     is_encoder = family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_MASKED_LM_MAPPING
@@ -236,7 +233,7 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
 
 
 def refuse_unread(folder: str) -> None:
-    """Raises UserError for a folder of one of our exports that other libraries read, and this one does not."""
+    """Raises UserError for an export of ours that only other libraries read (onnx, gguf)."""
     path = Path(folder)
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return
@@ -249,7 +246,7 @@ def refuse_unread(folder: str) -> None:
 
 
 def refuse_pickles(folder: str) -> None:
-    """Raises UserError for a local folder whose weights are in no safetensors file."""
+    """Raises UserError for a local folder that has pickled weights and no safetensors file."""
     path = Path(folder)
     found = [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))] if path.is_dir() else []
     if found and not any(path.glob("*.safetensors")):
@@ -260,7 +257,7 @@ def refuse_pickles(folder: str) -> None:
 
 
 def architecture(config: dict[str, Any]) -> str:
-    """The class that wrote the weights, or an empty text."""
+    """The class that wrote the weights, \"\" if the config names none."""
     return str((config.get("architectures") or [""])[0])
 
 
@@ -284,7 +281,7 @@ def read_json(folder: str, file: str, revision: str | None = None, *, kind: type
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UserError(f"model.base: {folder}: {file} is no JSON ({error}): write it again") from None
+        raise UserError(f"model.base: {folder}: {file} is not JSON ({error}): write it again") from None
     return found if isinstance(found, kind) else None
 
 
@@ -305,7 +302,7 @@ def find_file(folder: str, file: str, revision: str | None = None) -> Path | Non
         folder,
         file,
         revision=revision,
-        # What cannot be reached at all has been said by then: the tokenizer is read first.
+        # A repository that cannot be reached was reported before: the tokenizer is read first.
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

@@ -1,7 +1,7 @@
 """The decoder's forward over packed rows: layer by layer, the last layer for scored tokens only.
 
-It runs the modules of the transformers model (weights, norms, adapters) in the order in which transformers does;
-what differs is the attention's route and that nothing is computed which no score depends on. Equality with
+It runs the modules of the transformers model (weights, norms, adapters) in the same order as transformers does.
+Two things differ: the attention's route, and that only values are computed on which a score depends. Equality with
 transformers' own forward is tested for every family in FAMILIES, gradients included.
 """
 
@@ -19,7 +19,7 @@ from rankwright.model.kernels import gated, rms_norm, rotate
 from rankwright.model.layout import Row
 
 # T tokens, N scored tokens, C hidden size, H query heads, K key heads, D head size, R rank of adapters.
-# Families whose layers are norm, attention, norm, gated MLP with rotary positions, as `run_layer` has them.
+# Families whose layers are norm, attention, norm, gated MLP with rotary positions, as Block runs them.
 FAMILIES = ("qwen3", "qwen2", "llama")
 
 
@@ -96,7 +96,7 @@ def project(x_TC: Tensor, linears: Sequence[Any]) -> list[Tensor]:
     for linear, name, low_TR in zip(linears, names, low, strict=True):
         base_TX = linear.base_layer(x_TC)
         up = linear.lora_B[name].weight.to(base_TX.dtype)
-        # In place: the base's product is nobody else's, and its backward pass does not need it.
+        # In place: nothing else uses the base's product, and its backward pass does not need it.
         found.append(base_TX.addmm_(low_TR.to(base_TX.dtype), up.T, alpha=linear.scaling[name]))
     return found
 

@@ -1,4 +1,4 @@
-"""The frames of prompts, ours and those of other rerankers; scored words that are one token, a pad token."""
+"""Prompt templates ("frames"), ours and those of other rerankers: one record each; scored words and pad token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, no_such
+from rankwright.common.registry import Records
+from rankwright.recipe.schema import DEFAULT_INSTRUCTION
 
-Mode = Literal["official", "portable", "zerank", "mxbai", "bge"]
-# Marks a place at which a frame's vendor tokenises apart; no text of a user is looked at for it.
+# Marks a place where a frame's vendor tokenises what stands before and behind it separately. Only texts of frames are
+# searched for it, never those of users.
 CUT = "{cut}"
 
 PORTABLE_TASK = 'Judge whether the document answers the query. Answer "yes" or "no".'
@@ -31,8 +33,8 @@ BGE_TASK = (
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """The texts around query and document, and the scored words.
+class FrameTexts:
+    """The texts around a query and a document, and the scored words.
 
     prefix may hold `{instruction}` once; prefix, middle and suffix may hold CUT. The score is scale * (logit of yes -
     logit of no), or without a `no` scale * (logit of yes).
@@ -47,8 +49,63 @@ class Frame:
     scale: float = 1.0
 
 
-def portable_frame(tokenizer: Any) -> Frame:
-    """A frame of the turn tokens that the base was trained on.
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A prompt template and all that is known about it. prompt.mode and stored contracts hold its name.
+
+    build: (tokenizer, instruction) -> texts; raises UserError for a tokenizer that the template does not suit.
+    families: parts of the names of models that were trained in it, in lower case; the first frame that has one wins.
+    instruction: the default, "" for none.
+    line_for_instruction: the texts have a place for an instruction only where there is one.
+    trainable: a recipe may choose it for any base; other frames are only found by the base (`auto`).
+    rendered: the prompt is one text, which a chat template can render; false for a frame that its vendor tokenises in
+    pieces, which no runtime of an export repeats.
+    baked: rendered, and query and document stand alone between special tokens, so that tokenizer.json can hold the
+    frame.
+    """
+
+    name: str
+    build: Callable[[Any, str], FrameTexts]
+    families: tuple[str, ...] = ()
+    instruction: str = ""
+    line_for_instruction: bool = False
+    trainable: bool = False
+    rendered: bool = False
+    baked: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.rendered or not self.baked, f"frame {self.name}: baked, so rendered too"
+
+
+FRAMES: Records[Frame] = Records("prompt frame")
+
+
+def official_frame(tokenizer: Any, instruction: str) -> FrameTexts:
+    """Qwen3-Reranker, README form.
+
+    Source: https://huggingface.co/Qwen/Qwen3-Reranker-0.6B (README, transformers usage).
+    """
+    prefix = (
+        f"<|im_start|>system\n{OFFICIAL_SYSTEM}<|im_end|>\n<|im_start|>user\n<Instruct>: {{instruction}}\n<Query>: "
+    )
+    return FrameTexts(prefix, "\n<Document>:", " ", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+FRAMES.add(
+    Frame(
+        "official",
+        official_frame,
+        families=("qwen3-reranker",),
+        instruction=DEFAULT_INSTRUCTION,
+        trainable=True,
+        rendered=True,
+    ),
+    __name__,
+)
+
+
+def portable_frame(tokenizer: Any, instruction: str = "") -> FrameTexts:
+    """The turn tokens that the base was trained on, with roles system, query, document and assistant.
 
     Knows ChatML (Qwen, SmolLM2 and others) and Llama 3. Raises UserError for any other tokenizer.
     """
@@ -66,21 +123,16 @@ def portable_frame(tokenizer: Any) -> Frame:
         )
     turn = functools.partial(opening.replace, "{role}")
     prefix = f"{start}{turn('system')}{PORTABLE_TASK}\n{{instruction}}{closing}{turn('query')}"
-    return Frame(prefix, f"{closing}{turn('document')}", "", f"{closing}{turn('assistant')}{thought}")
+    return FrameTexts(prefix, f"{closing}{turn('document')}", "", f"{closing}{turn('assistant')}{thought}")
 
 
-def official_frame() -> Frame:
-    """Qwen3-Reranker, README form.
-
-    Source: https://huggingface.co/Qwen/Qwen3-Reranker-0.6B (README, transformers usage).
-    """
-    prefix = (
-        f"<|im_start|>system\n{OFFICIAL_SYSTEM}<|im_end|>\n<|im_start|>user\n<Instruct>: {{instruction}}\n<Query>: "
-    )
-    return Frame(prefix, "\n<Document>:", " ", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+FRAMES.add(
+    Frame("portable", portable_frame, instruction=DEFAULT_INSTRUCTION, trainable=True, rendered=True, baked=True),
+    __name__,
+)
 
 
-def zerank_frame() -> Frame:
+def zerank_frame(tokenizer: Any, instruction: str) -> FrameTexts:
     """zerank-1, -1-small and -2: Qwen3's chat template with system = query, user = document; logit of "Yes" / 5.
 
     Source: modeling_zeranker.py of https://huggingface.co/zeroentropy/zerank-1-small (2025-08), and the README of
@@ -89,13 +141,16 @@ def zerank_frame() -> Frame:
     strips both texts, as the contract does. There is no place for an instruction.
     """
     middle = "<|im_end|>\n<|im_start|>user\n"
-    return Frame("<|im_start|>system\n", middle, "", "<|im_end|>\n<|im_start|>assistant\n", "Yes", None, 0.2)
+    return FrameTexts("<|im_start|>system\n", middle, "", "<|im_end|>\n<|im_start|>assistant\n", "Yes", None, 0.2)
 
 
-def mxbai_frame(instruction: str) -> Frame:
+FRAMES.add(Frame("zerank", zerank_frame, families=("zerank-",), rendered=True, baked=True), __name__)
+
+
+def mxbai_frame(tokenizer: Any, instruction: str) -> FrameTexts:
     """mxbai-rerank-base-v2 and -large-v2: logit of "1" - logit of "0".
 
-    The line of the instruction is there only where there is one. Source: mxbai_rerank/mxbai_rerank_v2.py of
+    The line for an instruction is left out without one. Source: mxbai_rerank/mxbai_rerank_v2.py of
     https://github.com/mixedbread-ai/mxbai-rerank (commit 03324ea, 2025), which tokenises its pieces one by one. There
     query and document together fill 8,192 tokens beside the frame, and the query up to 3/4 of them; here max_tokens
     bounds the whole prompt and query_tokens the query.
@@ -104,10 +159,14 @@ def mxbai_frame(instruction: str) -> Frame:
     told = "instruction: {instruction}\n" if instruction else ""
     prefix = f"{start}<|im_start|>user\n{CUT}{told}query: "
     suffix = f"{CUT}\n{CUT}{MXBAI_TASK}{CUT}<|im_end|>\n<|im_start|>assistant\n"
-    return Frame(prefix, f"{CUT}\n{CUT}", "document: ", suffix, "1", "0")
+    return FrameTexts(prefix, f"{CUT}\n{CUT}", "document: ", suffix, "1", "0")
 
 
-def bge_frame(tokenizer: Any) -> Frame:
+MXBAI = ("mxbai-rerank-base-v2", "mxbai-rerank-large-v2")
+FRAMES.add(Frame("mxbai", mxbai_frame, families=MXBAI, line_for_instruction=True), __name__)
+
+
+def bge_frame(tokenizer: Any, instruction: str) -> FrameTexts:
     """bge-reranker-v2-gemma and its like (a plain causal model): logit of "Yes" after a trailing task.
 
     Source: FlagEmbedding/inference/reranker/decoder_only/base.py of https://github.com/FlagOpen/FlagEmbedding
@@ -117,33 +176,24 @@ def bge_frame(tokenizer: Any) -> Frame:
     """
     bos = tokenizer.bos_token
     start = f"{bos}{CUT}" if bos is not None and bos != tokenizer.pad_token else ""
-    return Frame(f"{start}A: ", f"{CUT}\n{CUT}", "B: ", f"{CUT}\n{CUT}{BGE_TASK}", "Yes", None)
+    return FrameTexts(f"{start}A: ", f"{CUT}\n{CUT}", "B: ", f"{CUT}\n{CUT}{BGE_TASK}", "Yes", None)
 
 
-def frame_of(mode: Mode, tokenizer: Any, instruction: str) -> Frame:
-    """The frame that a mode stands for, with this tokenizer. Raises UserError when the tokenizer has none."""
-    frames: dict[str, Callable[[], Frame]] = {
-        "official": official_frame,
-        "portable": lambda: portable_frame(tokenizer),
-        "zerank": zerank_frame,
-        "mxbai": lambda: mxbai_frame(instruction),
-        "bge": lambda: bge_frame(tokenizer),
-    }
-    assert set(frames) == set(get_args(Mode)), "every mode has a frame"
-    return frames[mode]()
+FRAMES.add(Frame("bge", bge_frame, families=("bge-reranker-v2-gemma",)), __name__)
 
 
-def known_frame(name: str) -> Mode | None:
+def check_prompt_mode(mode: str) -> None:
+    """Raises UserError for a prompt.mode that is neither `auto` nor a frame that a recipe may choose."""
+    known = ["auto", *(frame.name for frame in FRAMES.values() if frame.trainable)]
+    if mode not in known:
+        advice = "`auto` finds this frame for bases that were trained in it" if mode in FRAMES else ""
+        raise UserError(no_such(FRAMES.kind, mode, known, advice))
+
+
+def known_frame(name: str) -> Frame | None:
     """The frame of a family by the last part of a folder's name or hub id, or None."""
     last = Path(name).name.lower()
-    known: dict[str, Mode] = {
-        "qwen3-reranker": "official",
-        "zerank-": "zerank",
-        "mxbai-rerank-base-v2": "mxbai",
-        "mxbai-rerank-large-v2": "mxbai",
-        "bge-reranker-v2-gemma": "bge",
-    }
-    return next((mode for part, mode in known.items() if part in last), None)
+    return next((frame for frame in FRAMES.values() if any(part in last for part in frame.families)), None)
 
 
 def single_token_id(tokenizer: Any, token: str) -> int:

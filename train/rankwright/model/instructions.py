@@ -1,6 +1,6 @@
-"""Which instruction a set is read under, and the one that is frozen into the exports.
+"""The instruction that each set is read under, and the one that is frozen into the exports.
 
-`None` stands for the recipe's: prompt.instruction, or what the base carries where the recipe states none.
+`None` stands for the instruction of the recipe: prompt.instruction, or where the recipe states none, the base's own.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ def entries(recipe: Recipe) -> Iterator[tuple[str, Source]]:
 
 
 def stated_instruction(recipe: Recipe) -> str | None:
-    """prompt.instruction, or None when the recipe states none: a base that carries its own then keeps it."""
+    """prompt.instruction, or None if the recipe states none: a base that carries an instruction then keeps it."""
     return recipe.prompt.instruction if "instruction" in recipe.prompt.model_fields_set else None
 
 
 def stated_instructions(recipe: Recipe) -> dict[str, str]:
-    """Key -> instruction, of all that the recipe states."""
+    """Key -> instruction, for every instruction that the recipe states."""
     found = {f"{key}.instruction": source.instruction for key, source in entries(recipe)}
     found = {"prompt.instruction": stated_instruction(recipe), **found, "export.instruction": recipe.export.instruction}
     return {key: text for key, text in found.items() if text is not None}
 
 
 def recipe_instruction(recipe: Recipe) -> str:
-    """The text that None stands for. A base of the hub is taken to carry none of its own."""
+    """The text that None stands for. A base on the hub is assumed to carry no instruction."""
     stated = stated_instruction(recipe)
     if stated is not None:
         return stated.strip()
     try:
         saved = PromptContract.load(Path(resolve_base(recipe.model.base)))
     except UserError:
-        # It is said where the base is loaded.
+        # Reported where the base is loaded.
         saved = None
     return recipe.prompt.instruction if saved is None else saved.instruction
 
 
 def frozen_instruction(recipe: Recipe) -> str | None:
-    """The instruction that the exports hold: export.instruction, or else the only one that is trained under."""
+    """The instruction that the exports hold: export.instruction, else the only one of the training sets."""
     chosen = recipe.export.instruction
     if chosen is None:
         return next(iter(training_instructions(recipe)), None)
@@ -72,7 +72,7 @@ def _own(instruction: str | None, default: str) -> str | None:
 
 
 def is_read_otherwise(recipe: Recipe, instruction: str | None) -> bool:
-    """Whether exports read a test set under another instruction than its own."""
+    """Whether exports read a test set under an instruction that is not its own."""
     if not recipe.export_targets:
         return False
     return frozen_instruction(recipe) != _own(instruction, recipe_instruction(recipe))

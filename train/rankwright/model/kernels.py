@@ -1,4 +1,4 @@
-"""Steps of a decoder layer with hand-written backward passes: the same values in fewer passes, less kept for later.
+"""Steps of a decoder layer with hand-written backward passes: the same values in fewer passes, with less memory.
 
 Autograd keeps every intermediate of a normalisation, a rotation or a gate; these keep their inputs only.
 """

@@ -1,4 +1,4 @@
-"""The plan of a step over all ranks: padded chunks, and packed rows where a query's head stands once."""
+"""How prompts lie in memory: packed rows (a query's head stands once), padded chunks, the micro-batches of a step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from rankwright.model.prompt import EncodedGroup
 
 # T tokens of a row, N documents (scored prompts) of a row, S keys.
-# Rows longer than this fall out of a CPU's caches.
-CPU_ROW_TOKENS = 4096
+# Packed rows on a CPU, and padded chunks, have at most this many tokens: larger ones fall out of a CPU's caches.
+CPU_ROW_TOKENS = CHUNK_TOKENS = 4096
 # In 16 bits on a CPU every new shape costs a compilation, which takes longer than the product itself.
 SHAPE_MULTIPLE = 128
 HEAD = -1
@@ -38,12 +38,12 @@ class Segment:
         return self.tokens + self.head_end - self.head_start
 
 
-# Compared by identity: a row is the key of what the attention routes derive from it once for all layers.
+# Compared by identity: rows are the keys under which attention routes cache what all layers share.
 @dataclass(frozen=True, eq=False)
 class Row:
-    """ids_T, positions_T: int64. heads and documents: which tokens they are; a document's last one is scored.
+    """ids_T, positions_T: int64. heads and documents: where they are in the row; a document's last token is scored.
 
-    few_shapes: how many tokens are scored is filled up too, see scored_N.
+    few_shapes: the number of scored tokens is rounded up too, see scored_N.
     """
 
     ids_T: Tensor
@@ -54,7 +54,7 @@ class Row:
 
     @cached_property
     def scored_N(self) -> Tensor:
-        """The place of each document's last token; with few_shapes, place 0 up to a multiple of 32 behind them."""
+        """The place of each document's last token; with few_shapes, then place 0 up to a multiple of 32."""
         places = [d.end - 1 for d in self.documents]
         return torch.tensor(places + [0] * (-len(places) % 32 if self.few_shapes else 0))
 
@@ -65,7 +65,7 @@ class Row:
 
     @cached_property
     def owner_2T(self) -> Tensor:
-        """Of each token the group's and the document's number within the row (HEAD for tokens of a head)."""
+        """Each token's group and document, as numbers within the row (HEAD for tokens of a head)."""
         owner_2T = torch.empty(2, len(self.ids_T), dtype=torch.long)
         groups = {head.start: number for number, head in enumerate(self.heads)}
         for head in self.heads:
@@ -86,8 +86,8 @@ class Row:
 def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int = 1) -> list[Row]:
     """Rows of at most row_tokens tokens (a longer head + document takes a row of its own); documents in order.
 
-    A group that does not fit into what is left of a row goes on in the next one, its head repeated there.
-    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens, which nobody sees.
+    A group that does not fit into the rest of a row continues in the next one, where its head is repeated.
+    row_tokens None: a single row. Rows are filled up to a `multiple` of tokens with tokens that no document sees.
     """
     rows: list[_Draft] = []
     for group in groups:
@@ -135,24 +135,6 @@ class _Draft:
         return Row(ids_T, torch.cat(self._positions), heads, documents, few_shapes=multiple > 1)
 
 
-def split_group(group: EncodedGroup, budget_tokens: int) -> Iterator[EncodedGroup]:
-    """The group in parts of at most budget_tokens tokens, each with the head; a longer document is a part alone."""
-    part: list[list[int]] = []
-    used = len(group.head_ids)
-    for tail in group.tail_ids:
-        if part and used + len(tail) > budget_tokens:
-            yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
-            part, used = [], len(group.head_ids)
-        part.append(tail)
-        used += len(tail)
-    if part:
-        yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
-
-
-# Rows of one chunk are cut into pieces of at most this many tokens: larger ones fall out of a CPU's caches.
-CHUNK_TOKENS = 4096
-
-
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Prompts padded on the right to one length.
@@ -163,6 +145,32 @@ class Chunk:
     ids_BT: Tensor
     last_B: Tensor
     indices: tuple[int, ...]
+
+
+def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Chunk]:
+    """Prompts, longest first, in chunks of at most chunk_tokens padded tokens (at least one prompt each)."""
+    assert all(len(p) for p in prompts), "an empty prompt has no token to score"
+    lengths = [len(p) for p in prompts]
+    return [_pad(rows, prompts, pad_id) for rows in chunk_rows(lengths, chunk_tokens=chunk_tokens)]
+
+
+def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
+    """Which prompts of these lengths make up each chunk of pad_chunks; the first of a chunk is its longest."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    start = 0
+    while start < len(order):
+        count = max(1, chunk_tokens // lengths[order[start]])
+        yield order[start : start + count]
+        start += count
+
+
+def _pad(rows: Sequence[int], prompts: Sequence[Sequence[int]], pad_id: int) -> Chunk:
+    width = max(len(prompts[i]) for i in rows)
+    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    for row, i in enumerate(rows):
+        ids_BT[row, : len(prompts[i])] = torch.tensor(prompts[i], dtype=torch.long)
+    last_B = torch.tensor([len(prompts[i]) - 1 for i in rows])
+    return Chunk(ids_BT, last_B, tuple(rows))
 
 
 def plan_step(group_tokens: Sequence[int], *, ranks: int, budget_tokens: int) -> list[list[list[int]]]:
@@ -192,27 +200,15 @@ def _fill(groups: Sequence[int], group_tokens: Sequence[int], budget_tokens: int
     return micro_batches
 
 
-def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Chunk]:
-    """Prompts, longest first, in chunks of at most chunk_tokens padded tokens (at least one prompt each)."""
-    assert all(len(p) for p in prompts), "an empty prompt has no token to score"
-    lengths = [len(p) for p in prompts]
-    return [_pad(rows, prompts, pad_id) for rows in chunk_rows(lengths, chunk_tokens=chunk_tokens)]
-
-
-def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
-    """Which prompts of these lengths make up each chunk of pad_chunks; the first of a chunk is its longest."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    start = 0
-    while start < len(order):
-        count = max(1, chunk_tokens // lengths[order[start]])
-        yield order[start : start + count]
-        start += count
-
-
-def _pad(rows: Sequence[int], prompts: Sequence[Sequence[int]], pad_id: int) -> Chunk:
-    width = max(len(prompts[i]) for i in rows)
-    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    for row, i in enumerate(rows):
-        ids_BT[row, : len(prompts[i])] = torch.tensor(prompts[i], dtype=torch.long)
-    last_B = torch.tensor([len(prompts[i]) - 1 for i in rows])
-    return Chunk(ids_BT, last_B, tuple(rows))
+def split_group(group: EncodedGroup, budget_tokens: int) -> Iterator[EncodedGroup]:
+    """The group in parts of at most budget_tokens tokens, each with the head; a longer document is a part alone."""
+    part: list[list[int]] = []
+    used = len(group.head_ids)
+    for tail in group.tail_ids:
+        if part and used + len(tail) > budget_tokens:
+            yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
+            part, used = [], len(group.head_ids)
+        part.append(tail)
+        used += len(tail)
+    if part:
+        yield EncodedGroup(group.head_ids, part, group.query_cut, 0)

@@ -15,14 +15,20 @@ from rankwright.data.collection import Collection
 from rankwright.data.store.views import get_many
 from rankwright.model.prompt import PromptEncoder
 
-# Without a tokenizer: bytes of UTF-8 a token, and tokens of a frame with its instruction. Both are on the safe side.
+# Estimates without a tokenizer: UTF-8 bytes per token, and tokens of a frame with its instruction; on the safe side.
 BYTES_PER_TOKEN, FRAME_TOKENS = 3.0, 110
 LEAST_TOKENS, MOST_TOKENS, STEP_TOKENS = 128, 1024, 64
+# At most this many documents of a corpus are measured, drawn by hash, so that the time has a bound.
+MOST_DOCUMENTS = 300_000
+BATCH = 512
+PERCENTILES = (50, 90, 99)
+
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The prompt's budgets, and how they came about. query_tokens None: the default, a quarter of max_tokens."""
+    """The prompt's budgets, and why these. query_tokens None: the default, a quarter of max_tokens."""
 
     max_tokens: int
     query_tokens: int | None
@@ -34,8 +40,9 @@ def choose_budget(
 ) -> Budget:
     """The smallest budget, in steps of 64, that holds 95 % of the documents beside 95 % of the queries.
 
-    Of the documents of the corpus, or of the relevant ones where those are longer. At most MOST_TOKENS: what is longer
-    costs more than it brings, and is cut and counted. Without an encoder tokens are estimated from bytes.
+    The documents are those of the corpus, or the relevant ones where these are longer. The budget is at most
+    MOST_TOKENS: longer prompts cost more than they bring; texts are then cut and counted. Without an encoder tokens are
+    estimated from bytes.
     """
     if encoder is None:
         frame = FRAME_TOKENS
@@ -47,13 +54,13 @@ def choose_budget(
             list(map(len, encoder.encode_documents(texts))) for texts in (queries, corpus, relevant)
         )
         how = "counted"
-    query = _percentile(of_queries, 0.95)
+    query = percentile(of_queries, 95)
     kinds = (("documents", of_corpus), ("relevant documents", of_relevant))
-    kind, of_documents = max(kinds, key=lambda one: _percentile(one[1], 0.95))
-    document = _percentile(of_documents, 0.95)
+    kind, of_documents = max(kinds, key=lambda one: percentile(one[1], 95))
+    document = percentile(of_documents, 95)
     wanted = frame + query + document
     size = min(max(_up(wanted), LEAST_TOKENS), MOST_TOKENS)
-    longest = _percentile(of_queries, 0.99)
+    longest = percentile(of_queries, 99)
     query_tokens = min(longest, size // 2) if longest > size // 4 else None
     # A query that is given more must leave room for the frame and a document.
     size = max(size, _up(frame + (query_tokens or size // 4) + STEP_TOKENS))
@@ -70,25 +77,17 @@ def _up(tokens: int) -> int:
     return math.ceil(tokens / STEP_TOKENS) * STEP_TOKENS
 
 
-def _percentile(lengths: Sequence[int], share: float) -> int:
-    """The smallest length that this share of them does not exceed."""
-    return sorted(lengths)[math.ceil(share * len(lengths)) - 1] if lengths else 0
+def percentile(lengths: Sequence[int], percent: float) -> int:
+    """The smallest length that this percentage of the lengths does not exceed; 0 without any."""
+    return int(np.percentile(lengths, percent, method="inverted_cdf")) if lengths else 0
 
 
 def _estimated(texts: Sequence[str]) -> list[int]:
     return [math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN) for text in texts]
 
 
-# Of a larger corpus these many documents are measured, drawn by hash, so that the time has a bound.
-MOST_DOCUMENTS = 300_000
-BATCH = 512
-PERCENTILES = (50, 90, 99)
-
-Advance = Callable[[int], None]
-
-
 def document_lengths(corpus: Mapping[str, str], encoder: PromptEncoder, advance: Advance) -> dict[str, int]:
-    """Document id -> tokens as in a prompt, not cut; of at most MOST_DOCUMENTS, which a hash of the id chooses."""
+    """Document id -> tokens as in a prompt, not cut; for at most MOST_DOCUMENTS, chosen by a hash of the id."""
     if len(corpus) > MOST_DOCUMENTS:
         ids = heapq.nsmallest(MOST_DOCUMENTS, corpus, key=lambda d: stable_hash("token lengths", d))
     else:
@@ -102,9 +101,9 @@ def document_lengths(corpus: Mapping[str, str], encoder: PromptEncoder, advance:
 
 
 def token_report(collection: Collection, encoder: PromptEncoder, lengths: Mapping[str, int]) -> dict[str, Any]:
-    """Percentiles of queries and documents, and what is cut and lost; lengths: of the corpus's documents.
+    """Percentiles of queries and documents, and what is cut and lost; lengths: those of the corpus's documents.
 
-    A document's room is the budget beside the split's median query; judged pairs are measured each beside its own.
+    A document's room is the budget beside the split's median query; each judged pair is measured beside its own query.
     """
     encoder = encoder.under(collection.instruction)
     contract = encoder.contract
@@ -118,7 +117,7 @@ def token_report(collection: Collection, encoder: PromptEncoder, lengths: Mappin
             lost.append(queries[-1] - _tokens(encoder, kept))
         heads[query_id] = len(encoder.encode_head(query)[0])
     space = contract.max_tokens - len(encoder.suffix_ids)
-    room = space - (int(np.percentile(list(heads.values()), 50, method="inverted_cdf")) if heads else 0)
+    room = space - percentile(list(heads.values()), 50)
     over = [n - room for n in lengths.values() if n > room]
     judged = [(q, d) for q, row in collection.qrels.items() if q in heads for d in row if d in lengths]
     pairs = [n for q, d in judged if (n := lengths[d] - (space - heads[q])) > 0]
@@ -138,8 +137,6 @@ def _cut(lost: Sequence[int]) -> dict[str, int]:
 
 
 def percentiles(lengths: Sequence[int]) -> dict[str, int | None]:
-    """p50, p90, p99 (each a length that occurs: the smallest that so many per cent do not exceed) and max."""
-    if not lengths:
-        return {**{f"p{p}": None for p in PERCENTILES}, "max": None}
-    values = np.percentile(lengths, PERCENTILES, method="inverted_cdf")
-    return {**{f"p{p}": int(v) for p, v in zip(PERCENTILES, values, strict=True)}, "max": max(lengths)}
+    """p50, p90, p99 (each a length that occurs, see percentile) and max; None without any lengths."""
+    found = {f"p{p}": percentile(lengths, p) if lengths else None for p in PERCENTILES}
+    return {**found, "max": max(lengths, default=None)}

@@ -1,4 +1,4 @@
-"""Bases and tokenizers from a folder or the hub: with a two-row yes/no head in fp32, merged or not."""
+"""Bases and tokenizers from a folder or the hub; every model gets a two-row yes/no head in fp32."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Precision = Literal["fp32", "bf16"]
 
 
 def load_tokenizer(folder: str, revision: str | None = None) -> Any:
-    """The base's tokenizer with a pad token that differs from eos. Raises UserError when it cannot be had."""
+    """The base's tokenizer with a pad token that differs from eos. Raises UserError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     tokenizer = _from_pretrained(AutoTokenizer, folder, revision=revision)
     _keep_line_breaks(tokenizer)
-    # Budgets are the contract's; the tokenizer's own limit would only warn of texts that are cut later.
+    # The contract has the budgets; the tokenizer's own limit would only warn about texts that are cut later.
     tokenizer.model_max_length = UNLIMITED
     tokenizer.pad_token = choose_pad_token(tokenizer)
     return tokenizer
 
 
 def _keep_line_breaks(tokenizer: Any) -> None:
-    """Take off the Strip that our exports put first: it is for callers who tokenise bare texts, not for frames."""
+    """Remove the Strip that our exports put first: it serves callers who tokenise bare texts, and would harm frames."""
     from tokenizers import normalizers
 
     steps = tokenizer.backend_tokenizer.normalizer
@@ -48,10 +48,10 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     base: str | None = None,
 ) -> RankModel:
-    """A base from a local folder or hub id, in `dtype`; weights that the files lack are an error.
+    """A base from a local folder or hub id, in `dtype`. Raises UserError for weights that the files lack.
 
-    Reads causal language models, one-label sequence classifiers (our own exports) and PEFT adapter folders;
-    `base` is where an adapter's base lies, when its own settings do not name a hub id.
+    Reads causal language models, one-label sequence classifiers (our own exports) and PEFT adapter folders.
+    base: where the base of adapters lies, if their own settings do not name a hub id.
     """
     refuse_pickles(folder)
     if adapter_base(folder, revision) is not None:
@@ -70,7 +70,7 @@ def load_model(
 def load_merged(
     folder: str, contract: PromptContract, tokenizer: Any, *, revision: str | None = None, dtype: torch.dtype
 ) -> RankModel:
-    """As load_model(), but adapters are merged, in fp32 and cast once: what new adapters are trained on."""
+    """load_model() with adapters merged, in fp32 and cast once, so that new adapters can be trained on it."""
     if adapter_base(folder, revision) is None:
         return load_model(folder, contract, tokenizer, revision=revision, dtype=dtype)
     model = load_model(folder, contract, tokenizer, revision=revision)
@@ -81,9 +81,9 @@ def load_merged(
 def empty_model(
     folder: str, contract: PromptContract, tokenizer: Any, *, revision: str | None = None, dtype: torch.dtype
 ) -> RankModel:
-    """What load_model() gives in shapes and types, from config.json alone, its weights left as they are made.
+    """A model with the shapes and types of load_model(), from config.json alone, and with arbitrary weights.
 
-    Under `torch.device("meta")` they take neither memory nor time.
+    Under `torch.device("meta")` it takes neither memory nor time.
     """
     config, auto = _config(folder, contract, tokenizer, revision)
     lm = auto.from_config(config, dtype=dtype)
@@ -91,7 +91,7 @@ def empty_model(
 
 
 def base_config(folder: str, contract: PromptContract, tokenizer: Any, revision: str | None = None) -> Any:
-    """config.json of a base, or of the one below adapters, checked as it is before its weights are read."""
+    """config.json of a base, or of the base below adapters, with the checks that come before weights are read."""
     try:
         return _config(folder, contract, tokenizer, revision)[0]
     except UserError as error:
@@ -140,13 +140,13 @@ def _load_adapter(
         model = load_merged(resolve_base(base or name), contract, tokenizer, revision=base_revision, dtype=dtype)
     except UserError as error:
         raise UserError(
-            f"{folder}: adapters of the base {name!r}: {error}; or say where it is: base=FOLDER (--base FOLDER), "
+            f"{folder}: adapters of the base {name!r}: {error}; or name its folder: base=FOLDER (--base FOLDER), "
             f"or start where a folder {name!r} lies"
         ) from None
     model.lm = PeftModel.from_pretrained(model.lm, folder, revision=revision)
     with safe_open(weights, "pt") as file:
         stored = set(file.keys())
-    # peft only warns of these, and the adapter then changes nothing there.
+    # peft only warns about these, and the adapter then has no effect there.
     missing = sorted(set(get_peft_model_state_dict(model.lm, save_embedding_layers=False)) ^ stored)
     if missing:
         raise UserError(f"{folder}: {len(missing)} adapter weights do not fit (first: {missing[0]}): write it again")

@@ -1,4 +1,4 @@
-"""THE prompt contract: instruction + query + document -> token segments; one place for train, eval and export."""
+"""The prompt contract: instruction, query and document to token ids, the same for training, evaluation and export."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwright.common.errors import UserError
-from rankwright.model.frames import CUT, Mode, frame_of, single_token_id
+from rankwright.model.frames import CUT, FRAMES, Frame, single_token_id
 
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
-DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 LEAST_DOCUMENT_TOKENS = 8
-# Texts on which a fault at a boundary between pieces shows up.
+# Texts that reveal a fault at a boundary between pieces.
 PROBES = [
     ("what is a bond?", "A bond is a loan."),
     ("où est l'été\u0301 ?", "  naïve 東京\n\n"),
@@ -31,14 +30,14 @@ PROBES = [
 
 @dataclass(frozen=True, slots=True)
 class PromptContract:
-    """All that turns a pair into scored token ids; stored as rankwright.json with every checkpoint and export.
+    """What turns a pair into scored token ids; stored as rankwright.json with every checkpoint and export.
 
-    prefix holds `{instruction}` once, or has no place for one; the head is prefix + query + middle. CUT stands where
-    the text is tokenised apart. max_tokens bounds the whole prompt, query_tokens the query alone; both in tokens of
-    this tokenizer. The score is scale * (logit of yes - logit of no), without a `no` scale * (logit of yes).
+    prefix holds `{instruction}` at most once; the head of a prompt is prefix + query + middle. CUT separates pieces
+    that are tokenised alone. max_tokens bounds the whole prompt, query_tokens the query; both count tokens of this
+    tokenizer. The score is scale * (logit of yes - logit of no), without a `no` scale * (logit of yes).
     """
 
-    mode: Mode
+    mode: str
     prefix: str
     middle: str
     document_prefix: str
@@ -63,7 +62,7 @@ class PromptContract:
 
     @classmethod
     def load(cls, folder: Path) -> PromptContract | None:
-        """The contract stored in `folder`, or None when it has none. Raises UserError when it is not readable."""
+        """The contract stored in `folder`, or None without one. Raises UserError if it is not readable."""
         path = folder / CONTRACT_FILE
         if not path.is_file():
             return None
@@ -83,14 +82,24 @@ class PromptContract:
         return "{instruction}" in self.prefix
 
     @property
+    def frame(self) -> Frame:
+        """The template that the contract was made from. Raises UserError where its name is not registered."""
+        return FRAMES[self.mode]
+
+    @property
     def in_pieces(self) -> bool:
         """Whether the vendor tokenises the prompt in pieces, which no runtime of an export can repeat."""
         return CUT in self.prefix + self.middle + self.suffix
 
     @property
     def is_baked(self) -> bool:
-        """Whether query and document stand alone between special tokens, so that tokenizer.json can hold the frame."""
-        return self.mode in ("portable", "zerank")
+        """Whether tokenizer.json holds the frame in an export: see Frame.baked."""
+        return self.frame.baked
+
+    @property
+    def is_templated(self) -> bool:
+        """Whether an export renders the frame by a chat template."""
+        return self.frame.rendered and not self.frame.baked
 
     def head_text(self, query: str) -> str:
         """Frame, instruction and (clean) query, up to the document's place."""
@@ -98,7 +107,7 @@ class PromptContract:
 
     def head_pieces(self, query: str) -> list[str]:
         """Frame, instruction and (clean) query, up to the document's place; each piece is tokenised alone."""
-        # Cut before texts are put in: they may hold anything.
+        # Split before texts are put in: they may hold the mark themselves.
         *before, last = [p.replace("{instruction}", self.instruction) for p in self.prefix.split(CUT)]
         first, *after = self.middle.split(CUT)
         return [*before, last + query + first, *after]
@@ -114,21 +123,21 @@ class PromptContract:
         return dataclasses.replace(self, **changes)
 
     def under(self, instruction: str, tokenizer: Any) -> PromptContract:
-        """The contract with another instruction; as it is where the frame has no place for one."""
+        """The contract under another instruction; unchanged if the frame has no place for one."""
         stated = neutralise(instruction.strip(), control_tokens(tokenizer))
-        # Here the line of the instruction is there only where there is one.
-        prefix = frame_of(self.mode, tokenizer, stated).prefix if self.mode == "mxbai" else self.prefix
+        has_line = self.mode in FRAMES and self.frame.line_for_instruction
+        prefix = self.frame.build(tokenizer, stated).prefix if has_line else self.prefix
         if stated == self.instruction or "{instruction}" not in self.prefix + prefix:
             return self
-        # The temperature was fitted to the scores under its own.
+        # The temperature was fitted to scores under the contract's own instruction.
         return self.replace(prefix=prefix, instruction=stated, temperature=1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedGroup:
-    """Token ids of a query with its documents; a document's ids end with the suffix.
+    """Token ids of a query with its documents: head_ids + tail_ids[i] is the prompt of document i.
 
-    head_ids + tail_ids[i] is the prompt of document i. documents_cut counts documents cut to the budget.
+    A document's ids end with the suffix. documents_cut: how many documents were cut to the budget.
     """
 
     head_ids: list[int]
@@ -145,35 +154,36 @@ class EncodedGroup:
 def make_contract(
     tokenizer: Any,
     *,
-    mode: Mode,
+    mode: str,
     instruction: str | None = None,
     max_tokens: int = 512,
     query_tokens: int | None = None,
 ) -> PromptContract:
-    """Build the contract for a tokenizer and prove on probe texts that pieces and whole string give the same ids.
+    """The contract of a frame with a tokenizer, after a proof on probe texts that pieces give the ids of the whole.
 
-    instruction: None for the frame's own; left out where the frame has no place for one. query_tokens defaults to a
-    quarter of max_tokens. Raises UserError when the frame leaves no room for a document.
+    instruction: None for the frame's default; left out if the frame has no place for one. query_tokens defaults to a
+    quarter of max_tokens. Raises UserError if the proof fails, or if the frame leaves no room for a document.
     """
-    if instruction is None:
-        instruction = default_instruction(mode)
+    frame = FRAMES[mode]
+    instruction = frame.instruction if instruction is None else instruction
     instruction = neutralise(instruction.strip(), control_tokens(tokenizer))
-    frame = frame_of(mode, tokenizer, instruction)
+    texts = frame.build(tokenizer, instruction)
     contract = PromptContract(
         mode,
-        frame.prefix,
-        frame.middle,
-        frame.document_prefix,
-        frame.suffix,
-        instruction=instruction if "{instruction}" in frame.prefix else "",
-        yes_token=frame.yes,
-        no_token=frame.no,
-        yes_id=single_token_id(tokenizer, frame.yes),
-        no_id=None if frame.no is None else single_token_id(tokenizer, frame.no),
+        texts.prefix,
+        texts.middle,
+        texts.document_prefix,
+        texts.suffix,
+        instruction=instruction if "{instruction}" in texts.prefix else "",
+        yes_token=texts.yes,
+        no_token=texts.no,
+        yes_id=single_token_id(tokenizer, texts.yes),
+        no_id=None if texts.no is None else single_token_id(tokenizer, texts.no),
         max_tokens=max_tokens,
         query_tokens=max_tokens // 4 if query_tokens is None else query_tokens,
-        scale=frame.scale,
+        scale=texts.scale,
     )
+    assert not (frame.rendered and contract.in_pieces), f"frame {mode}: what is cut is not rendered"
     encoder = PromptEncoder(contract, tokenizer)
     for query, document in PROBES:
         if encoder.encode(query, [document], cut=False) != encoder.encode_whole(query, document):
@@ -184,15 +194,10 @@ def make_contract(
     return contract
 
 
-def default_instruction(mode: Mode) -> str:
-    """What a frame says without another instruction; `mxbai` then has no line for it."""
-    return DEFAULT_INSTRUCTION if mode in ("official", "portable") else ""
-
-
 class PromptEncoder:
-    """Applies a contract with a tokenizer; the only way from texts to ids in training, evaluation and export.
+    """Applies a contract with a tokenizer: the only way from texts to ids in training, evaluation and export.
 
-    Raises UserError when frame, instruction and the longest query leave no room for a document.
+    Raises UserError if frame, instruction and the longest query leave no room for a document.
     """
 
     def __init__(self, contract: PromptContract, tokenizer: Any) -> None:
@@ -210,7 +215,7 @@ class PromptEncoder:
             )
 
     def under(self, instruction: str | None) -> PromptEncoder:
-        """The encoder under another instruction; None, and one that changes nothing: itself."""
+        """The encoder under another instruction; itself for None and for an instruction that changes nothing."""
         contract = self.contract if instruction is None else self.contract.under(instruction, self.tokenizer)
         return self if contract is self.contract else PromptEncoder(contract, self.tokenizer)
 
@@ -225,7 +230,7 @@ class PromptEncoder:
             encoding = self.tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
             if len(encoding["input_ids"]) <= limit:
                 return query, was_cut
-            # A piece may tokenise longer alone than inside its word: go on until it fits.
+            # A part of a word may be more tokens alone than inside the word: continue until it fits.
             end = min(encoding["offset_mapping"][limit][0], len(query) - 1)
             query, was_cut = query[:end].rstrip(), True
 
@@ -246,7 +251,7 @@ class PromptEncoder:
     def assemble(
         self, head_ids: list[int], query_cut: bool, documents_ids: Sequence[list[int]], *, cut: bool = True
     ) -> EncodedGroup:
-        """A group of what the two functions above gave: documents cut to the budget, suffix behind each."""
+        """A group from the results of encode_head and encode_documents: documents cut to the budget, suffix added."""
         budget = self.contract.max_tokens - len(head_ids) - len(self.suffix_ids)
         documents_cut = sum(len(ids) > budget for ids in documents_ids) if cut else 0
         tails = [(ids[:budget] if cut else list(ids)) + self.suffix_ids for ids in documents_ids]
@@ -258,9 +263,9 @@ class PromptEncoder:
         return "".join(self.contract.whole_pieces(query, self.clean(document)))
 
     def encode_whole(self, query: str, document: str) -> EncodedGroup:
-        """Ids of the whole string, split where encode() splits them; for proving that both ways agree.
+        """Ids of the whole string, split where encode() splits them, to prove that both ways agree.
 
-        Whole are the pieces of the frame's vendor, for most frames one.
+        A frame that its vendor tokenises in pieces is encoded in those pieces; most frames are one piece.
         """
         cut, query_cut = self.cut_query(self.clean(query))
         ids = self._pieces_ids(self.contract.whole_pieces(cut, self.clean(document)))

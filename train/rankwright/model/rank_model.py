@@ -1,4 +1,4 @@
-"""RankModel: a decoder with the fp32 two-row yes/no head that scores prompts."""
+"""RankModel: a decoder with a two-row yes/no head in fp32, which scores prompts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RankModel(nn.Module):
     """Scores prompts; the one module that Accelerate prepares.
 
     lm: a transformers decoder with a language-model or a one-label classification head, or a PeftModel around it.
-    rows_2H: fp32 buffer, the rows of "no" and "yes", scaled; one scored token or a one-label head w is (0, w).
+    rows_2H: fp32 buffer with the scaled rows of "no" and "yes"; (0, w) for one scored token or a one-label head w.
     attention: a route of attention.ROUTES, `plain`, or `auto`: see route().
-    sharded: this rank has a part of the weights only: see sharding.shard.
+    sharded: this rank holds only a part of the weights, see sharding.shard.
     """
 
     rows_2H: Tensor
@@ -91,7 +91,7 @@ class RankModel(nn.Module):
     def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """scores_N fp32 of all documents of all groups, in order; every group has at least one."""
         route, _ = self.route()
-        # Every row or chunk gathers sharded weights, and all ranks have to gather equally often.
+        # Every row or chunk gathers sharded weights, and all ranks must gather the same number of times.
         at_once = self.sharded and self.training
         if route == PLAIN:
             prompts = [g.head_ids + tail for g in groups for tail in g.tail_ids]

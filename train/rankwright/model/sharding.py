@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankwright.common.errors import UserError
+from rankwright.common.processes import Processes
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 
-# What Accelerate's launcher sets, with the value that we need, and what to do when it is another.
+# (variable of Accelerate's launcher, its default, the value that we need, what to do about another value).
 NEEDED = (
     ("FSDP_VERSION", "1", "2", "fsdp_version 1 cannot shard this model: set fsdp_version: 2"),
     ("FSDP_OFFLOAD_PARAMS", "false", "false", "weights are not offloaded: set fsdp_offload_params: false"),
@@ -34,8 +34,8 @@ NEEDED = (
 
 
 def is_wanted() -> bool:
-    """Whether the launcher asks for FSDP. Raises UserError for settings of it that we do not follow."""
-    # Accelerate itself knows no FSDP on CPUs; the environment is the same everywhere.
+    """Whether the launcher asks for FSDP. Raises UserError for FSDP settings that we do not support."""
+    # Not by Accelerate, which has no FSDP on CPUs; the environment is the same everywhere.
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -53,10 +53,10 @@ def is_wanted() -> bool:
 
 
 def shard(model: RankModel, accelerator: Any) -> None:
-    """Leave this rank its part of the weights, on the accelerator's device; where they are before does not matter.
+    """Keep only this rank's part of the weights, on the accelerator's device, wherever they were before.
 
-    Parameters keep their names. From here on every rank has to run the same number of training forwards and backward
-    passes: see gradients.accumulate.
+    Parameters keep their names. From here on every rank must run the same number of forward and backward passes in
+    training: see gradients.accumulate.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -65,12 +65,12 @@ def shard(model: RankModel, accelerator: Any) -> None:
     accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
     kept = {p for p in model.parameters() if p.ndim < 2 or (p.requires_grad and hasattr(model.lm, "peft_config"))}
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(accelerator.device.type, (dist.get_world_size(),)),
+        "mesh": init_device_mesh(accelerator.device.type, (Processes.of_group().count,)),
         "reshard_after_forward": True,
         "ignored_params": kept,
     }
     in_bf16 = accelerator.mixed_precision == "bf16"
-    # What autocast does to matrices of fp32, but before they are gathered: it would keep a copy of every layer's.
+    # Casts fp32 matrices before they are gathered: autocast would keep a copy of every layer's.
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if in_bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -91,12 +91,12 @@ def shard(model: RankModel, accelerator: Any) -> None:
     root.set_unshard_in_backward(False)
     for module in _shards(model):
         module.set_gradient_divide_factor(1.0)
-        # A factor of 1 would otherwise be multiplied in by the collective, which not every backend can.
+        # Without this the collective multiplies by the factor of 1, which not every backend can.
         module.set_force_sum_reduction_for_comms(True)
     for parameter in kept:
         parameter.data = parameter.data.to(accelerator.device)
     model.sharded = True
-    # The first forward settles what belongs together, and gathers: a rank must not come to it alone.
+    # The first forward fixes the groups of weights, and gathers: all ranks must run it together.
     with torch.no_grad():
         model([EncodedGroup([0], [[0]], False, 0)])
 
@@ -109,10 +109,10 @@ def _shards(model: RankModel) -> list[Any]:
 
 @contextlib.contextmanager
 def gathered(model: RankModel) -> Iterator[None]:
-    """Inside, all weights are whole on every rank, and ranks may score what they like: a forward gathers nothing.
+    """Inside, every rank holds all weights, and ranks may score different things: a forward gathers nothing.
 
-    All ranks have to enter and leave together. For that time a rank needs the memory of the whole model, in the type
-    that it computes in; gradients and the optimizer's state stay sharded. Without sharding nothing happens.
+    All ranks must enter and leave together. Inside, a rank needs the memory of the whole model in the type that it
+    computes in; gradients and the optimizer's state stay sharded. Without sharding nothing happens.
     """
     if not model.sharded:
         yield
@@ -127,28 +127,26 @@ def gathered(model: RankModel) -> Iterator[None]:
         for module in shards:
             module.reshard()
         cast(Any, model).set_reshard_after_forward(True)
-        # Forwards without a backward pass leave marks there, on each rank its own, that a backward pass would follow.
+        # Forwards without a backward pass leave marks, different on each rank, that a backward pass would follow.
         cast(Any, model).reset_iter_state()
 
 
 def is_shard(tensor: Any) -> bool:
-    """Whether it lies in parts on all ranks."""
+    """Whether a tensor lies in parts on all ranks."""
     # Not by isinstance: the import of DTensor would cost every command half a second.
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor in full; a sharded one on the CPU. All ranks have to ask
-    for it, and only the first gets it, the others an empty one.
-    """
+    """The full tensor; a sharded one on the CPU. All ranks must ask for it, and all but the first get an empty one."""
     if not is_shard(tensor):
         return tensor
     full = cast(Tensor, cast(Any, tensor).full_tensor())
-    return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
+    return full.cpu() if Processes.of_group().is_first else full.new_empty(0)
 
 
 def as_stored(full: Tensor, parameter: Tensor) -> Tensor:
-    """A full tensor, equal on all ranks, in parts as the parameter of this shape is; as it is without sharding."""
+    """A full tensor, equal on all ranks, sharded as the parameter is; unchanged if the parameter is not sharded."""
     if not is_shard(parameter) or full.shape != parameter.shape:
         return full
     from torch.distributed.tensor import distribute_tensor
@@ -158,7 +156,7 @@ def as_stored(full: Tensor, parameter: Tensor) -> Tensor:
 
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """optimizer.state_dict() with full tensors, as it is without sharding; see whole() for the other ranks."""
+    """optimizer.state_dict() with full tensors, as without sharding; on other ranks than the first see whole()."""
     values = optimizer.state_dict()
     state = {
         number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in one.items()}
@@ -168,7 +166,7 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
-    """Put back what whole_optimizer_state() gave, with any number of processes then and now."""
+    """Restore a result of whole_optimizer_state(), whatever the number of processes then and now."""
     parameters: Sequence[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         number: {

@@ -20,17 +20,17 @@ from rankwright.data.store.views import KeyedTexts
 from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
 
 BATCH = 1024
-# int32 after int32; where each text ends; which text it is.
+# Token ids (int32), where each text ends, and the key of each text.
 IDS, ENDS, KEYS = "ids.bin", "ends.npy", "keys.npy"
 Advance = Callable[..., None]
-# Encoder of an instruction, with the queries that are read under it.
+# The encoder of each instruction, with the queries that are read under it.
 Heads = Sequence[tuple[PromptEncoder, KeyedTexts]]
 
 
 class Stored:
-    """The files of a store, all memory-mapped: heads of one contract's queries after those of another, documents last.
+    """The memory-mapped files of a store: the heads of each contract's queries, then the documents.
 
-    counts: contract -> how many of the rows are heads under it, in their order.
+    counts: contract -> number of its heads, in their order.
     """
 
     def __init__(self, folder: Path, counts: Mapping[PromptContract, int]) -> None:
@@ -54,9 +54,9 @@ class Stored:
 
 
 class TokenStore(PromptEncoder):
-    """A PromptEncoder that knows the ids of its texts already; any other text is tokenised as ever.
+    """A PromptEncoder that already has the ids of its texts; it tokenises any other text.
 
-    Nothing is held a text: all of it is memory-mapped.
+    It holds no memory per text: everything is memory-mapped.
     """
 
     def __init__(self, encoder: PromptEncoder, stored: Stored) -> None:
@@ -80,7 +80,7 @@ class TokenStore(PromptEncoder):
 
 
 class _Keys:
-    """Where the row of a text is: text_keys in ascending order as two uint64 a text, the first half and the second."""
+    """Where the row of a text is: sorted text keys, each as two uint64 (first and second half)."""
 
     def __init__(self, keys: Any, first: int) -> None:
         self._high, self._low = keys
@@ -136,13 +136,13 @@ def _content_hash(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts) -> st
 
 
 def _rows(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts, advance: Advance) -> Iterable[Sequence[int]]:
-    """Of each head whether its query was cut and its ids; of each document all its ids, up to the whole budget."""
+    """A row for each head (whether its query was cut, its ids), then one for each document: ids up to the budget."""
     for under, queries in heads:
         for text in queries:
             ids, cut = under.encode_head(text)
             yield [int(cut), *ids]
             advance(1)
-    # What is longer than the whole budget is cut in any prompt; one token more tells that it was.
+    # A text beyond the whole budget is cut in any prompt; one token more shows that it was longer.
     most = encoder.contract.max_tokens + 1
     for start in range(0, len(texts), BATCH):
         part = encoder.encode_documents(texts[start : start + BATCH])
@@ -151,7 +151,7 @@ def _rows(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts, advance: Adva
 
 
 def _write(folder: Path, keys: Sequence[Sequence[bytes]], rows: Iterable[Sequence[int]]) -> None:
-    """Write beside, then rename: whoever is first has written what all others would."""
+    """Write beside, then rename: every process would write the same, and the first one wins."""
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     draft.mkdir(parents=True)
     ends = array("q")

@@ -1,4 +1,4 @@
-"""What of a model is trained: LoRA adapters, or everything but the embeddings; and what a checkpoint holds of it."""
+"""The trained part of a model: LoRA adapters, or everything but the embeddings; and its state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_lora(
     dora: bool = False,
     targets: Sequence[str] | None = None,
 ) -> RankModel:
-    """LoRA on the decoder's linear layers of these names, or on all; adapters are fp32 whatever the base's type is.
+    """LoRA on the decoder's linear layers of these names, or on all; adapters are always fp32.
 
     rslora: scale by alpha / sqrt(rank) instead of alpha / rank; Kalajdzievski 2023, arXiv 2312.03732.
     dora: also train the length of each row of a weight; Liu et al. 2024, arXiv 2402.09353.
@@ -91,7 +91,7 @@ def enable_checkpointing(model: RankModel) -> None:
 def trainable_state(model: RankModel) -> dict[str, Tensor]:
     """Name -> trained parameter, detached, on the CPU: what a checkpoint holds.
 
-    All ranks have to ask for those of a sharded model, and only the first gets them: see sharding.whole.
+    For a sharded model all ranks must ask, and only the first gets the values: see sharding.whole.
     """
     return {n: whole(p.detach()).cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -103,7 +103,7 @@ def load_trainable_state(model: RankModel, state: dict[str, Tensor], *, base_sha
     still be the base (fresh adapters, or weights as they were loaded), and have no DoRA adapters.
     """
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    # Shapes too: some would be broadcast without a word.
+    # Shapes too: some would be broadcast silently.
     mine, theirs = ({n: list(t.shape) for n, t in tensors.items()} for tensors in (own, state))
     differ = {n for n in mine.keys() | theirs.keys() if mine.get(n) != theirs.get(n)}
     if differ:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rankwright.common.errors import UserError, UserErrors
-from rankwright.recipe.schema import Mine, Recipe
+from rankwright.recipe.schema import Recipe
 
 
 def check_names(recipe: Recipe) -> list[str]:
     """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
     from rankwright.evaluation.metrics import check_measures
     from rankwright.export.publish import refuse_impossible
+    from rankwright.mining.filters import check_filters
+    from rankwright.mining.samplers import bind_sampler
     from rankwright.model.attention import check_attention
+    from rankwright.model.frames import check_prompt_mode
     from rankwright.model.instructions import check_mixture
     from rankwright.retrieval.bm25 import Words
     from rankwright.retrieval.first_stages import check_first_stages
@@ -21,11 +24,13 @@ def check_names(recipe: Recipe) -> list[str]:
     from rankwright.training.tracking import check_trackers
 
     checks: list[tuple[str, Callable[[], object]]] = [
+        ("prompt.mode", lambda: check_prompt_mode(recipe.prompt.mode)),
         ("model.attention", lambda: check_attention(recipe.model.attention)),
         ("train.schedule", lambda: SCHEDULES[recipe.train.schedule]),
         ("train.trackers", lambda: check_trackers(recipe.train.trackers)),
         ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
-        ("mine.language", lambda: Words(recipe.mine.language)),
+        ("mine.sampler", lambda: bind_sampler(recipe.mine.sampler)),
+        ("bm25.language", lambda: Words(recipe.bm25.language)),
         ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
     ]
     faults = []
@@ -41,7 +46,7 @@ def check_names(recipe: Recipe) -> list[str]:
             # Some are raised where they must name their key themselves.
             texts = error.messages if isinstance(error, UserErrors) else [str(error)]
             faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
-    faults += check_first_stages(recipe) + check_mixture(recipe) + _check_mining(recipe.mine) + _check_above(recipe)
+    faults += check_first_stages(recipe) + check_mixture(recipe) + check_filters(recipe.mine) + _check_above(recipe)
     if recipe.evaluate.baselines:
         from rankwright.rerankers.kinds import check_baselines
 
@@ -53,28 +58,6 @@ def check_names(recipe: Recipe) -> list[str]:
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
-    return faults
-
-
-def _check_mining(mine: Mine) -> list[str]:
-    """Mistakes of the filters and the sampler: they are tried on nothing, and refuse what they cannot do."""
-    from rankwright.data.collection import Collection
-    from rankwright.mining.filters import MiningView, bind_filters
-    from rankwright.mining.samplers import DrawKey, bind_sampler
-
-    faults = []
-    nothing = MiningView(
-        Collection("", {}, {}, {}), mine.retriever, {}, {}, teacher=None if mine.teacher is None else lambda pairs: {}
-    )
-    for name, options in mine.filters.items():
-        try:
-            bind_filters({name: options})[name](nothing)
-        except UserError as error:
-            faults.append(f"mine.filters.{name}: {error}")
-    try:
-        bind_sampler(mine.sampler)([], 1, DrawKey(0, 0, "", ""))
-    except UserError as error:
-        faults.append(f"mine.sampler: {error}")
     return faults
 
 

@@ -63,11 +63,11 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     for collection in test:
         # Its evaluation writes run files that are read again after training.
         for ids in (collection.queries, collection.corpus):
-            run_file.spelled(ids, f"set {collection.name!r}")
+            run_file.columns_of(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
     by_split = {"train": train, "dev": dev, "test": test}
     corpora = {file for split, found in by_split.items() for file in write_split(run.path / "data", split, found)}
-    reports = SetReports(code=recipe.mine.code)
+    reports = SetReports(code=recipe.bm25.code)
     counts = {split: [reports.look(c)[0] for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
     report = {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps, "leakage": leaks}
@@ -122,7 +122,7 @@ def stops_a_run(collection: Collection, split: str) -> list[str]:
             mistakes.append(str(error))
     for ids in (collection.queries, collection.corpus) if split == "test" else ():
         try:
-            run_file.spelled(ids, f"set {collection.name!r}")
+            run_file.columns_of(ids, f"set {collection.name!r}")
         except UserError as error:
             mistakes.append(str(error))
     return mistakes
@@ -201,7 +201,7 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
     except UserError as error:
         console.say(f"lengths in tokens are left out of {REPORT}, the tokenizer is missing: {error}")
         return
-    reports = SetReports(code=recipe.mine.code)
+    reports = SetReports(code=recipe.bm25.code)
     for split, rows in report["splits"].items():
         for row, collection in zip(rows, read_split(run.path / "data", split), strict=True):
             row["tokens"] = reports.tokens(collection, encoder)

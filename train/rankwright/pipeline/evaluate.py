@@ -31,13 +31,13 @@ from rankwright.evaluation.metrics import HEADLINE, ceiling
 from rankwright.evaluation.slices import FILE, attributes, seen_in_training
 from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
-from rankwright.recipe.schema import EXPORTED, FIRST_STAGES, Baseline, Recipe
-from rankwright.rerankers.reranker import Reranker
-from rankwright.rerankers.score_blocks import BlockScores, Reranked, Scorer
-from rankwright.rerankers.served import ServedReranker
+from rankwright.recipe.schema import EXPORTED, Baseline, Recipe
+from rankwright.rerankers.score_blocks import BlockScores
+from rankwright.rerankers.scorer import Reranked, Scorer
 from rankwright.retrieval.bm25 import Words
 from rankwright.retrieval.candidates import Candidates, read_candidates, write_candidates
 from rankwright.retrieval.first_stages import retrieve
+from rankwright.retrieval.retriever import retrievers
 from rankwright.training.setup import base_reranker, tuned_reranker
 
 
@@ -58,7 +58,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
 
     encoder, domains = recipe_encoder(recipe), _domains(recipe)
     seen = seen_in_training(read_split(run.path / "data", "train"))
-    words = Words(recipe.mine.language, code=recipe.mine.code)
+    words = Words(**recipe.bm25.model_dump())
     for collection, folder, inputs in todo:
         candidates = read_candidates(folder / "candidates.jsonl")
         domain = domains.get(collection.name, collection.name)
@@ -79,7 +79,7 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     tokenizer = [file_sha256(f) for f in (base / "tokenizer.json", base / "rankwright.json") if f.is_file()]
     sections = recipe.model_dump(mode="json", include={"prompt", "data"})
     data = [file_sha256(run.path / "data" / f"{split}.jsonl") for split in ("train", "test")]
-    words = (recipe.mine.language, recipe.mine.code)
+    words = recipe.bm25.model_dump()
     model = (recipe.model.base, recipe.model.revision)
     # A card's domain may change where its path does not.
     texts = (words, data, _domains(recipe))
@@ -100,7 +100,9 @@ class Job:
     is_read_otherwise: bool
 
     def has(self, system: str) -> bool:
-        return {"run": self.run_file is not None, EXPORTED: self.is_read_otherwise}.get(system, True)
+        if system in retrievers() and retrievers()[system].reads_run_file:
+            return self.run_file is not None
+        return system != EXPORTED or self.is_read_otherwise
 
 
 class Evaluation:
@@ -134,7 +136,7 @@ class Evaluation:
     def __call__(self, only: Sequence[str]) -> None:
         """Evaluate those of the systems that are not done; every process of the group calls this."""
         first = self.recipe.evaluate.first_stage
-        reranked = any(system not in FIRST_STAGES for system in only)
+        reranked = any(system not in retrievers() for system in only)
         if self.processes.is_first:
             for job in self.jobs:
                 self._say_choice(job)
@@ -148,7 +150,7 @@ class Evaluation:
             todo = [job for job in self.jobs if job.has(system) and not self._is_done(job, system)]
             if not todo:
                 console.say(f"{system}: unchanged, kept")
-            elif system not in FIRST_STAGES:
+            elif system not in retrievers():
                 self._rerank(system, todo)
             elif self.processes.is_first:
                 for job in todo:
@@ -211,10 +213,10 @@ class Evaluation:
         if any(missing):
             scorer = self._load(system)
         rank, count = self.processes.rank, self.processes.count
-        # One process asks a server: its limits on rate and its cache are those of one client.
-        alone = isinstance(scorer, ServedReranker)
         for job, scores, numbers in zip(todo, files, missing, strict=True):
-            share = numbers[rank::count] if not alone else numbers if rank == 0 else []
+            share = numbers[rank::count]
+            if scorer is not None and scorer.one_process:
+                share = numbers if rank == 0 else []
             kept = sum(len(block) for number, block in enumerate(scores.blocks) if number not in set(numbers))
             if kept and numbers:
                 console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
@@ -264,7 +266,6 @@ class Evaluation:
     def _under(self, system: str, scorer: Scorer, collection: Collection) -> Scorer:
         """The scorer under the instruction that this system reads a test set with."""
         if system in ("base", "tuned", EXPORTED):
-            assert isinstance(scorer, Reranker)
             return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
         from rankwright.rerankers.kinds import baseline_under
 
@@ -276,7 +277,7 @@ class Evaluation:
         measures = list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures]))
         measured = measure(run, job.collection.qrels, query_ids, measures)
         qrels = {q: job.collection.qrels[q] for q in query_ids}
-        stage = {} if system in FIRST_STAGES else {"first_stage": recipe.evaluate.first_stage}
+        stage = {} if system in retrievers() else {"first_stage": recipe.evaluate.first_stage}
         best = {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE)}
         # Of the whole set; they are not among query_ids.
         left_out = {"queries_without_relevant": job.chosen.without_relevant}

@@ -18,12 +18,13 @@ from rankwright.evaluation.calibration import CALIBRATION
 from rankwright.evaluation.evaluate import read_metrics_json, read_per_query
 from rankwright.evaluation.gate import GATE_FILE
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import SHOWN_NAME, results
+from rankwright.evaluation.results import results
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.publish import export_targets
 from rankwright.model.instructions import frozen_instruction
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import read_candidates
+from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
 
 # In export/: which model its folders are of.
@@ -160,7 +161,7 @@ def _set_results(
         mean = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
         settings = read_metrics_json(folder / system) or {}
         first = settings.get("first_stage", recipe.evaluate.first_stage)
-        lists = f"{SHOWN_NAME.get(first, first)}, best {recipe.evaluate.depth}"
+        lists = f"{stage_label(first)}, best {recipe.evaluate.depth}"
         found.append(SetResult(collection.name, hubs.get(collection.name), *_of(mean), lists))
     return found
 

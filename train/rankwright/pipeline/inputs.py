@@ -15,8 +15,9 @@ from rankwright.data.sources import Located
 from rankwright.evaluation.evaluate import system_names
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
-from rankwright.recipe.schema import EXPORTED, Recipe, result_values, training_stage
-from rankwright.retrieval.first_stages import possible_stages
+from rankwright.recipe.schema import EXPORTED, Recipe, result_values
+from rankwright.retrieval.first_stages import possible_stages, training_stage
+from rankwright.retrieval.retriever import retrievers
 from rankwright.training.losses import scores_candidates
 
 # What is made -> the code that decides it: the room that makes it, the rooms that this one may import, and single files
@@ -92,8 +93,8 @@ class StageInputs:
         data = self.recipe.data
         # Files are read the same way whatever on_fault is: what comes after the data stage depends on the files alone,
         # and the data stage decides anew whether their faults stop it.
-        # mine.code: how data_report.json counts duplicates.
-        stated = (self._mixture, self._instructions("test"), self.recipe.mine.code)
+        # bm25.code: how data_report.json counts duplicates.
+        stated = (self._mixture, self._instructions("test"), self.recipe.bm25.code)
         return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak, *stated)
 
     def _instructions(self, split: str) -> list[str | None]:
@@ -105,24 +106,15 @@ class StageInputs:
         weights = [entry.source.weight for entry in self.located.get("train", ())]
         return weights, self._instructions("train"), self._instructions("dev")
 
-    @cached_property
-    def _bm25(self) -> str:
-        return content_hash("bm25", self.recipe.mine.language, self.recipe.mine.code)
-
-    @cached_property
-    def _dense(self) -> str:
-        dense = self.recipe.dense
-        if dense is None:
-            return content_hash(None)
-        folder = Path(resolve_base(dense.model, "dense.model"))
-        weights = self._content(folder) if folder.is_dir() else (dense.model, dense.revision)
-        return content_hash("dense", weights, dense.query_prompt, dense.document_prompt)
-
     def _retriever(self, name: str, run_file: Path | None = None) -> str:
         """What a first stage's lists depend on, beside texts and depth."""
-        if name == "run":
-            return content_hash("run", run_file and self._content(run_file))
-        return {"bm25": self._bm25, "dense": self._dense, "fusion": content_hash(self._bm25, self._dense)}[name]
+        return content_hash(name, self._by_content(retrievers()[name].depends_on(self.recipe, run_file)))
+
+    def _by_content(self, value: Any) -> Any:
+        """The value with the content of each path in its place."""
+        if isinstance(value, Path):
+            return self._content(value)
+        return {k: self._by_content(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     @cached_property
     def shards(self) -> str:
@@ -140,7 +132,9 @@ class StageInputs:
             teacher = (scores, self._instructions("train"), self._code("teacher"))
         options = [(name, mine.filters[name]) for name in alone]
         depths = (mine.depth, self.recipe.evaluate.depth)
-        return content_hash(self._training_data, found, dev, depths, options, mine.code, teacher, self._code("mine"))
+        return content_hash(
+            self._training_data, found, dev, depths, options, self.recipe.bm25.code, teacher, self._code("mine")
+        )
 
     @cached_property
     def mine(self) -> str:

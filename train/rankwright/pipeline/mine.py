@@ -20,7 +20,11 @@ from rankwright.data.split_files import qualified, read_split
 from rankwright.mining.false_negatives import told_estimate
 from rankwright.mining.filters import TeacherOf, bind_filters, split_filters
 from rankwright.mining.pools import (
-    Filter,
+    ALWAYS,
+    FILL,
+    JUDGED,
+    JUDGED_NOT_RELEVANT,
+    POSITIVE,
     Negative,
     Sifted,
     apply,
@@ -31,20 +35,16 @@ from rankwright.mining.pools import (
     read_negatives,
 )
 from rankwright.mining.shards import Job, Shards
-from rankwright.recipe.schema import Recipe, training_stage
+from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import TEACHER_SCORES
 from rankwright.retrieval.candidates import candidates_line, read_candidates
+from rankwright.retrieval.first_stages import training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
 
 OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
 # Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20
-MEANING = {
-    "positive": "relevant documents",
-    "judged": "judged not relevant",
-    "duplicate_of_positive": "exact duplicates",
-}
 
 
 def mine(
@@ -145,7 +145,7 @@ def _write(write: Callable[[str], object], line: Callable[[str, Any], str], list
 
 def _pools(recipe: Recipe, shards: Shards, job: Job) -> Iterator[tuple[Sifted, dict[str, tuple[Negative, ...]]]]:
     """(what the filters decided, pools) of a set: shard by shard, at once where a filter looks across queries."""
-    filters: dict[str, Filter] = bind_filters(recipe.mine.filters)
+    filters = bind_filters(recipe.mine.filters)
     _, across = split_filters(filters)
     parts = shards.read(job)
     if across:
@@ -176,7 +176,7 @@ def removed_line(found: Sifted, query_id: str) -> str | None:
     rows = []
     for c in found.retrieved[query_id]:
         by = gone.get(c.document_id)
-        if by is not None and by.reason not in ("positive", "judged"):
+        if by is not None and by.reason not in (POSITIVE, JUDGED):
             row: dict[str, Any] = {"document_id": c.document_id, "rank": c.rank, "score": c.score}
             row |= {"filter": by.filter or "always", "reason": by.reason}
             rows.append(row | ({"decisions": notes[c.document_id]} if c.document_id in notes else {}))
@@ -202,8 +202,8 @@ class _Tally:
         self.said.update(found.said)
         self.queries += len(pools)
         self.short += sum(count_negatives(pool) < self._mine.negatives for pool in pools.values())
-        self.filled += sum(n.reason == "fill" for pool in pools.values() for n in pool)
-        self.judged += sum(n.reason == "judged_not_relevant" for pool in pools.values() for n in pool)
+        self.filled += sum(n.reason == FILL for pool in pools.values() for n in pool)
+        self.judged += sum(n.reason == JUDGED_NOT_RELEVANT for pool in pools.values() for n in pool)
 
     def told(self) -> dict[str, Any]:
         """The facts, after they are printed."""
@@ -234,7 +234,7 @@ class _Tally:
 
     def _rows(self) -> list[dict[str, Any]]:
         left, rows = self.reasons.total(), []
-        removed = [(f"always: {words}", self.reasons[reason]) for reason, words in MEANING.items()]
+        removed = [(f"always: {words}", self.reasons[reason]) for reason, words in ALWAYS.items()]
         for name, count in [*removed, *((name, self.by_filter[name]) for name in self._mine.filters)]:
             left -= count
             rows.append({"filter": name, "removed": count, "left": left})

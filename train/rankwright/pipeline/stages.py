@@ -18,6 +18,7 @@ from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
 from rankwright.data.licences.derived import Sets, licence_faults, settle_licences, write_ledger
+from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
@@ -26,6 +27,7 @@ from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
 from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.checkpoint import read_state
 
 
@@ -71,7 +73,7 @@ class Pipeline:
         try:
             if data:
                 test_sets = self.test_sets
-                found += licence_faults(self.recipe, self._located)
+                found += licence_faults(self.recipe, self._located, _roles(self.recipe))
         except UserErrors as error:
             found += error.messages
         if self.recipe.gate is not None:
@@ -232,7 +234,7 @@ class Pipeline:
 
     def ledger(self) -> dict[str, Any]:
         """The licence ledger of all files that were read so far."""
-        return settle_licences(self.recipe, self._located, self.folder)
+        return settle_licences(self.recipe, self._located, _roles(self.recipe), self.folder)
 
     @property
     def needs_training(self) -> bool:
@@ -256,7 +258,18 @@ def begin_run(recipe: Recipe, located: Sets, run: RunFolder, command: Iterable[s
     """Write recipe.json, provenance.json and licences.json, and print which licences are in doubt."""
     run.write_json(run.recipe_json, json.loads(recipe_json(recipe)))
     run.write_json(run.provenance, provenance(recipe.seed, command))
-    write_ledger(recipe, located, run)
+    write_ledger(recipe, located, _roles(recipe), run)
+
+
+def _roles(recipe: Recipe) -> Roles:
+    """What the licence ledger has to know of the recipe's loss and first stages."""
+    distils = False
+    if recipe.mine.teacher is not None:
+        # The losses bring torch.
+        from rankwright.training.losses import reads_teacher
+
+        distils = reads_teacher(recipe.loss)
+    return Roles(distils, ordering_models(recipe))
 
 
 # What each stage does. Heavy imports stay inside: a stage that is skipped loads no model.

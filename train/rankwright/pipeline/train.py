@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from rankwright.common import console
 from rankwright.common.hashing import stable_hash
+from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
 from rankwright.data.store.views import Joined, KeyedTexts
 from rankwright.evaluation.evaluate import measure
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.mining.pools import pool_id, read_negatives
+from rankwright.mining.pools import read_negatives
 from rankwright.model import sharding
 from rankwright.model.instructions import frozen_instruction
 from rankwright.model.prompt import PromptContract, PromptEncoder
@@ -27,31 +26,30 @@ from rankwright.model.token_store import TokenStore, token_store
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import TEACHER_SCORES, read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
-from rankwright.rerankers.score_blocks import rerank
+from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import read_candidates
-from rankwright.training.checkpoint import TrainState, newest_checkpoint, put_damaged_away
+from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.guards import stop_on_signals
-from rankwright.training.loop import Refreshing, fit
+from rankwright.training.loop import Job, Refreshing, fit
 from rankwright.training.losses import bind_loss, needs_positive
 from rankwright.training.refresh import NoRefresh, Refresh
-from rankwright.training.sampling import GroupSource, describe_mix, write_mix
+from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
 from rankwright.training.setup import (
     budget_tokens,
     build_trainable,
     describe,
-    load_base_tokenizer,
     precision,
-    recipe_contract,
+    recipe_prompt,
     total_steps,
 )
-from rankwright.training.tracking import Trackers, open_trackers
+from rankwright.training.tracking import Reports, Trackers, open_trackers
 
 # Another process may still be mining a large corpus while this one waits for it.
 WAIT_HOURS = 12
 
 
 def make_accelerator(recipe: Recipe) -> Any:
-    """One process or many, as the launcher's environment says; gloo on CPUs."""
+    """One process or many, as the launcher's environment has it; gloo on CPUs."""
     from datetime import timedelta
 
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -66,30 +64,56 @@ def make_accelerator(recipe: Recipe) -> Any:
 
 def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tuple[TrainState, int]:
     """Train, or continue; returns the state at the end, whose best_step is the one to use, and the planned steps."""
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = recipe_contract(recipe, base, tokenizer)
-    # A single process has nobody to share with.
-    shared = sharding.is_wanted() and accelerator.num_processes > 1
+    processes = Processes.of_group()
+    base, tokenizer, contract = recipe_prompt(recipe)
+    # A single process has no other to share with.
+    shared = sharding.is_wanted() and processes.count > 1
     # Not on the GPU before it is sharded: the whole model may be too large for it.
     model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu") if shared else None)
     if shared:
         sharding.shard(model, accelerator)
     describe(recipe, model, contract, console.say)
     encoder = PromptEncoder(contract, tokenizer)
-    store = _tokens_of_all(recipe, run, encoder, accelerator)
+    store = _tokens_of_all(recipe, run, encoder, processes)
     source = make_source(recipe, run, store)
     steps = total_steps(recipe, source.mixture.draws_an_epoch)
-    _describe_data(recipe, run, source, steps, accelerator)
-    root = run.path / "checkpoints"
-    if accelerator.is_main_process:
-        set_aside(root, inputs)
-    accelerator.wait_for_everyone()
+    _describe_data(recipe, source, steps, processes)
+    _keep_mix(recipe, run, source, steps, None)
     reranker = Reranker(model, tokenizer, contract, encoder=store)
+    checkpoints = Checkpoints(run.path / "checkpoints", inputs, _kept_contract(recipe, reranker))
+    if processes.is_first:
+        checkpoints.prepare()
+    processes.meet()
+    loss, tokens = bind_loss(recipe.loss), budget_tokens(recipe)
+    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.seed, accelerator)
+    with (
+        console.progress("train", steps) as advance,
+        closing(Reports(_trackers_of(recipe, run), advance, console.say)) as reports,
+        stop_on_signals(console.say) as stop,
+    ):
+        evaluate = dev_evaluation(recipe, run, reranker)
+        refresh = make_refresh(recipe, run, source, reranker, steps)
+        state = fit(job, checkpoints, reports, evaluate=evaluate, refresh=refresh, stop=stop)
+    _keep_mix(recipe, run, source, steps, state.step)
+    _describe_end(state, source)
+    return state, steps
 
-    def trackers(resumed_step: int) -> Trackers:
-        if not accelerator.is_main_process:
+
+def _tokens_of_all(recipe: Recipe, run: RunFolder, encoder: PromptEncoder, processes: Processes) -> TokenStore:
+    """The first process tokenises, the others read."""
+    if processes.is_first:
+        tokenised(recipe, run, encoder)
+    processes.meet()
+    return tokenised(recipe, run, encoder)
+
+
+def _trackers_of(recipe: Recipe, run: RunFolder) -> Callable[[int], Trackers]:
+    """What opens the run's trackers, of the first process alone."""
+
+    def opened(resumed_step: int) -> Trackers:
+        if not Processes.of_group().is_first:
             return Trackers()
-        opened = open_trackers(
+        return open_trackers(
             recipe.train.trackers,
             run.path,
             run_name=recipe.name,
@@ -97,48 +121,17 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
             resumed_step=resumed_step,
             say=console.say,
         )
-        return stack.enter_context(closing(opened))
 
-    with console.progress("train", steps) as advance, ExitStack() as stack, stop_on_signals(console.say) as stop:
-        state = fit(
-            model,
-            source,
-            settings=recipe.train,
-            loss=bind_loss(recipe.loss),
-            total_steps=steps,
-            budget_tokens=budget_tokens(recipe),
-            seed=recipe.seed,
-            contract=_kept_contract(recipe, reranker),
-            root=root,
-            inputs=inputs,
-            accelerator=accelerator,
-            evaluate=dev_evaluation(recipe, run, reranker),
-            open_trackers=trackers,
-            advance=advance,
-            say=console.say,
-            stop=stop,
-            refresh=make_refresh(recipe, run, source, reranker, steps),
-        )
-    _keep_mix(recipe, run, source, steps, state.step, accelerator)
-    _describe_end(state, source)
-    return state, steps
-
-
-def _tokens_of_all(recipe: Recipe, run: RunFolder, encoder: PromptEncoder, accelerator: Any) -> TokenStore:
-    """The first process tokenises, the others read."""
-    if accelerator.is_main_process:
-        tokenised(recipe, run, encoder)
-    accelerator.wait_for_everyone()
-    return tokenised(recipe, run, encoder)
+    return opened
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
-    """The token ids of all that training and the evaluation on dev can draw."""
+    """The token ids of everything that training and the evaluation on dev can use."""
     queries: dict[str | None, set[str]] = {}
     corpora: list[Mapping[str, str]] = []
     drawn: set[str] = set()
     pools = read_negatives(run.path / "negatives.jsonl")
-    # A refresh scores, and may draw, all that was retrieved.
+    # A refresh scores everything that was retrieved, and may draw it.
     refreshed = recipe.mine.refresh_steps is not None
     retrieved = read_candidates(run.path / "candidates.jsonl") if refreshed else {}
     for collection in map(qualified, read_split(run.path / "data", "train")):
@@ -155,7 +148,7 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
         drawn |= {f"{len(corpora)}/{c.document_id}" for q in query_ids for c in candidates.get(q, ())}
         corpora.append(collection.corpus)
     del pools, retrieved, candidates
-    # Texts are read again where they are tokenised: what training can draw need not fit into memory.
+    # Texts are read again when they are tokenised, so that they need not fit into memory together.
     texts = KeyedTexts(Joined(corpora), drawn)
     with console.progress("tokenise", sum(map(len, queries.values())) + len(texts)) as advance:
         return token_store(run.path / "tokens", encoder, queries, texts, advance)
@@ -163,14 +156,12 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
 
 def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSource:
     """The run's training groups, from data/train.jsonl and negatives.jsonl."""
-    path = run.path / "negatives.jsonl"
     return GroupSource(
         [qualified(c) for c in read_split(run.path / "data", "train")],
-        read_negatives(path),
+        Pools.read(run.path / "negatives.jsonl"),
         encoder,
         settings=recipe.mine,
         seed=recipe.seed,
-        pool_id=pool_id(path),
         need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
         teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES),
@@ -180,26 +171,11 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
 def make_refresh(
     recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
 ) -> Refreshing:
-    """What mines negatives again every mine.refresh_steps; NoRefresh without."""
+    """Mines negatives again every mine.refresh_steps; NoRefresh if the recipe has none."""
     if recipe.mine.refresh_steps is None:
         return NoRefresh()
     collections = [qualified(c) for c in read_split(run.path / "data", "train")]
     return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
-
-
-def set_aside(root: Path, inputs: str) -> None:
-    """Move checkpoints of other inputs out of the way: they are kept, but not continued from."""
-    put_damaged_away(root, console.say)
-    found = newest_checkpoint(root, console.say)
-    if found is None or found[1].inputs == inputs:
-        return
-    kept = root.with_name(f"{root.name}-{found[1].inputs}")
-    number = 1
-    while kept.exists():
-        number += 1
-        kept = root.with_name(f"{root.name}-{found[1].inputs}-{number}")
-    root.rename(kept)
-    console.say(f"the recipe, the data or the code changed: earlier checkpoints are kept in {kept.name}")
 
 
 def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple[Collection, list[str]]]:
@@ -218,30 +194,24 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
     collections = [qualified(c) for c in read_split(run.path / "data", "dev")]
     candidates = read_candidates(run.path / "dev_candidates.jsonl")
     shares = dev_queries(recipe, collections)
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    processes = Processes.of_group()
 
     def evaluate() -> float:
         values: list[float] = []
         with sharding.gathered(reranker.model):
             for collection, query_ids in shares:
                 under = reranker.under(collection.instruction)
-                mine = rerank(under, collection, candidates, query_ids[rank::ranks], lambda *_: None)
-                values += dev_values(mine, collection, query_ids, ranks)
+                share = query_ids[processes.rank :: processes.count]
+                mine = rerank(under, collection, candidates, share, lambda *_: None)
+                scored = {q: scores for part in processes.gather(mine) for q, scores in part.items()}
+                values += dev_values(scored, collection, query_ids)
         return sum(values) / len(values)
 
     return evaluate
 
 
-def dev_values(
-    mine: dict[str, dict[str, float]], collection: Collection, query_ids: list[str], ranks: int
-) -> list[float]:
-    """nDCG@10 of each query, from the ranks' shares of the run."""
-    shares: list[Any] = [mine]
-    if ranks > 1:
-        shares = [None] * ranks
-        dist.all_gather_object(shares, mine)
-    run = {q: scores for share in shares for q, scores in share.items()}
+def dev_values(run: dict[str, dict[str, float]], collection: Collection, query_ids: list[str]) -> list[float]:
+    """nDCG@10 of each query."""
     return list(measure(run, collection.qrels, query_ids, [HEADLINE]).per_query[HEADLINE].values()) if query_ids else []
 
 
@@ -253,8 +223,8 @@ def flat_config(recipe: Recipe) -> dict[str, Any]:
     return flat
 
 
-def _describe_data(recipe: Recipe, run: RunFolder, source: GroupSource, steps: int, accelerator: Any) -> None:
-    ranks = accelerator.num_processes
+def _describe_data(recipe: Recipe, source: GroupSource, steps: int, processes: Processes) -> None:
+    ranks = processes.count
     queries, draws = len(source.query_ids), source.mixture.draws_an_epoch
     each = f" of {draws:,.6g} groups" if draws != queries else ""
     left_out = f", {source.left_out} queries without a positive or a negative left out" if source.left_out else ""
@@ -264,22 +234,19 @@ def _describe_data(recipe: Recipe, run: RunFolder, source: GroupSource, steps: i
         f"and {recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}"
     )
     if recipe.train.shuffle_labels:
-        console.say("train.shuffle_labels: labels mean nothing in this run, which is a control")
-    _keep_mix(recipe, run, source, steps, None, accelerator)
+        console.say("train.shuffle_labels: labels are shuffled in this run, which is a control")
 
 
-def _keep_mix(
-    recipe: Recipe, run: RunFolder, source: GroupSource, planned_steps: int, steps: int | None, accelerator: Any
-) -> None:
+def _keep_mix(recipe: Recipe, run: RunFolder, source: GroupSource, planned_steps: int, steps: int | None) -> None:
     """mix.json, from the first process; printed when training starts."""
-    if accelerator.is_main_process:
+    if Processes.of_group().is_first:
         mix = write_mix(run, source, recipe.train.groups_per_step, planned_steps, steps)
         if steps is None:
             describe_mix(mix, recipe)
 
 
 def _kept_contract(recipe: Recipe, reranker: Reranker) -> PromptContract:
-    """The contract of the checkpoints: with the instruction of the exports, where there are some."""
+    """The contract of the checkpoints, under the instruction of the exports if there are any."""
     return reranker.under(frozen_instruction(recipe) if recipe.export_targets else None).contract
 
 
@@ -295,6 +262,6 @@ def _describe_end(state: TrainState, source: GroupSource) -> None:
 
 
 def state_facts(state: TrainState, planned_steps: int) -> dict[str, Any]:
-    """What the stage's record says of the training; ended_early: by train.patience."""
+    """The training in the stage's record; ended_early: by train.patience."""
     facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
     return {**facts, "planned_steps": planned_steps, "ended_early": state.step < planned_steps}

@@ -40,8 +40,8 @@ class RecipeInfo:
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe by its name in recipes/ or by its path, with overrides such as `train.max_steps=10`.
 
-    An override sets its key: a mapping given there replaces, it does not merge. Of two for one key, the last
-    counts. Raises UserError when the recipe is not found, UserErrors with every mistake in it otherwise.
+    An override sets its key: a mapping given there replaces, it does not merge. When two
+    set one key, the last counts. Raises UserError when the recipe is not found, and UserErrors with all its mistakes.
     """
     known = resources.recipe_files()
     path = resources.find_yaml(name_or_path, known, kind="recipe")

@@ -148,17 +148,29 @@ class Model(Section):
         return self
 
 
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+
 class Prompt(Section):
     """The text around query and document, and its budgets."""
 
-    mode: Literal["auto", "official", "portable"] = "auto"
-    """The prompt to train in; `auto` is the base's own."""
-    instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
+    mode: str = "auto"
+    """The prompt to train in: a frame that may be chosen for any base, or `auto`, the base's own."""
+    instruction: str = DEFAULT_INSTRUCTION
     """The task in one sentence, for prompts that have a place for it."""
     max_tokens: Positive = 512
     """Tokens of a whole prompt; what is beyond is cut from the document, and counted."""
     query_tokens: Positive | None = None
     """Tokens of a query; without it a quarter of `max_tokens`."""
+
+
+class Bm25(Section):
+    """Search by words: mined negatives, evaluation and slices read texts in this way, and so does the data report."""
+
+    language: str = "english"
+    """Stemmer and stop words; `none`: words as they are."""
+    code: bool = False
+    """The parts of camelCase and snake_case are words too, and near duplicates are compared without comments."""
 
 
 class Dense(Section):
@@ -192,7 +204,7 @@ class Baseline(Section):
 class Mine(Section):
     """Hard negatives: retrieved to `depth`, filtered in the order of `filters`, drawn by the sampler."""
 
-    retriever: Literal["bm25", "dense", "fusion", "run"] = "bm25"
+    retriever: str = "bm25"
     """Whose lists the negatives come from; `run`: each training set's own TREC run file."""
     depth: Positive = 100
     """Candidates retrieved for each query."""
@@ -210,10 +222,6 @@ class Mine(Section):
     """Steps after which negatives are mined again with the current checkpoint."""
     teacher: Baseline | None = None
     """A reranker whose scores filters and losses use."""
-    language: str = "english"
-    """Stemmer and stop words of BM25."""
-    code: bool = False
-    """Parts of identifiers such as `maxRetries` count as words for BM25, duplicates and slices."""
 
 
 class LossTerm(Section):
@@ -278,7 +286,7 @@ class Train(Section):
 class Evaluate(Section):
     """What is measured on the test sets."""
 
-    first_stage: Literal["bm25", "dense", "fusion", "run"] = "bm25"
+    first_stage: str = "bm25"
     """Whose lists are reranked; `run`: those of each test set's own TREC run file."""
     depth: Positive = 100
     """Documents of a list that are reranked."""
@@ -357,6 +365,7 @@ class Recipe(Section):
     model: Model
     data: Data
     prompt: Prompt = Prompt()
+    bm25: Bm25 = Bm25()
     dense: Dense | None = None
     mine: Mine = Mine()
     loss: Loss = Loss()
@@ -428,11 +437,5 @@ def result_values(values: Mapping[str, Any], section: type[Section] | None = Non
 
 # Tuned, under the instruction of the exports: a row of test sets that have another one.
 EXPORTED = "exported"
-
-FIRST_STAGES = ("bm25", "dense", "fusion", "run")
-
-
-def training_stage(recipe: Recipe) -> str:
-    """Whose lists are reranked on dev: those of evaluate.first_stage, or BM25's where that is a run file."""
-    chosen = recipe.evaluate.first_stage
-    return "bm25" if chosen == "run" else chosen
+# Keys that are now in another section -> where.
+MOVED: dict[Key, str] = {("mine", "language"): "bm25.language", ("mine", "code"): "bm25.code"}

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rankwright.common import resources
 from rankwright.common.errors import UserErrors, did_you_mean
-from rankwright.recipe.schema import Key, Recipe, Section, keys_of, recipe_keys, sections_in
+from rankwright.recipe.schema import MOVED, Key, Recipe, Section, keys_of, recipe_keys, sections_in
 
 S = TypeVar("S", bound=Section)
 MISSING = "missing, must be given"
@@ -95,7 +95,7 @@ class YamlFile:
         self.broken = {k for k in self.broken if k[: len(key)] != key}
 
     def set_place(self, key: Key, place: Place) -> None:
-        """Say that a key's value comes from `place` from now on."""
+        """Note that a key's value comes from `place` from now on."""
         self.forget(key)
         self.places[key] = place
 
@@ -289,6 +289,8 @@ def _message(model: type[Section], key: Key, parents: list[type[Section]], item:
 
 
 def _unknown_key(model: type[Section], key: Key, parents: list[type[Section]]) -> str:
+    if key in MOVED:
+        return f"is now {MOVED[key]}: move it there"
     name = str(key[-1])
     known = [k for s in parents for k in keys_of(s)]
     known += ["extends"] if model is Recipe and len(key) == 1 else []

@@ -15,7 +15,8 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
 from rankwright.mining.false_negatives import NONE_ABOVE, leaves_none_above
-from rankwright.mining.pools import JUDGED
+from rankwright.mining.filters import FILTERS
+from rankwright.mining.pools import JUDGED, reasons
 from rankwright.report import gather
 from rankwright.report.cases import cut
 from rankwright.report.page import environment
@@ -24,20 +25,6 @@ QUERY_CHARACTERS = 600
 DOCUMENT_CHARACTERS = 700
 # Of a query: those of the best rank, and what filters changed among the rest.
 NEGATIVES_SHOWN, REMOVED_SHOWN, POSITIVES_SHOWN = 10, 6, 4
-REASONS = {
-    "unjudged": "retrieved, nobody judged it",
-    "judged_not_relevant": "judged not relevant",
-    "fill": "drawn at random from the corpus, since the pool was short",
-    "outside_window": "its rank is outside of the window",
-    "above_margin": "its score is too near to the relevant document's, or above it",
-    "duplicate_of_positive": "the text of a relevant document",
-    "near_duplicate_of_positive": "nearly the text of a relevant document",
-    "same_group": "of the same group as a relevant document",
-    "reused": "already in as many pools as allowed",
-    "teacher_above_margin": "the teacher scores it above the relevant document, less the margin",
-}
-# What the number means that a filter notes.
-NOTED = {"margin": "below the best relevant score by", "near_duplicate": "similarity", "teacher": "teacher"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +91,7 @@ def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
             queries=len(owners),
             mined=gather.read_mining(run),
             none_above=NONE_ABOVE if leaves_none_above(recipe) else None,
-            reasons=REASONS,
+            reasons=reasons(),
             most=NEGATIVES_SHOWN,
             # A name for what the page keeps: of this mining, and of no other.
             name=f"{recipe.name}-{facts['inputs']}-{recipe.seed}",
@@ -178,7 +165,7 @@ def _shown(collection: Collection, scores: Mapping[str, float], row: Mapping[str
         teacher,
         row.get("source", row.get("filter", "")),
         row.get("reason", ""),
-        tuple((NOTED.get(name, name), number) for name, number in notes.items()),
+        tuple((_noted(name), number) for name, number in notes.items()),
     )
 
 
@@ -197,3 +184,8 @@ def _rows(path: Path, key: str | None, chosen: Mapping[str, object]) -> dict[str
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: give `rankwright mine` again") from None
     return found
+
+
+def _noted(name: str) -> str:
+    """What the number means that a filter notes."""
+    return (FILTERS[name].noted if name in FILTERS else "") or name

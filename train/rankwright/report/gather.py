@@ -15,25 +15,27 @@ from pydantic import ValidationError
 from rankwright.common.errors import UserError
 from rankwright.common.run_folder import STAGES, RunFolder
 from rankwright.mining.false_negatives import read_estimate, spelled
+from rankwright.mining.pools import FILL, IN_POOLS, JUDGED, reasons
 from rankwright.recipe.schema import Recipe, Section
 
 # Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
 MOST_POOLS = 20_000
-REASONS = {
+# What the counts of the mine stage mean, beside those of removed candidates.
+KEPT = {
     "kept": "retrieved and not judged: taken as not relevant, unless a filter promoted it or left it soft",
     "kept_judged": "judged not relevant",
-    "positive": "removed: relevant to the query",
-    "judged": "judged not relevant as well as retrieved: counted with those",
-    "outside_window": "removed: a rank outside of the window",
-    "duplicate_of_positive": "removed: the text of a relevant document",
-    "near_duplicate_of_positive": "removed: nearly the text of a relevant document",
-    "above_margin": "removed: scored above the best relevant document, less the margin",
-    "teacher_above_margin": "removed: the teacher scores it above the relevant document, less the margin",
-    "same_group": "removed: of the same group (filing, case, repository) as a relevant document",
-    "reused": "removed: in as many pools as it may be",
-    "filled": "drawn at random from the corpus for pools that were short",
+}
+OTHER_COUNTS = {
+    JUDGED: "judged not relevant as well as retrieved: counted with kept_judged",
+    "filled": IN_POOLS[FILL],
     "short_pools": "queries with fewer negatives than mine.negatives",
 }
+
+
+def _meanings() -> dict[str, str]:
+    """Count of the mine stage -> what it means, in the order of the page."""
+    removed = {code: f"removed: {text}" for code, text in reasons().items() if code not in IN_POOLS}
+    return {**KEPT, **removed, **OTHER_COUNTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,11 @@ def read_mining(run: RunFolder) -> Mined | None:
                 sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
                 sources.update((str(n["source"]), str(n["reason"])) for n in pool)
     sizes.sort()
-    order = [*(r for r in REASONS if r in counts), *sorted(r for r in counts if r not in REASONS)]
+    meanings = _meanings()
+    order = [*(r for r in meanings if r in counts), *sorted(r for r in counts if r not in meanings)]
     return Mined(
         queries=facts.get("queries"),
-        counts={reason: (counts[reason], REASONS.get(reason, "")) for reason in order},
+        counts={reason: (counts[reason], meanings.get(reason, "")) for reason in order},
         sources=dict(sorted(sources.items())),
         pools=len(sizes),
         sizes=(sizes[0], float(sizes[len(sizes) // 2]), sizes[-1]) if sizes else None,

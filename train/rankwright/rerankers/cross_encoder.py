@@ -12,6 +12,7 @@ import torch
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.model.bases import refuse_pickles
+from rankwright.rerankers.scorer import Scorer
 
 # Pairs are gathered over queries up to this many before they are scored together, sorted by length.
 WINDOW_PAIRS = 1024
@@ -25,12 +26,12 @@ def check_installed() -> None:
         raise UserError("a cross-encoder needs sentence-transformers: pip install 'rankwright[dense]'")
 
 
-class CrossEncoderScorer:
+class CrossEncoderScorer(Scorer):
     """Raw scores (logits, without the model's own sigmoid) of a CrossEncoder.
 
     Equal documents of a query are scored once, so they tie exactly. Pairs are cut as the model's tokenizer cuts them:
-    the longer text first, which is nearly always the document. cut_documents and cut_queries count what was cut,
-    where the model is fed by a tokenizer and not by a chat template (None there).
+    the longer text first, which is nearly always the document. `cut` counts them, but not for a model that is fed by
+    a chat template.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class CrossEncoderScorer:
     ) -> None:
         """Load a folder or hub id. max_tokens: of query and document with special tokens; the model's limit if lower.
 
-        remote_code: run the code of the repository; read it first. Raises UserError for what is not a whole one-label
-        cross-encoder.
+        remote_code: run the code of the repository; read it first. Raises UserError for anything but a complete
+        cross-encoder with one label.
         """
         check_installed()
         refuse_pickles(model)
@@ -63,8 +64,11 @@ class CrossEncoderScorer:
         tokenizer = self._encoder.tokenizer
         counted = hasattr(tokenizer, "num_special_tokens_to_add") and not tokenizer.chat_template
         self._special = tokenizer.num_special_tokens_to_add(pair=True) if counted else None
-        self.cut_documents: int | None = 0 if counted else None
-        self.cut_queries: int | None = 0 if counted else None
+        self._counts = {"documents_cut": 0, "queries_cut": 0} if counted else {}
+
+    @property
+    def cut(self) -> dict[str, int]:
+        return dict(self._counts)
 
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
         """Raw scores of the documents, in their order."""
@@ -96,13 +100,13 @@ class CrossEncoderScorer:
         found = dict(zip(pairs, map(float, scores), strict=True))
         cut = self._cut(pairs) if self._special is not None else {}
         for query, documents in window:
-            if self.cut_documents is not None and self.cut_queries is not None:
-                self.cut_documents += sum(cut[query, document][1] for document in documents)
-                self.cut_queries += any(cut[query, document][0] for document in documents)
+            if self._counts:
+                self._counts["documents_cut"] += sum(cut[query, document][1] for document in documents)
+                self._counts["queries_cut"] += any(cut[query, document][0] for document in documents)
             yield [found[query, document] for document in documents]
 
     def _cut(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[bool, bool]]:
-        """Of each pair whether its query and its document is cut."""
+        """Pair -> (whether its query is cut, whether its document is cut)."""
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         ids = self._encoder.tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         length = {text: len(found) for text, found in zip(texts, ids, strict=True)}
@@ -134,17 +138,15 @@ def _load(model: str, options: dict[str, Any], dtype: torch.dtype, device: str |
         raise _not_loaded(model, error) from None
     encoder.eval()
     if encoder.num_labels != 1:
-        raise UserError(
-            f"{model}: has {encoder.num_labels} labels, must have 1: a classifier of several classes has no one score"
-        )
+        raise UserError(f"{model}: has {encoder.num_labels} labels, must have 1: several classes give no single score")
     _score_in_fp32(encoder)
     return encoder
 
 
 def _score_in_fp32(encoder: Any) -> None:
-    """The layer that gives the one logit in fp32, whatever the body is in: logits of bf16 tie in long lists.
+    """Compute the layer that gives the one logit in fp32, whatever the body uses: logits in bf16 tie in long lists.
 
-    A head of another build stays as it is, and what ties is counted as for all.
+    A head of another build stays as it is; its ties are counted like all others.
     """
     found = [layer for layer in encoder.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1]
     if len(found) == 1:
@@ -153,9 +155,9 @@ def _score_in_fp32(encoder: Any) -> None:
 
 
 def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype) -> None:
-    """Raises UserError for a language model without a prompt, for several labels, and for weights that are missing.
+    """Raises UserError for a language model that needs a prompt, and for weights that are missing.
 
-    sentence-transformers would go on with a random head after a warning, and its scores would be noise.
+    sentence-transformers would only warn and continue with a random head, and the scores would be noise.
     """
     import transformers
     from transformers import AutoConfig
@@ -183,7 +185,7 @@ def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype)
     if bad:
         raise UserError(
             f"{model}: {len(bad)} weights are missing (first: {bad[0]}), so its scores would be random: "
-            "it is no cross-encoder, or its files are incomplete"
+            "it is not a cross-encoder, or its files are incomplete"
         )
     del loaded
 

@@ -1,4 +1,4 @@
-"""The rerank endpoints of the field: what each is asked and how it answers, and the check of an answer."""
+"""Rerank endpoints of servers: the request and the answer of each, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Shape:
     def endpoint(self, url: str) -> str:
         """The address to post to: `url` itself when it ends with /rerank, else with the shape's path after it.
 
-        Raises UserError for what is no http address, and for one with a password in it: addresses get into messages.
+        Raises UserError for what is not an http address, and for a password in it: addresses get into messages.
         """
         try:
             parts = urlsplit(url)
@@ -117,9 +117,9 @@ def llama_cpp() -> Shape:
 
 
 class Fault(Exception):
-    """What may be gone when asked again. wait_seconds: how long the server wants to be left alone at least.
+    """A fault that asking again may mend. wait_seconds: how long the server wants to be left alone at least.
 
-    refused: the server said that it cannot score the request, which may be all it will ever say.
+    refused: the server answered that it cannot score the request, and may answer so every time.
     """
 
     def __init__(self, what: str, wait_seconds: float = 0.0, *, refused: bool = False) -> None:
@@ -130,8 +130,8 @@ class Fault(Exception):
 def read_answer(shape: Shape, content: bytes, count: int, show: Show) -> list[float]:
     """Scores of `count` documents in the order they were sent, whatever the order of the answer.
 
-    show: makes of a piece of the answer what a message may hold.
-    Raises Fault saying what is wrong: no JSON, no list, a missing, doubled or foreign index, no finite score.
+    show: turns a piece of the answer into text that a message may hold.
+    Raises Fault with what is wrong: no JSON, no list, a missing, doubled or foreign index, no finite score.
     """
     try:
         answer = json.loads(content)
@@ -158,7 +158,7 @@ def read_answer(shape: Shape, content: bytes, count: int, show: Show) -> list[fl
 
 
 def _score(value: object, where: str, show: Show) -> float:
-    # To Python True is the number 1; and an integer of 400 digits is no float.
+    # To Python True is the number 1; and an integer of 400 digits does not fit into a float.
     try:
         score = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
     except OverflowError:

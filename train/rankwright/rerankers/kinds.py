@@ -1,7 +1,8 @@
-"""Other rerankers, as rows of an evaluation or as teacher: their kinds, what their scores depend on, faults."""
+"""Other rerankers, as rows of an evaluation or as teacher: their kinds, what their scores depend on, mistakes."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,33 +11,32 @@ from typing import Any, Literal
 import torch
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, no_such
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.registry import Registry
 from rankwright.common.resources import resolve_base
 from rankwright.model.bases import refuse_other_kinds
-from rankwright.model.frames import Mode
+from rankwright.model.frames import FRAMES
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import (
     CONTRACT_FILE,
-    DEFAULT_INSTRUCTION,
     PromptContract,
-    default_instruction,
     make_contract,
 )
-from rankwright.recipe.schema import EXPORTED, FIRST_STAGES, Baseline, Prompt, Recipe
+from rankwright.recipe.schema import DEFAULT_INSTRUCTION, EXPORTED, Baseline, Prompt, Recipe
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_installed
 from rankwright.rerankers.endpoints import SHAPES
-from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
-from rankwright.rerankers.score_blocks import Scorer
-from rankwright.rerankers.served import ServedReranker
+from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
+from rankwright.rerankers.scorer import Scorer
+from rankwright.rerankers.served import Limits, ServedReranker
+from rankwright.retrieval.first_stages import stage_names
 
 Precision = Literal["auto", "fp32", "bf16"]
-# Takes the baseline, the recipe's prompt section and a folder for what was paid for.
+# Takes the baseline, the recipe's prompt section and a folder for scores that were paid for.
 Kind = Callable[..., Scorer]
 BASELINES: Registry[Kind] = Registry("baseline", hyphens=True)
 # Kinds that our engine scores in the frame of their vendor.
-FRAMES: dict[str, Mode] = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
+KIND_FRAMES = {"qwen3-reranker": "official", "zerank": "zerank", "mxbai": "mxbai", "bge": "bge"}
 NEEDS_OWN_CODE = ("layerwise", "lightweight", "minicpm", "v2.5")
 SEQUENCE_CLASSIFIERS = ("bge-reranker-base", "bge-reranker-large", "bge-reranker-v2-m3")
 
@@ -56,7 +56,7 @@ def _instruction(prompt: Prompt) -> str | None:
     return None if prompt.instruction == DEFAULT_INSTRUCTION else prompt.instruction
 
 
-def vendor_contract(baseline: Baseline, prompt: Prompt, mode: Mode) -> tuple[str, Any, PromptContract]:
+def vendor_contract(baseline: Baseline, prompt: Prompt, mode: str) -> tuple[str, Any, PromptContract]:
     """(folder or hub id, tokenizer, contract) of a language model in the frame of its vendor.
 
     Raises UserError for one that carries a contract of its own, and where the frame does not fit into the budget.
@@ -77,7 +77,7 @@ def vendor_contract(baseline: Baseline, prompt: Prompt, mode: Mode) -> tuple[str
 
 
 def _in_frame(baseline: Baseline, prompt: Prompt, precision: Precision) -> Reranker:
-    folder, tokenizer, contract = vendor_contract(baseline, prompt, FRAMES[baseline.kind])
+    folder, tokenizer, contract = vendor_contract(baseline, prompt, KIND_FRAMES[baseline.kind])
     if _instruction(prompt) and not contract.takes_instruction:
         console.say(f"{baseline.name}: its frame {contract.mode} has no place for prompt.instruction: scored without")
     model = load_model(folder, contract, tokenizer, revision=baseline.revision, dtype=_dtype(precision))
@@ -139,7 +139,7 @@ def bge(baseline: Baseline, prompt: Prompt, cache: Path, *, precision: Precision
 
 
 def refuse_other_bge(model: str) -> None:
-    """Raises UserError for those of BGE's rerankers, by name, that are no plain causal language models."""
+    """Raises UserError for rerankers of BGE, by name, that are not plain causal language models."""
     name = Path(model).name.lower()
     if any(part in name for part in NEEDS_OWN_CODE):
         raise UserError(
@@ -160,14 +160,11 @@ def rankwright(
     """
     folder = resolve_base(baseline.model, "model")
     tokenizer = load_tokenizer(folder, baseline.revision)
-    own = saved_contract(folder, baseline.revision)
-    contract = own or native_contract(
+    contract = saved_contract(folder, baseline.revision) or native_contract(
         folder,
         tokenizer,
         name=baseline.model,
-        instruction=_instruction(prompt),
-        max_tokens=prompt.max_tokens,
-        query_tokens=prompt.query_tokens,
+        own=Own(_instruction(prompt), prompt.max_tokens, prompt.query_tokens),
         revision=baseline.revision,
     )
     if contract.max_tokens != prompt.max_tokens:
@@ -194,31 +191,21 @@ def served(
     backoff_seconds: float = 1.0,
     longest_wait_seconds: float = 120.0,
 ) -> Scorer:
-    """A model behind HTTP: see served.ServedReranker. `model` is its name on the server; the server cuts texts.
+    """A model behind HTTP, see served.ServedReranker and served.Limits. `model` is its name on the server.
 
-    Answers are kept in `cache`, so that a killed evaluation asks for no score twice.
+    The server cuts texts. Answers are kept in `cache`, so that a killed evaluation asks for no score twice.
     """
+    limits = Limits(requests_per_minute, timeout_seconds, retries, backoff_seconds, longest_wait_seconds)
+    file = cache / f"served-{baseline.name}.jsonl"
     return ServedReranker(
-        url,
-        shape=shape,
-        model=baseline.model,
-        key_variable=key_variable,
-        cache=cache / f"served-{baseline.name}.jsonl",
-        batch=batch,
-        requests_per_minute=requests_per_minute,
-        timeout_seconds=timeout_seconds,
-        retries=retries,
-        backoff_seconds=backoff_seconds,
-        longest_wait_seconds=longest_wait_seconds,
+        url, shape=shape, model=baseline.model, key_variable=key_variable, cache=file, batch=batch, limits=limits
     )
 
 
 ROWS, TEACHER = "evaluate.baselines", "mine.teacher"
-# Names of rows that an evaluation has anyway.
-TAKEN = (*FIRST_STAGES, "base", "tuned", EXPORTED)
-# How fast or from where, which changes no score.
-UNSCORED = {"key_variable", "batch", "requests_per_minute", "timeout_seconds", "retries"}
-UNSCORED |= {"backoff_seconds", "longest_wait_seconds"}
+# How a server is asked, which changes no score.
+LIMITS = {field.name for field in dataclasses.fields(Limits)}
+UNSCORED = {"key_variable", "batch", *LIMITS}
 # What a kind reads of the recipe's prompt section, where that is less than budgets and instruction.
 BUDGETS = ("max_tokens", "query_tokens")
 READS: dict[str, tuple[str, ...]] = {"cross-encoder": ("max_tokens",), "zerank": BUDGETS, "bge": BUDGETS}
@@ -227,9 +214,9 @@ READS: dict[str, tuple[str, ...]] = {"cross-encoder": ("max_tokens",), "zerank":
 def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path, key: str = ROWS) -> Scorer:
     """The scorer of a baseline, ready to use.
 
-    prompt: the recipe's section; its budgets hold for every local kind, its instruction, where it is not the default,
-    for the frames that have a place for one. cache: folder for what was paid for. key: the recipe's key that holds it.
-    Raises UserError naming key and row.
+    prompt: the recipe's section. Its budgets hold for every local kind; its instruction, where it is not the default,
+    holds for the frames that have a place for one. cache: folder for scores that were paid for. key: the recipe's key
+    that holds the baseline. Raises UserError naming key and row.
     """
     with _named(baseline, key):
         scorer: Scorer = BASELINES.bind(baseline.kind, baseline.options)(baseline, prompt, cache)
@@ -238,21 +225,21 @@ def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path, key: str =
 
 def baseline_under(baseline: Baseline, scorer: Scorer, instruction: str | None) -> Scorer:
     """The scorer under a test set's own instruction, where its kind reads the recipe's; None: the recipe's."""
-    if instruction is None or not isinstance(scorer, Reranker) or READS.get(baseline.kind) is not None:
+    if instruction is None or scorer.mode is None or READS.get(baseline.kind) is not None:
         return scorer
     if baseline.kind == "rankwright" and saved_contract(resolve_base(baseline.model, "model"), baseline.revision):
         # It is scored under its own.
         return scorer
     # The default is that of one family: each frame then has its own.
-    own = default_instruction(scorer.contract.mode)
+    own = FRAMES[scorer.mode].instruction
     return scorer.under(own if instruction == DEFAULT_INSTRUCTION else instruction)
 
 
 def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS) -> str:
-    """Hash of what the scores depend on beside the lists; never of a key.
+    """Hash of what the scores depend on beside the lists; an API key never counts.
 
-    A local model counts by the content of its files, one of the hub by its id and revision; of the prompt counts what
-    this kind reads of it.
+    A local model counts by the content of its files, one of the hub by its id and revision; the prompt counts as far
+    as this kind reads it.
     """
     options = {k: v for k, v in baseline.options.items() if k not in UNSCORED}
     if baseline.kind == "served":
@@ -269,7 +256,7 @@ def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS) -> s
 
 
 def _has_contract(baseline: Baseline) -> bool:
-    """Whether it is a folder of ours, which is scored under its own contract. Of the hub it is not known here."""
+    """Whether it is a folder of ours, which is scored under its own contract. A repository of the hub is not asked."""
     return baseline.kind == "rankwright" and (Path(resolve_base(baseline.model, "model")) / CONTRACT_FILE).is_file()
 
 
@@ -284,7 +271,7 @@ def check_baselines(recipe: Recipe) -> list[str]:
     seen: dict[str, int] = {}
     for number, baseline in enumerate(recipe.evaluate.baselines):
         key = f"{ROWS}.{number}"
-        if baseline.name.lower() in TAKEN:
+        if baseline.name.lower() in (*stage_names(), "base", "tuned", EXPORTED):
             faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
         # Names are names of folders, and some disks take no notice of capitals.
         first = seen.setdefault(baseline.name.lower(), number)
@@ -302,10 +289,7 @@ def check_teacher(recipe: Recipe) -> list[str]:
 
 def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
     if baseline.kind not in BASELINES:
-        try:
-            BASELINES[baseline.kind]
-        except UserError as error:
-            yield f"kind: {error}"
+        yield f"kind: {no_such(BASELINES.kind, baseline.kind, BASELINES)}"
         return
     checks: list[tuple[str, Callable[[], object]]] = [
         ("options", lambda: BASELINES.bind(baseline.kind, baseline.options)),
@@ -325,33 +309,32 @@ def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
 def _check_model(baseline: Baseline, prompt: Prompt) -> None:
     if baseline.kind == "bge":
         refuse_other_bge(baseline.model)
-    if baseline.kind != "served" and Path(resolve_base(baseline.model, "model")).is_dir() and baseline.kind in FRAMES:
-        # Of a local folder it is known now whether the frame fits, and not only after training.
-        vendor_contract(baseline, prompt, FRAMES[baseline.kind])
+    if (
+        baseline.kind != "served"
+        and Path(resolve_base(baseline.model, "model")).is_dir()
+        and baseline.kind in KIND_FRAMES
+    ):
+        # Whether the frame fits is known now for a local folder, and not only after training.
+        vendor_contract(baseline, prompt, KIND_FRAMES[baseline.kind])
 
 
 def _served_faults(baseline: Baseline) -> Iterator[str]:
     if baseline.revision is not None:
         yield "revision: a served model has none: leave it out"
-    options = baseline.options
-    shape, url = options.get("shape"), options.get("url")
-    if isinstance(shape, str):
-        try:
-            endpoint = SHAPES[shape]()
-            if isinstance(url, str):
-                endpoint.endpoint(url)
-        except UserError as error:
-            yield f"options: {error}"
-            return
-    known = set(BASELINES.parameters("served"))
-    if isinstance(shape, str) and isinstance(url, str) and set(options) <= known:
-        try:
-            # It asks nothing yet; numbers and the key's variable are checked.
-            ServedReranker(**{**options, "model": baseline.model})
-        except UserError as error:
-            yield f"options: {error}"
-        except TypeError:
-            pass  # The type of an option, which has been said.
+    try:
+        BASELINES.bind("served", baseline.options)
+    except UserError:
+        # A key or a type, which is reported for every kind. Of the rest the shape may be wrong too.
+        if isinstance(shape := baseline.options.get("shape"), str) and shape not in SHAPES:
+            yield f"options: {no_such(SHAPES.kind, shape, SHAPES)}"
+        return
+    limits = {k: v for k, v in baseline.options.items() if k in LIMITS}
+    others = {k: v for k, v in baseline.options.items() if k not in LIMITS}
+    try:
+        # It asks nothing yet: address, shape, numbers and the key's variable are checked.
+        ServedReranker(**others, model=baseline.model, limits=Limits(**limits))
+    except UserError as error:
+        yield f"options: {error}"
 
 
 def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
@@ -365,7 +348,7 @@ def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
 
 @contextmanager
 def _named(baseline: Baseline, key: str) -> Iterator[None]:
-    """Says of a mistake whose it is: a recipe may hold several baselines."""
+    """Adds key and name to an error: a recipe may hold several baselines."""
     try:
         yield
     except UserError as error:

@@ -1,11 +1,14 @@
-"""Scores of (query, document) pairs on the disk: computed once, in append-only files that survive a kill."""
+"""Scores of (query, document) pairs on the disk: made or paid for once, in files that survive a kill.
+
+ScoreCache holds the answers of a server in one file that grows by each answer; PairScores holds what processes compute
+at the same time, in files that never change.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,31 +16,29 @@ from typing import Any
 import numpy as np
 
 from rankwright.common.errors import UserError
-from rankwright.common.files import atomic_file, json_line, make_cache_folder, read_kept
+from rankwright.common.files import append_lines, atomic_file, json_line, make_cache_folder, read_kept
 from rankwright.data.store.rows import read_query_rows
 
+KEY_BYTES = 16
 _START = b'{"key": "'
 
 
+def _bytes_of(*texts: str) -> bytes:
+    # As JSON no two lists of texts are the same, and a text with half a surrogate pair still has bytes.
+    return json.dumps(texts).encode("ascii")
+
+
 def score_key(endpoint: str, shape: str, model: str, query: str, document: str) -> str:
-    """32 hexadecimal digits that stand for one score; the texts themselves are not kept."""
-    # As JSON no two lists of texts look alike, and a text that is no valid Unicode still has bytes.
-    text = json.dumps([endpoint, shape, model, query, document])
-    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+    """32 hexadecimal digits that stand for one score of a server; the texts themselves are not kept."""
+    return hashlib.blake2b(_bytes_of(endpoint, shape, model, query, document), digest_size=KEY_BYTES).hexdigest()
 
 
-class NoCache:
-    """Keeps nothing."""
-
-    def find(self, key: str) -> float | None:
-        """Always None."""
-        return None
-
-    def add(self, scores: Mapping[str, float]) -> None:
-        """Does nothing."""
+def pair_key(query: str, document: str) -> bytes:
+    """16 bytes that stand for a pair; the texts themselves are not kept."""
+    return hashlib.sha256(_bytes_of(query, document)).digest()[:KEY_BYTES]
 
 
-class ScoreCache(NoCache):
+class ScoreCache:
     """JSON lines {"key": ..., "score": ...}, read whole at the start and appended to.
 
     A line that a kill cut short is counted in `damaged_lines` and its score is asked for again. Several processes
@@ -49,7 +50,6 @@ class ScoreCache(NoCache):
         self.path = path
         self.damaged_lines = 0
         self._scores: dict[str, float] = {}
-        self._cut = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -58,7 +58,6 @@ class ScoreCache(NoCache):
             raise UserError(f"{path}: cannot be used as the cache of scores: {error.strerror}") from None
 
     def _read(self) -> None:
-        line = b"\n"
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 found = _parse(line)
@@ -68,7 +67,6 @@ class ScoreCache(NoCache):
                     self.damaged_lines += line != b"\n"
                 else:
                     raise UserError(f"{self.path}:{number}: not a line of a cache of scores: name another file")
-        self._cut = not line.endswith(b"\n")
 
     def find(self, key: str) -> float | None:
         """The score, exactly as it was added, or None."""
@@ -76,14 +74,7 @@ class ScoreCache(NoCache):
 
     def add(self, scores: Mapping[str, float]) -> None:
         """Keep these; they are on the disk when this returns."""
-        lines = "".join(json.dumps({"key": key, "score": score}) + "\n" for key, score in scores.items())
-        # What a writer left unfinished must not swallow the first new line: so it is if this one fails, too.
-        cut, self._cut = self._cut, True
-        with self.path.open("ab") as file:
-            file.write(b"\n" * cut + lines.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-        self._cut = False
+        append_lines(self.path, (json.dumps({"key": key, "score": score}) for key, score in scores.items()))
         self._scores.update(scores)
 
 
@@ -97,22 +88,15 @@ def _parse(line: bytes) -> tuple[str, float] | None:
     return (key, score) if good else None
 
 
-KEY_BYTES = 16
 # Raw bytes, not text: numpy cuts zeros off the end of text.
 _ROW = np.dtype([("key", f"V{KEY_BYTES}"), ("score", "<f8")])
-
-
-def pair_key(query: str, document: str) -> bytes:
-    """16 bytes that stand for a pair; the texts themselves are not kept."""
-    # As JSON no two pairs look alike, and a text that is no valid Unicode still has bytes.
-    return hashlib.sha256(json.dumps([query, document]).encode("ascii")).digest()[:KEY_BYTES]
 
 
 class PairScores:
     """A folder of files `HASH.npy`, each with the keys and scores of the pairs that were scored together.
 
-    The caller names the folder after all that decides a score but the pair's texts. Files appear whole or not at
-    all, and one that exists is never changed: any number of processes may read and write at once.
+    The folder's name stands for all that decides a score beside the pair's texts. Files appear whole or not at all, and
+    an existing one never changes: any number of processes may read and write at once.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -125,7 +109,7 @@ class PairScores:
         self.look()
 
     def look(self) -> None:
-        """Read what other processes have written since. Raises UserError for a file that the disk does not give."""
+        """Read what other processes have written since. Raises UserError for a file that the disk fails to read."""
         for path in sorted(self.folder.glob("*.npy")):
             if path.name not in self._read:
                 self._add(path)
@@ -167,7 +151,10 @@ TEACHER_SCORES = "teacher.jsonl"
 
 
 def read_teacher_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
-    """What teacher_line wrote: query id -> document id -> raw score. Left in its file and raises as the others."""
+    """The rows of teacher_line: query id -> document id -> raw score; a large file is read row by row when asked.
+
+    Raises UserError for a damaged file.
+    """
     return read_query_rows(path, "scores", _scores)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
 from rankwright.model.bases import Origin, find_file, find_origin, refuse_other_kinds, refuse_unread
-from rankwright.model.frames import Mode
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import CONTRACT_FILE, EncodedGroup, PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
+from rankwright.rerankers.scorer import Scorer
 
 # Prompts are gathered over queries up to this many tokens before they are scored together.
 WINDOW_TOKENS = 65536
@@ -36,7 +36,7 @@ class Ranked:
     calibrated: float
 
 
-class Reranker:
+class Reranker(Scorer):
     """A model with its tokenizer and prompt contract.
 
     >>> reranker = Reranker.load("runs/quickstart/export/hf")
@@ -59,7 +59,7 @@ class Reranker:
         cls,
         path: str,
         *,
-        mode: Mode | None = None,
+        mode: str | None = None,
         instruction: str | None = None,
         max_tokens: int | None = None,
         device: str | None = None,
@@ -68,21 +68,28 @@ class Reranker:
     ) -> Reranker:
         """An exported folder, an adapter folder, a local base or a hub id.
 
-        A folder with rankwright.json is scored under that contract; any other in the frame that its files or its name
-        say it was trained in, or that is stated: mode. Raises UserError where that is neither found nor stated.
+        A folder with rankwright.json is scored under that contract. Any other is scored in the frame it was trained in,
+        which its files or its name tell, or `mode` states; raises UserError where neither does.
         base: where the base of an adapter folder lies, when its settings do not name a hub id.
         """
         folder = resolve_base(path, "model")
         refuse_unread(folder)
         tokenizer = load_tokenizer(folder)
-        contract = native_contract(
-            folder, tokenizer, name=path, mode=mode, instruction=instruction, max_tokens=max_tokens
-        )
+        own = Own(instruction, max_tokens)
+        contract = native_contract(folder, tokenizer, name=path, mode=mode, own=own)
         if instruction and not contract.takes_instruction:
             raise UserError(f"instruction: the frame {contract.mode} of {path} has no place for one: leave it out")
         model = load_model(folder, contract, tokenizer, dtype=dtype, base=base)
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model.to(target).eval(), tokenizer, contract)
+
+    @property
+    def cut(self) -> dict[str, int]:
+        return {"documents_cut": self.cut_documents, "queries_cut": self.cut_queries}
+
+    @property
+    def mode(self) -> str:
+        return self.contract.mode
 
     def under(self, instruction: str | None) -> Reranker:
         """The same model under another instruction; None, and one that changes nothing: itself."""
@@ -132,7 +139,7 @@ class Reranker:
 
 
 def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[int]]:
-    """The group with equal documents once, and of each document its place there: equal prompts tie exactly."""
+    """(the group with equal documents once, each document's place in it): equal prompts tie exactly."""
     found: dict[tuple[int, ...], int] = {}
     places = [found.setdefault(tuple(tail), len(found)) for tail in group.tail_ids]
     return EncodedGroup(group.head_ids, list(map(list, found)), group.query_cut, group.documents_cut), places
@@ -144,25 +151,32 @@ def saved_contract(folder: str, revision: str | None = None) -> PromptContract |
     return None if found is None else PromptContract.load(found.parent)
 
 
+class Own(NamedTuple):
+    """Values of the user's own in place of a contract's; None: the contract's."""
+
+    instruction: str | None = None
+    max_tokens: int | None = None
+    query_tokens: int | None = None
+
+
 def native_contract(
     folder: str,
     tokenizer: Any,
     *,
     name: str | None = None,
-    mode: Mode | None = None,
-    unknown: Mode | None = None,
-    instruction: str | None = None,
-    max_tokens: int | None = None,
-    query_tokens: int | None = None,
+    mode: str | None = None,
+    unknown: str | None = None,
+    own: Own | None = None,
     revision: str | None = None,
 ) -> PromptContract:
-    """The contract a base was made for: the one it carries (with other values where given), or its family's.
+    """The contract a base was made for, the one it carries or its family's, with `own` values where given.
 
     An instruction is left out where the frame has no place for one.
     name: what the base is called (a hub id), when `folder` is a copy under another name.
     mode: the frame of a base that carries no contract, as its user states it; unknown: only where it is not found.
-    Raises UserError for a base that is no decoder with one score, or whose frame is neither found nor stated.
+    Raises UserError for a base that is not a decoder with one score, or whose frame is neither found nor stated.
     """
+    instruction, max_tokens, query_tokens = own or Own()
     name = name or folder
     refuse_other_kinds(name, folder, revision)
     saved = saved_contract(folder, revision)
@@ -185,7 +199,7 @@ def native_contract(
     return saved
 
 
-def _origin(name: str, folder: str, tokenizer: Any, revision: str | None, unknown: Mode | None) -> Origin:
+def _origin(name: str, folder: str, tokenizer: Any, revision: str | None, unknown: str | None) -> Origin:
     try:
         return find_origin(name, folder, tokenizer, revision)
     except UserError:

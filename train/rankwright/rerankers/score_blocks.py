@@ -1,19 +1,19 @@
-"""Scores of a test set in blocks of queries: kept as they come, by any number of processes, and never made twice."""
+"""Scores of a test set in blocks of queries: kept as they come, by any number of processes, and made only once."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rankwright.common.errors import UserError
-from rankwright.common.files import write_lines_atomic
+from rankwright.common.files import append_lines, write_lines_atomic
 from rankwright.data.collection import Collection
+from rankwright.rerankers.scorer import Reranked, Scorer, rerank
 from rankwright.retrieval.candidates import Candidates
 
 # Pairs after which a block ends: about what a GPU scores at once, and what a kill can lose.
@@ -22,23 +22,21 @@ BLOCK_PAIRS = 256
 Row = dict[str, Any]
 
 
-def cut_into_blocks(candidates: Candidates, query_ids: Sequence[str]) -> list[tuple[str, ...]]:
-    """The queries that have candidates, cut where BLOCK_PAIRS is reached: a function of the lists alone.
+def cut_into_blocks(lists: Mapping[str, Sized], query_ids: Iterable[str], pairs: int) -> Iterator[tuple[str, ...]]:
+    """The queries, cut where `pairs` documents are reached: a function of the lists alone.
 
     Each block is scored by one call, so that no score depends on how many processes there are.
     """
-    blocks: list[tuple[str, ...]] = []
     block: list[str] = []
-    pairs = 0
+    size = 0
     for query_id in query_ids:
-        if not candidates.get(query_id):
-            continue
         block.append(query_id)
-        pairs += len(candidates[query_id])
-        if pairs >= BLOCK_PAIRS:
-            blocks.append(tuple(block))
-            block, pairs = [], 0
-    return [*blocks, tuple(block)] if block else blocks
+        size += len(lists[query_id])
+        if size >= pairs:
+            yield tuple(block)
+            block, size = [], 0
+    if block:
+        yield tuple(block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,8 @@ class BlockScores:
     """The files of one system on one test set.
 
     folder/scores.jsonl holds all blocks once they are done, folder/scores-RANK.jsonl what each process has done
-    before that: a line a block, `inputs, block, scores, seconds` and the counts of what was cut. inputs: hash of
-    what the scores and the lists depend on; lines of other inputs are not seen.
+    before that: one line per block, `inputs, block, scores, seconds` and how much was cut. inputs: hash of what the
+    scores and the lists depend on; lines of other inputs are ignored.
     """
 
     folder: Path
@@ -57,10 +55,12 @@ class BlockScores:
 
     @property
     def blocks(self) -> list[tuple[str, ...]]:
-        return cut_into_blocks(self.candidates, self.query_ids)
+        """The queries that have candidates, in blocks."""
+        asked = [q for q in self.query_ids if self.candidates.get(q)]
+        return list(cut_into_blocks(self.candidates, asked, BLOCK_PAIRS))
 
     def done(self) -> dict[int, Row]:
-        """Number of a block -> its row, of whatever process."""
+        """Number of a block -> its row, from whichever process."""
         blocks = self.blocks
         found: dict[int, Row] = {}
         for path in [self.folder / "scores.jsonl", *sorted(self.folder.glob("scores-*.jsonl"))]:
@@ -87,7 +87,7 @@ class BlockScores:
         advance: Callable[..., None],
         look: Callable[[], None],
     ) -> None:
-        """Score these blocks and keep each; look() is called between them.
+        """Score these blocks and keep each as it is done; look() is called before each.
 
         Raises UserError for a score that is not finite.
         """
@@ -104,15 +104,14 @@ class BlockScores:
             _refuse_not_finite(scores, blocks[number])
             row: Row = {"inputs": self.inputs, "block": number, "scores": scores, "seconds": round(seconds, 4)}
             row |= {name: count - before[name] for name, count in _counts(scorer).items()}
-            mode = getattr(getattr(scorer, "contract", None), "mode", None)
-            if mode is not None:
-                row["prompt_mode"] = mode
-            _append(path, json.dumps(row))
+            if scorer.mode is not None:
+                row["prompt_mode"] = scorer.mode
+            append_lines(path, [json.dumps(row)])
 
     def gather(self) -> tuple[Reranked, Row]:
         """(run with a list, maybe empty, for every query; facts of the scoring), once all blocks are done.
 
-        One file takes the place of the processes' own.
+        One file replaces those of the processes.
         """
         done = self.done()
         blocks = self.blocks
@@ -132,16 +131,14 @@ class BlockScores:
 
 
 def _counts(scorer: Scorer) -> dict[str, int]:
-    """What the scorer says of texts that it cut, or whose scores it had from before; not every one does."""
-    names = {"documents_cut": "cut_documents", "queries_cut": "cut_queries", "documents_cached": "documents_cached"}
-    found = {name: getattr(scorer, attribute, None) for name, attribute in names.items()}
-    return {name: count for name, count in found.items() if isinstance(count, int)}
+    """Texts that the scorer cut, and documents whose scores it knew, as far as it counts them."""
+    return {**scorer.cut, **({} if scorer.cached is None else {"documents_cached": scorer.cached})}
 
 
 def _facts(rows: Sequence[Row]) -> Row:
-    """seconds and pairs_per_s are of one process's work: those of several are summed.
+    """Counts and times over all blocks; seconds and pairs_per_s as if one process had done all.
 
-    A score from a cache says nothing of speed: blocks with one do not count for pairs_per_s, which may be missing.
+    Blocks with a cached score do not count for pairs_per_s, which is left out where no block remains.
     """
     facts: Row = {"pairs": sum(map(_pairs, rows))}
     timed = [row for row in rows if not row.get("documents_cached")]
@@ -167,7 +164,7 @@ def _refuse_not_finite(scores: Sequence[Sequence[float]], query_ids: Sequence[st
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """The whole lines of a file; a kill leaves the last one cut short."""
+    """The rows of a file; a line that a kill cut short is skipped."""
     try:
         with path.open("rb") as file:
             for line in file:
@@ -177,43 +174,3 @@ def _rows(path: Path) -> Iterator[Row]:
                     continue
     except FileNotFoundError:
         return
-
-
-def _append(path: Path, line: str) -> None:
-    """Add a line that is on the disk when this returns; after one that a kill cut short, on a line of its own."""
-    with path.open("a+b") as file:
-        cut = False
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            cut = file.read(1) != b"\n"
-        file.write(b"\n" * cut + line.encode("ascii") + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-Reranked = dict[str, dict[str, float]]
-
-
-class Scorer(Protocol):
-    """A Reranker or a ServedReranker: scores of each (query, documents) in turn, in the order of the documents."""
-
-    def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]: ...
-
-
-def rerank(
-    reranker: Scorer,
-    collection: Collection,
-    candidates: Candidates,
-    query_ids: Sequence[str],
-    advance: Callable[..., None],
-) -> Reranked:
-    """Scores of every query's candidates: query id -> document id -> raw score."""
-    run: Reranked = {}
-    groups = (
-        (collection.queries[q], [collection.corpus[c.document_id] for c in candidates.get(q, ())]) for q in query_ids
-    )
-    for query_id, scores in zip(query_ids, reranker.score_groups(groups), strict=True):
-        ids = [c.document_id for c in candidates.get(query_id, ())]
-        run[query_id] = dict(zip(ids, scores, strict=True))
-        advance(1)
-    return run

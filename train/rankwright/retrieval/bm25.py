@@ -1,18 +1,21 @@
-"""The first stage: candidate documents for every query."""
+"""BM25: search by words, stemmed and without stop words."""
 
 from __future__ import annotations
 
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import bm25s.stopwords
 import numpy as np
 import Stemmer
 
-from rankwright.common.errors import UserError, did_you_mean
-from rankwright.retrieval.candidates import RETRIEVERS, Candidate, Searcher, ranked
+from rankwright.common.errors import UserError, no_such
+from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.candidates import Candidate, best_candidates
+from rankwright.retrieval.retriever import RETRIEVERS, Options, Retriever, Searcher
 
 _WORD = re.compile(r"\w+")
 # camelCase | HTTPServer | snake_case
@@ -34,9 +37,8 @@ class Words:
     """Text -> stemmed words: lower case, stop words left out; `code` adds the parts of camelCase and snake_case."""
 
     def __init__(self, language: str, *, code: bool = False) -> None:
-        known = languages()
-        if language not in known:
-            raise UserError(f"unknown language {language!r}{did_you_mean(language, known)}. Known: {', '.join(known)}")
+        if language not in languages():
+            raise UserError(no_such("language", language, languages()))
         stem = (lambda word: word) if language == "none" else Stemmer.Stemmer(language).stemWord
         # A corpus repeats its words: each is looked up and stemmed once.
         self._known = _Stems(stem, stop_words(language))
@@ -44,8 +46,8 @@ class Words:
 
     def __call__(self, text: str) -> list[str]:
         """The words of a text in order, repeated as often as they occur."""
-        spelled = self._with_parts(text) if self._code else _WORD.findall(text)
-        return [word for word in map(self._known.__getitem__, spelled) if word is not None]
+        written = self._with_parts(text) if self._code else _WORD.findall(text)
+        return [word for word in map(self._known.__getitem__, written) if word is not None]
 
     def _with_parts(self, text: str) -> Iterator[str]:
         for whole in _WORD.findall(text):
@@ -56,18 +58,17 @@ class Words:
 
 
 class _Stems(dict[str, "str | None"]):
-    """A word as it is spelled -> its stem in lower case, None for a stop word; filled as words are asked for."""
+    """A word as it is written -> its stem in lower case, None for a stop word; filled as words are asked for."""
 
     def __init__(self, stem: Callable[[str], str], stop: frozenset[str]) -> None:
         self._stem, self._stop = stem, stop
 
-    def __missing__(self, spelled: str) -> str | None:
-        lower = spelled.lower()
-        self[spelled] = found = None if lower in self._stop else self._stem(lower)
+    def __missing__(self, written: str) -> str | None:
+        lower = written.lower()
+        self[written] = found = None if lower in self._stop else self._stem(lower)
         return found
 
 
-@RETRIEVERS.register
 def bm25(
     corpus: Mapping[str, str],
     *,
@@ -77,12 +78,12 @@ def bm25(
     b: float = 0.75,
     code: bool = False,
 ) -> Searcher:
-    """BM25 in Lucene's form: at most `depth` candidates a query.
+    """BM25 in Lucene's form: at most `depth` candidates per query.
 
     score = sum over the query's words of ln(1 + (N - n + 0.5) / (n + 0.5)) * tf / (tf + k1 (1 - b + b len / mean len));
-    a document without any query word is no candidate, so lists may be short or empty. language: stemmer
+    a document without any query word is not a candidate, so lists may be short or empty. language: stemmer
     (Snowball) and stop words; code: camelCase and snake_case also count as their parts. Neither the order of
-    the corpus nor that of the queries matters; ties by ranking.tie_order.
+    the corpus nor that of the queries matters; ties by candidates.tie_order.
     Raises UserError for an unknown language or a parameter out of range.
     Source: Robertson and Zaragoza 2009; Kamphuis et al. 2020 (variants); bm25s, arXiv 2407.03618.
     """
@@ -91,7 +92,7 @@ def bm25(
     words = Words(language, code=code)
     document_ids: list[str] = []
     vocabulary: dict[str, int] = {}
-    # Four bytes a word, where a list has eight. In the corpus's own order, which a file is read in.
+    # Four bytes per word, where a list has eight. In the corpus's own order, in which its file is read.
     documents: list[array[int]] = []
     for document_id, text in corpus.items():
         document_ids.append(document_id)
@@ -120,7 +121,7 @@ def _score(index: Mapping[str, Any], word_ids: Sequence[int], scores: Any) -> No
     places, values, starts = index["indices"], index["data"], index["indptr"]
     for word in word_ids:
         column = slice(starts[word], starts[word + 1])
-        # No document is twice in a column, so that this adds to each what numpy.add.at would, faster.
+        # No document occurs twice in a column: this adds the same as numpy.add.at, and faster.
         scores[places[column]] += values[column]
 
 
@@ -131,5 +132,11 @@ def _best(query_id: str, scores: Any, document_ids: list[str], depth: int) -> li
         # All that tie with the last one stay, so that the tie rule and not the index decides.
         last = np.partition(scores[places], -depth)[-depth]
         places = places[scores[places] >= last]
-    best = ranked(query_id, {document_ids[i]: float(scores[i]) for i in places})[:depth]
-    return [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, start=1)]
+    return best_candidates(query_id, {document_ids[i]: float(scores[i]) for i in places}, depth)
+
+
+def _options(recipe: Recipe, run_file: Path | None) -> Options:
+    return recipe.bm25.model_dump()
+
+
+BM25 = RETRIEVERS.add(Retriever("bm25", "BM25", bm25, _options, nested=True, place=1), __name__)

@@ -1,10 +1,10 @@
-"""Candidate lists of queries: the rule that orders ties, and candidates.jsonl."""
+"""Candidate lists of queries: the order of documents with equal scores, and candidates.jsonl."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,30 @@ from typing import Any
 from rankwright.common.errors import UserError
 from rankwright.common.files import json_line, write_lines_atomic
 from rankwright.common.hashing import stable_hash
-from rankwright.common.registry import Registry
 from rankwright.data.store.rows import read_query_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A retrieved document: its score (on the retriever's own scale) and its rank, from 1."""
+
+    document_id: str
+    score: float
+    rank: int
+
+
+# Query id -> candidates, best first.
+Candidates = Mapping[str, Sequence[Candidate]]
+# Query id -> document id -> score.
+Run = Mapping[str, Mapping[str, float]]
 
 
 def tie_order(query_id: str, document_id: str) -> int:
     """The place of a document among those of equal score: smaller comes first.
 
     The rule: descending score, then ascending SHA-256 based hash of query id and document id. Neither the order
-    of the input nor the spelling of an id helps a document (trec_eval lets the id decide, which moves nDCG
-    from 0.5 to 1.0 on one tied pair).
+    of the input nor the name of a document decides (trec_eval lets the id decide, which moves nDCG from 0.5 to 1.0
+    on one tied pair).
     """
     return stable_hash(query_id, document_id)
 
@@ -38,7 +52,13 @@ def ranked(query_id: str, scores: Mapping[str, float]) -> list[tuple[str, float]
     return sorted(scores.items(), key=lambda pair: (-pair[1], tie_order(query_id, pair[0]), pair[0]))
 
 
-def tie_rate(run: Mapping[str, Mapping[str, float]]) -> float:
+def best_candidates(query_id: str, scores: Mapping[str, float], depth: int) -> list[Candidate]:
+    """The `depth` best documents of one query, in the order of `ranked`."""
+    best = ranked(query_id, scores)[:depth]
+    return [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, start=1)]
+
+
+def tie_rate(run: Run) -> float:
     """Share (0 to 1) of neighbours in the ranked lists that have the same score; 0 when no list has two documents."""
     ties = pairs = 0
     for scores in run.values():
@@ -48,23 +68,8 @@ def tie_rate(run: Mapping[str, Mapping[str, float]]) -> float:
     return ties / pairs if pairs else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A retrieved document: its score (the retriever's own scale) and its rank, from 1."""
-
-    document_id: str
-    score: float
-    rank: int
-
-
-# Query id -> text, to query id -> candidates, best first.
-Searcher = Callable[[Mapping[str, str]], dict[str, list[Candidate]]]
-# Called as name(corpus, **options): reads the corpus once, for any number of searches.
-RETRIEVERS: Registry[Callable[..., Searcher]] = Registry("retriever")
-
-
-def write_candidates(path: Path, candidates: Mapping[str, Sequence[Candidate]]) -> None:
-    """JSONL, a query a line, by query id: `query_id, candidates: [{document_id, score, rank}]`."""
+def write_candidates(path: Path, candidates: Candidates) -> None:
+    """JSONL, one line per query, sorted by query id: `query_id, candidates: [{document_id, score, rank}]`."""
     write_lines_atomic(path, (candidates_line(q, candidates[q]) for q in sorted(candidates)))
 
 
@@ -74,15 +79,10 @@ def candidates_line(query_id: str, candidates: Sequence[Candidate]) -> str:
     return json_line({"query_id": query_id, "candidates": rows})
 
 
-def read_candidates(path: Path) -> Mapping[str, Sequence[Candidate]]:
-    """What write_candidates wrote, left in its file where that is large. Raises UserError for anything else."""
+def read_candidates(path: Path) -> Candidates:
+    """The lists of write_candidates; a large file is read row by row when asked. Raises UserError for a damaged one."""
     return read_query_rows(path, "candidates", _candidates_of)
 
 
 def _candidates_of(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
     return [Candidate(**row) for row in rows]
-
-
-Run = Mapping[str, Mapping[str, float]]
-
-Candidates = Mapping[str, Sequence[Candidate]]

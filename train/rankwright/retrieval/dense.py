@@ -20,14 +20,16 @@ from rankwright.common.files import cache_folder
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
 from rankwright.data.store.views import KeyedTexts
-from rankwright.retrieval.candidates import RETRIEVERS, Candidate, Searcher, ranked
+from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.candidates import Candidate, best_candidates
+from rankwright.retrieval.retriever import RETRIEVERS, Model, Options, Retriever, Searcher
 from rankwright.retrieval.vectors import VectorStore, store_name
 
 QUERIES_AT_ONCE = 256
-# The names under which models keep the prompt of either side, as sentence-transformers looks for them.
+# The names under which models keep the prompts of queries and documents, as sentence-transformers looks for them.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
-# What a model's settings say of who wrote them.
+# Settings of a model that name the program that wrote them.
 OF_THE_FILE = ("transformers_version", "architectures")
 
 
@@ -37,7 +39,6 @@ def check_installed() -> None:
         raise UserError("dense retrieval needs sentence-transformers: pip install 'rankwright[dense]'")
 
 
-@RETRIEVERS.register
 def dense(
     corpus: Mapping[str, str],
     *,
@@ -48,12 +49,12 @@ def dense(
     document_prompt: str = "",
     cache: Path | None = None,
 ) -> Searcher:
-    """Nearest documents by the model's own similarity: `depth` candidates a query.
+    """Nearest documents by the model's own similarity: `depth` candidates per query.
 
     model: a folder or a hub id; query_prompt, document_prompt: text in front, instead of the model's own prompts.
-    Every document is scored. Texts are encoded once and kept under `cache` (by default vectors.cache_folder)
+    Every document is scored. Each text is encoded once and kept under `cache` (by default files.cache_folder)
     by the content of the weights, the prompt and the text, so that a killed search continues. Neither the order of
-    the corpus nor that of the queries matters, equal texts have equal scores; ties by ranking.tie_order.
+    the corpus nor that of the queries matters; equal texts have equal scores; ties by candidates.tie_order.
     Raises UserError when sentence-transformers is missing or the model cannot be loaded.
     """
     if depth < 1:
@@ -62,8 +63,7 @@ def dense(
         return lambda queries: {query_id: [] for query_id in queries}
     encoder = BiEncoder(model, revision, {"query": query_prompt, "document": document_prompt})
     folder = (cache or cache_folder()) / "vectors"
-    # Distinct and in an order of their own, so that what shares a batch or a product of matrices depends on the texts
-    # alone.
+    # Distinct and in an order of their own: which texts share a batch or a product of matrices depends on them alone.
     document_texts = KeyedTexts(corpus)
     documents = _vectors(encoder, "document", document_texts, folder)
 
@@ -89,7 +89,7 @@ def encode_together(
     document_prompt: str = "",
     cache: Path | None = None,
 ) -> None:
-    """Encode what `dense` will look for, each process its share; the files are those that one process would write."""
+    """Encode the texts that `dense` will need, each process its share; one process would write the same files."""
     encoder = BiEncoder(model, revision, {"query": query_prompt, "document": document_prompt})
     folder = (cache or cache_folder()) / "vectors"
     for side, texts in (("document", corpus), ("query", queries)):
@@ -102,7 +102,7 @@ def _vectors(
     processes = processes or Processes()
     store = VectorStore(folder / store_name(encoder.fingerprint, {side: encoder.prompts[side]}), console.say)
     missing = store.missing(texts)
-    # Nobody writes before all have looked, so that all cut what is missing alike.
+    # No process writes before all have looked, so that all share out the same missing texts.
     processes.meet()
     if missing:
         with console.progress(f"encode {side} texts", missing) as advance:
@@ -120,7 +120,7 @@ def _vectors(
 
 
 class BiEncoder:
-    """A SentenceTransformer with the prompt of either side. prompts: `query` and `document` -> text in front."""
+    """A SentenceTransformer with a prompt for each side. prompts: `query` and `document` -> text in front."""
 
     def __init__(self, model: str, revision: str | None, prompts: Mapping[str, str]) -> None:
         check_installed()
@@ -171,11 +171,11 @@ class BiEncoder:
 
 
 def _fingerprint(model: Any) -> str:
-    """A hash of all that decides a vector but prompt and text: weights, tokenizer, modules and their settings."""
+    """A hash of what decides a vector beside prompt and text: weights, tokenizer, modules and their settings."""
     import torch
 
     digest = hashlib.sha256()
-    # Heads, positions and the like change no weight. A module's parts share its settings: each is hashed once.
+    # Settings such as heads and positions are not in the weights. A module's parts share theirs: each is hashed once.
     found = (getattr(module, "config", None) for module in model.modules())
     configs: dict[int, Any] = {id(config): config for config in found if hasattr(config, "to_dict")}
     for config in configs.values():
@@ -195,7 +195,7 @@ def _fingerprint(model: Any) -> str:
 
 
 class Similarity(Protocol):
-    """What compares vectors: float32 [Q, E] and [D, E] -> tensor [Q, D], higher is nearer."""
+    """Compares vectors: float32 [Q, E] and [D, E] -> tensor [Q, D], higher is nearer."""
 
     def similarity(self, queries_QE: Any, documents_DE: Any) -> Any: ...
 
@@ -211,8 +211,8 @@ def nearest(
     """The `depth` best documents of every query, from chunk after chunk of document vectors.
 
     chunks: (place of the first, vectors) over all distinct texts; document_ids, query_ids: the ids of each text.
-    What is held is a chunk's scores and `depth` texts a query. Whatever ties with the last one is kept until
-    ranking.ranked has decided, so that no library's sorting does.
+    Memory holds one chunk's scores and `depth` texts per query. All texts that tie with the last one are kept until
+    candidates.ranked has decided, so that no library's sorting does.
     """
     best = [_Best(depth) for _ in query_ids]
     for first, vectors in chunks:
@@ -224,10 +224,9 @@ def nearest(
     for found, ids in zip(best, query_ids, strict=True):
         pairs = list(zip(found.places.tolist(), found.values.tolist(), strict=True))
         scores = {d: value for place, value in pairs for d in document_ids[place]}
-        # Queries of one text have the same scores, and by the tie rule not the same lists.
+        # Queries of one text have the same scores, but the tie rule orders their lists differently.
         for query_id in ids:
-            order = enumerate(ranked(query_id, scores)[:depth], start=1)
-            lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in order]
+            lists[query_id] = best_candidates(query_id, scores, depth)
     return lists
 
 
@@ -252,6 +251,57 @@ class _Best:
         self.values = np.concatenate([self.values, values])
         if len(self.values) > self._depth:
             last = np.partition(self.values, -self._depth)[-self._depth]
-            # Not `>= last`: a score that is not a number must reach ranking.ranked, which refuses it.
+            # Not `>= last`: a score that is not a number must reach candidates.ranked, which refuses it.
             kept = ~(self.values < last)
             self.places, self.values = self.places[kept], self.values[kept]
+
+
+def _options(recipe: Recipe, run_file: Path | None) -> Options:
+    return {} if recipe.dense is None else recipe.dense.model_dump()
+
+
+def _inputs(recipe: Recipe, run_file: Path | None) -> Options:
+    """The options, with a local model by its content and one of the hub by its revision."""
+    options = _options(recipe, run_file)
+    folder = Path(resolve_base(options["model"], "dense.model"))
+    return {**options, "model": folder, "revision": None} if folder.is_dir() else options
+
+
+def _needs(recipe: Recipe) -> str | None:
+    return None if recipe.dense is not None else "a bi-encoder: add dense: {model: FOLDER or hub id}"
+
+
+def _models(recipe: Recipe) -> list[Model]:
+    return [] if recipe.dense is None else [("dense model", recipe.dense.model, recipe.dense.revision)]
+
+
+def _check(recipe: Recipe) -> list[str]:
+    faults = []
+    for check in (check_installed, lambda: resolve_base(_options(recipe, None)["model"], "dense.model")):
+        try:
+            check()
+        except UserError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _prepare(recipe: Recipe, corpus: Mapping[str, str], queries: Mapping[str, str], processes: Processes) -> None:
+    encode_together(corpus, queries, processes=processes, **_options(recipe, None))
+
+
+DENSE = RETRIEVERS.add(
+    Retriever(
+        "dense",
+        "dense",
+        dense,
+        _options,
+        needs=_needs,
+        inputs=_inputs,
+        models=_models,
+        check=_check,
+        prepare=_prepare,
+        nested=True,
+        place=2,
+    ),
+    __name__,
+)

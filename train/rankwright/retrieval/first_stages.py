@@ -1,72 +1,73 @@
-"""Which first stages a recipe makes possible, and their candidates for the queries of a set."""
+"""The known first stages: which of them a recipe makes possible, its mistakes, and their candidates for a set."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rankwright.common.errors import UserError
-from rankwright.recipe.schema import FIRST_STAGES, Recipe
-from rankwright.retrieval.candidates import RETRIEVERS, Candidate, Searcher
+from rankwright.common.errors import no_such
+from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.candidates import Candidate
+from rankwright.retrieval.retriever import retrievers
 
-# In the order of every table; each is a registered retriever, in the module beside it.
-MODULES = {"bm25": "bm25", "dense": "dense", "fusion": "fusion", "run": "run_file"}
+
+def stage_names() -> list[str]:
+    """All first stages, in the order of every table."""
+    return [one.name for one in sorted(retrievers().values(), key=lambda one: one.place)]
+
+
+def stage_label(system: str) -> str:
+    """How tables and pages show a system: the label of a first stage, any other name as it is."""
+    return retrievers()[system].label if system in retrievers() else system
 
 
 def possible_stages(recipe: Recipe) -> tuple[str, ...]:
-    """The first stages that are evaluated: BM25 always, dense and fusion with `dense:`, run with a set's `run:`."""
-    given = {"bm25": True, "dense": recipe.dense is not None, "fusion": recipe.dense is not None}
-    given["run"] = any(source.run is not None for source in recipe.data.test)
-    return tuple(name for name in FIRST_STAGES if given[name])
+    """The first stages that are evaluated: all that need nothing more than the recipe holds."""
+    return tuple(name for name in stage_names() if retrievers()[name].needs(recipe) is None)
+
+
+def training_stage(recipe: Recipe) -> str:
+    """Whose lists are reranked on dev: those of evaluate.first_stage, or BM25's where that reads run files."""
+    chosen = recipe.evaluate.first_stage
+    return "bm25" if chosen in retrievers() and retrievers()[chosen].reads_run_file else chosen
 
 
 def check_first_stages(recipe: Recipe) -> list[str]:
     """Mistakes of `dense`, `mine.retriever`, `evaluate.first_stage`, and the `run` of data sets, as `key: what`."""
     faults = []
-    wanted = {"evaluate.first_stage": recipe.evaluate.first_stage, "mine.retriever": recipe.mine.retriever}
-    for key, chosen in wanted.items():
-        if chosen in ("dense", "fusion") and recipe.dense is None:
-            faults.append(f"{key}: {chosen} needs a bi-encoder: add dense: {{model: FOLDER or hub id}}")
+    # Split whose sets may have a run file -> the key that has them read.
+    chosen = {
+        "test": ("evaluate.first_stage", recipe.evaluate.first_stage),
+        "train": ("mine.retriever", recipe.mine.retriever),
+    }
+    reads = {split: name in retrievers() and retrievers()[name].reads_run_file for split, (_, name) in chosen.items()}
+    for split, (key, name) in chosen.items():
+        if name not in retrievers():
+            faults.append(f"{key}: {no_such('retriever', name, retrievers())}")
+        elif not reads[split] and (needed := retrievers()[name].needs(recipe)) is not None:
+            faults.append(f"{key}: {name} needs {needed}")
     dev = recipe.data.dev if isinstance(recipe.data.dev, tuple) else ()
     for split, sources in (("train", recipe.data.train), ("dev", dev)):
         for number, source in enumerate(sources):
-            if source.run is not None and (split == "dev" or recipe.mine.retriever != "run"):
+            if source.run is not None and not reads.get(split):
                 takes = "test sets, and training sets with mine.retriever: run, take"
                 faults.append(f"data.{split}.{number}.run: only {takes} a run file: remove it here")
-    for split, key in (("test", "evaluate.first_stage"), ("train", "mine.retriever")):
-        if wanted[key] == "run":
+    for split, (key, name) in chosen.items():
+        if reads[split]:
             faults += [
-                f"data.{split}.{number}.run: {key} is run, and this set has no run file: add run: FILE"
+                f"data.{split}.{number}.run: {key} is {name}, and this set has no run file: add run: FILE"
                 for number, source in enumerate(getattr(recipe.data, split))
                 if source.run is None
             ]
-    if recipe.dense is not None:
-        faults += _check_dense(recipe.dense.model)
-    return faults
+    found = [fault for name in possible_stages(recipe) for fault in retrievers()[name].check(recipe)]
+    # Two stages with one model find the same mistakes.
+    return [*faults, *dict.fromkeys(found)]
 
 
-def _check_dense(model: str) -> list[str]:
-    from rankwright.common.resources import resolve_base
-    from rankwright.retrieval.dense import check_installed
-
-    faults = []
-    for check in (check_installed, lambda: resolve_base(model, "dense.model")):
-        try:
-            check()
-        except UserError as error:
-            faults.append(str(error))
-    return faults
-
-
-def retriever(recipe: Recipe, name: str, depth: int, run_file: Path | None = None) -> Callable[..., Searcher]:
-    """The first stage `name` with the recipe's settings: called with a corpus, as all retrievers are."""
-    bm25: dict[str, Any] = {"language": recipe.mine.language, "code": recipe.mine.code}
-    dense = {} if recipe.dense is None else recipe.dense.model_dump()
-    options = {"bm25": bm25, "dense": dense, "fusion": {"bm25": bm25, "dense": dense}, "run": {"path": run_file}}
-    importlib.import_module(f"rankwright.retrieval.{MODULES[name]}")
-    return RETRIEVERS.bind(name, {**options[name], "depth": depth})
+def ordering_models(recipe: Recipe) -> list[tuple[str, str, str | None, bool]]:
+    """(what, model, revision, whether its lists are mined or reranked on dev) of the first stages that use a model."""
+    mines = {training_stage(recipe), recipe.mine.retriever}
+    return [(*model, name in mines) for name in possible_stages(recipe) for model in retrievers()[name].models(recipe)]
 
 
 def retrieve(
@@ -78,4 +79,4 @@ def retrieve(
     run_file: Path | None = None,
 ) -> dict[str, list[Candidate]]:
     """A first stage's candidates for the queries."""
-    return retriever(recipe, name, depth, run_file)(corpus)(queries)
+    return retrievers()[name].of(recipe, depth, run_file)(corpus)(queries)

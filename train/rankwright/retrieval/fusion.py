@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rankwright.common.errors import UserError
-from rankwright.retrieval.candidates import RETRIEVERS, Candidate, Searcher, ranked
+from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.bm25 import BM25
+from rankwright.retrieval.candidates import Candidate, best_candidates
+from rankwright.retrieval.dense import DENSE
+from rankwright.retrieval.retriever import RETRIEVERS, Options, Retriever, Searcher
 
 # Lists are fused from at least this depth, so that a short list of the fusion is the start of a longer one.
 FUSED_DEPTH = 200
@@ -18,8 +23,8 @@ def reciprocal_rank_fusion(
 ) -> dict[str, list[Candidate]]:
     """Query id -> at most `depth` candidates by the sum of 1 / (k + rank) over the lists that hold a document.
 
-    A document that a list does not hold gets nothing from it. Neither the order of the lists nor that of the
-    queries matters; ties by ranking.tie_order.
+    A list that lacks a document adds nothing to its sum. Neither the order of the lists nor that of the queries
+    matters; ties by candidates.tie_order.
     Source: Cormack, Clarke and Buettcher, SIGIR 2009.
     """
     if depth < 1 or k < 0:
@@ -31,12 +36,10 @@ def reciprocal_rank_fusion(
             for candidate in found.get(query_id, ()):
                 parts.setdefault(candidate.document_id, []).append(1 / (k + candidate.rank))
         # fsum: the same sum in whatever order the lists come.
-        best = ranked(query_id, {document_id: math.fsum(terms) for document_id, terms in parts.items()})[:depth]
-        fused[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, 1)]
+        fused[query_id] = best_candidates(query_id, {d: math.fsum(terms) for d, terms in parts.items()}, depth)
     return fused
 
 
-@RETRIEVERS.register
 def fusion(
     corpus: Mapping[str, str],
     *,
@@ -49,7 +52,31 @@ def fusion(
 
     Raises UserError as the two do.
     """
-    parts = {"bm25": bm25, "dense": dense}
     wanted = {"depth": max(depth, FUSED_DEPTH)}
-    searches = [RETRIEVERS.bind(name, {**options, **wanted})(corpus) for name, options in parts.items()]
+    searches = [one.bind({**options, **wanted})(corpus) for one, options in ((BM25, bm25), (DENSE, dense))]
     return lambda queries: reciprocal_rank_fusion([search(queries) for search in searches], depth=depth, k=k)
+
+
+def _options(recipe: Recipe, run_file: Path | None) -> Options:
+    return {"bm25": BM25.options(recipe, run_file), "dense": DENSE.options(recipe, run_file)}
+
+
+def _inputs(recipe: Recipe, run_file: Path | None) -> Options:
+    return {"bm25": BM25.depends_on(recipe, run_file), "dense": DENSE.depends_on(recipe, run_file)}
+
+
+FUSION = RETRIEVERS.add(
+    Retriever(
+        "fusion",
+        "fusion",
+        fusion,
+        _options,
+        needs=DENSE.needs,
+        inputs=_inputs,
+        models=DENSE.models,
+        check=DENSE.check,
+        prepare=DENSE.prepare,
+        place=3,
+    ),
+    __name__,
+)

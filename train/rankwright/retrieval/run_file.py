@@ -10,22 +10,23 @@ from pathlib import Path
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_lines_atomic
-from rankwright.retrieval.candidates import RETRIEVERS, Candidate, Run, Searcher, ranked
+from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.candidates import Candidate, Run, best_candidates, ranked
+from rankwright.retrieval.retriever import RETRIEVERS, Options, Retriever, Searcher
 
 
-@RETRIEVERS.register
 def run(corpus: Mapping[str, str], *, depth: int = 100, path: Path) -> Searcher:
-    """The lists of a TREC run file: at most `depth` candidates a query.
+    """The lists of a TREC run file: at most `depth` candidates per query.
 
-    The file's scores decide, not its ranks or the order of its lines, as trec_eval has it; ties by
-    ranking.tie_order. White space inside an id is %20 and the like there. Said and counted: queries and documents
-    that are not in the set, queries that the file lacks (their lists are empty), lists shorter than `depth`.
-    Its search raises UserError for a file that is damaged or has nothing in common with the set.
+    The file's scores decide, not its ranks or the order of its lines, as in trec_eval; ties by candidates.tie_order.
+    White space inside an id is written there as %20 and the like. The search reports how many queries and documents
+    are not in the set, how many queries the file lacks (their lists are empty), and how many lists are shorter than
+    `depth`. It raises UserError for a file that is damaged or has nothing in common with the set.
     """
 
     def search(queries: Mapping[str, str]) -> dict[str, list[Candidate]]:
-        lists, told = read_lists(path, corpus, queries, depth)
-        console.say(f"run file {path}: {told}")
+        lists, facts = read_lists(path, corpus, queries, depth)
+        console.say(f"run file {path}: {facts}")
         return lists
 
     return search
@@ -34,29 +35,28 @@ def run(corpus: Mapping[str, str], *, depth: int = 100, path: Path) -> Searcher:
 def read_lists(
     path: Path, corpus: Mapping[str, str], queries: Mapping[str, str], depth: int
 ) -> tuple[dict[str, list[Candidate]], str]:
-    """(lists, what was left out and is missing, in words); raises as `run` does."""
+    """(lists, what was left out and what is missing, in words). Raises UserError as `run` does."""
     if depth < 1:
         raise UserError(f"run: depth {depth}: needs depth >= 1")
     found = read_trec_run(path)
-    spelled_queries = spelled(queries, str(path))
-    spelled_documents = spelled(corpus, str(path))
+    query_ids = columns_of(queries, str(path))
+    document_ids = columns_of(corpus, str(path))
     lists: dict[str, list[Candidate]] = {query_id: [] for query_id in queries}
     unknown = 0
-    for spelling, scores in found.items():
-        query_id = spelled_queries.get(spelling)
+    for column, scores in found.items():
+        query_id = query_ids.get(column)
         if query_id is None:
             continue
-        known = {spelled_documents[d]: score for d, score in scores.items() if d in spelled_documents}
+        known = {document_ids[d]: score for d, score in scores.items() if d in document_ids}
         unknown += len(scores) - len(known)
-        best = ranked(query_id, known)[:depth]
-        lists[query_id] = [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, 1)]
+        lists[query_id] = best_candidates(query_id, known, depth)
     if not any(lists.values()):
-        why = _nothing(set(found), set(spelled_queries))
+        why = _nothing(set(found), set(query_ids))
         raise UserError(f"{path}: has nothing in common with the set ({why}): give the run file of this set")
     facts = [
-        ("queries of other sets or not evaluated, left out", sum(q not in spelled_queries for q in found)),
+        ("queries of other sets or not evaluated, left out", sum(q not in query_ids for q in found)),
         ("documents that are not in the corpus, left out", unknown),
-        ("queries that are not in the file", sum(q not in found for q in spelled_queries)),
+        ("queries that are not in the file", sum(q not in found for q in query_ids)),
         (f"lists shorter than {depth}", sum(0 < len(candidates) < depth for candidates in lists.values())),
     ]
     return lists, "; ".join([f"queries {len(found):,}", *(f"{what} {count:,}" for what, count in facts if count)])
@@ -68,18 +68,18 @@ def _nothing(found: set[str], queries: set[str]) -> str:
     return "none of its documents" if found & queries else f"none of its queries, such as {min(found)!r}"
 
 
-class Spelled(Mapping[str, str]):
-    """How a run file spells an id -> the id. What is held is the ids that it spells in another way."""
+class Columns(Mapping[str, str]):
+    """An id as a column of a run file -> the id. Only the ids that differ from their column are held."""
 
     def __init__(self, ids: Mapping[str, object], changed: Mapping[str, str]) -> None:
         self._ids, self._changed = ids, changed
 
-    def __getitem__(self, spelling: str) -> str:
-        if spelling in self._changed:
-            return self._changed[spelling]
-        if spelling in self._ids and trec_column(spelling) == spelling:
-            return spelling
-        raise KeyError(spelling)
+    def __getitem__(self, column: str) -> str:
+        if column in self._changed:
+            return self._changed[column]
+        if column in self._ids and trec_column(column) == column:
+            return column
+        raise KeyError(column)
 
     def __iter__(self) -> Iterator[str]:
         return map(trec_column, self._ids)
@@ -88,30 +88,30 @@ class Spelled(Mapping[str, str]):
         return len(self._ids)
 
 
-def spelled(ids: Mapping[str, object], where: str) -> Spelled:
-    """The run file's spelling of ids. Raises UserError for two ids that it spells alike; where: of the set."""
+def columns_of(ids: Mapping[str, object], where: str) -> Columns:
+    """The columns of a run file that stand for ids. Raises UserError for two ids with one column; where: the set."""
     changed: dict[str, str] = {}
     for identifier in ids:
-        spelling = trec_column(identifier)
-        if spelling == identifier:
+        column = trec_column(identifier)
+        if column == identifier:
             continue
-        other = changed.setdefault(spelling, identifier)
-        if other == identifier and spelling in ids:
-            other = spelling
+        other = changed.setdefault(column, identifier)
+        if other == identifier and column in ids:
+            other = column
         if other != identifier:
             first, second = sorted((other, identifier))
-            raise UserError(f"{where}: a run file spells the ids {first!r} and {second!r} alike: rename one")
-    return Spelled(ids, changed)
+            raise UserError(f"{where}: the ids {first!r} and {second!r} are the same text in a run file: rename one")
+    return Columns(ids, changed)
 
 
-# What surrogateescape makes of bytes that are no UTF-8.
+# What surrogateescape makes of bytes that are not UTF-8.
 UNREADABLE_RUN = re.compile("[\udc80-\udcff]")
 
 
 def write_trec_run(path: Path, run: Run, tag: str) -> None:
-    """A TREC run file, `query Q0 document rank score tag`, best first by ranking.ranked; scores are exact.
+    """A TREC run file, `query Q0 document rank score tag`, best first by candidates.ranked; scores are exact.
 
-    White space inside an id is written as %20 and the like: the format has no other way.
+    White space inside an id is written as %20 and the like, because it separates the columns.
     """
     write_lines_atomic(
         path,
@@ -124,17 +124,17 @@ def write_trec_run(path: Path, run: Run, tag: str) -> None:
 
 
 def trec_column(text: str) -> str:
-    """An id as a TREC run file spells it."""
+    """An id as it stands in a column of a TREC run file."""
     return re.sub(r"\s", lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), text)
 
 
 def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> score of a TREC run file, ids as it spells them (see trec_column).
+    """Query id -> document id -> score of a TREC run file; the ids are its columns (see trec_column).
 
     Raises UserError with file and line of the first fault.
     """
     run: dict[str, dict[str, float]] = {}
-    # A text of UTF-8 with or without a mark at its start; what is none (a packed file, say) fails at its first line.
+    # UTF-8 with or without a byte order mark; anything else (a packed file, say) fails at its first line.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.isascii() and UNREADABLE_RUN.search(line):
@@ -155,3 +155,15 @@ def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
             if not math.isfinite(scores[document_id]):
                 raise UserError(f"{path}:{number}: score {score!r} is not a finite number")
     return run
+
+
+def _options(recipe: Recipe, run_file: Path | None) -> Options:
+    return {"path": run_file}
+
+
+def _needs(recipe: Recipe) -> str | None:
+    given = any(source.run is not None for source in recipe.data.test)
+    return None if given else "run files: add run: FILE to each set of data.test"
+
+
+RUN = RETRIEVERS.add(Retriever("run", "run file", run, _options, needs=_needs, reads_run_file=True, place=4), __name__)

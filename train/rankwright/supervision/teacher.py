@@ -16,9 +16,10 @@ from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Baseline, Prompt
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs, baseline_under, load_baseline
 from rankwright.rerankers.pair_scores import TEACHER_SCORES, PairScores, pair_key, teacher_line
-from rankwright.rerankers.score_blocks import Scorer
+from rankwright.rerankers.score_blocks import cut_into_blocks
+from rankwright.rerankers.scorer import Scorer
 
-# Pairs that are scored by one call and kept together: a kill loses no more, and a scorer sorts so many by length.
+# Pairs that are scored by one call and kept together: what a kill can lose, and what a scorer sorts by length.
 BLOCK_PAIRS = 1024
 # Blocks that a process takes at a time where several write teacher.jsonl together.
 SHARE_BLOCKS = 4
@@ -28,12 +29,11 @@ Scores = dict[str, dict[str, float]]
 
 
 class Teacher:
-    """Raw scores of any kind of reranker that an evaluation can hold (baseline_kinds), read from the disk or made.
+    """Raw scores of any kind of reranker that an evaluation can hold (see rerankers.kinds), read from the disk or made.
 
-    Scores are kept under `cache` (by default vectors.cache_folder) by the content of weights, options and prompt, of
-    the query and of the document. Pairs are scored in blocks that depend on what is asked for alone, and a block is
-    kept when it is done: a killed process continues with the block it was at, and gives the scores it would have
-    given. The weights are loaded when a score is missing.
+    Scores are kept under `cache` (by default files.cache_folder) by the content of weights, options, prompt, query and
+    document. Pairs are scored in blocks that depend on the wanted pairs alone, and each block is kept when it is done:
+    a killed process continues at its block and gives the same scores. The weights are loaded when a score is missing.
     """
 
     def __init__(self, baseline: Baseline, prompt: Prompt, *, cache: Path | None = None) -> None:
@@ -63,10 +63,13 @@ class Teacher:
         prompt = self._prompt if stated is None else self._prompt.model_copy(update={"instruction": stated})
         store = self._store(prompt, stated)
         store.look()
-        blocks = [[(q, list(dict.fromkeys(wanted[q]))) for q in block] for block in _blocks(wanted, BLOCK_PAIRS)]
+        blocks = [
+            [(q, list(dict.fromkeys(wanted[q]))) for q in block]
+            for block in cut_into_blocks(wanted, sorted(wanted), BLOCK_PAIRS)
+        ]
         pairs = sum(len(documents) for block in blocks for _, documents in block)
         with console.progress(f"teacher {self.baseline.name}", pairs) as advance:
-            # What comes first counts as speed, too.
+            # Loading the weights counts as time, too.
             advance(0)
             for block in blocks:
                 missing = _missing(block, collection, store)
@@ -104,7 +107,7 @@ class Teacher:
         return self._stores[prompt]
 
     def _inputs(self, prompt: Prompt, stated: str | None) -> str:
-        """What the scores depend on, beside the pair: baselines.baseline_inputs, and what a machine or hub decides."""
+        """What the scores depend on beside the pair: kinds.baseline_inputs, and what the machine and the hub decide."""
         commit = None
         if self.baseline.kind != "served" and not Path(resolve_base(self.baseline.model, TEACHER)).is_dir():
             # A branch of a hub repository moves: what counts is the commit that was loaded.
@@ -123,12 +126,12 @@ class Teacher:
 
     @property
     def cut(self) -> dict[str, int]:
-        """What the scorer says of texts that it cut in this process; not every kind does."""
-        names = {"documents_cut": "cut_documents", "queries_cut": "cut_queries"}
-        scorers = {id(scorer): scorer for scorer in self._scorers.values()}.values()
-        counts = {name: [getattr(s, attribute, None) for s in scorers] for name, attribute in names.items()}
-        whole = {name: [count for count in found if isinstance(count, int)] for name, found in counts.items()}
-        return {name: sum(found) for name, found in whole.items() if found}
+        """Texts that were cut in this process, as far as the scorer counts them."""
+        found: dict[str, int] = {}
+        for scorer in {id(scorer): scorer for scorer in self._scorers.values()}.values():
+            for name, count in scorer.cut.items():
+                found[name] = found.get(name, 0) + count
+        return found
 
 
 def write_teacher_scores(
@@ -138,16 +141,16 @@ def write_teacher_scores(
     wanted: Callable[[Collection], Wanted],
     processes: Processes,
 ) -> int:
-    """teacher.jsonl: raw scores of all wanted pairs, a query a line, by query id; returns how many pairs.
+    """Write teacher.jsonl: raw scores of all wanted pairs, one line per query, by query id; returns how many pairs.
 
-    Every process of the group calls this: each scores its share of the queries, the first one writes. Ids of the
-    collections are qualified.
+    Every process of the group calls this: each scores its share of the queries, and the first one writes. The ids of
+    the collections are qualified.
     """
     asked = [(collection, wanted(collection)) for collection in collections]
     shares = [
         (collection, {q: pairs[q] for q in block})
         for collection, pairs in asked
-        for block in _blocks(pairs, SHARE_BLOCKS * BLOCK_PAIRS)
+        for block in cut_into_blocks(pairs, sorted(pairs), SHARE_BLOCKS * BLOCK_PAIRS)
     ]
     for collection, share in shares[processes.rank :: processes.count]:
         processes.look()
@@ -167,20 +170,6 @@ def _commit(baseline: Baseline) -> str | None:
 
     found = try_to_load_from_cache(baseline.model, "config.json", revision=baseline.revision)
     return Path(found).parent.name if isinstance(found, str) else None
-
-
-def _blocks(wanted: Wanted, most: int) -> Iterator[list[str]]:
-    """The queries in the order of their ids, cut where `most` pairs are reached: a function of what is wanted alone."""
-    block: list[str] = []
-    pairs = 0
-    for query_id in sorted(wanted):
-        block.append(query_id)
-        pairs += len(wanted[query_id])
-        if pairs >= most:
-            yield block
-            block, pairs = [], 0
-    if block:
-        yield block
 
 
 def _missing(

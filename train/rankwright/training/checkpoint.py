@@ -1,8 +1,9 @@
-"""Checkpoints: written whole or not at all, verified before use, the newest two and the best kept."""
+"""Checkpoints: written whole or not at all, verified before use; the newest two and the best are kept."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from rankwright.common import console
 from rankwright.common.files import atomic_folder
 from rankwright.common.hashing import file_sha256
+from rankwright.common.processes import Processes
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract
 from rankwright.model.rank_model import RankModel
 from rankwright.model.sharding import load_optimizer_state, whole_optimizer_state
@@ -25,11 +28,10 @@ KEEP_NEWEST = 2
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Where training stands. Values are nDCG@10 on dev; best_step 0, and best_value None, mean that no step was
-    evaluated yet.
+    """Where training stands. Values are nDCG@10 on dev; best_step is 0 and best_value None until a step is evaluated.
 
     inputs: hash of the recipe's sections and files that this training depends on.
-    since_best: evaluations since the last one that was above all before it, the base's among them.
+    since_best: evaluations since the last one that was better than all before it, including the base's.
     pool: the refreshed negatives that this step was drawn from (refresh.Refresh); None: those mined before training.
     """
 
@@ -45,65 +47,109 @@ class TrainState:
         """This state after an evaluation of its step."""
         if self.best_value is not None and value <= self.best_value:
             return dataclasses.replace(self, since_best=self.since_best + 1)
-        # The best step is that of training, even below the base: for patience the base comes first.
+        # best_step counts trained steps only, even below the base; patience compares with the base too.
         since_best = 0 if value > self.base_value else self.since_best + 1
         return dataclasses.replace(self, best_step=self.step, best_value=value, since_best=since_best)
 
     def out_of_patience(self, patience: int | None) -> bool:
         """Whether `patience` evaluations in a row gave no new best.
 
-        By the state alone: it is the same on all ranks, and a process that continues from a checkpoint ends as well.
+        It depends on the state alone, so all ranks agree, and so does a process that continues from a checkpoint.
         """
         return patience is not None and self.since_best >= patience
 
     @property
     def value_so_far(self) -> float:
-        """The best step's, or the base's before a step was evaluated."""
+        """The value of the best step, or the base's before a step was evaluated."""
         return self.base_value if self.best_value is None else self.best_value
 
 
-def save_checkpoint(
-    root: Path,
-    state: TrainState,
-    model: RankModel,
-    optimizer: torch.optim.Optimizer,
-    contract: PromptContract,
-    *,
-    write: bool = True,
-) -> Path:
-    """Write root/step-N atomically, then remove older ones that are neither among the newest nor the best.
+class Checkpoints:
+    """The checkpoints of one training: folders step-N under `root`, which the first process writes.
 
-    The best as each of the newest knows it is kept: whoever falls back to the one before finds its best too.
-    write: false on all ranks but the first, which take part because a sharded model is gathered.
+    inputs: hash of what this training depends on, see TrainState. contract: stored with every checkpoint.
     """
-    folder = root / f"step-{state.step}"
-    weights, optimizer_state = trainable_state(model), whole_optimizer_state(optimizer)
-    if not write:
+
+    def __init__(
+        self, root: Path, inputs: str, contract: PromptContract, say: Callable[[str], None] = console.say
+    ) -> None:
+        self.root = root
+        self.inputs = inputs
+        self._contract = contract
+        self._say = say
+
+    def prepare(self) -> None:
+        """Rename damaged checkpoints to damaged-step-N, and move those of other inputs out of the way.
+
+        They are kept, but take no place among the checkpoints that training continues from. For one process alone.
+        """
+        for folder in self._steps():
+            if read_state(folder) is None:
+                kept = self.root / f"damaged-{folder.name}"
+                shutil.rmtree(kept, ignore_errors=True)
+                folder.rename(kept)
+                self._say(f"checkpoint {folder.name} is damaged or incomplete: passed over, and kept as {kept.name}")
+        found = self.newest()
+        if found is None or found[1].inputs == self.inputs:
+            return
+        name = f"{self.root.name}-{found[1].inputs}"
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        kept = next(path for path in map(self.root.with_name, names) if not path.exists())
+        self.root.rename(kept)
+        self._say(f"the recipe, the data or the code changed: earlier checkpoints are kept in {kept.name}")
+
+    def newest(self) -> tuple[Path, TrainState] | None:
+        """The newest checkpoint that is whole; damaged ones are passed over and reported."""
+        for folder in self._steps():
+            state = read_state(folder)
+            if state is not None:
+                return folder, state
+            self._say(f"checkpoint {folder.name} is damaged or incomplete: passed over")
+        return None
+
+    def load_newest(self, model: RankModel, optimizer: torch.optim.Optimizer) -> TrainState | None:
+        """Continue from the newest checkpoint: its state, or None where there is none."""
+        found = self.newest()
+        if found is None:
+            return None
+        load_checkpoint(found[0], model, optimizer)
+        return found[1]
+
+    def save(self, state: TrainState, model: RankModel, optimizer: torch.optim.Optimizer) -> Path:
+        """Write root/step-N atomically, then remove older ones that are neither among the newest nor the best.
+
+        The best that each of the newest names is kept: whoever falls back to the one before finds its best too. All
+        processes call this, because a sharded model is gathered.
+        """
+        folder = self.root / f"step-{state.step}"
+        is_first = Processes.of_group().is_first
+        if not (is_first or model.sharded):
+            return folder
+        weights, optimizer_state = trainable_state(model), whole_optimizer_state(optimizer)
+        if not is_first:
+            return folder
+        self.root.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as draft:
+            save_file(weights, draft / WEIGHTS)
+            torch.save(optimizer_state, draft / OPTIMIZER)
+            self._contract.save(draft)
+            hashes = {name: file_sha256(draft / name) for name in (WEIGHTS, OPTIMIZER, CONTRACT_FILE)}
+            text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2, allow_nan=False)
+            (draft / STATE).write_text(text + "\n", encoding="utf-8")
+        self._prune()
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as draft:
-        save_file(weights, draft / WEIGHTS)
-        torch.save(optimizer_state, draft / OPTIMIZER)
-        contract.save(draft)
-        hashes = {name: file_sha256(draft / name) for name in (WEIGHTS, OPTIMIZER, CONTRACT_FILE)}
-        text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2, allow_nan=False)
-        (draft / STATE).write_text(text + "\n", encoding="utf-8")
-    _prune(root)
-    return folder
 
+    def _steps(self) -> list[Path]:
+        """Checkpoint folders, newest first."""
+        found = [p for p in self.root.glob("step-*") if p.name[5:].isdigit()]
+        return sorted(found, key=lambda p: -int(p.name[5:]))
 
-def _steps(root: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    found = [p for p in root.glob("step-*") if p.name[5:].isdigit()]
-    return sorted(found, key=lambda p: -int(p.name[5:]))
-
-
-def _prune(root: Path) -> None:
-    folders = _steps(root)
-    best = {f"step-{_best_step(folder)}" for folder in folders[:KEEP_NEWEST]}
-    for folder in folders[KEEP_NEWEST:]:
-        if folder.name not in best:
-            shutil.rmtree(folder)
+    def _prune(self) -> None:
+        folders = self._steps()
+        best = {f"step-{_best_step(folder)}" for folder in folders[:KEEP_NEWEST]}
+        for folder in folders[KEEP_NEWEST:]:
+            if folder.name not in best:
+                shutil.rmtree(folder)
 
 
 def _best_step(folder: Path) -> int | None:
@@ -124,37 +170,17 @@ def read_state(folder: Path) -> TrainState | None:
         return None
 
 
-def put_damaged_away(root: Path, say: Callable[[str], None]) -> None:
-    """Rename damaged checkpoints to damaged-step-N, so that they take no place among those that are kept."""
-    for folder in _steps(root):
-        if read_state(folder) is None:
-            kept = root / f"damaged-{folder.name}"
-            shutil.rmtree(kept, ignore_errors=True)
-            folder.rename(kept)
-            say(f"checkpoint {folder.name} is damaged or incomplete: passed over, and kept as {kept.name}")
-
-
-def newest_checkpoint(root: Path, say: Callable[[str], None]) -> tuple[Path, TrainState] | None:
-    """The newest checkpoint that is whole; damaged ones are passed over, and said."""
-    for folder in _steps(root):
-        state = read_state(folder)
-        if state is not None:
-            return folder, state
-        say(f"checkpoint {folder.name} is damaged or incomplete: passed over")
-    return None
-
-
 def load_checkpoint(
     folder: Path, model: RankModel, optimizer: torch.optim.Optimizer | None = None, *, base_share: float = 0.0
 ) -> None:
-    """Put weights, and the optimizer's state where one is given, back bit for bit.
+    """Restore the weights, and the state of an optimizer if given, bit for bit.
 
-    base_share: how far the weights go back to the base's, see methods.load_trainable_state; never while training.
+    base_share: how far the weights go back towards the base's, see trainable.load_trainable_state; not in training.
     Raises UserError when names or shapes differ from the model's.
     """
     load_trainable_state(model, load_file(folder / WEIGHTS), base_share=base_share)
     if optimizer is not None:
         assert not base_share, "an optimizer's state belongs to the weights as they were trained"
-        # Not to the device it was saved from: on another machine there may be none, here it is the first rank's.
+        # Not onto the device it was saved from: another machine may lack it, and here it is the first rank's.
         values = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
         load_optimizer_state(optimizer, values)

@@ -1,4 +1,4 @@
-"""The gradient of one global step: planned over all ranks, divided globally, in bounded memory for any list length."""
+"""The gradient of one global step over all ranks, in bounded memory for lists of any length."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from itertools import chain, repeat, zip_longest
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankwright.common.hashing import stable_hash
+from rankwright.common.processes import Processes
 from rankwright.model.layout import plan_step, split_group
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
@@ -27,10 +27,10 @@ REDUCE_NUMBERS = 25_000_000
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """Over all ranks of one step: loss and, as means over the groups, how far scores are apart.
+    """The loss of one step over all ranks, and how far scores are apart, as means over the groups.
 
-    margin: mean score of the documents with the highest label less that of the others. spread: standard deviation
-    of a group's scores. not_finite: queries whose loss is not a finite number. stop: some rank was told to stop.
+    margin: mean score of the documents with the highest label minus that of the others. spread: standard deviation
+    of a group's scores. not_finite: queries whose loss is not a finite number. stop: some rank was asked to stop.
     """
 
     loss: float
@@ -46,7 +46,6 @@ def accumulate(
     loss: RecipeLoss,
     *,
     budget_tokens: int,
-    one_by_one: bool,
     seed: int,
     step: int,
     accelerator: Any,
@@ -54,18 +53,18 @@ def accumulate(
 ) -> StepSums:
     """Add the gradient of one global step to the parameters, the same on every rank.
 
-    Every rank computes the plan of all ranks; each loss is weighted and divided by the GLOBAL sum of the weights, so
-    that gradients are summed, never averaged; a rank without groups contributes zeros. one_by_one: a group a
-    micro-batch, so that its dropout does not depend on its neighbours. A sharded model needs as many passes on
-    every rank: whoever has fewer adds passes of no weight.
+    Every rank computes the plan of all ranks. Each loss is weighted and divided by the GLOBAL sum of the weights, so
+    that gradients are summed, never averaged; a rank without groups contributes zeros. With dropout each group is a
+    micro-batch of its own, so that its masks do not depend on its neighbours. A sharded model needs the same number of
+    passes on every rank: a rank that has fewer adds passes of no weight.
     """
-    budget = 0 if one_by_one else budget_tokens
-    plan = plan_step([g.encoded.tokens for g in groups], ranks=accelerator.num_processes, budget_tokens=budget)
+    processes = Processes.of_group()
+    budget = 0 if model.has_dropout else budget_tokens
+    plan = plan_step([g.encoded.tokens for g in groups], ranks=processes.count, budget_tokens=budget)
     divisor = sum(g.weight for g in groups)
     totals, bad = torch.zeros(4, dtype=torch.float64), list[str]()
-    rank = accelerator.process_index
-    own = [[groups[i] for i in micro_batch] for micro_batch in plan[rank]]
-    idle = _idle_passes(plan, groups, budget_tokens, rank) if model.sharded else [(0, 0)] * len(own)
+    own = [[groups[i] for i in micro_batch] for micro_batch in plan[processes.rank]]
+    idle = _idle_passes(plan, groups, budget_tokens, processes.rank) if model.sharded else [(0, 0)] * len(own)
     for number, (first, second) in enumerate(idle):
         _run_idle(model, groups[0], first)
         if number < len(own):
@@ -77,10 +76,11 @@ def accumulate(
             totals[1:3] += score_distances(*to_lists(scores_N, mine)).cpu() / len(groups)
         _run_idle(model, groups[0], second, accelerator)
     totals[3] = stop
-    bad = _over_ranks(totals, bad)
+    everywhere = processes.gather((totals.tolist(), bad))
+    values = torch.tensor([sums for sums, _ in everywhere], dtype=torch.float64).sum(dim=0).tolist()
     reduce_gradients(model.parameters())
-    values = totals.tolist()
-    return StepSums(values[0], values[1], values[2], values[3] > 0, tuple(bad))
+    not_finite = tuple(sorted(query_id for _, found in everywhere for query_id in found))
+    return StepSums(values[0], values[1], values[2], values[3] > 0, not_finite)
 
 
 def _backward(
@@ -123,7 +123,7 @@ def _backward(
 def _idle_passes(
     plan: Sequence[Sequence[Sequence[int]]], groups: Sequence[TrainGroup], budget_tokens: int, rank: int
 ) -> list[tuple[int, int]]:
-    """For each micro-batch: (passes without a graph, passes with one) that `rank` lacks beside the busiest rank."""
+    """For each micro-batch: how many passes (without a graph, with one) `rank` runs fewer than the busiest rank."""
     passes = []
     for micro_batches in plan:
         parts = [len(_parts([groups[i] for i in micro_batch], budget_tokens)) for micro_batch in micro_batches]
@@ -134,7 +134,7 @@ def _idle_passes(
 
 
 def _run_idle(model: RankModel, group: TrainGroup, passes: int, accelerator: Any = None) -> None:
-    """Passes over two tokens that add nothing to the gradient, with a backward pass where an accelerator is given."""
+    """Passes over two tokens that add nothing to the gradient; with a backward pass if an accelerator is given."""
     smallest = EncodedGroup(group.encoded.head_ids[:1], [group.encoded.tail_ids[0][:1]], False, 0)
     for _ in range(passes):
         with nullcontext() if accelerator else torch.no_grad():
@@ -166,7 +166,7 @@ def to_lists(scores_N: Tensor, groups: Sequence[TrainGroup]) -> tuple[Tensor, Te
 
 
 def _losses(loss: RecipeLoss, scores_N: Tensor, groups: Sequence[TrainGroup]) -> Tensor:
-    """loss_Q, of labels and, where the groups have them, a teacher's scores."""
+    """loss_Q from labels and, if the groups have them, a teacher's scores."""
     lists = to_lists(scores_N, groups)
     if groups[0].teacher is None:
         return loss(*lists)
@@ -175,9 +175,9 @@ def _losses(loss: RecipeLoss, scores_N: Tensor, groups: Sequence[TrainGroup]) ->
 
 
 def score_distances(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
-    """Sums over the groups of (margin, spread), as StepSums has them; 0 for a group with nothing to compare.
+    """Sums over the groups of (margin, spread), see StepSums; 0 for a group with nothing to compare.
 
-    A document whose label is not known (NaN) has no part in the margin.
+    A document with an unknown label (NaN) does not count in the margin.
     """
     scores_QD = scores_QD.double()
     known_QD = mask_QD & ~labels_QD.isnan()
@@ -193,33 +193,24 @@ def _mean(values_QD: Tensor, mask_QD: Tensor) -> Tensor:
     return values_QD.masked_fill(~mask_QD, 0.0).sum(dim=1) / mask_QD.sum(dim=1).clamp(min=1)
 
 
-def _over_ranks(totals: Tensor, names: list[str]) -> list[str]:
-    """Add up `totals` in place over the ranks; the names of all ranks, sorted."""
-    if not dist.is_initialized():
-        return sorted(names)
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, (totals.tolist(), names))
-    totals.copy_(torch.tensor([values for values, _ in everywhere], dtype=torch.float64).sum(dim=0))
-    return sorted(name for _, found in everywhere for name in found)
-
-
 def prepare(model: RankModel, accelerator: Any) -> None:
-    """Autocast as Accelerate has it, and on every rank the first one's weights.
+    """Autocast by Accelerate, and the first rank's weights on every rank.
 
-    Not in DistributedDataParallel, which would hold the gradients a second time: see reduce_gradients.
+    Without DistributedDataParallel, which would hold the gradients a second time: see reduce_gradients.
     """
     accelerator.prepare_model(model, evaluation_mode=True)
-    if dist.is_initialized():
-        for tensor in chain(model.parameters(), model.buffers()):
-            dist.broadcast(tensor.detach(), 0)
+    processes = Processes.of_group()
+    for tensor in chain(model.parameters(), model.buffers()):
+        processes.copy_from_first(tensor.detach())
 
 
 def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Sum the gradients over the ranks, REDUCE_NUMBERS at a time; a missing gradient counts as zeros.
 
-    Those of sharded parameters have been summed in the backward pass.
+    Gradients of sharded parameters are already summed in the backward pass.
     """
-    if not dist.is_initialized():
+    processes = Processes.of_group()
+    if processes.count == 1:
         return
     pieces: dict[torch.dtype, list[list[nn.Parameter]]] = {}
     for parameter in parameters:
@@ -231,7 +222,7 @@ def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for trained in chain.from_iterable(pieces.values()):
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
         flat = torch.cat([gradient.flatten() for gradient in found])
-        dist.all_reduce(flat)
+        processes.sum_up(flat)
         for parameter, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -239,7 +230,7 @@ def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
     """Scale the gradient to a norm of at most `limit`; returns the norm before, which may not be finite.
 
-    The norm is that of the whole gradient, of sharded parameters too.
+    The norm is that of the whole gradient, including sharded parameters.
     """
     trained = [p for p in parameters if p.requires_grad]
     shards = [cast(Any, p.grad).to_local() for p in trained if is_shard(p) and p.grad is not None]
@@ -247,7 +238,7 @@ def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:
         return float(nn.utils.clip_grad_norm_(trained, limit))
     kept = [p.grad for p in trained if not is_shard(p) and p.grad is not None]
     squared = nn.utils.get_total_norm(shards).double().square()
-    dist.all_reduce(squared)
+    Processes.of_group().sum_up(squared)
     norm = (squared + nn.utils.get_total_norm(kept).double().square()).sqrt()
     for gradient in (*shards, *kept):
         gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))

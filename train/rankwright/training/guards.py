@@ -1,4 +1,4 @@
-"""What stops or warns a training run: a signal, values that are not finite, scores that collapse, a wrong fast path."""
+"""What stops a training run or warns: a signal, values that are not finite, collapsing scores, a wrong fast path."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rankwright.training.gradients import StepSums
 from rankwright.training.sampling import TrainGroup
 
 NOT_FINITE_FILE = "not_finite.json"
-# The first group is compared on a part of at most this many tokens: a transformers forward pads, and may be slow.
+# The first group is compared on at most this many tokens: the forward of transformers pads, and may be slow.
 COMPARED_TOKENS = 2048
-# Scores of a fast path that is right may differ by this many units in the last place of |row| times |state|: those of
-# SmolLM2-135M in bf16 do by up to 0.25, and by 4 where positions are not rotated.
+# Scores of a correct fast path may differ by this many units in the last place of |row| * |state|. SmolLM2-135M in
+# bf16 differs by up to 0.25, and by 4 if positions are not rotated.
 ROUNDED_SHARE = 0.5
-# Standard deviations of a group's scores (logits) beyond which ranking says little, and for how many steps.
+# Standard deviations of a group's scores (logits) that are odd beyond these limits, and for how many steps.
 LEAST_SPREAD, MOST_SPREAD, WATCHED_STEPS = 0.01, 50.0, 20
 
 
@@ -43,7 +43,7 @@ class StopSignal:
         self._say = say
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler. A second Ctrl-C does not wait for the step's end."""
+        """The signal handler. A second Ctrl-C stops at once."""
         if number == signal.SIGINT:
             if self.interrupted:
                 raise KeyboardInterrupt
@@ -54,7 +54,7 @@ class StopSignal:
 
 @contextlib.contextmanager
 def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopSignal]:
-    """Listen for SIGTERM and Ctrl-C inside the block. Only a main thread can; elsewhere nothing is ever requested."""
+    """Listen for SIGTERM and Ctrl-C inside the block. Only a main thread can; in other threads nothing is requested."""
     stop = StopSignal(say)
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -70,7 +70,7 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopSignal]:
 def check_first_group(model: RankModel, group: EncodedGroup) -> None:
     """Compare packed and plain forward on the first group. Raises UserError when they disagree.
 
-    Both compute the same scores; a new version of transformers, or a base with a detail of its own, may not know.
+    They do if a new version of transformers, or a base, has a detail that the packed forward lacks.
     """
     route, _ = model.route()
     if route == PLAIN:
@@ -121,7 +121,7 @@ def refuse_not_finite(
 
 
 class SpreadWatch:
-    """Says once when the scores within a group have been too alike, or too far apart, for some steps."""
+    """Warns once when the scores within a group have been too close together, or too far apart, for some steps."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._steps, self._said = say, 0, False

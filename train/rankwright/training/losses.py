@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +24,39 @@ class Loss(Protocol):
 
 
 class RecipeLoss(Protocol):
-    """A recipe's whole loss: terms.bind_loss. teacher_QD: a teacher's raw scores, NaN where it has none."""
+    """A recipe's whole loss, see bind_loss. teacher_QD: a teacher's raw scores, NaN where it has none."""
 
     def __call__(
         self, scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, teacher_QD: Tensor | None = None
     ) -> Tensor: ...
 
 
+L = TypeVar("L", bound=Loss)
 LOSSES: Registry[Loss] = Registry("loss")
-# Losses of a teacher's raw scores, which take the place of labels where training has any.
-OF_TEACHER = frozenset({"kl_distil", "margin_mse", "mse"})
-# These learn nothing from a group without a relevant document: the sampler leaves such groups out and counts them.
-# The losses of a teacher's scores are not among them: a score below 0 says as much as one above.
-NEED_POSITIVE = frozenset({"approx_ndcg", "lambda_rank", "list_mle", "listwise_softmax", "ranknet"})
+OF_TEACHER: set[str] = set()
+NEED_POSITIVE: set[str] = set()
+
+
+def of_teacher(loss: L) -> L:
+    """Decorator: a loss of a teacher's raw scores, which take the place of labels where training has any."""
+    OF_TEACHER.add(loss.__name__)  # type: ignore[attr-defined]
+    return loss
+
+
+def of_relevant(loss: L) -> L:
+    """Decorator: a loss that learns nothing from a group without a relevant document.
+
+    The sampler leaves such groups out and counts them. Losses of a teacher's scores are not among them: a score below 0
+    tells the model as much as one above.
+    """
+    NEED_POSITIVE.add(loss.__name__)  # type: ignore[attr-defined]
+    return loss
 
 
 def without_padding(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
     """(scores_QD, labels_QD) in the scores' type, at least fp32, with 0 at padded places.
 
-    Before anything is computed from them: a gradient of 0 times the derivative at NaN would be NaN.
+    Call it before any other computation: a gradient of 0 times the derivative at NaN would be NaN.
     """
     dtype = torch.promote_types(scores_QD.dtype, torch.float32)
     return scores_QD.to(dtype).masked_fill(~mask_QD, 0.0), labels_QD.to(dtype).masked_fill(~mask_QD, 0.0)
@@ -89,19 +103,20 @@ def at_least_tiny(totals: Tensor) -> Tensor:
 
 
 def refuse_temperature(temperature: float, neutral: str) -> None:
-    """Raises UserError for a temperature that is not above 0; `neutral` says what 1.0 does."""
+    """Raises UserError for a temperature that is not above 0; neutral: what 1.0 does, for the message."""
     if not 0 < temperature < math.inf:
         raise UserError(f"options.temperature: {temperature:g}, must be above 0: 1.0 {neutral}")
 
 
 def _log_softmax(scores_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """Over the real documents; 0 at padded places."""
-    # Not -inf: a group without any document would be NaN.
+    # Not -inf, which gives NaN for a group without documents.
     lowest = torch.finfo(scores_QD.dtype).min
     return F.log_softmax(scores_QD.masked_fill(~mask_QD, lowest), dim=1).masked_fill(~mask_QD, 0.0)
 
 
 @LOSSES.register
+@of_relevant
 def listwise_softmax(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Cross-entropy between the gains, scaled to sum 1, and softmax(scores / temperature): loss_Q.
 
@@ -122,6 +137,7 @@ def listwise_softmax(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, t
 
 
 @LOSSES.register
+@of_teacher
 def kl_distil(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temperature: float = 1.0) -> Tensor:
     """KL divergence from the teacher's softmax(labels / temperature) to the model's softmax(scores): loss_Q.
 
@@ -143,6 +159,7 @@ def kl_distil(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temperat
 
 
 @LOSSES.register
+@of_relevant
 def list_mle(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """-log likelihood that documents are picked in the order of their labels (Plackett-Luce), summed: loss_Q.
 
@@ -163,6 +180,7 @@ def list_mle(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 @LOSSES.register
+@of_relevant
 def approx_ndcg(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temperature: float = 1.0) -> Tensor:
     """1 - nDCG with smooth places, 1 + the sum of sigmoid((their score - its score) / temperature): loss_Q.
 
@@ -186,6 +204,7 @@ def approx_ndcg(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temper
 
 
 @LOSSES.register
+@of_relevant
 def ranknet(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """Logistic loss of each pair with different labels, averaged over the group's pairs: loss_Q.
 
@@ -202,6 +221,7 @@ def ranknet(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 @LOSSES.register
+@of_relevant
 def lambda_rank(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, k: int = 10) -> Tensor:
     """RankNet's pairs, each weighted by what swapping the two documents would change in nDCG@k, summed: loss_Q.
 
@@ -232,17 +252,18 @@ def lambda_rank(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, k: int
 
 
 def _places(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean place, first place) of each document among those with its score and label, from 1."""
+    """(mean place, first place) of each document among the documents with its score and label, from 1."""
     equal_QDD = scores_QD.unsqueeze(2) == scores_QD.unsqueeze(1)
     others_QDD = other_document(mask_QD)
     after_QDD = (scores_QD.unsqueeze(2) < scores_QD.unsqueeze(1)) | (equal_QDD & higher_label(labels_QD, mask_QD))
-    alike_QDD = equal_QDD & (labels_QD.unsqueeze(2) == labels_QD.unsqueeze(1))
+    equal_label_QDD = equal_QDD & (labels_QD.unsqueeze(2) == labels_QD.unsqueeze(1))
     first_QD = 1 + (after_QDD & others_QDD).sum(dim=2)
-    alike_QD = (alike_QDD & others_QDD).sum(dim=2).to(scores_QD.dtype)
-    return first_QD + alike_QD / 2, first_QD
+    tied_QD = (equal_label_QDD & others_QDD).sum(dim=2).to(scores_QD.dtype)
+    return first_QD + tied_QD / 2, first_QD
 
 
 @LOSSES.register
+@of_teacher
 def margin_mse(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """Squared error of the margins between the best document and every other one, averaged over these: loss_Q.
 
@@ -278,6 +299,7 @@ def bce(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 @LOSSES.register
+@of_teacher
 def mse(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """Squared error between a teacher's raw score and ours, averaged over the group's documents: loss_Q.
 
@@ -292,11 +314,11 @@ def mse(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 def bind_loss(settings: LossSettings) -> RecipeLoss:
-    """The recipe's loss with its options: loss + the sum of weight * loss over `plus`, one value a group.
+    """The recipe's loss with its options: loss + the sum of weight * loss over `plus`, one value per group.
 
-    A term of OF_TEACHER sees the documents that have a teacher's score, and that in place of their label; without
+    A term that is `of_teacher` sees the documents that have a teacher's score, and this in place of the label; without
     teacher_QD it takes labels for scores. Any other term sees the documents whose label is known (not NaN).
-    Raises UserErrors, a line for each term with a mistake, led by its key (`loss.plus.0.options.temperature`).
+    Raises UserErrors, one line per term with a mistake, led by its key (`loss.plus.0.options.temperature`).
     """
     faults: list[str] = []
     terms: list[tuple[float, bool, Loss]] = []
@@ -354,8 +376,7 @@ def _bind_term(key: str, name: str, options: Mapping[str, Any]) -> Loss:
 
 
 def scores_candidates(recipe: Recipe) -> bool:
-    """Whether the teacher scores all that was retrieved: a refresh may draw, or ask its filter about, any of it."""
-
+    """Whether the teacher scores everything that was retrieved: a refresh may draw or filter any of it."""
     mine = recipe.mine
     used = "teacher" in mine.filters or reads_teacher(recipe.loss)
     return mine.teacher is not None and mine.refresh_steps is not None and used

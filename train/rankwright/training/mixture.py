@@ -1,4 +1,4 @@
-"""Sets mixed for training: limits, and which query each place of the training draws, as a pure function of the seed."""
+"""Sets mixed for training: which query each place of the training draws, as a pure function of the seed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Draw = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One set of a mixture. query_ids: in their places, by hash; weight: draws of a query an epoch, exact.
+    """One set of a mixture. query_ids: ordered by hash; weight: draws per query and epoch, exact.
 
     Up to the end of epoch E the query at place i of n is drawn floor(E * weight + (i + 1/2) / n) times. These sum up
-    to n * E * weight, rounded, at the end of every epoch: a weight of 1.3 draws 30 % of the queries twice, each epoch
-    others, and nobody waits longer than the weight says.
+    to n * E * weight, rounded, at the end of every epoch: a weight of 1.3 draws 30 % of the queries twice, in each
+    epoch others, and no query waits longer than its weight implies.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Part:
 
 
 class Mixture:
-    """The order in which training draws queries. Epochs follow each other without a short step between them."""
+    """The order in which training draws queries. A step may take the end of one epoch and the start of the next."""
 
     def __init__(self, sets: Iterable[tuple[str, Sequence[str], float]], *, seed: int) -> None:
         """sets: (name, query ids, weight) of each; a query id belongs to one set only."""
         self._seed = seed
         self.parts = [
-            # As the recipe spells the weight: a float's 0.1 is not a tenth.
+            # The weight as it is written in the recipe: a float's 0.1 is not a tenth.
             Part(name, _placed(ids, Fraction(str(weight)), seed), Fraction(str(weight)))
             for name, ids, weight in sets
         ]
@@ -58,7 +58,7 @@ class Mixture:
 
     @property
     def draws_an_epoch(self) -> float:
-        """Sum of the weights of all queries; an epoch draws as many, rounded for each set."""
+        """Sum of the weights of all queries; an epoch draws this many, rounded for each set."""
         return float(sum(len(part.query_ids) * part.weight for part in self.parts))
 
     def drawn(self, epochs: int) -> int:
@@ -113,7 +113,7 @@ class Mixture:
 
 
 def _placed(query_ids: Sequence[str], weight: Fraction, seed: int) -> tuple[str, ...]:
-    """The queries in their places, by hash; with a whole weight all places are drawn alike."""
+    """The queries ordered by hash; with a whole weight the order is irrelevant, all are drawn equally often."""
     if weight.denominator == 1:
         return tuple(query_ids)
     return tuple(sorted(query_ids, key=lambda q: (stable_hash("place", seed, q), q)))

@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW and learning-rate schedules (ours: a prepared scheduler steps once a process)."""
+"""Parameter groups, AdamW and learning-rate schedules (Accelerate's own steps once per process)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def linear(progress: float) -> float:
 def wsd(progress: float) -> float:
     """Warm-up, stable, decay: 1 for nine tenths, then a straight line to 0.
 
-    Paper: Hu et al. 2024, arXiv 2404.06395, which finds a tenth of the training enough to decay in; its own decay is
-    exponential.
+    Paper: Hu et al. 2024, arXiv 2404.06395: a tenth of the training is enough for the decay, there exponential.
     """
     return min(1.0, (1.0 - progress) / DECAY_FRACTION)
 

@@ -1,4 +1,4 @@
-"""Negatives mined again while training: candidates ranked by the model as it stands, filtered by the same rules."""
+"""Negatives mined again during training: candidates ranked by the current model, filtered by the same rules."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import content_hash
+from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.mining.filters import MiningView, bind_filters, known_scores
@@ -37,16 +37,16 @@ from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.retrieval.candidates import Candidate, ranked, read_candidates
 from rankwright.training.checkpoint import TrainState
-from rankwright.training.sampling import GroupSource
+from rankwright.training.sampling import GroupSource, Pools
 
 # The source of negatives that a refresh ranked.
 MODEL = "model"
-# Of what the filters leave, the hardest so many times mine.negatives stay, so that every sampler draws hard ones.
+# The hardest HARDEST * mine.negatives that the filters leave stay, so that every sampler draws hard ones.
 HARDEST = 4
 
 
 class NoRefresh:
-    """The negatives that were mined before training, to its end."""
+    """Training draws from the negatives that were mined before it, to its end."""
 
     def due(self, step: int) -> bool:
         """Never."""
@@ -58,12 +58,12 @@ class NoRefresh:
 
 
 class Refresh:
-    """Pools for the steps after every `mine.refresh_steps` steps, each an immutable file pools/step-N-HASH.jsonl.
+    """A new pool after every `mine.refresh_steps` steps, an immutable file pools/step-N-HASH.jsonl.
 
-    The pool after step N holds the queries that the steps to the next refresh draw. It is a function of the weights
-    after step N: whoever continues from there makes the same one again, from the scores that were kept. It appears
-    under its name, the hash of its content, before the first step that draws from it, and checkpoints of these steps
-    name it.
+    The pool after step N holds the queries that the steps until the next refresh draw. It is a function of the weights
+    after step N: a process that continues from there makes the same pool again, from the scores that were kept. The
+    file appears before the first step that draws from it. Its name has the hash of its content, and the checkpoints of
+    these steps name it.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Refresh:
         self._source = source
         self._reranker = reranker
         self._collections = collections
+        self._processes = Processes.of_group()
         self._total_steps = total_steps
         self._candidates = read_candidates(run.path / "candidates.jsonl")
         self._first = read_negatives(run.path / "negatives.jsonl")
@@ -91,7 +92,7 @@ class Refresh:
         self._current: str | None = None
         if self.every >= total_steps:
             console.say(f"WARNING: mine.refresh_steps: {self.every}: never, training has {total_steps} steps")
-        # Queries of the pool in the making that the filters would have left without a negative.
+        # Queries of the current pool for which the filters left no negative.
         self._emptied = 0
 
     def due(self, step: int) -> bool:
@@ -99,13 +100,13 @@ class Refresh:
         return 0 < step < self._total_steps and step % self.every == 0
 
     def __call__(self, state: TrainState) -> str | None:
-        """Have the source draw from the pool of the step after `state`, made now where it is due; returns its name.
+        """Have the source draw from the pool of the step after `state`, made now if it is due; returns its name.
 
-        Every rank calls this. Raises UserError for a pool that the checkpoint names and that is gone or damaged.
+        Every rank calls this. Raises UserError if the pool that a checkpoint names is gone or damaged.
         """
         name = self._make(state) if self.due(state.step) else state.pool
         if name != self._current and name is not None:
-            self._source.use(read_negatives(self._path(name)), pool_id(self._path(name)))
+            self._source.use(Pools.read(self._path(name)))
             self._current = name
         return name
 
@@ -123,7 +124,7 @@ class Refresh:
         steps = range(state.step + 1, min(state.step + self.every, self._total_steps) + 1)
         queries = self._source.queries_of(steps, self._recipe.train.groups_per_step)
         own = [(c, [q for q in c.queries if q in queries]) for c in self._collections]
-        weights = _on_all(_weights_hash(self._reranker))
+        weights = self._processes.from_first(_weights_hash(self._reranker))
         scores = [
             self._block_scores(number, state, weights, c, query_ids)
             for number, (c, query_ids) in enumerate(own)
@@ -134,23 +135,23 @@ class Refresh:
         with console.progress("refresh", len(queries)) as advance, sharding.gathered(self._reranker.model):
             scored = sum(self._score(blocks, collection, advance) for blocks, collection in scores)
         name = ""
-        if _rank() == 0:
+        if self._processes.is_first:
             pools: dict[str, tuple[Negative, ...]] = {}
             self._emptied = 0
             for blocks, collection in scores:
                 pools |= self._pools(collection, blocks.gather()[0])
             name = self._publish(state.step, pools)
             shutil.rmtree(self._folder / f"scores-{state.step}", ignore_errors=True)
-        name = str(_on_all(name))
+        name = self._processes.from_first(name)
         seconds = time.perf_counter() - started
-        # Without those that were kept from before a kill.
+        # The pairs that were scored before a kill do not count.
         console.say(f"mine.refresh_steps: {name} in {seconds:.1f} s, {scored / seconds:,.0f} pairs/s")
         return name
 
     def _block_scores(
         self, number: int, state: TrainState, weights: str, collection: Collection, query_ids: Sequence[str]
     ) -> tuple[BlockScores, Collection]:
-        """Of each query all that was retrieved, and its judged documents: filters compare with the relevant ones."""
+        """All that was retrieved for each query, and its judged documents: filters compare with the relevant ones."""
         lists = {}
         for query_id in query_ids:
             retrieved = [c.document_id for c in self._candidates.get(query_id, ())]
@@ -161,26 +162,27 @@ class Refresh:
         return BlockScores(folder, inputs, lists, tuple(query_ids)), collection
 
     def _score(self, blocks: BlockScores, collection: Collection, advance: Any) -> int:
-        """Score what is missing, over all ranks; returns how many pairs that were."""
+        """Score what is missing, over all ranks; returns the number of pairs."""
         missing = sorted(set(range(len(blocks.blocks))) - set(blocks.done()))
-        # All have read what there is before any of them adds to it.
-        _meet()
-        share = missing[_rank() :: _ranks()]
+        # No process may add scores before all have read what is there.
+        ranks = self._processes
+        ranks.meet()
+        share = missing[ranks.rank :: ranks.count]
         kept = sum(len(block) for number, block in enumerate(blocks.blocks) if number not in missing)
         advance(kept)
         blocks.score(
             share,
             self._reranker.under(collection.instruction),
             collection,
-            rank=_rank(),
-            advance=lambda n: advance(n * _ranks()),
-            look=lambda: None,
+            rank=ranks.rank,
+            advance=lambda n: advance(n * ranks.count),
+            look=ranks.look,
         )
-        _meet()
+        ranks.meet()
         return sum(len(blocks.candidates[q]) for number in missing for q in blocks.blocks[number])
 
     def _pools(self, collection: Collection, run: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Negative, ...]]:
-        """What the recipe's filters leave of the model's own ranking."""
+        """The model's own ranking after the recipe's filters."""
         mine = self._recipe.mine
         lists = {
             query_id: [Candidate(d, score, rank) for rank, (d, score) in enumerate(ranked(query_id, scores), start=1)]
@@ -192,14 +194,14 @@ class Refresh:
         apply(
             sifted,
             bind_filters(mine.filters),
-            MiningView(part, MODEL, {}, {}, self._recipe.seed, mine.code, teacher),
+            MiningView(part, MODEL, {}, {}, self._recipe.seed, self._recipe.bm25.code, teacher),
         )
         return {q: self._hardest(q, pool_of(part, sifted, q, MODEL)) for q in lists}
 
     def _hardest(self, query_id: str, pool: Sequence[Negative]) -> tuple[Negative, ...]:
-        """Judged ones and the hardest of the others, and what the first pool was filled with where these are too few.
+        """The judged negatives and the hardest others; if these are too few, also the first pool's fill.
 
-        A query that would be left without a negative keeps those that it had at first.
+        A query that would have no negative keeps its first pool.
         """
         wanted, first = self._recipe.mine.negatives, self._first[query_id]
         others = [n for n in pool if n.reason != "judged_not_relevant" and not n.is_promoted]
@@ -227,7 +229,7 @@ class Refresh:
             new += len(one - two)
             whole += len(one)
         if whole:
-            console.say(f"of the {count} hardest negatives of a query {new / whole:.0%} are not those mined at first")
+            console.say(f"{new / whole:.0%} of the {count} hardest negatives of a query are not those mined at first")
         if self._emptied:
             console.say(f"{self._emptied:,} queries keep the negatives mined at first: the filters left none")
         if short := sum(count_negatives(pool) < count for pool in pools.values()):
@@ -240,30 +242,9 @@ def _top(pool: Sequence[Negative], count: int) -> set[str]:
 
 
 def _weights_hash(reranker: Reranker) -> str:
-    """Of all trained parameters, bit for bit. Every rank calls it; of a sharded model the first has the answer."""
+    """Hash of all trained parameters, bit for bit. Every rank calls it; for a sharded model only the first has it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(trainable_state(reranker.model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _meet() -> None:
-    if _ranks() > 1:
-        dist.all_gather_object([None] * _ranks(), None)
-
-
-def _on_all(value: str) -> str:
-    """The first rank's value."""
-    values = [value]
-    if _ranks() > 1:
-        dist.broadcast_object_list(values)
-    return values[0]

@@ -1,4 +1,4 @@
-"""Groups for training: which queries a step draws with which documents, and mix.json with the draws of each set."""
+"""Groups for training: the queries and documents that a step draws, and mix.json with the draws of each set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
@@ -17,35 +18,46 @@ from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection, Group
 from rankwright.data.split_files import read_split
-from rankwright.mining.pools import JUDGED, PROMOTED, Negative, count_negatives
+from rankwright.mining.pools import JUDGED, PROMOTED, Negative, count_negatives, pool_id, read_negatives
 from rankwright.mining.samplers import DrawKey, Sampler, bind_sampler, uniform
 from rankwright.model.instructions import frozen_instruction, recipe_instruction, shortened, training_instructions
 from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
 from rankwright.training.mixture import Mixture
 
+MIX_FILE = "mix.json"
+
+
+class Pools(NamedTuple):
+    """Query id -> negatives, and the id that draws depend on: the hash of the file they were read from."""
+
+    by_query: Mapping[str, Sequence[Negative]]
+    id: str
+
+    @classmethod
+    def read(cls, path: Path) -> Pools:
+        """The pools of a file such as negatives.jsonl."""
+        return cls(read_negatives(path), pool_id(path))
+
 
 def build_group(
     collection: Collection,
     pool: Sequence[Negative],
-    query_id: str,
+    key: DrawKey,
     *,
     negatives: int,
     positives: int,
-    seed: int,
-    draw: int,
-    pool_id: str,
     sampler: Sampler = uniform,
     teacher: Mapping[str, float] | None = None,
 ) -> Group:
-    """A query with up to `positives` relevant documents (labels kept) and up to `negatives` of its pool.
+    """The key's query with up to `positives` relevant documents (labels kept) and up to `negatives` of its pool.
 
     Relevant documents come first, drawn uniformly: judged ones, then those of the pool that were promoted. The sampler
     draws the others. teacher: document id -> a teacher's score, where there are any.
     """
+    query_id = key.query_id
     judged = collection.positives(query_id)
     labels = {**{n.document_id: float(n.label or 0.0) for n in pool if n.is_promoted}, **judged}
-    key = DrawKey(seed, draw, query_id, pool_id)
 
     def order(document_id: str) -> tuple[bool, int, str]:
         return document_id not in judged, stable_hash("draw", "positives", *key, document_id), document_id
@@ -70,7 +82,7 @@ def build_group(
 class TrainGroup:
     """One query's token ids and the labels of its documents, in the same order; weight: its share in the loss.
 
-    teacher: a teacher's raw score of each; all groups of a training have it, or none. NaN: not known.
+    teacher: a teacher's raw score of each document, NaN if unknown. Either all groups of a training have it or none.
     """
 
     query_id: str
@@ -81,7 +93,7 @@ class TrainGroup:
 
 
 class GroupSource:
-    """The groups of every step, as a pure function of (seed, step): resuming needs no state. See mixture.py.
+    """The groups of every step, as a pure function of (seed, step), so that resuming needs no state; see mixture.py.
 
     Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
     A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
@@ -90,12 +102,11 @@ class GroupSource:
     def __init__(
         self,
         collections: Sequence[Collection],
-        pools: Mapping[str, Sequence[Negative]],
+        pools: Pools,
         encoder: PromptEncoder,
         *,
         settings: Mine,
         seed: int,
-        pool_id: str,
         need_positive: bool,
         shuffle_labels: bool = False,
         teacher_scores: Mapping[str, Mapping[str, float]] | None = None,
@@ -104,17 +115,16 @@ class GroupSource:
         self._owner = {q: c for c in collections for q in c.queries}
         assert len(self._owner) == sum(len(c.queries) for c in collections), "query ids are not qualified"
         self._pools = pools
-        # In place of those, for some queries: see use().
-        self._fresh: Mapping[str, Sequence[Negative]] = {}
+        # Takes the place of those for the queries that it has: see use().
+        self._fresh = Pools({}, pools.id)
         # Each set is read under its own instruction.
         self.encoders = {c.name: encoder.under(c.instruction) for c in collections}
         self._settings = settings
         self._sampler = bind_sampler(settings.sampler)
         self._seed = seed
-        self._pool_id = pool_id
         self._shuffle_labels = shuffle_labels
         self._teacher_scores = teacher_scores
-        # All groups have scores, if only NaN, or none has: what a loss does must not depend on its neighbours.
+        # Either all groups have scores (NaN where unknown) or none: a group's loss must not depend on its neighbours.
         given = [c.teacher_scores for c in collections] if teacher_scores is None else [teacher_scores]
         self._has_scores = any(given)
         self.query_ids = [q for q in self._owner if self._usable(q, need_positive)]
@@ -133,15 +143,16 @@ class GroupSource:
         """The queries that these steps draw."""
         return {query_id for step in steps for query_id, _ in self.mixture.step(step, groups_per_step)}
 
-    def use(self, pools: Mapping[str, Sequence[Negative]], pool_id: str) -> None:
-        """Draw from these pools from now on, and from the first ones for queries that they lack.
+    def use(self, pools: Pools) -> None:
+        """Draw from these pools from now on; queries that they lack keep their first pools.
 
-        Which queries are drawn, and when, stays as it is.
+        The order of queries does not change.
         """
-        self._fresh, self._pool_id = pools, pool_id
+        self._fresh = pools
 
     def _pool(self, query_id: str) -> Sequence[Negative]:
-        pool = self._fresh[query_id] if query_id in self._fresh else self._pools.get(query_id, ())
+        fresh = self._fresh.by_query
+        pool = fresh[query_id] if query_id in fresh else self._pools.by_query.get(query_id, ())
         return pool if self._owner[query_id].positives(query_id) else [n for n in pool if n.source == JUDGED]
 
     def _scores(self, query_id: str) -> Mapping[str, float]:
@@ -154,23 +165,20 @@ class GroupSource:
         return (positives > 0 and negatives > 0) if need_positive else positives + negatives > 0
 
     def group(self, query_id: str, draw: int) -> Group:
-        """The documents of a query's draw; `draw`: how often it was drawn before, at a weight of 1 the epoch."""
+        """The documents of one draw. draw: how often the query was drawn before (at a weight of 1: the epoch)."""
         group = build_group(
             self._owner[query_id],
             self._pool(query_id),
-            query_id,
+            DrawKey(self._seed, draw, query_id, self._fresh.id),
             negatives=self._settings.negatives,
             positives=self._settings.positives,
-            seed=self._seed,
-            draw=draw,
-            pool_id=self._pool_id,
             sampler=self._sampler,
             teacher=self._scores(query_id) if self._has_scores else None,
         )
         return self._shuffled(group, draw) if self._shuffle_labels else group
 
     def _shuffled(self, group: Group, draw: int) -> Group:
-        """The control: the same documents under labels that mean nothing."""
+        """A control: the same documents under shuffled labels."""
         order = sorted(
             range(len(group.labels)),
             key=lambda i: stable_hash("shuffle", self._seed, draw, group.query_id, i),
@@ -190,13 +198,10 @@ class GroupSource:
         return TrainGroup(group.query_id, group.labels, encoded, group.weight, group.teacher)
 
 
-MIX_FILE = "mix.json"
-
-
 def write_mix(
     run: RunFolder, source: GroupSource, groups_per_step: int, planned_steps: int, steps: int | None
 ) -> dict[str, Any]:
-    """Write mix.json, and return it. steps: those that were made; None before the end of training."""
+    """Write mix.json and return it. steps: how many were made; None before the end of training."""
     parts = source.mixture.parts
     an_epoch = source.mixture.draws_an_epoch
     planned = source.mixture.counts(planned_steps * groups_per_step)
@@ -228,7 +233,7 @@ def draws_of_prepared(recipe: Recipe, run: RunFolder) -> float | None:
         return None
     collections, weights = read_split(folder, "train"), [source.weight for source in recipe.data.train]
     if len(weights) != len(collections):
-        # The recipe names other sets since.
+        # The recipe names other sets by now.
         weights = [collection.draws for collection in collections]
     return sum(len(c.queries) * weight for c, weight in zip(collections, weights, strict=True))
 

@@ -1,4 +1,4 @@
-"""From a recipe to a model: base, contract, precision, what is trained; and the tuned model of a run."""
+"""From a recipe to a model: base, contract, precision, trained part; and the tuned model of a run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from rankwright.common import console
 from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
-from rankwright.export.publish import refuse_base
 from rankwright.model.attention import PLAIN
-from rankwright.model.bases import Origin, adapter_base, find_origin, refuse_other_kinds, refuse_unread
-from rankwright.model.frames import Mode
+from rankwright.model.bases import Origin, find_origin, refuse_other_kinds, refuse_unread
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
 from rankwright.model.loading import Precision, base_config, load_merged, load_model, load_tokenizer
@@ -24,7 +22,7 @@ from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
 from rankwright.model.trainable import add_lora, enable_checkpointing, parameter_counts, train_all
 from rankwright.recipe.schema import Model, Recipe
-from rankwright.rerankers.reranker import Reranker, native_contract, saved_contract
+from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
 from rankwright.training.checkpoint import load_checkpoint
 
 
@@ -34,7 +32,7 @@ def device() -> torch.device:
 
 
 def precision(recipe: Recipe, on_gpu: bool | None = None) -> Precision:
-    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: as this machine is."""
+    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: whether this machine has one."""
     if recipe.train.precision == "auto":
         return "bf16" if (torch.cuda.is_available() if on_gpu is None else on_gpu) else "fp32"
     return recipe.train.precision
@@ -47,16 +45,16 @@ def stored_dtype(recipe: Recipe, on_gpu: bool | None = None) -> torch.dtype:
 
 
 def budget_tokens(recipe: Recipe, on_gpu: bool | None = None) -> int:
-    """Tokens of a micro-batch, a query's head counted once: what bounds the memory of a step.
+    """Tokens of a micro-batch, counting a query's head once; they bound the memory of a step.
 
-    on_gpu None: as this machine is.
+    on_gpu None: whether this machine has one.
     """
     default = 16384 if (torch.cuda.is_available() if on_gpu is None else on_gpu) else CPU_ROW_TOKENS
     return recipe.train.budget_tokens or default
 
 
 def total_steps(recipe: Recipe, draws: float) -> int:
-    """Steps for the recipe's epochs, at most max_steps. draws: of an epoch, queries times their sets' weights."""
+    """Steps for the recipe's epochs, at most max_steps. draws: those of one epoch, queries times weights."""
     steps = math.ceil(recipe.train.epochs * draws / recipe.train.groups_per_step)
     return min(steps, recipe.train.max_steps or steps)
 
@@ -72,11 +70,10 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
     """The contract that the recipe trains under; `mode: auto` is the base's own frame."""
     revision = recipe.model.revision
     refuse_other_kinds(recipe.model.base, base, revision)
-    _refuse_nested_adapters(recipe, base)
     own: Origin | PromptContract | None = saved_contract(base, revision)
     if recipe.prompt.mode == "auto":
         own = own or find_origin(recipe.model.base, base, tokenizer, revision)
-        mode: Mode = own.mode
+        mode = own.mode
     else:
         mode = recipe.prompt.mode
     stated = stated_instruction(recipe)
@@ -89,29 +86,29 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         query_tokens=recipe.prompt.query_tokens,
     )
     _check_instructions(recipe, contract, tokenizer)
-    if recipe.export_targets:
-        # Said before training, not after it.
-        config = base_config(base, contract, tokenizer, revision)
-        refuse_base(recipe.export_targets, config, tokenizer, contract)
     return contract
 
 
-def _refuse_nested_adapters(recipe: Recipe, base: str) -> None:
-    if "adapter" in recipe.export_targets and adapter_base(base, recipe.model.revision) is not None:
-        raise UserError(
-            "export.targets: adapter: model.base is itself a folder of adapters, and those on top of others have no "
-            "base that peft could load: export the merged model only (export.targets=[hf])"
-        )
+def recipe_prompt(recipe: Recipe) -> tuple[str, Any, PromptContract]:
+    """(folder or hub id of the base, tokenizer, contract). Raises UserError when the tokenizer cannot be had."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    return base, tokenizer, recipe_contract(recipe, base, tokenizer)
 
 
 def recipe_encoder(recipe: Recipe) -> PromptEncoder:
-    """The encoder that tuned is trained and scored with. Raises UserError when the tokenizer cannot be had."""
-    base, tokenizer = load_base_tokenizer(recipe)
-    return PromptEncoder(recipe_contract(recipe, base, tokenizer), tokenizer)
+    """The encoder that tuned is trained and scored with; raises as recipe_prompt does."""
+    _, tokenizer, contract = recipe_prompt(recipe)
+    return PromptEncoder(contract, tokenizer)
+
+
+def base_facts(recipe: Recipe) -> tuple[Any, Any, PromptContract]:
+    """(config, tokenizer, contract) of the base: what decides whether a target can serve it; no weights are read."""
+    base, tokenizer, contract = recipe_prompt(recipe)
+    return base_config(base, contract, tokenizer, recipe.model.revision), tokenizer, contract
 
 
 def _check_instructions(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> None:
-    """Raises UserErrors for those that the frame has no place for, or that leave none for a document."""
+    """Raises UserErrors for instructions that the frame has no place for, or that leave no room for a document."""
     faults = []
     for key, text in stated_instructions(recipe).items():
         under = contract.under(text, tokenizer)
@@ -140,7 +137,7 @@ def build_trainable(
 
 
 def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
-    """The model with what the recipe trains of it, its attention route and gradient checkpointing."""
+    """The model with its trained part, attention route and gradient checkpointing as in the recipe."""
     settings = recipe.model
     if settings.method == "lora":
         model.requires_grad_(False)
@@ -163,7 +160,7 @@ def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
 
 
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
-    """Say what was decided and why."""
+    """Report what was decided and why."""
     trained, total = parameter_counts(model)
     layers = sum(1 for n, _ in model.named_modules() if n.endswith("lora_A"))
     what = f"{lora_name(recipe.model)} on {layers} linear layers" if layers else "full, embeddings frozen"
@@ -172,7 +169,7 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
         f"{precision(recipe)} on {device().type}, gradient checkpointing "
         f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
-        f"{f'sharded over {dist.get_world_size()} processes, ' if model.sharded else ''}"
+        f"{f'sharded over {Processes.of_group().count} processes, ' if model.sharded else ''}"
         f"micro-batches of at most {budget_tokens(recipe):,} tokens"
     )
     with torch.autocast(device().type, torch.bfloat16, enabled=precision(recipe) == "bf16"):
@@ -198,12 +195,10 @@ def base_reranker(recipe: Recipe) -> Reranker:
         tokenizer,
         name=recipe.model.base,
         unknown=None if recipe.prompt.mode == "auto" else recipe.prompt.mode,
-        instruction=stated_instruction(recipe),
-        max_tokens=recipe.prompt.max_tokens,
-        query_tokens=recipe.prompt.query_tokens,
+        own=Own(stated_instruction(recipe), recipe.prompt.max_tokens, recipe.prompt.query_tokens),
         revision=recipe.model.revision,
     )
-    # Of sets that are not among the tests nothing is scored.
+    # Only test sets are scored.
     stated = {k: t for k, t in stated_instructions(recipe).items() if k.startswith(("prompt.", "data.test.")) and t}
     if lost := [key for key, text in stated.items() if not contract.under(text, tokenizer).takes_instruction]:
         console.say(f"base: its frame {contract.mode} has no place for {', '.join(lost)}: scored without")
@@ -214,16 +209,15 @@ def base_reranker(recipe: Recipe) -> Reranker:
 
 
 def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> Reranker:
-    """The recipe's model with the weights of a checkpoint; fp32 for exports, which merge in it.
+    """The recipe's model with the weights of a checkpoint; fp32: for exports, which merge adapters in fp32.
 
-    With model.merge_with_base they are taken back towards the base's, which keeps more of what the base could do;
-    Wortsman et al. 2021, arXiv 2109.01903.
+    model.merge_with_base moves the weights back towards the base's, which keeps more of the base's abilities; Wortsman
+    et al. 2021, arXiv 2109.01903.
     """
     if fp32:
         train = recipe.train.model_copy(update={"precision": "fp32"})
         recipe = recipe.model_copy(update={"train": train})
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = recipe_contract(recipe, base, tokenizer)
+    base, tokenizer, contract = recipe_prompt(recipe)
     model = build_trainable(recipe, base, tokenizer, contract)
     base_share = recipe.model.merge_with_base
     load_checkpoint(checkpoint, model, base_share=base_share)

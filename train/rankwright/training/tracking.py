@@ -1,4 +1,4 @@
-"""Where numbers of training go: metrics.jsonl always, other trackers by name; none of them can stop training."""
+"""What a training reports: metrics.jsonl always, other trackers by name (none can stop it), progress, messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import write_lines_atomic, write_text_atomic
+from rankwright.training.checkpoint import TrainState
 
 
 class Tracker(Protocol):
@@ -21,7 +22,7 @@ class Tracker(Protocol):
 
 
 class JsonlTracker:
-    """One JSON object a line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
+    """A JSON object per line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ class JsonlTracker:
 
 
 class GuardedTracker:
-    """A tracker of another library: its first failure is said, after that it is left alone."""
+    """A tracker of another library: its first failure is reported, after which it is no longer used."""
 
     def __init__(self, name: str, tracker: Any, say: Callable[[str], None]) -> None:
         self._name, self._tracker, self._say = name, tracker, say
@@ -60,7 +61,7 @@ class GuardedTracker:
 
 
 class Trackers:
-    """All of a run's trackers as one. Without any, it takes values and does nothing (ranks other than the first)."""
+    """All of a run's trackers as one. Without trackers (on ranks other than the first) it ignores the values."""
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self._trackers = list(trackers)
@@ -72,6 +73,42 @@ class Trackers:
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
+
+
+class Reports:
+    """All that a training reports: to its trackers, the progress bar and the console.
+
+    open_trackers: (the step that training continues after) -> its trackers. advance: moves the progress bar.
+    """
+
+    def __init__(
+        self, open_trackers: Callable[[int], Trackers], advance: Callable[..., None], say: Callable[[str], None]
+    ) -> None:
+        self.advance, self.say = advance, say
+        self._open_trackers, self._trackers = open_trackers, Trackers()
+
+    def start(self, state: TrainState) -> None:
+        """Open the trackers after the state's step; a training that begins logs the base's value on dev."""
+        self._trackers = self._open_trackers(state.step)
+        if state.step == 0:
+            self._trackers.log({"dev_nDCG@10": state.base_value}, step=0)
+        self.advance(state.step)
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """The values of one step, to the trackers."""
+        self._trackers.log(values, step=step)
+
+    def end_early(self, state: TrainState, planned_steps: int) -> None:
+        """Training is out of patience."""
+        self.advance(0, total=state.step)
+        evaluations = f"{state.since_best} evaluation{'s' if state.since_best > 1 else ''}"
+        self.say(
+            f"train.patience: {evaluations} on dev without a new best: ended after step {state.step} of {planned_steps}"
+        )
+
+    def close(self) -> None:
+        """Close the trackers."""
+        self._trackers.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -91,10 +128,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(map(str, LOGGER_TYPE_TO_CLASS))
-            raise UserError(
-                f"unknown tracker {name!r}{did_you_mean(name, map(str, LOGGER_TYPE_TO_CLASS))} (known: {known})"
-            )
+            raise UserError(no_such("tracker", name, map(str, LOGGER_TYPE_TO_CLASS)))
 
 
 def open_trackers(
@@ -109,7 +143,7 @@ def open_trackers(
     """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
 
     wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
-    wandb is offline: every start then leaves a folder of its own, under the same id.
+    wandb runs offline: each start then leaves its own folder, under the same id.
     """
     trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
     run_id = _run_id(folder, resumed_step) if names else ""
@@ -142,7 +176,7 @@ def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[
     if name == "wandb":
         options = {"dir": str(folder), "name": run_name, "id": run_id}
         if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
-            # It would ask for a key at the terminal, and wait.
+            # Otherwise it waits for a key at the terminal.
             options["mode"] = "offline"
         if options.get("mode", os.environ.get("WANDB_MODE")) != "offline":
             options["resume"] = "allow"

@@ -1,4 +1,4 @@
-"""Sets in the BEIR layout: corpus.jsonl, queries and qrels a split, each plain or .gz."""
+"""Sets in the BEIR layout: corpus.jsonl, queries and qrels for each split, each plain, .gz or .zst."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError, did_you_mean, nearest
 from rankwright.data.collection import Collection, join_title
-from rankwright.data.formats.fields import column, group_of, identifier, number_of, optional_text, text_of
-from rankwright.data.formats.reading import Faults, Reading, Row, Rows, give_up
+from rankwright.data.formats.fields import Fields, number_of
+from rankwright.data.formats.reading import Faults, Reading, Rows, choose_split, give_up
 from rankwright.data.formats.text_rows import PACKED, json_rows, text_lines
 from rankwright.data.store.texts import TextBuilder
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
 MOST_EXAMPLES = 5
-# What files of TREC topics are called, which the BEIR layout does not have.
+# Names of files of TREC topics, which the BEIR layout does not have.
 TOPICS = re.compile(r".*topics.*|queries.*\.(?:tsv|txt|trec)(?:\.gz|\.zst)?", re.IGNORECASE)
 _PACKED = r"(?:\.gz|\.zst)?"
 _QRELS_NAME = re.compile(rf"(?:qrels_)?(?P<split>.+)\.tsv{_PACKED}")
@@ -24,14 +24,14 @@ _QRELS_NAME = re.compile(rf"(?:qrels_)?(?P<split>.+)\.tsv{_PACKED}")
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Texts by id, which may lie in a file, and by id the group of those that have one."""
+    """Texts by id, which may be kept in a file, and the groups of those that have one."""
 
     texts: Mapping[str, str]
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_beir(folder: Path) -> bool:
-    """Whether a folder has any file that only the BEIR layout has; beside TREC topics only queries are one."""
+    """Whether a folder has a file that only the BEIR layout has; beside TREC topics, only files of queries count."""
     own = ("queries.jsonl*", "queries_*.jsonl*", "qrels/*.tsv*")
     shared = ("corpus.jsonl*", "qrels_*.tsv*")
     topics = any(TOPICS.match(path.name) for path in folder.iterdir())
@@ -50,14 +50,16 @@ def read_beir(folder: Path, reading: Reading) -> Collection:
     Files, each plain or .gz or .zst: `corpus.jsonl` (`_id`, `text`, `title` optional), `queries_SPLIT.jsonl` or
     `queries.jsonl` (`_id`, `text`), `qrels_SPLIT.tsv` or `qrels/SPLIT.tsv` (`query-id, corpus-id, score`; the
     header may be absent; also TREC's four columns). A `queries.jsonl` holds the queries of all splits: those that
-    the split's qrels name are kept, the rest is counted and said. The group key is a column of the corpus or of
+    the split's qrels name are kept, the rest is counted and reported. The group key is a column of the corpus or of
     the queries, or of their `metadata`.
     Raises UserErrors with file and line of every fault, or leaves faulty rows out, as `faults` is set.
     Source of the layout: Thakur et al., BEIR, NeurIPS 2021.
     """
     _no_columns(folder, reading)
     faults = reading.faults
-    split = choose_split(folder, reading.split)
+    wanted = reading.split or "SPLIT"
+    advice = f"give split: NAME, or add qrels/{wanted}.tsv or qrels_{wanted}.tsv"
+    split = choose_split(folder, reading.split, available_splits(folder), advice)
     found = [
         _find(folder, ("corpus.jsonl",), faults),
         _find(folder, (f"queries_{split}.jsonl", "queries.jsonl"), faults),
@@ -82,20 +84,6 @@ def _no_columns(folder: Path, reading: Reading) -> None:
         raise UserError(f"{folder}: a BEIR folder has fixed columns: leave `columns` out")
 
 
-def choose_split(folder: Path, split: str | None) -> str:
-    """The split asked for, or the only one. Raises UserError with the splits that are there."""
-    known = available_splits(folder)
-    listed = ", ".join(known) or "none"
-    if split is None and len(known) != 1:
-        raise UserError(f"{folder}: say which split to read, split: NAME. Splits with qrels: {listed}")
-    if split is not None and split not in known:
-        raise UserError(
-            f"{folder}: no qrels for split {split!r}{did_you_mean(split, known)}. Splits with qrels: {listed}. "
-            f"Give split: NAME, or add qrels/{split}.tsv or qrels_{split}.tsv"
-        )
-    return split if split is not None else known[0]
-
-
 def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     for wanted in names:
         found = [path for end in ("", *PACKED) if (path := folder / f"{wanted}{end}").is_file()]
@@ -111,18 +99,16 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
 
 
 def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> Texts:
-    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is none of them."""
-    faults, key = reading.faults, reading.group_key
+    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is left out."""
+    faults = reading.faults
     texts = TextBuilder()
     groups: dict[str, str] = {}
     line = 0
     for line, row in rows:
-        before = faults.noted
-        id = identifier(row, ("_id", "id"), where, line, faults)
-        text = text_of(row, "text", where, line, faults)
-        title = optional_text(row, "title", where, line, faults).strip() if titled else ""
-        group = group_of(row, key, where, line, faults) if key is not None else None
-        if id is None or text is None or faults.noted > before:
+        fields = Fields(row, where, line, reading)
+        id, text, group = fields.required_id("_id", "id"), fields.required_text("text"), fields.group()
+        title = (fields.text("title") or "") if titled else ""
+        if id is None or text is None or fields.faulty:
             continue
         if not titled and not text.strip():
             faults.add(where, line, f"query {id!r} is empty: give it a text or remove it")
@@ -138,7 +124,7 @@ def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> 
 
 
 def qrels_rows(path: Path, faults: Faults) -> Rows:
-    """The rows of a TSV of judgements by the columns' names, with or without a header."""
+    """The rows of a TSV file of judgements, by column names, with or without a header."""
     names: list[str] | None = None
     for number, text in text_lines(path, faults):
         cells = [cell.strip() for cell in (text.split("\t") if "\t" in text else text.split())]
@@ -169,21 +155,21 @@ def _trec_or_beir(cells: list[str]) -> list[str]:
 def read_judgements(
     rows: Rows, where: object, reading: Reading, corpus: Texts, queries: Texts
 ) -> dict[str, dict[str, float]]:
-    """Query id -> document id -> label. A judgement of a document or query that is not there is a fault.
+    """Query id -> document id -> label. A judgement of an unknown document or query is a fault.
 
-    Where rows are dropped, a query whose judgements all were is still there, with none.
+    Where rows are dropped, a query that loses all its judgements stays, with none.
     """
     faults = reading.faults
     qrels: dict[str, dict[str, float]] = {}
-    # After a fault in the texts an unknown id would most often be that same fault again.
+    # After a fault in the texts, an unknown id would most often be the same fault again.
     whole = not faults.count
     unknown: dict[str, list[tuple[int, str]]] = {"document": [], "query": []}
     repeats = 0
     for line, row in rows:
-        judgement = _judgement(row, where, line, faults)
+        judgement = _judgement(Fields(row, where, line, reading))
         if judgement is None:
             if (named := str(row.get("query-id"))) in queries.texts:
-                # Its row is dropped; the query is one of this split all the same.
+                # The row is dropped, but its query still belongs to this split.
                 qrels.setdefault(named, {})
             continue
         query_id, document_id, label = judgement
@@ -217,20 +203,19 @@ def read_judgements(
     return qrels
 
 
-def _judgement(row: Row, where: object, line: int, faults: Faults) -> tuple[str, str, float] | None:
-    query_id = identifier(row, ("query-id",), where, line, faults)
-    document_id = identifier(row, ("corpus-id",), where, line, faults)
-    value = column(row, ("score",), where, line, faults)
+def _judgement(fields: Fields) -> tuple[str, str, float] | None:
+    query_id, document_id = fields.required_id("query-id"), fields.required_id("corpus-id")
+    value = fields.required("score")
     label = number_of(value)
     if label is None and value is not None:
-        faults.add(where, line, f"score {value!r} is not a number: labels are numbers, above 0 is relevant")
+        fields.fault(f"score {value!r} is not a number: labels are numbers, above 0 is relevant")
     if query_id is None or document_id is None or label is None:
         return None
     return query_id, document_id, label
 
 
 def _drop_unknown(query_id: str, document_id: str, queries: Texts, where: object, line: int, faults: Faults) -> None:
-    """Note a judgement that names what is not there as a fault of its row."""
+    """Note a judgement of an unknown query or document as a fault of its row."""
     if query_id not in queries.texts:
         faults.add(where, line, f"the judgement names a query that is not in the queries: {query_id!r}")
     else:
@@ -267,7 +252,7 @@ def assemble(
     if not any(label > 0 for judged in qrels.values() for label in judged.values()):
         give_up(faults, where, 1, "no query has a relevant document: give judgements with a score above 0")
     if key is not None and not queries.groups and not corpus.groups:
-        give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name a column of theirs")
+        give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name one of their columns")
     texts = queries.texts
     kept = {q: text for q, text in texts.items() if q in qrels} if shared else texts
     if len(kept) < len(texts):

@@ -1,4 +1,4 @@
-"""Rows of queries with their documents put together to a Collection: a row is taken whole, or it is a fault."""
+"""Rows of queries with documents, assembled into a Collection: a row is taken whole, or it is a fault."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document of a row. place: what messages call it; key: its id, or that of its content; score: a teacher's."""
+    """A document of a row. place: its name in messages; key: its id, or one made from its text; score: a teacher's."""
 
     place: str
     text: str
@@ -25,14 +25,14 @@ class Document:
 
 
 def _shown(document: Document) -> str:
-    """Its id, or the start of its text where the id was made of that."""
+    """The document's id, or the start of its text where the id was made from the text."""
     text, most = document.text, MOST_SHOWN
     return repr(document.key if document.key != content_id(text) else text[:most] + "..." * (len(text) > most))
 
 
 @dataclass(slots=True)
 class GroupRow:
-    """What one row says of one query."""
+    """The query of one row, with its documents."""
 
     query: str
     documents: list[Document]
@@ -61,7 +61,7 @@ class Groups:
     other_scores: int = 0
 
     def add(self, row: GroupRow, where: object, line: int) -> bool:
-        """Take a row, or note why it contradicts those before it, or itself, and leave it out as a whole."""
+        """Take a row, or leave it out as a whole and note how it contradicts earlier rows or itself."""
         key = row.query_id if row.query_id is not None else content_id(row.query)
         conflicts = [*self._query_conflicts(key, row), *self._document_conflicts(key, row)]
         for text in conflicts:
@@ -133,7 +133,7 @@ class Groups:
         return found
 
     def finish(self, where: object) -> Collection:
-        """The Collection, and a line for everything that it does not hold. Raises UserErrors when there was a fault."""
+        """The Collection; reports all that it does not hold. Raises UserErrors when there was a fault."""
         faults = self.reading.faults
         faults.check()
         if not any(label > 0 for judged in self.qrels.values() for label in judged.values()):

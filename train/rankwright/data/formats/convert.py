@@ -7,7 +7,6 @@ import csv
 import gzip
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,11 @@ from rankwright.data.formats.writers import (
     HOLDS,
     WRITERS,
     Losses,
+    beir_qrels,
+    beir_texts,
     fits_a_table,
+    json_row,
+    judgement_lines,
     losses,
     most_negatives,
     negatives,
@@ -34,6 +37,10 @@ from rankwright.data.formats.writers import (
 
 if TYPE_CHECKING:
     import pyarrow
+
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+BATCH_ROWS = 1024
 
 
 def convert(
@@ -47,7 +54,7 @@ def convert(
     columns: Mapping[str, str] | None = None,
     group_key: str | None = None,
 ) -> None:
-    """Read `source` as a recipe's `path` is read, and write it in format `to`; says what was read, written and lost.
+    """Read `source` as a recipe's `path` is read, and write it in format `to`; reports what was read, written and lost.
 
     target: a folder for beir and trec, else a file that ends in .jsonl, .csv, .tsv (each also .gz, .zst) or
     .parquet; it must not be there. Raises UserError(s) when there is a fault, and then writes nothing.
@@ -57,7 +64,7 @@ def convert(
         raise UserError(f"{target}: is there already: remove it, or give another name")
     if to not in FOLDERS:
         check_suffix(target)
-    elif is_table(target.name):
+    elif is_table(target):
         raise UserError(f"{target}: format {to} is a folder of files: give a name without a suffix")
     reading = Reading(source.name.split(".")[0], split, Faults(), say, columns or {}, group_key)
     collection = read_path(source, format, reading)
@@ -99,15 +106,15 @@ def _short(collection: Collection) -> int:
 
 
 def _without_empty(collection: Collection, lost: Losses) -> Collection:
-    """Without documents that hold nothing: CSV cannot tell an empty text from none."""
+    """The set without empty documents: CSV cannot distinguish an empty text from a missing one."""
     qrels = {q: {d: label for d, label in row.items() if collection.corpus[d]} for q, row in collection.qrels.items()}
     before, after = (sum(map(len, judged.values())) for judged in (collection.qrels, qrels))
-    lost.add("judgements of empty documents, which CSV cannot tell from none", before - after)
+    lost.add("judgements of empty documents, which CSV cannot distinguish from missing ones", before - after)
     return replace(collection, qrels=qrels)
 
 
 def _whole_scores(collection: Collection, lost: Losses) -> Collection:
-    """Scores of the queries whose judged documents all have one: FlagEmbedding wants a number an element."""
+    """Scores of the queries whose judged documents all have one: FlagEmbedding needs one number per element."""
     whole = {q: row for q, row in collection.teacher_scores.items() if set(collection.qrels.get(q, {})) <= set(row)}
     dropped = sum(map(len, collection.teacher_scores.values())) - sum(map(len, whole.values()))
     lost.add("teacher scores of queries with documents that have none", dropped)
@@ -117,19 +124,18 @@ def _whole_scores(collection: Collection, lost: Losses) -> Collection:
 def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Losses) -> str:
     _check_ids(itertools.chain(collection.queries, collection.corpus), to)
     with atomic_folder(target) as folder:
-        write_lines_atomic(folder / "corpus.jsonl", _texts(collection.corpus, collection.document_groups))
+        write_lines_atomic(folder / "corpus.jsonl", beir_texts(collection.corpus, collection.document_groups))
         if to == "beir":
             name = split or "test"
-            write_lines_atomic(folder / "queries.jsonl", _texts(collection.queries, collection.query_groups))
-            header = "query-id\tcorpus-id\tscore"
-            write_lines_atomic(folder / "qrels" / f"{name}.tsv", [header, *_judgements(collection, "{}\t{}\t{}")])
+            write_lines_atomic(folder / "queries.jsonl", beir_texts(collection.queries, collection.query_groups))
+            write_lines_atomic(folder / "qrels" / f"{name}.tsv", beir_qrels(collection))
             return f"corpus.jsonl, queries.jsonl, qrels/{name}.tsv"
         end = f".{split}" if split is not None else ""
         topics = {q: " ".join(text.split()) for q, text in collection.queries.items()}
         changed = sum(topics[q] != text for q, text in collection.queries.items())
         lost.add("queries with line breaks, tabs or runs of spaces, written as single spaces", changed)
         write_lines_atomic(folder / f"topics{end}.tsv", (f"{q}\t{text}" for q, text in topics.items()))
-        write_lines_atomic(folder / f"qrels{end}.txt", _judgements(collection, "{}\t0\t{}\t{}"))
+        write_lines_atomic(folder / f"qrels{end}.txt", judgement_lines(collection, "{}\t0\t{}\t{}"))
         return f"topics{end}.tsv, qrels{end}.txt, corpus.jsonl"
 
 
@@ -141,43 +147,8 @@ def _check_ids(ids: Iterable[str], to: str) -> None:
             raise UserError(f"id {key!r}: {to} cannot hold white space at its ends, tabs or line breaks: rename it")
 
 
-def _texts(texts: Mapping[str, str], groups: Mapping[str, str]) -> Iterator[str]:
-    for key, text in texts.items():
-        metadata = {"metadata": {"group": groups[key]}} if key in groups else {}
-        yield json.dumps({"_id": key, "text": text} | metadata, ensure_ascii=False)
-
-
-def _judgements(collection: Collection, form: str) -> Iterator[str]:
-    for query, row in collection.qrels.items():
-        for document, label in row.items():
-            yield form.format(query, document, int(label) if label == int(label) else label)
-
-
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
-BATCH_ROWS = 1024
-_TYPES: Mapping[str, str] = {
-    "weight": "number",
-    "label": "number",
-    "labels": "numbers",
-    "pos_scores": "numbers",
-    "neg_scores": "numbers",
-    "pos": "texts",
-    "neg": "texts",
-    "pos_id": "texts",
-    "neg_id": "texts",
-    "documents": "texts",
-    "positives": "documents",
-    "negatives": "documents",
-    "positive_passages": "passages",
-    "negative_passages": "passages",
-    "messages": "turns",
-    "positive_messages": "conversations",
-    "negative_messages": "conversations",
-}
-
-
 def check_suffix(path: Path) -> str:
-    """The suffix that says how a file is written. Raises UserError for one that cannot be."""
+    """The suffix that decides how a file is written. Raises UserError for one that we do not write."""
     suffix = next((end for end in SUFFIXES if plain_name(path).endswith(end)), None)
     if suffix is None:
         raise UserError(f"{path}: its name must end in {', '.join(SUFFIXES)}, or in those with .gz or .zst")
@@ -231,14 +202,7 @@ def _text_file(path: Path, packed: str) -> Iterator[IO[str]]:
 
 def _write_jsonl(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) -> None:
     for row in rows:
-        file.write(json.dumps(_slim(row), ensure_ascii=False) + "\n")
-
-
-def _slim(value: Any) -> Any:
-    """Without keys that say nothing; Nones inside a list stay, since they hold a place."""
-    if isinstance(value, Mapping):
-        return {key: _slim(part) for key, part in value.items() if part is not None}
-    return [_slim(part) for part in value] if isinstance(value, list) else value
+        file.write(json_row(row) + "\n")
 
 
 def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) -> None:
@@ -247,9 +211,7 @@ def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) ->
     for number, row in enumerate(rows):
         if number == 0:
             writer.writerow(row)
-        writer.writerow(
-            json.dumps(_slim(cell), ensure_ascii=False) if isinstance(cell, list) else cell for cell in row.values()
-        )
+        writer.writerow(json_row(cell) if isinstance(cell, list) else cell for cell in row.values())
 
 
 def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -258,29 +220,29 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
     found = iter(rows)
     first = next(found)
-    types = _arrow_types()
-    schema = pyarrow.schema([(name, types[_TYPES.get(name, "text")]) for name in first])
+    types = _column_types()
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in first])
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         every = itertools.chain([first], found)
         while batch := list(itertools.islice(every, BATCH_ROWS)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
 
 
-def _arrow_types() -> dict[str, pyarrow.DataType]:
+def _column_types() -> dict[str, pyarrow.DataType]:
+    """The Parquet types of the columns that do not hold text."""
     import pyarrow
 
-    text, number = pyarrow.string(), pyarrow.float64()
+    text, number, many = pyarrow.string(), pyarrow.float64(), pyarrow.list_
     struct: Callable[..., pyarrow.DataType] = pyarrow.struct
     document = struct([("id", text), ("text", text), ("label", number), ("score", number), ("group", text)])
-    turn = struct([("role", text), ("content", text)])
-    many = pyarrow.list_
+    passage = struct([("docid", text), ("title", text), ("text", text)])
+    turns = many(struct([("role", text), ("content", text)]))
     return {
-        "text": text,
-        "number": number,
-        "texts": many(text),
-        "numbers": many(number),
-        "documents": many(document),
-        "passages": many(struct([("docid", text), ("title", text), ("text", text)])),
-        "turns": many(turn),
-        "conversations": many(many(turn)),
+        **dict.fromkeys(("weight", "label"), number),
+        **dict.fromkeys(("labels", "pos_scores", "neg_scores"), many(number)),
+        **dict.fromkeys(("pos", "neg", "pos_id", "neg_id", "documents"), many(text)),
+        **dict.fromkeys(("positives", "negatives"), many(document)),
+        **dict.fromkeys(("positive_passages", "negative_passages"), many(passage)),
+        "messages": turns,
+        **dict.fromkeys(("positive_messages", "negative_messages"), many(turns)),
     }

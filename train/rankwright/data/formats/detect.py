@@ -1,4 +1,4 @@
-"""Which format a table of rows has, by its columns, and the table read in it; `format:` of a recipe overrides."""
+"""The format of a table of rows, by its columns or the recipe's `format`, and the table read in that format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from rankwright.common.errors import UserError, did_you_mean, nearest, one_line
+from rankwright.common.errors import UserError, nearest, no_such, one_line
 from rankwright.data.collection import Collection
 from rankwright.data.formats.builder import Groups
 from rankwright.data.formats.fields import Fields, Roles, missing_columns, number_of, renamed
@@ -32,13 +32,13 @@ SAMPLE_ROWS = 50
 _SHARED = {"query_id", "weight", "group", "instruction"}
 _GROUPS = {"query", "positives", "negatives", "positive_scores", "negative_scores", "positive_ids", "negative_ids"}
 
-# Columns of FlagEmbedding in a file of another format would be left out in silence, where nearness finds nothing.
+# Columns of FlagEmbedding in a file of another format would be left out silently: the names are not similar enough.
 _MEANT = {"pos": "positives", "neg": "negatives", "pos_scores": "positive_scores", "neg_scores": "negative_scores"}
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a format is told from the others. names: the columns it reads; lists: None where no roles are needed."""
+    """How a format is recognised. names: the columns it reads; lists: None where no roles are needed."""
 
     fits: Callable[[Kinds], bool]
     names: frozenset[str]
@@ -60,12 +60,12 @@ def _tuple(least: int, most: int) -> Callable[[Kinds], bool]:
 
 
 def _labelled(kinds: Kinds) -> bool:
-    # Whatever stands there: what is no number is a fault of its row, and never left out.
+    # Whatever the column holds: a value that is not a number is a fault of its row, and never left out.
     return any(kinds.get(name, "null") != "null" for name in ("label", "score"))
 
 
 def _judgements(kinds: Kinds) -> list[str]:
-    """Columns that may hold labels, under names that we do not read as such."""
+    """Columns that may hold labels, under names that we do not take for labels."""
     return [name for name, kind in kinds.items() if name != "label" and is_judgement(name, kind)]
 
 
@@ -109,14 +109,14 @@ assert set(FORMS) == set(ROW_FORMATS)
 
 
 def check_format(name: str | None) -> None:
-    """Raise UserError for a format that is not known."""
+    """Raise UserError for an unknown format."""
     known = (*FOLDERS, *FORMS)
     if name is not None and name not in known:
-        raise UserError(f"unknown format {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+        raise UserError(no_such("format", name, known))
 
 
 def kinds_of(rows: Iterable[Row]) -> dict[str, str]:
-    """The columns of some rows, and what stands in them first."""
+    """The columns of some rows, and the kind of the first value in each."""
     kinds: dict[str, str] = {}
     for row in rows:
         for name, value in row.items():
@@ -155,11 +155,11 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
         if FORMS["pairs"].fits(rest) and not fitting:
             name = one_line(_judgements(kinds)[0])
             raise UserError(
-                f"{where}: the columns {_shown(kinds)} are those of pairs, or is {name!r} the label? Say `columns: "
+                f"{where}: the columns {_shown(kinds)} are those of pairs, or is {name!r} the label? Give `columns: "
                 f"{{label: {name}}}`, above 0 is relevant, or `format: pairs`, which reads every row as relevant"
             )
         raise UserError(
-            f"{where}: the columns {_shown(kinds)} {what}: say `format: NAME`, or which column is what, "
+            f"{where}: the columns {_shown(kinds)} {what}: give `format: NAME`, or name the columns, "
             "`columns: {query: ..., positives: ...}`"
         )
     lists = FORMS[fitting[0]].lists
@@ -169,8 +169,8 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
     roles = named or roles_by_order(kinds, lists=lists)
     if roles is None:
         raise UserError(
-            f"{where}: the columns {_shown(kinds)} hold no query with documents for format {fitting[0]}: say which "
-            "column is what, `columns: {query: ..., document: ...}`"
+            f"{where}: the columns {_shown(kinds)} hold no query with documents for format {fitting[0]}: name "
+            "the columns, `columns: {query: ..., document: ...}`"
         )
     return fitting[0], roles
 
@@ -180,7 +180,7 @@ def _shown(kinds: Kinds) -> str:
 
 
 def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, reading: Reading) -> Collection:
-    """One set from tables of rows, each with what messages call it. Raises UserErrors with the place of every fault."""
+    """One set from tables of rows, each with its name in messages. Raises UserErrors with the place of every fault."""
     check_columns(reading.columns)
     groups = Groups(reading)
     for where, rows in tables:
@@ -198,7 +198,7 @@ def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, readi
 
 
 def _decided(kinds: Kinds, columns: Mapping[str, str]) -> Kinds:
-    """Without columns of the file that could be meant too, where the map says which column is the query or document."""
+    """Without other columns that could be meant, where the map names the column of the query or document."""
     others = {head for theirs in columns.values() if kinds.get(head := theirs.split(".")[0]) == "object"}
     for names in (QUERIES, (*DOCUMENTS, *LISTS)):
         if not columns.keys().isdisjoint(names):
@@ -221,26 +221,24 @@ class _Table:
         self.reader: RowReader = ROW_FORMATS[name]
         self.reading = groups.reading
         self.names = FORMS[name].names
-        # Where any name may be a document's, none is a mistyped one.
+        # Where any name may be that of a document, none can be called mistyped.
         self.strict = roles is None
         if roles is not None:
             self.names |= {roles.query, roles.document, *roles.negatives}
             self.names |= {roles.scores} if "scores" in self.names else set()
-        # Where nobody said that all rows are relevant.
+        # Pairs that were only guessed: no one has stated that all rows are relevant.
         self.pairs = guessed and name == "pairs"
         key = self.reading.group_key
         self.also = {key, key.split(".")[0], "metadata"} if key else set()
 
     def read(self, rows: Iterable[tuple[int, Row]]) -> None:
-        faults = self.reading.faults
         for line, original in rows:
             self.reading.rows += 1
             row = _ours(original, self.reading)
             fields = Fields(row, self.where, line, self.reading, self.roles)
-            before = faults.noted
             self._check_names(fields, original)
             found = self.reader(fields)
-            if faults.noted > before:
+            if fields.faulty:
                 continue
             assert found is not None, "a reader gave no row and no fault"
             self.groups.add(found, self.where, line)

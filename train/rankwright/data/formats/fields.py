@@ -1,4 +1,4 @@
-"""One row as a format's reader sees it: values by name, and a fault with its line for each that is wrong."""
+"""One row as the reader of a format sees it: values by name, and a fault with its line for each wrong one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rankwright.common.errors import UserErrors, did_you_mean, one_line
 from rankwright.common.hashing import content_id
 from rankwright.data.collection import join_title
 from rankwright.data.formats.builder import Document, GroupRow
-from rankwright.data.formats.reading import Faults, Reading, Row
+from rankwright.data.formats.reading import Reading, Row
 from rankwright.data.formats.text_rows import CsvRow, Json
 
 
@@ -41,90 +41,14 @@ def at_path(row: Row, name: str) -> Any:
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under our names; a column of the file's own that has one of those names is left out."""
+    """The row under our names; another column of the file that already has one of these names is left out."""
     found = {ours: at_path(row, theirs) for ours, theirs in columns.items()}
     used = set(columns.values())
     return found | {name: value for name, value in row.items() if name not in used and name not in columns}
 
 
-def group_of(row: Row, key: str, where: object, line: int, faults: Faults) -> str | None:
-    """The row's value of the group key: a column, one of its `metadata`, or `a.b`; None where it has none."""
-    value = at_path(row, key)
-    if value is None:
-        value = at_path(row, f"metadata.{key}")
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str):
-        return value if encodable(value, key, where, line, faults) else None
-    faults.add(where, line, f"the group key {key!r} is {value!r}, needs a text or a whole number")
-    return None
-
-
-def column(row: Row, names: tuple[str, ...], where: object, line: int, faults: Faults) -> Any:
-    """The value under the first of `names` that the row has; None, with a fault, when it has none of them."""
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
-    wanted = " or ".join(f"`{name}`" for name in names)
-    empty = next((name for name in names if name in row), None)
-    if empty is not None:
-        faults.add(where, line, f"`{empty}` is null, needs a value")
-        return None
-    found = ", ".join(map(str, row)) or "none"
-    hint = next((h for h in (did_you_mean(name, map(str, row)) for name in names) if h), "")
-    faults.add(where, line, f"no column {wanted}{hint}; columns found: {found}", kind=wanted)
-    return None
-
-
-def identifier(row: Row, names: tuple[str, ...], where: object, line: int, faults: Faults) -> str | None:
-    """An id as text (whole numbers are taken too); None, with a fault, for anything else."""
-    value = column(row, names, where, line, faults)
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, str) and value.strip():
-        return value if encodable(value, names[0], where, line, faults) else None
-    faults.add(where, line, f"`{names[0]}` is {value!r}, needs a text or a whole number")
-    return None
-
-
-def text_of(row: Row, name: str, where: object, line: int, faults: Faults) -> str | None:
-    """A text, which may be empty; None, with a fault, for anything else."""
-    value = column(row, (name,), where, line, faults)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return value if encodable(value, name, where, line, faults) else None
-    faults.add(where, line, f"`{name}` has type {type(value).__name__}, needs a text")
-    return None
-
-
-def encodable(value: str, name: str, where: object, line: int, faults: Faults) -> bool:
-    """Whether the text can be written at all: JSON allows half of a character (a lone surrogate), UTF-8 does not."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(value[error.start]):04x}"
-        faults.add(where, line, f"`{name}` holds half of a character ({code}): remove it, or write both halves")
-        return False
-    if "\0" in value:
-        faults.add(where, line, f"`{name}` holds a NUL character (\\0): remove it, or save the file as UTF-8")
-        return False
-    return True
-
-
-def optional_text(row: Row, name: str, where: object, line: int, faults: Faults) -> str:
-    """A text that may be absent or null: then empty."""
-    if row.get(name) is None:
-        return ""
-    return text_of(row, name, where, line, faults) or ""
-
-
 def number_of(value: object) -> float | None:
-    """A finite number, or a text that spells one; None for anything else. Parquet has decimals."""
+    """A finite number, also from a text; None for anything else. Parquet has decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
@@ -148,51 +72,81 @@ class Roles:
 
 
 class Fields:
-    """A row under our names. Readers return None after a fault of theirs; whoever calls them counts faults."""
+    """A row under our names, and where it stands in its file.
+
+    A method that returns None where it must return a value has noted a fault.
+    """
 
     def __init__(self, row: Row, where: object, line: int, reading: Reading, roles: Roles | None = None) -> None:
         self.row, self.where, self.line, self.reading, self.roles = row, where, line, reading, roles
         self.faults = reading.faults
         self.titles = 0
+        self._before = self.faults.noted
+
+    @property
+    def faulty(self) -> bool:
+        """Whether a fault was noted since this row was begun."""
+        return self.faults.noted > self._before
+
+    def inside(self, row: Row) -> Fields:
+        """An object that stands in this row."""
+        return Fields(row, self.where, self.line, self.reading)
 
     def fault(self, text: str, *, kind: str | None = None) -> None:
+        """Note a fault of this row, see Faults.add."""
         self.faults.add(self.where, self.line, text, kind=kind)
 
     def name_of(self, *names: str) -> str | None:
         """The first of the names that the row has a value for."""
         return next((name for name in names if self.row.get(name) is not None), None)
 
-    def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
-        """The row with what all formats share: query_id, weight, group, instruction. None without a query."""
-        row = GroupRow(
-            query or "",
-            [document for document in documents if document is not None],
-            self.id("query_id"),
-            self._weight(),
-            self._group(self.row),
-            self.text("instruction"),
-            self.titles,
-        )
-        return row if query is not None else None
-
-    def query(self, name: str = "query") -> str | None:
-        """The query, which may not be empty."""
-        text = text_of(self.row, name, self.where, self.line, self.faults)
-        if text is not None and not text.strip():
-            self.fault("the query is empty: give it a text or remove the line")
+    def required(self, *names: str) -> Any:
+        """The value under the first of `names` that the row has; None, with a fault, when it has none of them."""
+        name = self.name_of(*names)
+        if name is not None:
+            return self.row[name]
+        wanted = " or ".join(f"`{name}`" for name in names)
+        empty = next((name for name in names if name in self.row), None)
+        if empty is not None:
+            self.fault(f"`{empty}` is null, needs a value")
             return None
-        return None if text is None else text.strip()
+        found = ", ".join(map(str, self.row)) or "none"
+        hint = next((h for h in (did_you_mean(name, map(str, self.row)) for name in names) if h), "")
+        self.fault(f"no column {wanted}{hint}; columns found: {found}", kind=wanted)
+        return None
+
+    def required_id(self, *names: str) -> str | None:
+        """An id as text (whole numbers are taken too); None, with a fault, for anything else."""
+        value = self.required(*names)
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str) and value.strip():
+            return value if self.encodable(value, names[0]) else None
+        self.fault(f"`{names[0]}` is {value!r}, needs a text or a whole number")
+        return None
+
+    def required_text(self, name: str) -> str | None:
+        """A text, which may be empty; None, with a fault, for anything else."""
+        value = self.required(name)
+        if value is None:
+            return None
+        if isinstance(value, str):
+            return value if self.encodable(value, name) else None
+        self.fault(f"`{name}` has type {type(value).__name__}, needs a text")
+        return None
 
     def text(self, *names: str) -> str | None:
         """A text that may be absent, empty or null: then None."""
         name = self.name_of(*names)
-        text = "" if name is None else optional_text(self.row, name, self.where, self.line, self.faults)
-        return text.strip() or None
+        text = None if name is None else self.required_text(name)
+        return (text or "").strip() or None
 
     def id(self, *names: str) -> str | None:
         """An id that may be absent."""
         name = self.name_of(*names)
-        return None if name is None else identifier(self.row, (name,), self.where, self.line, self.faults)
+        return None if name is None else self.required_id(name)
 
     def number(self, name: str, what: str) -> float | None:
         """A number that may be absent."""
@@ -204,6 +158,60 @@ class Fields:
             self.fault(f"{what} is {value!r}, needs a number")
         return number
 
+    def group(self, default: str | None = None) -> str | None:
+        """The value of the group key: a column, one of its `metadata`, or `a.b`; None where the row has none.
+
+        default: the key to use where the set has none.
+        """
+        key = self.reading.group_key or default
+        if key is None:
+            return None
+        value = at_path(self.row, key)
+        if value is None:
+            value = at_path(self.row, f"metadata.{key}")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, str):
+            return value if self.encodable(value, key) else None
+        self.fault(f"the group key {key!r} is {value!r}, needs a text or a whole number")
+        return None
+
+    def encodable(self, value: str, name: str) -> bool:
+        """Whether a text can be written: JSON allows half of a character (a lone surrogate), UTF-8 does not."""
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code = f"\\u{ord(value[error.start]):04x}"
+            self.fault(f"`{name}` holds half of a character ({code}): remove it, or write both halves")
+            return False
+        if "\0" in value:
+            self.fault(f"`{name}` holds a NUL character (\\0): remove it, or save the file as UTF-8")
+            return False
+        return True
+
+    def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
+        """The row with the columns of all formats: query_id, weight, group, instruction. None without a query."""
+        row = GroupRow(
+            query or "",
+            [document for document in documents if document is not None],
+            self.id("query_id"),
+            self._weight(),
+            self.group("group"),
+            self.text("instruction"),
+            self.titles,
+        )
+        return row if query is not None else None
+
+    def query(self, name: str = "query") -> str | None:
+        """The query, which may not be empty."""
+        text = self.required_text(name)
+        if text is not None and not text.strip():
+            self.fault("the query is empty: give it a text or remove the line")
+            return None
+        return None if text is None else text.strip()
+
     def _weight(self) -> float | None:
         given = self.row.get("weight")
         weight = None if given is None else number_of(given)
@@ -212,28 +220,19 @@ class Fields:
             return None
         return weight
 
-    def _group(self, row: Row) -> str | None:
-        key = self.reading.group_key or "group"
-        return group_of(row, key, self.where, self.line, self.faults)
-
     def listed(self, *names: str, required: bool = False) -> Sequence[Any]:
         """The list under the first of the names that has one; CSV and mapped columns may hold a single text."""
         name = self.name_of(*names)
         if name is None:
-            null = next((known for known in names if known in self.row), None)
-            if required and null is not None:
-                self.fault(f"`{null}` is null, needs a value")
-            elif required:
-                found = ", ".join(map(str, self.row))
-                hint = did_you_mean(names[-1], map(str, self.row))
-                self.fault(f"no column `{names[-1]}`{hint}; columns found: {found}", kind=f"no {names[-1]}")
+            if required:
+                self.required(next((known for known in names if known in self.row), names[-1]))
             return ()
         value = self.row[name]
         if isinstance(self.row, CsvRow) and isinstance(value, str) and value.lstrip().startswith("["):
             try:
                 value = Json().decode(value)
             except ValueError as error:
-                self.fault(f"`{name}` starts like a JSON list and is none ({error}): mend it")
+                self.fault(f"`{name}` starts like a JSON list but is not one ({error}): mend it")
                 return ()
         if isinstance(value, list):
             return value
@@ -245,20 +244,20 @@ class Fields:
         return ()
 
     def _transposed(self, name: str, columns: dict[str, list[Any]]) -> Sequence[Any]:
-        """Objects as `datasets` stores a sequence of them: a list a key."""
+        """A list of objects, stored by `datasets` as one list per key."""
         if len({len(part) for part in columns.values()}) > 1:
             self.fault(f"the lists of `{name}` differ in length: give each object all keys")
             return ()
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def parallel(self, documents: str, count: int, *names: str) -> Sequence[Any] | None:
-        """Something for each document, Nones where the row has none; None, with a fault, for a wrong length."""
+        """One value per document, all None where the row has none; None, with a fault, for a wrong length."""
         values = self.listed(*names)
         if not values:
             return [None] * count
         if len(values) != count:
             what = self.name_of(*names)
-            self.fault(f"{count} {documents} but {len(values)} {what}: give one an element")
+            self.fault(f"{count} {documents} but {len(values)} {what}: give one per element")
             return None
         return values
 
@@ -272,7 +271,7 @@ class Fields:
         id: object = None,
         score: object = None,
     ) -> Document | None:
-        """A document from a text, or an object with `text` and maybe id, title, label, score, group.
+        """A document from a text, or from an object with `text` and optional id, title, label, score, group.
 
         side: its own label must be on the same side of 0 as `label`.
         """
@@ -287,27 +286,21 @@ class Fields:
             found = ", ".join(map(str, element)) or "none"
             self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
             return None
-        before = self.faults.noted
-        encodable(text, name, self.where, self.line, self.faults)
-        title = optional_text(element, "title", self.where, self.line, self.faults)
-        self.titles += bool(title.strip())
-        key = self._document_id(element, id)
+        inner = self.inside(element)
+        inner.encodable(text, name)
+        title = inner.text("title") or ""
+        self.titles += bool(title)
+        key = (inner if id is None else self.inside({"id": id})).id(*_IDS)
         own = self._label(place, element.get("label"), label, side)
         given = element.get("score") if score is None else score
         teacher = None if given is None else number_of(given)
         if given is not None and teacher is None:
             self.fault(f"the score of {place} is {given!r}, needs a number")
-        group = self._group(element)
-        if self.faults.noted > before:
+        group = inner.group("group")
+        if inner.faulty:
             return None
         text = join_title(title, text)
         return Document(place, text, own, content_id(text) if key is None else key, teacher, group)
-
-    def _document_id(self, element: Row, given: object) -> str | None:
-        if given is not None:
-            element = {"id": given}
-        name = next((name for name in _IDS if element.get(name) is not None), None)
-        return None if name is None else identifier(element, (name,), self.where, self.line, self.faults)
 
     def _label(self, place: str, given: object, label: float, side: bool) -> float:
         if given is None:

@@ -1,4 +1,4 @@
-"""Sets on disk: which format a path is, and the reader for it."""
+"""Sets on the disk: the format of a path, and the reader for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from rankwright.common.errors import UserError, nearest
+from rankwright.common.errors import UserError
+from rankwright.common.resources import nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import is_beir, read_beir
 from rankwright.data.formats.detect import FOLDERS, check_format, read_tables
@@ -28,28 +29,25 @@ def read_collection(
     columns: Mapping[str, str] | None = None,
     group_key: str | None = None,
 ) -> Collection:
-    """Read one split of a set: a folder in BEIR or TREC layout, or a file of rows, or a folder of such files.
+    """Read one split of a set: a folder in BEIR or TREC layout, a file of rows, or a folder of such files.
 
-    The content says which format it is, unless `format` does; see formats.FORMS, beir.read_beir, trec.read_trec.
+    The content decides the format unless `format` is given; see detect.FORMS, beir.read_beir, trec.read_trec.
     columns: our name of a column -> the file's. A single file is read whole, whatever `split` is; in a folder of
-    files named after splits (`train.jsonl`, `test-0.parquet`) those of `split` are.
+    files named after splits (`train.jsonl`, `test-0.parquet`) only those of `split` are.
     `say` receives a line for everything that is left out.
-    Raises UserErrors, `file:line: what, how to fix it`; the first 20 faults, and how many more there are. With
-    faults=Faults("drop") rows that have one are left out, and counted in `faults`.
+    Raises UserErrors, `file:line: what, how to fix it`, with the first 20 faults and the number of the others. With
+    faults=Faults("drop") faulty rows are left out and counted in `faults`.
     """
     reading = Reading(name, split, Faults() if faults is None else faults, say, columns or {}, group_key)
     return read_path(path, format, reading)
 
 
 def read_path(path: Path, format: str | None, reading: Reading) -> Collection:
-    """As read_collection, with what is told and counted in one object."""
+    """As read_collection, with its other arguments in one object."""
     check_format(format)
     check_columns(reading.columns)
     if not path.exists():
-        folder = path.parent
-        near = nearest(path.name, (p.name for p in folder.iterdir()), count=3) if folder.is_dir() else []
-        hint = f"near names in {folder}: {', '.join(near)}" if near else f"look into {folder}"
-        raise UserError(f"{path}: no such file or folder; {hint}")
+        raise UserError(f"{path}: no such file or folder{nearby(path)}")
     if path.is_dir():
         kind = format if format in FOLDERS else _folder_kind(path) if format is None else None
         if kind == "beir":
@@ -68,7 +66,7 @@ def _folder_kind(folder: Path) -> str | None:
     found = [name for name, test in (("beir", is_beir), ("trec", is_trec)) if test(folder)]
     if len(found) > 1:
         raise UserError(
-            f"{folder}: holds files of BEIR (queries.jsonl) and of TREC (topics): say `format: beir` or `format: trec`"
+            f"{folder}: holds files of BEIR (queries.jsonl) and of TREC (topics): give `format: beir` or `format: trec`"
         )
     return found[0] if found else None
 
@@ -99,6 +97,6 @@ def _row_files(folder: Path, reading: Reading) -> list[Path]:
 
 
 def _tables(folder: Path) -> list[Path]:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and is_table(p.name) and not p.name.startswith("."))
-    # A .json beside other tables is most often a note about them, such as dataset_info.json.
+    files = sorted(p for p in folder.iterdir() if p.is_file() and is_table(p) and not p.name.startswith("."))
+    # A .json file beside other tables mostly describes them, as dataset_info.json does.
     return [p for p in files if ".json" not in p.suffixes] or files

@@ -1,16 +1,23 @@
-"""What every reader of a set receives, and how it counts and collects the faults of rows."""
+"""What all readers of sets share: one set being read, its rows, and how faults are collected and counted."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
-from rankwright.common.errors import UserError, UserErrors, did_you_mean, one_line
+from rankwright.common.errors import UserError, UserErrors, no_such, one_line
 
+Say = Callable[[str], None]
+OnFault = Literal["stop", "drop"]
+Row = Mapping[str, Any]
+# (line number from 1, or a RowNumber, row)
+Rows = Iterator[tuple[int, Row]]
+# Readers report through `say` what they leave out; the default is the log.
+log_say: Say = logging.getLogger("rankwright").info
 # Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
 COLUMNS = {
     "query": "the query",
@@ -34,16 +41,53 @@ COLUMNS = {
     "group": "what must stay in one split",
     "instruction": "the instruction of the set",
 }
-
-# Of dropped rows: examples kept of a kind, kinds told apart in a file, and how much of a message tells the kind.
+MOST_FAULTS = 20
+# Limits for dropped rows: examples per kind, kinds per file, and characters of a message that decide its kind.
 MOST_EXAMPLES = 5
+MOST_KINDS = 50
+MOST_KIND_CHARACTERS = 300
+_VALUES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w`])-?\d[\d.,]*""")
+
+
+class RowNumber(int):
+    """Where a row stands in a file that has no lines: messages show `FILE: row N` in place of `FILE:N`."""
+
+    def __format__(self, spec: str) -> str:
+        return f" row {int(self)}"
+
+
+class LineOfRow(int):
+    """The line of a row of a JSON array, where several rows may stand on one line: equal only for the same row."""
+
+    row: int
+
+    def __new__(cls, line: int, row: int) -> LineOfRow:
+        made = super().__new__(cls, line)
+        made.row = row
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LineOfRow) and (int(self), self.row) == (int(other), other.row)
+
+    def __hash__(self) -> int:
+        return hash((int(self), self.row))
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Rows of one file that are left out for one kind of fault; examples: the first, `file:line: what`."""
+
+    file: str
+    kind: str
+    count: int
+    examples: tuple[str, ...]
 
 
 class Faults:
-    """Mistakes of the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted.
+    """Mistakes in the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted.
 
-    on_fault="drop": a fault of a row raises nothing; the row is left out by the reader and counted here. Faults of
-    whole files (no such file, nothing relevant in it) stop all the same.
+    on_fault="drop": a fault of a row raises nothing; the reader leaves the row out and it is counted here. Faults of
+    whole files (no such file, nothing relevant in it) still stop.
     count: faults for which check() raises; noted: all that were added, so that a reader sees whether a row had one.
     """
 
@@ -54,15 +98,15 @@ class Faults:
         self.count = self.noted = 0
         self._messages: list[str] = []
         self._repeats: dict[tuple[str, str], list[int]] = {}
-        # A row with several faults is one row: the first one says its kind.
+        # A row with several faults counts once, under its first fault.
         self._dropped_lines: dict[str, set[int]] = {}
         self._dropped: dict[tuple[str, str], list[str]] = {}
         self._dropped_counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, where: object, line: int, text: str, *, kind: str | None = None, whole: bool = False) -> None:
-        """Note a fault. Those of one `kind` in one file take one message, which says how many lines have it.
+        """Note a fault. All faults of one `kind` in a file take one message, with the number of lines.
 
-        whole: a fault of the file and not of a row, which stops whatever on_fault says.
+        whole: a fault of the file and not of a row; it stops whatever on_fault is.
         """
         self.noted += 1
         text = one_line(text)
@@ -114,22 +158,32 @@ class Faults:
                 shown += times - 1
         if self.count > shown:
             messages.append(f"and {self.count - shown} more faults")
-        # What was dropped is most often why nothing is left.
+        # Dropped rows are the most likely reason why nothing is left.
         messages += [f"{d.examples[0]} ({d.count:,} rows like this were dropped)" for d in self.dropped[:MOST_FAULTS]]
         raise UserErrors(messages)
 
 
-Say = Callable[[str], None]
+def kind_of(text: str) -> str:
+    """A message without the parts that differ between rows: values in quotes, numbers, and how to fix it.
 
-# Readers say what they leave out through `say`; without one it goes to the log.
-log_say: Say = logging.getLogger("rankwright").info
+    `id 'd1' appears a second time: give ...` -> `id ... appears a second time`.
+    """
+    plain = _VALUES.sub("...", text[:MOST_KIND_CHARACTERS])
+    return re.split(r"[:;(]|, (?:did you mean|needs|and) ", plain, maxsplit=1)[0].strip() or "fault"
+
+
+def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
+    """Raise the faults so far, with one after which the rest of the file cannot be read."""
+    faults.add(where, line, text, whole=True)
+    faults.check()
+    raise UserError(f"{where}:{line}: {one_line(text)}")
 
 
 @dataclass(slots=True)
 class Reading:
     """One set being read. columns: our name -> the file's; group_key: the column of the groups.
 
-    rows: rows of formats of rows that were seen, and taken: those that were put into the set; the others have faults.
+    rows: how many rows a row format has seen; taken: how many went into the set; the others have faults.
     titles: documents whose title was joined with their text.
     """
 
@@ -144,76 +198,19 @@ class Reading:
     titles: int = 0
 
 
+def choose_split(where: object, split: str | None, known: Sequence[str], advice: str = "give split: NAME") -> str:
+    """The given split, or the only one. Raises UserError with the splits that are there."""
+    if split is None and len(known) == 1:
+        return known[0]
+    if split is None:
+        raise UserError(f"{where}: say which split to read: {advice} (known: {', '.join(known) or 'none'})")
+    if split not in known:
+        raise UserError(f"{where}: {no_such('split', split, known, advice)}")
+    return split
+
+
 def check_columns(columns: Mapping[str, str]) -> None:
-    """Raise UserErrors for keys of `columns` that are no name of ours."""
-    known = ", ".join(COLUMNS)
-    faults = [
-        f"columns: {name!r} is no column of ours{did_you_mean(name, COLUMNS)} (known: {known})"
-        for name in columns
-        if name not in COLUMNS
-    ]
+    """Raise UserErrors for keys of `columns` that we do not know."""
+    faults = [f"columns: {no_such('column name', name, COLUMNS)}" for name in columns if name not in COLUMNS]
     if faults:
         raise UserErrors(faults)
-
-
-MOST_FAULTS = 20
-MOST_KINDS = 50
-MOST_KIND_CHARACTERS = 300
-
-OnFault = Literal["stop", "drop"]
-Row = Mapping[str, Any]
-# (line number from 1, or a RowNumber, row)
-Rows = Iterator[tuple[int, Row]]
-
-
-class RowNumber(int):
-    """Where a row stands in a file that has no lines: messages show `FILE: row N` in place of `FILE:N`."""
-
-    def __format__(self, spec: str) -> str:
-        return f" row {int(self)}"
-
-
-class LineOfRow(int):
-    """The line of a row of a JSON array, where several rows may stand on one line: equal only for the same row."""
-
-    row: int
-
-    def __new__(cls, line: int, row: int) -> LineOfRow:
-        made = super().__new__(cls, line)
-        made.row = row
-        return made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LineOfRow) and (int(self), self.row) == (int(other), other.row)
-
-    def __hash__(self) -> int:
-        return hash((int(self), self.row))
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Rows of one file that are left out for one kind of fault; examples: the first, `file:line: what`."""
-
-    file: str
-    kind: str
-    count: int
-    examples: tuple[str, ...]
-
-
-_VALUES = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w`])-?\d[\d.,]*""")
-
-
-def kind_of(text: str) -> str:
-    """A message without what differs from row to row: values in quotes, numbers, and how to fix it.
-
-    `id 'd1' appears a second time: give ...` -> `id ... appears a second time`.
-    """
-    plain = _VALUES.sub("...", text[:MOST_KIND_CHARACTERS])
-    return re.split(r"[:;(]|, (?:did you mean|needs|and) ", plain, maxsplit=1)[0].strip() or "fault"
-
-
-def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
-    """Raise for a fault after which the rest of the file cannot be read, with the faults before it."""
-    faults.add(where, line, text, whole=True)
-    faults.check()
-    raise UserError(f"{where}:{line}: {one_line(text)}")

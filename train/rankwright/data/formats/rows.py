@@ -11,14 +11,14 @@ from rankwright.data.formats.builder import Document, GroupRow
 from rankwright.data.formats.fields import Fields, Roles, number_of
 
 RowReader = Callable[[Fields], GroupRow | None]
-# A reader a format; it returns None, after at least one fault, for a row that cannot be read.
+# One reader per format; it returns None, after at least one fault, for a row that cannot be read.
 ROW_FORMATS: Registry[RowReader] = Registry("format", hyphens=True)
 
 
 def _sides(
     fields: Fields, positives: Sequence[str], negatives: Sequence[str], scores: tuple[str, str], ids: tuple[str, str]
 ) -> list[Document | None]:
-    """The documents of both sides; scores and ids: the format's columns beside ours."""
+    """The documents of both sides; scores and ids: the format's own columns, in addition to ours."""
     found: list[Document | None] = []
     for side, names, label, score, id in (
         ("positives", positives, 1.0, scores[0], ids[0]),
@@ -71,7 +71,7 @@ def tevatron(fields: Fields) -> GroupRow | None:
 def ms_swift(fields: Fields) -> GroupRow | None:
     """ms-swift: messages, positive_messages, negative_messages; a system turn is the instruction."""
     turns = fields.listed("query", "messages", required=True)
-    # Without the column there is a fault already.
+    # A missing column is already a fault.
     missing = fields.name_of("query", "messages") is None
     instruction, query = (None, None) if missing else _conversation(fields, "messages", turns)
     documents = []
@@ -114,9 +114,9 @@ DOCUMENTS = ("document", "positive", "answer", "passage", "sentence2", "sentence
 LISTS = ("documents", "docs", "passages")
 LABELS, SCORES = ("label", "labels"), ("score", "scores")
 _NEGATIVE = re.compile(r"negatives?(_?\d+)?")
-# Words that name a judgement. As the whole name they do so whatever stands there, else only beside numbers.
+# Words that name a judgement: always as the whole name, as a part of it only where the column holds numbers.
 _JUDGEMENTS = set("label labels relevance relevant grade rating".split())
-# Never a query or a document, whatever its place.
+# Never a query or a document, in whatever place.
 _OTHERS = {*LABELS, *SCORES, "query_id", "document_id", "document_ids", "title", "weight", "group", "instruction"}
 
 
@@ -127,30 +127,30 @@ def negatives_of(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def words_of(name: str) -> set[str]:
-    """The words of a column's name: `questionText` and `Question text` have both two."""
+    """The words of a column's name: `questionText` and `Question text` both have two."""
     return set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def is_judgement(name: str, kind: str) -> bool:
-    """Whether a column may say which documents are relevant: left out, every row would be."""
+    """Whether a column may hold labels: if it were left out, every row would be relevant."""
     words = words_of(name)
     whole = words - {"", "is"} <= _JUDGEMENTS
     return kind != "null" and bool(words & _JUDGEMENTS) and (whole or kind == "number")
 
 
 def roles_by_name(kinds: Mapping[str, str], documents: Sequence[str] = DOCUMENTS) -> Roles | None:
-    """The roles of a file whose columns have names that say them; None where none or several could be meant."""
+    """The roles of columns by their names; None where no column, or several, could be meant."""
     queries = [name for name in QUERIES if name in kinds]
     found = [name for name in documents if name in kinds]
     if len(queries) != 1 or len(found) != 1:
         return None
-    # The miner of sentence-transformers has both names for a list of scores.
+    # The miner of sentence-transformers uses both names for a list of scores.
     scores = "score" if kinds.get("score") == "list" and "scores" not in kinds else "scores"
     return Roles(queries[0], found[0], negatives_of(list(kinds)), scores)
 
 
 def roles_by_order(kinds: Mapping[str, str], *, lists: bool) -> Roles | None:
-    """The roles by the order of columns, as the library has it; lists: the second is a list of documents."""
+    """The roles by the order of columns, as sentence-transformers has it; lists: the second is a list of documents."""
     names = [name for name in kinds if name not in _OTHERS]
     if len(names) < 2 or (lists and kinds[names[1]] not in ("list", "text")):
         return None
@@ -158,7 +158,7 @@ def roles_by_order(kinds: Mapping[str, str], *, lists: bool) -> Roles | None:
 
 
 def _score(fields: Fields, place: str, value: object) -> float | None:
-    """A teacher's score; None, with a fault, for what is no number."""
+    """A teacher's score; None, with a fault, for a value that is not a number."""
     number = number_of(value)
     if number is None:
         fields.fault(f"{place} is {value!r}, needs a number")
@@ -166,7 +166,7 @@ def _score(fields: Fields, place: str, value: object) -> float | None:
 
 
 def _tuple(fields: Fields, most: int | None) -> GroupRow | None:
-    """A row of a query, a positive and negatives; `scores`: a list of a teacher's, in the order of the documents."""
+    """A row with a query, a positive and negatives; `scores`: a teacher's scores in the order of the documents."""
     roles = fields.roles
     assert roles is not None
     spare = [name for name in negatives_of(list(fields.row)) if name not in roles.negatives]
@@ -211,12 +211,12 @@ def triplets(fields: Fields) -> GroupRow | None:
 
 @ROW_FORMATS.register
 def n_tuple(fields: Fields) -> GroupRow | None:
-    """sentence-transformers: a query, a positive and negatives; one that is null is none."""
+    """sentence-transformers: a query, a positive and negatives, which may be null."""
     return _tuple(fields, None)
 
 
 def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[float, float | None] | None:
-    """(label, teacher's score). A score alone is a label where it is a whole number: else nobody said which it is."""
+    """(label, teacher's score). A score alone is a label if it is a whole number, else a fault."""
     teacher = None if score is None else _score(fields, f"the score of {place}", score)
     if label is not None:
         own = number_of(label)
@@ -230,7 +230,7 @@ def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[f
         return None
     if teacher != int(teacher):
         fields.fault(
-            "a score that is no whole number: is it a label or a teacher's? `columns: {label: score}` (for lists "
+            "a score that is not a whole number: is it a label or a teacher's? `columns: {label: score}` (for lists "
             "`{labels: scores}`) reads it as a label, above 0 is relevant; for a teacher's, add a column of labels",
             kind="score without label",
         )
@@ -240,7 +240,7 @@ def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[f
 
 @ROW_FORMATS.register
 def scored_pairs(fields: Fields) -> GroupRow | None:
-    """A query, a document and its label; `score` beside a label is a teacher's."""
+    """A query, a document and its label; a `score` in addition to a label is a teacher's."""
     roles = fields.roles
     assert roles is not None
     query = fields.query(roles.query)
@@ -258,7 +258,7 @@ def scored_pairs(fields: Fields) -> GroupRow | None:
 
 @ROW_FORMATS.register
 def labelled_lists(fields: Fields) -> GroupRow | None:
-    """A query, its documents and their labels; `scores` beside labels are a teacher's, `document_ids` the ids."""
+    """A query, its documents and their labels; `scores` in addition to labels are a teacher's."""
     roles = fields.roles
     assert roles is not None
     query = fields.query(roles.query)

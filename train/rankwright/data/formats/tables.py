@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rankwright.common.errors import UserError, did_you_mean
-from rankwright.data.formats.reading import Faults, RowNumber, Rows, give_up
+from rankwright.common.errors import UserError
+from rankwright.data.formats.reading import Faults, RowNumber, Rows, choose_split, give_up
 from rankwright.data.formats.text_rows import (
     DAMAGED,
-    PACKED,
+    LINES,
     array_rows,
     csv_rows,
     is_packed,
@@ -27,26 +27,29 @@ from rankwright.data.formats.text_rows import (
 if TYPE_CHECKING:
     import pyarrow
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-_HEAD_BYTES = 1 << 16
+
+SUFFIXES = (*LINES, ".json", ".parquet", ".arrow")
+PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
+_END = b"\xff\xff\xff\xff\0\0\0\0"
 _FOREIGN = {
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"PK\x03\x04": "a zip archive or an Excel workbook: save the table as CSV",
 }
+_HEAD_BYTES = 1 << 16
+# Rows that are Python objects at the same time.
+BATCH_ROWS = 256
 
 
-def is_table(name: str) -> bool:
-    """Whether a file's name says that it holds rows."""
-    for packed in PACKED:
-        name = name.removesuffix(packed)
-    return name.endswith(SUFFIXES)
+def is_table(path: Path) -> bool:
+    """Whether a file holds rows, judging by its name."""
+    return plain_name(path).endswith(SUFFIXES)
 
 
 def table_rows(path: Path, faults: Faults) -> Rows:
-    """(line or RowNumber, row) of a file, plain or .gz or .zst. The content says what it is, the name helps with text.
+    """(line or RowNumber, row) of a file, plain, .gz or .zst. Content decides how it is read; for text, the name too.
 
-    Faults are noted where they stand. Raises UserErrors for a file whose rest cannot be read.
+    Faults are noted with their place. Raises UserErrors for a file whose rest cannot be read.
     """
     try:
         with open_bytes(path) as file:
@@ -62,7 +65,7 @@ def table_rows(path: Path, faults: Faults) -> Rows:
         if head.startswith(start):
             give_up(faults, path, 1, what)
     if len(head) > 1 and (head[0] == 0) != (head[1] == 0):
-        # ASCII in two bytes each, without the mark that most programs write in front.
+        # ASCII in two bytes each, without the byte order mark that most programs write.
         give_up(faults, path, 1, _FOREIGN[b"\xff\xfe"])
     return _text_rows(path, name, head, faults)
 
@@ -81,12 +84,6 @@ def _text_rows(path: Path, name: str, head: bytes, faults: Faults) -> Rows:
     if b"\t" not in first and b"," not in first:
         give_up(faults, path, 1, f"no rows that can be read: give one of {', '.join(SUFFIXES)}, plain or .gz or .zst")
     return csv_rows(path, faults)
-
-
-PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
-_END = b"\xff\xff\xff\xff\0\0\0\0"
-# Rows that are Python objects at one time.
-BATCH_ROWS = 256
 
 
 def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
@@ -118,7 +115,7 @@ def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
 
 
 def _seekable(path: Path) -> IO[bytes]:
-    """The file, unpacked to a temporary one where it is packed: a Parquet file is read from its end."""
+    """The file, or a temporary unpacked copy of a packed one: a Parquet file is read from its end."""
     if not is_packed(path):
         return path.open("rb")
     plain = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
@@ -140,7 +137,7 @@ def _batches(file: IO[bytes], start: bytes) -> Iterator[pyarrow.RecordBatch]:
             yield reader.get_batch(number)
     else:
         yield from pyarrow.ipc.open_stream(file)
-        # A reader takes the end of the file for that of the stream, and batches that were cut off would vanish.
+        # A reader takes the end of the file for the end of the stream: batches that were cut off would be lost.
         file.seek(-len(_END), os.SEEK_END)
         if file.read() != _END:
             raise pyarrow.ArrowInvalid("no end-of-stream marker: it is cut off, or its writer was not closed")
@@ -179,11 +176,7 @@ def saved_splits(folder: Path) -> list[str]:
 def saved_files(folder: Path, split: str | None) -> list[Path]:
     """The Arrow files of a folder of save_to_disk, of one split where it has several. Raises UserError."""
     if splits := saved_splits(folder):
-        chosen = split if split in splits else splits[0] if split is None and len(splits) == 1 else None
-        if chosen is None:
-            near = did_you_mean(split or "", splits)
-            raise UserError(f"{folder}: no split {split!r}{near}. Splits: {', '.join(splits)}. Give split: NAME")
-        folder = folder / chosen
+        folder = folder / choose_split(folder, split, splits)
     files = [folder / entry["filename"] for entry in _json(folder / "state.json").get("_data_files", [])]
     missing = [path for path in files if not path.is_file()]
     if missing or not files:

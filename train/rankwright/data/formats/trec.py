@@ -41,7 +41,7 @@ def read_trec(folder: Path, reading: Reading) -> Collection:
     """Read one split of a folder of TREC files, each plain or .gz or .zst.
 
     `*topics*` or `queries*.tsv`: `id<TAB>text` lines, or `<top>` records, whose `title` is the query unless
-    `columns: {query: desc}` says another field. `*qrels*`: query, iteration, document, label.
+    `columns: {query: desc}` names another field. `*qrels*`: query, iteration, document, label.
     `corpus*`, `collection*` or `docs*`: JSONL with `_id` (or `id`), `title`, `text`; lines `id<TAB>text` or
     `id<TAB>title<TAB>text`; or `<DOC>` records with DOCNO and TEXT. Files of several splits have the split in
     their names: `topics.test.tsv`, `qrels-test.txt`.
@@ -126,7 +126,7 @@ def _documents(path: Path, faults: Faults) -> Rows:
 
 
 def _tab_rows(path: Path, faults: Faults, *, most: int) -> Rows:
-    """Rows of `id<TAB>text`, or of `id<TAB>title<TAB>text` where `most` is 3; a header of such names is none."""
+    """Rows of `id<TAB>text`, or of `id<TAB>title<TAB>text` where `most` is 3; a header with such names is skipped."""
     width = 0
     for number, line in text_lines(path, faults):
         cells = line.split("\t")
@@ -148,7 +148,7 @@ def _records(path: Path, tag: str, faults: Faults) -> Iterator[tuple[int, dict[s
     before = 0
     for number, line in text_lines(path, faults):
         if record is not None:
-            # Blank lines are not among those of text_lines.
+            # text_lines leaves out blank lines.
             record.parts += [""] * (number - before - 1)
         before, place = number, 0
         for found in _TAG.finditer(line):
@@ -183,13 +183,13 @@ class _Record:
         self.parts: list[str] = []
 
     def ends_or_begins(self, word: str, closing: bool) -> bool:
-        """Whether a tag is one of a field. Inside a document's field only its own end is: texts hold tags too."""
+        """Whether a tag begins or ends a field. Inside a document's field only its own end counts."""
         if self.topic:
             return word in _TOPIC_FIELDS
         return not closing if self.name is None else closing and word == self.name
 
     def end(self) -> None:
-        """Close the open field; one that comes twice is joined."""
+        """Close the open field; fields of the same name are joined."""
         if self.name is not None:
             text = "\n".join(self.parts)
             text = _LABEL.sub("", text) if self.topic else _PARAGRAPH.sub("", text)

@@ -1,8 +1,9 @@
-"""Collections as rows of each format, with what a format cannot hold counted."""
+"""Collections as rows of each format; what a format cannot hold is counted."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,10 +16,10 @@ from rankwright.data.store.texts import TextBuilder
 RowWriter = Callable[[Collection], Iterator[dict[str, Any]]]
 WRITERS: Registry[RowWriter] = Registry("format", hyphens=True)
 
-# Format -> what it holds beside texts and which documents are relevant:
+# Format -> what it holds in addition to texts and which documents are relevant:
 #   ids, labels (graded), scores (a teacher's), weights, groups, instruction,
-#   negatives (judged not relevant), lonely (queries without a positive), documents (that nobody judged),
-#   queries (that nobody judged)
+#   negatives (judged not relevant), lonely (queries without a positive), documents (unjudged ones),
+#   queries (unjudged ones)
 HOLDS: Mapping[str, frozenset[str]] = {
     "groups": frozenset("ids labels scores weights groups instruction negatives lonely queries".split()),
     "flagembedding": frozenset("ids scores instruction negatives lonely queries".split()),
@@ -36,7 +37,7 @@ HOLDS: Mapping[str, frozenset[str]] = {
 
 @dataclass(slots=True)
 class Losses:
-    """What does not go into the file: words -> how many."""
+    """What does not go into the file: description -> how many."""
 
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -46,7 +47,7 @@ class Losses:
 
 
 def losses(collection: Collection, format: str) -> Losses:
-    """What of a set the format cannot hold."""
+    """The parts of a set that the format cannot hold."""
     holds, found = HOLDS[format], Losses()
     judged = [(q, d, label) for q, row in collection.qrels.items() for d, label in row.items()]
     if "labels" not in holds:
@@ -63,10 +64,10 @@ def losses(collection: Collection, format: str) -> Losses:
         found.add("instruction", collection.instruction is not None)
     if "documents" not in holds:
         known = {d for _, d, _ in judged}
-        found.add("documents that no query judges", sum(d not in known for d in collection.corpus))
+        found.add("unjudged documents", sum(d not in known for d in collection.corpus))
     unjudged = {q for q in collection.queries if not collection.qrels.get(q)}
     if "queries" not in holds:
-        found.add("queries that nobody judged", len(unjudged))
+        found.add("unjudged queries", len(unjudged))
     if "lonely" not in holds:
         lonely = sum(not collection.positives(q) for q in collection.queries if q not in unjudged)
         found.add("queries without a relevant document", lonely)
@@ -80,7 +81,7 @@ def losses(collection: Collection, format: str) -> Losses:
 
 
 def without_ids(collection: Collection, found: Losses) -> Collection:
-    """The set as a reader without ids makes it: equal texts are one; of two labels the higher stays."""
+    """The set as a format without ids gives it back: equal texts are one, with the higher of two labels."""
     documents: dict[str, str] = {}
     corpus = TextBuilder()
     for d, text in collection.corpus.items():
@@ -231,7 +232,7 @@ def n_tuple(collection: Collection) -> Iterator[dict[str, Any]]:
 
 
 def most_negatives(collection: Collection) -> int:
-    """Columns of negatives that the format n-tuple needs, at least the two that make it one."""
+    """How many columns of negatives the format n-tuple needs, at least two."""
     return max(2, *(len(negatives(collection, q)) for q in collection.queries if collection.positives(q)), 0)
 
 
@@ -247,3 +248,34 @@ def labelled_lists(collection: Collection) -> Iterator[dict[str, Any]]:
     for query, text in collection.queries.items():
         judged = collection.qrels.get(query, {})
         yield {"query": text, "documents": _texts(collection, list(judged)), "labels": list(judged.values())}
+
+
+def json_row(value: Any) -> str:
+    """A row, or a cell of CSV, as JSON."""
+    return json.dumps(_slim(value), ensure_ascii=False)
+
+
+def _slim(value: Any) -> Any:
+    """Without keys whose value is None; Nones inside a list stay, since they hold a place."""
+    if isinstance(value, Mapping):
+        return {key: _slim(part) for key, part in value.items() if part is not None}
+    return [_slim(part) for part in value] if isinstance(value, list) else value
+
+
+def beir_texts(texts: Mapping[str, str], groups: Mapping[str, str]) -> Iterator[str]:
+    """Lines of corpus.jsonl or queries.jsonl."""
+    for key, text in texts.items():
+        yield json_row({"_id": key, "text": text, "metadata": {"group": groups[key]} if key in groups else None})
+
+
+def beir_qrels(collection: Collection) -> Iterator[str]:
+    """Lines of a TSV of judgements, with its header."""
+    yield "query-id\tcorpus-id\tscore"
+    yield from judgement_lines(collection, "{}\t{}\t{}")
+
+
+def judgement_lines(collection: Collection, form: str) -> Iterator[str]:
+    """One line per judgement; form: with {} for query id, document id and label."""
+    for query, row in collection.qrels.items():
+        for document, label in row.items():
+            yield form.format(query, document, int(label) if label == int(label) else label)

@@ -1,4 +1,4 @@
-"""The licence of an exported model, derived from the inputs of its weights, and when it stops a run."""
+"""The licence of an exported model, derived from the inputs of its weights; licences that stop a run."""
 
 from __future__ import annotations
 
@@ -10,42 +10,12 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.errors import UserErrors
 from rankwright.common.run_folder import RunFolder
-from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, faults, make_inputs, warning
+from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, Roles, faults, make_inputs, warning
 from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import LicenceRule, Recipe
 
 Sets = Mapping[str, Sequence[Located]]
-
-
-def licence_faults(recipe: Recipe, located: Sets) -> list[str]:
-    """What licence.require refuses before files are read, and decisions about nothing."""
-    return _faults(make_inputs(recipe, located), recipe, located)
-
-
-def _faults(inputs: Sequence[Input], recipe: Recipe, located: Sets) -> list[str]:
-    return faults(inputs, recipe.licence, [entry.name for entry in located.get("train", ())])
-
-
-def write_ledger(recipe: Recipe, located: Sets, run: RunFolder) -> None:
-    """licences.json as far as it is known before the files are read, and one line of doubts."""
-    inputs = make_inputs(recipe, located)
-    run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
-    if doubts := warning(inputs, recipe.licence):
-        console.say(doubts)
-
-
-def settle_licences(recipe: Recipe, located: Sets, run: RunFolder) -> dict[str, Any]:
-    """licences.json after the data stage. Raises UserErrors where a set holds scores of a teacher that is refused."""
-    teachers = run.facts("data").get("teacher_scores", [])
-    inputs = make_inputs(recipe, located, teachers)
-    ledger = ledger_json(inputs, recipe.licence)
-    run.write_json(LEDGER, ledger)
-    if found := _faults(inputs, recipe, located):
-        raise UserErrors(found)
-    return ledger
-
-
 OTHER = "other"
 SEE_DECISIONS = "see-decisions"
 FORBIDS = "forbids commercial use"
@@ -53,7 +23,7 @@ FORBIDS = "forbids commercial use"
 
 @dataclass(frozen=True, slots=True)
 class Bond:
-    """Terms that bind weights. id: their name; hub: that of the hub; why: what they do, after the name."""
+    """Terms that bind the weights. id: their name; hub: their name on the hub; why: a clause that follows the name."""
 
     id: str
     hub: str
@@ -63,9 +33,9 @@ class Bond:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """hub: `license` of a model card; name: its `license_name` where hub is `other`; why: a sentence a reason.
+    """hub: `license` of a model card; name: its `license_name` where hub is `other`; why: one sentence per reason.
 
-    attribution: whom the licences want named, a line an input.
+    attribution: whom the licences require to be named, one line per input.
     """
 
     hub: str
@@ -77,11 +47,11 @@ class Derived:
 def derive(inputs: Sequence[Input]) -> Derived:
     """The licence of weights made from the inputs; those that are only evaluated on do not count.
 
-    - An input whose licence nobody settled makes it `unknown`.
+    - An input without a settled licence makes it `unknown`.
     - Terms that forbid commercial use, share-alike terms, terms that flow down to students, and terms that are not in
       our table bind the weights; several at once are `other`, with all their names.
-    - Else it is the base's licence; where that asks for nothing and data ask for attribution, the data's.
-    - A decision stands in place of terms that forbid commercial use; all else that an input's licence asks for stays.
+    - Otherwise it is the base's licence, or the data's where the base asks for nothing and the data for attribution.
+    - A decision replaces terms that forbid commercial use; all other terms of the input's licence stay.
     """
     tainting = [one for one in inputs if one.taints]
     credits = tuple(
@@ -109,7 +79,7 @@ def derive(inputs: Sequence[Input]) -> Derived:
 
 
 def _is_unsettled(one: Input) -> bool:
-    """Whether nobody said which terms hold. Known terms that leave commercial use open are terms all the same."""
+    """Whether it is unknown which terms hold. Known terms that leave commercial use open are settled."""
     if one.decision is not None or one.known.commercial != UNKNOWN:
         return False
     said = [(statement, statement.term) for statement in one.known.statements]
@@ -120,11 +90,11 @@ def _is_unsettled(one: Input) -> bool:
 
 
 def _binding(one: Input) -> list[Bond]:
-    """Terms of an input that weights made from it are bound by, beside its base's own."""
+    """The terms of an input that bind the weights made from it."""
     decided = one.decision is not None
     # Where sources conflict only one of them is right, and the most restrictive one counts.
     statements = [s for s in one.known.statements if decided or s.commercial == one.known.commercial]
-    # Of a decided one all else that it asks for stays.
+    # A decision replaces only terms that forbid commercial use: all others stay.
     return [bond for s in statements for bond in _bonds(s, one) if not decided or bond.commercial != "no"]
 
 
@@ -135,14 +105,14 @@ def _bonds(statement: Statement, one: Input) -> Iterator[Bond]:
     if statement.commercial == "no" and (term is None or term.commercial != "no"):
         yield Bond(licence if term is None else f"{licence} non-commercial", OTHER, "no", f"which {FORBIDS}")
     if statement.commercial == "yes" and term is None:
-        # They may ask for anything: nobody read them for us.
+        # We have not read these terms: they may ask for anything.
         yield Bond(licence, OTHER, "yes", "whose terms we do not know")
 
 
 def _binds(term: Term, one: Input) -> bool:
     if term.commercial == "no" or term.flows_down or (term.commercial != "yes" and "base" in one.uses):
         return True
-    # What a teacher says is no adaptation of the teacher.
+    # A teacher's outputs are not an adaptation of the teacher.
     return term.share_alike and any(use in one.uses for use in ("base", "train", "dev"))
 
 
@@ -154,7 +124,7 @@ def _reason(term: Term) -> str:
 
 
 def _absorbed(bonds: Iterable[Bond]) -> list[Bond]:
-    """Each once; of Creative Commons the newest version, and non-commercial terms are kept by their share-alike one."""
+    """Each once: the newest version of Creative Commons, and non-commercial terms as part of share-alike ones."""
     newest: dict[str, Bond] = {}
     for bond in bonds:
         family = re.sub(r"^(CC-.*)-[\d.]+$", r"\1", bond.id)
@@ -173,7 +143,7 @@ def _named(terms: Sequence[Bond | Term]) -> tuple[str, str | None]:
 
 def _permissive(tainting: Sequence[Input]) -> tuple[str, str | None, list[str]]:
     base = next(one for one in tainting if one.kind == "base")
-    # What a decision overrode is no licence that could be handed on.
+    # A licence that a decision overrides cannot be handed on.
     terms = [term for term in base.known.terms if term.id != UNKNOWN and term.commercial == "yes"]
     if not terms or (base.decision is not None and base.known.commercial != "yes"):
         return OTHER, SEE_DECISIONS, [f"{base.name} (the base) may be used by decision, not by a licence of its own"]
@@ -206,3 +176,31 @@ def public(ledger: dict[str, Any]) -> dict[str, Any]:
 def hub_sets(ledger: dict[str, Any]) -> list[str]:
     """Hub ids of the sets that the weights were trained on."""
     return list(dict.fromkeys(one["hub"] for one in ledger["inputs"] if "train" in one["use"] and one["hub"]))
+
+
+def licence_faults(recipe: Recipe, located: Sets, roles: Roles) -> list[str]:
+    """What licence.require refuses before files are read, and decisions about inputs that the recipe does not have."""
+    return _faults(make_inputs(recipe, located, roles), recipe, located)
+
+
+def write_ledger(recipe: Recipe, located: Sets, roles: Roles, run: RunFolder) -> None:
+    """licences.json before the files are read, and one line about doubtful licences."""
+    inputs = make_inputs(recipe, located, roles)
+    run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
+    if doubts := warning(inputs, recipe.licence):
+        console.say(doubts)
+
+
+def settle_licences(recipe: Recipe, located: Sets, roles: Roles, run: RunFolder) -> dict[str, Any]:
+    """licences.json after the data stage. Raises UserErrors where a set holds scores of a teacher that is refused."""
+    teachers = run.facts("data").get("teacher_scores", [])
+    inputs = make_inputs(recipe, located, roles, teachers)
+    ledger = ledger_json(inputs, recipe.licence)
+    run.write_json(LEDGER, ledger)
+    if found := _faults(inputs, recipe, located):
+        raise UserErrors(found)
+    return ledger
+
+
+def _faults(inputs: Sequence[Input], recipe: Recipe, located: Sets) -> list[str]:
+    return faults(inputs, recipe.licence, [entry.name for entry in located.get("train", ())])

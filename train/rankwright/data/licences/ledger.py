@@ -1,4 +1,4 @@
-"""The licence ledger of a run: every input with licence, source of the statement and use; what it permits."""
+"""The licence ledger of a run: its inputs with their licences, sources and uses, and what they permit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, did_you_mean, no_such
 from rankwright.common.resources import FIXTURES, resolve_base
 from rankwright.data.cards import cards_at
 from rankwright.data.licences.terms import (
@@ -21,23 +21,26 @@ from rankwright.data.licences.terms import (
     term_names,
 )
 from rankwright.data.sources import Located
-from rankwright.recipe.schema import Baseline, Decision, DevFromTrain, LicenceRule, Recipe, training_stage
+from rankwright.recipe.schema import Baseline, Decision, DevFromTrain, LicenceRule, Recipe
 
 LEDGER = "licences.json"
-Kind = Literal["base", "data set", "teacher", "dense model", "baseline"]
+# What an input is: base, data set, teacher, baseline, or what a retriever calls its model (`dense model`).
+Kind = str
+# (kind, model, revision, whether its lists are mined or reranked on dev) of a model that a first stage uses.
+Ordering = tuple[Kind, str, str | None, bool]
 # base: the weights start there. dev: chooses the checkpoint and the temperature. mine: orders or drops candidates only.
 Use = Literal["base", "train", "dev", "distil", "mine", "evaluate"]
 USES: tuple[Use, ...] = ("base", "train", "dev", "distil", "mine", "evaluate")
-# Uses that leave something of the input in what is exported.
+# Uses through which an input reaches the exported weights.
 TAINTING: tuple[Use, ...] = ("base", "train", "dev", "distil")
 USE_WORDS = {"base": "the base", "train": "trained on", "dev": "chooses the weights", "distil": "distilled from"}
 USE_WORDS |= {"mine": "orders or drops candidates", "evaluate": "evaluated only"}
-NOTHING_KNOWN = "nobody has said under which licence it is"
+NOTHING_KNOWN = "its licence is stated nowhere"
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input of a run. name: how decisions name it; place: the card, hub id, path or address, which they may also.
+    """One input of a run. name, place (the card, hub id, path or address): either may stand in a decision.
 
     credit: whom to name, where the licence wants that. hub: its id there, if any.
     """
@@ -64,7 +67,7 @@ class Input:
 
     @property
     def commercial(self) -> str:
-        """Commercial use as stated; what a decision overrides stays visible."""
+        """Commercial use as stated; a statement that a decision overrides stays visible."""
         if self.decision is None or self.known.commercial == "yes":
             return self.known.commercial
         return f"{self.known.commercial}, {'overridden' if self.known.commercial == 'no' else 'decided'}"
@@ -112,7 +115,20 @@ class Input:
         }
 
 
-def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teachers: Sequence[str] = ()) -> list[Input]:
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What the rooms above know of a recipe's inputs.
+
+    distils: whether the loss learns from the scores of mine.teacher. orderings: the models of first stages.
+    """
+
+    distils: bool = False
+    orderings: Sequence[Ordering] = ()
+
+
+def make_inputs(
+    recipe: Recipe, located: Mapping[str, Sequence[Located]], roles: Roles, teachers: Sequence[str] = ()
+) -> list[Input]:
     """All inputs of a recipe, each once with all its uses, with the decisions about them.
 
     located: split -> sets. teachers: names of training sets that turned out to hold a teacher's scores.
@@ -124,14 +140,12 @@ def make_inputs(recipe: Recipe, located: Mapping[str, Sequence[Located]], teache
         uses: tuple[Use, ...] = (use, "dev") if split == "train" and _dev_from_train(recipe) else (use,)
         found += [_set(entry, uses) for entry in entries]
     if recipe.mine.teacher is not None:
-        # Its scores take the place of those in the sets, which nothing reads then.
-        found += _own_teacher(recipe, recipe.mine.teacher)
+        # Its scores replace those in the sets, which are then not read.
+        found += _own_teacher(recipe, recipe.mine.teacher, roles.distils)
     else:
         found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
-    if recipe.dense is not None:
-        orders = {training_stage(recipe), recipe.mine.retriever} & {"dense", "fusion"}
-        ordering: tuple[Use, ...] = ("mine",) if orders else ()
-        found.append(_model("dense model", recipe.dense.model, recipe.dense.revision, (*ordering, "evaluate")))
+    for what, model, model_revision, mines in roles.orderings:
+        found.append(_model(what, model, model_revision, ("mine", "evaluate") if mines else ("evaluate",)))
     for baseline in recipe.evaluate.baselines:
         served = baseline.kind == "served"
         found.append(_model("baseline", baseline.model, baseline.revision, ("evaluate",), served=served))
@@ -161,7 +175,7 @@ def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
         place, facts, credit = f"card {entry.card.name}", entry.card.known, entry.card.citation
         if entry.card.hub is not None:
             revision = revision or entry.card.hub.revision
-            # A card of one's own says nothing against ours of the same set.
+            # A user's own card cannot override our card of the same set.
             ours = [card for card in cards_at(entry.card.hub.id) if card != entry.card]
             facts = known([*facts.statements, *(s for card in ours for s in card.known.statements)])
     elif entry.hub is not None:
@@ -188,23 +202,23 @@ def _hub_of(entry: Located) -> str | None:
 
 
 def _teacher(entry: Located) -> Input:
-    """Whoever made the scores of a set: a card may say it, else it is unknown."""
+    """The maker of a set's scores, as its card states; otherwise unknown."""
     name = None if entry.card is None else entry.card.teacher
     if name is None:
-        facts = known([], note="the file does not say whose scores it holds")
+        facts = known([], note="the file does not state whose scores it holds")
         return Input(teacher_name(entry.name), "teacher", "unknown", None, ("distil",), facts)
     facts = find_model(name, None) or known([])
     return Input(teacher_name(entry.name), "teacher", f"hub {name}", None, ("distil",), facts, name)
 
 
-def _own_teacher(recipe: Recipe, teacher: Baseline) -> list[Input]:
-    """mine.teacher, and the base that it names for an adapter: distilled from where its scores, or labels by them, are
-    trained on; else it sorts candidates."""
-    # Torch comes with the losses, and the report does without it.
-    from rankwright.training.losses import reads_teacher
+def _own_teacher(recipe: Recipe, teacher: Baseline, distils: bool) -> list[Input]:
+    """mine.teacher, and the base that it names when it is an adapter.
 
+    Both are distilled from where the teacher's scores, or labels made from them, are trained on; otherwise they only
+    order or drop candidates.
+    """
     above = recipe.mine.filters.get("teacher", {}).get("above", "drop")
-    use: Use = "distil" if above != "drop" or reads_teacher(recipe.loss) else "mine"
+    use: Use = "distil" if above != "drop" or distils else "mine"
     found = [_model("teacher", teacher.model, teacher.revision, (use,), served=teacher.kind == "served")]
     base = teacher.options.get("base")
     return [*found, *([_model("teacher", base, None, (use,))] if isinstance(base, str) else [])]
@@ -224,7 +238,7 @@ def _model(kind: Kind, name: str, revision: str | None, uses: tuple[Use, ...], *
         facts = known([] if folder is None else read_statements(folder))
     if folder is None:
         return Input(name, kind, f"hub {name}", revision, uses, facts, name, name)
-    # Of a folder only its own name: the ledger's lines also stand in the model card.
+    # Only the folder's own name: the lines of the ledger also stand in the model card.
     shown = name if name.startswith(FIXTURES) else folder.resolve().name
     return Input(shown, kind, f"path {name}", revision, uses, facts, shown)
 
@@ -233,13 +247,13 @@ def _folder(model: str) -> Path | None:
     try:
         folder = Path(resolve_base(model))
     except UserError:
-        # Said elsewhere, with the key.
+        # Reported elsewhere, with its key.
         return None
     return folder if folder.is_dir() else None
 
 
 def faults(inputs: Sequence[Input], rule: LicenceRule, train_sets: Sequence[str] = ()) -> list[str]:
-    """What the rule refuses, and decisions about nothing, each a line that says the way out.
+    """What the rule refuses, and faulty decisions: one line each, with the way out.
 
     train_sets: sets whose teacher a decision may name before their files are read.
     """
@@ -257,7 +271,7 @@ def _refusals(inputs: Sequence[Input], rule: LicenceRule) -> Iterator[str]:
         other = f"{one.known.advice}, use another one" if one.known.advice else "use another one"
         yield (
             f"licence.require: {rule.require}: {what} {one.name!r} ({used}): "
-            f"{why}{typo}: {other}, or say who decided and why: licence.decisions=[{{input: {one.name}, by: NAME, "
+            f"{why}{typo}: {other}, or state who decided and why: licence.decisions=[{{input: {one.name}, by: NAME, "
             "why: REASON}]"
         )
 
@@ -274,19 +288,17 @@ def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequenc
     for number, decision in enumerate(rule.decisions):
         key = f"licence.decisions.{number}"
         if decision.input not in (*names, *others):
-            shown = ", ".join(dict.fromkeys(one.name for one in inputs))
-            near = did_you_mean(decision.input, [*names, *others])
-            yield f"{key}.input: {decision.input!r} is no input of this recipe{near} (inputs: {shown})"
+            yield f"{key}.input: {no_such('input', decision.input, [*names, *others])}"
         first = seen.setdefault(decision.input, number)
         if first != number:
             yield f"{key}.input: {decision.input!r} is also that of licence.decisions.{first}: keep one"
         for one in inputs if first == number else ():
-            # Of two only the first would be kept, and nobody would read the other.
+            # Only the first of two would be kept, and the other would be ignored silently.
             if decision.input in one.names and (other := decided.setdefault(one.name, number)) != number:
                 yield f"{key}.input: {decision.input!r} is {one.name!r}, that of licence.decisions.{other}: keep one"
         for field in ("by", "why"):
             if not getattr(decision, field).strip():
-                yield f"{key}.{field}: is blank: say it, it is kept in the ledger and in the model card"
+                yield f"{key}.{field}: is blank: fill it in, it is kept in the ledger and in the model card"
 
 
 def warning(inputs: Sequence[Input], rule: LicenceRule) -> str | None:

@@ -19,16 +19,20 @@ from rankwright.recipe.schema import Section
 from rankwright.recipe.yaml_file import read_yaml, validate
 
 Commercial = Literal["yes", "no", "unknown"]
+Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
 # From the most permissive to the most restrictive: a doubt is worse than a yes, and a no settles it.
 STRICTNESS: tuple[Commercial, ...] = ("yes", "unknown", "no")
-Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
-# Fewer digits of a commit are no name of it.
-SHORTEST_REVISION = 7
 UNKNOWN: Commercial = "unknown"
+# Fewer digits do not identify a commit.
+SHORTEST_REVISION = 7
+# On the hub: the licence is named in another key.
+OTHER = "other"
+# Free text after a name, such as `CC-BY-4.0 (dataset, README "License"); code MIT`.
+_REST = re.compile(r"\s*[(;].*", re.DOTALL)
 
 
 class Term(Section):
-    """A licence by its SPDX identifier, or one of ours. commercial: of weights that are made from what it covers."""
+    """A licence by its SPDX identifier, or one of ours. commercial: use of weights made from what it covers."""
 
     id: str
     aliases: tuple[str, ...] = ()
@@ -49,7 +53,7 @@ class Terms(Section):
 
 
 class ModelStatement(Section):
-    """What a source says of a model. revisions: the commits it is about; None: all of them."""
+    """The statement of a source about a model. revisions: the commits that it covers; None: all of them."""
 
     licence: str
     revisions: tuple[str, ...] | None = None
@@ -72,7 +76,7 @@ class KnownModels(Section):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What one source says of an input's licence; date: when it was read, where that is known."""
+    """The statement of one source about an input's licence; date: when it was read, where that is known."""
 
     licence: str
     commercial: Commercial
@@ -87,7 +91,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of an input's licence. commercial: the most restrictive of all statements; unknown without any.
+    """What is known about an input's licence. commercial: the most restrictive of all statements; unknown without any.
 
     advice: what settles it, where something can.
     """
@@ -125,12 +129,12 @@ def term_names() -> list[str]:
 
 
 def strictest(values: Iterable[Commercial]) -> Commercial:
-    """The most restrictive one; unknown of none."""
+    """The most restrictive one; unknown where there is none."""
     return max(values, key=STRICTNESS.index, default=UNKNOWN)
 
 
 def state(licence: str, source: str, *, date: str | None = None, commercial: Commercial | None = None) -> Statement:
-    """A statement; a licence of our table is never read more generously than there, an unknown one as `commercial`."""
+    """A statement; a licence in our table is never more permissive than there, an unknown one is as `commercial`."""
     term = find_term(licence)
     given: list[Commercial] = [] if commercial is None else [commercial]
     if term is not None:
@@ -144,7 +148,7 @@ def known(statements: Sequence[Statement], *, note: str = "", advice: str = "", 
 
 
 def find_model(name: str, revision: str | None) -> Known | None:
-    """What data/licences/models.yaml says of a model; None for one that it does not list.
+    """What data/licences/models.yaml states about a model; None for a model that it does not list.
 
     A model that was relicensed is unknown without a revision, and at a revision that no statement is about.
     """
@@ -194,14 +198,8 @@ def _key(name: str) -> str:
     return "-".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-# Free text after a name, such as `CC-BY-4.0 (dataset, README "License"); code MIT`.
-_REST = re.compile(r"\s*[(;].*", re.DOTALL)
-# The hub's word for a licence that is named in another key.
-OTHER = "other"
-
-
 def read_statements(path: Path) -> list[Statement]:
-    """Statements of a set's or a model's own files; of a file or a split's folder, also SOURCE.json one level up."""
+    """Statements in the files of a set or a model; for a file or a split's folder, also in SOURCE.json one level up."""
     folder = path if path.is_dir() else path.parent
     found = list(_readme(folder / "README.md"))
     source = folder / "SOURCE.json"
@@ -226,10 +224,10 @@ def _front_matter(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         matter = text.split("---\n", 2)[1] if text.startswith("---\n") and text.count("---\n") > 1 else ""
-        # Ids and names are texts; nothing here is a number or a date to us.
+        # All values are read as text, also those that look like a number or a date.
         value = yaml.load(matter, Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        # Somebody's file, which is not asked for: without a licence in it the input is unknown, which is said.
+        # The file is optional: without a licence in it, the input is reported as unknown.
         return {}
     return value if isinstance(value, dict) else {}
 

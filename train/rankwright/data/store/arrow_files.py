@@ -1,8 +1,8 @@
-"""Files of texts by id: Arrow in record batches, and beside it an index from an id's hash to its row.
+"""Files of texts by id: Arrow in record batches, each with an index from the hash of an id to its row.
 
 `NAME.arrow` is an Arrow stream (`_id, text` and, where a set has a group key, `group`), the form that
 `datasets.Dataset.from_file` opens too. `NAME.index.npy` is uint64 [2, rows]: hashes of the ids in ascending order, and
-the rows that have them. Both are used where they lie, by memory mapping.
+the rows that have them. Both are memory-mapped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from rankwright.common.errors import UserError
+from rankwright.data.store.id_index import IdIndex
 
-# A record batch ends with the row that reaches either: what a writer holds before it writes.
+# A record batch ends with the row that reaches either limit; a writer holds that much in memory.
 BATCH_BYTES, BATCH_ROWS = 16 * 2**20, 65_536
-# Hashes in a dict before they are sorted into the arrays: a dict takes six times their room.
-RECENT_IDS = 262_144
-# Its bit pattern is in no UTF-8, so that no two rows are spelled alike.
+# No UTF-8 text holds this byte, so that no two rows give the same bytes.
 BETWEEN = b"\xff"
-
-
-def id_hash(identifier: str) -> int:
-    """64 bits that stand for an id in an index; ids that share them are told apart by their text."""
-    return int.from_bytes(
-        hashlib.blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
-    )
 
 
 def index_path(path: Path) -> Path:
@@ -42,10 +34,10 @@ def index_path(path: Path) -> Path:
 
 @dataclass(slots=True)
 class Content:
-    """What stands for a set of rows whatever their order: their number, and the sum of their hashes modulo 2^128.
+    """A summary of a set of rows in any order: their number, and the sum of their hashes modulo 2^128.
 
     Two sets of n distinct rows that differ have the same sum by chance with probability 2^-128, as for any good hash
-    of 128 bits. Somebody who WANTS two sets of equal sum can find them (Wagner 2002): this names files, it proves
+    of 128 bits. Two sets of equal sum can be constructed on purpose (Wagner 2002): the sum names files, it proves
     nothing. Source of the form: Bellare and Micciancio, EUROCRYPT 1997 (AdHash).
     """
 
@@ -61,7 +53,7 @@ class Content:
 
 
 def encoded(identifier: str, text: str) -> tuple[bytes, bytes]:
-    """Both as UTF-8. Raises UserError for half of a character, which UTF-8 has no bytes for."""
+    """Both as UTF-8. Raises UserError for half of a character, which UTF-8 cannot represent."""
     try:
         return identifier.encode(), text.encode()
     except UnicodeEncodeError as error:
@@ -72,72 +64,17 @@ def encoded(identifier: str, text: str) -> tuple[bytes, bytes]:
 
 
 def content_of(rows: Iterable[tuple[str, str, str | None]]) -> Content:
-    """Of (id, text, group), streaming."""
+    """The Content of rows (id, text, group), streaming."""
     content = Content()
     for identifier, text, group in rows:
         content.add(*encoded(identifier, text), group)
     return content
 
 
-class IdIndex:
-    """Hash of an id -> rows, while rows are added: 16 bytes a row in sorted arrays, and the newest in a dict."""
-
-    def __init__(self) -> None:
-        self.hashes: Any = np.empty(0, dtype=np.uint64)
-        self.rows: Any = np.empty(0, dtype=np.uint64)
-        self._recent: dict[int, int] = {}
-        # (hash, row) of those whose hash another id has among the newest.
-        self._twins: list[tuple[int, int]] = []
-
-    def add(self, hashed: int, row: int) -> None:
-        """Note that a row has an id of this hash."""
-        if self._recent.setdefault(hashed, row) != row:
-            self._twins.append((hashed, row))
-        if len(self._recent) + len(self._twins) >= RECENT_IDS:
-            self.settle()
-
-    def find(self, hashed: int) -> Iterator[int]:
-        """The rows whose id has this hash: one, none, or by a collision several."""
-        if hashed in self._recent:
-            yield self._recent[hashed]
-            yield from (row for twin, row in self._twins if twin == hashed)
-        yield from find_rows(self.hashes, self.rows, hashed)
-
-    def settle(self) -> None:
-        """Sort the newest into the arrays."""
-        pairs = [*self._recent.items(), *self._twins]
-        self._recent, self._twins = {}, []
-        new: Any = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
-        new = new[np.argsort(new[:, 0], kind="stable")]
-        places = np.searchsorted(self.hashes, new[:, 0], side="right")
-        self.rows = np.insert(self.rows, places, new[:, 1])
-        self.hashes = np.insert(self.hashes, places, new[:, 0])
-
-    def save(self, path: Path) -> None:
-        """Write uint64 [2, rows]."""
-        self.settle()
-        with path.open("wb") as file:
-            shape = (2, len(self.hashes))
-            np.lib.format.write_array_header_1_0(file, {"descr": "<u8", "fortran_order": False, "shape": shape})
-            self.hashes.astype("<u8", copy=False).tofile(file)
-            self.rows.astype("<u8", copy=False).tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def find_rows(hashes: Any, rows: Any, hashed: int) -> Iterator[int]:
-    """The rows of a hash in the two arrays of an index."""
-    # Anything but uint64 would have numpy copy the whole array to a common type.
-    place = int(hashes.searchsorted(np.uint64(hashed)))
-    while place < len(hashes) and int(hashes[place]) == hashed:
-        yield int(rows[place])
-        place += 1
-
-
 class TextWriter:
     """Writes NAME.arrow and its index row by row; what was written can be looked up at any time.
 
-    close() must be called for whole files. Raises UserError when there is no room.
+    The files are complete after close(). Raises UserError when there is no room.
     """
 
     def __init__(self, path: Path, *, grouped: bool = False) -> None:
@@ -148,7 +85,7 @@ class TextWriter:
         self._schema = pa.schema([pa.field(name, pa.large_string(), name == "group") for name in fields])
         self._pending: tuple[list[str], list[str], list[str | None]] = ([], [], [])
         self._pending_bytes = 0
-        # Of each batch on the disk: its first row, where its bytes are, and its columns once somebody asked.
+        # For each batch on the disk: its first row, where its bytes are, and its columns once they were read.
         self._starts: list[int] = []
         self._spans: list[tuple[int, int]] = []
         self._columns: dict[int, tuple[Any, Any]] = {}
@@ -160,9 +97,9 @@ class TextWriter:
         return _NoRoom(self.path.parent)
 
     def add(self, identifier: str, text: str, group: str | None = None) -> None:
-        """Write one row; that its id is a new one is the caller's business."""
+        """Write one row; the caller makes sure that its id is new."""
         key, data = encoded(identifier, text)
-        self.index.add(id_hash(identifier), self.content.rows)
+        self.index.add(identifier, self.content.rows)
         self.content.add(key, data, group)
         self._pending[0].append(identifier)
         self._pending[1].append(text)
@@ -182,7 +119,7 @@ class TextWriter:
 
     def get(self, identifier: str) -> str | None:
         """The text that was written for an id, or None."""
-        for row in self.index.find(id_hash(identifier)):
+        for row in self.index.find(identifier):
             first = self.content.rows - len(self._pending[0])
             if row >= first:
                 ids, texts = self._pending[0], self._pending[1]
@@ -200,7 +137,7 @@ class TextWriter:
             start, length = self._spans[batch]
             skipped = start % mmap.ALLOCATIONGRANULARITY
             with self.path.open("rb") as file:
-                # Only this batch: the file grows, and mapping all of it each time would use up the addresses.
+                # Only this batch: the file grows, and mapping all of it each time would exhaust the address space.
                 data = mmap.mmap(file.fileno(), length + skipped, access=mmap.ACCESS_READ, offset=start - skipped)
             reader = pa.BufferReader(pa.py_buffer(data).slice(skipped))
             message = pa.ipc.read_message(reader)
@@ -223,7 +160,7 @@ class TextWriter:
 
 
 class _NoRoom:
-    """Turns a failing write into the user's error."""
+    """Turns a failed write into a UserError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -239,8 +176,8 @@ class _NoRoom:
             ) from None
 
 
-def open_files(path: Path) -> tuple[Any, Any]:
-    """(the Arrow table, the index uint64 [2, rows]), both memory-mapped. Raises UserError for what is damaged."""
+def open_files(path: Path) -> tuple[Any, IdIndex]:
+    """(the Arrow table, the index of its ids), both memory-mapped. Raises UserError when either is damaged."""
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
         index = np.load(index_path(path), mmap_mode="r", allow_pickle=False)
@@ -254,4 +191,4 @@ def open_files(path: Path) -> tuple[Any, Any]:
         raise UserError(
             f"{path}: damaged ({type(error).__name__}: {error}): delete it and run the data stage again"
         ) from None
-    return table, index
+    return table, IdIndex(np.asarray(index[0]), np.asarray(index[1]))

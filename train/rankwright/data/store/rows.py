@@ -1,4 +1,4 @@
-"""JSONL files of rows by query, read into memory where they are small and looked up on the disk where they are not."""
+"""JSONL files with one row per query: in memory where they are small, otherwise looked up on the disk."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwright.common.errors import UserError
-from rankwright.data.store.arrow_files import IdIndex, id_hash
+from rankwright.common.files import read_jsonl_places
+from rankwright.data.store.id_index import IdIndex
+from rankwright.data.store.views import StreamedItems
 
-# Rows are held as Python objects, several times their size, up to a file of this size.
+# The rows of a file up to this size are held as Python objects, which take several times as much.
 IN_MEMORY_BYTES = 16 * 2**20
 
+T = TypeVar("T")
 V_co = TypeVar("V_co", covariant=True)
 
 
 class RowFile:
-    """Some rows of a JSONL file by the text under `key`: 24 bytes a row are held.
+    """Some rows of a JSONL file by the text under `key`; 24 bytes per row are held.
 
     May be pickled and used on both sides of a fork.
     """
@@ -28,7 +31,7 @@ class RowFile:
         self.path, self.key = path, key
         self._starts = array("q")
         self._index = IdIndex()
-        # Of one row all columns are asked for, one after another.
+        # Callers ask for all columns of a row, one after another.
         self._last: tuple[str, dict[str, Any]] | None = None
         self._map()
 
@@ -46,7 +49,7 @@ class RowFile:
 
     def add(self, start: int, identifier: str) -> None:
         """Note that the row of a new id starts at this byte."""
-        self._index.add(id_hash(identifier), len(self._starts))
+        self._index.add(identifier, len(self._starts))
         self._starts.append(start)
 
     def __len__(self) -> int:
@@ -71,7 +74,7 @@ class RowFile:
         last = self._last
         if last is not None and last[0] == identifier:
             return last[1]
-        for number in self._index.find(id_hash(identifier)):
+        for number in self._index.find(identifier):
             row = self._parse(number)
             if row[self.key] == identifier:
                 self._last = identifier, row
@@ -87,7 +90,7 @@ class RowFile:
 
 
 class RowValues(Mapping[str, V_co]):
-    """id -> what `convert` makes of one column, for the `count` rows that have it."""
+    """id -> convert(value of one column), for the `count` rows that have it."""
 
     def __init__(self, file: RowFile, column: str, count: int, convert: Callable[[Any], V_co]) -> None:
         self.file, self.column, self.count, self.convert = file, column, count, convert
@@ -111,19 +114,11 @@ class RowValues(Mapping[str, V_co]):
 
     def items(self) -> ItemsView[str, V_co]:
         """(id, value), streaming."""
-        return _Items(self)
+        return StreamedItems(self, self._stream)
 
-
-class _Items(ItemsView[str, V_co]):
-    _mapping: RowValues[V_co]
-
-    def __iter__(self) -> Iterator[tuple[str, V_co]]:
-        of = self._mapping
-        if of.count:
-            yield from ((i, of.convert(row[of.column])) for i, row in of.file.rows() if of.column in row)
-
-
-T = TypeVar("T")
+    def _stream(self) -> Iterator[tuple[str, V_co]]:
+        if self.count:
+            yield from ((i, self.convert(row[self.column])) for i, row in self.file.rows() if self.column in row)
 
 
 def is_large(path: Path) -> bool:
@@ -131,26 +126,31 @@ def is_large(path: Path) -> bool:
     return path.exists() and path.stat().st_size > IN_MEMORY_BYTES
 
 
+def rows_with_places(
+    path: Path, convert: Callable[[dict[str, Any]], T], what: str, stage: str
+) -> Iterator[tuple[int, T]]:
+    """(byte at which it starts, convert(row)) of each row of a file; stage: the stage that wrote it.
+
+    what: a row, for messages. Raises UserError for a file that is missing, and with file and line for a row that
+    convert does not take.
+    """
+    try:
+        yield from read_jsonl_places(path, convert, f"{what}: delete the file and run the {stage} stage again")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run the {stage} stage first") from None
+
+
 def read_query_rows(path: Path, key: str, convert: Callable[[Any], T]) -> Mapping[str, T]:
-    """Query id -> convert(row[key]), one row per query. Raises UserError with file and line of a damaged row."""
+    """Query id -> convert(row[key]) of a file of the mining stage, one row per query; raises as rows_with_places."""
     file = RowFile(path, "query_id") if is_large(path) else None
     found: dict[str, T] = {}
-    start = 0
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    row = json.loads(line)
-                    query_id, items = row["query_id"], convert(row[key])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{path}:{number}: not a row of {key} ({type(error).__name__}: {error}): mine again"
-                    ) from None
-                if file is None:
-                    found[query_id] = items
-                else:
-                    file.add(start, query_id)
-                start += len(line)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: run the mining stage first") from None
+
+    def pair(row: dict[str, Any]) -> tuple[str, T]:
+        return row["query_id"], convert(row[key])
+
+    for start, (query_id, value) in rows_with_places(path, pair, f"a row of {key}", "mining"):
+        if file is None:
+            found[query_id] = value
+        else:
+            file.add(start, query_id)
     return found if file is None else RowValues(file, key, len(file), convert)

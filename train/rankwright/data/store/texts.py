@@ -1,4 +1,4 @@
-"""Texts by id that need not fit into memory: a read-only mapping over a memory-mapped file, and what fills it."""
+"""Texts by id that need not fit into memory: a read-only mapping over a memory-mapped file, and its builder."""
 
 from __future__ import annotations
 
@@ -16,24 +16,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
-import numpy as np
-
 from rankwright.common.errors import UserError
-from rankwright.data.store.arrow_files import (
-    Content,
-    TextWriter,
-    content_of,
-    find_rows,
-    id_hash,
-    index_path,
-    open_files,
-)
+from rankwright.data.store.arrow_files import Content, TextWriter, content_of, index_path, open_files
+from rankwright.data.store.views import StreamedItems, StreamedValues
 
 T = TypeVar("T")
-# What a set's texts may take as Python objects; a larger set lies in a file.
+# Memory that a set's texts may take as Python objects; a larger set lies in a file.
 IN_MEMORY_BYTES = 64 * 2**20
-# Two objects and a place in a dict, beside the texts themselves.
+# Two objects and a place in a dict, in addition to the texts themselves.
 ENTRY_BYTES = 200
+PREFIX = ".texts-"
+_parent: ContextVar[Path | None] = ContextVar("_parent", default=None)
+# Splits of one set read the same corpus again: they share one file.
+_stores: weakref.WeakValueDictionary[tuple[int, int], TextStore] = weakref.WeakValueDictionary()
 
 
 class TextStore(Mapping[str, str]):
@@ -46,8 +41,7 @@ class TextStore(Mapping[str, str]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.content: Content | None = None
-        table, index = open_files(path)
-        self._hashes, self._rows = np.asarray(index[0]), np.asarray(index[1])
+        table, self._index = open_files(path)
         names = table.column_names
         self._ids: list[Any] = table.column("_id").chunks
         self._texts: list[Any] = table.column("text").chunks
@@ -68,7 +62,7 @@ class TextStore(Mapping[str, str]):
     def _find(self, identifier: object) -> tuple[int, int] | None:
         if not isinstance(identifier, str):
             return None
-        for row in find_rows(self._hashes, self._rows, id_hash(identifier)):
+        for row in self._index.find(identifier):
             if row >= self._starts[-1]:
                 raise self._damaged("its index names rows that it lacks")
             batch, place = self._place(row)
@@ -109,14 +103,14 @@ class TextStore(Mapping[str, str]):
 
     def items(self) -> ItemsView[str, str]:
         """(id, text), streaming."""
-        return _Items(self)
+        return StreamedItems(self, lambda: ((identifier, text) for identifier, text, _ in self.rows()))
 
     def values(self) -> ValuesView[str]:
         """The texts, streaming."""
-        return _Values(self)
+        return StreamedValues(self, lambda: self._stream(self._texts))
 
     def get_many(self, identifiers: Sequence[str]) -> list[str]:
-        """The texts of these ids, in their order, read in the order of the file. Raises KeyError for one it lacks."""
+        """The texts of these ids, in their order, read in the order of the file. Raises KeyError for an unknown id."""
         places = [self._find(identifier) for identifier in identifiers]
         texts = [""] * len(places)
         for number in sorted(range(len(places)), key=lambda n: places[n] or (0, 0)):
@@ -151,24 +145,6 @@ class TextStore(Mapping[str, str]):
         return sum(len(values) - values.null_count for values in self._groups or ())
 
 
-# Splits of one set read the same corpus again: they share one file.
-_stores: weakref.WeakValueDictionary[tuple[int, int], TextStore] = weakref.WeakValueDictionary()
-
-
-class _Items(ItemsView[str, str]):
-    _mapping: TextStore
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return ((identifier, text) for identifier, text, _ in self._mapping.rows())
-
-
-class _Values(ValuesView[str]):
-    _mapping: TextStore
-
-    def __iter__(self) -> Iterator[str]:
-        return (text for _, text, _ in self._mapping.rows())
-
-
 class StoredGroups(Mapping[str, str]):
     """id -> group of a TextStore whose file has groups."""
 
@@ -189,9 +165,9 @@ class StoredGroups(Mapping[str, str]):
 
 
 class TextBuilder:
-    """Texts by id as a reader meets them: add() each, finish() once.
+    """Collects texts by id while a set is read: add() each, finish() once.
 
-    What it wrote is removed with the TextStore that finish() gives, or with the builder when reading fails.
+    Its files are removed with the TextStore that finish() gives, or with the builder when reading fails.
     """
 
     def __init__(self) -> None:
@@ -208,7 +184,7 @@ class TextBuilder:
         return default if held is None else held
 
     def add(self, identifier: str, text: str) -> Literal["new", "same", "other"]:
-        """Keep a text under a new id; for an id that is there already only say whether it has the same text."""
+        """Keep a text under a new id; for a known id, return whether it has the same text."""
         held = self.get(identifier, None)
         if held is not None:
             return "same" if held == text else "other"
@@ -248,7 +224,7 @@ class TextBuilder:
 
 
 def content(texts: Mapping[str, str], groups: Mapping[str, str]) -> Content:
-    """What stands for the texts and the groups of a corpus, whatever its order."""
+    """A summary of the texts and groups of a corpus in any order."""
     if isinstance(texts, TextStore) and texts.content is not None and not groups:
         return texts.content
     return content_of(_rows(texts, groups))
@@ -307,11 +283,6 @@ def read_texts(path: Path) -> tuple[Mapping[str, str], Mapping[str, str]]:
     return texts, {identifier: group for identifier, _, group in rows if group is not None}
 
 
-PREFIX = ".texts-"
-
-_parent: ContextVar[Path | None] = ContextVar("_parent", default=None)
-
-
 def make_folder(parent: Path | None = None) -> Path:
     """A new folder under `parent`, by default that of spilling_to(), else TMPDIR's. Raises UserError without room."""
     parent = parent or _parent.get() or Path(tempfile.gettempdir())
@@ -327,7 +298,7 @@ def make_folder(parent: Path | None = None) -> Path:
 
 
 def remove_with(owner: object, folder: Path) -> weakref.finalize[..., Any]:
-    """Have `folder` removed when `owner` is gone or the process ends; the returned object's detach() calls it off."""
+    """Have `folder` removed when `owner` is gone or the process ends; detach() of the returned object cancels that."""
     return weakref.finalize(owner, _remove, folder, os.getpid())
 
 
@@ -339,7 +310,7 @@ def _remove(folder: Path, process: int) -> None:
 
 @contextlib.contextmanager
 def spilling_to(folder: Path) -> Iterator[None]:
-    """Inside, make_folder() makes them under `folder`; what killed processes left there is removed before."""
+    """Inside, make_folder() makes folders under `folder`; leftovers of killed processes are removed first."""
     for place in (folder, folder / "corpora"):
         remove_left_over(place)
     token = _parent.set(folder)

@@ -10,12 +10,35 @@ import numpy as np
 
 from rankwright.common.hashing import text_key
 
-# Texts that are read at once.
+V = TypeVar("V")
+# Texts that are read together.
 AT_ONCE = 4096
 
 
+class StreamedItems(ItemsView[str, V]):
+    """The items of a mapping as `stream()` yields them: one pass, where a look-up per key would be slow."""
+
+    def __init__(self, mapping: Mapping[str, V], stream: Callable[[], Iterator[tuple[str, V]]]) -> None:
+        super().__init__(mapping)
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[tuple[str, V]]:
+        return self._stream()
+
+
+class StreamedValues(ValuesView[V]):
+    """The values of a mapping, as StreamedItems."""
+
+    def __init__(self, mapping: Mapping[str, V], stream: Callable[[], Iterator[V]]) -> None:
+        super().__init__(mapping)
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[V]:
+        return self._stream()
+
+
 def get_many(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
-    """The texts of these ids; in one go where the mapping can (get_many of a TextStore)."""
+    """The texts of these ids, in one go where the mapping has get_many, as a TextStore has."""
     many = getattr(texts, "get_many", None)
     found: list[str] = [texts[i] for i in ids] if many is None else many(ids)
     return found
@@ -24,8 +47,8 @@ def get_many(texts: Mapping[str, str], ids: Sequence[str]) -> list[str]:
 class KeyedTexts(Sequence[str]):
     """The distinct texts of a mapping, in the order of their keys: it depends on the texts alone.
 
-    keys, lengths (characters) and ids (all that have the text) run in parallel and are what is held: about 300 bytes
-    a document. chosen: only these ids.
+    keys, lengths (characters) and ids (all that have the text) run in parallel; only they are held, about 300 bytes
+    per document. chosen: only these ids.
     """
 
     def __init__(self, texts: Mapping[str, str], chosen: Iterable[str] | None = None) -> None:
@@ -42,7 +65,7 @@ class KeyedTexts(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> KeyedTexts:
-        """Of texts that are in memory anyway."""
+        """The distinct ones of texts that are in memory."""
         return texts if isinstance(texts, cls) else cls({text: text for text in texts})
 
     def __len__(self) -> int:
@@ -106,9 +129,6 @@ class Joined(Mapping[str, str]):
         return texts
 
 
-V = TypeVar("V")
-
-
 class Prefixed(Mapping[str, V]):
     """The same values under PREFIX + key."""
 
@@ -131,7 +151,7 @@ class Prefixed(Mapping[str, V]):
 
     def items(self) -> ItemsView[str, V]:
         """(PREFIX + key, value), streaming."""
-        return _PrefixedItems(self)
+        return StreamedItems(self, lambda: ((self.prefix + key, value) for key, value in self.of.items()))
 
     def values(self) -> ValuesView[V]:
         """The values, streaming."""
@@ -142,12 +162,12 @@ class PrefixedTexts(Prefixed[str]):
     """Texts of a corpus under PREFIX + id."""
 
     def get_many(self, keys: Sequence[str]) -> list[str]:
-        """The texts of these, which must all be there."""
+        """The texts under these keys, which must all exist."""
         return get_many(self.of, [key.removeprefix(self.prefix) for key in keys])
 
 
 class PrefixedQrels(Prefixed[Mapping[str, float]]):
-    """Judgements under PREFIX + query id, of PREFIX + document id."""
+    """Judgements under PREFIX + query id, with PREFIX + document id."""
 
     def _row(self, row: Mapping[str, float]) -> dict[str, float]:
         return {self.prefix + document_id: value for document_id, value in row.items()}
@@ -157,21 +177,8 @@ class PrefixedQrels(Prefixed[Mapping[str, float]]):
 
     def items(self) -> ItemsView[str, Mapping[str, float]]:
         """(PREFIX + query id, its row), streaming."""
-        return _PrefixedItems(self, self._row)
+        return StreamedItems(self, lambda: ((self.prefix + key, self._row(row)) for key, row in self.of.items()))
 
     def values(self) -> ValuesView[Mapping[str, float]]:
         """The rows, one made after another."""
         return ValuesView(self)
-
-
-class _PrefixedItems(ItemsView[str, V]):
-    _mapping: Prefixed[V]
-
-    def __init__(self, mapping: Prefixed[V], convert: Callable[[V], V] | None = None) -> None:
-        super().__init__(mapping)
-        self._convert = convert
-
-    def __iter__(self) -> Iterator[tuple[str, V]]:
-        prefix, convert = self._mapping.prefix, self._convert
-        rows = self._mapping.of.items()
-        return ((prefix + key, value if convert is None else convert(value)) for key, value in rows)

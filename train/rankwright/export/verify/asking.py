@@ -10,7 +10,7 @@ from typing import Literal
 from rankwright.common.errors import UserError, did_you_mean
 from rankwright.export.proof.runtimes.base import Row
 from rankwright.rerankers.endpoints import SHAPES, Shape
-from rankwright.rerankers.served import Refused, ServedReranker
+from rankwright.rerankers.served import Limits, Refused, ServedReranker
 
 Scale = Literal["probability", "logit"]
 # Documents of other queries in a mixed list, short and long ones.
@@ -77,9 +77,7 @@ def ask(
             model=model,
             key_variable=key_variable,
             extra={**cutting, **fields},
-            retries=RETRIES,
-            backoff_seconds=BACKOFF_SECONDS,
-            timeout_seconds=TIMEOUT_SECONDS,
+            limits=Limits(retries=RETRIES, backoff_seconds=BACKOFF_SECONDS, timeout_seconds=TIMEOUT_SECONDS),
         )
         alone = _alone(server, rows, asked, advance)
         _refuse_few(rows, asked)

@@ -10,8 +10,8 @@ from rankwright.common.errors import UserError
 from rankwright.export.proof.runtimes.base import sigmoid
 from rankwright.export.verify.asking import Scale
 from rankwright.export.verify.local_model import Known
-from rankwright.model.frames import Mode
-from rankwright.model.prompt import PromptContract, PromptEncoder, default_instruction, make_contract
+from rankwright.model.frames import FRAMES
+from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 
 Logits = Callable[[Known, Sequence[int]], list[float] | None]
 # ids(known, place): the prompt that the fault makes of a row, or None where it does not apply.
@@ -103,12 +103,11 @@ def _no_template(known: Known) -> Iterator[Hypothesis]:
 
 def _other_frames(known: Known) -> Iterator[Hypothesis]:
     contract = known.contract
-    modes: tuple[tuple[Mode, str], ...] = (("official", "Qwen3-Reranker's"), ("portable", "a portable"))
-    for mode, whose in modes:
-        for instruction in dict.fromkeys((contract.instruction, default_instruction(mode))):
-            other = None if mode == contract.mode else _contract(known, mode, instruction)
+    for frame in [f for f in FRAMES.values() if f.trainable and f.name != contract.mode]:
+        for instruction in dict.fromkeys((contract.instruction, frame.instruction)):
+            other = _contract(known, frame.name, instruction)
             if other is not None:
-                cause = f"another template: the server scores {whose} prompt"
+                cause = f"another template: the server scores a prompt of the frame {frame.name}"
                 for tokenizer in (known.served_tokenizer, known.tokenizer):
                     yield of_prompt("other template", cause, _serve(known), _encoded(other, tokenizer))
     turns = _turns(known)
@@ -117,7 +116,7 @@ def _other_frames(known: Known) -> Iterator[Hypothesis]:
         yield of_prompt("template of the base", cause, _serve(known), render)
 
 
-def _contract(known: Known, mode: Mode, instruction: str) -> PromptContract | None:
+def _contract(known: Known, mode: str, instruction: str) -> PromptContract | None:
     own = known.contract
     try:
         return make_contract(
@@ -174,7 +173,7 @@ def _other_instruction(known: Known) -> Iterator[Hypothesis]:
     own = known.contract
     if not own.takes_instruction:
         return
-    for instruction in dict.fromkeys((default_instruction(own.mode), "")):
+    for instruction in dict.fromkeys((own.frame.instruction, "")):
         if instruction == own.instruction:
             continue
         said = f"{instruction!r}" if instruction else "an empty one"

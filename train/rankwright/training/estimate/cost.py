@@ -1,4 +1,4 @@
-"""FLOPs and memory of a training step, from shapes alone."""
+"""FLOPs and memory of a training step, from shapes alone; the share of the device's peak that training reaches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rankwright.common.processes import Processes
 from rankwright.model.attention import PLAIN
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
@@ -26,6 +27,8 @@ from rankwright.training.estimate.shapes import (
 FIRST_INPUTS = ("q_proj", "k_proj", "v_proj")
 PEAK_SECONDS = 0.15
 PEAK_SIZES = (512, 1024, 2048, 4096, 8192)
+FP32 = 4
+INDEX_BYTES = 32  # ids, positions, group and document of a token, int64
 
 
 def forward_flops(shape: Architecture, work: Work) -> int:
@@ -100,64 +103,6 @@ def _batch_flops(shape: Architecture, parts: list[list[EncodedGroup]], target: T
     return total
 
 
-class Utilisation:
-    """The share of the peak that training reaches (MFU); Chowdhery et al. 2022, arXiv 2204.02311, appendix B.
-
-    Made once, which takes under half a second: it measures the peak. As there, nothing counts twice; heads count
-    once, since that is what the model is given. peak: FLOP/s of one rank. Raises UserError as architecture_of does.
-    """
-
-    def __init__(self, model: RankModel, accelerator: Any, budget_tokens: int) -> None:
-        bits16 = accelerator.mixed_precision == "bf16"
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bits16):
-            self._target = Target(model.route()[0], model.device.type == "cpu", bits16)
-        self._shape = architecture_of(model)
-        self._budget_tokens = budget_tokens
-        self._ranks: int = accelerator.num_processes
-        self.peak = matmul_peak(torch.bfloat16 if bits16 else torch.float32, model.device)
-
-    def share(self, groups: Sequence[EncodedGroup], seconds: float) -> float:
-        """FLOP/s over the peak of all ranks, for one step over `groups` that took `seconds`."""
-        ranks, budget_tokens = self._ranks, self._budget_tokens
-        by_rank = step_flops(self._shape, groups, self._target, budget_tokens=budget_tokens, ranks=ranks, again=False)
-        return sum(by_rank) / (seconds * ranks * self.peak)
-
-
-def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of the fastest square product found on this device, with the threads it has, in about 0.3 s."""
-    # The first product loads the library's kernels, which takes long on a GPU.
-    _timed_product(torch.ones(PEAK_SIZES[0], PEAK_SIZES[0], dtype=dtype, device=device))
-    best, deadline = 0.0, time.perf_counter() + PEAK_SECONDS
-    for size in PEAK_SIZES:
-        a = torch.ones(size, size, dtype=dtype, device=device)
-        seconds = min(_timed_product(a) for _ in range(3))
-        best = max(best, 2 * size**3 / seconds)
-        # The next size takes eight times as long, three times.
-        if time.perf_counter() + 30 * seconds > deadline:
-            break
-    while time.perf_counter() < deadline:
-        best = max(best, 2 * len(a) ** 3 / _timed_product(a))
-    return best
-
-
-def _timed_product(a: torch.Tensor) -> float:
-    _wait(a.device)
-    started = time.perf_counter()
-    torch.mm(a, a)
-    _wait(a.device)
-    return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-# T tokens, C hidden size, F size of the MLP, H query heads, X = H * head size, K = key heads * head size.
-FP32 = 4
-INDEX_BYTES = 32  # ids, positions, group and document of a token, int64
-
-
 @dataclass(frozen=True, slots=True)
 class Types:
     """Bytes of a number: of the hidden states, and of what products read and give."""
@@ -210,7 +155,7 @@ def _attention_bytes(shape: Architecture, work: Work, target: Target, types: Typ
 
 
 def _around_attention(shape: Architecture, tokens: int, types: Types) -> int:
-    """Of q_norm and k_norm: their inputs, and the inverse lengths."""
+    """What q_norm and k_norm keep: their inputs, and the inverse lengths."""
     if not shape.qk_norm:
         return 0
     heads = shape.heads + shape.key_heads
@@ -306,7 +251,7 @@ def _recomputed_peak(shape: Architecture, works: Sequence[Work], target: Target,
     casts = _weights_bytes(shape, types) if types.casts and not target.sharded else 0
     kept = peak = 0
     for row, work in enumerate(works):
-        # Of the layer before the last: its own input is among those that are kept, the last layer's no longer.
+        # The layer before the last: its own input is among those that are kept, the last layer's no longer.
         one = layer_bytes(shape, work, target, types) - inputs * work.tokens + _backward_bytes(shape, work, types)
         begun = kept + (shape.layers - 1) * inputs * work.tokens + one + casts
         kept += shape.layers * inputs * work.tokens
@@ -333,3 +278,56 @@ def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, typ
     if target.route == "dense":
         total += max(w.tokens for w in works) ** 2 * (1 + types.compute)
     return total
+
+
+class Utilisation:
+    """The share of the peak that training reaches (MFU); Chowdhery et al. 2022, arXiv 2204.02311, appendix B.
+
+    Made once, which takes under half a second: it measures the peak. As there, nothing counts twice; heads count
+    once, since that is what the model is given. peak: FLOP/s of one rank. Raises UserError as architecture_of does.
+    """
+
+    def __init__(self, model: RankModel, accelerator: Any, budget_tokens: int) -> None:
+        bits16 = accelerator.mixed_precision == "bf16"
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bits16):
+            self._target = Target(model.route()[0], model.device.type == "cpu", bits16)
+        self._shape = architecture_of(model)
+        self._budget_tokens = budget_tokens
+        self._ranks = Processes.of_group().count
+        self.peak = matmul_peak(torch.bfloat16 if bits16 else torch.float32, model.device)
+
+    def share(self, groups: Sequence[EncodedGroup], seconds: float) -> float:
+        """FLOP/s over the peak of all ranks, for one step over `groups` that took `seconds`."""
+        ranks, budget_tokens = self._ranks, self._budget_tokens
+        by_rank = step_flops(self._shape, groups, self._target, budget_tokens=budget_tokens, ranks=ranks, again=False)
+        return sum(by_rank) / (seconds * ranks * self.peak)
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the fastest square product found on this device, with the threads it has, in about 0.3 s."""
+    # The first product loads the library's kernels, which takes long on a GPU.
+    _timed_product(torch.ones(PEAK_SIZES[0], PEAK_SIZES[0], dtype=dtype, device=device))
+    best, deadline = 0.0, time.perf_counter() + PEAK_SECONDS
+    for size in PEAK_SIZES:
+        a = torch.ones(size, size, dtype=dtype, device=device)
+        seconds = min(_timed_product(a) for _ in range(3))
+        best = max(best, 2 * size**3 / seconds)
+        # The next size takes eight times as long, three times.
+        if time.perf_counter() + 30 * seconds > deadline:
+            break
+    while time.perf_counter() < deadline:
+        best = max(best, 2 * len(a) ** 3 / _timed_product(a))
+    return best
+
+
+def _timed_product(a: torch.Tensor) -> float:
+    _wait(a.device)
+    started = time.perf_counter()
+    torch.mm(a, a)
+    _wait(a.device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

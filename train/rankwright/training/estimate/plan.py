@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.model.attention import PLAIN, route_for
 from rankwright.model.blocks import why_not
 from rankwright.model.instructions import training_instructions
@@ -28,16 +28,18 @@ from rankwright.training.estimate.shapes import Architecture, Target, architectu
 from rankwright.training.gradients import REDUCE_NUMBERS
 from rankwright.training.setup import (
     budget_tokens,
-    load_base_tokenizer,
     make_trainable,
     precision,
-    recipe_contract,
+    recipe_prompt,
     stored_dtype,
 )
 
 GIB = 2**30
 CPU = "cpu"
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+GATHERED = "gathered layers and embeddings"
+ADAM_BYTES = 8  # two fp32 numbers a trained parameter
+LEAST_BUDGET = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,7 @@ def parse_gpus(text: str) -> tuple[int, str]:
     found = re.fullmatch(r"(?:([1-9]\d{0,4})\s*[x*])?\s*([a-z][a-z0-9-]*)", text.strip().lower())
     name = found[2] if found else text
     if found is None or (name not in KNOWN and name != CPU):
-        known = [*KNOWN, CPU]
-        raise UserError(
-            f"--gpus: {text!r}: unknown{did_you_mean(name, known)} (known: {', '.join(known)}; 8xh100 is 8)"
-        )
+        raise UserError(f"--gpus: {no_such('device', name, [*KNOWN, CPU], 'several are written 8xh100')}")
     return int(found[1] or 1), name
 
 
@@ -103,13 +102,8 @@ def machine_memory() -> int:
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        raise UserError("--gpus: this system does not say how much memory it has: name a GPU instead of cpu") from None
+        raise UserError("--gpus: this system does not report its memory: name a GPU instead of cpu") from None
     return min(memory, int(limit)) if limit.isdigit() else memory
-
-
-GATHERED = "gathered layers and embeddings"
-ADAM_BYTES = 8  # two fp32 numbers a trained parameter
-LEAST_BUDGET = 1024
 
 
 @dataclass(frozen=True)
@@ -173,7 +167,7 @@ class Plan:
         return found
 
     def _weights(self, types: Types) -> dict[str, int]:
-        """Of the parameters; sharding.shard keeps vectors and adapters whole."""
+        """Weights, gradients and optimizer; sharding.shard keeps vectors and adapters whole."""
         adapters = self.recipe.model.method == "lora"
         parts = {"weights": 0, "gradients": 0, "optimizer": 0}
         for parameter in self.model.parameters():
@@ -241,7 +235,7 @@ class Plan:
         )
 
     def step_seconds(self, mfu: float, mean_tokens: int | None = None) -> float:
-        """Of one step, which lasts until the busiest device is done."""
+        """Seconds of one step, which lasts until the busiest device is done."""
         peak = self.device.bf16 if self.bits16 else self.device.fp32
         return max(self.step_flops(mean_tokens)) / (peak * mfu)
 
@@ -257,14 +251,13 @@ def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> E
 def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
     """Reads config.json and the tokenizer of the base, no weights; on `cpu` it measures the machine for half a second.
 
-    gpus: as gpus.parse_gpus has it. Raises UserError for what is unknown, or cannot fit; it then says what would.
+    gpus: as parse_gpus has it. Raises UserError for what is unknown, or does not fit; it then names what would.
     """
     count, name = parse_gpus(gpus)
     if sharded and count == 1:
         raise UserError("--fsdp2: one device has nothing to share the weights with: say how many, e.g. --gpus 8xh100")
     device = gpu(name) if name != CPU else this_cpu(count, *map(_cpu_peak, (torch.bfloat16, torch.float32)))
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = recipe_contract(recipe, base, tokenizer)
+    base, tokenizer, contract = recipe_prompt(recipe)
 
     def build(recipe: Recipe, sharded: bool) -> Plan:
         dtype = stored_dtype(recipe, name != CPU)

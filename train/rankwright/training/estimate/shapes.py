@@ -41,7 +41,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the counts need to know of a model; `linears` are those of one layer, all layers being alike.
+    """What the counts need to know of a model; `linears` are those of one layer; all layers are equal.
 
     full: the weights of the layers are trained. qk_norm: queries and keys are normalised. recompute: the layers are
     computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks.

@@ -1,0 +1,98 @@
+"""A filter is one function with its reasons: one of a module outside of the package works in every stage and page."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jobs
+import pytest
+
+from rankwright.mining.filters import FILTERS, split_filters
+from rankwright.mining.pools import read_negatives, reasons
+from rankwright.pipeline.checks import check_names
+from rankwright.pipeline.stages import Pipeline
+from rankwright.recipe.loading import load_recipe
+from rankwright.report.audit import write_audit
+from rankwright.report.page import write_report
+
+OUTSIDE = """
+from rankwright.mining.filters import FILTERS, Decided
+
+
+def _odd(*, longest: int, label: float | None = None):
+    return "longest must be even" if longest % 2 else None
+
+
+@FILTERS.register(reasons={"too_long": "longer than a sentence"}, noted="characters", check=_odd)
+def short_only(view, *, longest: int, label: float | None = None):
+    corpus = view.collection.corpus
+    listed = {q: [c.document_id for c in found] for q, found in view.candidates.items()}
+    long = {q: {d: float(len(corpus[d])) for d in ids if len(corpus[d]) > longest} for q, ids in listed.items()}
+    if label is not None:
+        return Decided({}, long, {q: dict.fromkeys(found, label) for q, found in long.items()})
+    return Decided({q: dict.fromkeys(found, "too_long") for q, found in long.items()}, long)
+"""
+
+
+@pytest.fixture
+def short_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a filter of a module outside of the package."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "outside_filter.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    importlib.import_module("outside_filter")
+    yield "short_only"
+    FILTERS._known.pop("short_only")
+    FILTERS.extensions.remove("outside_filter")
+    del sys.modules["outside_filter"]
+
+
+def test_it_removes_and_its_sentence_is_on_the_pages(short_only: str, tmp_path: Path) -> None:
+    filters = {short_only: {"longest": 44}, "max_reuse": {"most": 2}}
+    pipeline = Pipeline(load_recipe(str(jobs.job(tmp_path / "job", "fixtures/tiny-base", mine={"filters": filters}))))
+    pipeline.start()
+    pipeline.mine()
+    assert pipeline.run.facts("mine")["counts"]["too_long"] > 0
+    assert split_filters(filters) == ([short_only], ["max_reuse"])
+    pipeline.evaluate(["bm25"])
+    page = write_report(pipeline.run.path, pipeline.inputs.systems).read_text()
+    assert "removed: longer than a sentence" in page
+    audit = write_audit(pipeline.run, 5).read_text()
+    assert "longer than a sentence" in audit and "characters" in audit
+
+
+def test_what_it_labels_has_its_reason(short_only: str, tmp_path: Path) -> None:
+    filters = {short_only: {"longest": 44, "label": 0.5}}
+    pipeline = Pipeline(load_recipe(str(jobs.job(tmp_path / "job", "fixtures/tiny-base", mine={"filters": filters}))))
+    pipeline.start()
+    pipeline.mine()
+    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    assert {(n.label, n.reason) for pool in pools.values() for n in pool} == {(0.0, "unjudged"), (0.5, "too_long")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"longest": 3}, "mine.filters.short_only: filter 'short_only': longest must be even"),
+        ({}, "mine.filters.short_only: filter 'short_only': longest: Field required"),
+        (
+            {"longst": 4},
+            "mine.filters.short_only: filter 'short_only' has no parameter 'longst', did you mean 'longest'?",
+        ),
+    ],
+)
+def test_check_reports_options_that_are_wrong(
+    short_only: str, options: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    path = jobs.job(tmp_path / "job", "fixtures/tiny-base", mine={"filters": {short_only: options}})
+    assert [fault for fault in check_names(load_recipe(str(path)).recipe) if fault.startswith(message)]
+
+
+def test_every_reason_of_the_package_has_a_sentence() -> None:
+    known = reasons()
+    assert {"unjudged", "judged_not_relevant", "fill", "positive", "judged", "duplicate_of_positive"} < set(known)
+    assert {"outside_window", "above_margin", "same_group", "near_duplicate_of_positive", "reused"} < set(known)
+    assert all(known.values()) and known["teacher_above_margin"].startswith("the teacher")

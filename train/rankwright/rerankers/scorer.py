@@ -1,0 +1,63 @@
+"""What gives a score to each (query, document) pair: our models, cross-encoders and served models the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from rankwright.data.collection import Collection
+from rankwright.retrieval.candidates import Candidates
+
+# Query id -> document id -> raw score.
+Reranked = dict[str, dict[str, float]]
+
+
+class Scorer(Protocol):
+    """Scores documents for queries. Derive from it: what a scorer does not know keeps the value given here."""
+
+    def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
+        """Raw scores of each (query, documents) in turn, in the order of the documents."""
+        ...
+
+    @property
+    def cut(self) -> Mapping[str, int]:
+        """`documents_cut` and `queries_cut` so far; empty where the scorer does not know."""
+        return {}
+
+    @property
+    def cached(self) -> int | None:
+        """Documents so far whose score was known before; None for a scorer that keeps none."""
+        return None
+
+    @property
+    def one_process(self) -> bool:
+        """Whether one process of a group asks it alone: its cache and its limits are those of one client."""
+        return False
+
+    @property
+    def mode(self) -> str | None:
+        """The frame of its prompts, None where it makes no prompt of ours."""
+        return None
+
+    def under(self, instruction: str | None) -> Scorer:
+        """The same weights under another instruction; itself for None, and where it reads none."""
+        return self
+
+
+def rerank(
+    scorer: Scorer,
+    collection: Collection,
+    candidates: Candidates,
+    query_ids: Sequence[str],
+    advance: Callable[..., None],
+) -> Reranked:
+    """Scores of every query's candidates: query id -> document id -> raw score."""
+    run: Reranked = {}
+    groups = (
+        (collection.queries[q], [collection.corpus[c.document_id] for c in candidates.get(q, ())]) for q in query_ids
+    )
+    for query_id, scores in zip(query_ids, scorer.score_groups(groups), strict=True):
+        ids = [c.document_id for c in candidates.get(query_id, ())]
+        run[query_id] = dict(zip(ids, scores, strict=True))
+        advance(1)
+    return run
