@@ -34,6 +34,10 @@ CHANGES = {
     "export.instruction=Find it": "exported",
     "prompt.instruction=Find it": "train base tuned",
     "train.save_every=1": "",
+    "train.trackers=[tensorboard]": "",
+    "model.attention=plain": "",
+    "model.gradient_checkpointing=true": "",
+    "model.merge_with_base=0.5": "tuned",
     "train.learning_rate=0.1": "train tuned",
     "seed=1": "data mine train tuned",
 }

@@ -48,21 +48,21 @@ def registered_names() -> Iterable[tuple[str, str, Iterable[str]]]:
     from rankwright.model.attention import PLAIN, ROUTES
     from rankwright.model.frames import FRAMES
     from rankwright.rerankers.kinds import BASELINES
-    from rankwright.retrieval.retriever import retrievers
+    from rankwright.retrieval.first_stages import stage_names
     from rankwright.training.losses import LOSSES
     from rankwright.training.optim import SCHEDULES
 
     yield "Source", "format", [*FOLDERS, *FORMS]
     yield "Model", "attention", ["auto", PLAIN, *ROUTES]
     yield "Prompt", "mode", ["auto", *(frame.name for frame in FRAMES.values() if frame.trainable)]
-    yield "Mine", "retriever", retrievers()
+    yield "Mine", "retriever", stage_names()
+    yield "Evaluate", "first_stage", stage_names()
     yield "Mine", "filters", FILTERS
     yield "Mine", "sampler", SAMPLERS
     yield "Baseline", "kind", BASELINES
     yield "Loss", "name", LOSSES
     yield "LossTerm", "name", LOSSES
     yield "Train", "schedule", SCHEDULES
-    yield "Evaluate", "first_stage", retrievers()
     yield "Export", "targets", TARGETS
 
 

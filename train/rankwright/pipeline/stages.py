@@ -32,11 +32,13 @@ from rankwright.training.checkpoint import read_state
 
 
 class Pipeline:
-    """A recipe with its run folder. Each stage runs when its inputs changed since it was last done.
+    """A recipe with its run folder. Each stage is a method, which first runs those before it.
 
-    Each stage is a method, which first runs those before it where they are missing or out of date. progress: whether
-    anything is printed. override: why the export is wanted although the gate refuses. command: for provenance.json.
-    All methods raise UserError, with a line for each mistake.
+    A stage runs when its inputs changed since it was last done, and is skipped otherwise. The files of the sets are
+    hashed once: after they have changed, make a new Pipeline. Mistakes raise UserError, with one line each.
+
+    folder: None for the recipe's run_dir, or runs/NAME. override: why the export is wanted although the gate refuses.
+    progress: whether anything is printed. command: for provenance.json.
     """
 
     def __init__(
@@ -143,7 +145,7 @@ class Pipeline:
         self._started = True
 
     def run_to(self, last: str, only: Sequence[str] | None = None) -> Pipeline:
-        """Run the stages up to `last`, those that are done are skipped. only: systems to evaluate, all by default."""
+        """Run the stages up to `last`. only: systems to evaluate, all by default; without tuned, nothing is trained."""
         with nullcontext() if self.progress else console.silence():
             self.start()
             self.systems = choose_systems(self.recipe, only)
@@ -166,9 +168,8 @@ class Pipeline:
         return self
 
     def _meet_and_run(self, stage: Stage) -> None:
-        """Run a stage on the processes that it is for."""
+        """Run a stage on its processes; those that do not work on it wait, or have nothing left to do."""
         if stage.processes == "one":
-            # The others have done all that they are needed for.
             if self.processes.is_first:
                 self._run_or_skip(stage)
             return
@@ -397,10 +398,11 @@ def _report(p: Pipeline) -> dict[str, Any]:
 class Stage:
     """One stage. work: does it, and returns the facts of its record.
 
-    inputs: hash of what it depends on; None: it runs every time and keeps no record. outputs: what must be there when
-    it is done, None for a missing one. processes: `all` share the work; on the `first` while the others wait; or on
-    `one`, when the others are done. by_parts: it finds out itself what is done, and its record stays until the next.
-    afterwards: on the first process, after it was run or skipped.
+    inputs: hash of what it depends on; None: it runs every time and keeps no record.
+    outputs: what must be there when it is done, None for what is not there.
+    processes: `all` share the work; the `first` works while the others wait; `one` works when the others are done.
+    by_parts: it finds out itself which parts are done, and its record stays until the next one.
+    afterwards: called on the first process, whether the stage ran or was skipped.
     """
 
     name: str

@@ -155,7 +155,7 @@ class Prompt(Section):
     """The text around query and document, and its budgets."""
 
     mode: str = "auto"
-    """The prompt to train in: a frame that may be chosen for any base, or `auto`, the base's own."""
+    """The prompt to train in; `auto` is the base's own."""
     instruction: str = DEFAULT_INSTRUCTION
     """The task in one sentence, for prompts that have a place for it."""
     max_tokens: Positive = 512
@@ -165,7 +165,7 @@ class Prompt(Section):
 
 
 class Bm25(Section):
-    """Search by words: mined negatives, evaluation and slices read texts in this way, and so does the data report."""
+    """Search by words, the same way in mining, evaluation, slices and the search for duplicates."""
 
     language: str = "english"
     """Stemmer and stop words; `none`: words as they are."""
