@@ -132,3 +132,41 @@ def test_one_process_waits_for_nobody() -> None:
     assert alone.is_first
     with pytest.raises(ValueError, match="mine"), alone.together():
         raise ValueError("mine")
+
+
+EXCHANGE = """
+import torch
+import torch.distributed as dist
+from rankwright.common.processes import Processes
+
+dist.init_process_group("gloo")
+processes = Processes.of_group()
+# One object counts the meetings, whoever asks for it.
+assert Processes.of_group() is processes and processes.count == 2
+processes.meet()
+Processes.of_group().meet()
+assert processes.gather({"rank": processes.rank}) == [{"rank": 0}, {"rank": 1}]
+assert processes.from_first(f"name {processes.rank}") == "name 0"
+tensor = torch.tensor([1.0, processes.rank])
+processes.sum_up(tensor)
+assert tensor.tolist() == [2.0, 1.0]
+tensor = torch.tensor([float(processes.rank)])
+processes.copy_from_first(tensor)
+assert tensor.tolist() == [0.0]
+processes.meet()
+dist.destroy_process_group()
+"""
+
+
+def test_processes_exchange_values_and_tensors(tmp_path: Path) -> None:
+    (tmp_path / "exchange.py").write_text(EXCHANGE, encoding="utf-8")
+    command = [sys.executable, *TWO, str(tmp_path / "exchange.py")]
+    done = subprocess.run(command, env=jobs.environment(), capture_output=True, timeout=240, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_process_exchanges_with_itself() -> None:
+    alone = Processes()
+    assert alone.gather("value") == ["value"] and alone.from_first("value") == "value"
+    alone.sum_up(None)
+    alone.copy_from_first(None)
