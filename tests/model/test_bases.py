@@ -16,7 +16,7 @@ from rankwright.common.errors import UserError
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.model.bases import find_origin
-from rankwright.model.loading import load_merged, load_model, load_tokenizer
+from rankwright.model.loading import base_config, load_merged, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, make_contract
 from rankwright.rerankers.reranker import Reranker
 
@@ -188,7 +188,7 @@ def test_a_recipe_states_what_is_not_found(
     exported: dict[str, Any], tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
-    from rankwright.training.setup import base_facts, base_reranker, recipe_contract
+    from rankwright.training.setup import base_reranker, recipe_contract
 
     folder = bare(tmp_path, exported["hf-official"], "unknown")
     (folder / "chat_template.jinja").unlink()
@@ -204,12 +204,12 @@ def test_a_recipe_states_what_is_not_found(
     assert recipe_contract(told, str(folder), tokenizer).mode == "official"
     assert base_reranker(told).contract.mode == "official"
     adapters = exported["adapter-portable"]
-    only_hf = recipe("auto", adapters, targets={"hf": {}})
+    contract = recipe_contract(recipe("auto", adapters), str(adapters), tokenizer)
+    assert contract.mode == "portable"
     with pytest.raises(UserError, match=r"adapters of the base 'tiny-qwen3'.*or start where it lies"):
-        base_facts(only_hf)
+        base_config(str(adapters), contract, tokenizer)
     monkeypatch.chdir(tiny_qwen3.parent)
-    config, _, contract = base_facts(only_hf)
-    assert contract.mode == "portable" and config.model_type == "qwen3"
+    assert base_config(str(adapters), contract, tokenizer).model_type == "qwen3"
 
 
 def test_exports_for_other_libraries_are_named(tmp_path: Path) -> None:

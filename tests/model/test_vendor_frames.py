@@ -315,28 +315,23 @@ def test_frames_in_pieces_are_not_exported(tiny_qwen3: Path, tmp_path: Path, mod
 def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qwen3: Path, tmp_path: Path) -> None:
     import shutil
 
-    from rankwright.export.publish import refuse_base
-    from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
-    from rankwright.training.setup import base_facts, base_reranker
+    from rankwright.recipe.schema import Data, Model, Prompt, Recipe
+    from rankwright.training.setup import base_reranker, recipe_prompt
 
-    def contract(name: str, prompt: Prompt, export: Export | None = None) -> PromptContract:
+    def contract(name: str, prompt: Prompt) -> PromptContract:
         folder = tmp_path / name
         if not folder.exists():
             shutil.copytree(tiny_qwen3, folder)
-        recipe = Recipe(name="r", model=Model(base=str(folder)), data=Data(), prompt=prompt, export=export or Export())
+        recipe = Recipe(name="r", model=Model(base=str(folder)), data=Data(), prompt=prompt)
         # The base row is in its vendor's frame whatever is trained.
         known = known_frame(name)
         assert known is not None and base_reranker(recipe).contract.mode == known.name
-        facts = base_facts(recipe)
-        refuse_base(recipe.export_targets, *facts)
-        return facts[2]
+        return recipe_prompt(recipe)[2]
 
     told = Prompt(max_tokens=320, instruction="Find the clause")
     assert contract("zerank-2", Prompt(max_tokens=320)).mode == "zerank"
     with pytest.raises(UserError, match=r"^prompt\.instruction: .*no place"):
         contract("zerank-2", told)
-    with pytest.raises(UserError, match=r"^export\.targets: hf, adapter: .*in pieces"):
-        contract("mxbai-rerank-base-v2", told)
-    assert contract("mxbai-rerank-base-v2", told, Export(targets={})).mode == "mxbai"
+    assert contract("mxbai-rerank-base-v2", told).mode == "mxbai"
     portable = Prompt(max_tokens=320, instruction="Find the clause", mode="portable")
     assert contract("mxbai-rerank-base-v2", portable).mode == "portable"
