@@ -31,9 +31,9 @@ from rankwright.rerankers.score_blocks import rerank
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.guards import stop_on_signals
-from rankwright.training.loop import Job, Refreshing, fit
+from rankwright.training.loop import Job, fit
 from rankwright.training.losses import bind_loss, needs_positive
-from rankwright.training.refresh import NoRefresh, Refresh
+from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
 from rankwright.training.setup import (
     budget_tokens,
@@ -155,10 +155,10 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
 
 def make_refresh(
     recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
-) -> Refreshing:
-    """Mines negatives again every mine.refresh_steps; NoRefresh if the recipe has none."""
+) -> Refresh | None:
+    """Mines negatives again every mine.refresh_steps; None if the recipe has none."""
     if recipe.mine.refresh_steps is None:
-        return NoRefresh()
+        return None
     collections = [qualified(c) for c in read_split(run.path / "data", "train")]
     return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
 
