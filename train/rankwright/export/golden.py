@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common.errors import UserError
+from rankwright.common.files import read_jsonl
 from rankwright.model.prompt import PromptEncoder
 from rankwright.rerankers.reranker import Reranker
 
@@ -123,23 +124,21 @@ def read_golden(folder: Path) -> list[Row]:
     """The rows of golden.jsonl. Raises UserError naming the first line that is not a golden row."""
     path = folder / GOLDEN_FILE
     try:
-        # Not splitlines: texts may hold other line separators, such as U+2028, which JSON leaves as they are.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(read_jsonl(path, _checked, "a golden row: damaged: copy the whole folder again"))
+    except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}): copy the whole folder again") from None
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            # NaN is a float as well, and would be unequal to all.
-            assert all(isinstance(row[key], kinds) for key, kinds in KEYS.items())
-            assert math.isfinite(row["logit"]) and 0 <= row["probability"] <= 1
-            rows.append(row)
-        except (ValueError, TypeError, KeyError, AssertionError):
-            raise UserError(f"{path}:{number}: not a golden row: damaged: copy the whole folder again") from None
     if not any(row["gate"] for row in rows):
         raise UserError(f"{path}: no row that every runtime must match: damaged: copy the whole folder again")
     return rows
+
+
+def _checked(row: Row) -> Row:
+    # NaN is a float as well, and would be unequal to all.
+    if not all(isinstance(row[key], kinds) for key, kinds in KEYS.items()) or not math.isfinite(row["logit"]):
+        raise ValueError("a value of another type")
+    if not 0 <= row["probability"] <= 1:
+        raise ValueError("a probability outside 0 and 1")
+    return row
 
 
 def write_golden(folder: Path, rows: Sequence[Row]) -> None:

@@ -15,8 +15,10 @@ from torch import nn
 
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
-from rankwright.export.golden import Row, golden_texts
+from rankwright.export.golden import Row, golden_texts, make_golden, write_golden
 from rankwright.export.target import Figures, Trained
+from rankwright.export.tokenizer import write_tokenizer
+from rankwright.model.loading import load_model
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
 from rankwright.rerankers.reranker import Reranker
@@ -147,6 +149,22 @@ def patch_config(folder: Path) -> None:
             settings["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     assert settings["pad_token_id"] is not None and settings["pad_token_id"] != settings.get("eos_token_id")
     path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_folder(
+    trained: Trained, merged: RankModel, contract: PromptContract, folder: Path, dtype: Dtype, shard_size: str
+) -> Figures:
+    """Everything of a folder of safetensors, golden pairs included; the merged model is cast in place."""
+    written_in = dtype_of(dtype, trained)
+    figures = merge_figures(trained, merged)
+    write_weights(merged.lm, folder, dtype=written_in, shard_size=shard_size)
+    write_tokenizer(trained.tokenizer, contract, folder)
+    patch_config(folder)
+    # Read back: a 16-bit file has its own, rounded weights, and its golden scores come from these.
+    written = load_model(str(folder), contract, trained.tokenizer)
+    rows = make_golden(Reranker(written, trained.tokenizer, contract), trained.golden_pairs)
+    write_golden(folder, rows)
+    return figures | weight_figures(trained, folder, rows, written_in)
 
 
 def weight_figures(trained: Trained, folder: Path, rows: Sequence[Row], dtype: torch.dtype) -> Figures:

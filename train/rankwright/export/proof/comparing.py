@@ -9,6 +9,11 @@ from typing import Any
 
 from rankwright.export.proof.runtimes.base import Answer, Limits, Row, sigmoid
 
+# How near a value must be to the one that a fault would give, in units of a probability or a logit.
+NEAR = 1e-3
+# With fewer common ids at the end of all prompts, there is no end of a frame that could be lost.
+LEAST_FRAME = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Differences:
@@ -147,12 +152,6 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float:
 def short(text: str, most: int = 60) -> str:
     """A text as messages quote it: on one line, its beginning."""
     return repr(text if len(text) <= most else text[:most] + "...")
-
-
-# How near a value must be to the one that a fault would give, in units of a probability or a logit.
-NEAR = 1e-3
-# With fewer common ids at the end of all prompts, there is no end of a frame that could be lost.
-LEAST_FRAME = 1
 
 
 def cause_of_ids(rows: Sequence[Row], answer: Answer, at: int) -> str:

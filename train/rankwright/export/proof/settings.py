@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from rankwright.common.files import read_json_object
 
 CONFIG = "config.json"
 Settings = dict[str, Any]
@@ -13,11 +14,7 @@ Settings = dict[str, Any]
 
 def read_config(folder: Path) -> Settings:
     """The content of config.json; empty where there is none, or where it cannot be read."""
-    try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json_object(folder / CONFIG) or {}
 
 
 def architecture_of(folder: Path) -> str | None:
@@ -58,11 +55,10 @@ def pad_token(folder: Path, settings: Settings) -> Iterator[str]:
 
 
 def _pad_of_tokenizer(folder: Path) -> int | None:
-    try:
-        name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
-        added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
-    except (OSError, ValueError):
-        return None
+    settings, tokenizer = (
+        read_json_object(folder / name) or {} for name in ("tokenizer_config.json", "tokenizer.json")
+    )
+    name, added = settings.get("pad_token"), tokenizer.get("added_tokens", [])
     name = name.get("content") if isinstance(name, dict) else name
     return next((token["id"] for token in added if token["content"] == name), None)
 

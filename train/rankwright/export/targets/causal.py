@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwright.export.golden import make_golden, write_golden
 from rankwright.export.proof.runtimes.torch import RANKWRIGHT, SENTENCE_TRANSFORMERS, TRANSFORMERS_CAUSAL
 from rankwright.export.proof.settings import (
     architecture_of,
@@ -19,24 +18,18 @@ from rankwright.export.proof.settings import (
     rope_of_older_libraries,
 )
 from rankwright.export.target import TARGETS, Card, Figures, Target, Trained
-from rankwright.export.tokenizer import TEMPLATE_FILE, write_tokenizer
+from rankwright.export.tokenizer import TEMPLATE_FILE
 from rankwright.export.weights import (
     ACTIVATION,
     SHARD_SIZE,
     Dtype,
     ShardSize,
-    dtype_of,
-    merge_figures,
-    patch_config,
     transplant,
-    weight_figures,
     without_adapters,
-    write_weights,
+    write_folder,
 )
-from rankwright.model.loading import load_model
 from rankwright.model.prompt import PromptContract
 from rankwright.model.rank_model import RankModel, scored_rows
-from rankwright.rerankers.reranker import Reranker
 
 LOGIT_SCORE = "1_LogitScore"
 MODULES = [
@@ -51,19 +44,11 @@ def causal(trained: Trained, folder: Path, *, shard_size: ShardSize = SHARD_SIZE
     shard_size: of a file of weights, e.g. 2GB. dtype: fp32, bf16, or auto for the type of the base's files.
     """
     # The scale goes into the written rows: whoever reads logits does not know of it.
-    contract, written_in = trained.contract.replace(scale=1.0), dtype_of(dtype, trained)
+    contract = trained.contract.replace(scale=1.0)
     merged = merge_causal(trained.model, trained.contract)
-    figures = merge_figures(trained, merged)
-    figures["tied"] = bool(merged.causal_lm.config.tie_word_embeddings)
-    write_weights(merged.lm, folder, dtype=written_in, shard_size=shard_size)
-    write_tokenizer(trained.tokenizer, contract, folder)
+    figures = write_folder(trained, merged, contract, folder, dtype, shard_size)
     write_modules(contract, folder)
-    patch_config(folder)
-    # Read back: a 16-bit file has its own, rounded weights, and its golden scores come from these.
-    written = load_model(str(folder), contract, trained.tokenizer)
-    rows = make_golden(Reranker(written, trained.tokenizer, contract), trained.golden_pairs)
-    write_golden(folder, rows)
-    return figures | weight_figures(trained, folder, rows, written_in)
+    return {**figures, "tied": bool(merged.causal_lm.config.tie_word_embeddings)}
 
 
 def why_no_causal(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:

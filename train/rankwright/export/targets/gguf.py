@@ -32,6 +32,21 @@ ROPE_KEYS = {
 }
 # The values that llama.cpp uses for Qwen3, whose files it reads no such keys from.
 ROPE_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+# The values of llama.cpp's token types.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BYTES = "bytes"
+# (what a tokenizer does before it merges, whether a word of the vocabulary needs no merges) -> llama.cpp's name for the
+# same (src/llama-vocab.cpp). Its other names are close to their originals, not equal.
+PRE_TOKENIZERS = {
+    ((rf"{WORDS}|\p{{N}}|{REST}", BYTES), False): "qwen2",
+    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), True): "llama-bpe",
+    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), False): "smaug-bpe",
+    (("gpt-2",), False): "gpt-2",
+    (("digits", "gpt-2"), False): "smollm",
+}
+FAMILIES = "Qwen 2 and 3, Llama 3, GPT-2, SmolLM"
 
 
 def gguf(
@@ -83,6 +98,7 @@ def why_no_gguf(config: Any, tokenizer: Any, contract: PromptContract) -> list[s
 
 def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> None:
     """Write one file. Each weight is converted when it is written, so that no second model lies in memory."""
+    import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     from gguf.quants import quant_shape_to_byte_shape
 
@@ -99,8 +115,6 @@ def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> N
     _add_architecture(writer, config)
     _add_tokenizer(writer, trained, config)
     weights = [(name, tensor, _stored(name, tensor, kind)) for name, tensor in _weights(merged)]
-    import numpy as np
-
     for name, tensor, stored in weights:
         raw = GGMLQuantizationType[stored.upper()]
         whole = {"f32": np.float32, "f16": np.float16}.get(stored)
@@ -216,23 +230,6 @@ def _is_plain(encoder: PromptEncoder, row: Row) -> bool:
     if encoded.query_cut or encoded.documents_cut or "{document}" in query:
         return False
     return all(encoder.clean(text) == text == normalised(encoder.tokenizer, text) for text in (query, document))
-
-
-# The values of llama.cpp's token types.
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-BYTES = "bytes"
-# (what a tokenizer does before it merges, whether a word of the vocabulary needs no merges) -> llama.cpp's name for the
-# same (src/llama-vocab.cpp). Its other names are close to their originals, not equal.
-PRE_TOKENIZERS = {
-    ((rf"{WORDS}|\p{{N}}|{REST}", BYTES), False): "qwen2",
-    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), True): "llama-bpe",
-    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), False): "smaug-bpe",
-    (("gpt-2",), False): "gpt-2",
-    (("digits", "gpt-2"), False): "smollm",
-}
-FAMILIES = "Qwen 2 and 3, Llama 3, GPT-2, SmolLM"
 
 
 @dataclass(frozen=True, slots=True)

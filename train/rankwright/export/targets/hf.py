@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankwright.export.golden import make_golden, write_golden
 from rankwright.export.proof.runtimes.torch import RANKWRIGHT, SENTENCE_TRANSFORMERS, TRANSFORMERS
 from rankwright.export.proof.settings import (
     architecture_of,
@@ -14,21 +13,7 @@ from rankwright.export.proof.settings import (
     rope_of_older_libraries,
 )
 from rankwright.export.target import TARGETS, Card, Figures, Target, Trained
-from rankwright.export.tokenizer import write_tokenizer
-from rankwright.export.weights import (
-    SHARD_SIZE,
-    Dtype,
-    ShardSize,
-    dtype_of,
-    merge,
-    merge_figures,
-    patch_config,
-    weight_figures,
-    why_no_classifier,
-    write_weights,
-)
-from rankwright.model.loading import load_model
-from rankwright.rerankers.reranker import Reranker
+from rankwright.export.weights import SHARD_SIZE, Dtype, ShardSize, merge, why_no_classifier, write_folder
 
 
 def hf(trained: Trained, folder: Path, *, shard_size: ShardSize = SHARD_SIZE, dtype: Dtype = "fp32") -> Figures:
@@ -36,16 +21,7 @@ def hf(trained: Trained, folder: Path, *, shard_size: ShardSize = SHARD_SIZE, dt
 
     shard_size: of a file of weights, e.g. 2GB. dtype: fp32, bf16, or auto for the type of the base's files.
     """
-    merged, written_in = merge(trained.model), dtype_of(dtype, trained)
-    figures = merge_figures(trained, merged)
-    write_weights(merged.lm, folder, dtype=written_in, shard_size=shard_size)
-    write_tokenizer(trained.tokenizer, trained.contract, folder)
-    patch_config(folder)
-    # Read back: a 16-bit file has its own, rounded weights, and its golden scores come from these.
-    written = load_model(str(folder), trained.contract, trained.tokenizer)
-    rows = make_golden(Reranker(written, trained.tokenizer, trained.contract), trained.golden_pairs)
-    write_golden(folder, rows)
-    return figures | weight_figures(trained, folder, rows, written_in)
+    return write_folder(trained, merge(trained.model), trained.contract, folder, dtype, shard_size)
 
 
 def _is_classifier(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.export.proof.runtimes.base import Row
 from rankwright.rerankers.endpoints import SHAPES, Shape
 from rankwright.rerankers.served import Limits, Refused, ServedReranker
@@ -45,7 +45,7 @@ def api_name(api: str) -> str:
     name = api.strip().lower().replace(".", "_").replace("-", "_")
     if name not in set(SHAPES):
         known = [shape.replace("llama_cpp", "llama.cpp") for shape in SHAPES]
-        raise UserError(f"--api: unknown server {api!r}{did_you_mean(api, known)} (known: {', '.join(known)})")
+        raise UserError(f"--api: {no_such('server', api, known)}")
     return name
 
 

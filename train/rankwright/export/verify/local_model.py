@@ -56,10 +56,6 @@ class Known:
         found: list[int] = self.rows[place]["token_ids"]
         return found
 
-    def is_cut(self, place: int) -> bool:
-        """Whether the row's document does not fit."""
-        return len(self.golden_ids(place)) == self.contract.max_tokens
-
     def score(self, prompts: Sequence[Sequence[int]], model: RankModel | None = None) -> list[float]:
         """Logits of whole prompts, by this model or another one."""
         groups = [EncodedGroup(list(ids[:-1]), [list(ids[-1:])], False, 0) for ids in prompts]

@@ -24,6 +24,10 @@ from rankwright.export.verify.folder import Opened
 TEXT_COLUMNS = 28
 
 
+# llama.cpp keeps keys and values in f16 by default.
+LLAMA_CPP_PROBABILITY = 2e-3
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What differs: the worst row, and its largest difference in units of the limit; why."""
@@ -263,10 +267,6 @@ def _as_json(
         "diagnosis": None if finding is None else asdict(finding.diagnosis),
         "pairs": pairs,
     }
-
-
-# llama.cpp keeps keys and values in f16 by default.
-LLAMA_CPP_PROBABILITY = 2e-3
 
 
 def limits_of(shape: str, exported: Exported, tolerance: float) -> dict[str, Limits]:

@@ -14,6 +14,9 @@ from typing import Any
 from rankwright.export.proof.runtimes.base import BATCH, Answer, Exported, Limits, Runtime, cut_to_suffix, exact
 from rankwright.export.proof.runtimes.gguf import GgufFile, read_back, render, template_of, tokenizer_of
 
+SLOTS = 2
+TIMEOUT_S = 600
+
 
 def llama_cpp(exported: Exported, kind: str) -> Answer:
     """Scores of the file with one type of weights, keys and values in f32: f16, the default, alone costs 6e-4.
@@ -121,10 +124,6 @@ def _scores(lib: Any, context: Any, ids: Sequence[list[int]]) -> list[tuple[floa
         return [(float(one[0]), float(one[1])) for one in found]
     finally:
         lib.llama_batch_free(batch)
-
-
-SLOTS = 2
-TIMEOUT_S = 600
 
 
 def llama_server(exported: Exported, kind: str) -> Answer:
