@@ -207,7 +207,7 @@ def test_holm_worked_out_by_hand() -> None:
     assert list(found) == ["a", "b", "c", "d"]
     assert holm({}) == {}
     assert holm({1: 0.7, 2: 0.6}) == {1: 1.0, 2: 1.0}
-    with pytest.raises(UserError, match=r"b: 1\.5 is no p value"):
+    with pytest.raises(UserError, match=r"b: 1\.5 is not a p value"):
         holm({"a": 0.1, "b": 1.5})
 
 

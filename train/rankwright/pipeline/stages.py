@@ -19,7 +19,7 @@ from rankwright.data.licences.derived import Sets, licence_faults, settle_licenc
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.calibration import CALIBRATION
 from rankwright.evaluation.gate import GateRefused, Verdict, check_gate, check_override, decide, forget_stale, refusal
-from rankwright.evaluation.results import experiment_of
+from rankwright.evaluation.runs import experiment_of
 from rankwright.model.instructions import frozen_instruction
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.inputs import StageInputs
@@ -198,15 +198,15 @@ class Pipeline:
     def show_results(self) -> None:
         """Print the final table and its verdict."""
         from rankwright.cli.show import results_tables
-        from rankwright.evaluation.results import results, verdict
+        from rankwright.evaluation.results import read_results, rows_of, verdict
 
         if not console.is_first_process():
             return
-        rows = results(self.run, self.recipe.seed, self.inputs.systems)
-        for table in results_tables(rows, console.console.width):
+        results, _ = read_results(self.run.path, self.recipe, self._test_sets, self.inputs.systems)
+        found = rows_of(results)
+        for table in results_tables(found):
             console.show(table)
-        if sentence := verdict(rows[-1]):
-            console.say(sentence)
+        console.say(" ".join(verdict(found).sentences))
 
     def calibrate(self) -> None:
         """Temperature and reliability of tuned's probabilities, after evaluation: calibration.json."""

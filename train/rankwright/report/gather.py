@@ -1,9 +1,10 @@
-"""What the files of a run say, apart from its results: recipe, data, licences, mining, training, exports."""
+"""What the report shows of a run besides its results: recipe, mining, exports, stages; read from its files."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,35 +14,52 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwright.common.errors import UserError
+from rankwright.common.files import read_jsonl
 from rankwright.common.run_folder import STAGES, RunFolder
+from rankwright.evaluation.runs import not_a_run
 from rankwright.mining.false_negatives import read_estimate, spelled
 from rankwright.recipe.schema import Recipe, Section
 
-# Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
+# The most rows of negatives.jsonl that are counted. A large file would take minutes.
 MOST_POOLS = 20_000
+# Reason code of a mined document -> why it is in a pool, or why it was removed.
 REASONS = {
-    "kept": "retrieved and not judged: taken as not relevant, unless a filter promoted it or left it soft",
+    "unjudged": "retrieved and unjudged",
+    "judged_not_relevant": "judged not relevant",
+    "fill": "drawn at random from the corpus, because the pool was short",
+    "outside_window": "its rank is outside the window",
+    "above_margin": "its score is too close to that of the best relevant document, or above it",
+    "duplicate_of_positive": "its text equals that of a relevant document",
+    "near_duplicate_of_positive": "its text is nearly that of a relevant document",
+    "same_group": "it belongs to the same group (filing, case, repository) as a relevant document",
+    "reused": "it is already in as many pools as allowed",
+    "teacher_above_margin": "the teacher scores it above the relevant document, less the margin",
+}
+# What the mine stage counts besides removed documents.
+COUNTED = {
+    "kept": "retrieved and unjudged: taken as not relevant, unless a filter promoted it or left it soft",
     "kept_judged": "judged not relevant",
     "positive": "removed: relevant to the query",
-    "judged": "judged not relevant as well as retrieved: counted with those",
-    "outside_window": "removed: a rank outside of the window",
-    "duplicate_of_positive": "removed: the text of a relevant document",
-    "near_duplicate_of_positive": "removed: nearly the text of a relevant document",
-    "above_margin": "removed: scored above the best relevant document, less the margin",
-    "teacher_above_margin": "removed: the teacher scores it above the relevant document, less the margin",
-    "same_group": "removed: of the same group (filing, case, repository) as a relevant document",
-    "reused": "removed: in as many pools as it may be",
+    "judged": "removed: judged not relevant, and counted there",
     "filled": "drawn at random from the corpus for pools that were short",
     "short_pools": "queries with fewer negatives than mine.negatives",
 }
 
 
+def reason(code: str) -> str:
+    """Why a document is in a pool, or why it was removed, as a sentence; an unknown code as it is."""
+    return REASONS.get(code, code)
+
+
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """counts: reason -> (number, meaning); sources: (source, reason) -> negatives in the `pools` pools counted.
+    """What the mine stage counted.
 
-    filters: (what removed, how many, candidates left after it), in their order; said: what filters counted, in words.
-    estimates: of false negatives, (what it is a share of, the share with its interval).
+    counts: code -> (number, meaning)
+    sources: (source, reason code) -> negatives in the first `pools` pools; sizes: smallest, median and largest pool
+    filters: (what removed candidates, how many, how many were left after it), in the order of use
+    said: counts of filters, in words -> number
+    estimates: of false negatives: (what it is a share of, the share with its interval)
     """
 
     queries: int | None
@@ -55,14 +73,12 @@ class Mined:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run folder. Raises UserError for what is no run, or a run of another version."""
+    """The recipe of a run folder. Raises UserError for any other folder, and for a recipe of another version."""
     path = folder / "recipe.json"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        near = Path("runs") / folder
-        hint = f"did you mean {near}?" if (near / "recipe.json").is_file() else "give folders such as runs/quickstart"
-        raise UserError(f"{folder}: no folder of a run (it has no readable recipe.json): {hint}") from None
+        raise not_a_run(folder) from None
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
@@ -74,7 +90,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """An object, or None where there is no such file. Raises UserError for a file that holds anything else."""
+    """The JSON object in a file, or None where there is no such file. Raises UserError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -82,12 +98,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): delete it and give `rankwright run` again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object: delete it and give `rankwright run` again")
+        raise UserError(f"{path}: not a JSON object: delete it and give `rankwright run` again")
     return value
 
 
 def changed_keys(recipe: Recipe) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value, default) of all that differs from the schema's defaults; default None for what has none."""
+    """(dotted key, value, default) of all keys that differ from their default; default: None for keys without one."""
     return list(_changed(recipe, ""))
 
 
@@ -109,7 +125,7 @@ def _changed(section: Section, prefix: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def read_mining(run: RunFolder) -> Mined | None:
-    """Counts of the mining stage and of negatives.jsonl; None before mining."""
+    """The counts of the mine stage and of negatives.jsonl; None before mining."""
     facts = run.facts("mine")
     path = run.path / "negatives.jsonl"
     if not facts and not path.is_file():
@@ -119,21 +135,26 @@ def read_mining(run: RunFolder) -> Mined | None:
         counts["short_pools"] = facts["short_pools"]
     sources: Counter[tuple[str, str]] = Counter()
     sizes: list[int] = []
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for line in itertools.islice(file, MOST_POOLS):
-                pool = json.loads(line)["negatives"]
-                # What was promoted is drawn as relevant.
-                sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
-                sources.update((str(n["source"]), str(n["reason"])) for n in pool)
-    sizes.sort()
-    order = [*(r for r in REASONS if r in counts), *sorted(r for r in counts if r not in REASONS)]
+    pools = read_jsonl(path, lambda row: row["negatives"], "a pool of negatives, mine again") if path.is_file() else ()
+    for pool in itertools.islice(pools, MOST_POOLS):
+        # Promoted documents are drawn as relevant.
+        sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
+        sources.update((str(n["source"]), str(n["reason"])) for n in pool)
+    last = ("filled", "short_pools")
+    order = [
+        *(c for c in COUNTED if c not in last),
+        *REASONS,
+        *sorted(c for c in counts if c not in COUNTED and c not in REASONS),
+        *last,
+    ]
     return Mined(
         queries=facts.get("queries"),
-        counts={reason: (counts[reason], REASONS.get(reason, "")) for reason in order},
+        counts={
+            code: (counts[code], COUNTED.get(code, f"removed: {reason(code)}")) for code in order if code in counts
+        },
         sources=dict(sorted(sources.items())),
         pools=len(sizes),
-        sizes=(sizes[0], float(sizes[len(sizes) // 2]), sizes[-1]) if sizes else None,
+        sizes=(min(sizes), float(statistics.median_high(sizes)), max(sizes)) if sizes else None,
         filters=[(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
         said=facts.get("said", {}),
         estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],

@@ -1,9 +1,9 @@
-"""Several runs on one page: compare's tables, recipes' differing keys, curves overlaid, slices side by side."""
+"""Several runs on one page: tables of the comparison, recipe keys that differ, curves, slices."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwright.common.files import write_text_atomic
-from rankwright.evaluation.compare import Compared, Comparison, compare
+from rankwright.evaluation.compare import Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import NOT_THE_EXPERIMENT, EvaluatedRun, read_runs
+from rankwright.evaluation.runs import NOT_THE_EXPERIMENT, EvaluatedRun, read_runs
 from rankwright.evaluation.slices import ATTRIBUTES, FILE, SMALL, Attribute, QueryAttributes, divide, read_attributes
 from rankwright.recipe.schema import Recipe
 from rankwright.report import plots
@@ -39,7 +39,7 @@ class SharedSlice:
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
-    """Write one page about several evaluated runs. Raises UserError as evaluated.read_runs and compare do."""
+    """Write one page about several evaluated runs. Raises UserError as runs.read_runs and compare do."""
     comparison = compare(read_runs(folders))
     metrics = {run.name: read_metrics(run.folder / "metrics.jsonl") for run in comparison.runs}
     slices, slice_notes = shared_slices(comparison)
@@ -56,11 +56,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
                 for key, title in CURVES
                 if (found := plots.overlaid(metrics, key, title, f"curve-{key.split('@')[0]}"))
             ],
-            scales={
-                name: _scale(row for (test_set, _), row in comparison.compared.items() if test_set == name)
-                for name in comparison.sets
-            },
-            pooled_scale=_scale(comparison.pooled.values()),
+            scales={name: _scale(comparison, name) for name in (*comparison.sets, None)},
             slices=slices,
             slice_notes=slice_notes,
         )
@@ -69,15 +65,15 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def _scale(rows: Iterable[Compared]) -> tuple[float, float]:
-    """The ends of all intervals of a table, and zero."""
-    found = [row.difference for row in rows]
+def _scale(comparison: Comparison, test_set: str | None) -> tuple[float, float]:
+    """The smallest and the largest of all ends of intervals in a table, and of zero."""
+    found = [row.difference for _, row in comparison.rows(test_set).values() if row is not None]
     return min([0.0, *(d.low for d in found)]), max([0.0, *(d.high for d in found)])
 
 
 def differing_keys(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
-    """(dotted key, its value in each run) of every key that is not the same in all; `–` where a run lacks it."""
-    # The name of a run says nothing about its experiment; its seed does.
+    """(dotted key, its value in each run) of every key whose values differ; `–` where a run lacks the key."""
+    # The seed is a part of the experiment here; the name of a run is not.
     ignored = [key for key in NOT_THE_EXPERIMENT if key != "seed"]
     flat = [_flat({k: v for k, v in _whole(run).items() if k not in ignored}) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -86,15 +82,18 @@ def differing_keys(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
 
 
 def _whole(run: EvaluatedRun) -> Mapping[str, Any]:
-    """The recipe with the defaults of keys that it was written without, where this version can read it."""
+    """The recipe with defaults for all keys that it lacks, where this version can read it."""
     try:
-        return Recipe.model_validate_json(json.dumps(run.recipe)).model_dump(mode="json", by_alias=True)
+        found: dict[str, Any] = Recipe.model_validate_json(json.dumps(run.recipe)).model_dump(
+            mode="json", by_alias=True
+        )
+        return found
     except ValidationError:
         return run.recipe
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> JSON of its value; an empty list or section is a value."""
+    """Dotted key -> JSON of its value. An empty list or section is a value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if inner is None or not value:
         return {prefix: json.dumps(value, ensure_ascii=False)}
@@ -105,14 +104,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]], list[str]]:
-    """Test set -> its slices with every system's mean, bins by the first run's attributes; and what is missing."""
+    """Test set -> its slices by the attributes of the first run, with every system's mean; and notes."""
     found: dict[str, list[SharedSlice]] = {}
     notes = []
     first = comparison.runs[0]
     for name, shared in comparison.sets.items():
         path = first.folder / "eval" / name / FILE
         if not path.is_file():
-            notes.append(f"{name}: {first.name} has no queries.jsonl: `rankwright run` writes it")
+            notes.append(f"{name}: {first.name} has no queries.jsonl; `rankwright run` writes it")
             continue
         rows = [row for row in read_attributes(path) if row.query_id in set(shared.queries)]
         values = {s.name: shared.of(s.values(name)) for s in comparison.systems}
@@ -125,8 +124,8 @@ def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]],
             differ = sum(theirs.get(row.query_id, row) != row for row in rows)
             if differ:
                 notes.append(
-                    f"{name}: {differ:,} queries have other attributes in {run.name} (its prompt, lists or training "
-                    f"data differ): the slices are {first.name}'s"
+                    f"{name}: {differ:,} queries have other attributes in {run.name}, because its prompt, lists or "
+                    f"training data differ; the slices are those of {first.name}"
                 )
     return found, notes
 
