@@ -22,7 +22,7 @@ GATE_FILE = "gate.json"
 # What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.
 GUARD_MARGIN = 0.01
 
-# Of base and of tuned: query id -> value of the gate's metric.
+# (base, tuned), each: query id -> value of the gate's metric.
 Pair = tuple[Mapping[str, float], Mapping[str, float]]
 NOTHING: Repeated = {}
 

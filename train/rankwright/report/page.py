@@ -162,13 +162,11 @@ def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tup
     tables = []
     for row in parts:
         if row.name in found:
-            systems = {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
-            tables.append((row.name, row.first_stage, slice_table(found[row.name], systems, seed=seed)))
+            tables.append((row.name, row.first_stage, slice_table(found[row.name], _three(row), seed=seed)))
     if len(parts) > 1 and len(found) == len(parts):
         row = rows[-1]
         pooled: list[QueryAttributes] = []
         sets: dict[str, str] = {}
-        systems = {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
         # A query that an earlier set has too counts once.
         counted = set[str]().union(*row.values.values())
         for name, attributes in found.items():
@@ -178,9 +176,14 @@ def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tup
         by_set = [domain_attribute(pooled)]
         if set(by_set[0].bins) != set(sets.values()):
             by_set.insert(0, set_attribute(sets))
-        table = slice_table(pooled, systems, attributes=[*by_set, *ATTRIBUTES], seed=seed)
+        table = slice_table(pooled, _three(row), attributes=[*by_set, *ATTRIBUTES], seed=seed)
         tables.insert(0, (ALL, row.first_stage, table))
     return tables
+
+
+def _three(row: SetResults) -> dict[str, Mapping[str, float]]:
+    """The systems that slices show: first stage, base and tuned."""
+    return {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
 
 
 def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:

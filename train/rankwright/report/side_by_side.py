@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rankwright.common.files import write_text_atomic
 from rankwright.evaluation.compare import Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.runs import NOT_THE_EXPERIMENT, EvaluatedRun, read_runs
-from rankwright.evaluation.slices import ATTRIBUTES, FILE, SMALL, Attribute, QueryAttributes, divide, read_attributes
+from rankwright.evaluation.slices import FILE, SMALL, Slice, read_attributes, slice_table
 from rankwright.recipe.schema import Recipe
 from rankwright.report import plots
 from rankwright.report.page import environment
@@ -26,16 +25,6 @@ CURVES = (
     ("score_margin", "score margin, relevant - others"),
     ("gradient_norm", "gradient norm, before clipping"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SharedSlice:
-    """The queries of one bin on one test set, with the mean of every system over them."""
-
-    attribute: str
-    label: str
-    queries: int
-    means: Mapping[str, float]
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
@@ -103,9 +92,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     return found
 
 
-def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]], list[str]]:
+def shared_slices(comparison: Comparison) -> tuple[dict[str, tuple[Slice, ...]], list[str]]:
     """Test set -> its slices by the attributes of the first run, with every system's mean; and notes."""
-    found: dict[str, list[SharedSlice]] = {}
+    found: dict[str, tuple[Slice, ...]] = {}
     notes = []
     first = comparison.runs[0]
     for name, shared in comparison.sets.items():
@@ -115,7 +104,7 @@ def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]],
             continue
         rows = [row for row in read_attributes(path) if row.query_id in set(shared.queries)]
         values = {s.name: shared.of(s.values(name)) for s in comparison.systems}
-        found[name] = [s for attribute in ATTRIBUTES for s in _slices(attribute, rows, values)]
+        found[name] = slice_table(rows, values).slices
         for run in comparison.runs[1:]:
             other = run.folder / "eval" / name / FILE
             if not other.is_file():
@@ -128,15 +117,3 @@ def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]],
                     f"training data differ; the slices are those of {first.name}"
                 )
     return found, notes
-
-
-def _slices(
-    attribute: Attribute, rows: Sequence[QueryAttributes], values: Mapping[str, Mapping[str, float]]
-) -> list[SharedSlice]:
-    bins = divide(rows, attribute)
-    if len(bins) < 2:
-        return []
-    return [
-        SharedSlice(attribute.name, text, len(ids), {s: sum(v[q] for q in ids) / len(ids) for s, v in values.items()})
-        for text, ids in bins.items()
-    ]
