@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,18 @@ from rankwright.common import console
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
-from rankwright.common.stats import Difference, paired_difference
+from rankwright.common.stats import paired_difference
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.calibration import CALIBRATION
-from rankwright.evaluation.evaluate import read_metrics_json, read_per_query
 from rankwright.evaluation.gate import GATE_FILE
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import results
+from rankwright.evaluation.results import ALL, SetResults, label
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
-from rankwright.recipe.schema import Recipe
+from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.retrieval.candidates import read_candidates
-from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
 
 # In export/: which model its folders hold.
@@ -50,6 +48,8 @@ def export_stage(
     """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
+    sets = [collection.name for collection in read_split(run.path / "data", "test")]
+    results, _ = read_results(run.path, recipe, sets, system_inputs)
     trained = Trained(
         reranker.model,
         reranker.tokenizer,
@@ -62,9 +62,9 @@ def export_stage(
     facts = CardFacts(
         title=f"{recipe.name} reranker",
         name=recipe.name,
-        results=_set_results(recipe, run, system_inputs, ledger),
+        results=_set_results(recipe, results, ledger),
         training=_training(recipe, run),
-        figures=_card_figures(recipe, run, system_inputs),
+        figures=_card_figures(recipe, results),
         calibration=calibration,
         gate=gate,
         ledger=ledger,
@@ -133,11 +133,11 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
     return pairs[: recipe.export.golden_pairs]
 
 
-def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str]) -> dict[str, str | float | int]:
+def _card_figures(recipe: Recipe, results: Sequence[SetResults]) -> dict[str, str | float | int]:
     figures: dict[str, str | float | int] = {}
-    for row in results(run, recipe.seed, system_inputs):
-        values = ", ".join(f"{system} {value:.3f}" for system, value in row.values.items())
-        d = row.difference
+    for row in results:
+        values = ", ".join(f"{label(system)} {mean:.3f}" for system, mean in row.means.items())
+        d = row.to_base.get("tuned")
         interval = f"; tuned - base {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else ""
         figures[f"{HEADLINE}, {row.name} ({row.queries} queries)"] = values + interval
     if recipe.model.merge_with_base:
@@ -145,29 +145,19 @@ def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, st
     return figures
 
 
-def _set_results(
-    recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str], ledger: Mapping[str, Any]
-) -> list[SetResult]:
-    """nDCG@10 of what is exported on every test set, with its interval over queries."""
+def _set_results(recipe: Recipe, results: Sequence[SetResults], ledger: Mapping[str, Any]) -> list[SetResult]:
+    """nDCG@10 of the exported weights on every test set, with its interval over queries."""
     hubs = {one["input"]: one["hub"] for one in ledger["inputs"] if "evaluate" in one["use"]}
     found = []
-    for collection in read_split(run.path / "data", "test"):
-        folder = run.path / "eval" / collection.name
-        # Under the frozen instruction, where the sets have several.
-        system = next((s for s in ("exported", "tuned") if s in system_inputs and (folder / s).is_dir()), None)
-        if system is None:
+    for row in results:
+        # A set with an instruction of its own is also evaluated under the one that the exports hold.
+        values = row.values.get(EXPORTED) or row.values.get("tuned")
+        if row.name == ALL or not values:
             continue
-        values = read_per_query(folder / system, HEADLINE)
-        mean = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
-        settings = read_metrics_json(folder / system) or {}
-        first = settings.get("first_stage", recipe.evaluate.first_stage)
-        lists = f"{stage_label(first)}, best {recipe.evaluate.depth}"
-        found.append(SetResult(collection.name, hubs.get(collection.name), *_of(mean), lists))
+        d = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
+        lists = f"{label(row.first_stage)}, best {recipe.evaluate.depth}"
+        found.append(SetResult(row.name, hubs.get(row.name), d.queries, d.mean, d.low, d.high, lists))
     return found
-
-
-def _of(mean: Difference) -> tuple[int, float, float, float]:
-    return mean.queries, mean.mean, mean.low, mean.high
 
 
 def _training(recipe: Recipe, run: RunFolder) -> list[str]:

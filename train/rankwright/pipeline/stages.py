@@ -22,7 +22,8 @@ from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
-from rankwright.evaluation.results import experiment_of, result_rows
+from rankwright.evaluation.results import result_rows
+from rankwright.evaluation.runs import experiment_of
 from rankwright.pipeline.checks import check_names, check_targets
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
