@@ -63,7 +63,7 @@ def test_a_system_more_keeps_the_others(
     assert "held-out run: nDCG@10" in done.stdout and "queries without candidates (they count 0): 1" in done.stdout
     header = next(line for line in done.stdout.splitlines() if "test set" in line and "┃" in line)
     assert [c.strip() for c in header.split("┃")[1:8]] == [
-        *("test set", "queries", "BM25", "dense", "fusion", "run", "best possible"),
+        *("test set", "queries", "BM25", "dense", "fusion", "run file", "best possible"),
     ]
     # Other lists: the rerankers are scored again, and say on whose lists.
     done = jobs.rankwright("evaluate", *arguments, "evaluate.first_stage=run", "--only", "run,base")
@@ -214,5 +214,5 @@ def test_what_evaluation_would_refuse_is_refused_before_training(tiny_qwen3: Pat
     with (tmp_path / "sets" / "held-out" / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "a b", "text": "x"}\n{"_id": "a%20b", "text": "y"}\n')
     assert faults(recipe) == [
-        "error: set 'held-out': a run file spells the ids 'a b' and 'a%20b' alike: rename one",
+        "error: set 'held-out': the ids 'a b' and 'a%20b' are the same text in a run file: rename one",
     ]

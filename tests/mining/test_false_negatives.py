@@ -18,7 +18,7 @@ from rankwright.mining.false_negatives import (
     kept_when_held_out,
     read_estimate,
     relevant_among_judged,
-    spelled,
+    share_text,
 )
 from rankwright.mining.filters import MiningView, bind_filters
 from rankwright.mining.pools import Negative
@@ -117,7 +117,7 @@ def test_facts_come_back_and_are_spelled() -> None:
     ((words, share),) = read_estimate({"above_positive": values})
     assert words == MEANINGS["above_positive"]
     assert share == Share(**values)  # type: ignore[arg-type]
-    assert spelled(share) == "3.1 % [2.0, 4.4] (31 of 1,000, of 140 queries)"
+    assert share_text(share) == "3.1 % [2.0, 4.4] (31 of 1,000, of 140 queries)"
     assert read_estimate({}) == []
     with pytest.raises(UserError, match="not an estimate"):
         read_estimate({"judged": {"part": 1}})

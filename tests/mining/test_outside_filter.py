@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jobs
 import pytest
 
-from rankwright.mining.filters import FILTERS, split_filters
+from rankwright.data.collection import Collection
+from rankwright.mining import filters as mining_filters
+from rankwright.mining.filters import FILTERS, MiningView, split_filters
 from rankwright.mining.pools import read_negatives, reasons
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.report.audit import write_audit
 from rankwright.report.page import write_report
+from rankwright.retrieval.candidates import Candidate
 
 OUTSIDE = """
 from rankwright.mining.filters import FILTERS, Decided
@@ -96,3 +101,16 @@ def test_every_reason_of_the_package_has_a_sentence() -> None:
     assert {"unjudged", "judged_not_relevant", "fill", "positive", "judged", "duplicate_of_positive"} < set(known)
     assert {"outside_window", "above_margin", "same_group", "near_duplicate_of_positive", "reused"} < set(known)
     assert all(known.values()) and known["teacher_above_margin"].startswith("the teacher")
+
+
+def test_the_example_of_the_document_is_a_filter() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (jobs.REPOSITORY / "train" / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "@FILTERS.register" in block]
+    names: dict[str, Any] = {**vars(mining_filters), "__name__": "rankwright.example"}
+    lists = {"q": [Candidate("long", 2.0, 1), Candidate("short", 1.0, 2)]}
+    view = MiningView(Collection("s", {"long": "a long text", "short": "text"}, {"q": "?"}, {}), "bm25", lists, lists)
+    try:
+        exec(block, names)
+        assert FILTERS.bind("short_only", {"longest": 5})(view).removed == {"q": {"long": "too_long"}}
+    finally:
+        FILTERS._known.pop("short_only", None)

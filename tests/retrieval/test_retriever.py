@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jobs
 import pytest
@@ -16,6 +18,7 @@ from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.report.page import write_report
+from rankwright.retrieval import candidates, retriever
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.retrieval.first_stages import ordering_models, possible_stages, stage_names
 from rankwright.retrieval.retriever import RETRIEVERS, retrievers
@@ -117,3 +120,20 @@ def test_a_dense_model_orders_candidates_where_its_lists_are_mined(tmp_path: Pat
     model = ("dense model", "org/encoder", None)
     assert set(ordering_models(load_recipe(path).recipe)) == {(*model, False)}
     assert set(ordering_models(load_recipe(path, ["mine.retriever=dense"]).recipe)) == {(*model, True), (*model, False)}
+
+
+def test_the_example_of_the_document_is_a_retriever() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (jobs.REPOSITORY / "train" / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "RETRIEVERS.add" in block]
+    names: dict[str, Any] = {
+        **vars(candidates),
+        **vars(retriever),
+        "Mapping": Mapping,
+        "__name__": "rankwright.example",
+    }
+    try:
+        exec(block, names)
+        search = retrievers()["by_length"].bind({"depth": 1})({"d1": "four", "d2": "seven s"})
+        assert [c.document_id for c in search({"q": "three"})["q"]] == ["d1"]
+    finally:
+        RETRIEVERS._known.pop("by_length", None)

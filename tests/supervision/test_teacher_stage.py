@@ -103,7 +103,7 @@ def test_dropped_ones_are_gone_and_the_rest_is_scored(
     assert kept and "above_positive" not in estimates and "no estimate, its filter left none by these scores" in output
     assert estimates["held_out"]["whole"] >= 1 and estimates["judged"]["whole"] > 1
     assert "pairs scored" in output and f"{sum(map(len, scores.values())):,} in teacher.jsonl" in output
-    assert "that would be negatives if nobody had judged them" in output
+    assert "that would be negatives if they were unjudged" in output
     # Another order of keys or a setting of training asks for nothing again; a removed file does.
     pipeline.mine()
     assert "unchanged, skipped" in capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_the_audit_page_shows_what_was_decided_and_takes_answers(models: tuple[P
         ]
         assert "teacher" in case and "relevant" in case
     assert "teacher_above_margin" in page and "What the filters removed" in page
-    assert "that would be negatives if nobody had judged them" in page
+    assert "that would be negatives if they were unjudged" in page
     assert "no estimate, its filter left none by these scores" in page
     # Other queries with another seed, and more of them come after the same first ones.
     more = write_audit(pipeline.folder, 9, tmp_path / "more.html").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import TEACHER_SCORES, read_teacher_scores
 from rankwright.retrieval.candidates import Candidate, read_candidates
 
-# Relevant documents of a query that are left out in turn: the third tells little that two did not.
+# Relevant documents of a query that are left out in turn: a fourth adds little to the estimate.
 MOST_HELD_OUT = 3
 Lists = Mapping[str, Sequence[Candidate]]
 Pools = Mapping[str, Sequence[Negative]]
@@ -27,7 +27,7 @@ Counts = tuple[list[int], list[int]]
 # Name of an estimate -> what it is a share of, in the order in which they are shown.
 MEANINGS = {
     "above_positive": "negatives that the teacher scores above the query's best relevant document",
-    "held_out": "relevant documents, each left out in turn, that would be negatives if nobody had judged them "
+    "held_out": "relevant documents, each left out in turn, that would be negatives if they were unjudged "
     "(what the filters miss, not a share of the negatives)",
     "judged": "retrieved and judged documents that are relevant",
 }
@@ -37,9 +37,9 @@ NONE_ABOVE = (
 
 
 def above_teacher(collections: Sequence[Collection], pools: Pools, scores: Scores) -> Counts:
-    """(negatives that the teacher scores above the query's best relevant document, negatives), a query each.
+    """Per query: (negatives that the teacher scores above the query's best relevant document, negatives).
 
-    Of the negatives that nobody judged and that are trained with label 0, for queries with a relevant document.
+    Only unjudged negatives with label 0 count, and only queries with a relevant document.
     """
     parts, wholes = [], []
     for collection in collections:
@@ -55,9 +55,9 @@ def above_teacher(collections: Sequence[Collection], pools: Pools, scores: Score
 
 
 def relevant_among_judged(collections: Sequence[Collection], candidates: Lists) -> Counts:
-    """(relevant ones, judged ones) of the retrieved documents that somebody judged, a query each.
+    """Per query: (relevant documents, judged documents) among those that were retrieved.
 
-    Of sets with documents judged not relevant only: in the others all that is judged is relevant.
+    Only sets with documents judged not relevant count: in the others every judged document is relevant.
     """
     parts, wholes = [], []
     for collection in collections:
@@ -75,11 +75,11 @@ def relevant_among_judged(collections: Sequence[Collection], candidates: Lists) 
 def kept_when_held_out(
     collections: Sequence[Collection], candidates: Lists, filters: Mapping[str, Filter], view: MiningView
 ) -> Counts:
-    """(relevant documents that the filters would keep as negatives, those tried), a query each.
+    """Per query: (relevant documents that the filters would keep as negatives, relevant documents tried).
 
-    Of queries with two or more relevant documents: each that was retrieved, at most MOST_HELD_OUT by seed, is taken for
-    unjudged in turn, and decided by exact duplicates and `filters` beside the others. filters: those that decide each
-    query alone. view: retriever, seed, code and teacher; its collection is not looked at.
+    Only queries with two or more relevant documents count. Each relevant document that was retrieved, at most
+    MOST_HELD_OUT by seed, is taken for unjudged in turn; exact duplicates and `filters` then decide about it. filters:
+    those that decide each query alone. view: retriever, seed, code and teacher; its collection is not used.
     """
     parts: dict[str, int] = {}
     wholes: dict[str, int] = {}
@@ -118,7 +118,7 @@ def _would_keep(
     known = dataclasses.replace(collection.subset(left_out), qrels=qrels)
     removed = sift(known, {q: [c] for q, c in left_out.items()}).removed
     for query_id, candidate in left_out.items():
-        # The filters see all that was retrieved, and are asked about this one only.
+        # The filters see all that was retrieved, and decide about this one only.
         others = (c.document_id for c in candidates[query_id] if c.document_id != candidate.document_id)
         removed[query_id] |= dict.fromkeys(others, Removed("", "not in question"))
     sifted = Sifted({q: list(candidates[q]) for q in left_out}, removed)
@@ -130,8 +130,8 @@ def _would_keep(
     }
 
 
-def told_estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -> dict[str, Any]:
-    """What the files of the mine stage allow, said and as facts: name -> Share as a dictionary, or nothing.
+def estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -> dict[str, Any]:
+    """Print the estimates that the files of the mine stage allow; returns name -> Share as a dictionary.
 
     train: the training sets, with qualified ids.
     """
@@ -159,7 +159,7 @@ def told_estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -
         if counts.get(name, ([], []))[1]:
             share = clustered_share(*counts[name], seed=recipe.seed)
             found[name] = dataclasses.asdict(share)
-            console.say(f"{words}: {spelled(share)}")
+            console.say(f"{words}: {share_text(share)}")
     if sifted:
         console.say(NONE_ABOVE)
     elif not found:
@@ -171,22 +171,22 @@ def told_estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -
 
 
 def leaves_none_above(recipe: Recipe) -> bool:
-    """Whether the filter `teacher` takes all that above_teacher counts: a share of 0 would then be no finding.
+    """Whether the filter `teacher` removes all that above_teacher counts: a share of 0 would then show nothing.
 
-    What fills a short pool passes it by.
+    Documents that fill a short pool do not pass through it.
     """
     options = recipe.mine.filters.get("teacher")
     return options is not None and options.get("margin", 0.0) >= 0 and recipe.mine.fill == "none"
 
 
-def spelled(share: Share) -> str:
+def share_text(share: Share) -> str:
     """`3.1 % [2.0, 4.4] (31 of 1,000, of 140 queries)`."""
     value, low, high = (f"{100 * number:.1f}" for number in (share.share, share.low, share.high))
     return f"{value} % [{low}, {high}] ({share.part:,} of {share.whole:,}, of {share.groups:,} queries)"
 
 
 def read_estimate(facts: Mapping[str, Any]) -> list[tuple[str, Share]]:
-    """(what it is a share of, share) of the estimates that told_estimate left. Raises UserError for other shapes."""
+    """(what it is a share of, share) from the facts of `estimate`. Raises UserError for facts of another form."""
     try:
         return [(words, Share(**facts[name])) for name, words in MEANINGS.items() if name in facts]
     except (TypeError, ValueError, AttributeError) as error:

@@ -27,7 +27,7 @@ SHARD_QUERIES = 512
 
 @dataclass(frozen=True)
 class Job:
-    """One set to mine: ids are qualified; plain: the same set with the ids of its files, by which a run file goes."""
+    """One set to mine, with qualified ids; plain: the same set with the ids of its files, which run files use."""
 
     kind: str
     collection: Collection
@@ -43,16 +43,16 @@ class Job:
 
     @cached_property
     def shards(self) -> list[tuple[str, ...]]:
-        """The queries, sorted, cut: a function of their ids alone. They may lie in a file, which is read once."""
+        """The sorted queries in parts: a function of their ids alone. They may lie in a file, which is read once."""
         ids = sorted(self.collection.queries)
         return [tuple(ids[start : start + SHARD_QUERIES]) for start in range(0, len(ids), SHARD_QUERIES)]
 
 
 @dataclass(slots=True)
 class Shards:
-    """The shards of some jobs under `folder`; inputs: hash of all that decides their content but the job's name.
+    """The shards of some jobs under `folder`; inputs: hash of what decides their content beside the job's name.
 
-    A file holds a row `shard, said`, and a row a query (sift.rows_of). It appears whole or not at all.
+    A file holds one row `shard, said`, and one row per query (pools.rows_of). It appears whole or not at all.
     """
 
     folder: Path
@@ -67,14 +67,14 @@ class Shards:
         return self.folder / f"{name}.jsonl"
 
     def missing(self) -> list[tuple[Job, int]]:
-        """The shards that nobody has made."""
+        """The shards that are not made yet."""
         all_of_them = [(job, number) for job in self.jobs for number in range(len(job.shards))]
         return [(job, number) for job, number in all_of_them if not self.path(job, number).is_file()]
 
     def make(self, processes: Processes) -> None:
         """Make what is missing, each process its share, and wait for the others."""
         missing = self.missing()
-        # Nobody makes one before all have looked, so that all share out the same.
+        # No process makes one before all have looked, so that all share out the same ones.
         processes.meet()
         if missing:
             self._prepare([job for job in self.jobs if any(job is other for other, _ in missing)], processes)
@@ -121,7 +121,7 @@ class Shards:
 
     @staticmethod
     def forget(folder: Path) -> None:
-        """Remove all shards, of whatever inputs, and what a kill left of one."""
+        """Remove all shards, whatever their inputs, and what a kill left of one."""
         if folder.is_dir():
             shutil.rmtree(folder)
 
@@ -134,7 +134,7 @@ class _Searchers:
         self._last: tuple[Job, Searcher] | None = None
 
     def of(self, job: Job) -> Searcher:
-        if self._last is None or not _alike(self._last[0], job):
+        if self._last is None or not _same_searcher(self._last[0], job):
             # The old index goes before the new one is made.
             self._last = None
             self._last = (job, self._make(job))
@@ -149,7 +149,7 @@ class _Searchers:
         make = job.stage.of(self._recipe, depth, job.run_file)
         if not job.stage.reads_run_file:
             return make(job.collection.corpus)
-        # The whole file at once: what it lacks is said of the set, not of every shard.
+        # The whole file at once: what it lacks is reported for the set, not for every shard.
         lists, prefix = make(job.plain.corpus)(job.plain.queries), f"{job.collection.name}/"
         found = {
             prefix + query_id: [Candidate(prefix + c.document_id, c.score, c.rank) for c in candidates]
@@ -158,7 +158,7 @@ class _Searchers:
         return lambda queries: {query_id: found[query_id] for query_id in queries}
 
 
-def _alike(one: Job, other: Job) -> bool:
+def _same_searcher(one: Job, other: Job) -> bool:
     """Whether one searcher serves both."""
     if one is other:
         return True
@@ -172,5 +172,5 @@ def _alike(one: Job, other: Job) -> bool:
     first, second = one.plain.corpus, other.plain.corpus
     if first is second:
         return True
-    # One text after another: a corpus may lie on the disk, and is not to be copied.
+    # One text after another: a corpus may lie on the disk and exceed the memory.
     return len(first) == len(second) and all(second.get(d) == text for d, text in first.items())

@@ -17,7 +17,7 @@ from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
-from rankwright.mining.false_negatives import told_estimate
+from rankwright.mining.false_negatives import estimate
 from rankwright.mining.filters import TeacherOf, bind_filters, split_filters
 from rankwright.mining.pools import (
     ALWAYS,
@@ -43,7 +43,7 @@ from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
 
 OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
-# Rows of removed.jsonl a query, those of the best rank: what an auditor reads, not a second copy of the lists.
+# Rows of removed.jsonl per query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20
 
 
@@ -63,7 +63,7 @@ def mine(
     if teacher is not None:
         ask_teacher(recipe, run, teacher, train, processes)
     if processes.is_first:
-        facts |= {"false_negatives": told_estimate(recipe, run, train), "processes": processes.count}
+        facts |= {"false_negatives": estimate(recipe, run, train), "processes": processes.count}
     return facts
 
 
@@ -98,7 +98,7 @@ def make_shards(
 
 
 def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
-    """Write the stage's files out of all shards; returns its facts, and prints them."""
+    """Write the stage's files from all shards; prints its facts and returns them."""
     tally = _Tally(recipe)
     # By the start of their ids, so that the files' order does not depend on the recipe's.
     jobs = sorted(shards.jobs, key=lambda job: f"{job.collection.name}/")
@@ -116,13 +116,13 @@ def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
                     if line := removed_line(found, query_id):
                         write["removed.jsonl"](line)
                 tally.add(found, pools)
-    return tally.told()
+    return tally.facts()
 
 
 def ask_teacher(
     recipe: Recipe, run: RunFolder, teacher: Teacher, train: Sequence[Collection], processes: Processes
 ) -> None:
-    """Write teacher.jsonl: scores of all that training can draw; all candidates too, where a refresh may need them."""
+    """Write teacher.jsonl: scores of all documents that training can draw, and of all that a refresh may need."""
     pools = read_negatives(run.path / "negatives.jsonl")
     candidates = read_candidates(run.path / "candidates.jsonl") if scores_candidates(recipe) else {}
 
@@ -144,7 +144,7 @@ def _write(write: Callable[[str], object], line: Callable[[str, Any], str], list
 
 
 def _pools(recipe: Recipe, shards: Shards, job: Job) -> Iterator[tuple[Sifted, dict[str, tuple[Negative, ...]]]]:
-    """(what the filters decided, pools) of a set: shard by shard, at once where a filter looks across queries."""
+    """(what the filters decided, pools) of a set: shard by shard, or all at once if a filter looks across queries."""
     filters = bind_filters(recipe.mine.filters)
     _, across = split_filters(filters)
     parts = shards.read(job)
@@ -169,8 +169,8 @@ def _pools(recipe: Recipe, shards: Shards, job: Job) -> Iterator[tuple[Sifted, d
 def removed_line(found: Sifted, query_id: str) -> str | None:
     """A row of removed.jsonl: `query_id, removed: [{document_id, rank, score, filter, reason, decisions}], more`.
 
-    At most MOST_REMOVED a query, those of the best rank; more: how many others there are. Relevant and judged documents
-    are not among them. None when nothing was removed.
+    At most MOST_REMOVED per query, those of the best rank; more: how many others there are. Relevant and judged
+    documents are not listed. None when nothing was removed.
     """
     gone, notes = found.removed[query_id], found.notes.get(query_id, {})
     rows = []
@@ -187,7 +187,7 @@ def removed_line(found: Sifted, query_id: str) -> str | None:
 
 
 class _Tally:
-    """What the stage tells: of all sets together."""
+    """Counts of the stage over all sets."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._mine = recipe.mine
@@ -205,8 +205,8 @@ class _Tally:
         self.filled += sum(n.reason == FILL for pool in pools.values() for n in pool)
         self.judged += sum(n.reason == JUDGED_NOT_RELEVANT for pool in pools.values() for n in pool)
 
-    def told(self) -> dict[str, Any]:
-        """The facts, after they are printed."""
+    def facts(self) -> dict[str, Any]:
+        """Print the counts; returns them as facts of the stage."""
         rows = self._rows()
         table = Table(title="candidates of the training queries", title_justify="left")
         table.add_column("what was removed")

@@ -17,7 +17,7 @@ from rankwright.common.errors import UserError
 from rankwright.common.files import read_jsonl
 from rankwright.common.run_folder import STAGES, RunFolder
 from rankwright.evaluation.runs import not_a_run
-from rankwright.mining.false_negatives import read_estimate, spelled
+from rankwright.mining.false_negatives import read_estimate, share_text
 from rankwright.mining.pools import FILL, IN_POOLS, JUDGED, reasons
 from rankwright.recipe.schema import Recipe, Section
 
@@ -140,7 +140,7 @@ def read_mining(run: RunFolder) -> Mined | None:
         sizes=(min(sizes), float(statistics.median_high(sizes)), max(sizes)) if sizes else None,
         filters=[(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
         said=facts.get("said", {}),
-        estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
+        estimates=[(words, share_text(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
     )
 
 

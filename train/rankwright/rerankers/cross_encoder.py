@@ -12,7 +12,7 @@ import torch
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.model.bases import refuse_pickles
-from rankwright.rerankers.scorer import Scorer
+from rankwright.rerankers.scorer import Scorer, refuse_one_text, windows
 
 # Pairs are gathered over queries up to this many before they are scored together, sorted by length.
 WINDOW_PAIRS = 1024
@@ -70,25 +70,14 @@ class CrossEncoderScorer(Scorer):
     def cut(self) -> dict[str, int]:
         return dict(self._counts)
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Raw scores of the documents, in their order."""
-        return next(self.score_groups([(query, documents)]))
-
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; pairs are batched over queries."""
-        window: list[tuple[str, Sequence[str]]] = []
-        pairs = 0
-        for query, documents in groups:
-            if isinstance(documents, str):
-                raise UserError("documents: must be a list of texts, found one text")
-            window.append((query, documents))
-            pairs += len(documents)
-            if pairs >= WINDOW_PAIRS:
-                yield from self._score_window(window)
-                window, pairs = [], 0
-        yield from self._score_window(window)
+        for window in windows(groups, lambda group: len(group[1]), WINDOW_PAIRS):
+            yield from self._score_window(window)
 
     def _score_window(self, window: Sequence[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
+        for _, documents in window:
+            refuse_one_text(documents)
         pairs = list(dict.fromkeys((query, document) for query, documents in window for document in documents))
         if not pairs:
             yield from ([] for _ in window)

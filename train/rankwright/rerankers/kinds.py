@@ -324,7 +324,7 @@ def _served_faults(baseline: Baseline) -> Iterator[str]:
     try:
         BASELINES.bind("served", baseline.options)
     except UserError:
-        # A key or a type, which is reported for every kind. Of the rest the shape may be wrong too.
+        # A wrong key or type is reported for every kind; the shape may be wrong besides.
         if isinstance(shape := baseline.options.get("shape"), str) and shape not in SHAPES:
             yield f"options: {no_such(SHAPES.kind, shape, SHAPES)}"
         return

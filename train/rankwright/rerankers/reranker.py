@@ -14,7 +14,7 @@ from rankwright.model.bases import Origin, find_file, find_origin, refuse_other_
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import CONTRACT_FILE, EncodedGroup, PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
-from rankwright.rerankers.scorer import Scorer
+from rankwright.rerankers.scorer import Scorer, refuse_one_text, windows
 
 # Prompts are gathered over queries up to this many tokens before they are scored together.
 WINDOW_TOKENS = 65536
@@ -96,10 +96,6 @@ class Reranker(Scorer):
         encoder = self.encoder.under(instruction)
         return self if encoder is self.encoder else Reranker(self.model, self.tokenizer, encoder.contract, encoder)
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Raw scores (logits) of the documents, in their order; sigmoid gives a probability."""
-        return next(self.score_groups([(query, documents)]))
-
     def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
         """Documents by descending score, ties in input order; all of them, or the best top_k."""
         scores = self.score(query, documents)
@@ -110,20 +106,16 @@ class Reranker(Scorer):
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""
-        window: list[tuple[EncodedGroup, list[int]]] = []
-        tokens = 0
+        for window in windows(self._encode(groups), lambda group: group.tokens, WINDOW_TOKENS):
+            yield from self._score_window(list(map(_distinct, window)))
+
+    def _encode(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[EncodedGroup]:
         for query, documents in groups:
-            if isinstance(documents, str):
-                raise UserError("documents: must be a list of texts, found one text")
+            refuse_one_text(documents)
             encoded = self.encoder.encode(query, documents)
             self.cut_queries += encoded.query_cut
             self.cut_documents += encoded.documents_cut
-            window.append(_distinct(encoded))
-            tokens += encoded.tokens
-            if tokens >= WINDOW_TOKENS:
-                yield from self._score_window(window)
-                window, tokens = [], 0
-        yield from self._score_window(window)
+            yield encoded
 
     def _score_window(self, window: Sequence[tuple[EncodedGroup, list[int]]]) -> Iterator[list[float]]:
         scored = [group for group, _ in window if group.tail_ids]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,13 @@ from typing import Any
 from rankwright.common.errors import UserError
 from rankwright.common.files import append_lines, write_lines_atomic
 from rankwright.data.collection import Collection
-from rankwright.rerankers.scorer import Reranked, Scorer, rerank
+from rankwright.rerankers.scorer import Reranked, Scorer, rerank, windows
 from rankwright.retrieval.candidates import Candidates
 
 # Pairs after which a block ends: about what a GPU scores at once, and what a kill can lose.
 BLOCK_PAIRS = 256
 
 Row = dict[str, Any]
-
-
-def cut_into_blocks(lists: Mapping[str, Sized], query_ids: Iterable[str], pairs: int) -> Iterator[tuple[str, ...]]:
-    """The queries, cut where `pairs` documents are reached: a function of the lists alone.
-
-    Each block is scored by one call, so that no score depends on how many processes there are.
-    """
-    block: list[str] = []
-    size = 0
-    for query_id in query_ids:
-        block.append(query_id)
-        size += len(lists[query_id])
-        if size >= pairs:
-            yield tuple(block)
-            block, size = [], 0
-    if block:
-        yield tuple(block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +38,12 @@ class BlockScores:
 
     @property
     def blocks(self) -> list[tuple[str, ...]]:
-        """The queries that have candidates, in blocks."""
+        """The queries that have candidates, in blocks: a function of the lists alone.
+
+        Each block is scored by one call, so that no score depends on how many processes there are.
+        """
         asked = [q for q in self.query_ids if self.candidates.get(q)]
-        return list(cut_into_blocks(self.candidates, asked, BLOCK_PAIRS))
+        return [tuple(block) for block in windows(asked, lambda q: len(self.candidates[q]), BLOCK_PAIRS)]
 
     def done(self) -> dict[int, Row]:
         """Number of a block -> its row, from whichever process."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
 from rankwright.retrieval.candidates import Candidates
 
+T = TypeVar("T")
 # Query id -> document id -> raw score.
 Reranked = dict[str, dict[str, float]]
 
@@ -18,6 +20,10 @@ class Scorer(Protocol):
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Raw scores of each (query, documents) in turn, in the order of the documents."""
         ...
+
+    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Raw scores of the documents, in their order."""
+        return next(iter(self.score_groups([(query, documents)])))
 
     @property
     def cut(self) -> Mapping[str, int]:
@@ -42,6 +48,26 @@ class Scorer(Protocol):
     def under(self, instruction: str | None) -> Scorer:
         """The same weights under another instruction; itself for None, and where it reads none."""
         return self
+
+
+def refuse_one_text(documents: Sequence[str]) -> None:
+    """Raises UserError for one text in place of a list of texts, whose letters would be scored."""
+    if isinstance(documents, str):
+        raise UserError("documents: must be a list of texts, found one text")
+
+
+def windows(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """The items in lists, each of which ends where its sizes sum up to `most`; streamed."""
+    window: list[T] = []
+    total = 0
+    for item in items:
+        window.append(item)
+        total += size(item)
+        if total >= most:
+            yield window
+            window, total = [], 0
+    if window:
+        yield window
 
 
 def rerank(

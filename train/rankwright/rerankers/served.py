@@ -19,7 +19,7 @@ import requests.auth
 from rankwright.common.errors import UserError
 from rankwright.rerankers.endpoints import SHAPES, Fault, one_line, read_answer
 from rankwright.rerankers.pair_scores import ScoreCache, score_key
-from rankwright.rerankers.scorer import Scorer
+from rankwright.rerankers.scorer import Scorer, refuse_one_text
 
 # About one request: too long, empty, or otherwise impossible to score. llama.cpp answers 500 to long texts.
 _REFUSALS = (400, 413, 422, 424, 500)
@@ -118,8 +118,7 @@ class ServedReranker(Scorer):
 
         Raises UserError when the server refuses, or still fails after all retries; what it did answer is cached.
         """
-        if isinstance(documents, str):
-            raise UserError("documents: must be a list of texts, found one text")
+        refuse_one_text(documents)
         asked = self.shape_name + (json.dumps(self.extra, sort_keys=True) if self.extra else "")
         keys = {d: score_key(self.endpoint, asked, self.model, query, d) for d in documents}
         cached = {} if self._cache is None else {d: self._cache.find(key) for d, key in keys.items()}

@@ -19,16 +19,16 @@ SHARD_TEXTS = 1024
 # Vectors that are held at once when they are read again.
 CHUNK_TEXTS = 16384
 
-# Texts -> float32 [texts, size] and, a text, whether the model read only its start.
+# Texts -> float32 [texts, size], and for each text whether the model read only its start.
 Encode = Callable[[Sequence[str]], tuple[Any, Any]]
 
 
 class VectorStore:
     """A folder of files `HASH.npy`, each with the keys and vectors of up to SHARD_TEXTS texts.
 
-    The caller names the folder after all that decides a vector but the text. Files appear whole or not at all,
-    and one that exists is never changed: any number of processes may read and write at once; what two of them
-    encode at the same time is kept once or twice, with the same content.
+    The folder's name stands for all that decides a vector beside the text. Files appear whole or not at all, and an
+    existing one never changes: any number of processes may read and write at once. Texts that two of them encode at
+    the same time are kept once or twice, with the same vectors.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -56,10 +56,10 @@ class VectorStore:
     ) -> int:
         """Encode the texts that are not there, longest first; returns how many. advance(count) as they are kept.
 
-        part: (this process, processes) of those that share the work, each file made by one of them.
+        part: (number of this process, how many share the work); each file is made by one of them.
         """
         distinct = KeyedTexts.of(texts)
-        # Longest first: what does not fit into memory fails at the start. Then by key, so that order does not matter.
+        # Longest first, so that texts too long for the memory fail at the start; then by key, whatever the input order.
         missing = [place for place, key in enumerate(distinct.keys) if key not in self._place]
         missing.sort(key=lambda place: -distinct.lengths[place])
         advance(0)
@@ -111,13 +111,13 @@ class VectorStore:
         return found
 
     def chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        """(place of the first, vectors) of CHUNK_TEXTS texts after another."""
+        """(place of the first text, vectors) of one chunk of CHUNK_TEXTS texts after another."""
         keys = _keys(texts)
         for start in range(0, len(keys), CHUNK_TEXTS):
             yield start, self._column(keys[start : start + CHUNK_TEXTS], "vector")
 
     def cut(self, texts: Sequence[str]) -> int:
-        """How many of these texts the model read only the start of."""
+        """How many of these texts were too long for the model, which read only their start."""
         return int(self._column(_keys(texts), "cut").sum()) if texts else 0
 
 
@@ -131,7 +131,7 @@ def _rows(path: Path) -> Any:
 
 def _keys_in(path: Path) -> list[bytes]:
     rows = _rows(path)
-    # What lacks a field is damaged.
+    # A file without one of the fields is damaged: this raises.
     rows["vector"], rows["cut"]
     return [key.tobytes() for key in rows["key"]]
 

@@ -16,8 +16,7 @@ from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Baseline, Prompt
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs, baseline_under, load_baseline
 from rankwright.rerankers.pair_scores import TEACHER_SCORES, PairScores, pair_key, teacher_line
-from rankwright.rerankers.score_blocks import cut_into_blocks
-from rankwright.rerankers.scorer import Scorer
+from rankwright.rerankers.scorer import Scorer, windows
 
 # Pairs that are scored by one call and kept together: what a kill can lose, and what a scorer sorts by length.
 BLOCK_PAIRS = 1024
@@ -63,10 +62,7 @@ class Teacher:
         prompt = self._prompt if stated is None else self._prompt.model_copy(update={"instruction": stated})
         store = self._store(prompt, stated)
         store.look()
-        blocks = [
-            [(q, list(dict.fromkeys(wanted[q]))) for q in block]
-            for block in cut_into_blocks(wanted, sorted(wanted), BLOCK_PAIRS)
-        ]
+        blocks = [[(q, list(dict.fromkeys(wanted[q]))) for q in block] for block in _blocks(wanted, BLOCK_PAIRS)]
         pairs = sum(len(documents) for block in blocks for _, documents in block)
         with console.progress(f"teacher {self.baseline.name}", pairs) as advance:
             # Loading the weights counts as time, too.
@@ -150,7 +146,7 @@ def write_teacher_scores(
     shares = [
         (collection, {q: pairs[q] for q in block})
         for collection, pairs in asked
-        for block in cut_into_blocks(pairs, sorted(pairs), SHARE_BLOCKS * BLOCK_PAIRS)
+        for block in _blocks(pairs, SHARE_BLOCKS * BLOCK_PAIRS)
     ]
     for collection, share in shares[processes.rank :: processes.count]:
         processes.look()
@@ -170,6 +166,11 @@ def _commit(baseline: Baseline) -> str | None:
 
     found = try_to_load_from_cache(baseline.model, "config.json", revision=baseline.revision)
     return Path(found).parent.name if isinstance(found, str) else None
+
+
+def _blocks(wanted: Wanted, most: int) -> Iterator[list[str]]:
+    """The queries in the order of their ids, cut where `most` pairs are reached: a function of what is wanted alone."""
+    return windows(sorted(wanted), lambda q: len(wanted[q]), most)
 
 
 def _missing(
