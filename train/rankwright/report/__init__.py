@@ -1,1 +1,4 @@
-"""The report people look at: report.html and audit.html of a run, several runs side by side; no torch."""
+"""Pages for people: report.html and audit.html of a run, and several runs side by side.
+
+Start with `page`. May import data, retrieval, mining, training and evaluation, and never torch.
+"""
