@@ -94,7 +94,7 @@ def write_card(
         metadata=metadata_yaml(card, facts, base_name=base_name, revision=revision),
         holds=card.holds,
         use=render(card.use),
-        prompt=render(card.prompt),
+        prompt=render(card.prompt).rstrip(),
         ledger=None if facts.ledger is None else public(facts.ledger),
         figures=dict(facts.figures),
         training=list(facts.training),

@@ -90,10 +90,12 @@ def check_targets(recipe: Recipe, *, offline: bool = False) -> list[str]:
     known = [name for name in recipe.export_targets if name in TARGETS]
     revision = recipe.model.revision
     try:
-        here = Path(resolve_base(recipe.model.base)).is_dir()
-        if not known or (offline and not here):
+        if not known or (offline and not Path(resolve_base(recipe.model.base)).is_dir()):
             return faults
         base, tokenizer = load_base_tokenizer(recipe)
+        below = adapter_base(base, revision)
+        if offline and below is not None and not Path(resolve_base(below[0])).is_dir():
+            return faults
     except UserError:
         return faults
     try:
@@ -101,5 +103,4 @@ def check_targets(recipe: Recipe, *, offline: bool = False) -> list[str]:
         config = base_config(base, contract, tokenizer, revision)
     except UserError as error:
         return faults + (error.messages if isinstance(error, UserErrors) else [str(error)])
-    on_adapters = adapter_base(base, revision) is not None
-    return faults + unservable(known, config, tokenizer, contract, on_adapters=on_adapters)
+    return faults + unservable(known, config, tokenizer, contract, on_adapters=below is not None)

@@ -35,9 +35,15 @@ class Observed:
 class Asked:
     """All answers. refused: row -> why the server would not score it. notes: what else is not checked, and why."""
 
+    rows: Sequence[Row]
     observed: list[Observed] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def decides(self) -> list[int]:
+        """Places of the rows that every server has to match and this one has scored."""
+        return [place for place, row in enumerate(self.rows) if row["gate"] and place not in self.refused]
 
 
 def api_name(api: str) -> str:
@@ -64,7 +70,7 @@ def ask(
     advance: called with the number of rows that were scored. Raises UserError when the first row is refused (the
     address, key or model is wrong), when most rows are, and for an answer with a score missing or not finite.
     """
-    shape, asked = SHAPES[shape_name](), Asked()
+    shape, asked = SHAPES[shape_name](), Asked(rows)
     # vLLM refuses a prompt that is longer than its limit unless it is asked to cut; the others cut by their settings.
     cutting = {"truncate_prompt_tokens": max_tokens} if shape_name == "vllm" else {}
     for scale, fields in (("probability", shape.probabilities), ("logit", shape.logits)):
@@ -79,18 +85,16 @@ def ask(
             extra={**cutting, **fields},
             limits=Limits(retries=RETRIES, backoff_seconds=BACKOFF_SECONDS, timeout_seconds=TIMEOUT_SECONDS),
         )
-        alone = _alone(server, rows, asked, advance)
-        _refuse_few(rows, asked)
-        asked.observed.append(Observed(scale, alone, _lists(server, shape, rows, asked, advance)))  # type: ignore[arg-type]
+        alone = _alone(server, asked, advance)
+        _refuse_few(asked)
+        asked.observed.append(Observed(scale, alone, _lists(server, shape, asked, advance)))  # type: ignore[arg-type]
     _drop_ignored(asked)
     return asked
 
 
-def _alone(
-    server: ServedReranker, rows: Sequence[Row], asked: Asked, advance: Callable[[int], None]
-) -> list[float | None]:
+def _alone(server: ServedReranker, asked: Asked, advance: Callable[[int], None]) -> list[float | None]:
     found: list[float | None] = []
-    for place, row in enumerate(rows):
+    for place, row in enumerate(asked.rows):
         try:
             found += server.score(row["query"], [row["document"]]) if place not in asked.refused else [None]
         # Anything else, such as a wrong answer or a server that is gone, leaves nothing to compare.
@@ -103,17 +107,17 @@ def _alone(
     return found
 
 
-def _refuse_few(rows: Sequence[Row], asked: Asked) -> None:
-    decides = [place for place, row in enumerate(rows) if row["gate"]]
-    refused = [place for place in decides if place in asked.refused]
-    if 2 * len(refused) > len(decides):
-        why = asked.refused[refused[0]]
-        raise UserError(f"the server refused {len(refused)} of {len(decides)} pairs: nothing is proven: {why}")
+def _refuse_few(asked: Asked) -> None:
+    wanted = sum(row["gate"] for row in asked.rows)
+    refused = [why for place, why in asked.refused.items() if asked.rows[place]["gate"]]
+    if 2 * len(refused) > wanted:
+        raise UserError(f"the server refused {len(refused)} of {wanted} pairs: nothing is proven: {refused[0]}")
 
 
 def _lists(
-    server: ServedReranker, shape: Shape, rows: Sequence[Row], asked: Asked, advance: Callable[[int], None]
+    server: ServedReranker, shape: Shape, asked: Asked, advance: Callable[[int], None]
 ) -> dict[str, list[float | None]]:
+    rows = asked.rows
     found: dict[str, list[float | None]] = {}
     for way, make in LISTS.items():
         scores: list[float | None] = [None] * len(rows)

@@ -15,9 +15,9 @@ from rich.table import Table
 from rankwright.common import console
 from rankwright.common.resources import shown
 from rankwright.export.proof.comparing import short, spearman
-from rankwright.export.proof.runtimes.base import Exported, Limits, Row, exact
+from rankwright.export.proof.runtimes.base import Exported, Limits, exact
 from rankwright.export.targets import TARGETS
-from rankwright.export.verify.asking import Asked, Observed, api_name, ask, requests_planned
+from rankwright.export.verify.asking import Asked, api_name, ask, requests_planned
 from rankwright.export.verify.diagnosis import Diagnosis, Explaining, excess
 from rankwright.export.verify.folder import Opened
 
@@ -59,77 +59,63 @@ def verify_server(
             key_variable=key_variable,
             advance=advance or (lambda count: None),
         )
-    decides = [place for place, row in enumerate(rows) if row["gate"] and place not in asked.refused]
-    served, limits = _best_limits(opened, asked, decides, shape)
+    served, limits = _best_limits(opened, asked, shape)
     if served:
         within = f"within {limits.probability:g} of the golden probabilities"
         asked.notes.append(f"which file is served is unknown; compared as weights of type {served}: {within}")
     say = (lambda line: None) if as_json else console.say
-    finding = find_difference(opened, asked, decides, limits, say)
+    finding = find_difference(opened.exported, asked, limits, say)
     if as_json:
-        print(json.dumps(_as_json(opened, url, api, asked, decides, finding), ensure_ascii=False))
+        print(json.dumps(_as_json(opened, url, api, asked, finding), ensure_ascii=False))
     else:
-        console.say(f"{url} ({api}) against {shown(opened.folder)}: {len(decides)} of {len(rows)} pairs decide")
-        _show(rows, asked, decides, finding, limits)
+        console.say(f"{url} ({api}) against {shown(opened.folder)}: {len(asked.decides)} of {len(rows)} pairs decide")
+        _show(asked, finding)
     return finding is None
 
 
-def _best_limits(opened: Opened, asked: Asked, decides: Sequence[int], shape: str) -> tuple[str, Limits]:
+def _best_limits(opened: Opened, asked: Asked, shape: str) -> tuple[str, Limits]:
     """The strictest limits that the server keeps, with the type of file they belong to; else the loosest ones."""
-    rows, known = opened.exported.rows, limits_of(shape, opened.exported, opened.tolerance)
+    known = limits_of(shape, opened.exported, opened.tolerance)
     for served, limits in known.items():
         ways = ["alone", *asked.observed[0].lists]
-        if all(_worst(rows, _way(asked, way), decides, limits) is None for way in ways) and not _disordered(
-            rows, asked, decides, limits
-        ):
+        if all(_worst(asked, way, limits) is None for way in ways) and not _disordered(asked, limits):
             return served, limits
     return list(known.items())[-1]
 
 
-def _way(asked: Asked, way: str) -> list[tuple[Observed, Sequence[float | None]]]:
-    return [(one, one.alone if way == "alone" else one.lists[way]) for one in asked.observed]
-
-
-def _disordered(rows: Sequence[Row], asked: Asked, decides: Sequence[int], limits: Limits) -> bool:
+def _disordered(asked: Asked, limits: Limits) -> bool:
     """Whether pairs are in another order than limits.spearman allows."""
     if limits.spearman is None:
         return False
-    found = [(asked.observed[0].alone[place], rows[place]["logit"]) for place in decides]
+    found = [(asked.observed[0].alone[place], asked.rows[place]["logit"]) for place in asked.decides]
     seen = [(value, golden) for value, golden in found if value is not None]
     return not spearman([golden for _, golden in seen], [value for value, _ in seen]) >= limits.spearman
 
 
-def find_difference(
-    opened: Opened, asked: Asked, decides: Sequence[int], limits: Limits, say: Callable[[str], None]
-) -> Finding | None:
+def find_difference(exported: Exported, asked: Asked, limits: Limits, say: Callable[[str], None]) -> Finding | None:
     """The worst pair alone, or else in a list, with the cause; None when all are equal."""
-    rows = opened.exported.rows
-    worst = _worst(rows, _way(asked, "alone"), decides, limits)
-    if worst is None and _disordered(rows, asked, decides, limits):
-        worst = max(decides, key=lambda place: max(_distances(rows, asked, place).values()))
+    worst = _worst(asked, "alone", limits)
+    if worst is None and _disordered(asked, limits):
+        worst = max(asked.decides, key=lambda place: max(_distances(asked, place).values()))
     if worst is not None:
-        return Finding(worst, "alone", Explaining(opened.exported, asked.observed, decides, limits, say).diagnose())
+        return Finding(worst, "alone", Explaining(exported, asked.observed, asked.decides, limits, say).diagnose())
     for way in asked.observed[0].lists:
-        worst = _worst(rows, _way(asked, way), decides, limits)
+        worst = _worst(asked, way, limits)
         if worst is not None:
-            return Finding(worst, f"in {way}", _list_fault(rows, asked.observed[0], decides, limits))
+            return Finding(worst, f"in {way}", _list_fault(asked, limits))
     return None
 
 
-def _worst(
-    rows: Sequence[Row],
-    found: Sequence[tuple[Observed, Sequence[float | None]]],
-    decides: Sequence[int],
-    limits: Limits,
-) -> int | None:
-    """The row farthest beyond its limit, or None."""
+def _worst(asked: Asked, way: str, limits: Limits) -> int | None:
+    """The row farthest beyond its limit, alone or in one kind of list; None where all keep it."""
+    found = [(one, one.alone if way == "alone" else one.lists[way]) for one in asked.observed]
     units = {
         place: max(
-            max(excess(rows[place], one, value, limits), _apart(one.alone[place], value, limits))
+            max(excess(asked.rows[place], one, value, limits), _apart(one.alone[place], value, limits))
             for one, values in found
             if (value := values[place]) is not None
         )
-        for place in decides
+        for place in asked.decides
         if any(values[place] is not None for _, values in found)
     }
     worst = max(units, key=lambda place: units[place], default=None)
@@ -141,11 +127,12 @@ def _apart(alone: float | None, listed: float, limits: Limits) -> float:
     return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
 
 
-def _list_fault(rows: Sequence[Row], observed: Observed, decides: Sequence[int], limits: Limits) -> Diagnosis:
+def _list_fault(asked: Asked, limits: Limits) -> Diagnosis:
     """Why scores differ in a list only: right scores at wrong places, or scores that depend on their batch."""
+    observed = asked.observed[0]
     groups: dict[str, list[int]] = {}
-    for place in decides:
-        groups.setdefault(rows[place]["query"], []).append(place)
+    for place in asked.decides:
+        groups.setdefault(asked.rows[place]["query"], []).append(place)
     assert limits.probability is not None
     near = (limits.batch or limits.probability) * (1 if observed.scale == "probability" else 10)
     [(_, listed), *_] = observed.lists.items()
@@ -169,19 +156,19 @@ def _list_fault(rows: Sequence[Row], observed: Observed, decides: Sequence[int],
     )
 
 
-def _distances(rows: Sequence[Row], asked: Asked, place: int) -> dict[str, float]:
+def _distances(asked: Asked, place: int) -> dict[str, float]:
     """Scale -> the largest difference of a row, alone or in a list."""
     found: dict[str, float] = {}
     for one in asked.observed:
         values = [one.alone[place], *(scores[place] for scores in one.lists.values())]
-        seen = [abs(value - rows[place][one.scale]) for value in values if value is not None]
+        seen = [abs(value - asked.rows[place][one.scale]) for value in values if value is not None]
         if seen:
             found[one.scale] = max(seen)
     return found
 
 
-def _line(rows: Sequence[Row], asked: Asked, finding: Finding) -> str:
-    row, diagnosis = rows[finding.place], finding.diagnosis
+def _line(asked: Asked, finding: Finding) -> str:
+    row, diagnosis = asked.rows[finding.place], finding.diagnosis
     one = asked.observed[0]
     seen = [one.alone[finding.place], *(scores[finding.place] for scores in one.lists.values())]
     got = max((v for v in seen if v is not None), key=lambda v: abs(v - row[one.scale]))
@@ -191,7 +178,7 @@ def _line(rows: Sequence[Row], asked: Asked, finding: Finding) -> str:
     )
 
 
-def _show(rows: Sequence[Row], asked: Asked, decides: Sequence[int], finding: Finding | None, limits: Limits) -> None:
+def _show(asked: Asked, finding: Finding | None) -> None:
     table = Table(box=None)
     for column in ("kind", "query", "document", "expected", "found", "|d probability|", "|d logit|", ""):
         text = column in ("kind", "query", "document", "")
@@ -200,70 +187,70 @@ def _show(rows: Sequence[Row], asked: Asked, decides: Sequence[int], finding: Fi
         else:
             table.add_column(column, justify="right", no_wrap=True, min_width=len(column) or None)
     one = asked.observed[0]
-    for place, row in enumerate(rows):
-        found, distances = one.alone[place], _distances(rows, asked, place)
+    for place, row in enumerate(asked.rows):
+        found, distances = one.alone[place], _distances(asked, place)
         numbers = [f"{distances[s]:.1e}" if s in distances else "-" for s in ("probability", "logit")]
-        mark = "refused" if place in asked.refused else "" if place in set(decides) else "does not decide"
+        mark = "refused" if place in asked.refused else "" if row["gate"] else "does not decide"
         texts = [escape(short(row[key], TEXT_COLUMNS)) for key in ("query", "document")]
         score = "-" if found is None else f"{found:.6f}"
         table.add_row(row["kind"], *texts, f"{row[one.scale]:.6f}", score, *numbers, mark)
     console.show(table)
-    for note in [*asked.notes, *(f"refused: {row}" for row in _refusals(rows, asked))]:
+    for note in [*asked.notes, *(f"refused: {row}" for row in _refusals(asked))]:
         console.say(note)
     if finding is not None:
-        console.say(f"differs: {_line(rows, asked, finding)}")
+        console.say(f"differs: {_line(asked, finding)}")
     else:
-        largest = _largest(rows, asked, decides)
+        largest = _largest(asked, asked.decides)
         words = ", ".join(f"{scale} {value:.1e}" for scale, value in largest.items())
         listed = any(value is not None for values in one.lists.values() for value in values)
         console.say(f"equal: largest difference {words}, alone{' and in lists' if listed else '; lists not checked'}")
 
 
-def _refusals(rows: Sequence[Row], asked: Asked) -> list[str]:
-    return [f"{rows[place]['kind']} pair {short(rows[place]['query'])}: {why}" for place, why in asked.refused.items()]
+def _refusals(asked: Asked) -> list[str]:
+    refused = [(asked.rows[place], why) for place, why in asked.refused.items()]
+    return [f"{row['kind']} pair {short(row['query'])}: {why}" for row, why in refused]
 
 
-def _largest(rows: Sequence[Row], asked: Asked, places: Sequence[int]) -> dict[str, float]:
+def _largest(asked: Asked, places: Sequence[int]) -> dict[str, float]:
     found: dict[str, float] = {}
     for place in places:
-        for scale, distance in _distances(rows, asked, place).items():
+        for scale, distance in _distances(asked, place).items():
             found[scale] = max(found.get(scale, 0.0), distance)
     return found
 
 
-def _by_kind(rows: Sequence[Row], asked: Asked, decides: Sequence[int]) -> dict[str, float]:
+def _by_kind(asked: Asked) -> dict[str, float]:
     """The largest difference by kind of text: truncation shows in `long` alone."""
-    kinds = dict.fromkeys(rows[place]["kind"] for place in decides)
-    per_kind = {kind: _largest(rows, asked, [p for p in decides if rows[p]["kind"] == kind]) for kind in kinds}
+    places: dict[str, list[int]] = {}
+    for place in asked.decides:
+        places.setdefault(asked.rows[place]["kind"], []).append(place)
+    per_kind = {kind: _largest(asked, own) for kind, own in places.items()}
     return {kind: values["probability"] for kind, values in per_kind.items() if "probability" in values}
 
 
-def _as_json(
-    opened: Opened, url: str, api: str, asked: Asked, decides: Sequence[int], finding: Finding | None
-) -> dict[str, Any]:
-    rows = opened.exported.rows
+def _as_json(opened: Opened, url: str, api: str, asked: Asked, finding: Finding | None) -> dict[str, Any]:
     pairs = [
         {
             "query": row["query"],
             "document": row["document"],
             "kind": row["kind"],
-            "decides": place in set(decides),
+            "decides": place in asked.decides,
             **{f"expected_{one.scale}": row[one.scale] for one in asked.observed},
             **{one.scale: one.alone[place] for one in asked.observed},
-            **{f"d_{scale}": value for scale, value in _distances(rows, asked, place).items()},
+            **{f"d_{scale}": value for scale, value in _distances(asked, place).items()},
         }
-        for place, row in enumerate(rows)
+        for place, row in enumerate(asked.rows)
     ]
     return {
         "url": url,
         "api": api,
         "folder": str(opened.folder),
         "tolerance": opened.tolerance,
-        "rows": len(decides),
-        **{f"max_d_{scale}": value for scale, value in _largest(rows, asked, decides).items()},
-        "max_d_probability_by_kind": _by_kind(rows, asked, decides),
-        "not_checked": [*opened.notes, *asked.notes, *_refusals(rows, asked)],
-        "failures": [] if finding is None else [_line(rows, asked, finding)],
+        "rows": len(asked.decides),
+        **{f"max_d_{scale}": value for scale, value in _largest(asked, asked.decides).items()},
+        "max_d_probability_by_kind": _by_kind(asked),
+        "not_checked": [*opened.notes, *asked.notes, *_refusals(asked)],
+        "failures": [] if finding is None else [_line(asked, finding)],
         "diagnosis": None if finding is None else asdict(finding.diagnosis),
         "pairs": pairs,
     }
