@@ -56,7 +56,7 @@ def folders(trained: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     options: dict[str, dict[str, Any]] = {name: {} for name in trained} | {"qwen3-bf16": {"dtype": "bf16"}}
     for name, values in options.items():
         (root / name).mkdir()
-        TARGETS.bind("hf", values)(trained.get(name, trained["qwen3-portable"]), root / name)
+        TARGETS["hf"].bind(values)(trained.get(name, trained["qwen3-portable"]), root / name)
     return {name: root / name for name in options}
 
 

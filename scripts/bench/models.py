@@ -10,7 +10,8 @@ from typing import Any
 
 from rankwright.common.resources import resolve_base
 from rankwright.data.formats.read import read_collection
-from rankwright.export.targets.hf import export_hf
+from rankwright.export.target import Trained
+from rankwright.export.targets import TARGETS
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, make_contract
 from rankwright.retrieval.bm25 import bm25
@@ -68,7 +69,8 @@ def write_models(folder: Path, shape: str, *, max_tokens: int, seed: int = 0) ->
     tokenizer.save_pretrained(folder / "base")
     contract = make_contract(tokenizer, mode="portable", max_tokens=max_tokens)
     contract.save(folder / "base")
-    export_hf(load_model(str(folder / "base"), contract, tokenizer), tokenizer, contract, folder / "hf")
+    model = load_model(str(folder / "base"), contract, tokenizer)
+    TARGETS["hf"].write(Trained(model, tokenizer, contract, str(folder / "base")), folder / "hf")
     return folder / "base", folder / "hf"
 
 

@@ -13,7 +13,7 @@ import pytest
 from rankwright.cli import data as data_check_output
 from rankwright.cli import data_check
 from rankwright.common.errors import UserError
-from rankwright.data.discovery import find_sets, locate, our_split, wanted_judgement, wanted_text
+from rankwright.data.discovery import find_lines, find_sets, our_split, wanted_judgement, wanted_text
 from rankwright.recipe.loading import load_recipe
 
 DOCUMENTS = [
@@ -202,7 +202,7 @@ def test_places_in_lines_of_any_form(tmp_path: Path) -> None:
         wanted_judgement(("m", "n"), ("which loan?", "a bond")),
         wanted_text("gone", "not there"),
     ]
-    found = locate(wanted, tmp_path, "test")
+    found = find_lines(wanted, tmp_path, "test")
     assert {number: Path(place).name for number, place in found.items()} == {
         0: "a.jsonl:1",
         1: "a.jsonl:2",

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from rankwright.common.files import atomic_folder, read_json_object, write_lines_atomic, write_text_atomic
+from rankwright.common.errors import UserError
+from rankwright.common.files import (
+    atomic_folder,
+    read_json_object,
+    read_jsonl,
+    read_jsonl_places,
+    write_lines_atomic,
+    write_text_atomic,
+)
 from rankwright.common.hashing import file_sha256
 
 
@@ -116,3 +124,16 @@ def test_read_json_object_is_none_for_all_but_an_object(tmp_path: Path) -> None:
     assert read_json_object(path) is None
     path.write_text('{"a": 1}')
     assert read_json_object(path) == {"a": 1}
+
+
+def test_rows_of_jsonl_have_their_places_and_a_damaged_one_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"n": 1, "t": "é"}\n{"n": 2}\n{"m": 3}\n'.encode())
+    content = path.read_bytes()
+    rows = read_jsonl_places(path, lambda row: row["n"], "a row of n: count again")
+    found = [(content[start:].decode()[:7], n) for start, n in (next(rows), next(rows))]
+    assert found == [('{"n": 1', 1), ('{"n": 2', 2)]
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: not a row of n: count again \(KeyError: 'n'\)"):
+        next(rows)
+    with pytest.raises(UserError, match=r"rows\.jsonl:3"):
+        list(read_jsonl(path, lambda row: row["n"], "a row of n"))

@@ -13,6 +13,7 @@ import pytest
 
 from rankwright.common.errors import UserError
 from rankwright.data.formats.read import read_collection
+from rankwright.data.formats.reading import choose_split
 
 DATA = Path(os.environ.get("RANKWRIGHT_DATA", Path(__file__).parents[3] / "shared/data"))
 CORPUS = [
@@ -234,3 +235,11 @@ def test_fixtures_are_read() -> None:
     folders = sorted({p.parent for p in root.rglob("corpus.jsonl")})
     for folder in folders:
         assert read_collection(folder, name="set", split=folder.name).queries
+
+
+def test_a_split_is_the_given_one_or_the_only_one() -> None:
+    assert choose_split("set", None, ["test"]) == choose_split("set", "test", ["train", "test"]) == "test"
+    with pytest.raises(UserError, match=r"^set: say which split to read: give split: NAME \(known: train, test\)$"):
+        choose_split("set", None, ["train", "test"])
+    with pytest.raises(UserError, match=r"^set: unknown split 'tset', did you mean 'test'\?"):
+        choose_split("set", "tset", ["train", "test"])

@@ -22,7 +22,7 @@ from rankwright.common.stats import holm, paired_difference, randomisation_test
 from rankwright.evaluation import compare as comparing
 from rankwright.evaluation.compare import Comparison
 from rankwright.evaluation.evaluate import first_stage_run, measure, write_evaluation
-from rankwright.evaluation.results import evaluate_command, experiment_of, read_runs, run_names
+from rankwright.evaluation.runs import evaluate_command, experiment_of, read_runs, run_names
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, write_candidates
@@ -180,7 +180,7 @@ def test_another_reference(good: Path, weak: Path) -> None:
     for spelled in ("base", "good/base", "weak/base"):
         assert compared(good, weak, against=spelled).reference.name == "base"
     assert compared(good, weak, against=f"{weak}/").reference.name == "weak/tuned"
-    with pytest.raises(UserError, match=r"--against: unknown system 'bse', did you mean 'base'\? \(known: bm25, base"):
+    with pytest.raises(UserError, match=r"--against: unknown system 'bse', did you mean 'base'\? \(known: base, bm25"):
         compared(good, weak, against="bse")
 
 
@@ -202,6 +202,8 @@ def test_a_system_that_a_run_lacks(good: Path, weak: Path) -> None:
     found = compared(good, weak)
     assert names(found) == ["bm25", "good/base", "good/tuned", "weak/tuned"]
     assert found.notes == ("weak: not evaluated on all of these test sets, left out: base",)
+    (weak / "eval" / "two" / "base" / "per_query.jsonl").unlink()
+    assert compared(good, weak).notes == ("weak: not evaluated to the end on two, left out: base",)
 
 
 def test_runs_that_differ_in_seed_are_grouped(tmp_path: Path, good: Path, weak: Path) -> None:
@@ -334,18 +336,18 @@ def _no_number(run: Path) -> None:
         (_other_settings, "different settings", True),
         (_mixed_files, "do not agree on nDCG@10", True),
         (_no_evaluation, "tuned is not evaluated on test set 'one'", True),
-        (_no_run, "no folder of a run", False),
-        (_no_values, "no such file", False),
+        (_no_run, "not a run folder", False),
+        (_no_values, "tuned is not evaluated on test set 'two', or not to the end", True),
         (_broken_values, "per_query.jsonl:1: not a row of values", False),
-        (_no_number, "per_query.jsonl:1: not a row of values (a value is not a number)", False),
-        (_odd_query, "per_query.jsonl:1: not a row of values (query_id is not a text)", False),
+        (_no_number, "per_query.jsonl:1: not a row of values, evaluate again (ValueError: a value is", False),
+        (_odd_query, "per_query.jsonl:1: not a row of values, evaluate again (ValueError: query_id is", False),
         (_spoil(TUNED, **{"nDCG@10": [0.5]}), "metrics.json: nDCG@10: must be a number, found [0.5]", True),
         (_spoil(TUNED, **{"nDCG@10": "0.5"}), "metrics.json: nDCG@10: must be a number, found '0.5'", True),
         (_spoil(TUNED, **{"nDCG@10": True}), "metrics.json: nDCG@10: must be a number, found True", True),
         (_spoil(TUNED, **{"nDCG@10": None}), "do not agree on nDCG@10", True),
         (_spoil(TUNED, depth="deep"), "metrics.json: depth: must be a whole number, found 'deep'", True),
         (_list(TUNED), "tuned is not evaluated on test set 'two'", True),
-        (_list("recipe.json"), "no folder of a run", False),
+        (_list("recipe.json"), "not a run folder", False),
         (_spoil("stages/evaluate.json", seed="x"), "stages/evaluate.json: seed: must be a whole number", True),
     ],
 )
@@ -393,7 +395,7 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
 
 def test_a_mistake_is_a_line_and_exit_code_2(tmp_path: Path, good: Path) -> None:
     for arguments, said in (
-        ([good, tmp_path / "nosuch"], "no folder of a run"),
+        ([good, tmp_path / "nosuch"], "not a run folder"),
         ([good, good], "given twice"),
         ([], "RUN"),
     ):

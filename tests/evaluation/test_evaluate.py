@@ -15,10 +15,10 @@ from rankwright.evaluation.evaluate import (
     choose_queries,
     first_stage_run,
     measure,
-    read_metrics_json,
     read_per_query,
     write_evaluation,
 )
+from rankwright.evaluation.results import find_finished
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import Candidate
@@ -117,10 +117,11 @@ def test_an_evaluation_comes_back_as_it_was(tmp_path: Path) -> None:
     run = {ids[q]: scores for q, scores in first_stage_run(CANDIDATES, list(ids)).items()}
     measured = measure(run, qrels, list(qrels), ["nDCG@10", "RR"])
     folder = tmp_path / "eval" / "set" / "bm25"
-    assert read_metrics_json(folder) is None
+    assert find_finished(folder.parent) == ({}, [])
     write_evaluation(folder, run, measured, tag="tag", facts={"inputs": "abc", "pairs": 4})
-    values = read_metrics_json(folder)
-    assert values == {
+    values, unfinished = find_finished(folder.parent)
+    assert not unfinished and list(values) == ["bm25"]
+    assert values["bm25"] == {
         "nDCG@10": measured.mean["nDCG@10"],
         "RR": 0.25,
         "queries": 2,
@@ -142,7 +143,13 @@ def test_a_value_that_was_not_computed_is_left_out(tmp_path: Path) -> None:
     assert read_per_query(tmp_path, "RR") == {"b": 1.0}
 
 
-@pytest.mark.parametrize("text", ["", '{"nDCG@10": 0.'])
-def test_metrics_that_were_cut_off_are_no_evaluation(tmp_path: Path, text: str) -> None:
-    (tmp_path / "metrics.json").write_text(text)
-    assert read_metrics_json(tmp_path) is None
+@pytest.mark.parametrize("text", ["", '{"nDCG@10": 0.', "[1]", '{"RR": 0.5}'])
+def test_metrics_that_were_cut_off_are_not_an_evaluation(tmp_path: Path, text: str) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "per_query.jsonl").write_text("")
+    (tmp_path / "base" / "metrics.json").write_text(text)
+    assert find_finished(tmp_path) == ({}, ["base"])
+    (tmp_path / "base" / "metrics.json").write_text('{"nDCG@10": 0.5}')
+    assert find_finished(tmp_path) == ({"base": {"nDCG@10": 0.5}}, [])
+    (tmp_path / "base" / "per_query.jsonl").unlink()
+    assert find_finished(tmp_path) == ({}, ["base"])

@@ -87,7 +87,7 @@ def test_a_query_of_two_sets_counts_once() -> None:
     repeated = {"part": {q: f"whole/{q}" for q in values["part"][0]}}
     (once,) = judge(Gate(), values, seed=0, repeated=repeated)
     assert (once.value, once.low) == (alone.value, alone.low) != (twice.value, twice.low)
-    assert "30 queries of whole, part (20 that an earlier one of these has count once)" in once.sentence
+    assert "30 queries of whole, part (20 queries that are in several sets count once)" in once.sentence
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,7 +107,7 @@ def test_faults_of_the_section() -> None:
     metric, twice, unknown = check_gate(Gate(metric="nDGC@10", guard=("b", "b", "legla")), ["RR"], ["b", "legal"])
     assert metric.startswith("gate.metric: 'nDGC@10' is not measured, did you mean 'nDCG@10'?") and "RR" in metric
     assert twice == "gate.guard: 'b' is named twice"
-    assert unknown.startswith("gate.guard: no test set 'legla', did you mean 'legal'?")
+    assert unknown.startswith("gate.guard: unknown test set 'legla', did you mean 'legal'?")
     (every,) = check_gate(Gate(guard=("a", "b")), [], ["a", "b"])
     assert every.startswith("gate.guard: all test sets are guards")
     assert check_override(None, None) == [] and check_override("why", Gate()) == []
@@ -206,7 +206,7 @@ def test_an_accepted_model_says_so_and_the_api_gives_calibrated_probabilities(
     command = (refused[0] / "recipe.yaml", f"run_dir={run}", "gate.min_gain=-2", "--override", "not needed")
     done = jobs.rankwright("export", *command)
     assert done.returncode == 0, done.stderr
-    assert "not recorded: every rule passed" in done.stdout
+    assert "not recorded, because every rule passed" in done.stdout
     assert written(run, "gate.json")["accepted"] is True and written(run, "gate.json")["override"] is None
     folder = run / "export" / "adapter"
     assert "Passed. Every rule" in (folder / "README.md").read_text()

@@ -171,7 +171,7 @@ def test_all_bad_names_at_once() -> None:
 
 def test_labels_that_are_no_whole_numbers() -> None:
     run, qrels = {"q": {"a": 1.0, "b": 2.0}}, {"q": {"a": 0.5, "b": 0.0}}
-    with pytest.raises(UserError, match=r"'q', document 'a': label 0.5 is no whole number, which nDCG@10 needs"):
+    with pytest.raises(UserError, match=r"'q', document 'a': label 0.5 is not a whole number, as nDCG@10 needs"):
         measure_run(run, qrels, ["RR@10", "nDCG@10"])
     with pytest.raises(UserError, match="RR"):
         measure_run(run, qrels, ["RR(rel=2)@10"])

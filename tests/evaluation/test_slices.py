@@ -96,7 +96,7 @@ def test_attributes_are_written_again_only_when_what_they_are_made_from_changed(
     candidates.write_text("".join(candidates.read_text().splitlines(keepends=True)[1:]))
     write_attributes(read_recipe(folder), RunFolder(folder))
     assert one.read_text() == "marker\n" and len(read_attributes(two)) == 23
-    with pytest.raises(UserError, match=r"one.queries\.jsonl:1: not a row of attributes"):
+    with pytest.raises(UserError, match=r"one.queries\.jsonl:1: not a row of query attributes"):
         read_attributes(one)
 
 

@@ -6,10 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny import PAIRS
 
 from rankwright.common.run_folder import RunFolder
@@ -80,8 +77,3 @@ def test_nothing_to_measure_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     speed.measure_speed(RunFolder(tmp_path), [(Seen(), SET, {"q0": []})], seed=0, inputs="x")
     assert "no query has candidates, not measured" in capsys.readouterr().out
     assert not (tmp_path / "speed.json").exists()
-
-
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.sampled_from([0, 50, 95, 100]))
-def test_percentiles_are_numpys(values: list[float], percent: float) -> None:
-    assert speed._percentile(values, percent) == pytest.approx(float(np.percentile(values, percent)))

@@ -65,7 +65,7 @@ def causal(sources: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory
     options = {"bf16": {"dtype": "bf16"}, "sharded": {"shard_size": "100KB"}}
     for name, one in sources.items():
         (root / name).mkdir()
-        figures = TARGETS.bind("causal", options.get(name, {}))(one, root / name)
+        figures = TARGETS["causal"].bind(options.get(name, {}))(one, root / name)
         (root / f"{name}.json").write_text(json.dumps(figures))
     return {name: root / name for name in sources}
 
@@ -113,7 +113,7 @@ def test_the_files_of_sentence_transformers(causal: dict[str, Path]) -> None:
 
 
 def test_weights_in_shards_and_rounded(causal: dict[str, Path], trained: dict[str, Trained], tmp_path: Path) -> None:
-    TARGETS.bind("hf", {"shard_size": "100KB", "dtype": "auto"})(trained["qwen3-portable"], tmp_path)
+    TARGETS["hf"].bind({"shard_size": "100KB", "dtype": "auto"})(trained["qwen3-portable"], tmp_path)
     for folder in (causal["sharded"], tmp_path):
         files = sorted(path.name for path in folder.glob("*.safetensors"))
         index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -129,9 +129,9 @@ def test_weights_in_shards_and_rounded(causal: dict[str, Path], trained: dict[st
 
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(UserError, match=r"shard_size.*whole number with KB, MB or GB"):
-        TARGETS.bind("hf", {"shard_size": "5 gigabytes"})
+        TARGETS["hf"].bind({"shard_size": "5 gigabytes"})
     with pytest.raises(UserError, match="dtype"):
-        TARGETS.bind("causal", {"dtype": "int8"})
+        TARGETS["causal"].bind({"dtype": "int8"})
 
 
 def test_the_snippets_of_the_card_run(causal: dict[str, Path]) -> None:

@@ -21,7 +21,6 @@ from rankwright.export.proof.parity import check_folders
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
-from rankwright.export.targets.hf import export_hf
 from rankwright.model.prompt import PromptContract
 from rankwright.recipe.schema import LicenceRule
 from rankwright.rerankers.reranker import Reranker
@@ -37,17 +36,8 @@ CASES = ["qwen3-portable", "qwen3-official", "llama-portable", "qwen3-full", "qw
 def published(trained: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """(folder, figures) of export_targets with both targets."""
     one, folder = trained["qwen3-portable"], tmp_path_factory.mktemp("export")
-    figures = export_targets(
-        one.model,
-        one.tokenizer,
-        one.contract,
-        targets={"hf": {}, "adapter": {}},
-        folder=folder,
-        golden_pairs=PAIRS,
-        base_name=one.base_name,
-        facts=CardFacts(title="Tiny", ledger=LEDGER, figures={"nDCG@10": 0.5}),
-    )
-    return folder, figures
+    facts = CardFacts(title="Tiny", ledger=LEDGER, figures={"nDCG@10": 0.5})
+    return folder, export_targets(one, {"hf": {}, "adapter": {}}, folder, facts)
 
 
 def score_trained(trained: Trained, pairs: list[tuple[str, str]]) -> list[float]:
@@ -117,7 +107,7 @@ def test_scaled_rope_survives(tmp_path: Path) -> None:
     scaled |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 256}
     (base / "config.json").write_text(json.dumps({**config, "rope_parameters": scaled}))
     one = trained_of(base, "portable")
-    export_hf(one.model, one.tokenizer, one.contract, tmp_path / "hf")
+    TARGETS["hf"].write(one, tmp_path / "hf")
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert written["rope_scaling"]["rope_type"] == "llama3" and written["rope_theta"] == 5e5
     again = Reranker.load(str(tmp_path / "hf"))
@@ -170,17 +160,16 @@ def test_files_are_readable_by_all_and_name_no_machine(
 
 def test_what_cannot_be_exported_is_refused(trained: dict[str, Trained], tmp_path: Path) -> None:
     full = trained["qwen3-full"]
-    arguments: dict[str, Any] = {"folder": tmp_path, "golden_pairs": PAIRS, "base_name": "base"}
     with pytest.raises(UserError, match="method: lora"):
-        export_targets(full.model, full.tokenizer, full.contract, targets={"hf": {}, "adapter": {}}, **arguments)
+        export_targets(full, {"hf": {}, "adapter": {}}, tmp_path)
     with pytest.raises(UserError, match="export target"):
-        export_targets(full.model, full.tokenizer, full.contract, targets={"hff": {}}, **arguments)
+        export_targets(full, {"hff": {}}, tmp_path)
     untrained = trained_of(Path(full.base_name), "portable")
     for name, parameter in untrained.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.zeros_(parameter)
     with pytest.raises(UserError, match="changed nothing"):
-        TARGETS["hf"](untrained, tmp_path)
+        TARGETS["hf"].write(untrained, tmp_path)
 
 
 def test_few_real_pairs_are_combined_and_repeat_nothing(trained: dict[str, Trained], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import PAIRS, trained_of
+from tiny import trained_of
 
-from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.errors import UserError
 from rankwright.export.card import CardFacts
 from rankwright.export.proof.parity import NOT_CHECKED, measure
 from rankwright.export.proof.runtimes.gguf import GgufFile, render
-from rankwright.export.publish import export_targets, refuse_base, refuse_impossible
+from rankwright.export.publish import export_targets
+from rankwright.export.servable import impossible, unservable
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.export.targets.gguf import rerank_template, why_no_gguf
@@ -32,7 +34,7 @@ def files(trained: dict[str, Trained], tmp_path_factory: pytest.TempPathFactory)
     root = tmp_path_factory.mktemp("gguf")
     for case in ("qwen3-portable", "qwen3-official"):
         (root / case).mkdir()
-        TARGETS.bind("gguf", {"types": TYPES})(trained[case], root / case)
+        TARGETS["gguf"].bind({"types": TYPES})(trained[case], root / case)
     return {folder.name: folder for folder in root.iterdir()}
 
 
@@ -106,17 +108,9 @@ def test_metadata_is_what_llama_cpp_needs(files: dict[str, Path], trained: dict[
 def test_a_published_folder_has_its_card_and_licence(trained: dict[str, Trained], tmp_path: Path) -> None:
     one = trained["qwen3-portable"]
     licence = {"hub": "apache-2.0", "name": None, "why": [], "attribution": []}
-    figures = export_targets(
-        one.model,
-        one.tokenizer,
-        one.contract,
-        targets={"gguf": {"types": ["q8_0"]}},
-        folder=tmp_path,
-        golden_pairs=PAIRS,
-        base_name="org/base",
-        revision="abc",
-        facts=CardFacts(title="Tiny reranker", name="tiny", ledger={"licence": licence, "inputs": [], "require": None}),
-    )
+    facts = CardFacts(title="Tiny reranker", name="tiny", ledger={"licence": licence, "inputs": [], "require": None})
+    one = dataclasses.replace(one, base_name="org/base", revision="abc")
+    figures = export_targets(one, {"gguf": {"types": ["q8_0"]}}, tmp_path, facts)
     assert list(figures["gguf"]["files"]) == ["tiny-q8_0.gguf"]
     file = GgufFile(tmp_path / "gguf" / "tiny-q8_0.gguf")
     assert file["general.license"] == "apache-2.0" and file["general.name"] == "Tiny reranker"
@@ -227,18 +221,15 @@ def test_what_llama_cpp_does_not_serve_is_refused_with_a_way_out(
     trained: dict[str, Trained], tmp_path: Path, tiny_qwen3: Path
 ) -> None:
     llama = trained["llama-portable"]
-    with pytest.raises(UserError, match="for Qwen3 only, not for llama: export it as hf or onnx"):
-        refuse_base(["hf", "gguf"], llama.model.causal_lm.config, llama.tokenizer, llama.contract)
-    with pytest.raises(UserError, match="for Qwen3 only"):
-        TARGETS["gguf"](llama, tmp_path)
+    with pytest.raises(UserError, match=r"^export\.targets: gguf: .*for Qwen3 only, not for llama: export it as hf or"):
+        export_targets(llama, {"hf": {}, "gguf": {}}, tmp_path)
     assert list(tmp_path.iterdir()) == []
     one = trained_of(tiny_qwen3, "portable")
     config = one.model.causal_lm.config
     config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
     config.layer_types = ["sliding_attention"] * 2
-    with pytest.raises(UserErrors) as caught:
-        refuse_base(["gguf"], config, one.tokenizer, one.contract)
-    assert [("dynamic" in m, "sliding" in m) for m in caught.value.messages] == [(True, False), (False, True)]
+    faults = unservable(["gguf"], config, one.tokenizer, one.contract)
+    assert [("dynamic" in m, "sliding" in m) for m in faults] == [(True, False), (False, True)]
     config.layer_types = None
     for values, named in (({"attention_factor": 3.0}, True), ({"beta_fast": 16.0}, True), ({"beta_fast": 32.0}, False)):
         config.rope_parameters = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0, **values}
@@ -264,14 +255,14 @@ def test_tokenizers_that_llama_cpp_has_not_are_refused(trained: dict[str, Traine
     faults = why_no_gguf(config, tokenizer, one.contract)
     assert len(faults) == 2 and "known: qwen2, llama-bpe" in faults[0] and "Lowercase" in faults[1]
     pieces = load_tokenizer(str(make_tiny_gemma(tmp_path / "gemma")))
-    assert "no byte-level BPE" in why_no_gguf(config, pieces, one.contract)[0]
+    assert "not a byte-level BPE" in why_no_gguf(config, pieces, one.contract)[0]
     contract = make_contract(one.tokenizer, mode="portable", instruction="fill in {document}", max_tokens=160)
     assert "the instruction holds {document}" in why_no_gguf(config, one.tokenizer, contract)[0]
 
 
 def test_zerank_frames_are_one_text(tiny_qwen3: Path, tmp_path: Path) -> None:
     one = trained_of(tiny_qwen3, "zerank")
-    TARGETS.bind("gguf", {"types": ["f32"]})(one, tmp_path)
+    TARGETS["gguf"].bind({"types": ["f32"]})(one, tmp_path)
     assert measure(tmp_path, 1e-4)["failures"] == []
     encoder = PromptEncoder(one.contract, one.tokenizer)
     assert render(rerank_template(one.contract), "a query", "a text") == encoder.render("a query", "a text")
@@ -286,10 +277,10 @@ def test_rows_that_q8_0_cannot_hold_stay_f16(trained: dict[str, Trained]) -> Non
 
 
 def test_options_and_a_missing_package_are_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="types"):
-        refuse_impossible({"gguf": {"types": ["q2_k"]}}, has_adapter=True)
-    with pytest.raises(UserError, match=r"types: .* at least 1"):
-        refuse_impossible({"gguf": {"types": []}}, has_adapter=True)
+    [fault] = impossible({"gguf": {"types": ["q2_k"]}}, lora=True)
+    assert "types" in fault
+    [fault] = impossible({"gguf": {"types": []}}, lora=True)
+    assert "types: " in fault and "at least 1" in fault
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the package gguf: pip install 'rankwright\[gguf\]'"):
-        refuse_impossible({"gguf": {}}, has_adapter=True)
+    [fault] = impossible({"gguf": {}}, lora=True)
+    assert "needs the package gguf: pip install 'rankwright[gguf]'" in fault

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import trained_of
 
-from rankwright.export.proof.parity import measure
+from rankwright.export.proof.parity import measure, read_exported
 from rankwright.export.proof.runtimes.base import Exported
 from rankwright.export.proof.runtimes.gguf import SPLITS
 from rankwright.export.proof.runtimes.llama_cpp import llama_server
@@ -44,8 +44,8 @@ def exported(base: Path, folder: Path) -> Exported:
     one = trained_of(base, "portable")
     object.__setattr__(one, "golden_pairs", [*TEXTS, *one.golden_pairs])
     folder.mkdir()
-    TARGETS.bind("gguf", {"types": ["f32"]})(one, folder)
-    return Exported.read(folder)
+    TARGETS["gguf"].bind({"types": ["f32"]})(one, folder)
+    return read_exported(folder)
 
 
 @pytest.mark.parametrize("splitting", PRE_TOKENIZERS, ids=PRE_TOKENIZERS.values())

@@ -147,7 +147,7 @@ def test_the_files_of_every_kind_are_whole(kind: str, mode: str, trained: dict[s
     one = trained[f"qwen3-{mode}"]
     if kind == "onnx" and mode == "official":
         pytest.skip("refused before training")
-    TARGETS[kind](one, tmp_path)
+    TARGETS[kind].write(one, tmp_path)
     contract = PromptContract.load(tmp_path) or one.contract
     write_card(tmp_path, CardFacts(ledger=LEDGER), contract, PARITY, base_name="org/base", revision=None)
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()
@@ -169,7 +169,7 @@ def test_the_files_of_every_kind_are_whole(kind: str, mode: str, trained: dict[s
 @pytest.mark.parametrize("mode", ["portable", "official"])
 def test_the_snippets_of_an_adapter_run(mode: str, trained: dict[str, Trained], tmp_path: Path) -> None:
     one = trained[f"qwen3-{mode}"]
-    TARGETS["adapter"](one, tmp_path)
+    TARGETS["adapter"].write(one, tmp_path)
     write_card(tmp_path, CardFacts(), one.contract, PARITY, base_name="org/base", revision=None)
     wanted = Reranker(one.model, one.tokenizer, one.contract).rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability
     [snippet], [loads] = (blocks(tmp_path / name, "python") for name in ("README.md", "SERVE.md"))

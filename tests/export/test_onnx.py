@@ -19,16 +19,15 @@ from tiny import PAIRS, trained_of
 from rankwright.common.errors import UserError
 from rankwright.export.card import EXAMPLE, CardFacts
 from rankwright.export.proof.parity import check_folders, measure
-from rankwright.export.publish import publish
-from rankwright.export.target import NEEDS, Trained
+from rankwright.export.proof.runtimes.onnx import MODEL_FILE, QUANTIZED_FILE
+from rankwright.export.publish import export_targets, publish
+from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
-from rankwright.export.targets.onnx import MODEL_FILE, OPSET, QUANTIZED_FILE, write_onnx
-from rankwright.model.loading import load_tokenizer
+from rankwright.export.targets.onnx import OPSET, write_onnx
 from rankwright.model.prompt import PromptContract
-from rankwright.pipeline.checks import check_names
+from rankwright.pipeline.checks import check_targets
 from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
 from rankwright.rerankers.reranker import Reranker
-from rankwright.training.setup import recipe_contract
 
 CASES = ["qwen3-portable", "llama-portable", "qwen3-full"]
 IN_BF16 = "qwen3-in-bf16"
@@ -42,7 +41,7 @@ def exports(trained: dict[str, Trained], tiny_qwen3: Path, tmp_path_factory: pyt
     bf16.model.lm.to(torch.bfloat16)
     for case, one in [*((case, trained[case]) for case in CASES), (IN_BF16, bf16)]:
         (root / case).mkdir()
-        TARGETS["onnx"](one, root / case, quantize=("8bit",))
+        TARGETS["onnx"].write(one, root / case, quantize=("8bit",))
     return {case: root / case for case in [*CASES, IN_BF16]}
 
 
@@ -261,15 +260,15 @@ def test_each_fault_fails_parity_and_is_explained(
 
 def test_a_frame_of_whole_strings_is_refused_with_the_way_out(trained: dict[str, Trained], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"onnx: .*frame official.*prompt\.mode=portable") as caught:
-        TARGETS["onnx"](trained["qwen3-official"], tmp_path)
+        export_targets(trained["qwen3-official"], {"onnx": {}}, tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_options_are_checked() -> None:
     with pytest.raises(UserError, match="quantize"):
-        TARGETS.bind("onnx", {"quantize": ["4bit"]})
+        TARGETS["onnx"].bind({"quantize": ["4bit"]})
     with pytest.raises(UserError, match="did you mean 'quantize'"):
-        TARGETS.bind("onnx", {"quantise": ["8bit"]})
+        TARGETS["onnx"].bind({"quantise": ["8bit"]})
 
 
 def test_quantising_leaves_the_process_its_logging(trained: dict[str, Trained], tmp_path: Path) -> None:
@@ -297,20 +296,14 @@ def recipe_on(base: Path, mode: Any, **options: Any) -> Recipe:
 
 
 def test_a_recipe_is_refused_before_training(tiny_qwen3: Path) -> None:
-    tokenizer = load_tokenizer(str(tiny_qwen3))
-    portable = recipe_on(tiny_qwen3, "portable", quantize=["8bit"])
-    assert recipe_contract(portable, str(tiny_qwen3), tokenizer).mode == "portable"
-    assert not [fault for fault in check_names(portable) if fault.startswith("export")]
-    with pytest.raises(
-        UserError, match=r"^export\.targets: onnx: .*frame official .*or without it \(export\.targets=\[hf\]\)$"
-    ):
-        recipe_contract(recipe_on(tiny_qwen3, "official"), str(tiny_qwen3), tokenizer)
+    assert check_targets(recipe_on(tiny_qwen3, "portable", quantize=["8bit"])) == []
+    [fault] = check_targets(recipe_on(tiny_qwen3, "official"))
+    assert re.fullmatch(r"export\.targets: onnx: .*frame official .*or without it \(export\.targets=\[hf\]\)", fault)
 
 
 def test_absent_libraries_are_said_before_training(tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    faults = [fault for fault in check_names(recipe_on(tiny_qwen3, "portable")) if fault.startswith("export")]
-    assert faults == [
+    assert check_targets(recipe_on(tiny_qwen3, "portable")) == [
         "export.targets: `onnx` needs the package onnx: pip install 'rankwright[onnx]', or leave the target out"
     ]
 
@@ -322,4 +315,4 @@ def test_the_extra_brings_what_the_target_imports() -> None:
 
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     extra = tomllib.loads(text)["project"]["optional-dependencies"]["onnx"]
-    assert {Requirement(line).name.replace("-", "_") for line in extra} == set(NEEDS["onnx"])
+    assert {Requirement(line).name.replace("-", "_") for line in extra} == set(TARGETS["onnx"].modules)

@@ -14,8 +14,8 @@ import pytest
 from rankwright.common.errors import UserError
 from rankwright.export.card import CardFacts
 from rankwright.export.proof.comparing import compare
-from rankwright.export.proof.parity import NOT_CHECKED, check_parity, measure
-from rankwright.export.proof.runtimes.base import Answer, Exported, exact, in_both_orders, sigmoid
+from rankwright.export.proof.parity import NOT_CHECKED, check_folders, measure, read_exported
+from rankwright.export.proof.runtimes.base import Answer, exact, in_both_orders, sigmoid
 from rankwright.export.publish import publish
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
@@ -92,11 +92,11 @@ def test_a_lost_newline_of_the_template_fails_parity(folders: dict[str, Path], t
     assert template.read_text().endswith('</think>\\n\\n" }}')
     template.write_text(template.read_text().removesuffix('\\n" }}') + '" }}')
     failures = measure(folder, 1e-4)["failures"]
-    assert any("its end is another (a lost line break is enough)" in failure for failure in failures)
+    assert any("its end differs (a lost line break is enough)" in failure for failure in failures)
 
 
 def test_a_doubled_sigmoid_and_one_classifier_row_are_named(folders: dict[str, Path]) -> None:
-    exported = Exported.read(folders["qwen3-portable"])
+    exported = read_exported(folders["qwen3-portable"])
     logits = [row["logit"] for row in exported.rows]
     once = sigmoid(logits)
     ids = [row["token_ids"] for row in exported.rows]
@@ -117,7 +117,7 @@ def test_a_doubled_sigmoid_and_one_classifier_row_are_named(folders: dict[str, P
 
 
 def test_a_score_that_depends_on_its_place_is_found(folders: dict[str, Path]) -> None:
-    exported = Exported.read(folders["qwen3-portable"])
+    exported = read_exported(folders["qwen3-portable"])
     logits = [row["logit"] for row in exported.rows]
     # The first row of every batch is off: which row that is follows from the order.
     first, second = in_both_orders(len(logits), lambda places: [logits[p] + (k % 8 == 0) for k, p in enumerate(places)])
@@ -132,7 +132,7 @@ def test_a_failed_export_leaves_the_earlier_one(trained: dict[str, Trained], tmp
     (tmp_path / "hf" / "earlier").write_text("good")
 
     def faulty(one: Trained, folder: Path) -> dict[str, Any]:
-        figures = TARGETS["hf"](one, folder)
+        figures = TARGETS["hf"].write(one, folder)
         swapped_yes_and_no(folder)
         return figures
 
@@ -146,7 +146,7 @@ def test_a_failed_export_leaves_the_earlier_one(trained: dict[str, Trained], tmp
 
 def test_a_check_that_cannot_run_is_a_failure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not run"):
-        check_parity(tmp_path)
+        check_folders({"hf": tmp_path})
 
 
 def test_an_absent_library_is_said_and_no_error(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import stat
@@ -147,15 +148,8 @@ def test_every_target_is_clean_and_readable_by_all(
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2)
     one = trained["qwen3-portable"]
     pairs = [*PAIRS, ("where is it?", f"In {Path.home()}/secrets"), (SECRET, "a document")]
-    figures = export_targets(
-        one.model,
-        one.tokenizer,
-        one.contract,
-        targets={name: {} for name in TARGETS},
-        folder=tmp_path / "export",
-        golden_pairs=pairs,
-        base_name=one.base_name,
-    )
+    one = dataclasses.replace(one, golden_pairs=pairs)
+    figures = export_targets(one, {name: {} for name in TARGETS}, tmp_path / "export")
     assert set(figures) == set(TARGETS) == {path.name for path in (tmp_path / "export").iterdir()}
     assert "2 of 23 hold a path or a key: left out" in capsys.readouterr().out
     needles = [SECRET, "0123456789abcdef" * 2, f"{Path.home()}/", f"{Path.cwd()}", f"{tmp_path}", one.base_name]
@@ -175,7 +169,7 @@ def test_an_export_that_holds_one_is_not_put_in_place(
     monkeypatch.setenv("HF_TOKEN", SECRET)
 
     def leaking(one: Trained, folder: Path) -> dict[str, Any]:
-        figures = TARGETS[target](one, folder)
+        figures = TARGETS[target].write(one, folder)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "note": os.environ["HF_TOKEN"]}))
         return figures

@@ -135,7 +135,7 @@ def test_a_public_repository_takes_no_private_push(run: Path, monkeypatch: pytes
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     try:
-        with pytest.raises(UserError, match="acme/x: is there already, and is public: give --public"):
+        with pytest.raises(UserError, match="acme/x: exists already and is public: give --public"):
             send(plan_push(run, "hf", "acme/x"))
         with pytest.raises(UserError, match="the hub refused"):
             send(plan_push(run, "hf", "acme/x", private=False))

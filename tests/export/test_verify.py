@@ -139,7 +139,7 @@ def test_an_adapter_folder_needs_its_base(
     from rankwright.export.targets import TARGETS
 
     one = trained["qwen3-portable"]
-    TARGETS["adapter"](one, tmp_path)
+    TARGETS["adapter"].write(one, tmp_path)
     with pytest.raises(UserError, match="which is not here: give --base FOLDER"):
         open_export(tmp_path)
     verify(tmp_path, base=one.base_name)
@@ -192,7 +192,7 @@ def test_what_no_runtime_has_looked_at_is_not_equal(
     onnx, gguf = tmp_path / "onnx", tmp_path / "gguf"
     for folder, options in ((onnx, {}), (gguf, {"types": ["f32"]})):
         folder.mkdir()
-        TARGETS.bind(folder.name, options)(trained["qwen3-portable"], folder)
+        TARGETS[folder.name].bind(options)(trained["qwen3-portable"], folder)
     for module in ("onnxruntime", "fastembed", "llama_cpp", "xllamacpp"):
         monkeypatch.setitem(sys.modules, module, None)
     [failure] = measure(onnx, 1e-4)["failures"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ from test_verify_server import no_proxy, verified  # noqa: F401  (a fixture)
 
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
-from rankwright.export.targets.hf import export_hf
 from rankwright.model.loading import load_model
 from rankwright.model.prompt import PromptEncoder
 
@@ -68,8 +68,9 @@ def test_wrong_models(
     _, found = verified(capsys, folders["qwen3-portable"], folders["llama-portable"])
     assert found["diagnosis"]["key"] == "wrong model" and "rank correlation" in found["failures"][0]
     (tmp_path / "adapter").mkdir()
-    TARGETS["adapter"](one, tmp_path / "adapter")
-    export_hf(load_model(one.base_name, one.contract, one.tokenizer), one.tokenizer, one.contract, tmp_path / "base")
+    TARGETS["adapter"].write(one, tmp_path / "adapter")
+    base = load_model(one.base_name, one.contract, one.tokenizer)
+    TARGETS["hf"].write(dataclasses.replace(one, model=base), tmp_path / "base")
     _, found = verified(capsys, tmp_path / "adapter", tmp_path / "base", base=one.base_name)
     assert found["diagnosis"]["key"] == "weights of the base"
     _, found = verified(capsys, folders["qwen3-portable"], tmp_path / "base", base=one.base_name)
@@ -79,7 +80,7 @@ def test_wrong_models(
 def test_a_server_of_one_gguf_file_is_held_to_its_type(
     trained: dict[str, Trained], folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    TARGETS.bind("gguf", {"types": ["f16", "q8_0"]})(trained["qwen3-portable"], tmp_path)
+    TARGETS["gguf"].bind({"types": ["f16", "q8_0"]})(trained["qwen3-portable"], tmp_path)
     served = folders["qwen3-portable"]
     # The second is as far off as 8 bits are, in the same order.
     for activation, kind in (("sigmoid", "f16"), ("sharper", "q8_0")):

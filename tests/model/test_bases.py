@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def exported(trained: dict[str, Trained], tiny_qwen3: Path, tmp_path_factory: py
             folder = root / f"{target}-{case}"
             folder.mkdir()
             sharded = options if case == "official" and target != "adapter" else {}
-            TARGETS.bind(target, sharded)(one, folder)
+            TARGETS[target].bind(sharded)(one, folder)
             found[f"{target}-{case}"] = folder
     return found
 
@@ -95,7 +96,7 @@ def test_an_imported_export_can_be_trained_and_exported_again(exported: dict[str
         for target in ("hf", "causal"):
             again = tmp_path / f"{target}-{number}"
             again.mkdir()
-            figures = TARGETS[target](tuned, again)
+            figures = TARGETS[target].write(tuned, again)
             assert figures["max_d_merged_base"] > 0.1
             scores = Reranker.load(str(again)).score(QUERY, DOCUMENTS)
             assert scores == pytest.approx(scores_of(tuned), abs=1e-4) and scores != pytest.approx(before, abs=0.1)
@@ -187,8 +188,9 @@ def test_what_cannot_be_found_is_asked_for(exported: dict[str, Any], tiny_qwen3:
 def test_a_recipe_states_what_is_not_found(
     exported: dict[str, Any], tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from rankwright.pipeline.checks import check_targets
     from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
-    from rankwright.training.setup import base_facts, base_reranker, recipe_contract
+    from rankwright.training.setup import base_reranker, recipe_contract
 
     folder = bare(tmp_path, exported["hf-official"], "unknown")
     (folder / "chat_template.jinja").unlink()
@@ -204,12 +206,13 @@ def test_a_recipe_states_what_is_not_found(
     assert recipe_contract(told, str(folder), tokenizer).mode == "official"
     assert base_reranker(told).contract.mode == "official"
     adapters = exported["adapter-portable"]
-    only_hf = recipe("auto", adapters, targets={"hf": {}})
-    with pytest.raises(UserError, match=r"adapters of the base 'tiny-qwen3'.*or start where it lies"):
-        base_facts(only_hf)
+    [fault] = check_targets(recipe("auto", adapters, targets={"hf": {}}))
+    assert re.match(r".*adapters of the base 'tiny-qwen3'.*or start where it lies", fault)
     monkeypatch.chdir(tiny_qwen3.parent)
-    config, _, contract = base_facts(only_hf)
-    assert contract.mode == "portable" and config.model_type == "qwen3"
+    assert check_targets(recipe("auto", adapters, targets={"hf": {}})) == []
+    assert recipe_contract(recipe("auto", adapters), str(adapters), tokenizer).mode == "portable"
+    [fault] = check_targets(recipe("auto", adapters))
+    assert fault.startswith("export.targets: adapter: model.base is itself a folder of adapters")
 
 
 def test_exports_for_other_libraries_are_named(tmp_path: Path) -> None:

@@ -223,11 +223,12 @@ def test_native_contract_keeps_a_saved_one(tiny_qwen3: Path, tmp_path: Path) -> 
 def test_an_adapter_that_does_not_fit_is_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from rankwright.export.targets.adapter import export_adapter
+    from rankwright.export.target import Trained
+    from rankwright.export.targets import TARGETS
 
     reranker = load(tiny_qwen3)
     model, folder = add_random_lora(reranker.model), tmp_path / "adapter"
-    export_adapter(model, reranker.tokenizer, reranker.contract, folder, base_name=str(tiny_qwen3))
+    TARGETS["adapter"].write(Trained(model, reranker.tokenizer, reranker.contract, str(tiny_qwen3)), folder)
     again = Reranker.load(str(folder), base=str(tiny_qwen3))
     assert torch.equal(scores(again.model, groups_of(reranker)), scores(model, groups_of(reranker)))
     with pytest.raises(UserError, match="base=FOLDER"):

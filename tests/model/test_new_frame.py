@@ -11,15 +11,15 @@ import pytest
 from tiny import PAIRS
 
 from rankwright.common.errors import UserError
-from rankwright.export.target import unservable
+from rankwright.export.servable import unservable
 from rankwright.export.tokenizer import write_tokenizer
 from rankwright.model.frames import FRAMES, check_prompt_mode, known_frame
-from rankwright.model.loading import load_model, load_tokenizer
+from rankwright.model.loading import base_config, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.pipeline.checks import check_names
 from rankwright.recipe.schema import Data, Model, Prompt, Recipe
 from rankwright.rerankers.reranker import Reranker, native_contract
-from rankwright.training.setup import base_facts, recipe_encoder
+from rankwright.training.setup import recipe_encoder, recipe_prompt
 
 MODULE = """
 from rankwright.model.frames import FRAMES, Frame, FrameTexts
@@ -68,13 +68,14 @@ def test_a_frame_of_another_module_is_found_everywhere(short: str, tiny_qwen3: P
     scores = Reranker(load_model(str(base), contract, tokenizer).eval(), tokenizer, contract).score(*texts())
     assert contract.mode == short and len(set(scores)) == len(scores)
     # Exports hold it as a chat template, which is proven when it is written; targets without one refuse it.
-    _, tokenizer, contract = base_facts(chosen)
+    folder, tokenizer, contract = recipe_prompt(chosen)
+    config = base_config(folder, contract, tokenizer)
     (tmp_path / "export").mkdir()
     write_tokenizer(tokenizer, contract, tmp_path / "export")
     assert PromptContract.load(tmp_path / "export") == contract
     assert (tmp_path / "export" / "chat_template.jinja").is_file()
-    assert unservable(contract, ["hf", "causal", "gguf"]) == []
-    assert unservable(contract, ["onnx"])[0].startswith("export.targets: onnx: ")
+    assert unservable(["hf", "causal", "gguf"], config, tokenizer, contract) == []
+    assert unservable(["onnx"], config, tokenizer, contract)[0].startswith("export.targets: onnx: ")
 
 
 def texts() -> tuple[str, list[str]]:

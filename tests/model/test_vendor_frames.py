@@ -285,15 +285,7 @@ def test_a_base_with_one_scored_token_is_exported_as_it_scores(tiny_qwen3: Path,
     from rankwright.export.publish import export_targets
 
     trained = trained_of(tiny_qwen3, "zerank")
-    figures = export_targets(
-        trained.model,
-        trained.tokenizer,
-        trained.contract,
-        targets={"hf": {}, "adapter": {}},
-        folder=tmp_path,
-        golden_pairs=PAIRS,
-        base_name=str(tiny_qwen3),
-    )
+    figures = export_targets(trained, {"hf": {}, "adapter": {}}, tmp_path)
     assert set(figures) == {"hf", "adapter"}
     texts = PAIRS[0][0], [document for _, document in PAIRS]
     ours = Reranker(trained.model, trained.tokenizer, trained.contract).score(*texts)
@@ -315,28 +307,29 @@ def test_frames_in_pieces_are_not_exported(tiny_qwen3: Path, tmp_path: Path, mod
 def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qwen3: Path, tmp_path: Path) -> None:
     import shutil
 
-    from rankwright.export.publish import refuse_base
-    from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
-    from rankwright.training.setup import base_facts, base_reranker
+    from rankwright.pipeline.checks import check_targets
+    from rankwright.recipe.schema import Data, Model, Prompt, Recipe
+    from rankwright.training.setup import base_reranker, recipe_contract
 
-    def contract(name: str, prompt: Prompt, export: Export | None = None) -> PromptContract:
+    def recipe_of(name: str, prompt: Prompt) -> Recipe:
         folder = tmp_path / name
         if not folder.exists():
             shutil.copytree(tiny_qwen3, folder)
-        recipe = Recipe(name="r", model=Model(base=str(folder)), data=Data(), prompt=prompt, export=export or Export())
+        return Recipe(name="r", model=Model(base=str(folder)), data=Data(), prompt=prompt)
+
+    def contract(name: str, prompt: Prompt) -> PromptContract:
+        recipe, folder = recipe_of(name, prompt), tmp_path / name
         # The base row is in its vendor's frame whatever is trained.
         known = known_frame(name)
         assert known is not None and base_reranker(recipe).contract.mode == known.name
-        facts = base_facts(recipe)
-        refuse_base(recipe.export_targets, *facts)
-        return facts[2]
+        return recipe_contract(recipe, str(folder), load_tokenizer(str(folder)))
 
     told = Prompt(max_tokens=320, instruction="Find the clause")
     assert contract("zerank-2", Prompt(max_tokens=320)).mode == "zerank"
     with pytest.raises(UserError, match=r"^prompt\.instruction: .*no place"):
         contract("zerank-2", told)
-    with pytest.raises(UserError, match=r"^export\.targets: hf, adapter: .*in pieces"):
-        contract("mxbai-rerank-base-v2", told)
-    assert contract("mxbai-rerank-base-v2", told, Export(targets={})).mode == "mxbai"
+    assert contract("mxbai-rerank-base-v2", told).mode == "mxbai"
+    [fault] = check_targets(recipe_of("mxbai-rerank-base-v2", told))
+    assert fault.startswith("export.targets: hf, adapter: ") and "in pieces" in fault
     portable = Prompt(max_tokens=320, instruction="Find the clause", mode="portable")
     assert contract("mxbai-rerank-base-v2", portable).mode == "portable"

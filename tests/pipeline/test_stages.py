@@ -9,7 +9,7 @@ import pytest
 
 from rankwright.common import run_folder
 from rankwright.common.errors import UserError
-from rankwright.evaluation.results import experiment_of
+from rankwright.evaluation.runs import experiment_of
 from rankwright.pipeline.stages import STAGES, Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import result_values, walk_keys

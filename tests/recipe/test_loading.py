@@ -19,7 +19,7 @@ import rankwright
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.resources import recipe_files
 from rankwright.data.cards import load_card
-from rankwright.evaluation.results import experiment_of
+from rankwright.evaluation.runs import experiment_of
 from rankwright.recipe.loading import list_recipes, load_recipe, merge_under, recipe_json
 from rankwright.recipe.schema import DevFromTrain, Mine, Recipe, recipe_keys
 from rankwright.recipe.yaml_file import YamlFile, read_yaml

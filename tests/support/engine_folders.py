@@ -10,8 +10,7 @@ from typing import Any
 from tiny import make_tiny_qwen3, trained_of
 
 from rankwright.export.card import CardFacts
-from rankwright.export.publish import publish
-from rankwright.export.targets import TARGETS
+from rankwright.export.publish import export_targets
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "hf": {},
@@ -25,8 +24,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # vLLM on CPUs takes no smaller heads.
         trained = trained_of(make_tiny_qwen3(Path(scratch) / "base", head=32), "portable")
-        writers = {target: TARGETS.bind(target, options) for target, options in OPTIONS.items()}
-        publish(out, trained, writers, CardFacts(title="Tiny", name="tiny"))
+        export_targets(trained, OPTIONS, out, CardFacts(title="Tiny", name="tiny"))
     print(f"exports: {out}: {', '.join(OPTIONS)}")
 
 

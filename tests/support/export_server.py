@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import torch
-from rerank_server import PATHS
+from rerank_server import PATHS, JsonHandler, LocalServer, running
 
 # What each server calls the wish for logits, written out by hand.
 ASKS_LOGITS = {
@@ -88,28 +86,20 @@ class Model:
         return ids if limit is None or len(ids) <= limit else ids[: limit - len(keep)] + keep
 
 
-class ExportServer(ThreadingHTTPServer):
+class ExportServer(LocalServer):
     """Speaks the API of `shape`."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path, shape: str, faults: Faults) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.shape, self.faults, self.model = shape, faults, Model(folder, faults)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(JsonHandler):
     server: ExportServer
 
     def do_POST(self) -> None:
         server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.read_json()
         server.faults.asked.append(body)
         status = 200 if self.path == PATHS[server.shape] else 404
         texts = body["texts"] if "texts" in body else body["documents"]
@@ -117,11 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             status = 422
         if server.faults.refuse_after is not None and len(server.faults.asked) > server.faults.refuse_after:
             status = 400
-        content = json.dumps(self._answer(body, texts) if status == 200 else {"error": "no empty text"}).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        answer = self._answer(body, texts) if status == 200 else {"error": "no empty text"}
+        self.send(status, json.dumps(answer).encode())
 
     def _answer(self, body: dict[str, Any], texts: list[str]) -> Any:
         shape, faults = self.server.shape, self.server.faults
@@ -144,17 +131,6 @@ class _Handler(BaseHTTPRequestHandler):
             del rows[-1]
         return rows if shape == "tei" else {"results": rows}
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
 
-
-@contextmanager
-def serving(folder: Path, shape: str = "vllm", **faults: Any) -> Iterator[ExportServer]:
-    server = ExportServer(folder, shape, Faults(**faults))
-    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def serving(folder: Path, shape: str = "vllm", **faults: Any) -> AbstractContextManager[ExportServer]:
+    return running(ExportServer(folder, shape, Faults(**faults)))

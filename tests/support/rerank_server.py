@@ -6,11 +6,14 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+S = TypeVar("S", bound="LocalServer")
 
 # Written out by hand, not taken from rankwright: where each server listens.
 PATHS = {
@@ -57,21 +60,63 @@ class Asked:
         return self.body["texts"] if "texts" in self.body else self.body["documents"]
 
 
-class RerankServer(ThreadingHTTPServer):
-    """`faults` are played one a request, then all is well; `asked` holds every request."""
+class LocalServer(ThreadingHTTPServer):
+    """A server on a free port of this machine, in a thread while `running`."""
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.shape = "cohere"
-        self.faults: list[Fault] = []
-        self.asked: list[Asked] = []
-        self.pause_seconds = 0.0
+    def __init__(self, handler: type[JsonHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left is no error here."""
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """JSON in, JSON out, and quiet."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def read_json(self) -> dict[str, Any]:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def send(self, status: int, content: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def running(server: S) -> Iterator[S]:
+    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class RerankServer(LocalServer):
+    """`faults` are played, one for each request, then all is well; `asked` holds every request."""
+
+    def __init__(self) -> None:
+        super().__init__(_Handler)
+        self.shape = "cohere"
+        self.faults: list[Fault] = []
+        self.asked: list[Asked] = []
+        self.pause_seconds = 0.0
 
     @property
     def documents(self) -> list[str]:
@@ -80,19 +125,13 @@ class RerankServer(ThreadingHTTPServer):
     def reset(self, shape: str, *faults: Fault) -> None:
         self.shape, self.faults, self.asked, self.pause_seconds = shape, list(faults), [], 0.0
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that left is no error here."""
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(JsonHandler):
     server: RerankServer
 
     def do_POST(self) -> None:
         server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        asked = Asked(self.path, dict(self.headers), body, time.monotonic())
+        asked = Asked(self.path, dict(self.headers), self.read_json(), time.monotonic())
         fault = server.faults.pop(0) if server.faults else Fault()
         server.asked.append(asked)
         time.sleep(fault.sleep_seconds + server.pause_seconds)
@@ -102,13 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = fault.body
         if content is None:
             content = json.dumps(self._answer(asked, fault)).encode()
-        status = fault.status if self.path == PATHS[server.shape] else 404
-        self.send_response(status)
-        for name, value in fault.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.send(fault.status if self.path == PATHS[server.shape] else 404, content, fault.headers)
 
     def _answer(self, asked: Asked, fault: Fault) -> Any:
         shape, texts = self.server.shape, asked.documents
@@ -126,17 +159,6 @@ class _Handler(BaseHTTPRequestHandler):
             return {"object": "list", "data": rows[: asked.body["top_k"]], "usage": {"total_tokens": 1}}
         return {"id": "1", "results": rows, "meta": {}}
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
 
-
-@contextmanager
-def running_server() -> Iterator[RerankServer]:
-    server = RerankServer()
-    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+def running_server() -> AbstractContextManager[RerankServer]:
+    return running(RerankServer())

@@ -75,8 +75,8 @@ def save_state(
     return Checkpoints(root, state.inputs, contract).save(state, model, optimizer)
 
 
-def newest(root: Path, said: list[str] | None = None) -> tuple[Path, TrainState] | None:
-    return opened(root, [] if said is None else said).newest()
+def newest(root: Path) -> tuple[Path, TrainState] | None:
+    return opened(root, []).newest()
 
 
 def opened(root: Path, said: list[str], inputs: str = "inputs") -> Checkpoints:
@@ -144,19 +144,14 @@ def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path, job: Job) -> N
     draft = tmp_path / ".step-4.tmp"
     draft.mkdir()
     (draft / WEIGHTS).write_bytes(b"half")
-    said: list[str] = []
-    found = newest(tmp_path, said)
-    assert found == (tmp_path / "step-3", state_at(3))
-    assert said == []
+    assert newest(tmp_path) == (tmp_path / "step-3", state_at(3))
     save(tmp_path, job, 4)
     assert kept(tmp_path) == ["step-3", "step-4"]
 
 
 def test_none_without_checkpoints(tmp_path: Path) -> None:
-    said: list[str] = []
-    assert newest(tmp_path / "nowhere", said) is None
-    assert newest(tmp_path, said) is None
-    assert said == []
+    assert newest(tmp_path / "nowhere") is None
+    assert newest(tmp_path) is None
 
 
 def test_newest_is_by_number_not_by_name(tmp_path: Path, job: Job) -> None:
@@ -181,16 +176,18 @@ def test_a_damaged_file_is_said_and_the_one_before_is_used(tmp_path: Path, job: 
         # In state.json this hits the brackets: JSON no more.
         content[-2] ^= 0xFF
         path.write_bytes(content)
+    assert newest(tmp_path) == (tmp_path / "step-1", state_at(1))
     said: list[str] = []
-    assert newest(tmp_path, said) == (tmp_path / "step-1", state_at(1))
-    assert said == ["checkpoint step-2 is damaged or incomplete: passed over"]
+    opened(tmp_path, said).prepare()
+    assert said == ["checkpoint step-2 is damaged or incomplete: passed over, and kept as damaged-step-2"]
 
 
 def test_all_damaged_is_none_and_each_is_said(tmp_path: Path, job: Job) -> None:
     for step in (1, 2):
         (save(tmp_path, job, step) / STATE).write_text("[]")
+    assert newest(tmp_path) is None
     said: list[str] = []
-    assert newest(tmp_path, said) is None
+    opened(tmp_path, said).prepare()
     assert [text.split()[1] for text in said] == ["step-2", "step-1"]
 
 

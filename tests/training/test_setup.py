@@ -11,6 +11,7 @@ from tiny import PAIRS
 
 from rankwright.common.errors import UserError
 from rankwright.export.publish import export_targets
+from rankwright.export.target import Trained
 from rankwright.recipe.schema import Data, Model, Prompt, Recipe
 from rankwright.rerankers.reranker import Reranker
 from rankwright.training.checkpoint import Checkpoints, TrainState
@@ -67,15 +68,8 @@ def test_every_method_is_exported_as_it_scores(name: str, tiny_qwen3: Path, tmp_
     tuned = tuned_reranker(recipe, checkpoint, fp32=True)
     wanted = scores_of(tuned)
     assert (wanted - scores_of(base_reranker(recipe)).to(wanted)).abs().max() > 0.1
-    figures = export_targets(
-        tuned.model,
-        tuned.tokenizer,
-        tuned.contract,
-        targets=recipe.export_targets,
-        folder=tmp_path / "export",
-        golden_pairs=PAIRS,
-        base_name=str(tiny_qwen3),
-    )
+    trained = Trained(tuned.model, tuned.tokenizer, tuned.contract, str(tiny_qwen3), golden_pairs=PAIRS)
+    figures = export_targets(trained, recipe.export_targets, tmp_path / "export")
     assert set(figures) == ({"hf"} if name == "merged full" else {"hf", "adapter"})
     for target, found in figures.items():
         assert found["failures"] == [] and found["engines"]

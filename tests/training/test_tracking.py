@@ -13,10 +13,12 @@ import pytest
 from accelerate import PartialState
 
 from rankwright.common.errors import UserError
+from rankwright.training.checkpoint import TrainState
 from rankwright.training.tracking import (
     GuardedTracker,
     JsonlTracker,
-    Trackers,
+    Reports,
+    Tracker,
     check_trackers,
     open_trackers,
     read_metrics,
@@ -30,15 +32,23 @@ def write(path: Path, steps: int) -> None:
     tracker.close()
 
 
-def start(folder: Path, *names: str, said: list[str] | None = None, resumed_step: int = 0) -> Trackers:
-    return open_trackers(
-        names,
-        folder,
-        run_name="job",
-        config={"seed": 3, "train.learning_rate": 0.1, "train.trackers": ["a", "list"]},
-        resumed_step=resumed_step,
-        say=(said if said is not None else []).append,
+def start(folder: Path, *names: str, said: list[str] | None = None, resumed_step: int = 0) -> Reports:
+    return reports_of(
+        open_trackers(
+            names,
+            folder,
+            resumed_step,
+            run_name="job",
+            config={"seed": 3, "train.learning_rate": 0.1, "train.trackers": ["a", "list"]},
+            say=(said if said is not None else []).append,
+        )
     )
+
+
+def reports_of(trackers: list[Tracker], step: int = 1) -> Reports:
+    reports = Reports(lambda resumed: trackers, lambda *_, **__: None, print)
+    reports.start(TrainState(step, "inputs", base_value=0.25))
+    return reports
 
 
 def test_rows_are_there_as_soon_as_they_are_logged(tmp_path: Path) -> None:
@@ -107,7 +117,7 @@ class Failing:
 def test_a_failing_tracker_is_said_once_and_left_alone(tmp_path: Path) -> None:
     said: list[str] = []
     failing = Failing(good_calls=1)
-    trackers = Trackers(
+    trackers = reports_of(
         [GuardedTracker("wandb", failing, said.append), JsonlTracker(tmp_path / "m.jsonl", resumed_step=0)]
     )
     for step in range(1, 5):
@@ -129,9 +139,14 @@ def test_a_tracker_that_fails_at_the_end_is_said(tmp_path: Path) -> None:
 
 
 def test_without_trackers_nothing_happens() -> None:
-    trackers = Trackers()
-    trackers.log({"loss": 1.0}, step=1)
-    trackers.close()
+    reports = reports_of([])
+    reports.log({"loss": 1.0}, step=1)
+    reports.close()
+
+
+def test_a_training_that_begins_logs_the_base(tmp_path: Path) -> None:
+    reports_of([JsonlTracker(tmp_path / "m.jsonl", resumed_step=0)], step=0).close()
+    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 0, "dev_nDCG@10": 0.25}]
 
 
 @pytest.mark.parametrize("name", ["weights-and-biases", "aim"])

@@ -11,7 +11,7 @@ from rankwright.common import console, resources
 from rankwright.common.errors import UserError, no_such
 from rankwright.data import leakage, sources
 from rankwright.data.collection import Collection
-from rankwright.data.discovery import Wanted, find_sets, locate, wanted_judgement, wanted_text
+from rankwright.data.discovery import Wanted, find_lines, find_sets, wanted_judgement, wanted_text
 from rankwright.data.formats.reading import Faults, OnFault
 from rankwright.data.sources import Located, locate_all
 from rankwright.data.statistics import Finding, Level
@@ -136,7 +136,7 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
     checker = _Checker(check, SetReports(code=False), encoder, "stop")
     for one in sorted(found, key=lambda one: SPLITS.index(one.split) if one.split else len(SPLITS)):
         source = Source(path=str(one.path), split=one.upstream or split)
-        entry = Located(source, one.name, one.upstream or split or "", one.path, None, None, None)
+        entry = Located(source, one.name, one.upstream or split or "", one.path)
         checker.look(entry, one.split or one.upstream or split or "all")
     if len(checker.read.keys() & set(SPLITS)) > 1:
         check.problems += _leaks("stop", checker.read)[1]
@@ -215,7 +215,7 @@ def located(findings: Sequence[Finding], collection: Collection, entry: Located,
             mine = list(_wanted(finding, ids, collection))
             wanted += mine
             slots += [(number, place)] * len(mine)
-    places = {} if entry.path is None else locate(wanted, entry.path, entry.split or None)
+    places = {} if entry.path is None else find_lines(wanted, entry.path, entry.split or None)
     where: dict[tuple[int, int], list[str]] = {}
     for number, slot in enumerate(slots):
         where.setdefault(slot, []).append(places.get(number, ""))

@@ -142,9 +142,7 @@ def _read(chosen: Sequence[tuple[FoundSet, str]], on_fault: OnFault) -> list[Ent
         try:
             format = format_of(one)
             source = Source(path=path, split=one.upstream, columns=dict(format.columns))
-            collection = read(
-                Located(source, one.name, one.upstream or split, one.path, None, None, None), _say, faults
-            )
+            collection = read(Located(source, one.name, one.upstream or split, one.path), _say, faults)
         except UserError as error:
             mistakes += str(error).splitlines()
             continue

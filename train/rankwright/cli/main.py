@@ -51,15 +51,15 @@ def _pipeline(
 def _show_results(pipeline: Pipeline) -> None:
     """Print the final table and its verdict."""
     from rankwright.cli.show import results_tables
-    from rankwright.evaluation.results import results, verdict
+    from rankwright.evaluation.results import read_results, rows_of, verdict
 
     if not console.is_first_process():
         return
-    rows = results(pipeline.folder, pipeline.recipe.seed, pipeline.inputs.systems)
-    for table in results_tables(rows, console.console.width):
+    results, _ = read_results(pipeline.folder.path, pipeline.recipe, pipeline.test_sets, pipeline.inputs.systems)
+    rows = rows_of(results)
+    for table in results_tables(rows):
         console.show(table)
-    if sentence := verdict(rows[-1]):
-        console.say(sentence)
+    console.say(" ".join(verdict(rows).sentences))
 
 
 @app.command()
@@ -91,7 +91,7 @@ def check(
     # A check must not change a run: what it reads goes into a temporary folder.
     with tempfile.TemporaryDirectory() as folder:
         pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
-        pipeline.start()
+        pipeline.start(offline=offline)
         if not offline:
             pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
@@ -193,7 +193,7 @@ def compare(
     """Runs side by side: differences with intervals, p values, spread over seeds."""
     from rankwright.cli.show import show, write_json
     from rankwright.evaluation.compare import compare as compare_runs
-    from rankwright.evaluation.results import read_runs
+    from rankwright.evaluation.runs import read_runs
 
     comparison = compare_runs(read_runs(runs), against)
     show(comparison)

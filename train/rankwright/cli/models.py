@@ -1,4 +1,4 @@
-"""Commands on models that are there already: score, verify, push. Heavy imports stay inside the commands."""
+"""Commands on finished models: score, verify, push. Heavy imports stay inside the commands."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def push(
 def score(
     model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
     query: Annotated[str, typer.Option("--query", "-q", help="the query")],
-    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one a line), JSONL with `text`, or -")],
-    mode: Annotated[str | None, typer.Option(help="the prompt frame, where the model's files do not say it")] = None,
+    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one per line), JSONL with `text`, or -")],
+    mode: Annotated[str | None, typer.Option(help="the prompt frame, where the model's files do not name it")] = None,
     instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
     base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
     top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
@@ -104,14 +104,14 @@ def score(
 
 
 def read_documents(path: Path) -> list[str]:
-    """Documents of a text file (one a line) or of JSONL rows with `text`; `-` is standard input.
+    """Documents of a text file (one per line) or of JSONL rows with `text`; `-` is standard input.
 
     Raises UserError for a missing or empty file, and for rows without `text`.
     """
     if str(path) == "-":
         lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
         if not lines:
-            raise UserError("--documents: standard input holds no document: give one a line")
+            raise UserError("--documents: standard input holds no document: give one per line")
         return lines
     if not path.is_file():
         raise UserError(f"--documents: {path}: no such file")

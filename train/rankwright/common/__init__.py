@@ -1,1 +1,1 @@
-"""Tools that know nothing of reranking: errors, console, files, hashing, processes. Imports no other room."""
+"""Tools that know nothing of reranking: errors, files, hashing, processes. Start with errors.py. Imports no room."""

@@ -26,6 +26,10 @@ class Stopped(Exception):
         super().__init__(f"stopped after step {step}")
 
 
+class PeerFailed(Exception):
+    """Another process of this command failed and reported why: this one ends without a message."""
+
+
 def one_line(text: str) -> str:
     """A message that quotes a file, with line breaks and all other unprintable characters escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -47,7 +51,3 @@ def no_such(kind: str, name: str, known: Iterable[str], advice: str = "") -> str
     words = sorted(known)
     found = f"unknown {kind} {name!r}{did_you_mean(name, words)} (known: {', '.join(words) or 'none'})"
     return f"{found}: {advice}" if advice else found
-
-
-class PeerFailed(Exception):
-    """Another process of this command failed and reported why: this one ends without a message."""

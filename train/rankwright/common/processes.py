@@ -38,8 +38,7 @@ class Processes:
 
         The same object every time, since it counts the meetings.
         """
-        import torch.distributed as dist
-
+        dist = _collectives()
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls()
         store = dist.distributed_c10d._get_default_store()
@@ -102,37 +101,34 @@ class Processes:
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in the order of their ranks."""
-        if self.count == 1:
-            return [value]
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        values = [value] * self.count
+        if self.count > 1:
+            _collectives().all_gather_object(values, value)
         return values
 
     def from_first(self, value: T) -> T:
         """The first process's value."""
-        if self.count == 1:
-            return value
-        import torch.distributed as dist
-
         values = [value]
-        dist.broadcast_object_list(values)
+        if self.count > 1:
+            _collectives().broadcast_object_list(values)
         return values[0]
 
     def sum_up(self, tensor: Any) -> None:
         """Add up a tensor over the processes, in place."""
         if self.count > 1:
-            import torch.distributed as dist
-
-            dist.all_reduce(tensor)
+            _collectives().all_reduce(tensor)
 
     def copy_from_first(self, tensor: Any) -> None:
         """Give a tensor the first process's values, in place."""
         if self.count > 1:
-            import torch.distributed as dist
+            _collectives().broadcast(tensor, 0)
 
-            dist.broadcast(tensor, 0)
+
+def _collectives() -> Any:
+    """torch.distributed, imported late: commands that need no torch start without it."""
+    import torch.distributed as dist
+
+    return dist
 
 
 def launched() -> int:

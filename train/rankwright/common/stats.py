@@ -1,4 +1,4 @@
-"""Two systems on the same queries: interval and p value of the difference; many comparisons; several seeds."""
+"""Two systems on the same queries: the difference with its interval and p value; many comparisons; several seeds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from scipy import stats
 
 from rankwright.common.errors import UserError
 
-# Differences that agree to this are equal: the bootstrap would resample rounding noise.
+# Differences that agree to this count as equal. Otherwise the bootstrap would resample rounding noise.
 SAME = 1e-12
 # Resamples held at once, which bounds memory: BATCH times the number of queries, in float64.
 BATCH = 500
-# Sums of differences tie when they agree to this share of the sum of all sizes.
+# Two sums of differences are ties when they agree to this share of the sum of all sizes.
 TIE = 1e-9
 RESAMPLES = 9999
 
@@ -45,8 +45,8 @@ def paired_difference(
     """Mean of tuned - base over the queries, with a BCa bootstrap interval that resamples queries.
 
     base, tuned: query id -> value of one measure, the same queries in both, in any order. A pure function of
-    the values and the seed. Equal differences everywhere give an interval of width 0; one query gives no
-    information about the spread, so the interval is all that a measure from 0 to 1 allows, -1 to 1.
+    the values and the seed. When all differences are equal, the interval has width 0. A single query gives no
+    information about the spread, so its interval is -1 to 1, all that a measure from 0 to 1 allows.
     Raises UserError when the queries differ, there are none, or a value is not finite.
     Source: Efron 1987 (BCa); Sakai 2006, Smucker et al. 2007 (bootstrap for retrieval measures).
     """
@@ -61,7 +61,7 @@ def paired_difference(
 
 
 def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.ndarray:
-    """tuned - base, one value per query, by query id. Raises UserError as paired_difference does."""
+    """tuned - base of each query, in the order of the ids. Raises UserError as paired_difference does."""
     if set(base) != set(tuned):
         odd = sorted(set(base) ^ set(tuned))
         raise UserError(
@@ -79,7 +79,7 @@ def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.nd
 
 
 def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
-    """BCa, or percentiles where BCa has no answer (all resamples on one side of the mean)."""
+    """BCa, or percentiles where BCa is not defined (all resamples on one side of the mean)."""
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
@@ -101,7 +101,7 @@ def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Several numbers of one kind, one per seed. deviation: of a sample (ddof 1); None for a single number."""
+    """The spread of several numbers, one for each seed. deviation: of a sample (ddof 1); None for a single number."""
 
     count: int
     mean: float
@@ -113,13 +113,13 @@ class Spread:
 def randomisation_test(
     base: Mapping[str, float], tuned: Mapping[str, float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> float:
-    """p value, in (0, 1], of the two-sided paired randomisation test: could the systems' names be exchanged?
+    """p value, in (0, 1], of the two-sided paired randomisation test.
 
-    base, tuned: query id -> value of one measure, the same queries in both, in any order. Under the hypothesis
-    each query's difference could have had the other sign; p is the share of sign patterns whose sum is at least
-    as far from 0 as the observed one. Through scipy.stats.permutation_test: exact, by all 2^n patterns, where
-    2^n <= resamples for the n queries that differ at all (up to 13 by default); else `resamples` random patterns
-    by seed, and the observed one counted among them: p is never 0 and at least 1 / (resamples + 1).
+    base, tuned: query id -> value of one measure, the same queries in both, in any order. If the systems do not
+    differ, each query's difference could as well have the other sign. p is the share of sign patterns whose sum is at
+    least as far from 0 as the observed one. Through scipy.stats.permutation_test: exact, by all 2^n patterns, where
+    2^n <= resamples for the n queries that differ at all (up to 13 by default); else by `resamples` random patterns
+    and the observed one, so that p is at least 1 / (resamples + 1) and never 0.
     Raises UserError when the queries differ, there are none, or a value is not finite.
     Source: Fisher 1935; Smucker, Allan and Carterette 2007; Phipson and Smyth 2010 (never p = 0).
     """
@@ -131,7 +131,7 @@ def randomisation_test(
     sizes = float(np.abs(values).sum())
 
     def distance(signed: np.ndarray, axis: int) -> np.ndarray:
-        # Patterns that tie in truth (1/3 + 1/3 + 1/3 and 1) must not be told apart by rounding.
+        # Rounding must not separate true ties (1/3 + 1/3 + 1/3 and 1).
         ties: np.ndarray = np.rint(np.abs(signed.sum(axis=axis)) / (sizes * TIE))
         return ties
 
@@ -151,10 +151,10 @@ def randomisation_test(
 
 
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
-    """p values adjusted for all comparisons together: those <= alpha have a family-wise error rate <= alpha.
+    """p values adjusted for all comparisons together: the adjusted values <= alpha have a family-wise error <= alpha.
 
-    With m of them, ascending: adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)). Same names, same order.
-    Raises UserError for a value outside of 0 to 1.
+    For m p values in ascending order, adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)). The names and
+    their order stay the same. Raises UserError for a value outside 0 to 1.
     Source: Holm 1979.
     """
     for name, p in p_values.items():
@@ -171,7 +171,7 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
 def spread(values: Sequence[float]) -> Spread:
     """Mean, standard deviation (ddof 1), smallest and largest. Raises UserError for no value or one not finite."""
     if not values or not all(map(math.isfinite, values)):
-        raise UserError(f"{list(values)}: needs at least one number, all finite: evaluate every seed")
+        raise UserError(f"{list(values)}: at least one number is needed, all finite: evaluate every seed")
     numbers = np.array(values, dtype=np.float64)
     deviation = float(numbers.std(ddof=1)) if len(values) > 1 else None
     return Spread(len(values), float(numbers.mean()), deviation, min(values), max(values))
@@ -190,11 +190,12 @@ class Share:
 
 
 def clustered_share(parts: Sequence[int], wholes: Sequence[int], *, seed: int = 0, resamples: int = RESAMPLES) -> Share:
-    """sum(parts) / sum(wholes), with a percentile bootstrap interval that resamples groups, not the things in them.
+    """sum(parts) / sum(wholes), with a percentile bootstrap interval.
 
-    parts, wholes: of each group, wholes above 0. Where all or nothing is counted, no resample differs: the interval is
-    then the exact binomial one (Clopper and Pearson 1934) with the groups as trials. A pure function of its arguments.
-    Raises UserError for no group. Source: Efron and Tibshirani 1993, ch. 8 (resampling clusters).
+    parts, wholes: one number for each group, wholes above 0. The bootstrap resamples groups, because things of one
+    group resemble each other. Where all or nothing is counted no resample differs; the interval is then the exact
+    binomial one (Clopper and Pearson 1934) with the groups as trials. A pure function of its arguments.
+    Raises UserError without groups. Source: Efron and Tibshirani 1993, ch. 8 (resampling clusters).
     """
     if not wholes or min(wholes) < 1:
         raise UserError("a share needs at least one group, none of them empty")

@@ -1,1 +1,1 @@
-"""Sets of queries, documents and labels: reading, splitting, checking. Imports common and recipe."""
+"""Sets of queries, documents and labels: read, split, checked. Start with collection.py. Imports common and recipe."""

@@ -219,7 +219,7 @@ def write_taken(folder: Path, rest: Collection, test: Collection) -> tuple[str, 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What locate() looks for: the first line that has all strings of a way; better ways come first."""
+    """What find_lines() looks for: the first line that has all strings of a way; better ways come first."""
 
     ways: tuple[frozenset[str], ...]
 
@@ -236,7 +236,7 @@ def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
     return Wanted((frozenset(pair), frozenset(text.strip() for text in texts)))
 
 
-def locate(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
+def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
     """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
     index: dict[str, list[tuple[int, int]]] = {}
     for number, one in enumerate(wanted):

@@ -34,10 +34,10 @@ class Located:
     source: Source
     name: str
     split: str
-    path: Path | None
-    card: Card | None
-    hub: str | None
-    revision: str | None
+    path: Path | None = None
+    card: Card | None = None
+    hub: str | None = None
+    revision: str | None = None
     run: Path | None = None
 
 
@@ -69,16 +69,15 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
         card = load_card(source.card)
         upstream = card.upstream_split(wanted)
         path = None if card.path is None else _card_path(card, root)
-        return Located(source, source.name or card.name, upstream, path, card, None, source.revision, run)
+        return Located(source, source.name or card.name, upstream, path, card, revision=source.revision, run=run)
     if source.path is not None:
         path = resources.resolve_path(source.path, root=root)
         if run is None and split == "test" and path.is_dir() and is_trec(path):
             run = run_file(path, wanted)
-        return Located(source, source.name or path.name.split(".")[0], wanted, path, None, None, None, run)
+        return Located(source, source.name or path.name.split(".")[0], wanted, path, run=run)
     assert source.hub is not None
-    return Located(
-        source, source.name or source.hub.split("/")[-1], wanted, None, None, source.hub, source.revision, run
-    )
+    name = source.name or source.hub.split("/")[-1]
+    return Located(source, name, wanted, hub=source.hub, revision=source.revision, run=run)
 
 
 def _card_path(card: Card, root: str | None) -> Path:

@@ -1,6 +1,6 @@
-"""Calibration of scores: one temperature, reliability, thresholds, and an alarm for scores that say little.
+"""Calibration of scores: one temperature, reliability, thresholds, and an alarm for scores that carry no probability.
 
-Shapes: N pairs. scores_N are raw scores (logits), relevant_N says which pairs are relevant.
+Shapes: N pairs. scores_N are raw scores (logits); relevant_N is true for relevant pairs.
 """
 
 from __future__ import annotations
@@ -20,32 +20,27 @@ from rankwright.common.errors import UserError
 CALIBRATION = "calibration.json"
 BINS = 10
 PROBABILITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-# 1/T is looked for within this factor of 1 / (mean size of the scores), both ways.
+# The search for 1/T covers this factor around 1 / (mean size of the scores), both ways.
 RANGE = 1e6
-# sigmoid differs from 0 or 1 by less than 1e-13 beyond it: no threshold can tell such scores apart.
+# Beyond this, sigmoid differs from 0 or 1 by less than 1e-13, so no threshold can tell such scores apart.
 SATURATED = 30.0
 SATURATED_SHARE = 0.01
-# A relevant pair above another one this often, ties as half (0.5 is chance), is next to nothing.
+# The share of cases in which a relevant pair is above another one, ties as half. Chance gives 0.5.
 LEAST_AUC = 0.55
-# Width, in logits, of the middle 90 % of all scores below which every probability is nearly the same.
+# If the middle 90 % of all scores lie within this width, in logits, every probability is nearly the same.
 LEAST_WIDTH = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A temperature; note: why it is 1 and not fitted, or None."""
+    """A temperature. note: why it stayed 1 and was not fitted, or None."""
 
     temperature: float
     note: str | None = None
 
 
-def log_loss(scores: Sequence[float], relevant: Sequence[bool], temperature: float = 1.0) -> float:
-    """Mean of -log of the probability given to what is true, under sigmoid(score / temperature)."""
-    return float(np.logaddexp(0.0, -_signed(scores, relevant) / temperature).mean())
-
-
 def _signed(scores: Sequence[float], relevant: Sequence[bool]) -> np.ndarray:
-    """Scores of relevant pairs, and minus those of the others: right when above 0."""
+    """Scores of relevant pairs and negated scores of the others: above 0 where a pair is scored right."""
     scores_N = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(scores_N).all():
         raise UserError("calibration: a score is not a finite number: the model that gave it is broken")
@@ -54,23 +49,25 @@ def _signed(scores: Sequence[float], relevant: Sequence[bool]) -> np.ndarray:
 
 
 def fit_temperature(scores: Sequence[float], relevant: Sequence[bool]) -> Fitted:
-    """The T > 0 that minimises log_loss of sigmoid(score / T); one number without a bias, so that no order changes.
+    """The T > 0 that minimises the log loss of sigmoid(score / T). It is one factor, so the order does not change.
 
-    The loss is convex in 1/T, and its derivative has one root where there is a minimum. There is none, and T is 1
-    with a note, without pairs or with pairs of one kind; when the sign of the score is right for all pairs (the
-    loss falls as T goes to 0); and when a constant probability of 1/2 is better than any T (it falls as T grows),
-    which is usual after losses of lists, that leave the level of the scores free.
-    Multiplying all scores by c multiplies T by c. The probabilities fit the share of relevant pairs that was seen:
+    The log loss is the mean of -log of the probability given to the truth. It is convex in 1/T, and its derivative has
+    one root where there is a minimum. Where there is none, T is 1 with a note:
+    - without pairs, or with pairs of one kind only;
+    - when the sign of the score is right for all pairs (the loss falls as T goes to 0);
+    - when a constant probability of 1/2 is better than any T (the loss falls as T grows). This is usual after list
+      losses, which leave the level of the scores free.
+    Multiplying all scores by c multiplies T by c. The probabilities fit the share of relevant pairs in these lists:
     lists of another depth or another first stage have another share.
     Source: Platt 1999, Guo et al. 2017 (arXiv 1706.04599).
     """
     signed_N = _signed(scores, relevant)
     found = sum(map(bool, relevant))
     if not len(signed_N):
-        return Fitted(1.0, "there is no pair to fit a temperature to: it stays 1")
+        return Fitted(1.0, "there are no pairs to fit a temperature to: it stays 1")
     if found in (0, len(signed_N)):
         kind = "no" if found == 0 else "every"
-        return Fitted(1.0, f"{kind} pair is relevant, so that no temperature can be fitted: it stays 1")
+        return Fitted(1.0, f"{kind} pair is relevant, so no temperature can be fitted: it stays 1")
 
     def slope(log_inverse: float) -> float:
         """Derivative of the loss by 1/T."""
@@ -80,11 +77,11 @@ def fit_temperature(scores: Sequence[float], relevant: Sequence[bool]) -> Fitted
         # The slope at 1/T = 0, where every probability is 1/2.
         return Fitted(
             1.0,
-            "the level of the scores is off (a probability of 1/2 everywhere would fit better than any temperature; a "
-            "loss of lists leaves the level free): the temperature stays 1, use scores for the order only",
+            "the level of the scores is off: a probability of 1/2 everywhere would fit better than any temperature (a "
+            "list loss leaves the level free). The temperature stays 1: use the scores for the order only",
         )
     if signed_N.min() >= 0:
-        return Fitted(1.0, "the sign of the score is right for every pair, so that no temperature is best: it stays 1")
+        return Fitted(1.0, "the sign of the score is right for every pair, so no temperature is best: it stays 1")
     middle = -math.log(float(np.abs(signed_N).mean()))
     low, high = middle - math.log(RANGE), middle + math.log(RANGE)
     if not slope(low) < 0 < slope(high):
@@ -97,11 +94,11 @@ def reliability(
 ) -> tuple[float, list[dict[str, float]]]:
     """Expected calibration error of sigmoid(score / temperature), and its bins from low to high.
 
-    Equal-mass bins, ties together: a pair is in bin floor(bins * (pairs with a smaller score) / N), so that each
-    holds about N / bins pairs, equal scores share one, and a bin may be empty (it is left out). The error is the
-    sum over bins of their share of the pairs times |mean probability - share of relevant pairs|. Bins of equal
-    width would put nearly all pairs of a reranker's lists into one. With few pairs the estimate is too high, since
-    chance moves every bin and only its size counts.
+    Bins have equal mass: a pair is in bin floor(bins * (pairs with a smaller score) / N). So each bin holds about
+    N / bins pairs, equal scores share a bin, and a bin may be empty; empty bins are left out. The error is the sum over
+    bins of their share of the pairs times |mean probability - share of relevant pairs|. Bins of equal width would put
+    nearly all pairs of a reranker's lists into one bin. With few pairs the estimate is too high, because chance moves
+    every bin away from the diagonal.
     Source: Guo et al. 2017 (arXiv 1706.04599), section 2; Nixon et al. 2019 (arXiv 1904.01685), adaptive bins.
     """
     scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
@@ -132,10 +129,10 @@ def thresholds(
     temperature: float,
     probabilities: Sequence[float] = PROBABILITIES,
 ) -> list[dict[str, float | None]]:
-    """What is kept from each calibrated probability upwards: precision, recall, F1, and the share of pairs kept.
+    """For each calibrated probability: what is kept when pairs below it are dropped.
 
-    score: the raw score at that probability. Precision is None where nothing is kept, recall (of the relevant
-    pairs in the lists) where none is relevant.
+    score: the raw score at that probability; kept: the share of pairs kept. Precision is None where nothing is kept.
+    Recall counts the relevant pairs in the lists, and is None where there are none.
     """
     scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     rows: list[dict[str, float | None]] = []
@@ -157,17 +154,17 @@ def thresholds(
 
 
 def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | None:
-    """One sentence when the scores cannot carry a probability: all equal, saturated, too narrow or not apart."""
+    """A sentence when the scores carry no probability: all equal, saturated, too narrow, or no better than chance."""
     scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     if len(scores_N) < 2:
         return None
     if float(np.ptp(scores_N)) == 0:
-        return f"all {len(scores_N):,} scores are equal ({scores_N[0]:.4g}): the model does not tell documents apart"
+        return f"all {len(scores_N):,} scores are equal ({scores_N[0]:.4g}): the model ranks nothing"
     saturated = float((np.abs(scores_N) > SATURATED).mean())
     if saturated > SATURATED_SHARE:
         return (
-            f"{saturated:.1%} of the scores are beyond {SATURATED:g} or {-SATURATED:g}, where a probability is 0 or 1 "
-            "to twelve digits: lower train.learning_rate or train for less"
+            f"{saturated:.1%} of the scores are above {SATURATED:g} or below {-SATURATED:g}, where a probability is 1 "
+            "or 0 to twelve digits: lower train.learning_rate or train for fewer steps"
         )
     found = int(relevant_N.sum())
     others = len(scores_N) - found
@@ -176,8 +173,8 @@ def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | Non
         auc = above / (found * others)
         if auc < LEAST_AUC:
             return (
-                f"scores of relevant and other documents are nearly the same: a relevant one is above another one in "
-                f"{auc:.0%} of all pairs of them (50% is chance): do not cut by a threshold"
+                f"relevant and other documents have nearly the same scores: a relevant one is above another one in "
+                f"{auc:.0%} of all pairs of them (50% is chance): do not use a threshold"
             )
     low, high = np.quantile(scores_N, [0.05, 0.95])
     if high - low < LEAST_WIDTH:
@@ -188,7 +185,7 @@ def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | Non
 def summary(
     scores: Sequence[float], relevant: Sequence[bool], *, queries: int, temperature: float, bins: int = BINS
 ) -> dict[str, Any]:
-    """All figures of one set, as calibration.json has them."""
+    """All figures of one set, as calibration.json holds them."""
     scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
     error, plain = reliability(scores, relevant, bins=bins)
     error_fitted, fitted = reliability(scores, relevant, temperature=temperature, bins=bins)

@@ -5,23 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.common.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import (
-    EvaluatedRun,
-    Repeated,
-    Values,
-    count_repeated,
-    experiment_of,
-    pool,
-    repeated_queries,
-    same_but_for_seed,
-)
-from rankwright.recipe.schema import EXPORTED
-from rankwright.retrieval.first_stages import stage_names
+from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries, system_order
+from rankwright.evaluation.runs import EvaluatedRun, Values, experiment_of, same_but_for_seed
 
-# Of all resamples: the same files give the same numbers.
+# The seed of all resamples: the same files always give the same numbers.
 SEED = 0
 
 
@@ -36,10 +26,15 @@ class System:
     def values(self, test_set: str) -> Values:
         return self.runs[0].sets[test_set].systems[self.kind]
 
+    @property
+    def same_in(self) -> list[str]:
+        """The other runs with the same numbers, where the name is that of one run."""
+        return [run.name for run in self.runs[1:]] if "/" in self.name else []
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What can be compared on a test set: queries and measures that every system has, and what could not be."""
+    """What can be compared on a test set: queries and measures of all systems; notes name what was left out."""
 
     queries: tuple[str, ...]
     measures: tuple[str, ...]
@@ -55,7 +50,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One system less the reference on one test set, by nDCG@10."""
+    """One system - the reference on one test set, by nDCG@10."""
 
     difference: Difference
     p: float
@@ -64,10 +59,12 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All numbers of a call. compared: (test set, name of the system) -> its difference from the reference.
+    """All numbers of a call.
 
-    pooled: the same over the queries of all test sets together, each once (repeated: see
-    pooling.py), a difference a system; nothing for a single set.
+    compared: (test set, name of the system) -> its difference from the reference
+    pooled: name of the system -> its difference over the queries of all test sets together, each query once (see
+        results.repeated_queries); empty for a single set
+    over_seeds: names of runs that differ only in their seed -> test set -> spread of tuned's nDCG@10
     """
 
     runs: tuple[EvaluatedRun, ...]
@@ -84,6 +81,16 @@ class Comparison:
     def pooled_queries(self) -> int:
         return sum(len(shared.queries) for shared in self.sets.values()) - count_repeated(self.repeated)
 
+    def rows(self, test_set: str | None) -> dict[str, tuple[dict[str, float], Compared | None]]:
+        """System -> its mean by measure and its difference, on a test set, or on all together where it is None.
+
+        The reference has no difference.
+        """
+        if test_set is None:
+            return {s.name: (self.pooled_means(s), self.pooled.get(s.name)) for s in self.systems}
+        shared, found = self.sets[test_set], self.compared
+        return {s.name: (shared.means(s.values(test_set)), found.get((test_set, s.name))) for s in self.systems}
+
     def pooled_means(self, system: System) -> dict[str, float]:
         """Measure -> mean over the queries of all test sets together, for the measures that all sets have."""
         first, *others = self.sets.values()
@@ -98,11 +105,11 @@ class Comparison:
 def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
     """Compare every system of the runs with one of them, on every test set that all runs have.
 
-    against: a system's or a run's name (its tuned); by default the first run's tuned. Differences are system -
-    reference by nDCG@10 over the queries that all runs share, with a 95 % BCa interval and the p value of a
-    two-sided paired randomisation test, adjusted by Holm's method over all comparisons of the call. They are about
-    other queries, for these trained models; `over_seeds` (run names -> test set -> spread of nDCG@10) is about
-    other seeds, for groups of runs of one recipe.
+    against: the name of a system, or of a run, which stands for its tuned; by default the first run's tuned.
+    Differences are system - reference by nDCG@10 over the queries that all runs share, with a 95 % BCa interval and
+    the p value of a two-sided paired randomisation test, adjusted by Holm's method over all comparisons of the call.
+    They tell what other queries would change, for these trained models. `over_seeds` tells what other seeds change,
+    for runs of one recipe.
     Raises UserError when no test set or no query is shared, and for an unknown `against`.
     """
     names = [name for name in runs[0].sets if all(name in run.sets for run in runs)]
@@ -139,7 +146,7 @@ def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resampl
 
 
 def _headline(sets: Mapping[str, Shared], repeated: Repeated, system: System, name: str | None) -> dict[str, float]:
-    """Query -> nDCG@10 of a system on one test set, or with SET/ID for every id on all of them."""
+    """Query id -> nDCG@10 of a system on one test set; SET/ID -> nDCG@10 on all of them where `name` is None."""
     if name is not None:
         return sets[name].of(system.values(name))
     return pool({n: shared.of(system.values(n)) for n, shared in sets.items()}, repeated)
@@ -168,7 +175,7 @@ def _share(runs: Sequence[EvaluatedRun], name: str) -> Shared:
 
 
 def _candidate_notes(runs: Sequence[EvaluatedRun], name: str, queries: Sequence[str]) -> Iterator[str]:
-    """Whether the runs reranked the same lists, and were judged alike."""
+    """Whether the runs reranked the same lists, and were judged by the same judgements."""
     depths = {run.name: run.sets[name].depth for run in runs}
     if len(set(depths.values())) > 1:
         yield "depths differ: " + ", ".join(f"{run} {depth or 'not recorded'}" for run, depth in depths.items())
@@ -190,17 +197,16 @@ def _candidate_notes(runs: Sequence[EvaluatedRun], name: str, queries: Sequence[
 
 def _systems(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> list[System]:
     """First stages, base, tuned of every run, then the rest; what is the same in several runs is one system."""
-    kinds = dict.fromkeys(kind for run in runs for name in sets for kind in run.sets[name].systems)
+    kinds = {kind for run in runs for name in sets for kind in run.sets[name].systems}
     systems: list[System] = []
-    order = [*stage_names(), "base", "tuned", EXPORTED]
-    for kind in sorted(kinds, key=lambda k: (order.index(k) if k in order else len(order), k)):
+    for kind in system_order(kinds):
         having = [run for run in runs if all(kind in run.sets[name].systems for name in sets)]
-        alike: list[list[EvaluatedRun]] = []
+        groups: list[list[EvaluatedRun]] = []
         for run in having:
-            group = next((g for g in alike if kind != "tuned" and _equal(g[0], run, kind, sets)), None)
-            alike.append([run]) if group is None else group.append(run)
-        one = len(alike) == 1 and kind != "tuned" and len(having) == len(runs)
-        systems += [System(kind if one else f"{g[0].name}/{kind}", kind, tuple(g)) for g in alike]
+            group = next((g for g in groups if kind != "tuned" and _equal(g[0], run, kind, sets)), None)
+            groups.append([run]) if group is None else group.append(run)
+        one = len(groups) == 1 and kind != "tuned" and len(having) == len(runs)
+        systems += [System(kind if one else f"{g[0].name}/{kind}", kind, tuple(g)) for g in groups]
     return systems
 
 
@@ -217,14 +223,11 @@ def _find(systems: Sequence[System], runs: Sequence[EvaluatedRun], against: str 
     known = {f"{run.name}/{system.kind}": system for system in systems for run in system.runs}
     known |= {system.name: system for system in systems}
     for run in runs:
-        for spelled in (run.name, str(run.folder)):
-            known.setdefault(spelled, known[f"{run.name}/tuned"])
+        for name in (run.name, str(run.folder)):
+            known.setdefault(name, known[f"{run.name}/tuned"])
     wanted = f"{runs[0].name}/tuned" if against is None else against.rstrip("/")
     if wanted not in known:
-        names = [system.name for system in systems]
-        raise UserError(
-            f"--against: unknown system {wanted!r}{did_you_mean(wanted, names)} (known: {', '.join(names)})"
-        )
+        raise UserError(f"--against: {no_such('system', wanted, [system.name for system in systems])}")
     return known[wanted]
 
 
@@ -245,6 +248,9 @@ def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str], repeated: Repeate
     if lacking:
         yield f"test sets that not all runs have, left out: {', '.join(lacking)}"
     for run in runs:
+        for name in names:
+            if unfinished := run.sets[name].unfinished:
+                yield f"{run.name}: not evaluated to the end on {name}, left out: {', '.join(unfinished)}"
         found = [set(run.sets[name].systems) for name in names]
         if partly := found[0].union(*found) - found[0].intersection(*found):
             yield f"{run.name}: not evaluated on all of these test sets, left out: {', '.join(sorted(partly))}"

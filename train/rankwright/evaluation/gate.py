@@ -1,4 +1,4 @@
-"""The accept gate: what tuned must reach on the test sets before it is exported, and the record of it."""
+"""The accept gate: what tuned must reach on the test sets before it is exported, and the record of the decision."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, did_you_mean, no_such
 from rankwright.common.files import read_json_object
 from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder
@@ -19,21 +19,21 @@ from rankwright.evaluation.results import Repeated, count_repeated, pool, repeat
 from rankwright.recipe.schema import Gate
 
 GATE_FILE = "gate.json"
-# What a guard's mean may lose: about what a few queries of a usual set move it by chance, and less than anybody sees.
+# What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.
 GUARD_MARGIN = 0.01
 
-# (base, tuned), each query id -> value of the gate's metric.
+# (base, tuned), each: query id -> value of the gate's metric.
 Pair = tuple[Mapping[str, float], Mapping[str, float]]
 NOTHING: Repeated = {}
 
 
 class GateRefused(UserError):
-    """A rule of the gate failed: nothing is exported, all other stages are done and kept."""
+    """A rule of the gate failed: nothing is exported, but all other stages are done and kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule and what came of it. value: mean of tuned - base; low: lower end of its interval."""
+    """One rule and its result. value: mean of tuned - base; low: the lower end of its interval."""
 
     rule: str
     value: float
@@ -45,7 +45,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All rules of a gate; override: why the model is exported although one failed, or None."""
+    """The results of all rules of a gate. override: why the model is exported although a rule failed, or None."""
 
     rules: tuple[Rule, ...]
     override: str | None = None
@@ -59,13 +59,13 @@ class Verdict:
         return self.accepted or self.override is not None
 
     def as_json(self) -> dict[str, Any]:
-        """What gate.json holds, beside its inputs."""
+        """What gate.json holds besides its inputs."""
         rules = [dataclasses.asdict(rule) for rule in self.rules]
         return {"accepted": self.accepted, "rules": rules, "override": self.override}
 
 
 def check_gate(gate: Gate, measures: Sequence[str], test_sets: Sequence[str] | None) -> list[str]:
-    """Faults of the section, each `gate.KEY: what, how to fix it`. test_sets: their names, None when not known."""
+    """Faults of the section, each `gate.KEY: what, how to fix it`. test_sets: their names, or None while unknown."""
     faults = []
     measured = list(dict.fromkeys([HEADLINE, *measures]))
     if gate.metric not in measured:
@@ -78,11 +78,8 @@ def check_gate(gate: Gate, measures: Sequence[str], test_sets: Sequence[str] | N
     ]
     if not test_sets:
         return faults
-    faults += [
-        f"gate.guard: no test set {name!r}{did_you_mean(name, test_sets)} (test sets: {', '.join(test_sets)})"
-        for name in dict.fromkeys(gate.guard)
-        if name not in test_sets
-    ]
+    unknown = [name for name in dict.fromkeys(gate.guard) if name not in test_sets]
+    faults += [f"gate.guard: {no_such('test set', name, test_sets)}" for name in unknown]
     if set(test_sets) <= set(gate.guard):
         faults.append("gate.guard: all test sets are guards: leave at least one on which tuned must gain")
     return faults
@@ -93,26 +90,26 @@ def check_override(override: str | None, gate: Gate | None) -> list[str]:
     if override is None:
         return []
     if gate is None:
-        return ["--override: the recipe has no `gate`, so that there is nothing to override: leave it out"]
+        return ["--override: the recipe has no `gate`, so there is nothing to override: leave it out"]
     if not override.strip():
-        return ["--override: needs the reason, which the model card will give: --override 'why'"]
+        return ["--override: needs a reason, which the model card will state: --override 'why'"]
     return []
 
 
 def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeated = NOTHING) -> tuple[Rule, ...]:
-    """The rules of a gate on the test sets' values (set -> base and tuned, query by query).
+    """The results of a gate's rules. values: test set -> values of base and of tuned, query by query.
 
-    gain: over the pooled queries of all sets that are no guards, the lower end of the two-sided BCa interval of
-    tuned - base is above (>) min_gain. With min_gain 0 a model that changes nothing is refused. A query that several
-    of these sets have (`repeated`, see pooling.py) counts once. Queries so few that not even a
-    gain on every one of them could be told from chance at this confidence are refused: a bootstrap of so few stays
+    gain: the queries of all sets that are not guards are pooled; a query that several of them have (`repeated`, see
+    results.repeated_queries) counts once. The lower end of the two-sided BCa interval of tuned - base must be above
+    min_gain, so with min_gain 0 a model that changes nothing is refused. Very few queries are refused too, namely when
+    not even a gain on every one of them could be told from chance at this confidence: a bootstrap of so few stays
     above 0 as soon as all of them gain.
-    guard SET: tuned is not worse than the base: its mean loses at most GUARD_MARGIN, and the interval does not lie
-    wholly below 0. The first half because a small set's interval is so wide that it always reaches 0, and a real loss
-    would pass; the second because a loss of less than that is one all the same once enough queries show it.
+    guard SET: tuned must not be worse than the base. Its mean may lose at most GUARD_MARGIN, since the interval of a
+    small set is so wide that it always reaches 0, and a real loss would pass. And the interval must not lie wholly
+    below 0, since a smaller loss is still a loss once enough queries show it.
 
-    No correction for several rules: the claim is one, that all of them hold together. Each guard can only turn an
-    accepted model into a refused one, so the chance that a model without a gain is accepted is at most that of the
+    There is no correction for several rules. The claim is one, that all rules hold together. Each guard can only turn
+    an accepted model into a refused one, so the chance of accepting a model without a gain is at most that of the
     first rule alone (an intersection-union test; Berger 1982).
     """
     return tuple(_rules(gate, values, seed, repeated))
@@ -123,14 +120,14 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
     base, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
     level = f"{100 * gate.confidence:g} % interval"
     d = paired_difference(base, tuned, confidence=gate.confidence, seed=seed)
-    # The least p value that a two-sided paired randomisation test of so many queries can give.
+    # The smallest p value that a two-sided paired randomisation test of this many queries can give.
     few = 2.0 ** (1 - d.queries) > 1 - gate.confidence
     above = d.low > gate.min_gain
     passed = above and not few
     twice = count_repeated(repeated)
     sentence = (
         f"{gate.metric} of tuned - base {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
-        + (f" ({twice:,} that an earlier one of these has count once)" if twice else "")
+        + (f" ({twice:,} queries that are in several sets count once)" if twice else "")
         + f": the lower end of the {level}, {d.low:+.4f}, is {'' if above else 'not '}above {gate.min_gain:g}"
         + (", but so few queries cannot show a gain at this confidence" if above and few else "")
     )
@@ -142,17 +139,17 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
             wrong.append(f"the mean loses more than {GUARD_MARGIN:g}")
         if d.high < 0:
             wrong.append(f"the {level} lies wholly below 0")
-        said = " and ".join(wrong) or f"not worse (the mean loses at most {GUARD_MARGIN:g}, the interval reaches 0)"
+        result = " and ".join(wrong) or f"not worse (the mean loses at most {GUARD_MARGIN:g}, the interval reaches 0)"
         sentence = (
             f"guard {name}: {gate.metric} of tuned - base {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] over "
-            f"{d.queries:,} queries: {said}"
+            f"{d.queries:,} queries: {result}"
         )
         wanted = f"mean >= {-GUARD_MARGIN:g}, interval not below 0"
         yield Rule(f"guard {name}", d.mean, d.low, wanted, not wrong, sentence)
 
 
 def gate_inputs(gate: Gate, system_inputs: Mapping[str, str], seed: int) -> str:
-    """What a verdict depends on: the section, and all that the numbers of base and tuned do."""
+    """Hash of what a verdict depends on: the section, the seed, and the inputs of base's and tuned's numbers."""
     return content_hash(gate.model_dump(mode="json"), system_inputs["base"], system_inputs["tuned"], seed)
 
 
@@ -165,10 +162,10 @@ def decide(
     seed: int,
     override: str | None,
 ) -> Verdict:
-    """Judge the finished evaluation of a run, say it, and write gate.json.
+    """Judge the finished evaluation of a run, log the results of the rules, and write gate.json.
 
-    An override belongs to one model and one evaluation of it: it is kept when the same command comes again
-    without it, and gone with any change of what the verdict depends on. It is not recorded where no rule failed.
+    An override belongs to one model and one evaluation of it. It is kept when the same command comes again without
+    it, and forgotten when anything changes that the verdict depends on. It is not recorded when no rule failed.
     """
     inputs = gate_inputs(gate, system_inputs, seed)
     values = {
@@ -178,7 +175,7 @@ def decide(
     repeated = repeated_queries(run.path, {name: base for name, (base, _) in values.items() if name not in gate.guard})
     verdict = Verdict(judge(gate, values, seed=seed, repeated=repeated))
     if not verdict.accepted:
-        # One line, as the card and the console give it.
+        # On one line, for the card and the console.
         reason = " ".join(override.split()) if override is not None else _recorded(run, inputs).get("override")
         verdict = dataclasses.replace(verdict, override=reason)
     run.write_json(GATE_FILE, {**verdict.as_json(), "inputs": inputs})
@@ -187,26 +184,26 @@ def decide(
     if verdict.override is not None:
         console.say(f"exported although a rule failed: {verdict.override}")
     elif override is not None:
-        console.say("--override: not needed, and not recorded: every rule passed")
+        console.say("--override: not needed and not recorded, because every rule passed")
     return verdict
 
 
 def forget_stale(run: RunFolder, gate: Gate | None, system_inputs: Mapping[str, str], seed: int) -> None:
-    """Remove a gate.json that is about another model, another evaluation or another gate."""
+    """Remove a gate.json of another model, another evaluation or another gate."""
     if gate is None or not _recorded(run, gate_inputs(gate, system_inputs, seed)):
         (run.path / GATE_FILE).unlink(missing_ok=True)
 
 
 def _recorded(run: RunFolder, inputs: str) -> dict[str, Any]:
-    """gate.json when it is of these inputs, or nothing."""
+    """gate.json if it has these inputs, else an empty record."""
     found = read_json_object(run.path / GATE_FILE) or {}
     return found if found.get("inputs") == inputs else {}
 
 
 def refusal(verdict: Verdict) -> GateRefused:
-    """The one line of a refused export."""
+    """The one-line error of a refused export."""
     failed = "; ".join(rule.sentence for rule in verdict.rules if not rule.passed)
     return GateRefused(
         f"gate: refused, nothing is exported (evaluation, calibration and report are kept): {failed}. Train a better "
-        "model, or export it all the same with --override 'why'"
+        "model, or export it anyway with --override 'why'"
     )

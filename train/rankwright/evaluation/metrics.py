@@ -14,17 +14,19 @@ from rankwright.common.errors import UserError, UserErrors, nearest
 from rankwright.data.collection import Qrels
 from rankwright.retrieval.candidates import Run, ranked, tie_rate
 
+# What every table compares systems by.
+HEADLINE = "nDCG@10"
 EXAMPLES = "nDCG@10, MRR@10, RR@10, R@100, AP, P@5, Success@1"
 _NAME = re.compile(r"(?P<name>[^\W\d]\w*)(?:\((?P<parameters>.*)\))?(?:@(?P<cutoff>\d+))?")
-# These only ask whether a label reaches a level; all others use its size.
+# These measures only ask whether a label reaches a level; all others use its size.
 _BINARY = {"RR", "R", "AP", "P", "Success", "Rprec", "Bpref", "SetP", "SetR", "SetF", "SetAP", "IPrec", "Accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a run is worth.
+    """The values of a run.
 
-    per_query: measure (as it was spelled) -> query id -> value; mean: measure -> mean over `queries` queries
+    per_query: measure (named as it was given) -> query id -> value; mean: measure -> mean over `queries` queries
     without_relevant: queries without a relevant document, left out of everything above
     missing: queries with relevant documents for which the run has nothing; they count as 0
     tie_rate: share of neighbours in the lists with equal scores
@@ -39,7 +41,7 @@ class Measured:
 
 
 def check_measures(measures: Sequence[str]) -> dict[str, Any]:
-    """Name as given -> ir-measures' measure. Raises UserErrors naming every one that does not exist."""
+    """Name as given -> measure of ir-measures. Raises UserErrors that names every measure that does not exist."""
     parsed: dict[str, Any] = {}
     faults: list[str] = []
     for name in measures:
@@ -52,11 +54,11 @@ def check_measures(measures: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
-def _parse(spelled: str) -> Any:
-    match = _NAME.fullmatch(spelled.strip())
+def _parse(given: str) -> Any:
+    match = _NAME.fullmatch(given.strip())
     registry = ir_measures.measures.registry
     if match is None or match["name"] not in registry:
-        raise UserError(f"unknown measure {spelled!r}{_meant(spelled)}. Examples: {EXAMPLES}")
+        raise UserError(f"unknown measure {given!r}{_meant(given)}. Examples: {EXAMPLES}")
     try:
         # Not ir_measures.parse_measure: it needs parts of `ast` that Python 3.14 has removed.
         call = ast.parse(f"f({match['parameters'] or ''})", mode="eval").body
@@ -69,15 +71,15 @@ def _parse(spelled: str) -> Any:
         measure.validate_params()
         supported = ir_measures.DefaultPipeline.supports(measure)
     except (SyntaxError, ValueError, TypeError, KeyError, AssertionError) as error:
-        raise UserError(f"measure {spelled!r}: {error}. Examples: {EXAMPLES}") from None
+        raise UserError(f"measure {given!r}: {error}. Examples: {EXAMPLES}") from None
     if not supported or options.get("cutoff", 1) < 1:
-        raise UserError(f"measure {spelled!r} cannot be computed with these parameters. Examples: {EXAMPLES}")
+        raise UserError(f"measure {given!r} cannot be computed with these parameters. Examples: {EXAMPLES}")
     return measure
 
 
-def _meant(spelled: str) -> str:
-    """`, did you mean X?` with the cut-off kept; letter case is the usual mistake."""
-    name, at, cutoff = spelled.strip().partition("@")
+def _meant(given: str) -> str:
+    """`, did you mean X?` with the cut-off kept. The usual mistake is letter case."""
+    name, at, cutoff = given.strip().partition("@")
     lower = {known.lower(): known for known in reversed(list(ir_measures.measures.registry))}
     near = nearest(name.lower(), lower)
     return f", did you mean '{lower[near[0]]}{at}{cutoff}'?" if near else ""
@@ -87,8 +89,8 @@ def measure_run(run: Run, qrels: Qrels, measures: Sequence[str]) -> Measured:
     """Measure a run (query id -> document id -> score) against ALL judgements of `qrels`.
 
     measures: names in ir-measures notation (`nDCG@10`, with linear gain as trec_eval has it; `MRR@10` = `RR@10`).
-    Ties are broken by ranking.ranked before ir-measures sees the lists, so neither the order of the input nor
-    ids decide. Labels above 0 are relevant.
+    Ties are broken by candidates.ranked before ir-measures sees the lists, so neither the order of the input nor
+    the ids decide. Labels above 0 are relevant.
     Raises UserError(s) for unknown measures, labels that a graded measure cannot take, NaN scores, and when no
     query has a relevant document.
     """
@@ -97,7 +99,7 @@ def measure_run(run: Run, qrels: Qrels, measures: Sequence[str]) -> Measured:
     if not relevant:
         raise UserError("no query has a relevant document: nothing can be measured, check the judgements")
     _check_labels(relevant, parsed)
-    # Binary measures at level 1: any label above 0 counts, so fractions go up.
+    # Fractions are rounded up: binary measures ask for level 1, and any label above 0 is relevant.
     labels = {q: {d: _whole(label) for d, label in judged.items()} for q, judged in relevant.items()}
     lists = {q: _as_ranks(q, run[q]) for q in relevant if run.get(q)}
     per_query = {name: dict.fromkeys(sorted(relevant), 0.0) for name in parsed}
@@ -122,7 +124,7 @@ def _whole(label: float) -> int:
 
 
 def _as_ranks(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """Strictly decreasing scores in the order of the tie rule."""
+    """Document id -> strictly decreasing score, in the order of the tie rule."""
     order = ranked(query_id, scores)
     return {document_id: float(len(order) - place) for place, (document_id, _) in enumerate(order)}
 
@@ -137,15 +139,12 @@ def _check_labels(qrels: Qrels, parsed: Mapping[str, Any]) -> None:
     ]
     if odd is not None and graded:
         raise UserError(
-            f"query {odd[0]!r}, document {odd[1]!r}: label {odd[2]:g} is no whole number, which {graded[0]} needs: "
-            "use whole grades (0, 1, 2), or measures that only ask for relevance (RR, R, AP, P)"
+            f"query {odd[0]!r}, document {odd[1]!r}: label {odd[2]:g} is not a whole number, as {graded[0]} needs: "
+            "use whole grades (0, 1, 2), or measures that only ask whether a document is relevant (RR, R, AP, P)"
         )
 
 
 def ceiling(run: Run, qrels: Qrels, measure: str) -> float:
-    """The best mean value that any order of the run's lists can reach: what the first stage allows."""
+    """The best mean value that any order of the run's lists can reach: the limit that the first stage sets."""
     best = {q: {d: max(0.0, float(qrels.get(q, {}).get(d, 0.0))) for d in documents} for q, documents in run.items()}
     return measure_run(best, qrels, [measure]).mean[measure]
-
-
-HEADLINE = "nDCG@10"

@@ -1,160 +1,77 @@
-"""Results of finished evaluations, read from run folders: systems by test set, differences with intervals, verdict."""
+"""Results of a finished evaluation: systems by test set, pooled queries, differences with intervals, the verdict.
+
+Everything that shows results reads them here: the table of the command line, the report, model cards, notebooks.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwright.common.errors import UserError
-from rankwright.common.hashing import content_hash
+from rankwright.common.files import read_json_object, read_jsonl
 from rankwright.common.run_folder import RunFolder
-from rankwright.common.stats import Difference, paired_difference
+from rankwright.common.stats import Difference, paired_difference, randomisation_test
 from rankwright.data.splits import normalised
-from rankwright.evaluation.evaluate import is_number, read_metrics_json, read_per_query, read_values
+from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.recipe.schema import EXPORTED, Recipe, result_values
-from rankwright.retrieval.candidates import read_candidates
+from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.retrieval.first_stages import stage_label, stage_names
 from rankwright.retrieval.retriever import retrievers
 
-
-@dataclass(frozen=True, slots=True)
-class ResultRow:
-    """One line of the final table. values: system -> mean nDCG@10 over `queries` queries.
-
-    difference: tuned - base; over_first: tuned - first_stage, the one whose lists were reranked; None where one of
-    the two is missing. ceiling: what the best order of these lists would reach; None where nothing was reranked.
-    """
-
-    name: str
-    values: Mapping[str, float]
-    queries: int
-    difference: Difference | None
-    over_first: Difference | None = None
-    first_stage: str = "bm25"
-    ceiling: float | None = None
-    # Queries of the row `all` that several sets have, and that count once.
-    repeated: int = 0
+# The pooled queries of all test sets.
+ALL = "all"
+# Stands for each set's own first stage, where the pooled sets have different ones.
+OWN_FIRST = "first stage"
 
 
-@dataclass(frozen=True, slots=True)
-class _Set:
-    """A test set's finished systems. values: system -> query id -> nDCG@10."""
-
-    values: dict[str, dict[str, float]]
-    first_stage: str | None
-    ceiling: float | None
+def label(system: str) -> str:
+    """The name of a system as people know it."""
+    return stage_label(system)
 
 
-def results(run: RunFolder, seed: int, inputs: Mapping[str, str]) -> list[ResultRow]:
-    """A row a test set, and `all` over all queries where there are several sets.
-
-    inputs: system -> hash of what its numbers depend on, in the table's order; numbers of other settings are left
-    out.
-    """
-    report = json.loads((run.path / "data_report.json").read_text(encoding="utf-8"))
-    sets = {row["set"]: _read_result_set(run, row["set"], inputs) for row in report["splits"]["test"]}
-    sets = {name: found for name, found in sets.items() if found.values}
-    rows = [_row(name, found, seed) for name, found in sets.items()]
-    if len(rows) > 1:
-        repeated = repeated_queries(run.path, {name: set[str]().union(*s.values.values()) for name, s in sets.items()})
-        pooled = _pool(sets, inputs, repeated)
-        if pooled.values:
-            rows.append(dataclasses.replace(_row("all", pooled, seed), repeated=count_repeated(repeated)))
-    return rows
+def is_first_stage(system: str) -> bool:
+    """Whether a system is a retriever, whose lists can be reranked."""
+    return system in retrievers()
 
 
-def _read_result_set(run: RunFolder, name: str, inputs: Mapping[str, str]) -> _Set:
-    folder = run.path / "eval" / name
-    metrics = {system: read_metrics_json(folder / system) for system in inputs}
-    done = {s: m for s, m in metrics.items() if m is not None and m.get("inputs") == inputs[s]}
-    values = {system: read_per_query(folder / system, HEADLINE) for system in done}
-    reranked = next((m for s, m in done.items() if s not in retrievers()), None)
-    if reranked is None:
-        return _Set(values, None, None)
-    return _Set(values, reranked.get("first_stage"), reranked.get("ceiling"))
+def system_order(names: Iterable[str], baselines: Sequence[str] = ()) -> list[str]:
+    """First stages, base, tuned, exported, the baselines in the recipe's order, then all others by name."""
+    known = [*stage_names(), "base", "tuned", EXPORTED, *baselines]
+    return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
 
 
-def _pool(sets: Mapping[str, _Set], inputs: Mapping[str, str], repeated: Repeated) -> _Set:
-    """All queries of all sets, each once, for the systems that every set has."""
-    shared = [s for s in inputs if all(s in found.values for found in sets.values())]
-    values = {s: pool({name: found.values[s] for name, found in sets.items()}, repeated) for s in shared}
-    ceilings = [(found.ceiling, max(map(len, found.values.values()))) for found in sets.values()]
-    weight = sum(queries for _, queries in ceilings)
-    # A set's ceiling is that of all its queries, the repeated ones too.
-    whole = not repeated and all(ceiling is not None for ceiling, _ in ceilings)
-    ceiling = sum((c or 0.0) * queries for c, queries in ceilings) / weight if whole else None
-    stages = {found.first_stage for found in sets.values()}
-    return _Set(values, stages.pop() if len(stages) == 1 else None, ceiling)
+def find_finished(place: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """System -> its metrics.json, for all systems in eval/TESTSET evaluated to the end; and the other systems."""
+    found = {path.name: read_json_object(path / "metrics.json") for path in sorted(place.glob("*")) if path.is_dir()}
+    done = {
+        system: metrics
+        for system, metrics in found.items()
+        if metrics is not None and HEADLINE in metrics and (place / system / "per_query.jsonl").is_file()
+    }
+    return done, [system for system in found if system not in done]
 
 
-def _row(name: str, found: _Set, seed: int) -> ResultRow:
-    values = found.values
-    means = {s: sum(rows.values()) / len(rows) for s, rows in values.items()}
-    queries = max(map(len, values.values()))
+# Queries that several test sets have.
 
-    def less(system: str) -> Difference | None:
-        both = system in values and "tuned" in values
-        return paired_difference(values[system], values["tuned"], seed=seed) if both else None
-
-    first = found.first_stage or "bm25"
-    return ResultRow(name, means, queries, less("base"), less(first), first, found.ceiling)
-
-
-def verdict(row: ResultRow) -> str:
-    """One honest sentence about the last row."""
-    d = row.difference
-    if d is None:
-        return ""
-    once = f" ({row.repeated:,} queries that several sets have count once)" if row.repeated else ""
-    if d.low > 0:
-        text = "tuned is better than the base: the interval is above zero"
-    elif d.high < 0:
-        text = "tuned is WORSE than the base: the interval is below zero"
-    else:
-        text = "tuned and base cannot be told apart: the interval includes zero"
-    return text + once + _against_first_stage(row) + _better_first_stage(row)
-
-
-def _against_first_stage(row: ResultRow) -> str:
-    """Whether reranking was worth it at all."""
-    d, first = row.over_first, row.first_stage
-    if d is None:
-        return ""
-    name = f"{stage_label(first)} ({row.values[first]:.3f}), whose lists it reranks"
-    if d.low > 0:
-        return f"; it is better than {name}"
-    if d.high >= 0:
-        return f"; it cannot be told apart from {name}"
-    both = row.values["base"] < row.values[first]
-    return f"; it is WORSE than {name}" + (", and the base is below it too" if both else "")
-
-
-def _better_first_stage(row: ResultRow) -> str:
-    """The best other first stage, where its mean is above tuned's."""
-    others = {s: v for s, v in row.values.items() if s in retrievers() and s != row.first_stage}
-    best = max(others, key=lambda s: others[s], default=None)
-    if best is None or others[best] <= row.values["tuned"]:
-        return ""
-    return f"; {stage_label(best)} alone has more ({others[best]:.3f})"
-
-
-# Set -> query id -> SET/ID of an earlier set's query of the same text.
+# Test set -> query id -> SET/ID of an earlier set's query with the same text.
 Repeated = Mapping[str, Mapping[str, str]]
 
 
 def repeated_queries(run: Path, evaluated: Mapping[str, Iterable[str]]) -> dict[str, dict[str, str]]:
-    """Of each set (in this order, with its evaluated queries) those whose text an earlier set has, where there are any.
+    """The queries of each set whose text an earlier set has. Sets without such queries are left out.
 
-    A part of a set that is also reported apart repeats queries of the whole: counted twice, they would narrow every
-    interval, which takes queries for independent. run: its folder; without a data/test.jsonl nothing is known.
+    When a part of a test set is reported as a set of its own, its queries occur twice. Counted twice, they would
+    narrow every interval, because intervals take queries to be independent.
+    run: the run folder; without its data/test.jsonl no query is known to be repeated.
+    evaluated: test set -> the ids of its evaluated queries, in the order in which the sets count.
     """
-    texts = _texts(run / "data" / "test.jsonl")
+    path = run / "data" / "test.jsonl"
+    rows = read_jsonl(path, _query_text, "a query of the test sets: give `rankwright run` again")
+    texts = dict(row for row in rows if row is not None) if path.is_file() else {}
     first: dict[str, str] = {}
     repeated = {}
     for name, query_ids in evaluated.items():
@@ -166,18 +83,13 @@ def repeated_queries(run: Path, evaluated: Mapping[str, Iterable[str]]) -> dict[
     return repeated
 
 
-def _texts(path: Path) -> dict[tuple[str, str], str]:
-    """(set, query id) -> normalised text."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        return {(row["set"], row["query_id"]): normalised(row["query"]) for row in rows if "query_id" in row}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}
+def _query_text(row: Mapping[str, Any]) -> tuple[tuple[str, str], str] | None:
+    """((test set, query id), normalised text); None for a row that is not a query."""
+    return ((row["set"], row["query_id"]), normalised(row["query"])) if "query_id" in row else None
 
 
 def pool(values: Mapping[str, Mapping[str, float]], repeated: Repeated) -> dict[str, float]:
-    """SET/ID -> value for the queries of all sets; a repeated one counts as the mean of its values, under its first."""
+    """SET/ID -> value for the queries of all sets. A repeated query counts once, with the mean of its values."""
     found: dict[str, list[float]] = {}
     for name, of_set in values.items():
         first = repeated.get(name, {})
@@ -191,375 +103,258 @@ def count_repeated(repeated: Repeated) -> int:
     return sum(map(len, repeated.values()))
 
 
-ALL = "all"
+# The results of one run.
 
 
 @dataclass(frozen=True, slots=True)
 class SetResults:
-    """One test set, or all pooled. values: system -> query id -> nDCG@10; metrics: system -> its metrics.json.
+    """The results on one test set, or on the pooled queries of all of them (`all`).
 
-    first_stage: whose lists were reranked. to_base, to_first: tuned less base, and less that first stage, over the
-    same queries; None where one of the two is missing. queries: as many as the fullest system has.
+    values: system -> query id -> nDCG@10; means: system -> mean nDCG@10; metrics: system -> its metrics.json
+    queries: the number of queries of the system that has most
+    first_stage: whose lists were reranked; ceiling: the mean nDCG@10 of the best possible order of these lists
+    to_base: system - base, over the same queries, for every other system measured on the same queries as the base
+    to_first: tuned - first_stage, or None where one of the two is missing or was measured on other queries
+    repeated: how many queries are left out of `all` because an earlier set has them
     """
 
     name: str
-    first_stage: str
     values: Mapping[str, Mapping[str, float]]
     metrics: Mapping[str, Mapping[str, Any]]
     means: Mapping[str, float]
     queries: int
-    to_base: Difference | None
+    first_stage: str
+    ceiling: float | None
+    to_base: Mapping[str, Difference]
     to_first: Difference | None
-
-
-def label(system: str) -> str:
-    """A system's name as people know it."""
-    return stage_label(system)
-
-
-def system_order(names: Sequence[str], recipe: Recipe) -> list[str]:
-    """First stages, base, tuned, exported, the recipe's baselines in its order, then any others by name."""
-    known = [*stage_names(), "base", "tuned", EXPORTED, *(b.name for b in recipe.evaluate.baselines)]
-    return [n for n in known if n in names] + sorted(n for n in names if n not in known)
+    repeated: int = 0
 
 
 def read_results(
     folder: Path, recipe: Recipe, sets: Sequence[str], inputs: Mapping[str, str] | None
 ) -> tuple[list[SetResults], list[str]]:
-    """A SetResults a test set that is evaluated, `all` last where there are several; and what was left out.
+    """The results on each evaluated test set, then on `all` where there are several; and notes on what was left out.
 
-    inputs: system -> hash of what its numbers must come from; None takes what is there.
+    inputs: system -> hash of everything its numbers must come from; None takes whatever is there.
     """
-    rows, notes = [], []
+    results, notes = [], []
     for name in sets:
         place = folder / "eval" / name
-        found = {path.name: read_metrics_json(path) for path in sorted(place.glob("*")) if path.is_dir()}
-        whole = [s for s in found if (place / s / "per_query.jsonl").is_file()]
-        metrics = {s: m for s, m in found.items() if s in whole and isinstance(m, dict) and HEADLINE in m}
-        if unfinished := [s for s in found if s not in metrics]:
-            notes.append(f"{name}: not evaluated to the end, left out: {', '.join(unfinished)}")
+        metrics, unfinished = find_finished(place)
         stale = [s for s in metrics if inputs is not None and metrics[s].get("inputs") != inputs.get(s)]
+        if unfinished:
+            notes.append(f"{name}: not evaluated to the end, left out: {', '.join(unfinished)}")
         if stale:
             notes.append(f"{name}: evaluated with other settings than the recipe's now, left out: {', '.join(stale)}")
-        order = system_order([s for s in metrics if s not in stale], recipe)
+        order = system_order([s for s in metrics if s not in stale], [b.name for b in recipe.evaluate.baselines])
         if order:
             values = {s: read_per_query(place / s, HEADLINE) for s in order}
-            rows.append(_set_results(name, values, {s: metrics[s] for s in order}, recipe.seed))
-            notes += _differing(rows[-1])
+            results.append(_set_results(name, values, {s: metrics[s] for s in order}, recipe.seed))
+            notes += _differing(results[-1])
         else:
             notes.append(f"{name}: not evaluated")
-    if len(rows) > 1:
-        repeated = repeated_queries(folder, {r.name: set[str]().union(*r.values.values()) for r in rows})
-        if twice := count_repeated(repeated):
-            notes.append(f"{ALL}: {twice:,} queries that an earlier set has count once")
-        rows.append(_pooled(rows, recipe, repeated))
-    return rows, notes
+    if len(results) > 1:
+        repeated = repeated_queries(folder, {r.name: set[str]().union(*r.values.values()) for r in results})
+        results.append(_pooled(results, recipe.seed, repeated))
+    return results, notes
 
 
 def _set_results(
     name: str, values: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Mapping[str, Any]], seed: int
 ) -> SetResults:
-    reranked = metrics.get("tuned") or metrics.get("base") or {}
+    # All rerankers of a set get the same lists.
+    rerankers = [s for s in ("tuned", "base", *metrics) if s in metrics and not is_first_stage(s)]
+    reranked = metrics[rerankers[0]] if rerankers else {}
     first = str(reranked.get("first_stage", "bm25"))
-    # The mean as the file has it; of pooled queries as stats has it.
-    means = {
-        s: float(metrics[s][HEADLINE]) if s in metrics else sum(v.values()) / len(v) for s, v in values.items() if v
-    }
+    return _compared(name, values, metrics, first, reranked.get("ceiling"), seed)
+
+
+def _pooled(sets: Sequence[SetResults], seed: int, repeated: Repeated) -> SetResults:
+    """The queries of all sets, each once, for the systems that all sets have."""
+    shared = [s for s in sets[0].values if all(s in one.values for one in sets)]
+    values = {s: pool({one.name: one.values[s] for one in sets}, repeated) for s in shared}
+    firsts = {one.first_stage for one in sets}
+    first = firsts.pop() if len(firsts) == 1 else OWN_FIRST
+    if first == OWN_FIRST and all(one.first_stage in one.values for one in sets):
+        values[OWN_FIRST] = pool({one.name: one.values[one.first_stage] for one in sets}, repeated)
+    # The ceiling of a set covers all its queries, the repeated ones too.
+    whole = not repeated and all(one.ceiling is not None for one in sets)
+    weight = sum(one.queries for one in sets)
+    ceiling = sum((one.ceiling or 0.0) * one.queries for one in sets) / weight if whole else None
+    return _compared(ALL, values, {}, first, ceiling, seed, count_repeated(repeated))
+
+
+def _compared(
+    name: str,
+    values: Mapping[str, Mapping[str, float]],
+    metrics: Mapping[str, Mapping[str, Any]],
+    first: str,
+    ceiling: float | None,
+    seed: int,
+    repeated: int = 0,
+) -> SetResults:
+    def less(system: str, other: str) -> Difference | None:
+        one, two = values.get(system, {}), values.get(other, {})
+        return paired_difference(two, one, seed=seed) if one and set(one) == set(two) else None
+
+    to_base = {s: less(s, "base") for s in values if s != "base"}
     return SetResults(
         name=name,
-        first_stage=first,
         values=values,
         metrics=metrics,
-        means=means,
-        queries=max(len(v) for v in values.values()),
-        to_base=_difference(values, "base", seed),
-        to_first=_difference(values, first, seed),
+        means={s: sum(v.values()) / len(v) for s, v in values.items() if v},
+        queries=max((len(v) for v in values.values()), default=0),
+        first_stage=first,
+        ceiling=ceiling,
+        to_base={s: difference for s, difference in to_base.items() if difference is not None},
+        to_first=less("tuned", first),
+        repeated=repeated,
     )
 
 
-def _difference(values: Mapping[str, Mapping[str, float]], other: str, seed: int) -> Difference | None:
-    if "tuned" not in values or other not in values or set(values["tuned"]) != set(values[other]):
-        return None
-    return paired_difference(values[other], values["tuned"], seed=seed)
-
-
-def _differing(row: SetResults) -> list[str]:
-    """What keeps the systems of one set from being compared."""
+def _differing(found: SetResults) -> list[str]:
+    """What keeps the systems of one test set from being compared."""
     notes = []
-    depths = {s: m["depth"] for s, m in row.metrics.items() if "depth" in m}
+    depths = {s: m["depth"] for s, m in found.metrics.items() if "depth" in m}
     if len(set(depths.values())) > 1:
-        notes.append(f"{row.name}: depths differ: " + ", ".join(f"{s} {d}" for s, d in depths.items()))
-    firsts = {s: m["first_stage"] for s, m in row.metrics.items() if "first_stage" in m and s not in retrievers()}
+        notes.append(f"{found.name}: depths differ: " + ", ".join(f"{s} {d}" for s, d in depths.items()))
+    firsts = {s: m["first_stage"] for s, m in found.metrics.items() if "first_stage" in m and not is_first_stage(s)}
     if len(set(firsts.values())) > 1:
-        notes.append(
-            f"{row.name}: lists of different first stages: " + ", ".join(f"{s} {f}" for s, f in firsts.items())
-        )
-    most = max(row.values, key=lambda s: len(row.values[s]))
-    fewer = [s for s in row.values if set(row.values[s]) != set(row.values[most])]
-    if fewer:
-        notes.append(f"{row.name}: measured on other queries than {most}: {', '.join(fewer)}")
+        lists = ", ".join(f"{s} {first}" for s, first in firsts.items())
+        notes.append(f"{found.name}: lists of different first stages: {lists}")
+    most = max(found.values, key=lambda s: len(found.values[s]))
+    if fewer := [s for s in found.values if set(found.values[s]) != set(found.values[most])]:
+        notes.append(f"{found.name}: measured on other queries than {most}: {', '.join(fewer)}")
     return notes
 
 
-def _pooled(rows: Sequence[SetResults], recipe: Recipe, repeated: Repeated) -> SetResults:
-    """All queries of all sets, each once, of systems that all have; the sets' own first stages where they differ."""
-    shared = [s for s in rows[0].values if all(s in row.values for row in rows)]
-    values = {s: pool({row.name: row.values[s] for row in rows}, repeated) for s in shared}
-    firsts = {row.first_stage for row in rows}
-    if len(firsts) > 1 and all(row.first_stage in row.values for row in rows):
-        values["first stage"] = pool({row.name: row.values[row.first_stage] for row in rows}, repeated)
-    first = firsts.pop() if len(firsts) == 1 else "first stage"
-    means = {s: sum(v.values()) / len(v) for s, v in values.items()}
-    return SetResults(
-        name=ALL,
-        first_stage=first,
-        values=values,
-        metrics={},
-        means=means,
-        queries=max((len(v) for v in values.values()), default=0),
-        to_base=_difference(values, "base", recipe.seed),
-        to_first=_difference(values, first, recipe.seed),
-    )
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One system on one test set, or on `all`: what tables, the verdict and data frames are made of.
+
+    value: mean of the measure over `queries` queries; best_possible: of the best order of the reranked lists
+    difference, low, high: system - base with its 95 % interval; p: two-sided paired randomisation test, where asked for
+    to_first, to_first_low, to_first_high: tuned - first_stage, whose lists it reranks; None for all other systems
+    repeated: how many queries are left out of `all` because an earlier set has them
+    """
+
+    test_set: str
+    system: str
+    measure: str
+    value: float
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    queries: int
+    first_stage: str
+    to_first: float | None
+    to_first_low: float | None
+    to_first_high: float | None
+    best_possible: float | None
+    repeated: int
+
+
+def rows_of(results: Sequence[SetResults], *, p_values: bool = False, seed: int = 0) -> list[ResultRow]:
+    """One row for each test set and system, in the order of every table. p_values takes seconds for many queries."""
+    found = []
+    for one in results:
+        for system, mean in one.means.items():
+            p = None
+            if p_values and system in one.to_base:
+                p = randomisation_test(one.values["base"], one.values[system], seed=seed)
+            to_base = _numbers(one.to_base.get(system))
+            to_first = _numbers(one.to_first if system == "tuned" else None)
+            measured = (one.name, system, HEADLINE, mean, *to_base, p, len(one.values[system]))
+            found.append(ResultRow(*measured, one.first_stage, *to_first, one.ceiling, one.repeated))
+    return found
 
 
 def result_rows(run: RunFolder, recipe: Recipe, inputs: Mapping[str, str], sets: Sequence[str]) -> list[dict[str, Any]]:
-    """One flat row per test set (and `all`) and system, for a data frame.
+    """The results of a run as flat rows with p values, for a data frame: `pandas.DataFrame(rows)`. See ResultRow."""
+    results, _ = read_results(run.path, recipe, sets, inputs)
+    return [dataclasses.asdict(row) for row in rows_of(results, p_values=True, seed=recipe.seed)]
 
-    value: mean nDCG@10 over `queries`; difference: to the base, over the same queries, with its interval low to high;
-    these three are None for the base and where the base has other queries.
-    """
-    found, _ = read_results(run.path, recipe, sets, inputs)
-    rows: list[dict[str, Any]] = []
-    for one in found:
-        base = one.values.get("base")
-        for system, values in one.values.items():
-            same = system != "base" and base is not None and set(base) == set(values)
-            d = paired_difference(base, values, seed=recipe.seed) if same and base is not None else None
-            mean, low, high = (None, None, None) if d is None else (d.mean, d.low, d.high)
-            row = {"test_set": one.name, "system": system, "measure": HEADLINE, "value": one.means[system]}
-            rows.append({**row, "difference": mean, "low": low, "high": high, "queries": len(values)})
-    return rows
+
+def _numbers(difference: Difference | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if difference is None else (difference.mean, difference.low, difference.high)
+
+
+def by_test_set(found: Iterable[ResultRow]) -> dict[str, dict[str, ResultRow]]:
+    """Test set -> system -> its row."""
+    return {name: {r.system: r for r in group} for name, group in itertools.groupby(found, key=lambda r: r.test_set)}
+
+
+# What they mean.
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The first screen. tone: `better`, `worse`, `open` or `none` (nothing to compare); sentences in order."""
+    """What the numbers say about tuned. tone: `better`, `worse`, `open` or `none` (nothing to compare)."""
 
     tone: str
     sentences: tuple[str, ...]
 
 
-def direction(difference: Difference) -> str:
-    """`better` or `worse` where the interval lies wholly on one side of zero, else `open`."""
-    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "open"
+TO_BASE = {
+    "better": "Tuned is better than the base: the interval is above zero.",
+    "worse": "Tuned is WORSE than the base: the interval is below zero.",
+    "open": "It is not clear whether tuned is better than the base: the interval includes zero.",
+}
+TO_FIRST = {
+    "better": "Tuned is better than {}, whose lists it reranks.",
+    "worse": "Tuned is WORSE than {}, whose lists it reranks.",
+    "open": "It is not clear whether tuned is better than {}, whose lists it reranks.",
+}
 
 
-def run_verdict(rows: Sequence[SetResults]) -> Verdict:
-    """What the numbers say about tuned: against the base, against the first stage, and where sets disagree."""
-    if not rows:
+def verdict(found: Sequence[ResultRow]) -> Verdict:
+    """The sentences under every table: tuned against the base, against first stages, and where test sets disagree."""
+    sets = by_test_set(found)
+    if not sets:
         return Verdict("none", ("Nothing is evaluated yet.",))
-    row = rows[-1]
-    if row.to_base is None:
-        missing = [s for s in ("base", "tuned") if s not in row.values]
-        what = f"{' and '.join(missing)} not evaluated" if missing else "base and tuned have different queries"
-        return Verdict("none", (f"Base and tuned cannot be compared: {what}.",))
-    tone = direction(row.to_base)
-    sentences = [
-        {
-            "better": "Tuned is better than its base: the interval lies above zero.",
-            "worse": "Tuned is WORSE than its base: the interval lies below zero.",
-            "open": "Tuned and its base cannot be told apart: the interval includes zero.",
-        }[tone]
-    ]
-    if row.to_first is not None:
-        first = label(row.first_stage)
-        against = "The first stages, whose lists" if row.first_stage == "first stage" else f"{first}, whose lists"
-        sentences.append(
-            {
-                "better": f"{against} it reranks, it beats as well.",
-                "worse": f"{against} it reranks, {'are' if against.startswith('The') else 'is'} BETTER than tuned.",
-                "open": f"From {first}, whose lists it reranks, it cannot be told apart.",
-            }[direction(row.to_first)]
-        )
-    parts = [r for r in rows if r.name != ALL and r.to_base is not None]
-    for other, said in (("worse", "worse than its base"), ("open", "not told apart from its base")):
-        names = [r.name for r in parts if r.to_base is not None and direction(r.to_base) == other]
-        if names and len(parts) > 1 and tone != other:
-            sentences.append(f"By itself {', '.join(names)}: {said}.")
+    name, last = list(sets.items())[-1]
+    if len(sets) > 1 and name != ALL:
+        return Verdict("none", ("Base and tuned cannot be compared: no system is evaluated on all test sets.",))
+    if "tuned" not in last or last["tuned"].difference is None:
+        missing = [s for s in ("base", "tuned") if s not in last]
+        why = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not evaluated"
+        why = why if missing else "they were measured on different queries"
+        return Verdict("none", (f"Base and tuned cannot be compared: {why}.",))
+    tuned = last["tuned"]
+    tone = _direction(tuned.low, tuned.high)
+    sentences = [TO_BASE[tone], *_against_first_stages(last)]
+    tones = {n: _direction(s["tuned"].low, s["tuned"].high) for n, s in sets.items() if n != ALL and "tuned" in s}
+    for other, words in (
+        ("worse", "Test sets on which tuned is worse than the base"),
+        ("open", "Test sets on which no difference from the base is clear"),
+    ):
+        names = [n for n, direction in tones.items() if direction == other]
+        if names and len(sets) > 1 and tone != other:
+            sentences.append(f"{words}: {', '.join(names)}.")
+    if tuned.repeated:
+        sentences.append(f"Queries that are in several test sets and count once: {tuned.repeated:,}.")
     return Verdict(tone, tuple(sentences))
 
 
-# Measure -> query id -> value.
-Values = Mapping[str, Mapping[str, float]]
-# A mean in metrics.json agrees with per_query.jsonl to this, or they are of two evaluations.
-SAME_MEAN = 1e-9
+def _direction(low: float | None, high: float | None) -> str:
+    """`better` or `worse` where the interval lies wholly on one side of zero, else `open`; `` without an interval."""
+    if low is None or high is None:
+        return ""
+    return "better" if low > 0 else "worse" if high < 0 else "open"
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluatedSet:
-    """One test set of a run. systems: system -> values; depth: candidates a query, where it is recorded.
-
-    first_stage: whose lists were reranked; lists: query id -> hash of its candidates (ids in order), None without
-    candidates.jsonl.
-    """
-
-    systems: Mapping[str, Values]
-    depth: int | None
-    first_stage: str | None
-    lists: Mapping[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluatedRun:
-    """A run folder with a finished evaluation. name: short, and no other run of the call has it.
-
-    recipe: as it stands in the folder; experiment, seed: of the recipe that the evaluation was made with.
-    """
-
-    name: str
-    folder: Path
-    recipe: Mapping[str, Any]
-    sets: Mapping[str, EvaluatedSet]
-    experiment: str
-    seed: int
-
-
-def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
-    """Read the evaluations of run folders; no model, no torch.
-
-    Raises UserError for a folder that is given twice or is no run, and for an evaluation that is missing, not
-    finished or mixed of several settings: it names the folder and the command to run.
-    """
-    return [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
-
-
-def run_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart, as long for one as for the other: `a`, `x/a`."""
-    parts = [folder.resolve().parts for folder in folders]
-    twice = next((f for n, f in enumerate(folders) if parts[n] in parts[:n]), None)
-    if twice is not None:
-        raise UserError(f"{twice}: given twice: name each run once")
-    length = 1
-    while len({p[-length:] for p in parts}) < len(parts):
-        length += 1
-    return ["/".join(p[-length:]) for p in parts]
-
-
-def read_run(folder: Path, name: str) -> EvaluatedRun:
-    """One run; raises as read_runs does."""
-    try:
-        recipe: Any = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        near = Path("runs") / folder
-        hint = f"did you mean {near}?" if (near / "recipe.json").is_file() else "give folders such as runs/quickstart"
-        raise UserError(f"{folder}: no folder of a run (it has no readable recipe.json): {hint}")
-    facts = {"experiment": experiment_of(recipe), "seed": recipe.get("seed"), **RunFolder(folder).facts("evaluate")}
-    experiment, seed = facts["experiment"], facts["seed"]
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        place = folder / ("stages/evaluate.json" if seed != recipe.get("seed") else "recipe.json")
-        raise UserError(f"{place}: seed: must be a whole number, found {seed!r}: run `{evaluate_command(folder)}`")
-    names = _test_sets(folder)
-    if not names:
-        raise UserError(f"{folder}: no test set is evaluated: run `{evaluate_command(folder)}`")
-    return EvaluatedRun(name, folder, recipe, {n: _read_set(folder, n) for n in names}, str(experiment), seed)
-
-
-def experiment_of(recipe: Mapping[str, Any]) -> str:
-    """Hash of all in a recipe that can change a number, but for the seed; recorded when it is evaluated.
-
-    By it runs of one experiment are known: recipe.json is that of the last command, which may have come later.
-    """
-    # Their order decides what is mined, and a mapping's hash does not keep it.
-    mine = recipe.get("mine")
-    filters = list(mine.get("filters") or ()) if isinstance(mine, dict) else []
-    order = [filters] if len(filters) > 1 else []
-    return content_hash({k: v for k, v in result_values(recipe).items() if k != "seed"}, *order)
-
-
-def evaluate_command(folder: Path) -> str:
-    """The command that evaluates this run: the recipe and the settings that it was last started with."""
-    try:
-        command = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["command"][2:]
-    except (OSError, ValueError, LookupError):
-        command = []
-    words = [
-        word
-        for before, word in zip(["", *command], command, strict=False)
-        if not word.startswith("-") and before not in ("--only", "--override")
-    ]
-    return shlex.join(["rankwright", "evaluate", *(words or ["RECIPE", f"run_dir={folder}"])])
-
-
-def same_but_for_seed(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
-    """Groups of runs evaluated with recipes that differ in `seed` (and in how they are called) only."""
-    groups: dict[str, list[EvaluatedRun]] = {}
-    for run in runs:
-        groups.setdefault(run.experiment, []).append(run)
-    return [group for group in groups.values() if len({run.seed for run in group}) > 1]
-
-
-def _test_sets(folder: Path) -> list[str]:
-    """The sets of the run's data; folders that an earlier recipe left in eval/ are not among them."""
-    try:
-        report = json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
-        return [str(row["set"]) for row in report["splits"]["test"]]
-    except (OSError, ValueError, LookupError, TypeError):
-        return sorted(path.name for path in (folder / "eval").glob("*") if path.is_dir())
-
-
-def _read_set(folder: Path, name: str) -> EvaluatedSet:
-    place = folder / "eval" / name
-    metrics = {path.name: read_metrics_json(path) for path in sorted(place.glob("*")) if path.is_dir()}
-    done = {system: values for system, values in metrics.items() if values is not None}
-    if "tuned" not in done:
-        raise UserError(
-            f"{folder}: tuned is not evaluated on test set {name!r}, or not to the end: "
-            f"run `{evaluate_command(folder)}`"
-        )
-    _check_one_evaluation(folder, name, done)
-    recorded = RunFolder(folder).facts("evaluate").get("system_inputs")
-    if recorded is not None:
-        # A baseline that the recipe named once.
-        done = {system: values for system, values in done.items() if system in recorded}
-    systems = {}
-    for system, means in done.items():
-        _check_types(folder, place / system / "metrics.json", means)
-        values = read_values(place / system / "per_query.jsonl")
-        query_values = list(values.get(HEADLINE, {}).values())
-        mean = sum(query_values) / len(query_values) if query_values else None
-        recorded = means.get(HEADLINE)
-        # A NaN agrees with nothing.
-        if mean is None or recorded is None or not abs(mean - recorded) <= SAME_MEAN:
-            raise UserError(
-                f"{place / system}: metrics.json and per_query.jsonl do not agree on {HEADLINE}: delete this folder, "
-                f"then run `{evaluate_command(folder)}`"
-            )
-        systems[system] = values
-    lists = None
-    if (place / "candidates.jsonl").is_file():
-        found = read_candidates(place / "candidates.jsonl")
-        lists = {q: content_hash([c.document_id for c in candidates]) for q, candidates in found.items()}
-    return EvaluatedSet(systems, done["tuned"].get("depth"), done["tuned"].get("first_stage"), lists)
-
-
-def _check_types(folder: Path, path: Path, values: Mapping[str, Any]) -> None:
-    """Of what is used of a metrics.json."""
-    for key, number in ((HEADLINE, "a number"), ("depth", "a whole number")):
-        value = values.get(key)
-        if value is not None and not (is_number(value) and (number == "a number" or isinstance(value, int))):
-            raise UserError(
-                f"{path}: {key}: must be {number}, found {value!r}: delete this file, then run "
-                f"`{evaluate_command(folder)}`"
-            )
-
-
-def _check_one_evaluation(folder: Path, name: str, done: Mapping[str, Mapping[str, Any]]) -> None:
-    """The record of the last evaluation names the inputs of its systems; others are left from before it."""
-    recorded = RunFolder(folder).facts("evaluate").get("system_inputs", {})
-    if any(done[system].get("inputs") != inputs for system, inputs in recorded.items() if system in done):
-        raise UserError(
-            f"{folder}: test set {name!r}: the systems were evaluated with different settings, or the last "
-            f"evaluation is not finished: run `{evaluate_command(folder)}`"
-        )
+def _against_first_stages(systems: Mapping[str, ResultRow]) -> list[str]:
+    """Whether reranking was worth it, and whether another first stage would have been better without it."""
+    sentences, tuned = [], systems["tuned"]
+    first = systems.get(tuned.first_stage)
+    if first is not None and (tone := _direction(tuned.to_first_low, tuned.to_first_high)):
+        name = "each set's first stage" if first.system == OWN_FIRST else label(first.system)
+        sentences.append(TO_FIRST[tone].format(f"{name} ({first.value:.3f})"))
+        if tone == "worse" and systems["base"].value < first.value:
+            sentences.append(f"The base is below {name} too.")
+    others = [row for s, row in systems.items() if is_first_stage(s) and s != tuned.first_stage]
+    best = max(others, key=lambda row: row.value, default=None)
+    if best is not None and best.value > tuned.value:
+        sentences.append(f"{label(best.system)} alone scores higher ({best.value:.3f}).")
+    return sentences

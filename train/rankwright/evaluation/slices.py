@@ -1,15 +1,14 @@
-"""Slices of the test queries: what is known of each query, and the gain of tuned over base in fixed bins of it."""
+"""Slices of the test queries: attributes of each query, and the gain of tuned over base in fixed bins of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
+from rankwright.common.files import read_jsonl
 from rankwright.common.stats import Difference, holm, paired_difference, randomisation_test
 from rankwright.data.collection import Collection
 from rankwright.data.splits import normalised_key
@@ -20,10 +19,18 @@ from rankwright.retrieval.candidates import Candidate
 if TYPE_CHECKING:
     from rankwright.model.prompt import PromptEncoder
 
-Seen = Literal["unseen", "partly", "seen"]
 FILE = "queries.jsonl"
-# Documents handed to the tokenizer at once: only their lengths are kept.
+# Documents handed to the tokenizer at once. Only their lengths are kept.
 BATCH = 512
+# A mean over fewer queries tells nothing. It is shown without an interval.
+SMALL = 10
+# For intervals and tests. There are many slices, and each is only a hint.
+RESAMPLES = 1999
+ALPHA = 0.05
+
+Seen = Literal["unseen", "partly", "seen"]
+# Query id -> value of one measure.
+Values = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +38,11 @@ class QueryAttributes:
     """One test query with its candidates and its relevant documents.
 
     query_tokens, document_tokens_*: tokens of the texts alone, before any cut; None without candidates
-    candidates_cut, relevant_cut: candidates, and relevant ones among them, that are cut at the prompt's budget
+    candidates_cut: number of candidates that are cut at the prompt's budget; relevant_cut: of relevant ones among them
     overlap: share of the query's distinct BM25 words that a relevant document has; None for a query without words
-    domain: the card's, where the set comes from a card, else the set's name
-    relevant, relevant_found, relevant_seen: relevant documents; those among the candidates; those whose text
-        (as splits.normalised compares) is relevant to a train query. seen: the last as a word for all of them
+    domain: from the set's card, or the set's name where there is no card
+    relevant: number of relevant documents; relevant_found: of those among the candidates; relevant_seen: of those
+        whose text (as splits.normalised compares it) is relevant to a train query; seen: the latter in one word
     """
 
     query_id: str
@@ -62,7 +69,7 @@ def attributes(
     seen_texts: frozenset[bytes],
     domain: str,
 ) -> list[QueryAttributes]:
-    """A row for each query that has a (maybe empty) list of candidates, by query id."""
+    """The attributes of each query that has a list of candidates, which may be empty; sorted by query id."""
     ids = sorted({c.document_id for found in candidates.values() for c in found})
     lengths = _document_tokens(ids, collection.corpus, encoder)
     rows = []
@@ -98,26 +105,18 @@ def attributes(
 
 
 def seen_in_training(train: Sequence[Collection]) -> frozenset[bytes]:
-    """The splits.normalised_key of the texts that are relevant to some train query."""
+    """The splits.normalised_key of all texts that are relevant to some train query."""
     return frozenset(normalised_key(c.corpus[d]) for c in train for q in c.queries for d in c.positives(q))
 
 
 def read_attributes(path: Path) -> list[QueryAttributes]:
     """What write_attributes wrote. Raises UserError with file and line for anything else."""
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                rows.append(QueryAttributes(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"{path}:{number}: not a row of attributes ({error}): delete it and give `rankwright run` again"
-                ) from None
-    return rows
+    what = "a row of query attributes, delete the file and give `rankwright run` again"
+    return list(read_jsonl(path, lambda row: QueryAttributes(**row), what))
 
 
 def _document_tokens(ids: Sequence[str], corpus: Mapping[str, str], encoder: PromptEncoder) -> dict[str, int]:
-    """Document id -> tokens, not cut; as the prompt counts them."""
+    """Document id -> number of tokens before any cut, as the prompt counts them."""
     lengths: dict[str, int] = {}
     with console.progress("lengths of the candidates", len(ids)) as advance:
         for start in range(0, len(ids), BATCH):
@@ -128,18 +127,9 @@ def _document_tokens(ids: Sequence[str], corpus: Mapping[str, str], encoder: Pro
     return lengths
 
 
-# Fewer queries say nothing about a mean: they are shown without an interval.
-SMALL = 10
-# Of the intervals and tests: there are many slices, and each is only a hint.
-RESAMPLES = 1999
-ALPHA = 0.05
-
-Values = Mapping[str, float]
-
-
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """What queries are divided by. bins: labels in the order of the table; bin_of: None where nothing is known."""
+    """What queries are divided by. bins: labels in the order of the table; bin_of: None where the value is unknown."""
 
     name: str
     bins: tuple[str, ...]
@@ -148,7 +138,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The queries of one bin. means: system -> mean; difference, p: tuned - base, None for fewer than SMALL queries."""
+    """The queries of one bin. means: system -> mean; difference, p: of tuned - base, None below SMALL queries."""
 
     attribute: str
     label: str
@@ -162,9 +152,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class SliceTable:
-    """All slices of some queries. one_bin: attribute -> the bin that holds every query: it divides nothing.
+    """All slices of some queries.
 
-    comparisons: how many p values were adjusted together; standing: those still <= ALPHA after that.
+    one_bin: attribute -> the bin that holds every query, for attributes that divide nothing
+    comparisons: how many p values were adjusted together; standing: how many are still <= ALPHA after that
     """
 
     slices: tuple[Slice, ...]
@@ -174,7 +165,7 @@ class SliceTable:
 
 
 def ranges(edges: Sequence[int]) -> tuple[tuple[str, ...], Callable[[float | None], str | None]]:
-    """Labels and their function for whole numbers: (8, 16) -> `1 to 8`, `9 to 16`, `more than 16`."""
+    """Labels of bins of whole numbers, and the function from number to label: (8, 16) -> `1 to 8`, `9 to 16`, ..."""
     starts = [1, *(edge + 1 for edge in edges[:-1])]
     labels = [f"{a} to {b}" if a < b else str(a) for a, b in zip(starts, edges, strict=True)]
     labels.append(f"more than {edges[-1]}")
@@ -190,7 +181,7 @@ def ranges(edges: Sequence[int]) -> tuple[tuple[str, ...], Callable[[float | Non
 _QUERY, _query = ranges((8, 16, 32, 64))
 _DOCUMENT, _document = ranges((64, 128, 256, 512))
 _RELEVANT, _relevant = ranges((1, 3, 9))
-_CUT = ("no candidate cut", "cut, but no relevant one", "a relevant one cut")
+_CUT = ("no candidate cut", "some cut, none of them relevant", "a relevant one cut")
 _OVERLAP = ("below 25 %", "25 to 50 %", "50 to 75 %", "75 % or more")
 _SEEN = {"unseen": "none seen", "partly": "some seen", "seen": "all seen"}
 _FOUND = ("none found", "some found", "all found")
@@ -220,17 +211,17 @@ ATTRIBUTES = (
 
 
 def domain_attribute(rows: Iterable[QueryAttributes]) -> Attribute:
-    """The domain tag, whose bins are the tags that occur."""
+    """The domain. Its bins are the domains that occur."""
     return Attribute("domain", tuple(dict.fromkeys(row.domain for row in rows)), lambda row: row.domain)
 
 
 def set_attribute(sets: Mapping[str, str]) -> Attribute:
-    """The test set. sets: query -> its set."""
+    """The test set. sets: query id -> its set."""
     return Attribute("test set", tuple(dict.fromkeys(sets.values())), lambda row: sets[row.query_id])
 
 
 def divide(rows: Sequence[QueryAttributes], attribute: Attribute) -> dict[str, list[str]]:
-    """Bin -> its query ids, in the order of the bins, without empty ones; unknown values are a bin of their own."""
+    """Bin -> its query ids, in the order of the bins, without empty bins. Unknown values have a bin of their own."""
     found: dict[str, list[str]] = {label: [] for label in (*attribute.bins, "not known")}
     for row in rows:
         found[attribute.bin_of(row) or "not known"].append(row.query_id)
@@ -246,10 +237,10 @@ def slice_table(
     tuned: str = "tuned",
     seed: int = 0,
 ) -> SliceTable:
-    """Every slice of the queries that all systems have; system -> query id -> value of one measure.
+    """Every slice of the queries that all systems have. systems: system -> query id -> value of one measure.
 
-    The p values of tuned - base (paired randomisation test) are adjusted by Holm's method over all slices of
-    the table. Queries without attributes, and attributes without values, are left out.
+    The p values of tuned - base (paired randomisation test) are adjusted by Holm's method over all slices of the
+    table. Queries without attributes, and attributes without values, are left out.
     """
     known = [row for row in rows if all(row.query_id in values for values in systems.values())]
     one_bin: dict[str, str] = {}

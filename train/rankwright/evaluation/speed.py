@@ -1,4 +1,4 @@
-"""How long one query takes: p50 and p95 of reranking its candidates, pairs per second, peak memory."""
+"""How long reranking takes for one query: p50 and p95 of the latency, pairs per second, peak memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rankwright.common import console
@@ -20,18 +21,18 @@ from rankwright.retrieval.candidates import Candidates
 FILE = "speed.json"
 LISTS = 20
 DOCUMENTS = 100
-# No more lists are begun after this.
+# After this time no further list is started.
 SECONDS = 60.0
 
 
 def speed_is_known(run: RunFolder, inputs: str) -> bool:
-    """Whether speed.json is of this tuned model."""
+    """Whether speed.json was measured with this tuned model."""
     tuned = (read_json_object(run.path / FILE) or {}).get("tuned") or {}
     return bool(tuned.get("inputs") == inputs)
 
 
 def forget_other_speed(run: RunFolder, inputs: str) -> None:
-    """Remove a speed.json of another tuned model: a kill before it is measured anew must not leave that one's."""
+    """Remove a speed.json of another tuned model, so that a kill before the new measurement does not leave it there."""
     if not speed_is_known(run, inputs):
         (run.path / FILE).unlink(missing_ok=True)
 
@@ -39,10 +40,11 @@ def forget_other_speed(run: RunFolder, inputs: str) -> None:
 def measure_speed(
     run: RunFolder, sets: Sequence[tuple[Scorer, Collection, Candidates]], *, seed: int, inputs: str
 ) -> None:
-    """Rerank the lists of up to LISTS test queries one by one, each by its set's scorer, and write speed.json.
+    """Rerank the lists of up to LISTS test queries one by one, each with the scorer of its set, and write speed.json.
 
-    A list is one query with its first DOCUMENTS candidates, from texts to scores: tokenising included, loading not.
-    The first list is scored once before, uncounted, for what is set up on first use.
+    A list is one query with its first DOCUMENTS candidates. The time is from texts to scores, with tokenising and
+    without loading the model. The first list is scored once before without being counted, since the first call also
+    sets things up.
     """
     groups = _groups(sets, seed)
     if not groups:
@@ -58,18 +60,19 @@ def measure_speed(
         if seconds and time.perf_counter() - began > SECONDS:
             break
         started = time.perf_counter()
-        # Scores come as numbers, so the GPU has finished when they are there.
+        # Scores come as numbers, so the GPU has finished when they are here.
         next(iter(scorer.score_groups([(query, documents)])))
         seconds.append(time.perf_counter() - started)
     sizes = [len(documents) for *_, documents in groups[: len(seconds)]]
+    p50, p95 = np.percentile(seconds, [50, 95]).tolist()
     values = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "precision": _precision(scorer),
         "lists": len(seconds),
         "documents": max(sizes),
-        "p50_ms": round(1000 * _percentile(seconds, 50), 2),
-        "p95_ms": round(1000 * _percentile(seconds, 95), 2),
+        "p50_ms": round(1000 * p50, 2),
+        "p95_ms": round(1000 * p95, 2),
         "pairs_per_s": round(sum(sizes) / sum(seconds), 1),
         "peak_memory_mb": memory.megabytes(),
         "note": "; ".join(_notes(sizes, len(groups), memory)),
@@ -80,7 +83,7 @@ def measure_speed(
 
 
 def _groups(sets: Sequence[tuple[Scorer, Collection, Candidates]], seed: int) -> list[tuple[Scorer, str, list[str]]]:
-    """Queries by hash, over all test sets: the same ones every time."""
+    """Queries chosen by hash over all test sets, the same ones every time."""
     found = [(scorer, c, lists, q) for scorer, c, lists in sets for q in lists if lists[q]]
     found.sort(key=lambda item: (stable_hash("speed", seed, item[1].name, item[3]), item[1].name, item[3]))
     return [
@@ -107,17 +110,8 @@ def _say(values: Mapping[str, Any]) -> None:
     )
 
 
-def _percentile(values: Sequence[float], percent: float) -> float:
-    """Linear between neighbours, as numpy has it."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
 def _precision(scorer: Scorer) -> str:
-    """The type that most weights are stored in: what the products are computed in."""
+    """The number type in which most weights are stored. Matrix products are computed in it."""
     model = getattr(scorer, "model", None)
     if not isinstance(model, torch.nn.Module):
         return "unknown"
@@ -130,7 +124,7 @@ def _precision(scorer: Scorer) -> str:
 
 
 class _PeakMemory:
-    """The most memory from now on: of the GPU's allocations, or resident in this process on a CPU."""
+    """Peak memory from now on: allocations on the GPU, or resident memory of this process on a CPU."""
 
     def __init__(self, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
@@ -142,7 +136,7 @@ class _PeakMemory:
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
-            self.what += ", of the whole command (this system cannot start the count anew)"
+            self.what += ", of the whole command (this system cannot restart the count)"
 
     def megabytes(self) -> int | None:
         if self._on_gpu:
@@ -155,7 +149,7 @@ class _PeakMemory:
 
 
 def _high_water_mark() -> int | None:
-    """Where there is no /proc: the whole command's, which POSIX systems keep (Linux in KB, macOS in bytes)."""
+    """Without /proc: the peak of the whole command, which POSIX systems record (Linux in KB, macOS in bytes)."""
     import sys
 
     try:

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rankwright.common.templates import template_environment
 from rankwright.data.licences.derived import hub_sets, public
-from rankwright.export.proof.runtimes.base import Kind, kind_of
-from rankwright.export.target import is_hub_id
+from rankwright.export.target import Card, is_hub_id, target_of
 from rankwright.model.prompt import PromptContract
 
-
-def vllm_overrides(folder: Path, contract: PromptContract) -> str:
-    """JSON for vLLM's --hf-overrides, which makes a classifier of the scored rows.
-
-    It stays a flag: in config.json it would name a head that transformers does not find. Source: vLLM's
-    documentation of score models; the order is [no, yes].
-    """
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    classifier = settings["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")
-    tokens = [t for t in (contract.no_token, contract.yes_token) if t is not None]
-    overrides: dict[str, Any] = {"architectures": [classifier], "classifier_from_token": tokens}
-    if contract.no_token is None:
-        overrides["method"] = "no_post_processing"
-    elif classifier.startswith("Qwen3"):
-        overrides["is_original_qwen3_reranker"] = True
-    else:
-        overrides["method"] = "from_2_way_softmax"
-    return json.dumps(overrides)
-
-
 CARD, SERVE = "README.md", "SERVE.md"
-# Stands for the model in both files; `rankwright push` puts the repository's name there. Where a name on the hub would
-# not do, they have FOLDER.
+# Stands for the model in both files; `rankwright push` puts the repository's name there. Where only a folder on disk
+# will do, the files have FOLDER.
 PLACE = "PATH"
 EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a company.")
-HOLDS: dict[Kind, str] = {
-    "hf": "",
-    "causal": "; this folder holds the language model in its yes/no form",
-    "adapter": "; this folder holds the LoRA adapters only",
-    "onnx": "; this folder holds it as ONNX",
-    "gguf": "; this folder holds it as GGUF, for llama.cpp",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
     """nDCG@10 of the exported weights on a test set: mean and 95 % interval over its queries.
 
-    hub: the set's id on the hub, or None; reranked: whose lists, and how long, such as `BM25, best 100`.
+    hub: the set's id on the hub, or None. reranked: the lists that were reranked, such as `BM25, best 100`.
     """
 
     name: str
@@ -68,9 +40,9 @@ class SetResult:
 class CardFacts:
     """What only the caller of an export knows.
 
-    name: of the model, a word; results: nDCG@10 a test set; calibration: calibration.json; gate: gate.json, where the
-    recipe has a gate; ledger: licences.json, without which the card states no licence; training: how the weights were
-    made, in sentences.
+    name: of the model, one word. results: nDCG@10 on each test set. calibration: calibration.json. gate: gate.json,
+    where the recipe has a gate. ledger: licences.json; without it the card states no licence. training: how the weights
+    were made, in sentences.
     """
 
     title: str = "Reranker"
@@ -92,43 +64,37 @@ def write_card(
     base_name: str,
     revision: str | None,
 ) -> None:
-    """Write README.md and SERVE.md; last of all files, since peft writes a card of its own when it saves."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("rankwright.export", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # A bar or a line break would end the cell of a table.
-    environment.filters["cell"] = lambda text: " ".join(str(text).split()).replace("|", "\\|")
-    # Of a runtime that gives probabilities alone there is no difference of a score.
-    environment.filters["figure"] = lambda value: f"{value:.1e}" if isinstance(value, float) else ""
-    kind = kind_of(folder)
-    facts_of_all = {
+    """Write README.md and SERVE.md. They come last of all files, since peft writes a card of its own when it saves."""
+    card = target_of(folder).card
+    # A bar or a line break would end the cell of a table. A runtime that gives only probabilities has no difference of
+    # a score.
+    filters = {
+        "cell": lambda text: " ".join(str(text).split()).replace("|", "\\|"),
+        "figure": lambda value: f"{value:.1e}" if isinstance(value, float) else "",
+    }
+    environment = template_environment("rankwright.export", html=False, filters=filters)
+    names: dict[str, Any] = {
         "title": facts.title,
         "name": facts.name,
-        "kind": kind,
         "contract": contract,
         "query": EXAMPLE[0],
         "document": EXAMPLE[1],
-        **_files(folder, kind, contract),
-    }
-    metadata = metadata_yaml(
-        kind,
-        model_name=facts.name,
-        base_name=base_name,
-        revision=revision,
-        ledger=facts.ledger,
-        results=facts.results,
-    )
-    card = environment.get_template("model_card.md.j2").render(
-        **facts_of_all,
+        "control_token": next(iter(re.findall(r"<\|\w+\|>", contract.suffix)), "<|im_end|>"),
         **_words(contract),
-        metadata=metadata,
-        holds=HOLDS[kind],
+        **card.values(folder, contract),
+    }
+
+    def render(text: str, **more: Any) -> str:
+        is_file = text.endswith(".md.j2")
+        template = environment.get_template(text) if is_file else environment.from_string(text)
+        return template.render(**names, **more)
+
+    readme = render(
+        "model_card.md.j2",
+        metadata=metadata_yaml(card, facts, base_name=base_name, revision=revision),
+        holds=card.holds,
+        use=render(card.use),
+        prompt=render(card.prompt),
         ledger=None if facts.ledger is None else public(facts.ledger),
         figures=dict(facts.figures),
         training=list(facts.training),
@@ -137,23 +103,10 @@ def write_card(
         parity=parity,
         base_name=base_name,
         revision=revision,
-        control_token=next(iter(re.findall(r"<\|\w+\|>", contract.suffix)), "<|im_end|>"),
     )
-    serve = environment.get_template("serve.md.j2").render(**facts_of_all)
-    for name, text in ((CARD, card), (SERVE, serve)):
+    for name, text in ((CARD, readme), (SERVE, render("serve.md.j2", serve=render(card.serve)))):
         # Blocks that a kind of folder does not have leave empty lines.
         (folder / name).write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
-
-
-def _files(folder: Path, kind: Kind, contract: PromptContract) -> dict[str, Any]:
-    """What the snippets say about the files of this folder."""
-    external = (folder / "onnx" / "model.onnx_data").is_file()
-    return {
-        "gguf_files": sorted(path.name for path in folder.glob("*.gguf")),
-        "quantised": (folder / "onnx" / "model_quantized.onnx").is_file(),
-        "additional": ', additional_files=["onnx/model.onnx_data"]' if external else "",
-        "vllm_overrides": vllm_overrides(folder, contract) if kind == "causal" else "",
-    }
 
 
 def _words(contract: PromptContract) -> dict[str, str]:
@@ -170,42 +123,18 @@ def _words(contract: PromptContract) -> dict[str, str]:
     return dict(zip(("scored_tokens", "logit", "score", "of_logits"), (*words, code), strict=True))
 
 
-LIBRARIES: dict[Kind, str] = {
-    "hf": "sentence-transformers",
-    "causal": "sentence-transformers",
-    "adapter": "peft",
-    "onnx": "fastembed",
-    "gguf": "gguf",
-}
-RELATIONS: dict[Kind, str] = {
-    "hf": "finetune",
-    "causal": "finetune",
-    "adapter": "adapter",
-    "onnx": "finetune",
-    "gguf": "quantized",
-}
-
-
-def metadata_yaml(
-    kind: Kind,
-    *,
-    model_name: str,
-    base_name: str,
-    revision: str | None,
-    ledger: dict[str, Any] | None,
-    results: Sequence[SetResult],
-) -> str:
+def metadata_yaml(card: Card, facts: CardFacts, *, base_name: str, revision: str | None) -> str:
     """The YAML block of README.md, through huggingface_hub, which knows what the hub reads. Ends with a newline."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    licence: dict[str, Any] = {} if ledger is None else {"license": ledger["licence"]["hub"]}
+    ledger = facts.ledger
+    more: dict[str, Any] = {} if ledger is None else {"license": ledger["licence"]["hub"]}
     if ledger is not None and ledger["licence"]["name"]:
-        licence["license_name"] = ledger["licence"]["name"]
-    base: dict[str, Any] = (
-        {"base_model": base_name, "base_model_relation": RELATIONS[kind]} if is_hub_id(base_name) else {}
-    )
-    if base and revision:
-        base["base_model_revision"] = revision
+        more["license_name"] = ledger["licence"]["name"]
+    if is_hub_id(base_name):
+        more |= {"base_model": base_name, "base_model_relation": card.relation}
+        if revision:
+            more["base_model_revision"] = revision
     rows = [
         EvalResult(
             task_type="text-ranking",
@@ -223,16 +152,15 @@ def metadata_yaml(
                 "reranked": row.reranked,
             },
         )
-        for row in results
+        for row in facts.results
     ]
     data = ModelCardData(
-        library_name=LIBRARIES[kind],
+        library_name=card.library,
         pipeline_tag="text-ranking",
         datasets=None if ledger is None else hub_sets(ledger) or None,
         tags=["reranker", "cross-encoder", "rankwright"],
-        model_name=model_name,
+        model_name=facts.name,
         eval_results=rows or None,
-        **licence,
-        **base,
+        **more,
     )
     return data.to_yaml() + "\n"

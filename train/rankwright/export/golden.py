@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common.errors import UserError
+from rankwright.common.files import read_jsonl
 from rankwright.model.prompt import PromptEncoder
 from rankwright.rerankers.reranker import Reranker
 
@@ -47,10 +48,10 @@ FIXED = [
 def make_golden(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[Row]:
     """Rows of golden.jsonl: query, document (raw texts), instruction, token_ids, logit, probability, gate, kind.
 
-    pairs are real (query, document) texts; when there are fewer than 20, their queries are combined with their
-    other documents. Fixed pairs of hard kinds come after them. The logits are the reranker's, one prompt at a
-    time. gate: every runtime must match the row; false where a runtime that only sees texts cannot (control
-    tokens without a template that breaks them; a query beyond its budget).
+    pairs: real (query, document) texts. When there are fewer than 20, each query is also paired with documents of
+    others. Fixed pairs of hard kinds follow. The logits are the reranker's, one prompt at a time. gate: whether every
+    runtime must match the row. It is false where a runtime that only sees texts cannot: for control tokens without a
+    template that breaks them, and for a query beyond its budget.
     """
     rows = []
     for kind, query, document in golden_texts(reranker.encoder, pairs):
@@ -85,7 +86,7 @@ def golden_texts(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]]) -> It
 
 
 def _fill(encoder: PromptEncoder, kind: str, query: str, document: str) -> tuple[str, str]:
-    """A fixed pair for this contract: as long as must be cut, with the control tokens that this base has."""
+    """A fixed pair for this contract: long enough to be cut, or with the control tokens of this base."""
     while kind == "long" and not encoder.encode(query, [document]).documents_cut:
         document *= 2
     if kind == "control":
@@ -96,7 +97,7 @@ def _fill(encoder: PromptEncoder, kind: str, query: str, document: str) -> tuple
 
 
 def is_gate(encoder: PromptEncoder, query: str, document: str) -> bool:
-    """Whether a runtime that follows the exported files, and only those, must get the same ids."""
+    """Whether a runtime that follows nothing but the exported files must get the same ids."""
     encoded = encoder.encode(query, [document])
     if encoded.query_cut:
         return False
@@ -111,35 +112,33 @@ def is_gate(encoder: PromptEncoder, query: str, document: str) -> bool:
 
 
 def _is_plain(encoder: PromptEncoder, text: str) -> bool:
-    """Whether a tokenizer alone reads `text` as the contract does: no control tokens, the same white space cut off."""
+    """Whether a tokenizer alone reads `text` as the contract does: no control tokens, the same white space stripped."""
     if any(token.normalized for token in encoder.tokenizer.added_tokens_decoder.values()):
-        # No strip is baked then (see bake.py).
+        # No strip is baked then (see tokenizer.py).
         return encoder.clean(text) == text
     stripped_off = text[: len(text) - len(text.lstrip())] + text[len(text.rstrip()) :]
     return encoder.clean(text) == text.strip() and not set(stripped_off) & set(UNSTRIPPED)
 
 
 def read_golden(folder: Path) -> list[Row]:
-    """The rows of golden.jsonl. Raises UserError naming the first line that is no golden row."""
+    """The rows of golden.jsonl. Raises UserError naming the first line that is not a golden row."""
     path = folder / GOLDEN_FILE
     try:
-        # Not splitlines: texts may hold other line separators, such as U+2028, which JSON leaves as they are.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(read_jsonl(path, _checked, "a golden row: damaged: copy the whole folder again"))
+    except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}): copy the whole folder again") from None
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            # NaN is a float as well, and would be unequal to all.
-            assert all(isinstance(row[key], kinds) for key, kinds in KEYS.items())
-            assert math.isfinite(row["logit"]) and 0 <= row["probability"] <= 1
-            rows.append(row)
-        except (ValueError, TypeError, KeyError, AssertionError):
-            raise UserError(f"{path}:{number}: not a golden row: damaged: copy the whole folder again") from None
     if not any(row["gate"] for row in rows):
         raise UserError(f"{path}: no row that every runtime must match: damaged: copy the whole folder again")
     return rows
+
+
+def _checked(row: Row) -> Row:
+    # NaN is a float as well, and would be unequal to all.
+    if not all(isinstance(row[key], kinds) for key, kinds in KEYS.items()) or not math.isfinite(row["logit"]):
+        raise ValueError("a value of another type")
+    if not 0 <= row["probability"] <= 1:
+        raise ValueError("a probability outside 0 and 1")
+    return row
 
 
 def write_golden(folder: Path, rows: Sequence[Row]) -> None:

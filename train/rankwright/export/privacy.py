@@ -1,6 +1,6 @@
-"""No secret and no path of the trainer's machine in an exported file, and no code: looked for in every byte.
+"""Searches exported files for secrets, for paths of the trainer's machine and for code.
 
-Tensor data of safetensors is left out, its header is not; ONNX and GGUF files are read whole.
+Every byte is looked at, except tensor data of safetensors; ONNX and GGUF files are read whole.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from urllib.parse import quote
 from rankwright.common.errors import UserError
 
 BLOCK_BYTES = 1 << 24
-# Longer than any place or secret; blocks overlap by it.
+# Longer than any path or secret; blocks overlap by it.
 OVERLAP_BYTES = 1 << 13
 LEAST_SECRET = 8
-# Where a system's or a container's Python lies: says nothing of a machine, and stands in texts about code.
+# Python lies here on any system or in any container, and texts about code hold these paths.
 OF_ANY_MACHINE = (Path("/usr"), Path("/usr/local"))
 SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 WORD = rb"[A-Za-z0-9_]"
-# What it is, bytes that every such secret holds, its form.
+# (description, bytes that every such secret holds, its form).
 TOKENS = (
     ("a Hugging Face token", b"hf_", rb"hf_[A-Za-z0-9]{30,}"),
     ("a wandb key", b"wandb_v1_", rb"wandb_v1_[A-Za-z0-9_]{30,}"),
@@ -43,7 +43,7 @@ TOKENS = (
     ("a private key", b"PRIVATE KEY", rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"),
     ("a URL with a password", b"://", rb"https?://[^/\s:@\"'<>]{1,80}:[^/\s:@\"'<>]{1,200}@[A-Za-z0-9]"),
 )
-# A length in front of a string may look like a letter there.
+# In these files a length in front of a string may look like a letter.
 BINARY = {".onnx", ".gguf"}
 # Loading one of these runs code.
 CODE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".py", ".so")
@@ -52,7 +52,10 @@ CODE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04"
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """what: in words that do not repeat it; needle: bytes in all that it finds; before: what must not stand there."""
+    """what: a description that does not repeat the secret. needle: bytes in everything that form finds.
+
+    before: the same form, where certain bytes must not stand in front.
+    """
 
     what: str
     needle: bytes
@@ -76,9 +79,10 @@ class Private:
 
     @classmethod
     def of_this_machine(cls, *folders: Path) -> Private:
-        """Home, working, temporary and Python's folders, these, the user's name in paths, secrets, forms of tokens.
+        """Paths of this machine (home, working, temporary and Python's folder, and `folders`), names and secrets.
 
-        Secrets are the values of environment variables whose names say so: HF_TOKEN, WANDB_API_KEY.
+        Names: the user's, in paths. Secrets: values of environment variables named like HF_TOKEN or WANDB_API_KEY, and
+        all that has the form of a token.
         """
         places = {Path.home(): "the home folder", Path.cwd(): "the working folder"}
         if Path(sys.prefix) not in OF_ANY_MACHINE:
@@ -98,7 +102,7 @@ class Private:
         return cls(tuple(found))
 
     def first_in(self, blocks: Iterable[bytes], *, binary: bool = False) -> str | None:
-        """What is found first, in words; None when nothing is."""
+        """The description of what is found first, or None."""
         return next((p.what for block in blocks for p in self.patterns if p.is_in(block, binary=binary)), None)
 
     def in_text(self, *texts: str) -> bool:
@@ -113,7 +117,7 @@ def _user() -> str:
 
 
 def _forms(text: str) -> set[bytes]:
-    """How a text stands in a file: as it is, in JSON with and without escapes, in a URL."""
+    """The bytes of a text in a file: as it is, in JSON with and without escapes, in a URL."""
     forms = {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], quote(text)}
     return {form.encode("utf-8", "surrogateescape") for form in forms}
 
@@ -121,7 +125,7 @@ def _forms(text: str) -> set[bytes]:
 def _place_patterns(place: Path, what: str) -> Iterator[Pattern]:
     """A folder, or anything inside it; nothing for `/`.
 
-    /tmp and its like are tokens of vocabularies and words of texts: of them only what lies inside counts.
+    For a folder directly below `/` only what lies inside counts: `/tmp` itself is a token of vocabularies.
     """
     if len(place.parts) < 2:
         return
@@ -133,7 +137,7 @@ def _place_patterns(place: Path, what: str) -> Iterator[Pattern]:
 
 
 def scan(folder: Path, private: Private) -> None:
-    """Raises UserError naming the first file that holds something private, or code, and what."""
+    """Raises UserError naming the first file with something private, or with code, and what it is."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if _is_code(path):
@@ -148,19 +152,19 @@ def scan(folder: Path, private: Private) -> None:
 
 
 def without_private(pairs: Sequence[tuple[str, str]], private: Private) -> list[tuple[str, str]]:
-    """The pairs that may stand in golden.jsonl: texts of users may hold paths and keys of anybody."""
+    """The pairs that may stand in golden.jsonl: texts of users may hold paths and keys."""
     return [pair for pair in pairs if not private.in_text(*pair)]
 
 
 def _is_code(path: Path) -> bool:
     with path.open("rb") as file:
-        # The first bytes of safetensors are a length, which may be any.
+        # The first bytes of safetensors are a length, which may be any number.
         starts = path.suffix != ".safetensors" and file.read(4).startswith(CODE_STARTS)
     return path.suffix in CODE_SUFFIXES or starts
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The bytes that are looked at, in blocks that overlap."""
+    """The bytes to be searched, in blocks that overlap."""
     with path.open("rb") as file:
         left = path.stat().st_size
         if path.suffix == ".safetensors":

@@ -3,106 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder
 from rankwright.common.resources import resolve_base
 from rankwright.export.card import CardFacts, write_card
 from rankwright.export.privacy import Private, scan, without_private
 from rankwright.export.proof.parity import PARITY_FILE, check_folders
-from rankwright.export.target import NEEDS, REFUSALS, Figures, Trained, Writer, has_adapter, portable_name, unservable
+from rankwright.export.servable import impossible, refuse, unservable
+from rankwright.export.target import Figures, Trained, Writer, portable_name
 from rankwright.export.targets import TARGETS
-from rankwright.export.targets.adapter import NEEDS_LORA
+from rankwright.export.weights import has_adapter
 from rankwright.model.prompt import PromptContract
-from rankwright.model.rank_model import RankModel
 
 
 def export_targets(
-    model: RankModel,
-    tokenizer: Any,
-    contract: PromptContract,
-    *,
-    targets: Mapping[str, Mapping[str, Any]],
-    folder: Path,
-    golden_pairs: Sequence[tuple[str, str]],
-    base_name: str,
-    revision: str | None = None,
-    tolerance: float = 1e-4,
-    facts: CardFacts | None = None,
+    trained: Trained, targets: Mapping[str, Mapping[str, Any]], folder: Path, facts: CardFacts | None = None
 ) -> dict[str, Figures]:
     """Write folder/TARGET for each target (name -> options); the figures of each, as in its parity.json.
 
-    base_name: what the recipe calls the base. Raises UserError, and leaves an earlier folder of the target in place,
-    when a runtime does not reproduce the golden scores within tolerance.
+    facts: for the cards; title, name and licence of `trained` are taken from them. Raises UserError, and leaves an
+    earlier folder of the target in place, when a runtime does not reproduce the golden scores within the tolerance.
     """
-    refuse_impossible(targets, has_adapter=has_adapter(model))
-    refuse_base(targets, model.causal_lm.config, tokenizer, contract)
+    refuse(impossible(targets, lora=has_adapter(trained.model)))
+    refuse(unservable(targets, trained.model.causal_lm.config, trained.tokenizer, trained.contract))
     facts = facts or CardFacts()
     licence = None if facts.ledger is None else facts.ledger["licence"]
-    trained = Trained(
-        model,
-        tokenizer,
-        contract,
-        base_name,
-        revision,
-        golden_pairs,
-        tolerance=tolerance,
+    trained = dataclasses.replace(
+        trained,
         title=facts.title,
         name=facts.name,
         licence=None if licence is None else (licence["hub"], licence["name"]),
     )
-    writers = {name: TARGETS.bind(name, options) for name, options in targets.items()}
+    writers = {name: TARGETS[name].bind(options) for name, options in targets.items()}
     return publish(folder, trained, writers, facts)
-
-
-def refuse_impossible(targets: Mapping[str, Mapping[str, Any]], *, has_adapter: bool) -> None:
-    """Raises UserErrors for unknown targets or options, or those that this training cannot have; call it before."""
-    faults = []
-    for name, options in targets.items():
-        try:
-            TARGETS.bind(name, options)
-        except UserError as error:
-            faults.append(f"export.targets: {error}")
-        missing = [module for module in NEEDS.get(name, ()) if not importlib.util.find_spec(module)]
-        if missing:
-            faults.append(
-                f"export.targets: `{name}` needs the package {missing[0]}: pip install 'rankwright[{name}]', "
-                "or leave the target out"
-            )
-    if "adapter" in targets and not has_adapter:
-        faults.append(NEEDS_LORA)
-    if faults:
-        raise UserErrors(faults)
-
-
-def refuse_base(targets: Iterable[str], config: Any, tokenizer: Any, contract: PromptContract) -> None:
-    """Raises UserErrors, a line a reason, when a target cannot serve this prompt or base exactly.
-
-    config: of the base, whose weights are not needed: call it before training.
-    """
-    faults = unservable(contract, targets)
-    faults += [
-        f"export.targets: {name}: {fault}"
-        for name in targets
-        if name in REFUSALS
-        for fault in REFUSALS[name](config, tokenizer, contract)
-        if not contract.in_pieces
-    ]
-    if faults:
-        raise UserErrors(faults)
 
 
 def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts: CardFacts) -> dict[str, Figures]:
     """Fill a folder beside each folder/TARGET, check all of them in one fresh process, then put them in place.
 
-    Golden pairs that hold a path or a key of this machine are left out, and said; any other file that does is refused.
+    Golden pairs that hold a path or a key of this machine are left out and counted; any other file with one is refused.
     """
     # A hub id stays out: the adapter then names it, with its revision.
     found = resolve_base(trained.base_name)

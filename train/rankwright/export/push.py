@@ -49,9 +49,9 @@ def plan_push(run: Path, target: str, repository: str, *, private: bool = True, 
     if changed := sorted(name for name in proven.keys() | found.keys() if proven.get(name) != found.get(name)):
         raise UserError(
             f"{folder}: not what was proven: {', '.join(changed)} changed, missing or new since the export: "
-            "move away what is not of it, or export it again"
+            "move other files away, or export it again"
         )
-    # Texts for people may be another's; what lies beside them hidden is left here.
+    # Texts for people may have been edited. Hidden files stay here.
     texts = [path.name for path in folder.iterdir() if path.suffix == ".md" and path.is_file()]
     sizes = {name: (folder / name).stat().st_size for name in [*found, *texts, PARITY_FILE]}
     files = dict(sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])))
@@ -84,7 +84,7 @@ def _proven_sums(folder: Path) -> dict[str, str]:
 
 
 def show_push(push: Push, *, dry_run: bool) -> None:
-    """What goes where, a line a file."""
+    """Print what goes where, one line per file."""
     visible = "private" if push.private else "PUBLIC"
     branch = f", branch {push.revision}" if push.revision else ""
     for name, size in push.files.items():
@@ -92,15 +92,15 @@ def show_push(push: Push, *, dry_run: bool) -> None:
     start = "would push" if dry_run else "pushing"
     what = f"{len(push.files)} files, {push.total / 1e6:,.1f} MB, of {push.folder}"
     console.say(f"{start} {what} to {push.repository} ({visible}{branch})")
-    console.say("files that the repository has and this export has not are removed there")
+    console.say("files in the repository that are not in this export are removed there")
 
 
 def send(push: Push) -> str:
     """Create the repository where there is none, and commit all files at once; the commit's address.
 
-    An existing repository keeps its visibility; one that is public is refused unless the push is. Files that it has and
-    the export has not are removed, so that it holds this export alone. Raises UserError when the hub refuses or cannot
-    be reached.
+    An existing repository keeps its visibility; a public one is refused unless the push is public. Files that are not
+    in the export are removed, so that the repository holds this export alone. Raises UserError when the hub refuses or
+    cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -109,7 +109,7 @@ def send(push: Push) -> str:
     try:
         api.create_repo(push.repository, private=push.private, exist_ok=True)
         if push.private and api.repo_info(push.repository).private is False:
-            raise UserError(f"{push.repository}: is there already, and is public: give --public, or another name")
+            raise UserError(f"{push.repository}: exists already and is public: give --public, or another name")
         if push.revision:
             api.create_branch(push.repository, branch=push.revision, exist_ok=True)
         with prepared(push) as folder:
@@ -123,14 +123,14 @@ def send(push: Push) -> str:
     except LocalTokenNotFoundError:
         raise UserError("the hub wants a token: set HF_TOKEN, or run `hf auth login`") from None
     except OfflineModeIsEnabled:
-        raise UserError(f"{push.repository}: HF_HUB_OFFLINE is set, so the hub is not asked: unset it") from None
+        raise UserError(f"{push.repository}: HF_HUB_OFFLINE is set, so the hub is not contacted: unset it") from None
     except HfHubHTTPError as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"{push.repository}: the hub refused: {first}: check the name and what your token may write"
         ) from None
     except Exception as error:
-        # Those of the client that huggingface_hub asks with, httpx or httpx2 by its version, are no OSErrors.
+        # Errors of httpx or httpx2, one of which huggingface_hub uses by its version, are not OSErrors.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
         raise UserError(

@@ -15,16 +15,50 @@ from torch import nn
 
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
-from rankwright.export.golden import Row, golden_texts
-from rankwright.export.target import Figures, Trained, fp32_copy, has_adapter, in_fp32
+from rankwright.export.golden import Row, golden_texts, make_golden, write_golden
+from rankwright.export.target import Figures, Trained
+from rankwright.export.tokenizer import write_tokenizer
+from rankwright.model.loading import load_model
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
 from rankwright.rerankers.reranker import Reranker
 
 
+def _checked_size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[KMG]B", text):
+        raise ValueError(f"{text!r}: must be a whole number with KB, MB or GB, e.g. 5GB")
+    return text
+
+
+# The largest file of weights; a tensor that is larger gets a file of its own.
+ShardSize = Annotated[str, AfterValidator(_checked_size)]
+SHARD_SIZE = "5GB"
+Dtype = Literal["fp32", "bf16", "auto"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ACTIVATION = "torch.nn.modules.activation.Sigmoid"
+
+
+def has_adapter(model: RankModel) -> bool:
+    """Whether the model carries LoRA adapters."""
+    return hasattr(model.lm, "peft_config")
+
+
+def in_fp32(model: RankModel) -> RankModel:
+    """The model itself where it is in fp32 on the CPU already, else a copy: to score with, not to change."""
+    weights = (*model.parameters(), *model.buffers())
+    if not model.training and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights):
+        return model
+    return _fp32_copy(model)
+
+
+def _fp32_copy(model: RankModel) -> RankModel:
+    """A copy in fp32 on the CPU, which every machine has; the model itself stays as it is."""
+    return copy.deepcopy(model).float().cpu().eval()
+
+
 def without_adapters(model: RankModel) -> RankModel:
     """A copy in fp32 whose adapters are merged; the head is as it was."""
-    model = fp32_copy(model)
+    model = _fp32_copy(model)
     if has_adapter(model):
         model.lm = cast(Any, model.lm).merge_and_unload()
     model.causal_lm.config.use_cache = True
@@ -33,7 +67,7 @@ def without_adapters(model: RankModel) -> RankModel:
 
 
 def why_no_classifier(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
-    """Why merge() cannot put the decoder of such a base below a one-label head; empty where it can."""
+    """Why merge() cannot put a one-label head on the decoder of such a base; empty where it can."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -42,13 +76,14 @@ def why_no_classifier(config: Any, tokenizer: Any, contract: PromptContract) -> 
 
 
 def merge(model: RankModel) -> RankModel:
-    """A copy in fp32 whose adapters are merged and whose decoder stands below a one-label head."""
+    """A copy in fp32 whose adapters are merged and whose decoder has a one-label head.
+
+    Raises KeyError for a base that why_no_classifier() refuses.
+    """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     model = without_adapters(model)
     config = copy.deepcopy(model.causal_lm.config)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UserError(f"export: {config.model_type} has no sequence-classification form in transformers")
     config.num_labels = 1
     classifier = transplant(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], config, model.decoder)
     assert classifier.score.bias is None, "a score head with a bias"
@@ -82,23 +117,8 @@ def merge_figures(trained: Trained, merged: RankModel) -> Figures:
     return {"max_d_merged_trained": from_trained, "max_d_merged_base": from_base}
 
 
-ACTIVATION = "torch.nn.modules.activation.Sigmoid"
-Dtype = Literal["fp32", "bf16", "auto"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def _checked_size(text: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*[KMG]B", text):
-        raise ValueError(f"{text!r}: must be a whole number with KB, MB or GB, e.g. 5GB")
-    return text
-
-
-# Of a file of weights; a tensor that is larger gets a file of its own.
-ShardSize = Annotated[str, AfterValidator(_checked_size)]
-
-
 def dtype_of(dtype: Dtype, trained: Trained) -> torch.dtype:
-    """The type that weights are written in; `auto` is that of the base's own files."""
+    """The type that weights are written in; `auto` is the type of the base's own files."""
     from transformers import AutoConfig
 
     if dtype != "auto":
@@ -129,6 +149,22 @@ def patch_config(folder: Path) -> None:
             settings["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     assert settings["pad_token_id"] is not None and settings["pad_token_id"] != settings.get("eos_token_id")
     path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_folder(
+    trained: Trained, merged: RankModel, contract: PromptContract, folder: Path, dtype: Dtype, shard_size: str
+) -> Figures:
+    """Everything of a folder of safetensors, golden pairs included; the merged model is cast in place."""
+    written_in = dtype_of(dtype, trained)
+    figures = merge_figures(trained, merged)
+    write_weights(merged.lm, folder, dtype=written_in, shard_size=shard_size)
+    write_tokenizer(trained.tokenizer, contract, folder)
+    patch_config(folder)
+    # Read back: a 16-bit file has its own, rounded weights, and its golden scores come from these.
+    written = load_model(str(folder), contract, trained.tokenizer)
+    rows = make_golden(Reranker(written, trained.tokenizer, contract), trained.golden_pairs)
+    write_golden(folder, rows)
+    return figures | weight_figures(trained, folder, rows, written_in)
 
 
 def weight_figures(trained: Trained, folder: Path, rows: Sequence[Row], dtype: torch.dtype) -> Figures:

@@ -122,10 +122,7 @@ def dense(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -
     """One masked product over the whole row: quadratic in its tokens, runs everywhere."""
     places_T = torch.arange(q_HTD.shape[1], device=q_HTD.device)
     mask_TT = row.allowed(places_T[:, None], places_T[None, :])
-    out_1HTD: Tensor = F.scaled_dot_product_attention(
-        q_HTD[None], k_KTD[None], v_KTD[None], attn_mask=mask_TT, scale=scale, enable_gqa=True
-    )
-    return out_1HTD[0].transpose(0, 1)
+    return _fused(q_HTD, k_KTD, v_KTD, mask_TT, scale).transpose(0, 1)
 
 
 @ROUTES.register
@@ -201,7 +198,4 @@ def attend_scored(q_HND: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: 
     scored_N = row.scored_N.to(q_HND.device)
     places_T = torch.arange(k_KTD.shape[1], device=q_HND.device)
     mask_NT = row.allowed(scored_N[:, None], places_T[None, :])
-    out_1HND: Tensor = F.scaled_dot_product_attention(
-        q_HND[None], k_KTD[None], v_KTD[None], attn_mask=mask_NT, scale=scale, enable_gqa=True
-    )
-    return out_1HND[0].transpose(0, 1)
+    return _fused(q_HND, k_KTD, v_KTD, mask_NT, scale).transpose(0, 1)

@@ -1,9 +1,8 @@
-"""The calibrate stage: tuned scores the dev lists, a temperature is fitted to them, and reliability is written down."""
+"""The calibrate stage: tuned scores the dev lists, a temperature is fitted to them, and reliability is recorded."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
-from rankwright.common.files import write_lines_atomic
+from rankwright.common.files import json_line, read_jsonl, write_lines_atomic
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
@@ -28,7 +27,7 @@ SCORES_FILE = "dev_scores.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Scored pairs of a set of queries; a document that nobody judged counts as not relevant."""
+    """Scored pairs of a set of queries. An unjudged document counts as not relevant."""
 
     scores: list[float]
     relevant: list[bool]
@@ -39,9 +38,10 @@ class Pairs:
 
 
 def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: str) -> dict[str, Any]:
-    """Write calibration.json; returns the temperature. Test sets are only looked at: their scores are run.trec's.
+    """Fit the temperature on dev, measure reliability on dev and test, write calibration.json; returns the temperature.
 
-    All under the instruction of the exports, where there are some: what they give is what is calibrated.
+    The scores on test sets are those of run.trec. If there are exports, all scores are under the instruction of the
+    exports, because their probabilities are what is calibrated.
     """
     dev = dev_pairs(recipe, run, checkpoint, scores_inputs)
     fitted = fit_temperature(dev.scores, dev.relevant)
@@ -62,7 +62,7 @@ def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: s
 
 
 def run_pairs(collection: Collection, path: Path) -> Pairs:
-    """The pairs of a TREC run file of ours, labelled by the set's judgements."""
+    """The pairs of a TREC run file that we wrote, labelled by the judgements of the set."""
     positives = {trec_column(q): {trec_column(d) for d in collection.positives(q)} for q in collection.queries}
     run = read_trec_run(path)
     found = [(score, d in positives[q]) for q, scores in run.items() for d, score in scores.items()]
@@ -70,9 +70,9 @@ def run_pairs(collection: Collection, path: Path) -> Pairs:
 
 
 def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> Pairs:
-    """Tuned's scores of the dev queries' candidates, as many queries as training looks at (train.dev_queries).
+    """Tuned's scores of the candidates of the dev queries that training looks at (train.dev_queries).
 
-    Kept query by query in dev_scores.jsonl, so that a kill loses little.
+    They are kept query by query in dev_scores.jsonl, so that a kill loses little.
     """
     candidates = read_candidates(run.path / "dev_candidates.jsonl")
     shares = dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")])
@@ -82,7 +82,7 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> 
     todo = [(collection, q) for collection, q in wanted if q not in done]
     if todo:
         lines = [_line({"inputs": inputs}), *(_line({"query_id": q, "scores": s}) for q, s in done.items())]
-        # Written anew: the last line of a killed process may be a part of one.
+        # Written again as a whole: the last line of a killed process may be incomplete.
         write_lines_atomic(path, lines)
         with path.open("a", encoding="utf-8") as file, console.progress("tuned on dev", len(wanted)) as advance:
             advance(len(done))
@@ -102,9 +102,9 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> 
 def _score(
     recipe: Recipe, checkpoint: Path, todo: Sequence[tuple[Collection, str]], candidates: Candidates
 ) -> Iterator[tuple[str, list[float]]]:
-    """(query id, scores of its candidates in their order), as they come.
+    """Yields (query id, scores of its candidates in their order).
 
-    Under the instruction of the exports, whose temperature it is; without exports under each set's own.
+    Under the instruction of the exports, which get the temperature; without exports under each set's own instruction.
     """
     reranker = tuned_reranker(recipe, checkpoint)
     frozen, exports = frozen_instruction(recipe), bool(recipe.export_targets)
@@ -116,27 +116,21 @@ def _score(
 
 
 def _read_scores(path: Path, inputs: str) -> dict[str, list[float]]:
-    """Query id -> scores that an earlier process kept of the same inputs."""
+    """Query id -> scores that an earlier process kept for the same inputs."""
+    done: dict[str, list[float]] = {}
     try:
-        # Not splitlines(): ids may hold characters that it takes for line ends.
-        lines = path.read_text(encoding="utf-8").split("\n")
-        if json.loads(lines[0]) != {"inputs": inputs}:
-            return {}
-    except (OSError, ValueError):
-        return {}
-    done = {}
-    for line in lines[1:]:
-        try:
-            row = json.loads(line)
-            done[row["query_id"]] = row["scores"]
-        except (ValueError, LookupError, TypeError):
-            break
+        rows = read_jsonl(path, dict, "a row of scores")
+        if next(rows, None) == {"inputs": inputs}:
+            done.update((row["query_id"], row["scores"]) for row in rows)
+    except (OSError, UserError, LookupError):
+        # The last line of a killed process may be incomplete.
+        pass
     return done
 
 
 def _line(row: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(row, allow_nan=False)
+        return json_line(row)
     except ValueError:
         raise UserError(
             f"calibrate: query {row['query_id']!r}: a score is not a finite number: lower train.learning_rate"
@@ -148,7 +142,7 @@ def _describe(found: Mapping[str, Any]) -> None:
     share = dev["relevant"] / dev["pairs"] if dev["pairs"] else 0.0
     console.say(
         f"temperature {found['temperature']:.4g}, fitted on dev ({dev['queries']:,} queries, {dev['pairs']:,} pairs, "
-        f"{share:.1%} of them relevant; a document that nobody judged counts as not relevant)"
+        f"{share:.1%} of them relevant; an unjudged document counts as not relevant)"
     )
     for name, figures in {"dev": dev, **{f"test set {name}": s for name, s in found["test"].items()}}.items():
         console.say(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.resources import resolve_base
 from rankwright.recipe.schema import Recipe
 
 
 def check_names(recipe: Recipe) -> list[str]:
     """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
     from rankwright.evaluation.metrics import check_measures
-    from rankwright.export.publish import refuse_impossible
     from rankwright.mining.filters import check_filters
     from rankwright.mining.samplers import bind_sampler
     from rankwright.model.attention import check_attention
@@ -31,7 +32,6 @@ def check_names(recipe: Recipe) -> list[str]:
         ("evaluate.measures", lambda: check_measures(recipe.evaluate.measures)),
         ("mine.sampler", lambda: bind_sampler(recipe.mine.sampler)),
         ("bm25.language", lambda: Words(recipe.bm25.language)),
-        ("export.targets", lambda: refuse_impossible(recipe.export_targets, has_adapter=recipe.model.method == "lora")),
     ]
     faults = []
     try:
@@ -72,3 +72,34 @@ def _check_above(recipe: Recipe) -> list[str]:
         return []
     known = ", ".join(sorted(OF_TEACHER))
     return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]
+
+
+def check_targets(recipe: Recipe, *, offline: bool = False) -> list[str]:
+    """Why exports of this recipe would fail: wrong names and options, and a base or prompt that a target cannot serve.
+
+    Reads tokenizer and config.json of the base, not its weights. offline: asks no hub, and so skips a base that is not
+    here. Where the tokenizer cannot be had, the stage that needs it reports that.
+    """
+    from rankwright.export.servable import impossible, unservable
+    from rankwright.export.targets import TARGETS
+    from rankwright.model.bases import adapter_base
+    from rankwright.model.loading import base_config
+    from rankwright.training.setup import load_base_tokenizer, recipe_contract
+
+    faults = impossible(recipe.export_targets, lora=recipe.model.method == "lora")
+    known = [name for name in recipe.export_targets if name in TARGETS]
+    revision = recipe.model.revision
+    try:
+        here = Path(resolve_base(recipe.model.base)).is_dir()
+        if not known or (offline and not here):
+            return faults
+        base, tokenizer = load_base_tokenizer(recipe)
+    except UserError:
+        return faults
+    try:
+        contract = recipe_contract(recipe, base, tokenizer)
+        config = base_config(base, contract, tokenizer, revision)
+    except UserError as error:
+        return faults + (error.messages if isinstance(error, UserErrors) else [str(error)])
+    on_adapters = adapter_base(base, revision) is not None
+    return faults + unservable(known, config, tokenizer, contract, on_adapters=on_adapters)

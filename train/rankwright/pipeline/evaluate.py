@@ -1,4 +1,4 @@
-"""The evaluate stage: first stages, and base, tuned and baselines on the same fixed lists of every test set."""
+"""The evaluate stage: first stages, then base, tuned and baselines on the same fixed lists of every test set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from rankwright.evaluation.evaluate import (
     choose_queries,
     first_stage_run,
     measure,
-    read_metrics_json,
     system_names,
     write_evaluation,
 )
@@ -42,7 +41,7 @@ from rankwright.training.setup import base_reranker, tuned_reranker
 
 
 def write_attributes(recipe: Recipe, run: RunFolder) -> None:
-    """Write eval/TESTSET/queries.jsonl for every test set that has candidates; unchanged files are kept."""
+    """Write eval/TESTSET/queries.jsonl for every test set that has candidates. Unchanged files are kept."""
     todo = []
     tests = read_split(run.path / "data", "test")
     for collection in tests:
@@ -81,7 +80,7 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     data = [file_sha256(run.path / "data" / f"{split}.jsonl") for split in ("train", "test")]
     words = recipe.bm25.model_dump()
     model = (recipe.model.base, recipe.model.revision)
-    # A card's domain may change where its path does not.
+    # The domain in a card may change while its path does not.
     texts = (words, data, _domains(recipe))
     return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_version())
 
@@ -90,7 +89,7 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
 class Job:
     """One test set: the queries that are evaluated, its folder under eval/, and its TREC run file where it has one.
 
-    is_read_otherwise: exports read it under another instruction than its own.
+    is_read_otherwise: whether exports read it under another instruction than its own
     """
 
     collection: Collection
@@ -108,7 +107,8 @@ class Job:
 class Evaluation:
     """What one evaluation works with.
 
-    scores: test set -> system -> hash of what its scores there depend on; inputs: system -> of its numbers on all.
+    scores: test set -> system -> hash of what its scores on this set depend on
+    inputs: system -> hash of what its numbers on all sets depend on
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Evaluation:
         return Job(collection, chosen, self.run.path / "eval" / collection.name, run_file, otherwise)
 
     def __call__(self, only: Sequence[str]) -> None:
-        """Evaluate those of the systems that are not done; every process of the group calls this."""
+        """Evaluate the systems of `only` that are not done. Every process of the group calls this."""
         first = self.recipe.evaluate.first_stage
         reranked = any(system not in retrievers() for system in only)
         if self.processes.is_first:
@@ -160,7 +160,7 @@ class Evaluation:
                 self._speed()
 
     def _forget_others(self, job: Job) -> None:
-        """No number of other settings is left beside those to come, whenever this is killed; scores are kept."""
+        """Remove numbers of other settings, so that a kill leaves none of them beside new ones. Scores are kept."""
         for path in sorted(job.folder.glob("*/metrics.json")):
             system = path.parent.name
             if system not in self.inputs or not job.has(system) or not self._is_done(job, system):
@@ -168,7 +168,7 @@ class Evaluation:
 
     def _is_done(self, job: Job, system: str) -> bool:
         folder = job.folder / system
-        done = read_metrics_json(folder)
+        done = read_json_object(folder / "metrics.json")
         whole = all((folder / name).is_file() for name in ("run.trec", "per_query.jsonl"))
         return whole and done is not None and done.get("inputs") == self.inputs[system]
 
@@ -184,11 +184,11 @@ class Evaluation:
         )
 
     def _lists(self, job: Job, name: str) -> Path:
-        """The file of a first stage's lists, made once: eval/TESTSET/NAME/candidates.jsonl."""
+        """The file with the lists of a first stage, eval/TESTSET/NAME/candidates.jsonl; written where it is missing."""
         folder = job.folder / name
         path, record = folder / "candidates.jsonl", folder / "candidates.json"
         wanted = {"inputs": self.scores[job.collection.name][name], "queries": list(job.chosen.query_ids)}
-        # Its own hash, so that a file that was damaged since is made again.
+        # With the hash of the file, so that a damaged file is written again.
         if not (path.exists() and read_json_object(record) == {**wanted, "sha256": file_sha256(path)}):
             record.unlink(missing_ok=True)
             queries = {q: job.collection.queries[q] for q in job.chosen.query_ids}
@@ -199,7 +199,7 @@ class Evaluation:
         return path
 
     def _choose_lists(self, job: Job, lists: Path) -> None:
-        """The lists that are reranked, as eval/TESTSET/candidates.jsonl."""
+        """Copy the lists that are reranked to eval/TESTSET/candidates.jsonl."""
         path = job.folder / "candidates.jsonl"
         if not (path.exists() and file_sha256(path) == file_sha256(lists)):
             write_text_atomic(path, lists.read_text(encoding="utf-8"))
@@ -207,7 +207,7 @@ class Evaluation:
     def _rerank(self, system: str, todo: Sequence[Job]) -> None:
         files = [self._files(job, system) for job in todo]
         missing = [sorted(set(range(len(f.blocks))) - set(f.done())) for f in files]
-        # All have read what there is before any of them adds to it: the shares below must not overlap.
+        # Every process must have read what is done before any of them adds to it, or the shares below would overlap.
         self.processes.meet()
         scorer: Scorer | None = None
         if any(missing):
@@ -264,7 +264,7 @@ class Evaluation:
         return next(b for b in self.recipe.evaluate.baselines if b.name == system)
 
     def _under(self, system: str, scorer: Scorer, collection: Collection) -> Scorer:
-        """The scorer under the instruction that this system reads a test set with."""
+        """The scorer under the instruction with which this system reads a test set."""
         if system in ("base", "tuned", EXPORTED):
             return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
         from rankwright.rerankers.kinds import baseline_under
@@ -272,14 +272,14 @@ class Evaluation:
         return baseline_under(self._baseline(system), scorer, collection.instruction)
 
     def _finish(self, job: Job, system: str, run: Reranked, facts: dict[str, Any]) -> None:
-        """Measure and write; scores that were kept are measured anew when only the measures changed."""
+        """Measure and write. When only the measures changed, scores that were kept are measured again."""
         recipe, query_ids = self.recipe, job.chosen.query_ids
         measures = list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures]))
         measured = measure(run, job.collection.qrels, query_ids, measures)
         qrels = {q: job.collection.qrels[q] for q in query_ids}
         stage = {} if system in retrievers() else {"first_stage": recipe.evaluate.first_stage}
         best = {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE)}
-        # Of the whole set; they are not among query_ids.
+        # Counted over the whole set: these queries are not among query_ids.
         left_out = {"queries_without_relevant": job.chosen.without_relevant}
         facts = {**facts, **left_out, **stage, **best, "inputs": self.inputs[system]}
         write_evaluation(job.folder / system, run, measured, tag=f"rankwright-{system}", facts=facts)
@@ -293,11 +293,11 @@ class Evaluation:
 
     @property
     def _speed_inputs(self) -> str:
-        """Other measures do not change it."""
+        """Hash of what the speed depends on. Measures are not part of it."""
         return content_hash([self.scores[job.collection.name]["tuned"] for job in self.jobs])
 
     def _speed(self, load: Callable[[], Scorer] | None = None) -> None:
-        """Latency of tuned, on the first process while the others wait."""
+        """Measure the latency of tuned, on the first process while the others wait."""
         inputs = self._speed_inputs
         if self.processes.is_first and not speed_is_known(self.run, inputs):
             scorer = load() if load is not None else self._load("tuned")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,21 @@ from rankwright.common import console
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
-from rankwright.common.stats import Difference, paired_difference
+from rankwright.common.stats import paired_difference
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.calibration import CALIBRATION
-from rankwright.evaluation.evaluate import read_metrics_json, read_per_query
 from rankwright.evaluation.gate import GATE_FILE
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import results
+from rankwright.evaluation.results import ALL, SetResults, label
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.publish import export_targets
+from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
-from rankwright.recipe.schema import Recipe
+from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.retrieval.candidates import read_candidates
-from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
 
-# In export/: which model its folders are of.
+# In export/: which model its folders hold.
 EXPORTED_MODEL = ".model"
 
 
@@ -44,32 +43,33 @@ def export_stage(
     """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
 
     ledger: licences.json, which the licence in the model card comes from.
-    model: what the model's scores depend on; exports of an earlier one, of other targets, are put aside.
+    model: a hash of what the model's scores depend on; exports of an earlier model, to other targets, are put aside.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
-    figures = export_targets(
+    sets = [collection.name for collection in read_split(run.path / "data", "test")]
+    results, _ = read_results(run.path, recipe, sets, system_inputs)
+    trained = Trained(
         reranker.model,
         reranker.tokenizer,
         reranker.contract.replace(temperature=calibration["temperature"]),
-        targets=recipe.export_targets,
-        folder=run.path / "export",
-        golden_pairs=golden_pairs(recipe, run),
-        base_name=recipe.model.base,
-        revision=recipe.model.revision,
-        tolerance=recipe.export.tolerance,
-        facts=CardFacts(
-            title=f"{recipe.name} reranker",
-            name=recipe.name,
-            results=_set_results(recipe, run, system_inputs, ledger),
-            training=_training(recipe, run),
-            figures=_card_figures(recipe, run, system_inputs),
-            calibration=calibration,
-            gate=gate,
-            ledger=ledger,
-        ),
+        recipe.model.base,
+        recipe.model.revision,
+        golden_pairs(recipe, run),
+        recipe.export.tolerance,
     )
+    facts = CardFacts(
+        title=f"{recipe.name} reranker",
+        name=recipe.name,
+        results=_set_results(recipe, results, ledger),
+        training=_training(recipe, run),
+        figures=_card_figures(recipe, results),
+        calibration=calibration,
+        gate=gate,
+        ledger=ledger,
+    )
+    figures = export_targets(trained, recipe.export_targets, run.path / "export", facts)
     put_others_aside(run, recipe.export_targets, model)
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
@@ -79,9 +79,9 @@ def export_stage(
 
 
 def withdraw_exports(run: RunFolder) -> None:
-    """Rename export/ to export-withdrawn-N, with the verdict inside: in its place it would look accepted.
+    """Rename export/ to export-withdrawn-N, with the verdict inside: left in its place it would look accepted.
 
-    Nothing is deleted: it may be another model's, that was accepted, or one that was exported before there was a gate.
+    Nothing is deleted: the export may be of another model, which was accepted, or from before there was a gate.
     """
     folder = run.path / "export"
     if not folder.is_dir():
@@ -93,13 +93,13 @@ def withdraw_exports(run: RunFolder) -> None:
 
 
 def put_others_aside(run: RunFolder, targets: Iterable[str], model: str) -> None:
-    """Move exports of other targets to export-withdrawn-N where they are of a model that the run had before."""
+    """Move exports to other targets to export-withdrawn-N where they hold an earlier model of this run."""
     folder = run.path / "export"
     mark = folder / EXPORTED_MODEL
     earlier = mark.read_text(encoding="utf-8") if mark.is_file() else None
     others = sorted(path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in targets)
     write_text_atomic(mark, model)
-    # Of a run without the mark nothing is known.
+    # Without the mark it is not known which model the exports are from.
     if not others or earlier in (None, model):
         return
     kept = _free_name(folder)
@@ -118,7 +118,7 @@ def _free_name(folder: Path) -> Path:
 
 
 def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
-    """Test pairs, queries by hash: each with a relevant document and the first stage's best."""
+    """Test pairs, queries chosen by hash: each with a relevant document and with the first stage's best."""
     collections = read_split(run.path / "data", "test")
     pairs: list[tuple[str, str]] = []
     share = -(-recipe.export.golden_pairs // len(collections))
@@ -133,11 +133,11 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
     return pairs[: recipe.export.golden_pairs]
 
 
-def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str]) -> dict[str, str | float | int]:
+def _card_figures(recipe: Recipe, results: Sequence[SetResults]) -> dict[str, str | float | int]:
     figures: dict[str, str | float | int] = {}
-    for row in results(run, recipe.seed, system_inputs):
-        values = ", ".join(f"{system} {value:.3f}" for system, value in row.values.items())
-        d = row.difference
+    for row in results:
+        values = ", ".join(f"{label(system)} {mean:.3f}" for system, mean in row.means.items())
+        d = row.to_base.get("tuned")
         interval = f"; tuned - base {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else ""
         figures[f"{HEADLINE}, {row.name} ({row.queries} queries)"] = values + interval
     if recipe.model.merge_with_base:
@@ -145,29 +145,19 @@ def _card_figures(recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, st
     return figures
 
 
-def _set_results(
-    recipe: Recipe, run: RunFolder, system_inputs: Mapping[str, str], ledger: Mapping[str, Any]
-) -> list[SetResult]:
-    """nDCG@10 of what is exported on every test set, with its interval over queries."""
+def _set_results(recipe: Recipe, results: Sequence[SetResults], ledger: Mapping[str, Any]) -> list[SetResult]:
+    """nDCG@10 of the exported weights on every test set, with its interval over queries."""
     hubs = {one["input"]: one["hub"] for one in ledger["inputs"] if "evaluate" in one["use"]}
     found = []
-    for collection in read_split(run.path / "data", "test"):
-        folder = run.path / "eval" / collection.name
-        # Under the frozen instruction, where the sets have several.
-        system = next((s for s in ("exported", "tuned") if s in system_inputs and (folder / s).is_dir()), None)
-        if system is None:
+    for row in results:
+        # A set with an instruction of its own is also evaluated under the one that the exports hold.
+        values = row.values.get(EXPORTED) or row.values.get("tuned")
+        if row.name == ALL or not values:
             continue
-        values = read_per_query(folder / system, HEADLINE)
-        mean = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
-        settings = read_metrics_json(folder / system) or {}
-        first = settings.get("first_stage", recipe.evaluate.first_stage)
-        lists = f"{stage_label(first)}, best {recipe.evaluate.depth}"
-        found.append(SetResult(collection.name, hubs.get(collection.name), *_of(mean), lists))
+        d = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
+        lists = f"{label(row.first_stage)}, best {recipe.evaluate.depth}"
+        found.append(SetResult(row.name, hubs.get(row.name), d.queries, d.mean, d.low, d.high, lists))
     return found
-
-
-def _of(mean: Difference) -> tuple[int, float, float, float]:
-    return mean.queries, mean.mean, mean.low, mean.high
 
 
 def _training(recipe: Recipe, run: RunFolder) -> list[str]:

@@ -22,8 +22,9 @@ from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
-from rankwright.evaluation.results import experiment_of, result_rows
-from rankwright.pipeline.checks import check_names
+from rankwright.evaluation.results import result_rows
+from rankwright.evaluation.runs import experiment_of
+from rankwright.pipeline.checks import check_names, check_targets
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
 from rankwright.recipe.schema import EXPORTED, Recipe
@@ -68,9 +69,12 @@ class Pipeline:
         """All stages. Raises GateRefused, a UserError, after the report where the recipe's gate refuses the export."""
         return self.run_to("report")
 
-    def check(self, *, data: bool = True) -> dict[str, list[str]]:
-        """Find all mistakes in names, base and, unless data=False, sets and licences; returns split -> its sets."""
-        found = check_names(self.recipe)
+    def check(self, *, data: bool = True, offline: bool = False) -> dict[str, list[str]]:
+        """Find all mistakes in names, base, exports and, unless data=False, sets and licences.
+
+        Returns split -> its sets. offline: do not ask the hub for the base.
+        """
+        found = check_names(self.recipe) + check_targets(self.recipe, offline=offline)
         test_sets: list[str] | None = None
         try:
             if data:
@@ -131,11 +135,11 @@ class Pipeline:
 
     # How they are run.
 
-    def start(self) -> None:
+    def start(self, *, offline: bool = False) -> None:
         """Check the recipe, make the run folder, and write recipe.json, provenance.json and licences.json; once."""
         if self._started:
             return
-        self.check()
+        self.check(offline=offline)
         self.folder.create()
         if console.is_first_process():
             begin_run(self.recipe, self._located, self.folder, self.command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -30,9 +31,9 @@ from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.guards import stop_on_signals
-from rankwright.training.loop import Job, Refreshing, fit
+from rankwright.training.loop import Job, fit
 from rankwright.training.losses import bind_loss, needs_positive
-from rankwright.training.refresh import NoRefresh, Refresh
+from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
 from rankwright.training.setup import (
     budget_tokens,
@@ -42,7 +43,7 @@ from rankwright.training.setup import (
     recipe_prompt,
     total_steps,
 )
-from rankwright.training.tracking import Reports, Trackers, open_trackers
+from rankwright.training.tracking import Reports, open_trackers
 
 # Another process may still be mining a large corpus while this one waits for it.
 WAIT_HOURS = 12
@@ -86,9 +87,11 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
     processes.meet()
     loss, tokens = bind_loss(recipe.loss), budget_tokens(recipe)
     job = Job(model, source, loss, recipe.train, steps, tokens, recipe.seed, accelerator)
+    settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "say": console.say}
+    trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, **settings)
     with (
         console.progress("train", steps) as advance,
-        closing(Reports(_trackers_of(recipe, run), advance, console.say)) as reports,
+        closing(Reports(trackers if processes.is_first else lambda step: [], advance, console.say)) as reports,
         stop_on_signals(console.say) as stop,
     ):
         evaluate = dev_evaluation(recipe, run, reranker)
@@ -105,24 +108,6 @@ def _tokens_of_all(recipe: Recipe, run: RunFolder, encoder: PromptEncoder, proce
         tokenised(recipe, run, encoder)
     processes.meet()
     return tokenised(recipe, run, encoder)
-
-
-def _trackers_of(recipe: Recipe, run: RunFolder) -> Callable[[int], Trackers]:
-    """What opens the run's trackers, of the first process alone."""
-
-    def opened(resumed_step: int) -> Trackers:
-        if not Processes.of_group().is_first:
-            return Trackers()
-        return open_trackers(
-            recipe.train.trackers,
-            run.path,
-            run_name=recipe.name,
-            config=flat_config(recipe),
-            resumed_step=resumed_step,
-            say=console.say,
-        )
-
-    return opened
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -170,10 +155,10 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
 
 def make_refresh(
     recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
-) -> Refreshing:
-    """Mines negatives again every mine.refresh_steps; NoRefresh if the recipe has none."""
+) -> Refresh | None:
+    """Mines negatives again every mine.refresh_steps; None if the recipe has none."""
     if recipe.mine.refresh_steps is None:
-        return NoRefresh()
+        return None
     collections = [qualified(c) for c in read_split(run.path / "data", "train")]
     return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
 

@@ -1,1 +1,1 @@
-"""Recipes: the schema, and the YAML files that fill it. Imports common only."""
+"""Recipes: the schema, and the YAML files that fill it. Start with schema.py. Imports common."""

@@ -122,7 +122,7 @@ def read_yaml(path: Path, rank: int = 0) -> YamlFile:
         tree.unreadable(f"cannot be read: {error}")
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         # PyYAML lets some of Python's own errors out: a character number too large, a nesting too deep.
-        tree.unreadable(f"not valid YAML: {one_line(error)}")
+        tree.unreadable(f"not valid YAML: {_in_one_line(error)}")
     else:
         if root is None:
             tree.unreadable("is empty")
@@ -206,13 +206,13 @@ def parse_value(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not valid YAML: {one_line(error)}") from None
+        raise ValueError(f"not valid YAML: {_in_one_line(error)}") from None
     if tree.mistakes:
         raise ValueError(tree.mistakes[0][1].partition(": ")[2])
     return value
 
 
-def one_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     """The message of an error without its line breaks."""
     return " ".join(str(error).split())
 

@@ -1,21 +1,19 @@
-"""audit.html: mined negatives of some training queries beside the relevant documents, for a person to judge."""
+"""audit.html: negatives of some training queries next to their relevant documents, for a person to judge."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rankwright.common.errors import UserError
-from rankwright.common.files import write_text_atomic
+from rankwright.common.files import read_jsonl, write_text_atomic
 from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
 from rankwright.mining.false_negatives import NONE_ABOVE, leaves_none_above
-from rankwright.mining.filters import FILTERS
 from rankwright.mining.pools import JUDGED, reasons
 from rankwright.report import gather
 from rankwright.report.cases import cut
@@ -23,15 +21,16 @@ from rankwright.report.page import environment
 
 QUERY_CHARACTERS = 600
 DOCUMENT_CHARACTERS = 700
-# Of a query: those of the best rank, and what filters changed among the rest.
+# How many documents of a query are shown.
 NEGATIVES_SHOWN, REMOVED_SHOWN, POSITIVES_SHOWN = 10, 6, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A document on the page. rank and score: the retriever's, None where it did not return it.
+    """A document on the page.
 
-    kind: positive, negative, soft, promoted or removed. notes: (what a filter noted, number).
+    kind: positive, negative, soft, promoted or removed
+    rank, score: of the retriever, None where it did not return the document; notes: (what a filter noted, number)
     """
 
     document_id: str
@@ -48,13 +47,13 @@ class Shown:
 
     @property
     def asked(self) -> bool:
-        """Whether the page asks about it: what somebody judged is known."""
+        """Whether the page asks about it. What is judged needs no question."""
         return self.kind != "positive" and self.source != JUDGED
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A query with what it is trained on; more_*: how many are not shown."""
+    """A query with the documents that it is trained on. more_*: how many are not shown."""
 
     query_id: str
     query: str
@@ -68,7 +67,7 @@ class Case:
 
 
 def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
-    """Write audit.html (or `output`) from the files of the mine stage: `count` queries by the recipe's seed.
+    """Write audit.html (or `output`) from the files of the mine stage, for `count` queries chosen by the recipe's seed.
 
     Raises UserError where nothing is mined yet, and for damaged files.
     """
@@ -93,7 +92,7 @@ def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
             none_above=NONE_ABOVE if leaves_none_above(recipe) else None,
             reasons=reasons(),
             most=NEGATIVES_SHOWN,
-            # A name for what the page keeps: of this mining, and of no other.
+            # The name under which the browser keeps answers. It belongs to this mining only.
             name=f"{recipe.name}-{facts['inputs']}-{recipe.seed}",
         )
     )
@@ -135,8 +134,11 @@ def _cases(folder: Path, owners: Mapping[str, Collection], *, has_teacher: bool)
 
 
 def _first(negatives: Sequence[Shown]) -> tuple[Shown, ...]:
-    """NEGATIVES_SHOWN of them: what a filter decided to be no plain negative comes first, but takes no more than half
-    while there are others, by which the answers tell how many negatives are false."""
+    """At most NEGATIVES_SHOWN of them.
+
+    Documents that a filter promoted or left soft come first, but take at most half of the places while there are plain
+    negatives. The answers about plain negatives tell how many negatives are false.
+    """
     changed = [n for n in negatives if n.kind != "negative"]
     plain = [n for n in negatives if n.kind == "negative"]
     places = max(NEGATIVES_SHOWN // 2, NEGATIVES_SHOWN - len(plain))
@@ -169,23 +171,17 @@ def _shown(collection: Collection, scores: Mapping[str, float], row: Mapping[str
     )
 
 
-def _rows(path: Path, key: str | None, chosen: Mapping[str, object]) -> dict[str, Any]:
-    """Query id -> the value of `key`, or the whole row, of the chosen queries; a large file is not held."""
-    found: dict[str, Any] = {}
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                    if row["query_id"] in chosen:
-                        found[row["query_id"]] = row if key is None else row[key]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f"{path}:{number}: not a row of this file ({error}): mine again") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file: give `rankwright mine` again") from None
-    return found
-
-
 def _noted(name: str) -> str:
     """What the number means that a filter notes."""
     return (FILTERS[name].noted if name in FILTERS else "") or name
+
+
+def _rows(path: Path, key: str | None, chosen: Mapping[str, object]) -> dict[str, Any]:
+    """Query id -> its row, or the value of `key` in it, for the chosen queries; the file is not held as a whole."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: give `rankwright mine` again")
+
+    def chosen_row(row: dict[str, Any]) -> tuple[str, Any] | None:
+        return (row["query_id"], row if key is None else row[key]) if row["query_id"] in chosen else None
+
+    return dict(filter(None, read_jsonl(path, chosen_row, "a row of this file, mine again")))

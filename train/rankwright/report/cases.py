@@ -1,4 +1,4 @@
-"""Wins and losses: the queries that gained and lost most, with their top documents before and after."""
+"""Wins and losses: the queries whose value rose or fell most, with their top documents before and after."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUERY_CHARACTERS = 400
 
 @dataclass(frozen=True, slots=True)
 class ShownDocument:
-    """A document at its rank. label: its judgement, None where nobody judged it; text is cut, rest says how much."""
+    """A document at its rank. label: its judgement, None if unjudged; rest: how many characters of the text are cut."""
 
     rank: int
     document_id: str
@@ -37,7 +37,7 @@ class ShownDocument:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A query with its value and its list before and after. best_*: rank of its best relevant document, or None."""
+    """A query with its value and list before and after. best_*: rank of its best relevant document, or None."""
 
     query_id: str
     query: str
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """The changes between two systems on one test set; counts of all its queries."""
+    """The changes between two systems on one test set. better, worse, equal: counts over all its queries."""
 
     test_set: str
     before: str
@@ -66,7 +66,7 @@ class Cases:
 
 
 def read_cases(folder: Path, row: SetResults, collection: Collection, shown: int = SHOWN) -> list[Cases]:
-    """base -> tuned, and first stage -> tuned, of one test set; without what is not evaluated."""
+    """The cases of base -> tuned and of first stage -> tuned on one test set, as far as they are evaluated."""
     runs: dict[str, Mapping[str, Mapping[str, float]]] = {}
     found = []
     for before in ("base", row.first_stage):
@@ -89,17 +89,17 @@ def _cases(
 ) -> Cases:
     old, new = row.values[before], row.values["tuned"]
     change = {q: new[q] - old[q] for q in new if q in old}
-    # Many queries change by the same amount: a hash chooses among them, not the spelling of an id.
+    # Many queries change by the same amount. A hash chooses among them, so that the form of an id does not matter.
     order = sorted(change, key=lambda q: (change[q], stable_hash("case", q)))
     lost = [q for q in order[:shown] if change[q] < 0]
     gained = [q for q in reversed(order[-shown:]) if change[q] > 0]
 
-    # A run file spells white space in ids as %20.
-    spelled = {trec_column(d): d for d in collection.corpus if trec_column(d) != d}
+    # A run file writes white space in ids as %20.
+    id_of = {trec_column(d): d for d in collection.corpus if trec_column(d) != d}
 
     def cases(query_ids: Sequence[str]) -> tuple[Case, ...]:
         return tuple(
-            _case(collection, q, (old[q], new[q]), _list(runs[before], q), _list(runs["tuned"], q), spelled)
+            _case(collection, q, (old[q], new[q]), _list(runs[before], q), _list(runs["tuned"], q), id_of)
             for q in query_ids
             if q in collection.queries
         )
@@ -126,10 +126,10 @@ def _case(
     values: tuple[float, float],
     before: Mapping[str, float],
     after: Mapping[str, float],
-    spelled: Mapping[str, str],
+    id_of: Mapping[str, str],
 ) -> Case:
     query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
-    lists = [_documents(collection, query_id, scores, spelled) for scores in (before, after)]
+    lists = [_documents(collection, query_id, scores, id_of) for scores in (before, after)]
     best = [next((d.rank for d in documents if d.relevant), None) for documents in lists]
     tops = [tuple(d for d in ds if d.rank <= TOP or d.rank == b) for ds, b in zip(lists, best, strict=True)]
     return Case(
@@ -147,9 +147,9 @@ def _case(
 
 
 def _documents(
-    collection: Collection, query_id: str, scores: Mapping[str, float], spelled: Mapping[str, str]
+    collection: Collection, query_id: str, scores: Mapping[str, float], id_of: Mapping[str, str]
 ) -> list[ShownDocument]:
-    scores = {spelled.get(d, d): s for d, s in scores.items()}
+    scores = {id_of.get(d, d): s for d, s in scores.items()}
     judged = collection.qrels.get(query_id, {})
     documents = []
     for rank, (document_id, score) in enumerate(ranked(query_id, scores), start=1):
@@ -159,7 +159,7 @@ def _documents(
 
 
 def cut(text: str, most: int) -> tuple[str, int]:
-    """A text of at most `most` characters, cut at a word where there is one, and how many characters are left out."""
+    """The text cut to at most `most` characters, between words if possible; and how many characters are left out."""
     text = text.strip()
     if len(text) <= most:
         return text, 0

@@ -1,9 +1,10 @@
-"""What the files of a run say, apart from its results: recipe, data, licences, mining, training, exports."""
+"""What the report shows of a run besides its results: recipe, mining, exports, stages; read from its files."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwright.common.errors import UserError
+from rankwright.common.files import read_jsonl
 from rankwright.common.run_folder import STAGES, RunFolder
+from rankwright.evaluation.runs import not_a_run
 from rankwright.mining.false_negatives import read_estimate, spelled
 from rankwright.mining.pools import FILL, IN_POOLS, JUDGED, reasons
 from rankwright.recipe.schema import Recipe, Section
 
-# Rows of negatives.jsonl that are counted: a large file would keep the page waiting for minutes.
+# The most rows of negatives.jsonl that are counted. A large file would take minutes.
 MOST_POOLS = 20_000
 # What the counts of the mine stage mean, beside those of removed candidates.
 KEPT = {
@@ -40,10 +43,13 @@ def _meanings() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """counts: reason -> (number, meaning); sources: (source, reason) -> negatives in the `pools` pools counted.
+    """What the mine stage counted.
 
-    filters: (what removed, how many, candidates left after it), in their order; said: what filters counted, in words.
-    estimates: of false negatives, (what it is a share of, the share with its interval).
+    counts: code -> (number, meaning)
+    sources: (source, reason code) -> negatives in the first `pools` pools; sizes: smallest, median and largest pool
+    filters: (what removed candidates, how many, how many were left after it), in the order of use
+    said: counts of filters, in words -> number
+    estimates: of false negatives: (what it is a share of, the share with its interval)
     """
 
     queries: int | None
@@ -57,14 +63,12 @@ class Mined:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run folder. Raises UserError for what is no run, or a run of another version."""
+    """The recipe of a run folder. Raises UserError for any other folder, and for a recipe of another version."""
     path = folder / "recipe.json"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        near = Path("runs") / folder
-        hint = f"did you mean {near}?" if (near / "recipe.json").is_file() else "give folders such as runs/quickstart"
-        raise UserError(f"{folder}: no folder of a run (it has no readable recipe.json): {hint}") from None
+        raise not_a_run(folder) from None
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
@@ -76,7 +80,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """An object, or None where there is no such file. Raises UserError for a file that holds anything else."""
+    """The JSON object in a file, or None where there is no such file. Raises UserError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,12 +88,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): delete it and give `rankwright run` again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object: delete it and give `rankwright run` again")
+        raise UserError(f"{path}: not a JSON object: delete it and give `rankwright run` again")
     return value
 
 
 def changed_keys(recipe: Recipe) -> list[tuple[str, Any, Any]]:
-    """(dotted key, value, default) of all that differs from the schema's defaults; default None for what has none."""
+    """(dotted key, value, default) of all keys that differ from their default; default: None for keys without one."""
     return list(_changed(recipe, ""))
 
 
@@ -111,7 +115,7 @@ def _changed(section: Section, prefix: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def read_mining(run: RunFolder) -> Mined | None:
-    """Counts of the mining stage and of negatives.jsonl; None before mining."""
+    """The counts of the mine stage and of negatives.jsonl; None before mining."""
     facts = run.facts("mine")
     path = run.path / "negatives.jsonl"
     if not facts and not path.is_file():
@@ -121,22 +125,19 @@ def read_mining(run: RunFolder) -> Mined | None:
         counts["short_pools"] = facts["short_pools"]
     sources: Counter[tuple[str, str]] = Counter()
     sizes: list[int] = []
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for line in itertools.islice(file, MOST_POOLS):
-                pool = json.loads(line)["negatives"]
-                # What was promoted is drawn as relevant.
-                sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
-                sources.update((str(n["source"]), str(n["reason"])) for n in pool)
-    sizes.sort()
+    pools = read_jsonl(path, lambda row: row["negatives"], "a pool of negatives, mine again") if path.is_file() else ()
+    for pool in itertools.islice(pools, MOST_POOLS):
+        # Promoted documents are drawn as relevant.
+        sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
+        sources.update((str(n["source"]), str(n["reason"])) for n in pool)
     meanings = _meanings()
-    order = [*(r for r in meanings if r in counts), *sorted(r for r in counts if r not in meanings)]
+    order = [*(code for code in meanings if code in counts), *sorted(code for code in counts if code not in meanings)]
     return Mined(
         queries=facts.get("queries"),
-        counts={reason: (counts[reason], meanings.get(reason, "")) for reason in order},
+        counts={code: (counts[code], meanings.get(code, "")) for code in order},
         sources=dict(sorted(sources.items())),
         pools=len(sizes),
-        sizes=(sizes[0], float(sizes[len(sizes) // 2]), sizes[-1]) if sizes else None,
+        sizes=(min(sizes), float(statistics.median_high(sizes)), max(sizes)) if sizes else None,
         filters=[(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
         said=facts.get("said", {}),
         estimates=[(words, spelled(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],

@@ -1,23 +1,25 @@
-"""report.html: one self-contained page of a run (Jinja2, inline SVG, no script, no network)."""
+"""report.html: one page about a run that needs no other file (Jinja2, inline SVG, no script, no network)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError, select_autoescape
+from jinja2 import Environment, TemplateError
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Difference
+from rankwright.common.templates import template_environment
 from rankwright.data.licences.ledger import LEDGER
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import ALL, SetResults, evaluate_command, label, read_results, read_run, run_verdict
+from rankwright.evaluation.results import ALL, SetResults, label, read_results, rows_of, verdict
+from rankwright.evaluation.runs import evaluate_command, read_run
 from rankwright.evaluation.slices import (
     ATTRIBUTES,
     FILE,
@@ -41,16 +43,16 @@ CURVES = (
     ("gradient_norm", "gradient norm, before clipping"),
     ("score_margin", "score margin, relevant - others"),
     ("learning_rate", "learning rate"),
-    ("mfu", "share of the peak (MFU)"),
+    ("mfu", "share of peak FLOP/s (MFU)"),
     ("pairs_per_s", "pairs/s"),
 )
 
 
 def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: Path | None = None) -> Path:
-    """Write report.html (or `output`) from the files of a run; what is missing is said on the page.
+    """Write report.html (or `output`) from the files of a run. The page names the files that are missing.
 
-    inputs: system -> hash of what its numbers must come from; without it, systems that are known to be of
-    several evaluations are refused. Raises UserError for a folder that is no run and for damaged files.
+    inputs: system -> hash of what its numbers must come from. Without it, systems of several different evaluations are
+    refused. Raises UserError for a folder that is not a run folder, and for damaged files.
     """
     recipe = gather.read_recipe(folder)
     data = gather.read_json(folder / "data_report.json")
@@ -64,7 +66,7 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
         raise
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{folder}: a file of this run has another shape than this version writes ({error}): give "
+            f"{folder}: a file of this run is not as this version writes it ({error}): give "
             f"`{evaluate_command(folder).replace(' evaluate ', ' run ', 1)}` again"
         ) from error
     write_text_atomic(path, page)
@@ -73,14 +75,7 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
 
 def environment() -> Environment:
     """Jinja2 with escaping on, unknown names refused, and the page's ways to write numbers."""
-    made = Environment(
-        loader=PackageLoader("rankwright.report", "templates"),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "f3": lambda value: "\N{EN DASH}" if value is None else f"{value:.3f}",
         "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
         "interval": interval,
@@ -88,10 +83,10 @@ def environment() -> Environment:
         "percent": lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%",
         "system": label,
         # As a recipe writes it: text as it is, true and not True, [a, b] and not ('a', 'b').
-        "spelled": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+        "yaml": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
-    return made
+    return template_environment("rankwright.report", html=True, filters=filters)
 
 
 def interval(difference: Difference | None) -> str:
@@ -105,7 +100,7 @@ def interval(difference: Difference | None) -> str:
 def context(
     folder: Path, recipe: Recipe, data: Mapping[str, Any] | None, sets: Sequence[str], inputs: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """All that the template shows."""
+    """Everything that the template shows."""
     run = RunFolder(folder)
     rows, notes = read_results(folder, recipe, sets, inputs)
     metrics = read_metrics(folder / "metrics.jsonl")
@@ -119,11 +114,11 @@ def context(
         "headline": HEADLINE,
         "rows": rows,
         "notes": notes,
-        "verdict": run_verdict(rows),
+        "verdict": verdict(rows_of(rows)),
         "measures": list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures])),
         "systems": list(dict.fromkeys(s for row in rows for s in row.values)),
         "differences": plots.differences(
-            _intervals(rows), "results", f"{HEADLINE} of tuned less that of another, 95 % interval"
+            _intervals(rows), "results", f"difference of {HEADLINE}, tuned - other system, 95 % interval"
         ),
         "curves": [svg for key, title in CURVES if (svg := plots.curve(metrics, key, title, best=kept))],
         "no_curve": [title for key, title in CURVES if metrics and not any(key in row for row in metrics)],
@@ -149,26 +144,24 @@ def context(
 def _intervals(rows: Sequence[SetResults]) -> list[tuple[str, list[tuple[str, Difference]]]]:
     firsts = {row.first_stage for row in rows}
     shown = label(firsts.pop()) if len(firsts) == 1 else "first stage"
-    pairs = [(row.name, (("base", row.to_base), (shown, row.to_first))) for row in rows]
+    pairs = [(row.name, (("base", row.to_base.get("tuned")), (shown, row.to_first))) for row in rows]
     return [(name, [(f"vs {kind}", d) for kind, d in found if d is not None]) for name, found in pairs]
 
 
 def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tuple[str, str, SliceTable]]:
-    """(set, first stage, its slices), the pooled queries first; without sets whose queries.jsonl is missing."""
+    """(test set, first stage, its slices), the pooled queries first. Sets without queries.jsonl are left out."""
     parts = [row for row in rows if row.name != ALL]
     known = {row.name: folder / "eval" / row.name / FILE for row in parts}
     found = {name: read_attributes(path) for name, path in known.items() if path.is_file()}
     tables = []
     for row in parts:
         if row.name in found:
-            systems = {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
-            tables.append((row.name, row.first_stage, slice_table(found[row.name], systems, seed=seed)))
+            tables.append((row.name, row.first_stage, slice_table(found[row.name], _three(row), seed=seed)))
     if len(parts) > 1 and len(found) == len(parts):
         row = rows[-1]
         pooled: list[QueryAttributes] = []
         sets: dict[str, str] = {}
-        systems = {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
-        # Not those that an earlier set has, which count once.
+        # A query that an earlier set has too counts once.
         counted = set[str]().union(*row.values.values())
         for name, attributes in found.items():
             ids = [(a, f"{name}/{a.query_id}") for a in attributes]
@@ -177,9 +170,14 @@ def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tup
         by_set = [domain_attribute(pooled)]
         if set(by_set[0].bins) != set(sets.values()):
             by_set.insert(0, set_attribute(sets))
-        table = slice_table(pooled, systems, attributes=[*by_set, *ATTRIBUTES], seed=seed)
+        table = slice_table(pooled, _three(row), attributes=[*by_set, *ATTRIBUTES], seed=seed)
         tables.insert(0, (ALL, row.first_stage, table))
     return tables
+
+
+def _three(row: SetResults) -> dict[str, Mapping[str, float]]:
+    """The systems that slices show: first stage, base and tuned."""
+    return {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
 
 
 def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:
@@ -190,7 +188,7 @@ def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:
     for collection in read_split(folder / "data", "test"):
         if collection.name in by_name:
             found += read_cases(folder, by_name[collection.name], collection)
-    # What training changed comes first, for every set.
+    # What training changed comes first.
     return sorted(found, key=lambda cases: cases.before != "base")
 
 

@@ -1,4 +1,4 @@
-"""Plots of the report as inline SVG: text stays text, colours are the page's own, equal numbers give equal bytes."""
+"""Plots of the report as inline SVG. Text stays text, colours follow the page, equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from rankwright.common.stats import Difference
 
-# Drawn in these colours, which the page's variables then replace: one picture for light, dark and print.
+# Plots are drawn in these colours. The page's variables replace them, so one picture serves light, dark and print.
 COLOURS = {
     "#010101": "var(--ink)",
     "#020202": "var(--soft)",
@@ -24,9 +24,9 @@ COLOURS = {
     "#090909": "var(--sky)",
 }
 INK, SOFT, LINE, PAGE, BLUE, ORANGE, GREEN, PINK, SKY = COLOURS
-# Told apart by their dashes and labels too.
+# Lines differ in their dashes and labels too.
 SERIES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (SKY, "-"), (INK, "--"))
-# Points of a curve: more make the page large and the line no clearer.
+# The most points of a curve. More would make the page large and the line no clearer.
 MOST_POINTS = 400
 LONGEST_NAME = 22
 PANEL = (4.5, 2.35)
@@ -64,9 +64,9 @@ def pyplot() -> Any:
 
 
 def svg(figure: Any, name: str, alternative: str, *, tight: bool = True) -> str:
-    """A figure as inline SVG. name: unique on the page; alternative: what a reader who cannot see it is told.
+    """A figure as inline SVG. name: unique on the page; alternative: the text for readers who cannot see the figure.
 
-    tight: as large as what is drawn, instead of the same size as its neighbours.
+    tight: the figure is as large as what is drawn. Without it, it has the same size as its neighbours.
     """
     import html
 
@@ -74,7 +74,7 @@ def svg(figure: Any, name: str, alternative: str, *, tight: bool = True) -> str:
 
     text = io.StringIO()
     with warnings.catch_warnings():
-        # A glyph that matplotlib's font lacks is drawn by the reader's own font.
+        # The reader's own font draws glyphs that matplotlib's font lacks.
         warnings.simplefilter("ignore")
         options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.04} if tight else {}
         figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True, **options)
@@ -82,7 +82,7 @@ def svg(figure: Any, name: str, alternative: str, *, tight: bool = True) -> str:
     found = text.getvalue()
     found = found[found.index("<svg") :]
     found = re.sub(r"\s*<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
-    # Several plots share a page, and ids must not meet.
+    # Several plots share a page, and their ids must differ.
     found = re.sub(r'\bid="', f'id="{name}-', found)
     found = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", found)
     found = re.sub(r"font: ([^;\"]*?)([\d.]+)px [^;\"]+", r"font: \g<1>\g<2>px system-ui, sans-serif", found)
@@ -97,12 +97,12 @@ def signed(value: float) -> str:
 
 
 def short(name: str) -> str:
-    """A name that leaves room for the plot: its start and its end."""
+    """The start and the end of a name that would leave no room for the plot."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 11]}…{name[-10:]}"
 
 
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most MOST_POINTS points: means over neighbours, all of the same number."""
+    """At most MOST_POINTS points, each the mean over the same number of neighbours."""
     size = -(-len(xs) // MOST_POINTS)
     pieces = range(0, len(xs), size) if xs else range(0)
     return (
@@ -118,7 +118,7 @@ def points_of(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[floa
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: int | None = None) -> str:
-    """One value of metrics.jsonl by step; nothing where no row has it. best: the step that is exported."""
+    """One value of metrics.jsonl by step; an empty text where no row has it. best: the step that is exported."""
     points = points_of(metrics, key)
     if not points:
         return ""
@@ -133,7 +133,7 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: i
         peak = max(range(len(ys)), key=lambda n: ys[n])
         _mark(axis, xs[peak], ys[peak], f"{ys[peak]:.3g}", offset=(4, 8))
     else:
-        # What a step gives is noisy: its running mean is the curve.
+        # Single steps are noisy, so the curve is their running mean.
         smooth = running_mean(ys)
         axis.plot(*thinned(xs, ys), color=LINE, linewidth=1)
         axis.plot(*thinned(xs, smooth), color=BLUE, linewidth=1.7)
@@ -143,7 +143,7 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: i
     if min(ys) >= 0 and not on_dev:
         axis.set_ylim(0, max(ys) * 1.15 or 1)
     axis.locator_params(axis="y", nbins=5)
-    # The power of ten of small numbers stands above the axis.
+    # The power of ten of small numbers is above the axis.
     figure.subplots_adjust(left=0.11, right=0.87, top=0.8 if key == "learning_rate" else 0.86, bottom=0.19)
     return svg(
         figure, f"curve-{re.sub(r'[^A-Za-z]', '', key)}", f"{title} by step: {ys[0]:.4g} to {ys[-1]:.4g}", tight=False
@@ -151,7 +151,7 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: i
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Mean over a window of about a tenth of all steps around each; the same values where there are under 20."""
+    """Mean over a window of about a tenth of all steps around each step; the values themselves for fewer than 20."""
     half = len(values) // 20
     total, sums = 0.0, [0.0]
     for value in values:
@@ -163,7 +163,7 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def _label_dev(axis: Any, points: Sequence[tuple[float, float]], best: int | None) -> None:
-    """The base at step 0, and the checkpoint that was kept."""
+    """Mark the base at step 0 and the checkpoint that was kept."""
     if points[0][0] == 0:
         axis.axhline(points[0][1], color=LINE, linewidth=1, zorder=0)
         rising = len(points) > 1 and points[1][1] >= points[0][1]
@@ -177,13 +177,13 @@ def _label_dev(axis: Any, points: Sequence[tuple[float, float]], best: int | Non
 def _mark(
     axis: Any, x: float, y: float, text: str, *, offset: tuple[float, float] = (6, 0), align: str = "left"
 ) -> None:
-    """A value written beside its point."""
+    """Write a value beside its point."""
     options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
     axis.annotate(text, (x, y), xytext=offset, ha=align, color=INK, **options)
 
 
 def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], name: str, xlabel: str) -> str:
-    """Intervals, a group a row label: (label, [(series, difference)]); the series keep their place and colour."""
+    """Intervals in groups: (label of the group, [(series, difference)]). A series has one colour in all groups."""
     rows = [(text, list(found)) for text, found in rows if found]
     if not rows:
         return ""
@@ -201,8 +201,8 @@ def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], na
             colour, marker = SERIES[number % len(SERIES)][0], "oDs^vP"[number % 6]
             axis.plot([d.low, d.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axis.plot(d.mean, place, marker, color=colour, markersize=6.5)
-            said = signed(d.mean) + (f" {kind}" if len(series) > 1 else "")
-            axis.text(max(highest, 0.0) + 0.04 * span, place, said, va="center", color=colour)
+            words = signed(d.mean) + (f" {kind}" if len(series) > 1 else "")
+            axis.text(max(highest, 0.0) + 0.04 * span, place, words, va="center", color=colour)
             place += 1
         place += 0.6
     axis.axvline(0, color=SOFT, linewidth=1, zorder=0)
@@ -212,25 +212,25 @@ def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], na
     axis.set(xlabel=xlabel, ylim=(place - 1.0, -0.7))
     axis.set_xlim(min(lowest, 0.0) - 0.03 * span, max(highest, 0.0) + 0.03 * span)
     axis.locator_params(axis="x", nbins=5)
-    said = "; ".join(f"{t}: {k} {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for t, f in rows for k, d in f)
-    return svg(figure, name, f"{xlabel}. {said}")
+    words = "; ".join(f"{t}: {k} {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for t, f in rows for k, d in f)
+    return svg(figure, name, f"{xlabel}. {words}")
 
 
 def reliability(name: str, title: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
-    """Share of relevant pairs by mean probability of a bin, with and without the temperature; nothing without bins."""
+    """Share of relevant pairs by mean probability of bins, raw and with the temperature; an empty text without bins."""
     if not before and not after:
         return ""
     figure, axis = pyplot().subplots(figsize=(3.4, 3.1))
     axis.plot([0, 1], [0, 1], color=LINE, linewidth=1.2, zorder=0)
-    axis.text(1.0, 0.78, "exact", color=SOFT, ha="right", va="top")
-    for bins, colour, style, marker, said in (
+    axis.text(1.0, 0.78, "perfect", color=SOFT, ha="right", va="top")
+    for bins, colour, style, marker, words in (
         (before, ORANGE, "--", "s", "raw"),
         (after, BLUE, "-", "o", "with temperature"),
     ):
         points = [(b["mean_probability"], b["relevant_share"]) for b in bins if b.get("pairs")]
         if points:
             xs, ys = zip(*points, strict=True)
-            axis.plot(xs, ys, style, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=said)
+            axis.plot(xs, ys, style, color=colour, marker=marker, markersize=4.5, linewidth=1.6, label=words)
     axis.legend(frameon=False, loc="upper left", handlelength=1.8, borderaxespad=0, labelcolor="linecolor")
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title, xlabel="probability", ylabel="share relevant")
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
@@ -239,7 +239,7 @@ def reliability(name: str, title: str, before: Sequence[Mapping[str, Any]], afte
 
 
 def overlaid(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, name: str) -> str:
-    """The same value of several runs by step, each line named at its end; nothing where no run has it."""
+    """One value of several runs by step, each line named at its end; an empty text where no run has it."""
     curves = {run: points for run, rows in runs.items() if (points := points_of(rows, key))}
     if not curves:
         return ""
@@ -260,7 +260,7 @@ def overlaid(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: s
 
 
 def _end_labels(axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names at the right edge, from top to bottom as the lines end, moved apart where they would overlap."""
+    """Names at the right edge, in the order in which the lines end, moved apart where they would overlap."""
     low, high = axis.get_ylim()
     right = axis.get_xlim()[1]
     step, last = (high - low) * 0.085, float("inf")

@@ -1,20 +1,19 @@
-"""Several runs on one page: compare's tables, recipes' differing keys, curves overlaid, slices side by side."""
+"""Several runs on one page: tables of the comparison, recipe keys that differ, curves, slices."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from rankwright.common.files import write_text_atomic
-from rankwright.evaluation.compare import Compared, Comparison, compare
+from rankwright.evaluation.compare import Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import EvaluatedRun, read_runs
-from rankwright.evaluation.slices import ATTRIBUTES, FILE, SMALL, Attribute, QueryAttributes, divide, read_attributes
+from rankwright.evaluation.runs import EvaluatedRun, read_runs
+from rankwright.evaluation.slices import FILE, SMALL, Slice, read_attributes, slice_table
 from rankwright.recipe.schema import Recipe, result_values
 from rankwright.report import plots
 from rankwright.report.page import environment
@@ -28,18 +27,8 @@ CURVES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SharedSlice:
-    """The queries of one bin on one test set, with the mean of every system over them."""
-
-    attribute: str
-    label: str
-    queries: int
-    means: Mapping[str, float]
-
-
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
-    """Write one page about several evaluated runs. Raises UserError as evaluated.read_runs and compare do."""
+    """Write one page about several evaluated runs. Raises UserError as runs.read_runs and compare do."""
     comparison = compare(read_runs(folders))
     metrics = {run.name: read_metrics(run.folder / "metrics.jsonl") for run in comparison.runs}
     slices, slice_notes = shared_slices(comparison)
@@ -56,11 +45,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
                 for key, title in CURVES
                 if (found := plots.overlaid(metrics, key, title, f"curve-{key.split('@')[0]}"))
             ],
-            scales={
-                name: _scale(row for (test_set, _), row in comparison.compared.items() if test_set == name)
-                for name in comparison.sets
-            },
-            pooled_scale=_scale(comparison.pooled.values()),
+            scales={name: _scale(comparison, name) for name in (*comparison.sets, None)},
             slices=slices,
             slice_notes=slice_notes,
         )
@@ -69,9 +54,9 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def _scale(rows: Iterable[Compared]) -> tuple[float, float]:
-    """The ends of all intervals of a table, and zero."""
-    found = [row.difference for row in rows]
+def _scale(comparison: Comparison, test_set: str | None) -> tuple[float, float]:
+    """The smallest and the largest of all ends of intervals in a table, and of zero."""
+    found = [row.difference for _, row in comparison.rows(test_set).values() if row is not None]
     return min([0.0, *(d.low for d in found)]), max([0.0, *(d.high for d in found)])
 
 
@@ -85,15 +70,18 @@ def differing_keys(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
 
 
 def _whole(run: EvaluatedRun) -> Mapping[str, Any]:
-    """The recipe with the defaults of keys that it was written without, where this version can read it."""
+    """The recipe with defaults for all keys that it lacks, where this version can read it."""
     try:
-        return Recipe.model_validate_json(json.dumps(run.recipe)).model_dump(mode="json", by_alias=True)
+        found: dict[str, Any] = Recipe.model_validate_json(json.dumps(run.recipe)).model_dump(
+            mode="json", by_alias=True
+        )
+        return found
     except ValidationError:
         return run.recipe
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> JSON of its value; an empty list or section is a value."""
+    """Dotted key -> JSON of its value. An empty list or section is a value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if inner is None or not value:
         return {prefix: json.dumps(value, ensure_ascii=False)}
@@ -103,19 +91,19 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     return found
 
 
-def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]], list[str]]:
-    """Test set -> its slices with every system's mean, bins by the first run's attributes; and what is missing."""
-    found: dict[str, list[SharedSlice]] = {}
+def shared_slices(comparison: Comparison) -> tuple[dict[str, tuple[Slice, ...]], list[str]]:
+    """Test set -> its slices by the attributes of the first run, with every system's mean; and notes."""
+    found: dict[str, tuple[Slice, ...]] = {}
     notes = []
     first = comparison.runs[0]
     for name, shared in comparison.sets.items():
         path = first.folder / "eval" / name / FILE
         if not path.is_file():
-            notes.append(f"{name}: {first.name} has no queries.jsonl: `rankwright run` writes it")
+            notes.append(f"{name}: {first.name} has no queries.jsonl; `rankwright run` writes it")
             continue
         rows = [row for row in read_attributes(path) if row.query_id in set(shared.queries)]
         values = {s.name: shared.of(s.values(name)) for s in comparison.systems}
-        found[name] = [s for attribute in ATTRIBUTES for s in _slices(attribute, rows, values)]
+        found[name] = slice_table(rows, values).slices
         for run in comparison.runs[1:]:
             other = run.folder / "eval" / name / FILE
             if not other.is_file():
@@ -124,19 +112,7 @@ def shared_slices(comparison: Comparison) -> tuple[dict[str, list[SharedSlice]],
             differ = sum(theirs.get(row.query_id, row) != row for row in rows)
             if differ:
                 notes.append(
-                    f"{name}: {differ:,} queries have other attributes in {run.name} (its prompt, lists or training "
-                    f"data differ): the slices are {first.name}'s"
+                    f"{name}: {differ:,} queries have other attributes in {run.name}, because its prompt, lists or "
+                    f"training data differ; the slices are those of {first.name}"
                 )
     return found, notes
-
-
-def _slices(
-    attribute: Attribute, rows: Sequence[QueryAttributes], values: Mapping[str, Mapping[str, float]]
-) -> list[SharedSlice]:
-    bins = divide(rows, attribute)
-    if len(bins) < 2:
-        return []
-    return [
-        SharedSlice(attribute.name, text, len(ids), {s: sum(v[q] for q in ids) / len(ids) for s, v in values.items()})
-        for text, ids in bins.items()
-    ]

@@ -99,13 +99,9 @@ class Checkpoints:
         self._say(f"the recipe, the data or the code changed: earlier checkpoints are kept in {kept.name}")
 
     def newest(self) -> tuple[Path, TrainState] | None:
-        """The newest checkpoint that is whole; damaged ones are passed over and reported."""
-        for folder in self._steps():
-            state = read_state(folder)
-            if state is not None:
-                return folder, state
-            self._say(f"checkpoint {folder.name} is damaged or incomplete: passed over")
-        return None
+        """The newest checkpoint that is whole."""
+        states = ((folder, read_state(folder)) for folder in self._steps())
+        return next(((folder, state) for folder, state in states if state is not None), None)
 
     def load_newest(self, model: RankModel, optimizer: torch.optim.Optimizer) -> TrainState | None:
         """Continue from the newest checkpoint: its state, or None where there is none."""

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rankwright.common.errors import Stopped, UserError
 from rankwright.common.processes import Processes
@@ -18,16 +18,9 @@ from rankwright.training.gradients import accumulate, clip, prepare
 from rankwright.training.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
 from rankwright.training.losses import RecipeLoss
 from rankwright.training.optim import make_optimizer, set_learning_rate
+from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, TrainGroup
 from rankwright.training.tracking import Reports
-
-
-class Refreshing(Protocol):
-    """refresh.Refresh, or NoRefresh."""
-
-    def due(self, step: int) -> bool: ...
-
-    def __call__(self, state: TrainState) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +46,14 @@ def fit(
     reports: Reports,
     *,
     evaluate: Callable[[], float],
-    refresh: Refreshing,
+    refresh: Refresh | None,
     stop: StopSignal,
 ) -> TrainState:
     """Train to total_steps, or out of patience, from the newest whole checkpoint where there is one.
 
     evaluate() scores the dev queries with the current model, on all ranks together, and returns nDCG@10.
-    refresh(state) sets the pool that the next step draws negatives from, mines it first if it is due, and returns its
-    name. Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
+    refresh: sets the pool that the next step draws negatives from, and mines it first if it is due.
+    Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
     Raises Stopped after saving if a stop is requested on any rank.
     """
     model, settings, total_steps = job.model, job.settings, job.total_steps
@@ -84,7 +77,8 @@ def fit(
         if state.out_of_patience(settings.patience):
             reports.end_early(state, total_steps)
             break
-        state = dataclasses.replace(state, pool=refresh(state))
+        if refresh is not None:
+            state = dataclasses.replace(state, pool=refresh(state))
         started = time.perf_counter()
         groups = job.source.step(step, settings.groups_per_step)
         if step == first:
@@ -113,7 +107,8 @@ def fit(
             values["dev_nDCG@10"] = evaluate()
             state = state.evaluated(values["dev_nDCG@10"])
         reports.log(values | speed, step=step)
-        if step % settings.save_every == 0 or "dev_nDCG@10" in values or refresh.due(step) or sums.stop:
+        refreshes = refresh is not None and refresh.due(step)
+        if step % settings.save_every == 0 or "dev_nDCG@10" in values or refreshes or sums.stop:
             checkpoints.save(state, model, optimizer)
         if sums.stop and step < total_steps:
             # A launcher kills all processes soon after the first has ended: wait while one of them still writes.

@@ -45,18 +45,6 @@ MODEL = "model"
 HARDEST = 4
 
 
-class NoRefresh:
-    """Training draws from the negatives that were mined before it, to its end."""
-
-    def due(self, step: int) -> bool:
-        """Never."""
-        return False
-
-    def __call__(self, state: TrainState) -> str | None:
-        """No pool but the first."""
-        return None
-
-
 class Refresh:
     """A new pool after every `mine.refresh_steps` steps, an immutable file pools/step-N-HASH.jsonl.
 

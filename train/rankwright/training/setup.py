@@ -17,7 +17,7 @@ from rankwright.model.attention import PLAIN
 from rankwright.model.bases import Origin, find_origin, refuse_other_kinds, refuse_unread
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
-from rankwright.model.loading import Precision, base_config, load_merged, load_model, load_tokenizer
+from rankwright.model.loading import Precision, load_merged, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
 from rankwright.model.trainable import add_lora, enable_checkpointing, parameter_counts, train_all
@@ -99,12 +99,6 @@ def recipe_encoder(recipe: Recipe) -> PromptEncoder:
     """The encoder that tuned is trained and scored with; raises as recipe_prompt does."""
     _, tokenizer, contract = recipe_prompt(recipe)
     return PromptEncoder(contract, tokenizer)
-
-
-def base_facts(recipe: Recipe) -> tuple[Any, Any, PromptContract]:
-    """(config, tokenizer, contract) of the base: what decides whether a target can serve it; no weights are read."""
-    base, tokenizer, contract = recipe_prompt(recipe)
-    return base_config(base, contract, tokenizer, recipe.model.revision), tokenizer, contract
 
 
 def _check_instructions(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> None:

@@ -60,21 +60,6 @@ class GuardedTracker:
             self._tracker = None
 
 
-class Trackers:
-    """All of a run's trackers as one. Without trackers (on ranks other than the first) it ignores the values."""
-
-    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
-        self._trackers = list(trackers)
-
-    def log(self, values: Mapping[str, float], *, step: int) -> None:
-        for tracker in self._trackers:
-            tracker.log(values, step=step)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
-
-
 class Reports:
     """All that a training reports: to its trackers, the progress bar and the console.
 
@@ -82,21 +67,23 @@ class Reports:
     """
 
     def __init__(
-        self, open_trackers: Callable[[int], Trackers], advance: Callable[..., None], say: Callable[[str], None]
+        self, open_trackers: Callable[[int], list[Tracker]], advance: Callable[..., None], say: Callable[[str], None]
     ) -> None:
         self.advance, self.say = advance, say
-        self._open_trackers, self._trackers = open_trackers, Trackers()
+        self._open_trackers = open_trackers
+        self._trackers: list[Tracker] = []
 
     def start(self, state: TrainState) -> None:
         """Open the trackers after the state's step; a training that begins logs the base's value on dev."""
         self._trackers = self._open_trackers(state.step)
         if state.step == 0:
-            self._trackers.log({"dev_nDCG@10": state.base_value}, step=0)
+            self.log({"dev_nDCG@10": state.base_value}, step=0)
         self.advance(state.step)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """The values of one step, to the trackers."""
-        self._trackers.log(values, step=step)
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
 
     def end_early(self, state: TrainState, planned_steps: int) -> None:
         """Training is out of patience."""
@@ -108,7 +95,8 @@ class Reports:
 
     def close(self) -> None:
         """Close the trackers."""
-        self._trackers.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -134,12 +122,12 @@ def check_trackers(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str],
     folder: Path,
+    resumed_step: int,
     *,
     run_name: str,
     config: Mapping[str, Any],
-    resumed_step: int,
     say: Callable[[str], None],
-) -> Trackers:
+) -> list[Tracker]:
     """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
 
     wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
@@ -153,7 +141,7 @@ def open_trackers(
             trackers.append(GuardedTracker(name, tracker, say))
         except Exception as error:
             say(f"tracker {name} could not start ({error}): training goes on without it")
-    return Trackers(trackers)
+    return trackers
 
 
 def _run_id(folder: Path, resumed_step: int) -> str:

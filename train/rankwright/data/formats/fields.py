@@ -98,7 +98,10 @@ class Fields:
 
     def name_of(self, *names: str) -> str | None:
         """The first of the names that the row has a value for."""
-        return next((name for name in names if self.row.get(name) is not None), None)
+        for name in names:
+            if self.row.get(name) is not None:
+                return name
+        return None
 
     def required(self, *names: str) -> Any:
         """The value under the first of `names` that the row has; None, with a fault, when it has none of them."""

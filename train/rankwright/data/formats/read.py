@@ -11,11 +11,11 @@ from rankwright.common.resources import nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import is_beir, read_beir
 from rankwright.data.formats.detect import FOLDERS, check_format, read_tables
-from rankwright.data.formats.reading import Faults, Reading, Say, check_columns, log_say
+from rankwright.data.formats.reading import SPLIT_NAMES, Faults, Reading, Say, check_columns, log_say
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_files, table_rows
 from rankwright.data.formats.trec import is_trec, read_trec
 
-_SPLIT_NAMES = re.compile(r"(train|dev|valid|validation|val|test|eval)\b")
+_SPLIT_NAMES = re.compile(rf"({'|'.join(SPLIT_NAMES)})\b")
 
 
 def read_collection(

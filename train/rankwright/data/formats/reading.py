@@ -42,6 +42,8 @@ COLUMNS = {
     "instruction": "the instruction of the set",
 }
 MOST_FAULTS = 20
+# Words in the names of files that name a split.
+SPLIT_NAMES = ("train", "dev", "valid", "validation", "val", "test", "eval")
 # Limits for dropped rows: examples per kind, kinds per file, and characters of a message that decide its kind.
 MOST_EXAMPLES = 5
 MOST_KINDS = 50

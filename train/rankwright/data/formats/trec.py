@@ -9,13 +9,12 @@ from pathlib import Path
 from rankwright.common.errors import UserError, did_you_mean
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import TOPICS, assemble, qrels_rows, read_judgements, read_texts
-from rankwright.data.formats.reading import Faults, Reading, Rows, give_up
+from rankwright.data.formats.reading import SPLIT_NAMES, Faults, Reading, Rows, give_up
 from rankwright.data.formats.text_rows import json_rows, text_lines
 
 _CORPUS = re.compile(r"(?:corpus|collection|docs?|documents)\b.*", re.IGNORECASE)
 _QRELS = re.compile(r".*qrels.*", re.IGNORECASE)
 _RUN = re.compile(r"(?:.*[._-])?run\b.*", re.IGNORECASE)
-_SPLITS = ("train", "dev", "valid", "validation", "val", "test", "eval")
 _ID_NAMES = {"id", "_id", "qid", "docid", "docno", "pid", "query_id", "query-id", "doc_id"}
 _TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)\b[^>]*>")
 _LABEL = re.compile(r"^\s*(?:Number|Topic|Description|Narrative)\s*:", re.IGNORECASE)
@@ -67,7 +66,7 @@ def _files(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
 
 
 def _named_splits(path: Path) -> list[str]:
-    return [part for part in re.split(r"[._-]", path.name.lower()) if part in _SPLITS]
+    return [part for part in re.split(r"[._-]", path.name.lower()) if part in SPLIT_NAMES]
 
 
 def _of_split(files: Sequence[Path], split: str | None) -> list[Path]:

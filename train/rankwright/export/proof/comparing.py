@@ -9,12 +9,17 @@ from typing import Any
 
 from rankwright.export.proof.runtimes.base import Answer, Limits, Row, sigmoid
 
+# How near a value must be to the one that a fault would give, in units of a probability or a logit.
+NEAR = 1e-3
+# With fewer common ids at the end of all prompts, there is no end of a frame that could be lost.
+LEAST_FRAME = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """One row: |golden - found| of its logit and probability, alone and in the worst batch; NaN counts as infinite.
+    """|golden - found| of one row's logit and probability, alone and in the worst batch; NaN counts as infinite.
 
-    own_batch: |alone - in the worst batch| of what was found.
+    ids: whether the token ids differ. own_batch: |alone - in the worst batch| of the found values.
     """
 
     ids: bool
@@ -28,7 +33,7 @@ class Differences:
 def compare(
     rows: Sequence[Row], answer: Answer, limits: Limits, *, every_row: bool = False
 ) -> tuple[dict[str, Any], str | None]:
-    """Figures of one runtime, and what is wrong in one line or None; rows with gate false do not decide."""
+    """Figures of one runtime, and its failure in one line or None; rows with gate false do not decide."""
     found = [_differences(row, answer, i) for i, row in enumerate(rows)]
     decides = [i for i, row in enumerate(rows) if row["gate"] or every_row]
     others = [i for i in range(len(rows)) if i not in set(decides)]
@@ -135,7 +140,7 @@ def _spearman(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> fl
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """Rank correlation; 0 where one of the two is constant, or holds what is no number."""
+    """Rank correlation; 0 where one of the two is constant or holds a NaN."""
     from scipy.stats import spearmanr
 
     if len(set(one)) < 2 or len(set(other)) < 2:
@@ -149,14 +154,8 @@ def short(text: str, most: int = 60) -> str:
     return repr(text if len(text) <= most else text[:most] + "...")
 
 
-# How near a value must be to what a fault would give, in units of a probability or a logit.
-NEAR = 1e-3
-# Fewer ids than this at the end of all prompts are no frame that could be lost.
-LEAST_FRAME = 1
-
-
 def cause_of_ids(rows: Sequence[Row], answer: Answer, at: int) -> str:
-    """Row `at` got other ids: which part of the prompt is another."""
+    """Why row `at` got other ids: which part of the prompt differs."""
     assert answer.ids is not None
     expected, ids = rows[at]["token_ids"], list(answer.ids[at])
     same = [a == b for a, b in zip(expected, ids, strict=False)]
@@ -170,7 +169,7 @@ def cause_of_ids(rows: Sequence[Row], answer: Answer, at: int) -> str:
 def _part_of_prompt(rows: Sequence[Row], answer: Answer, at: int) -> str:
     assert answer.ids is not None
     golden: list[list[int]] = [row["token_ids"] for row in rows]
-    # What all prompts begin and end with is the frame.
+    # The frame is what all prompts have in common at their beginning and end.
     begin = _common(golden)
     end = _common([ids[::-1] for ids in golden])[::-1]
     ids, expected = list(answer.ids[at]), golden[at]
@@ -179,14 +178,14 @@ def _part_of_prompt(rows: Sequence[Row], answer: Answer, at: int) -> str:
     if not begins and not ends:
         return "neither its beginning nor its end is there: no template (tokenizer.json, chat_template.jinja)"
     if not begins:
-        return "its beginning is another: the template (tokenizer.json, chat_template.jinja)"
+        return "its beginning differs: the template (tokenizer.json, chat_template.jinja)"
     if len(expected) == longest < len(ids):
         return f"a long document is not cut to {longest} tokens: model_max_length in tokenizer_config.json"
     if not ends and len(expected) == len(ids) == longest:
         return "its end is lost where a long document is cut: truncation that does not keep the suffix"
     if not ends:
-        return "its end is another (a lost line break is enough): the end of the template"
-    return "texts are tokenised otherwise: the normalizer, white space around them, or control tokens in them"
+        return "its end differs (a lost line break is enough): the end of the template"
+    return "texts are tokenised differently: the normalizer, white space around them, or control tokens in them"
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> list[int]:
@@ -195,7 +194,7 @@ def _common(sequences: Sequence[Sequence[int]]) -> list[int]:
 
 
 def cause_of_logits(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> str:
-    """The same ids, other logits."""
+    """Why logits differ where the ids are the same."""
     assert answer.logits is not None
     logits = answer.logits
     if all(abs(logits[i] + rows[i]["logit"]) < NEAR for i in decides):
@@ -204,7 +203,7 @@ def cause_of_logits(rows: Sequence[Row], answer: Answer, decides: Sequence[int])
 
 
 def cause_of_probabilities(rows: Sequence[Row], answer: Answer, decides: Sequence[int], limits: Limits) -> str:
-    """Probabilities that no logits explain: what was done to the logits."""
+    """Why probabilities differ that no logits explain: what was done to the logits."""
     found = activation_fault(
         [rows[i]["logit"] for i in decides], [answer.probabilities[i] for i in decides], limits.probability or NEAR
     )
@@ -215,14 +214,14 @@ def cause_of_probabilities(rows: Sequence[Row], answer: Answer, decides: Sequenc
 
 
 def activation_fault(logits: Sequence[float], found: Sequence[float], near: float) -> str:
-    """What turned the logits into the values found where probabilities are expected; "" for nothing known."""
+    """What turned the logits into the values found in place of probabilities; "" for nothing known."""
     for wrong, expected in ACTIVATIONS:
         if all(abs(f - e) <= max(near, NEAR) for f, e in zip(found, expected(logits), strict=True)):
             return wrong
     return ""
 
 
-# What a fault makes of golden logits, and its name.
+# (name of a fault, what it makes of golden logits).
 ACTIVATIONS: tuple[tuple[str, Callable[[Sequence[float]], list[float]]], ...] = (
     ("softmax over one label, which is 1 for every pair", lambda logits: [1.0] * len(logits)),
     ("none: these are logits", list),

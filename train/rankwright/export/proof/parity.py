@@ -1,6 +1,6 @@
 """Proves in a fresh process that the runtimes read an exported folder as the trainer wrote it.
 
-python -m rankwright.export.proof.parity FOLDER... [--tolerance 1e-4] [--base FOLDER]
+python -m rankwright.export.proof.parity FOLDER... [--tolerance 1e-4] [--base FOLDER] [--import MODULE]...
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -15,30 +16,30 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankwright.common.errors import UserError
-from rankwright.export.golden import GOLDEN_FILE
+from rankwright.export.golden import GOLDEN_FILE, read_golden
 from rankwright.export.proof.comparing import compare
-from rankwright.export.proof.runtimes.base import Exported, Kind, Runtime
-from rankwright.export.proof.runtimes.table import RUNTIMES
+from rankwright.export.proof.runtimes.base import Exported, Runtime
+from rankwright.export.proof.settings import CONFIG, read_config
+from rankwright.export.target import Target, target_of
+from rankwright.export.targets import TARGETS
+from rankwright.model import frames
+from rankwright.model.prompt import CONTRACT_FILE, PromptContract
 
+PARITY_FILE = "parity.json"
 NOT_CHECKED = "not installed: not checked"
-
-
-def check_parity(folder: Path, tolerance: float = 1e-4, base: str | None = None) -> dict[str, Any]:
-    """Check one folder in a fresh process and return its report; see check_folders."""
-    return check_folders({folder.name: folder}, tolerance, base)[folder.name]
 
 
 def check_folders(
     folders: Mapping[str, Path], tolerance: float = 1e-4, base: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """measure_fresh, where every difference is an error.
+    """measure_fresh() with every difference as an error.
 
     Raises UserError naming the runtime, the worst pair, both values and the likely cause.
     """
@@ -54,25 +55,22 @@ def measure_fresh(
 ) -> dict[str, dict[str, Any]]:
     """Run this module on the folders (name -> path) in one fresh process and return their reports.
 
-    base: where the base of an adapter folder lies. offline: ask no hub for it. Raises UserError when the check could
-    not run at all.
+    base: where the base of an adapter folder lies. offline: do not ask a hub for it. Raises UserError when the check
+    could not run at all.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "rankwright.export.proof.parity",
-        *map(str, folders.values()),
-        "--tolerance",
-        str(tolerance),
-    ]
-    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
+    # Modules outside the package that added targets or frames: the fresh process has to know these too.
+    known = (TARGETS, getattr(frames, "FRAMES", None))
+    extensions = list(dict.fromkeys(module for one in known if one is not None for module in one.extensions))
+    command = [sys.executable, "-m", __name__, *map(str, folders.values()), "--tolerance", str(tolerance)]
+    command += ["--base", base] if base else []
+    command += [word for module in extensions for word in ("--import", module)]
+    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", ""), *(sys.path if extensions else ())]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in paths if p),
         "TOKENIZERS_PARALLELISM": "false",
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
-    command += ["--base", base] if base else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     try:
         lines = done.stdout.strip().splitlines()[-len(folders) :]
@@ -85,10 +83,39 @@ def measure_fresh(
         raise UserError(f"export {names}: the parity check did not run (exit {done.returncode}): {last}") from None
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """In the fresh process: print one line of JSON for each folder; 1 where one has failures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rankwright.export.proof.parity", description="Check exported folders"
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--base", help="where the base of an adapter folder lies")
+    parser.add_argument(
+        "--import", dest="modules", action="append", default=[], metavar="MODULE", help="adds targets or frames"
+    )
+    options = parser.parse_args(arguments)
+    for module in options.modules:
+        importlib.import_module(module)
+    reports = [measure(folder, options.tolerance, options.base) for folder in options.folders]
+    for report in reports:
+        print(json.dumps(report, ensure_ascii=False))
+    return 1 if any(report["failures"] for report in reports) else 0
+
+
+def read_exported(path: Path, base: str | None = None) -> Exported:
+    """Raises UserError for a folder that is not an export, and for one with a missing or damaged part."""
+    rows = read_golden(path)
+    contract = PromptContract.load(path)
+    if contract is None:
+        raise UserError(f"{path}: no {CONTRACT_FILE}: not an export, or a part: copy the whole folder again")
+    return Exported(path, target_of(path).name, rows, contract, base)
+
+
 def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str, Any]:
-    """The report of one folder: rows by kind, a section a runtime, versions, sums, failures (empty when equal)."""
-    exported = Exported.read(folder, base)
-    rows = exported.rows
+    """The report of one folder: rows by kind, figures by runtime, versions, sums, failures (empty when equal)."""
+    exported = read_exported(folder, base)
+    target, rows = TARGETS[exported.kind], exported.rows
     cut = sum(len(row["token_ids"]) == exported.contract.max_tokens for row in rows)
     report: dict[str, Any] = {
         "rows": len(rows),
@@ -99,29 +126,17 @@ def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str
         "engines": {},
         "versions": versions_of(["rankwright", "torch", "transformers", "tokenizers"]),
         "sha256": sums_of(folder),
-        "failures": wrong_settings(folder, exported.kind),
+        "failures": [],
     }
+    if settings := read_config(folder):
+        report["failures"] += [f"{CONFIG}: {line}" for check in target.settings for line in check(folder, settings)]
     if not cut:
         report["failures"].append(f"{GOLDEN_FILE}: no document is cut: truncation is not proven: export again")
-    for runtime in RUNTIMES:
-        if runtime.reads(exported):
+    for runtime in target.runtimes:
+        if runtime.reads(folder):
             _measure_one(runtime, exported, tolerance, report)
-    report["failures"] += _unchecked(exported, report["engines"])
+    report["failures"] += _unchecked(folder, target, report["engines"])
     return report
-
-
-def _unchecked(exported: Exported, engines: Mapping[str, Any]) -> list[str]:
-    """What nobody has looked at, so that it is not taken for equal."""
-    readers = [runtime for runtime in RUNTIMES if exported.kind in runtime.kinds]
-    if not any(isinstance(figures, dict) for figures in engines.values()) and engines:
-        modules = ", ".join(dict.fromkeys(runtime.module for runtime in readers))
-        return [f"nothing was checked: install {modules}: pip install 'rankwright[{exported.kind}]'"]
-    if exported.kind != "gguf":
-        return []
-    # Each pattern means one file: its readers take the first.
-    read = {next(exported.path.glob(one.file), None) for one in readers if one.file}
-    unread = sorted(path.name for path in exported.path.glob("*.gguf") if path not in read)
-    return [f"{name}: not checked: its name must end in the type of its weights, as exported" for name in unread]
 
 
 def _measure_one(runtime: Runtime, exported: Exported, tolerance: float, report: dict[str, Any]) -> None:
@@ -142,82 +157,17 @@ def _measure_one(runtime: Runtime, exported: Exported, tolerance: float, report:
     report["failures"] += [f"{runtime.name}: {failure}"] if failure else []
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m rankwright.export.proof.parity", description="Check exported folders"
-    )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--tolerance", type=float, default=1e-4)
-    parser.add_argument("--base", help="where the base of an adapter folder lies")
-    options = parser.parse_args(arguments)
-    reports = [measure(folder, options.tolerance, options.base) for folder in options.folders]
-    for report in reports:
-        print(json.dumps(report, ensure_ascii=False))
-    return 1 if any(report["failures"] for report in reports) else 0
-
-
-CONFIG = "config.json"
-
-
-def wrong_settings(folder: Path, kind: Kind) -> list[str]:
-    """One line a setting that would make some reader score otherwise; none for kinds without a config of their own."""
-    if kind not in ("hf", "causal", "onnx") or not (folder / CONFIG).is_file():
-        return []
-    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    found = [*_pad(folder, settings)]
-    if kind != "onnx":
-        found += [*_rope(settings), *_types(settings)]
-    if kind == "hf":
-        found += _labels(settings)
-    return [f"{CONFIG}: {line}" for line in found]
-
-
-def _rope(settings: dict[str, Any]) -> Iterator[str]:
-    theta = (settings.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None and settings.get("rope_theta") != theta:
-        yield (
-            f"rope_theta is {settings.get('rope_theta', 'missing')}, rope_parameters has {theta:g}: transformers 4, "
-            "and servers built on it, read the first and else take 10000 in silence"
-        )
-
-
-def _types(settings: dict[str, Any]) -> Iterator[str]:
-    if settings.get("dtype") and settings.get("torch_dtype") != settings["dtype"]:
-        yield (
-            f"torch_dtype is {settings.get('torch_dtype', 'missing')}, dtype is {settings['dtype']}: transformers 4 "
-            "reads the first"
-        )
-
-
-def _pad(folder: Path, settings: dict[str, Any]) -> Iterator[str]:
-    pad, eos = settings.get("pad_token_id"), settings.get("eos_token_id")
-    own = _pad_of_tokenizer(folder)
-    if pad is None:
-        yield "pad_token_id is missing: batches of several pairs fail or are read at a wrong place"
-    elif own is not None and pad != own:
-        yield f"pad_token_id is {pad}, the tokenizer pads with {own}: padded pairs are read at a wrong place"
-    elif pad == eos:
-        yield f"pad_token_id is eos_token_id ({pad}): texts that end in it are read at a wrong place"
-
-
-def _pad_of_tokenizer(folder: Path) -> int | None:
-    try:
-        name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
-        added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
-    except (OSError, ValueError):
-        return None
-    name = name.get("content") if isinstance(name, dict) else name
-    return next((token["id"] for token in added if token["content"] == name), None)
-
-
-def _labels(settings: dict[str, Any]) -> Iterator[str]:
-    if len(settings.get("id2label") or {}) != 1:
-        yield "id2label must have one entry: servers take a model with one label for a reranker"
-    if not (settings.get("sentence_transformers") or {}).get("activation_fn"):
-        yield "sentence_transformers.activation_fn is missing: readers choose an activation themselves"
-
-
-PARITY_FILE = "parity.json"
+def _unchecked(folder: Path, target: Target, engines: Mapping[str, Any]) -> list[str]:
+    """What no runtime has looked at, so that it is not taken for equal."""
+    if engines and not any(isinstance(figures, dict) for figures in engines.values()):
+        modules = ", ".join(dict.fromkeys(runtime.module for runtime in target.runtimes))
+        return [f"nothing was checked: install {modules}: {target.install}"]
+    # Each pattern stands for one file: its readers take the first.
+    patterns = [one.file for one in target.runtimes if one.file and "*" in one.file]
+    read = {next(folder.glob(pattern), None) for pattern in patterns}
+    present = {path for pattern in patterns for path in folder.glob(f"*{Path(pattern).suffix}")}
+    unread = sorted(path.name for path in present - read)
+    return [f"{name}: not checked: its name must end in the type of its weights, as exported" for name in unread]
 
 
 def versions_of(modules: Iterable[str]) -> dict[str, str]:

@@ -10,56 +10,45 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwright.common.errors import UserError
-from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.target import REFUSALS, TARGETS, Figures, Trained
-from rankwright.export.targets.hf import SHARD_SIZE
-from rankwright.export.tokenizer import TEMPLATE_FILE, write_tokenizer
+from rankwright.export.proof.runtimes.torch import RANKWRIGHT, SENTENCE_TRANSFORMERS, TRANSFORMERS_CAUSAL
+from rankwright.export.proof.settings import (
+    architecture_of,
+    dtype_of_older_libraries,
+    pad_token,
+    rope_of_older_libraries,
+)
+from rankwright.export.target import TARGETS, Card, Figures, Target, Trained
+from rankwright.export.tokenizer import TEMPLATE_FILE
 from rankwright.export.weights import (
     ACTIVATION,
+    SHARD_SIZE,
     Dtype,
     ShardSize,
-    dtype_of,
-    merge_figures,
-    patch_config,
     transplant,
-    weight_figures,
     without_adapters,
-    write_weights,
+    write_folder,
 )
-from rankwright.model.loading import load_model
 from rankwright.model.prompt import PromptContract
 from rankwright.model.rank_model import RankModel, scored_rows
-from rankwright.rerankers.reranker import Reranker
 
 LOGIT_SCORE = "1_LogitScore"
-HEAD_BIAS = "the head of this base has a bias, which the score leaves out: use hf"
 MODULES = [
     ("", "sentence_transformers.base.modules.transformer.Transformer"),
     (LOGIT_SCORE, "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"),
 ]
 
 
-@TARGETS.register
 def causal(trained: Trained, folder: Path, *, shard_size: ShardSize = SHARD_SIZE, dtype: Dtype = "fp32") -> Figures:
     """The yes/no form: transformers, sentence-transformers (LogitScore), vLLM with launch flags.
 
-    shard_size: of a file of weights, e.g. 2GB. dtype: fp32, bf16, or auto, which is that of the base's files.
+    shard_size: of a file of weights, e.g. 2GB. dtype: fp32, bf16, or auto for the type of the base's files.
     """
-    # The scale is in the written rows: what reads logits knows of none.
-    contract, written_in = trained.contract.replace(scale=1.0), dtype_of(dtype, trained)
+    # The scale goes into the written rows: whoever reads logits does not know of it.
+    contract = trained.contract.replace(scale=1.0)
     merged = merge_causal(trained.model, trained.contract)
-    figures = merge_figures(trained, merged)
-    figures["tied"] = bool(merged.causal_lm.config.tie_word_embeddings)
-    write_weights(merged.lm, folder, dtype=written_in, shard_size=shard_size)
-    write_tokenizer(trained.tokenizer, contract, folder)
+    figures = write_folder(trained, merged, contract, folder, dtype, shard_size)
     write_modules(contract, folder)
-    patch_config(folder)
-    # Read back: a 16-bit file has its own, rounded weights, and its golden scores are theirs.
-    written = load_model(str(folder), contract, trained.tokenizer)
-    rows = make_golden(Reranker(written, trained.tokenizer, contract), trained.golden_pairs)
-    write_golden(folder, rows)
-    return figures | weight_figures(trained, folder, rows, written_in)
+    return {**figures, "tied": bool(merged.causal_lm.config.tie_word_embeddings)}
 
 
 def why_no_causal(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
@@ -70,29 +59,24 @@ def why_no_causal(config: Any, tokenizer: Any, contract: PromptContract) -> list
         return [f"{config.model_type} has no causal form in transformers: use hf"]
     with torch.device("meta"):
         head = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).get_output_embeddings()
-    return [] if getattr(head, "bias", None) is None else [HEAD_BIAS]
-
-
-REFUSALS["causal"] = why_no_causal
+    biased = getattr(head, "bias", None) is not None
+    return ["the head of this base has a bias, which the score leaves out: use hf"] if biased else []
 
 
 def merge_causal(model: RankModel, contract: PromptContract) -> RankModel:
     """A copy in fp32, adapters merged, whose language-model head gives the trained score.
 
     Where the head's own rows do not (embeddings that were trained and tied to it, a scaled score, a one-label base),
-    it is untied and has the score's rows in their places. Raises UserError for a base without a causal form.
+    it is untied and its rows are replaced by those of the score. Raises KeyError for a base that why_no_causal()
+    refuses.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     merged = without_adapters(model)
     head = merged.causal_lm.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise UserError(f"export.targets: causal: {HEAD_BIAS}")
     if head is not None and torch.equal(scored_rows(head.weight, contract.replace(scale=1.0)), merged.rows_2H):
         return merged
     config = copy.deepcopy(merged.causal_lm.config)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"export.targets: causal: {config.model_type} has no causal form in transformers: use hf")
     config.tie_word_embeddings = False
     lm = transplant(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, merged.decoder)
     embeddings_VH = merged.causal_lm.get_input_embeddings().weight
@@ -108,7 +92,7 @@ def write_modules(contract: PromptContract, folder: Path) -> None:
     """The files by which sentence-transformers 6 reads a language model as a CrossEncoder."""
     (folder / LOGIT_SCORE).mkdir()
     forward: dict[str, Any] = {"method": "forward", "method_output_name": "logits"}
-    # Without it sentence-transformers leaves the chat template unread.
+    # Without it sentence-transformers does not read the chat template.
     modalities = {"text": forward}
     if (folder / TEMPLATE_FILE).is_file():
         modalities["message"] = {**forward, "format": "flat"}
@@ -135,3 +119,41 @@ def write_modules(contract: PromptContract, folder: Path) -> None:
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def vllm_overrides(folder: Path, contract: PromptContract) -> str:
+    """JSON for vLLM's --hf-overrides, which makes a classifier of the scored rows.
+
+    It stays a flag: in config.json it would name a head that transformers does not find. Source: vLLM's
+    documentation of score models; the order is [no, yes].
+    """
+    classifier = str(architecture_of(folder)).replace("ForCausalLM", "ForSequenceClassification")
+    tokens = [t for t in (contract.no_token, contract.yes_token) if t is not None]
+    overrides: dict[str, Any] = {"architectures": [classifier], "classifier_from_token": tokens}
+    if contract.no_token is None:
+        overrides["method"] = "no_post_processing"
+    elif classifier.startswith("Qwen3"):
+        overrides["is_original_qwen3_reranker"] = True
+    else:
+        overrides["method"] = "from_2_way_softmax"
+    return json.dumps(overrides)
+
+
+TARGETS.add(
+    Target(
+        "causal",
+        causal,
+        recognises=lambda folder: (architecture_of(folder) or "").endswith("ForCausalLM"),
+        runtimes=(RANKWRIGHT, TRANSFORMERS_CAUSAL, SENTENCE_TRANSFORMERS),
+        card=Card(
+            library="sentence-transformers",
+            holds="; this folder holds the language model in its yes/no form",
+            use="use_causal.md.j2",
+            serve="serve_causal.md.j2",
+            values=lambda folder, contract: {"vllm_overrides": vllm_overrides(folder, contract)},
+        ),
+        settings=(pad_token, rope_of_older_libraries, dtype_of_older_libraries),
+        refusals=why_no_causal,
+    ),
+    __name__,
+)

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 
 from rankwright.common import console
-from rankwright.common.errors import UserErrors
 from rankwright.export.golden import Row, make_golden, write_golden
-from rankwright.export.target import NEEDS, REFUSALS, TARGETS, Figures, Trained, is_hub_id, portable_name
+from rankwright.export.proof.runtimes.llama_cpp import RUNTIMES
+from rankwright.export.target import TARGETS, Card, Figures, Target, Trained, is_hub_id, portable_name
 from rankwright.export.weights import merge, merge_figures
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
@@ -23,26 +23,36 @@ from rankwright.rerankers.reranker import Reranker
 Type = Literal["f32", "bf16", "f16", "q8_0"]
 ARCHITECTURE = "qwen3"
 CLASSIFIER = "cls.output.weight"
-# Values in a row of which q8_0 makes one block.
+# q8_0 makes one block of so many values in a row.
 Q8_BLOCK = 32
 ROPE_KEYS = {
     "default": {"rope_type", "rope_theta"},
     "linear": {"rope_type", "rope_theta", "factor"},
     "yarn": {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"},
 }
-# What llama.cpp takes where it reads no key, as it does for Qwen3.
+# The values that llama.cpp uses for Qwen3, whose files it reads no such keys from.
 ROPE_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
-NEEDS["gguf"] = ("gguf",)
+# The values of llama.cpp's token types.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BYTES = "bytes"
+# (what a tokenizer does before it merges, whether a word of the vocabulary needs no merges) -> llama.cpp's name for the
+# same (src/llama-vocab.cpp). Its other names are close to their originals, not equal.
+PRE_TOKENIZERS = {
+    ((rf"{WORDS}|\p{{N}}|{REST}", BYTES), False): "qwen2",
+    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), True): "llama-bpe",
+    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), False): "smaug-bpe",
+    (("gpt-2",), False): "gpt-2",
+    (("digits", "gpt-2"), False): "smollm",
+}
+FAMILIES = "Qwen 2 and 3, Llama 3, GPT-2, SmolLM"
 
 
-@TARGETS.register
 def gguf(
     trained: Trained, folder: Path, *, types: Annotated[tuple[Type, ...], Field(min_length=1)] = ("f16", "q8_0")
 ) -> Figures:
     """NAME-f16.gguf and so on: llama.cpp (llama-server, llama-cpp-python, node-llama-cpp) and what is built on it."""
-    faults = why_no_gguf(trained.model.causal_lm.config, trained.tokenizer, trained.contract)
-    if faults:
-        raise UserErrors([f"export.targets: gguf: {fault}" for fault in faults])
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
     files = {}
@@ -60,11 +70,11 @@ def gguf(
 
 
 def why_no_gguf(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
-    """Every reason, with a way out, why llama.cpp would not score as this model does; empty where it does."""
+    """Every reason, with a way out, why llama.cpp would not score exactly as this model does."""
     way_out = "export it as hf or onnx, or start from a Qwen3 base"
     if config.model_type != "qwen3":
-        # A `llama` file with cls.output has a tensor too many and is not loaded; without it llama-server answers the
-        # hidden state's first number (tried; src/models/*.cpp).
+        # Tried (src/models/*.cpp): a `llama` file with cls.output has a tensor too many and is not loaded; without it
+        # llama-server answers with the first number of the hidden state.
         return [f"llama.cpp has a causal reranker's classifier for Qwen3 only, not for {config.model_type}: {way_out}"]
     faults = []
     rope = dict(getattr(config, "rope_parameters", None) or {"rope_type": "default"})
@@ -86,11 +96,9 @@ def why_no_gguf(config: Any, tokenizer: Any, contract: PromptContract) -> list[s
     return faults + [f"{fault}: or export it as hf" for fault in why_no_template(contract)]
 
 
-REFUSALS["gguf"] = why_no_gguf
-
-
 def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> None:
-    """One file. Each weight is converted when it is written, so that no second model lies in memory."""
+    """Write one file. Each weight is converted when it is written, so that no second model lies in memory."""
+    import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     from gguf.quants import quant_shape_to_byte_shape
 
@@ -107,8 +115,6 @@ def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> N
     _add_architecture(writer, config)
     _add_tokenizer(writer, trained, config)
     weights = [(name, tensor, _stored(name, tensor, kind)) for name, tensor in _weights(merged)]
-    import numpy as np
-
     for name, tensor, stored in weights:
         raw = GGMLQuantizationType[stored.upper()]
         whole = {"f32": np.float32, "f16": np.float16}.get(stored)
@@ -136,7 +142,7 @@ def _weights(merged: RankModel) -> Iterator[tuple[str, torch.Tensor]]:
         name = names.get_name(key, try_suffixes=(".weight",))
         assert name is not None, f"{key} has no place in a file of {ARCHITECTURE}"
         yield name, tensor
-    # llama.cpp applies softmax over the rows: of (score, 0) the first is sigmoid(score), of one row it would be 1.
+    # llama.cpp applies softmax over the rows. The first of (score, 0) becomes sigmoid(score); a row alone becomes 1.
     score_H = merged.score_weight_H
     yield CLASSIFIER, torch.stack([score_H, torch.zeros_like(score_H)])
 
@@ -218,29 +224,12 @@ def _add_tokenizer(writer: Any, trained: Trained, config: Any) -> None:
 
 
 def _is_plain(encoder: PromptEncoder, row: Row) -> bool:
-    """Whether llama.cpp must get the row's ids: it strips, cuts, normalises and breaks nothing."""
+    """Whether llama.cpp must get the row's ids. It does not strip, cut or normalise texts, nor break control tokens."""
     query, document = row["query"], row["document"]
     encoded = encoder.encode(query, [document])
     if encoded.query_cut or encoded.documents_cut or "{document}" in query:
         return False
     return all(encoder.clean(text) == text == normalised(encoder.tokenizer, text) for text in (query, document))
-
-
-# The values of llama.cpp's token types.
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-BYTES = "bytes"
-# What a tokenizer does before it merges, and whether a word of the vocabulary needs no merges -> the name under which
-# llama.cpp does the same (src/llama-vocab.cpp). Others that it has are close to their originals, not equal.
-PRE_TOKENIZERS = {
-    ((rf"{WORDS}|\p{{N}}|{REST}", BYTES), False): "qwen2",
-    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), True): "llama-bpe",
-    ((rf"{WORDS}|\p{{N}}{{1,3}}|{REST}", BYTES), False): "smaug-bpe",
-    (("gpt-2",), False): "gpt-2",
-    (("digits", "gpt-2"), False): "smollm",
-}
-FAMILIES = "Qwen 2 and 3, Llama 3, GPT-2, SmolLM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,13 +258,13 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
 
 
 def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
-    """What llama.cpp cannot read exactly as this tokenizer does; size: rows of the embeddings."""
+    """Why llama.cpp would not read texts exactly as this tokenizer does; size: rows of the embeddings."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         return ["its tokenizer has no tokenizer.json"]
     state = _state(tokenizer)
     model = state["model"]
     if model["type"] != "BPE" or model.get("byte_fallback"):
-        return ["its tokenizer is no byte-level BPE (SentencePiece pieces or words): llama.cpp would split otherwise"]
+        return ["its tokenizer is not a byte-level BPE (but SentencePiece or words): llama.cpp would split differently"]
     faults = []
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"):
         faults.append("its tokenizer marks the parts of words or drops merges at random, which llama.cpp does not")
@@ -283,8 +272,8 @@ def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
         found = " + ".join(_steps(state["pre_tokenizer"])) or "none"
         ignored = ", whole words of the vocabulary without merges" if model.get("ignore_merges") else ""
         faults.append(
-            f"its pre-tokenizer ({found}{ignored}) is none of those that llama.cpp does exactly (known: "
-            f"{', '.join(PRE_TOKENIZERS.values())}: of {FAMILIES})"
+            f"its pre-tokenizer ({found}{ignored}) is not one that llama.cpp has exactly (known: "
+            f"{', '.join(PRE_TOKENIZERS.values())}, as in {FAMILIES})"
         )
     changed = [step for step in _normalizers(state) if step != "NFC"]
     if changed:
@@ -315,7 +304,7 @@ def why_no_template(contract: PromptContract) -> list[str]:
     template = rerank_template(contract)
     twice = [place for place in ("{query}", "{document}") if template.count(place) != 1]
     if twice:
-        return [f"the instruction holds {twice[0]}, which llama.cpp would fill in: word it otherwise"]
+        return [f"the instruction holds {twice[0]}, which llama.cpp would fill in: word it differently"]
     return []
 
 
@@ -347,7 +336,7 @@ def _pre_tokenizer(state: dict[str, Any]) -> str | None:
 
 
 def _steps(pre: dict[str, Any] | None) -> tuple[str, ...]:
-    """What a pre-tokenizer does, one word or regular expression a step."""
+    """What a pre-tokenizer does, one word or regular expression per step."""
     steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
     return tuple(map(_step, steps))
 
@@ -361,3 +350,26 @@ def _step(step: dict[str, Any]) -> str:
     if kind == "Digits" and step["individual_digits"]:
         return "digits"
     return json.dumps(step, ensure_ascii=False)
+
+
+TARGETS.add(
+    Target(
+        "gguf",
+        gguf,
+        recognises=lambda folder: any(folder.glob("*.gguf")),
+        runtimes=RUNTIMES,
+        card=Card(
+            library="gguf",
+            relation="quantized",
+            holds="; this folder holds it as GGUF, for llama.cpp",
+            use="use_gguf.md.j2",
+            serve="serve_gguf.md.j2",
+            prompt="prompt_gguf.md.j2",
+            values=lambda folder, contract: {"gguf_files": sorted(path.name for path in folder.glob("*.gguf"))},
+        ),
+        refusals=why_no_gguf,
+        modules=("gguf",),
+        extra="gguf",
+    ),
+    __name__,
+)

@@ -5,7 +5,7 @@
     onnx/model_quantized.onnx[, onnx/model_quantized.onnx_data]  quantize: [8bit]
 
 ONNX Runtime, FastEmbed and transformers.js read this layout. A row's logit does not depend on the side of the
-padding: the graph looks for the last token that is not pad.
+padding, since the graph looks for the last token that is not pad.
 """
 
 from __future__ import annotations
@@ -24,17 +24,15 @@ from torch import Tensor, nn
 
 from rankwright.common import console
 from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.target import NEEDS, REFUSALS, TARGETS, Figures, Trained, refuse_unservable
+from rankwright.export.proof.runtimes.onnx import MODEL_FILE, QUANTIZED_FILE, RUNTIMES
+from rankwright.export.proof.settings import pad_token
+from rankwright.export.target import TARGETS, Card, Figures, Target, Trained
 from rankwright.export.tokenizer import write_tokenizer
 from rankwright.export.weights import merge, merge_figures, patch_config, why_no_classifier
+from rankwright.model.prompt import PromptContract
 from rankwright.model.rank_model import RankModel
 from rankwright.rerankers.reranker import Reranker
 
-# onnx_ir: for the quantiser of ONNX Runtime.
-NEEDS["onnx"] = ("onnx", "onnx_ir", "onnxruntime")
-REFUSALS["onnx"] = why_no_classifier
-MODEL_FILE = "onnx/model.onnx"
-QUANTIZED_FILE = "onnx/model_quantized.onnx"
 # ONNX Runtime has it since 1.12.
 OPSET = 17
 BLOCK = 32
@@ -42,7 +40,6 @@ BLOCK = 32
 LARGEST_BYTES = 2_000_000_000
 
 
-@TARGETS.register
 def onnx(trained: Trained, folder: Path, *, quantize: tuple[Literal["8bit"], ...] = ()) -> Figures:
     """fp32 graph for ONNX Runtime, FastEmbed and transformers.js, whatever the type of other exports' weights.
 
@@ -52,11 +49,7 @@ def onnx(trained: Trained, folder: Path, *, quantize: tuple[Literal["8bit"], ...
 
 
 def write_onnx(trained: Trained, folder: Path, *, bits8: bool = False, largest_bytes: int = LARGEST_BYTES) -> Figures:
-    """Write the whole folder; weights of more than largest_bytes go into a file beside their graph.
-
-    Raises UserError for a prompt that tokenizer.json cannot hold, or a base without a classifier's form.
-    """
-    refuse_unservable(trained.contract, ["onnx"])
+    """Write the whole folder; weights of more than largest_bytes go into a file beside their graph."""
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
     files = write_graphs(merged, folder, bits8=bits8, largest_bytes=largest_bytes)
@@ -68,7 +61,7 @@ def write_onnx(trained: Trained, folder: Path, *, bits8: bool = False, largest_b
 
 
 def write_graphs(merged: RankModel, folder: Path, *, bits8: bool, largest_bytes: int) -> dict[str, int]:
-    """Write the graph of what merge() returned, and the one with 8-bit weights; returns file -> bytes."""
+    """Write the graph of a merged model, and with bits8 the one with 8-bit weights; returns file -> bytes."""
     (folder / "onnx").mkdir()
     _save(_trace(merged, folder), folder / MODEL_FILE, largest_bytes)
     if bits8:
@@ -80,7 +73,7 @@ def write_graphs(merged: RankModel, folder: Path, *, bits8: bool, largest_bytes:
 
 
 class _Logits(nn.Module):
-    """The classifier with nothing but tensors in and out."""
+    """The classifier as a function from tensors to a tensor."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -94,19 +87,19 @@ class _Logits(nn.Module):
 def _trace(merged: RankModel, folder: Path) -> Any:
     """onnx.ModelProto of the classifier, with its weights in memory.
 
-    By tracing: on 28 layers it took 3 s where torch's newer exporter (dynamo=True) took 60, and both graphs were
-    equally exact (6e-6) and fast. That one also writes the paths of this machine's Python files into the graph.
+    Made by tracing: 28 layers took 3 s, and 60 s with torch's newer exporter (dynamo=True). Both graphs were equally
+    exact (6e-6) and fast, but the newer one holds the paths of this machine's Python files.
     """
     import onnx
 
-    # Padded, so that no part of the mask is found to be needless.
+    # Padded, so that the tracer does not drop a part of the mask as needless.
     pad = merged.pad_id
     others = [number for number in range(9) if number != pad][:8]
     ids, mask = torch.tensor([others, [pad, *others[1:]]]), torch.tensor([[1] * 8, [0] + [1] * 7])
     names = {"input_ids": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch", 1: "sequence"}}
     # Beside the target: weights of more than 2 GB become a file each.
     with TemporaryDirectory(dir=folder) as scratch, warnings.catch_warnings():
-        # The tracer tells what it takes for constants; parity tells whether it was right.
+        # The tracer warns of values that it takes for constants; parity shows whether it was right.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             _Logits(merged.lm).eval(),
@@ -124,8 +117,8 @@ def _trace(merged: RankModel, folder: Path) -> Any:
 def _with_8_bits(path: Path) -> Any:
     """The written model with 8-bit weights in its matrix products (MatMulNBits).
 
-    Blocks of 32 weights share a scale and a zero point. The activations stay fp32: where they are quantised too, by
-    one scale for a whole batch, a pair's score depends on what it is scored together with.
+    Blocks of 32 weights share a scale and a zero point. The activations stay fp32: quantised by one scale for a whole
+    batch, they would make a pair's score depend on its batch.
     """
     with _own_logging():
         # Importing it sets up logging for the whole process.
@@ -138,7 +131,7 @@ def _with_8_bits(path: Path) -> Any:
 
 @contextmanager
 def _own_logging() -> Iterator[None]:
-    """Quiet inside, and with the process's logging as it was afterwards."""
+    """No logging inside; afterwards the logging of the process is as it was."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -173,3 +166,38 @@ def _write_config(merged: RankModel, folder: Path) -> None:
         settings["use_external_data_format"] = dict.fromkeys(data, True)
     written = json.loads(path.read_text(encoding="utf-8")) | {"transformers.js_config": settings}
     path.write_text(json.dumps(written, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _card_values(folder: Path, contract: PromptContract) -> dict[str, Any]:
+    external = (folder / f"{MODEL_FILE}_data").is_file()
+    return {
+        "quantised": (folder / QUANTIZED_FILE).is_file(),
+        "additional": f', additional_files=["{MODEL_FILE}_data"]' if external else "",
+    }
+
+
+TARGETS.add(
+    Target(
+        "onnx",
+        onnx,
+        recognises=lambda folder: (folder / "onnx").is_dir(),
+        runtimes=RUNTIMES,
+        card=Card(
+            library="fastembed",
+            holds="; this folder holds it as ONNX",
+            use="use_onnx.md.j2",
+            serve="serve_onnx.md.j2",
+            values=_card_values,
+        ),
+        settings=(pad_token,),
+        serves=lambda contract: contract.is_baked,
+        why_not=(
+            "its runtimes join query and document by themselves and render no chat template, as the frame {mode} needs"
+        ),
+        refusals=why_no_classifier,
+        # onnx_ir: for the quantiser of ONNX Runtime.
+        modules=("onnx", "onnx_ir", "onnxruntime"),
+        extra="onnx",
+    ),
+    __name__,
+)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, no_such
 from rankwright.export.proof.runtimes.base import Row
 from rankwright.rerankers.endpoints import SHAPES, Shape
 from rankwright.rerankers.served import Limits, Refused, ServedReranker
@@ -15,15 +15,15 @@ from rankwright.rerankers.served import Limits, Refused, ServedReranker
 Scale = Literal["probability", "logit"]
 # Documents of other queries in a mixed list, short and long ones.
 FILLERS = 6
-# A running server answers at once or is not there; who waits for it sits at a terminal.
+# A running server answers at once or is not there, and somebody waits at a terminal.
 RETRIES, BACKOFF_SECONDS, TIMEOUT_SECONDS = 2, 0.5, 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A server's scores of one scale, by row; None where it would not score the row.
+    """A server's scores on one scale, by row; None where it would not score the row.
 
-    lists: one entry a way of asking for several documents at once (see LISTS), each in the rows' order.
+    lists: one entry for each way to ask for several documents at once (see LISTS), in the rows' order.
     """
 
     scale: Scale
@@ -33,7 +33,7 @@ class Observed:
 
 @dataclass(slots=True)
 class Asked:
-    """All answers. refused: row -> why the server would not score it; notes: what else was not asked, and why."""
+    """All answers. refused: row -> why the server would not score it. notes: what else is not checked, and why."""
 
     observed: list[Observed] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ def api_name(api: str) -> str:
     name = api.strip().lower().replace(".", "_").replace("-", "_")
     if name not in set(SHAPES):
         known = [shape.replace("llama_cpp", "llama.cpp") for shape in SHAPES]
-        raise UserError(f"--api: unknown server {api!r}{did_you_mean(api, known)} (known: {', '.join(known)})")
+        raise UserError(f"--api: {no_such('server', api, known)}")
     return name
 
 
@@ -61,11 +61,11 @@ def ask(
 ) -> Asked:
     """Ask for probabilities, and for logits where the server can give them.
 
-    advance: called with the number of rows that were scored. Raises UserError when the first row is refused (address,
-    key or model are wrong then), when most are, and when an answer is none: no finite score, another number of scores.
+    advance: called with the number of rows that were scored. Raises UserError when the first row is refused (the
+    address, key or model is wrong), when most rows are, and for an answer with a score missing or not finite.
     """
     shape, asked = SHAPES[shape_name](), Asked()
-    # vLLM refuses what is longer than its model, unless it is told to cut; the others cut by their own settings.
+    # vLLM refuses a prompt that is longer than its limit unless it is asked to cut; the others cut by their settings.
     cutting = {"truncate_prompt_tokens": max_tokens} if shape_name == "vllm" else {}
     for scale, fields in (("probability", shape.probabilities), ("logit", shape.logits)):
         if fields is None:
@@ -161,7 +161,7 @@ LISTS: dict[str, Callable[[Sequence[Row], Sequence[int], set[int]], list[str]]] 
 
 
 def _drop_ignored(asked: Asked) -> None:
-    """The logits of a server that gives the same whatever it is asked for are no second measurement."""
+    """Drop the second scale of a server that answers the same on both: it measured nothing new."""
     if len(asked.observed) == 2 and asked.observed[0].alone == asked.observed[1].alone:
         del asked.observed[1]
         asked.notes.append("logit: not checked: the server answers the same when asked for logits")
@@ -172,8 +172,3 @@ def requests_planned(rows: Sequence[Row], shape_name: str) -> int:
     shape = SHAPES[shape_name]()
     scales = [fields for fields in (shape.probabilities, shape.logits) if fields is not None]
     return len(scales) * (1 + len(LISTS)) * len(rows)
-
-
-def kinds_of(rows: Sequence[Row], places: Sequence[int]) -> str:
-    """The kinds of these rows, for a message."""
-    return ", ".join(dict.fromkeys(str(rows[place]["kind"]) for place in places))

@@ -1,4 +1,4 @@
-"""Which fault explains a server's scores: the one whose expected scores are the observed ones, on all rows."""
+"""Finds the fault that explains a server's scores: its expected scores are the observed ones, on all rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankwright.export.verify.local_model import Known
 
 # Rows on which a hypothesis must hold before all rows are scored under it.
 PROBES = 10
-# A hypothesis that is this near on average, in probabilities, and orders pairs so alike is the cause in fewer bits.
+# A hypothesis this near on average, in probabilities, with a rank correlation this high, is the cause in fewer bits.
 NEAR_PROBABILITY, NEAR_SPEARMAN = 0.05, 0.95
 SWAPPED = "yes and no are swapped: every logit is negated"
 SWAPPED_FIX = "the score is logit(yes) - logit(no), label order [no, yes]: serve this export's score head"
@@ -33,7 +33,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """A hypothesis (None: the right prompt and weights), the sign of the logits, and what is done to them."""
+    """A hypothesis (None: the right prompt and weights), a sign of the logits, and what is done to them afterwards."""
 
     hypothesis: Hypothesis | None
     sign: int
@@ -57,7 +57,7 @@ class _Fault:
 
 
 def excess(row: Row, observed: Observed, found: float, limits: Limits, expected: float | None = None) -> float:
-    """|found - expected| in units of its limit, by the scale that was asked for; expected: else the golden value."""
+    """|found - expected| on the observed scale, in units of its limit; expected None: the golden value."""
     if expected is None:
         expected = row[observed.scale]
     if observed.scale == "probability":
@@ -68,7 +68,7 @@ def excess(row: Row, observed: Observed, found: float, limits: Limits, expected:
 
 
 class Explaining:
-    """Holds hypotheses against what was observed of the deciding rows, each pair alone."""
+    """Compares hypotheses with the scores observed on the deciding rows, each pair alone."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Explaining:
         self.known: Known | None = None
 
     def diagnose(self) -> Diagnosis:
-        """The fault with the fewest parts that explains every row; else what comes nearest."""
+        """The fault with the fewest parts that explains every row, or else the nearest one."""
         right = [_Fault(None, sign, view) for sign, view in itertools.product((1, -1), VIEWS)]
         golden = {p: self.rows[p]["logit"] for p in self.decides}
         # What needs no model is tried first, unless it takes two faults.
@@ -115,7 +115,7 @@ class Explaining:
         return True
 
     def _explain(self, candidates: Sequence[tuple[_Fault, dict[int, float]]]) -> Diagnosis | None:
-        """The first that holds on all rows, or on all that are not cut. Probed ones are scored on the others then."""
+        """The first that holds on all rows, else the first on all that are not cut; probed ones are completed first."""
         partly: Diagnosis | None = None
         for fault, logits in candidates:
             if not all(self._holds(p, logits, fault) for p in logits if p not in set(self.cut)):
@@ -125,7 +125,7 @@ class Explaining:
                 continue
             if all(p in whole and self._holds(p, whole, fault) for p in self.cut):
                 return fault.diagnosis()
-            partly = partly or fault.diagnosis(more="; and documents that are too long are cut otherwise")
+            partly = partly or fault.diagnosis(more="; and documents that are too long are cut differently")
         return partly
 
     def _completed(self, fault: _Fault, logits: dict[int, float]) -> dict[int, float]:
@@ -145,7 +145,7 @@ class Explaining:
                 yield hypothesis, dict(zip(probes, logits, strict=True))
 
     def probes(self) -> list[int]:
-        """A row of every kind, and others up to PROBES; none that is cut."""
+        """One row of every kind, and others up to PROBES; no cut ones."""
         firsts = list({self.rows[p]["kind"]: p for p in reversed(self.uncut)}.values())
         return sorted(dict.fromkeys([*firsts, *self.uncut][: max(PROBES, len(firsts))]))
 

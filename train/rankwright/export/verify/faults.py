@@ -1,4 +1,4 @@
-"""Faults of a server as hypotheses: each gives the logits that its fault would make of the golden rows."""
+"""Known faults of servers as hypotheses: each gives the logits of the golden rows under its fault."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rankwright.model.frames import FRAMES
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 
 Logits = Callable[[Known, Sequence[int]], list[float] | None]
-# ids(known, place): the prompt that the fault makes of a row, or None where it does not apply.
+# ids(known, place): a row's prompt under the fault, or None where it does not apply.
 Ids = Callable[[Known, int], list[int] | None]
-# Limits of tokens that servers are often left at.
+# Common defaults of servers for the number of tokens.
 COMMON_LIMITS = (256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -45,7 +45,7 @@ def of_prompt(key: str, cause: str, fix: str, ids: Ids) -> Hypothesis:
 
 
 def hypotheses(known: Known) -> Iterator[Hypothesis]:
-    """All that concern every row, the most frequent first."""
+    """The hypotheses that concern every row, the most frequent first."""
     yield from _no_template(known)
     yield from _other_frames(known)
     yield from _other_instruction(known)

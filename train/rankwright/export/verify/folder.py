@@ -15,8 +15,9 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base, shown
 from rankwright.export.golden import GOLDEN_FILE
-from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, sums_of
+from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, read_exported, sums_of
 from rankwright.export.proof.runtimes.base import Exported
+from rankwright.model.bases import ADAPTER_FILE
 from rankwright.model.prompt import CONTRACT_FILE
 
 COPY_AGAIN = "copy the whole folder again, or export again"
@@ -25,7 +26,7 @@ DEFAULT_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A folder that is to be verified. notes: what the user should know beforehand, one line each."""
+    """A folder to be verified. notes: what the user should know beforehand, one line each."""
 
     exported: Exported
     tolerance: float
@@ -39,7 +40,7 @@ class Opened:
 def open_export(folder: Path, base: str | None = None, tolerance: float | None = None) -> Opened:
     """Read what was proven about the folder.
 
-    Raises UserError when it is no export, or when its golden pairs or its prompt contract are not those of the export.
+    Raises UserError when it is not an export, or when its golden pairs or its prompt contract have changed since.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: give an exported one, such as runs/NAME/export/hf")
@@ -49,7 +50,7 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
         raise UserError(f"{shown(folder)}: no {GOLDEN_FILE}: {fix}")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UserError(f"--tolerance: must be a number above 0, found {tolerance:g}")
-    exported = Exported.read(folder, base)
+    exported = read_exported(folder, base)
     record = _record(folder)
     notes = _changes(folder, record)
     _find_base(exported)
@@ -74,7 +75,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _changes(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Notes on files that are not those of the export; an error for what all the others are measured with."""
+    """Notes on files that differ from the export. Raises UserError for the two that all scores are measured with."""
     proven = record.get("sha256")
     if not proven:
         what = f"{PARITY_FILE} holds no sums of the files" if record else f"no {PARITY_FILE} with sums of the files"
@@ -94,11 +95,11 @@ def _changes(folder: Path, record: dict[str, Any]) -> list[str]:
 
 def _find_base(exported: Exported) -> None:
     """Raises UserError where the base of an adapter folder cannot be read."""
-    if exported.kind != "adapter":
+    file = exported.path / ADAPTER_FILE
+    if not file.is_file():
         return
     from transformers.utils import cached_file
 
-    file = exported.path / "adapter_config.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         name = exported.base or settings["base_model_name_or_path"]
@@ -117,7 +118,7 @@ def _find_base(exported: Exported) -> None:
 
 
 def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
-    """Show what every runtime makes of the golden pairs, in a fresh process; whether all are equal."""
+    """Show how every runtime scores the golden pairs, in a fresh process; whether all are equal."""
     folder = opened.folder
     if not as_json:
         console.say(f"{shown(folder)}: {opened.exported.kind} export, {len(opened.exported.rows)} golden pairs")
@@ -133,7 +134,7 @@ def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """null for what JSON cannot hold: the distance to a score that is no number."""
+    """null for a number that JSON cannot hold: the distance to a score that is NaN."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

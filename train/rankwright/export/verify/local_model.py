@@ -1,4 +1,4 @@
-"""What is known of an export when a server's scores are explained: its model, scored here under other prompts."""
+"""The exported model itself, scored here under other prompts to explain a server's scores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import torch
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
 from rankwright.export.proof.runtimes.base import Exported, Row
-from rankwright.export.target import has_adapter
+from rankwright.export.proof.runtimes.torch import RANKWRIGHT
+from rankwright.export.targets import TARGETS
+from rankwright.export.weights import has_adapter
 from rankwright.model.loading import load_model
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 from rankwright.rerankers.reranker import Reranker
 
-# What transformers takes where config.json does not say.
+# What transformers takes where config.json has none.
 DEFAULT_THETA = 1e4
 
 
@@ -38,7 +40,7 @@ class Known:
     @classmethod
     def load(cls, exported: Exported) -> Known | None:
         """None for a folder whose weights cannot be scored here: not torch's, or damaged."""
-        if exported.kind in ("onnx", "gguf"):
+        if RANKWRIGHT not in TARGETS[exported.kind].runtimes:
             return None
         try:
             return cls(exported, Reranker.load(str(exported.path), device="cpu", base=exported.base))
@@ -46,17 +48,13 @@ class Known:
             return None
 
     def ids(self, text: str, *, served: bool = False) -> list[int]:
-        """Of a text alone, control tokens read as such; served: as the exported tokenizer has them."""
+        """Ids of a text alone, its control tokens read as such; served: by the exported tokenizer."""
         tokenizer = self.served_tokenizer if served else self.tokenizer
         return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def golden_ids(self, place: int) -> list[int]:
         found: list[int] = self.rows[place]["token_ids"]
         return found
-
-    def is_cut(self, place: int) -> bool:
-        """Whether the row's document does not fit."""
-        return len(self.golden_ids(place)) == self.contract.max_tokens
 
     def score(self, prompts: Sequence[Sequence[int]], model: RankModel | None = None) -> list[float]:
         """Logits of whole prompts, by this model or another one."""

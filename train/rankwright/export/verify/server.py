@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -17,12 +16,16 @@ from rankwright.common import console
 from rankwright.common.resources import shown
 from rankwright.export.proof.comparing import short, spearman
 from rankwright.export.proof.runtimes.base import Exported, Limits, Row, exact
-from rankwright.export.proof.runtimes.table import RUNTIMES
+from rankwright.export.targets import TARGETS
 from rankwright.export.verify.asking import Asked, Observed, api_name, ask, requests_planned
 from rankwright.export.verify.diagnosis import Diagnosis, Explaining, excess
 from rankwright.export.verify.folder import Opened
 
 TEXT_COLUMNS = 28
+
+
+# llama.cpp keeps keys and values in f16 by default.
+LLAMA_CPP_PROBABILITY = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def verify_server(
     served, limits = _best_limits(opened, asked, decides, shape)
     if served:
         within = f"within {limits.probability:g} of the golden probabilities"
-        asked.notes.append(f"which file is served: not told; compared as weights of type {served}: {within}")
+        asked.notes.append(f"which file is served is unknown; compared as weights of type {served}: {within}")
     say = (lambda line: None) if as_json else console.say
     finding = find_difference(opened, asked, decides, limits, say)
     if as_json:
@@ -72,7 +75,7 @@ def verify_server(
 
 
 def _best_limits(opened: Opened, asked: Asked, decides: Sequence[int], shape: str) -> tuple[str, Limits]:
-    """The strictest that the server keeps, and of what file they are; the loosest where it keeps none."""
+    """The strictest limits that the server keeps, with the type of file they belong to; else the loosest ones."""
     rows, known = opened.exported.rows, limits_of(shape, opened.exported, opened.tolerance)
     for served, limits in known.items():
         ways = ["alone", *asked.observed[0].lists]
@@ -119,7 +122,7 @@ def _worst(
     decides: Sequence[int],
     limits: Limits,
 ) -> int | None:
-    """The row that is farthest beyond its limit, or None."""
+    """The row farthest beyond its limit, or None."""
     units = {
         place: max(
             max(excess(rows[place], one, value, limits), _apart(one.alone[place], value, limits))
@@ -134,12 +137,12 @@ def _worst(
 
 
 def _apart(alone: float | None, listed: float, limits: Limits) -> float:
-    """|alone - in a list| in units of its limit, where that is closer than the one of golden scores."""
+    """|alone - in a list| in units of limits.batch; 0 where there is no such limit."""
     return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
 
 
 def _list_fault(rows: Sequence[Row], observed: Observed, decides: Sequence[int], limits: Limits) -> Diagnosis:
-    """Equal alone, other in a list: right scores at wrong places, or scores that depend on what they stand beside."""
+    """Why scores differ in a list only: right scores at wrong places, or scores that depend on their batch."""
     groups: dict[str, list[int]] = {}
     for place in decides:
         groups.setdefault(rows[place]["query"], []).append(place)
@@ -229,7 +232,7 @@ def _largest(rows: Sequence[Row], asked: Asked, places: Sequence[int]) -> dict[s
 
 
 def _by_kind(rows: Sequence[Row], asked: Asked, decides: Sequence[int]) -> dict[str, float]:
-    """Which texts are scored otherwise: truncation shows in `long` alone."""
+    """The largest difference by kind of text: truncation shows in `long` alone."""
     kinds = dict.fromkeys(rows[place]["kind"] for place in decides)
     per_kind = {kind: _largest(rows, asked, [p for p in decides if rows[p]["kind"] == kind]) for kind in kinds}
     return {kind: values["probability"] for kind, values in per_kind.items() if "probability" in values}
@@ -266,28 +269,24 @@ def _as_json(
     }
 
 
-# llama.cpp keeps keys and values in f16 unless it is told otherwise.
-LLAMA_CPP_PROBABILITY = 2e-3
-
-
 def limits_of(shape: str, exported: Exported, tolerance: float) -> dict[str, Limits]:
-    """What is served -> its limits, the strictest first.
+    """What may be served -> its limits, the strictest first.
 
-    Of a `gguf` folder a server has one file, whose weights are of a type that it does not say.
+    llama-server has one file of a `gguf` folder, and does not tell the type of its weights.
     """
     if shape != "llama_cpp":
         return {"": exact(tolerance)}
     least = max(LLAMA_CPP_PROBABILITY, tolerance / 10)
-    if exported.kind != "gguf":
+    found = {kind: _of_cache(limits, least) for kind, limits in _of_files(exported, tolerance).items()}
+    if not found:
         return {"": Limits(logit=None, probability=least)}
-    found = {kind: _of_cache(limits, least) for kind, limits in _of_files(exported.path, tolerance).items()}
     return dict(sorted(found.items(), key=lambda entry: entry[1].probability or 0.0))
 
 
-def _of_files(folder: Path, tolerance: float) -> dict[str, Limits]:
+def _of_files(exported: Exported, tolerance: float) -> dict[str, Limits]:
     """Type of the weights -> limits of the runtime that reads the file back."""
-    known = {one.file: one for one in RUNTIMES if one.module == "gguf" and one.file}
-    return {one.name.split()[-1]: one.limits(tolerance) for pattern, one in known.items() if any(folder.glob(pattern))}
+    readers = [one for one in TARGETS[exported.kind].runtimes if one.module == "gguf" and one.reads(exported.path)]
+    return {one.name.split()[-1]: one.limits(tolerance) for one in readers}
 
 
 def _of_cache(limits: Limits, least: float) -> Limits:

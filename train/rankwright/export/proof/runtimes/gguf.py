@@ -1,7 +1,7 @@
-"""What a GGUF file says, read back without llama.cpp: its tokenizer and weights in other libraries' hands.
+"""Reads a GGUF file back without llama.cpp: its tokenizer with tokenizers, its weights with transformers.
 
-Rules that are llama.cpp's own (how it splits texts, softmax over the rows of the classifier) are stated here a second
-time, from its source and not from our writer.
+llama.cpp's own rules (how it splits texts, softmax over the rows of the classifier) are written here a second time,
+from its source and not from our writer.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def tokenizer_of(file: GgufFile) -> Any:
 
 
 def check_reranker(file: GgufFile) -> None:
-    """What makes llama.cpp rerank. Raises ValueError naming the first that is not there."""
+    """Raises ValueError naming the first thing that llama.cpp needs for reranking and the file lacks."""
     tensors = {t.name: t.shape.tolist() for t in file._reader.tensors}
     labels = file.of_model("classifier.output_labels", [])
     if "cls.output.weight" not in tensors:
@@ -168,7 +168,7 @@ def _name(name: str) -> str:
 
 
 def read_back(exported: Exported, kind: str) -> Answer:
-    """The file of one type of weights, by tokenizers and transformers."""
+    """Scores of the file with one type of weights, by tokenizers and transformers."""
     path = next(exported.path.glob(f"*-{kind}.gguf"))
     file = GgufFile(path)
     check_reranker(file)
@@ -193,7 +193,7 @@ def read_back(exported: Exported, kind: str) -> Answer:
 
 
 def _score(model: Any, rows_2H: torch.Tensor, ids: Sequence[list[int]]) -> torch.Tensor:
-    """(rows, 2): what softmax is applied to, at the last token; padding comes behind it, where no token looks."""
+    """(rows, 2): logits of yes and no at the last token. Padding stands behind it, where no token attends."""
     longest = max(map(len, ids))
     padded = torch.tensor([one + [0] * (longest - len(one)) for one in ids])
     states = model(input_ids=padded, use_cache=False).last_hidden_state

@@ -6,20 +6,23 @@ import ctypes
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rankwright.export.proof.runtimes.base import BATCH, Answer, Exported, cut_to_suffix
-from rankwright.export.proof.runtimes.gguf import GgufFile, render, template_of, tokenizer_of
+from rankwright.export.proof.runtimes.base import BATCH, Answer, Exported, Limits, Runtime, cut_to_suffix, exact
+from rankwright.export.proof.runtimes.gguf import GgufFile, read_back, render, template_of, tokenizer_of
+
+SLOTS = 2
+TIMEOUT_S = 600
 
 
 def llama_cpp(exported: Exported, kind: str) -> Answer:
-    """The file of one type of weights, with keys and values in f32: f16, the default, alone costs 6e-4.
+    """Scores of the file with one type of weights, keys and values in f32: f16, the default, alone costs 6e-4.
 
-    Of the two rows' probabilities, both exact where they are small, the logit is ln(yes / no). Long prompts are cut as
-    a caller must cut them.
+    The logit is ln(yes / no) of the two rows' probabilities, which are exact where they are small. Long prompts are cut
+    as a caller must cut them.
     """
     import llama_cpp as lib
 
@@ -123,15 +126,11 @@ def _scores(lib: Any, context: Any, ids: Sequence[list[int]]) -> list[tuple[floa
         lib.llama_batch_free(batch)
 
 
-SLOTS = 2
-TIMEOUT_S = 600
-
-
 def llama_server(exported: Exported, kind: str) -> Answer:
-    """The file of one type of weights, with keys and values in f32; each document alone, then a query's together.
+    """Scores of the file with one type of weights, keys and values in f32: each document alone, then all of a query.
 
-    Shows probabilities only; ids are its own of the prompt that its template makes. Documents are cut by the caller,
-    as they must be.
+    The server gives probabilities only. Its ids are those of the prompt that its template makes. Documents are cut by
+    the caller, as they must be.
     """
     path = next(exported.path.glob(f"*-{kind}.gguf"))
     file = GgufFile(path)
@@ -196,3 +195,31 @@ def _served_scores(url: str, query: str, documents: Sequence[str]) -> list[float
     results = _post(f"{url}/v1/rerank", query=query, documents=list(documents))["results"]
     found = {result["index"]: float(result["relevance_score"]) for result in results}
     return [found[i] for i in range(len(documents))]
+
+
+def _readers(kind: str, limits: Callable[[float], Limits] = exact) -> tuple[Runtime, ...]:
+    """What reads the file whose weights are of one type."""
+    return tuple(
+        Runtime(f"{name} {kind}", module, functools.partial(run, kind=kind), limits, file=f"*-{kind}.gguf")
+        for name, module, run in (
+            ("gguf", "gguf", read_back),
+            ("llama.cpp", "llama_cpp", llama_cpp),
+            ("llama-server", "xllamacpp", llama_server),
+        )
+    )
+
+
+def _rounded(logit: float, relative: float, probability: float, spearman: float) -> Callable[[float], Limits]:
+    """For rounded weights, while the golden scores come from the exact ones: bounds, and the order but for near ties.
+
+    A probability near 0 or 1 hides much of a logit, so logits decide where a runtime gives them.
+    """
+    return lambda tolerance: Limits(logit, probability, relative=relative, spearman=spearman)
+
+
+RUNTIMES = (
+    *_readers("f32"),
+    *_readers("f16", _rounded(0.05, 0.01, 0.01, 0.99)),
+    *_readers("bf16", _rounded(0.5, 0.05, 0.06, 0.98)),
+    *_readers("q8_0", _rounded(1.0, 0.1, 0.15, 0.97)),
+)

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 
 from rankwright.common.resources import resolve_base
-from rankwright.export.proof.runtimes.base import BATCH, Answer, Exported, Row, cut_to_suffix, in_both_orders, sigmoid
+from rankwright.export.proof.runtimes.base import (
+    BATCH,
+    Answer,
+    Exported,
+    Row,
+    Runtime,
+    cut_to_suffix,
+    in_both_orders,
+    sigmoid,
+)
 from rankwright.model.loading import load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.rerankers.reranker import Reranker
@@ -121,3 +130,10 @@ def runtime_ids(tokenizer: Any, row: Row, limit: int, suffix_ids: list[int]) -> 
     messages = [{"role": role, "content": row[role]} for role in ("query", "document")]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     return cut_to_suffix(list(tokenizer(text, add_special_tokens=False)["input_ids"]), limit, suffix_ids)
+
+
+RANKWRIGHT = Runtime("rankwright", "rankwright", rankwright, every_row=True)
+SENTENCE_TRANSFORMERS = Runtime("sentence-transformers", "sentence_transformers", sentence_transformers)
+TRANSFORMERS = Runtime("transformers", "transformers", transformers)
+TRANSFORMERS_CAUSAL = Runtime("transformers-causal", "transformers", transformers_causal)
+PEFT = Runtime("peft", "peft", peft)
