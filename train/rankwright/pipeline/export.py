@@ -17,7 +17,7 @@ from rankwright.data.split_files import read_split
 from rankwright.evaluation.calibration import CALIBRATION
 from rankwright.evaluation.gate import GATE_FILE
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import ALL, SetResults, label
+from rankwright.evaluation.results import ALL, SetResults, label, read_results
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained

@@ -14,6 +14,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
 from rankwright.mining.false_negatives import NONE_ABOVE, leaves_none_above
+from rankwright.mining.filters import FILTERS
 from rankwright.mining.pools import JUDGED, reasons
 from rankwright.report import gather
 from rankwright.report.cases import cut
