@@ -26,7 +26,7 @@ from rankwright.data.splits import normalised
 from rankwright.mining import shards as mine_shards
 from rankwright.mining.filters import MiningView
 from rankwright.mining.pools import PROMOTED, Negative, filled, read_negatives
-from rankwright.pipeline.mine import MOST_REMOVED, OUTPUTS, make_shards, mine
+from rankwright.pipeline.mine import MOST_REMOVED, make_shards, mine
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval import vectors
 from rankwright.retrieval.candidates import Candidate, read_candidates
@@ -39,6 +39,7 @@ FILTERS: dict[str, Any] = {
     "same_group": {},
     "max_reuse": {"most": 4},
 }
+OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

@@ -42,7 +42,6 @@ from rankwright.retrieval.first_stages import training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
 
-OUTPUTS = ("negatives.jsonl", "candidates.jsonl", "removed.jsonl", "dev_candidates.jsonl")
 # Rows of removed.jsonl per query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20
 
@@ -103,18 +102,19 @@ def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
     # By the start of their ids, so that the files' order does not depend on the recipe's.
     jobs = sorted(shards.jobs, key=lambda job: f"{job.collection.name}/")
     with ExitStack() as files:
-        write = {name: files.enter_context(lines_atomic(run.path / name)) for name in OUTPUTS}
+        paths = (run.candidates, run.negatives, run.removed, run.dev_candidates)
+        candidates, negatives, removed, dev = (files.enter_context(lines_atomic(path)) for path in paths)
         for job in jobs:
             if job.kind == "dev":
                 for found in shards.read(job):
-                    _write(write["dev_candidates.jsonl"], candidates_line, found.retrieved)
+                    _write(dev, candidates_line, found.retrieved)
                 continue
             for found, pools in _pools(recipe, shards, job):
-                _write(write["candidates.jsonl"], candidates_line, found.retrieved)
-                _write(write["negatives.jsonl"], negatives_line, pools)
+                _write(candidates, candidates_line, found.retrieved)
+                _write(negatives, negatives_line, pools)
                 for query_id in sorted(found.removed):
                     if line := removed_line(found, query_id):
-                        write["removed.jsonl"](line)
+                        removed(line)
                 tally.add(found, pools)
     return tally.facts()
 
