@@ -15,7 +15,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import load_card
 from rankwright.data.collection import Collection
 from rankwright.data.licences.derived import ledger_json
-from rankwright.data.licences.ledger import LEDGER, Roles, make_inputs
+from rankwright.data.licences.ledger import Roles, make_inputs
 from rankwright.data.sources import Located
 from rankwright.data.split_files import write_split
 from rankwright.evaluation.evaluate import first_stage_run, measure, write_evaluation
@@ -70,7 +70,7 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     run.write_json("provenance.json", {"command": ["rankwright", "run", "job.yaml"], "seed": seed})
     tests = [collection("one"), collection("two")]
     run.write_json(
-        LEDGER,
+        run.licences,
         ledger_json(make_inputs(recipe, _located(recipe), Roles(orderings=ordering_models(recipe))), recipe.licence),
     )
     train = Collection("tatqa", {"t": tests[0].corpus["d3"].upper()}, {"x": "other words"}, {"x": {"t": 1.0}})

@@ -17,7 +17,6 @@ from scipy.stats import rankdata
 
 from rankwright.common.errors import UserError
 
-CALIBRATION = "calibration.json"
 BINS = 10
 PROBABILITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # The search for 1/T covers this factor around 1 / (mean size of the scores), both ways.

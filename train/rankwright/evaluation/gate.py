@@ -18,7 +18,6 @@ from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
 from rankwright.recipe.schema import Gate
 
-GATE_FILE = "gate.json"
 # What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.
 GUARD_MARGIN = 0.01
 
@@ -170,7 +169,7 @@ def decide(
     inputs = gate_inputs(gate, system_inputs, seed)
     values = {
         name: (read_per_query(folder / "base", gate.metric), read_per_query(folder / "tuned", gate.metric))
-        for name, folder in ((name, run.path / "eval" / name) for name in test_sets)
+        for name, folder in ((name, run.eval_folder(name)) for name in test_sets)
     }
     repeated = repeated_queries(run.path, {name: base for name, (base, _) in values.items() if name not in gate.guard})
     verdict = Verdict(judge(gate, values, seed=seed, repeated=repeated))
@@ -178,7 +177,7 @@ def decide(
         # On one line, for the card and the console.
         reason = " ".join(override.split()) if override is not None else _recorded(run, inputs).get("override")
         verdict = dataclasses.replace(verdict, override=reason)
-    run.write_json(GATE_FILE, {**verdict.as_json(), "inputs": inputs})
+    run.write_json(run.gate, {**verdict.as_json(), "inputs": inputs})
     for rule in verdict.rules:
         console.say(f"{'passed' if rule.passed else 'FAILED'}: {rule.sentence}")
     if verdict.override is not None:
@@ -191,12 +190,12 @@ def decide(
 def forget_stale(run: RunFolder, gate: Gate | None, system_inputs: Mapping[str, str], seed: int) -> None:
     """Remove a gate.json of another model, another evaluation or another gate."""
     if gate is None or not _recorded(run, gate_inputs(gate, system_inputs, seed)):
-        (run.path / GATE_FILE).unlink(missing_ok=True)
+        run.gate.unlink(missing_ok=True)
 
 
 def _recorded(run: RunFolder, inputs: str) -> dict[str, Any]:
     """gate.json if it has these inputs, else an empty record."""
-    found = read_json_object(run.path / GATE_FILE) or {}
+    found = read_json_object(run.gate) or {}
     return found if found.get("inputs") == inputs else {}
 
 

@@ -69,7 +69,7 @@ def repeated_queries(run: Path, evaluated: Mapping[str, Iterable[str]]) -> dict[
     run: the run folder; without its data/test.jsonl no query is known to be repeated.
     evaluated: test set -> the ids of its evaluated queries, in the order in which the sets count.
     """
-    path = run / "data" / "test.jsonl"
+    path = RunFolder(run).split("test")
     rows = read_jsonl(path, _query_text, "a query of the test sets: give `rankwright run` again")
     texts = dict(row for row in rows if row is not None) if path.is_file() else {}
     first: dict[str, str] = {}
@@ -139,7 +139,7 @@ def read_results(
     """
     results, notes = [], []
     for name in sets:
-        place = folder / "eval" / name
+        place = RunFolder(folder).eval_folder(name)
         metrics, unfinished = find_finished(place)
         stale = [s for s in metrics if inputs is not None and metrics[s].get("inputs") != inputs.get(s)]
         if unfinished:

@@ -80,7 +80,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 def read_run(folder: Path, name: str) -> EvaluatedRun:
     """One run; raises as read_runs does."""
-    recipe = read_json_object(folder / "recipe.json")
+    recipe = read_json_object(RunFolder(folder).recipe_json)
     if recipe is None:
         raise not_a_run(folder)
     facts = {"experiment": experiment_of(recipe), "seed": recipe.get("seed"), **RunFolder(folder).facts("evaluate")}
@@ -124,7 +124,7 @@ def same_but_for_seed(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
 
 def evaluate_command(folder: Path) -> str:
     """The command that evaluates this run again: its recipe, and the settings of its last command."""
-    command = (read_json_object(folder / "provenance.json") or {}).get("command")
+    command = (read_json_object(RunFolder(folder).provenance) or {}).get("command")
     command = command[2:] if isinstance(command, list) else []
     words = [
         word
@@ -137,13 +137,13 @@ def evaluate_command(folder: Path) -> str:
 def _test_sets(folder: Path) -> list[str]:
     """The test sets of the run's data, without folders that an earlier recipe left in eval/."""
     try:
-        return [str(row["set"]) for row in (read_json_object(folder / "data_report.json") or {})["splits"]["test"]]
+        return [str(row["set"]) for row in (read_json_object(RunFolder(folder).data_report) or {})["splits"]["test"]]
     except (LookupError, TypeError):
-        return sorted(path.name for path in (folder / "eval").glob("*") if path.is_dir())
+        return sorted(path.name for path in RunFolder(folder).eval.glob("*") if path.is_dir())
 
 
 def _read_set(folder: Path, name: str) -> EvaluatedSet:
-    place, again = folder / "eval" / name, f"run `{evaluate_command(folder)}`"
+    place, again = RunFolder(folder).eval_folder(name), f"run `{evaluate_command(folder)}`"
     done, unfinished = find_finished(place)
     if "tuned" not in done:
         raise UserError(f"{folder}: tuned is not evaluated on test set {name!r}, or not to the end: {again}")

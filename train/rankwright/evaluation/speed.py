@@ -18,7 +18,6 @@ from rankwright.data.collection import Collection
 from rankwright.rerankers.scorer import Scorer
 from rankwright.retrieval.candidates import Candidates
 
-FILE = "speed.json"
 LISTS = 20
 DOCUMENTS = 100
 # After this time no further list is started.
@@ -27,14 +26,14 @@ SECONDS = 60.0
 
 def speed_is_known(run: RunFolder, inputs: str) -> bool:
     """Whether speed.json was measured with this tuned model."""
-    tuned = (read_json_object(run.path / FILE) or {}).get("tuned") or {}
+    tuned = (read_json_object(run.speed) or {}).get("tuned") or {}
     return bool(tuned.get("inputs") == inputs)
 
 
 def forget_other_speed(run: RunFolder, inputs: str) -> None:
     """Remove a speed.json of another tuned model, so that a kill before the new measurement does not leave it there."""
     if not speed_is_known(run, inputs):
-        (run.path / FILE).unlink(missing_ok=True)
+        run.speed.unlink(missing_ok=True)
 
 
 def measure_speed(
@@ -78,7 +77,7 @@ def measure_speed(
         "note": "; ".join(_notes(sizes, len(groups), memory)),
         "inputs": inputs,
     }
-    run.write_json(FILE, {"tuned": values})
+    run.write_json(run.speed, {"tuned": values})
     _say(values)
 
 

@@ -15,7 +15,7 @@ from rankwright.data.collection import Collection
 from rankwright.mining.filters import Filter, MiningView, bind_filters, known_scores, split_filters
 from rankwright.mining.pools import JUDGED, UNJUDGED, Label, Negative, Removed, Sifted, apply, read_negatives, sift
 from rankwright.recipe.schema import Recipe
-from rankwright.rerankers.pair_scores import TEACHER_SCORES, read_teacher_scores
+from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.retrieval.candidates import Candidate, read_candidates
 
 # Relevant documents of a query that are left out in turn: a fourth adds little to the estimate.
@@ -135,9 +135,9 @@ def estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -> dic
 
     train: the training sets, with qualified ids.
     """
-    candidates = read_candidates(run.path / "candidates.jsonl")
-    pools = read_negatives(run.path / "negatives.jsonl")
-    scores = {} if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES)
+    candidates = read_candidates(run.candidates)
+    pools = read_negatives(run.negatives)
+    scores = {} if recipe.mine.teacher is None else read_teacher_scores(run.teacher_scores)
     counts: dict[str, Counts] = {"judged": relevant_among_judged(train, candidates)}
     sifted = leaves_none_above(recipe)
     if scores and not sifted:

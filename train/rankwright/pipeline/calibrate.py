@@ -14,15 +14,13 @@ from rankwright.common.files import json_line, read_jsonl, write_lines_atomic
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
-from rankwright.evaluation.calibration import CALIBRATION, fit_temperature, summary, thresholds
+from rankwright.evaluation.calibration import fit_temperature, summary, thresholds
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.retrieval.run_file import read_trec_run, trec_column
 from rankwright.training.setup import tuned_reranker
-
-SCORES_FILE = "dev_scores.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +43,9 @@ def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: s
     """
     dev = dev_pairs(recipe, run, checkpoint, scores_inputs)
     fitted = fit_temperature(dev.scores, dev.relevant)
-    sets = read_split(run.path / "data", "test")
+    sets = read_split(run.data, "test")
     systems = {c.name: EXPORTED if is_read_otherwise(recipe, c.instruction) else "tuned" for c in sets}
-    test = {c.name: run_pairs(c, run.path / "eval" / c.name / systems[c.name] / "run.trec") for c in sets}
+    test = {c.name: run_pairs(c, run.eval_folder(c.name, systems[c.name]) / "run.trec") for c in sets}
     found: dict[str, Any] = {
         "temperature": fitted.temperature,
         "fitted_on": "dev",
@@ -56,7 +54,7 @@ def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: s
         "thresholds": thresholds(dev.scores, dev.relevant, temperature=fitted.temperature),
     }
     found["alarm"] = fitted.note or found["dev"]["alarm"]
-    run.write_json(CALIBRATION, found)
+    run.write_json(run.calibration, found)
     _describe(found)
     return {"temperature": fitted.temperature}
 
@@ -74,10 +72,10 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> 
 
     They are kept query by query in dev_scores.jsonl, so that a kill loses little.
     """
-    candidates = read_candidates(run.path / "dev_candidates.jsonl")
-    shares = dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")])
+    candidates = read_candidates(run.dev_candidates)
+    shares = dev_queries(recipe, [qualified(c) for c in read_split(run.data, "dev")])
     wanted = [(collection, q) for collection, query_ids in shares for q in query_ids if candidates.get(q)]
-    path = run.path / SCORES_FILE
+    path = run.dev_scores
     done = _read_scores(path, inputs)
     todo = [(collection, q) for collection, q in wanted if q not in done]
     if todo:

@@ -32,7 +32,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     Returns the stage's facts: the queries of each split, the corpora, the training sets with a teacher's scores.
     """
     # Corpora too large for memory are spilled into the run's folder, where they are kept: nothing is copied.
-    with spilling_to(run.path / "data"):
+    with spilling_to(run.data):
         return _prepare_data(recipe, run)
 
 
@@ -66,12 +66,12 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
             run_file.columns_of(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
     by_split = {"train": train, "dev": dev, "test": test}
-    corpora = {file for split, found in by_split.items() for file in write_split(run.path / "data", split, found)}
+    corpora = {file for split, found in by_split.items() for file in write_split(run.data, split, found)}
     reports = SetReports(code=recipe.bm25.code)
     counts = {split: [reports.look(c)[0] for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
     report = {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps, "leakage": leaks}
-    run.write_json("data_report.json", report)
+    run.write_json(run.data_report, report)
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
     return {**queries, "corpora": sorted(corpora), "teacher_scores": [c.name for c in train if c.teacher_scores]}
 
@@ -81,7 +81,7 @@ def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path
     if not any(run_files.values()):
         return
     faults = []
-    for collection in read_split(run.path / "data", "test"):
+    for collection in read_split(run.data, "test"):
         path = run_files.get(collection.name)
         if path is None:
             continue
@@ -142,9 +142,6 @@ def _overlaps(train: Sequence[Collection], held_out: Mapping[str, Sequence[Colle
     return rows
 
 
-REPORT = "data_report.json"
-
-
 class SetReports:
     """Statistics and findings of sets; two sets with equal corpora share what depends on the corpus alone."""
 
@@ -189,7 +186,7 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
 
     This comes after the data stage: another prompt reads no set again. A missing tokenizer is reported.
     """
-    path = run.path / REPORT
+    path = run.data_report
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     own = _tokenizer_inputs(recipe)
     if report.get("tokens_of") == own:
@@ -199,14 +196,14 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
     try:
         encoder = recipe_encoder(recipe)
     except UserError as error:
-        console.say(f"lengths in tokens are left out of {REPORT}, the tokenizer is missing: {error}")
+        console.say(f"lengths in tokens are left out of {path.name}, the tokenizer is missing: {error}")
         return
     reports = SetReports(code=recipe.bm25.code)
     for split, rows in report["splits"].items():
-        for row, collection in zip(rows, read_split(run.path / "data", split), strict=True):
+        for row, collection in zip(rows, read_split(run.data, split), strict=True):
             row["tokens"] = reports.tokens(collection, encoder)
             console.say(f"  {collection.name} ({split}): {cut_sentence(row['tokens'])}")
-    run.write_json(REPORT, {**report, "tokens_of": own})
+    run.write_json(run.data_report, {**report, "tokens_of": own})
 
 
 def _tokenizer_inputs(recipe: Recipe) -> str:

@@ -43,9 +43,9 @@ from rankwright.training.setup import base_reranker, tuned_reranker
 def write_attributes(recipe: Recipe, run: RunFolder) -> None:
     """Write eval/TESTSET/queries.jsonl for every test set that has candidates. Unchanged files are kept."""
     todo = []
-    tests = read_split(run.path / "data", "test")
+    tests = read_split(run.data, "test")
     for collection in tests:
-        folder = run.path / "eval" / collection.name
+        folder = run.eval_folder(collection.name)
         if not (folder / "candidates.jsonl").is_file():
             continue
         inputs = {"inputs": _inputs(recipe, run, folder / "candidates.jsonl")}
@@ -56,7 +56,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
     from rankwright.training.setup import recipe_encoder
 
     encoder, domains = recipe_encoder(recipe), _domains(recipe)
-    seen = seen_in_training(read_split(run.path / "data", "train"))
+    seen = seen_in_training(read_split(run.data, "train"))
     words = Words(**recipe.bm25.model_dump())
     for collection, folder, inputs in todo:
         candidates = read_candidates(folder / "candidates.jsonl")
@@ -77,7 +77,7 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     base = Path(resolve_base(recipe.model.base))
     tokenizer = [file_sha256(f) for f in (base / "tokenizer.json", base / "rankwright.json") if f.is_file()]
     sections = recipe.model_dump(mode="json", include={"prompt", "data"})
-    data = [file_sha256(run.path / "data" / f"{split}.jsonl") for split in ("train", "test")]
+    data = [file_sha256(run.split(split)) for split in ("train", "test")]
     words = recipe.bm25.model_dump()
     model = (recipe.model.base, recipe.model.revision)
     # The domain in a card may change while its path does not.
@@ -126,12 +126,12 @@ class Evaluation:
         self.scores, self.inputs = scores, inputs
         self.processes = processes
         self.checkpoint = checkpoint
-        self.jobs = [self._job(c, run_files.get(c.name)) for c in read_split(run.path / "data", "test")]
+        self.jobs = [self._job(c, run_files.get(c.name)) for c in read_split(run.data, "test")]
 
     def _job(self, collection: Collection, run_file: Path | None) -> Job:
         chosen = choose_queries(collection, limit=self.recipe.evaluate.limit_queries, seed=self.recipe.seed)
         otherwise = is_read_otherwise(self.recipe, collection.instruction)
-        return Job(collection, chosen, self.run.path / "eval" / collection.name, run_file, otherwise)
+        return Job(collection, chosen, self.run.eval_folder(collection.name), run_file, otherwise)
 
     def __call__(self, only: Sequence[str]) -> None:
         """Evaluate the systems of `only` that are not done. Every process of the group calls this."""
@@ -257,7 +257,7 @@ class Evaluation:
             return tuned_reranker(self.recipe, self.checkpoint)
         from rankwright.rerankers.kinds import load_baseline
 
-        scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.path / "cache")
+        scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.cache)
         return scorer
 
     def _baseline(self, system: str) -> Baseline:

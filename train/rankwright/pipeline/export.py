@@ -14,8 +14,6 @@ from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import paired_difference
 from rankwright.data.split_files import read_split
-from rankwright.evaluation.calibration import CALIBRATION
-from rankwright.evaluation.gate import GATE_FILE
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import ALL, SetResults, label, read_results
 from rankwright.export.card import CardFacts, SetResult
@@ -47,8 +45,8 @@ def export_stage(
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
     reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
-    calibration = json.loads((run.path / CALIBRATION).read_text(encoding="utf-8"))
-    sets = [collection.name for collection in read_split(run.path / "data", "test")]
+    calibration = json.loads(run.calibration.read_text(encoding="utf-8"))
+    sets = [collection.name for collection in read_split(run.data, "test")]
     results, _ = read_results(run.path, recipe, sets, system_inputs)
     trained = Trained(
         reranker.model,
@@ -69,7 +67,7 @@ def export_stage(
         gate=gate,
         ledger=ledger,
     )
-    figures = export_targets(trained, recipe.export_targets, run.path / "export", facts)
+    figures = export_targets(trained, recipe.export_targets, run.exports, facts)
     put_others_aside(run, recipe.export_targets, model)
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
@@ -83,18 +81,18 @@ def withdraw_exports(run: RunFolder) -> None:
 
     Nothing is deleted: the export may be of another model, which was accepted, or from before there was a gate.
     """
-    folder = run.path / "export"
+    folder = run.exports
     if not folder.is_dir():
         return
     kept = _free_name(folder)
     folder.rename(kept)
-    shutil.copy(run.path / GATE_FILE, kept / GATE_FILE)
+    shutil.copy(run.gate, kept / run.gate.name)
     console.say(f"the earlier export is no longer in its place: it is kept as {kept}")
 
 
 def put_others_aside(run: RunFolder, targets: Iterable[str], model: str) -> None:
     """Move exports to other targets to export-withdrawn-N where they hold an earlier model of this run."""
-    folder = run.path / "export"
+    folder = run.exports
     mark = folder / EXPORTED_MODEL
     earlier = mark.read_text(encoding="utf-8") if mark.is_file() else None
     others = sorted(path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in targets)
@@ -119,11 +117,11 @@ def _free_name(folder: Path) -> Path:
 
 def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
     """Test pairs, queries chosen by hash: each with a relevant document and with the first stage's best."""
-    collections = read_split(run.path / "data", "test")
+    collections = read_split(run.data, "test")
     pairs: list[tuple[str, str]] = []
     share = -(-recipe.export.golden_pairs // len(collections))
     for collection in collections:
-        candidates = read_candidates(run.path / "eval" / collection.name / "candidates.jsonl")
+        candidates = read_candidates(run.eval_folder(collection.name) / "candidates.jsonl")
         found: list[tuple[str, str]] = []
         for query_id in sorted(candidates, key=lambda q: stable_hash("golden", recipe.seed, q)):
             best = [c.document_id for c in candidates[query_id][:1]]
@@ -162,9 +160,9 @@ def _set_results(recipe: Recipe, results: Sequence[SetResults], ledger: Mapping[
 
 def _training(recipe: Recipe, run: RunFolder) -> list[str]:
     """How the weights were made, in sentences."""
-    provenance = json.loads((run.path / "provenance.json").read_text(encoding="utf-8"))
+    provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
     record = run.facts("train")
-    sets = json.loads((run.path / "data_report.json").read_text(encoding="utf-8"))["splits"]["train"]
+    sets = json.loads(run.data_report.read_text(encoding="utf-8"))["splits"]["train"]
     trained = "; ".join(f"{row['set']} ({row['queries']:,} queries, {row['documents']:,} documents)" for row in sets)
     said = [f"Trained on {trained}; the negatives are from {recipe.mine.retriever}."]
     if "seconds" in record:

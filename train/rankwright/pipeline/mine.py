@@ -36,7 +36,6 @@ from rankwright.mining.pools import (
 )
 from rankwright.mining.shards import Job, Shards
 from rankwright.recipe.schema import Recipe
-from rankwright.rerankers.pair_scores import TEACHER_SCORES
 from rankwright.retrieval.candidates import candidates_line, read_candidates
 from rankwright.retrieval.first_stages import training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
@@ -79,12 +78,12 @@ def make_shards(
     filters = bind_filters(recipe.mine.filters)
     alone, _ = split_filters(filters)
     jobs = []
-    for plain in read_split(run.path / "data", "train"):
+    for plain in read_split(run.data, "train"):
         own = {name: filters[name] for name in alone}
         run_file = run_files.get(plain.name)
         jobs.append(Job("train", qualified(plain), plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
     stage = training_stage(recipe)
-    for plain in read_split(run.path / "data", "dev"):
+    for plain in read_split(run.data, "dev"):
         jobs.append(Job("dev", qualified(plain), plain, stage, recipe.evaluate.depth, None, {}))
     used = f"; on dev {stage}'s lists are reranked: run files are for train and test sets"
     console.say(
@@ -123,8 +122,8 @@ def ask_teacher(
     recipe: Recipe, run: RunFolder, teacher: Teacher, train: Sequence[Collection], processes: Processes
 ) -> None:
     """Write teacher.jsonl: scores of all documents that training can draw, and of all that a refresh may need."""
-    pools = read_negatives(run.path / "negatives.jsonl")
-    candidates = read_candidates(run.path / "candidates.jsonl") if scores_candidates(recipe) else {}
+    pools = read_negatives(run.negatives)
+    candidates = read_candidates(run.candidates) if scores_candidates(recipe) else {}
 
     def wanted(collection: Collection) -> dict[str, list[str]]:
         found = {}
@@ -134,7 +133,7 @@ def ask_teacher(
             found[query_id] = list(dict.fromkeys([*collection.positives(query_id), *pool, *others]))
         return found
 
-    kept = write_teacher_scores(run.path / TEACHER_SCORES, teacher, train, wanted, processes)
+    kept = write_teacher_scores(run.teacher_scores, teacher, train, wanted, processes)
     console.say(teacher.describe(kept))
 
 

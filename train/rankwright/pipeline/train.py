@@ -25,7 +25,7 @@ from rankwright.model.instructions import frozen_instruction
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.model.token_store import TokenStore, token_store
 from rankwright.recipe.schema import Recipe
-from rankwright.rerankers.pair_scores import TEACHER_SCORES, read_teacher_scores
+from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import read_candidates
@@ -81,7 +81,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
     _describe_data(recipe, source, steps, processes)
     _keep_mix(recipe, run, source, steps, None)
     reranker = Reranker(model, tokenizer, contract, encoder=store)
-    checkpoints = Checkpoints(run.path / "checkpoints", inputs, _kept_contract(recipe, reranker))
+    checkpoints = Checkpoints(run.checkpoints, inputs, _kept_contract(recipe, reranker))
     if processes.is_first:
         checkpoints.prepare()
     processes.meet()
@@ -115,11 +115,11 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
     queries: dict[str | None, set[str]] = {}
     corpora: list[Mapping[str, str]] = []
     drawn: set[str] = set()
-    pools = read_negatives(run.path / "negatives.jsonl")
+    pools = read_negatives(run.negatives)
     # A refresh scores everything that was retrieved, and may draw it.
     refreshed = recipe.mine.refresh_steps is not None
-    retrieved = read_candidates(run.path / "candidates.jsonl") if refreshed else {}
-    for collection in map(qualified, read_split(run.path / "data", "train")):
+    retrieved = read_candidates(run.candidates) if refreshed else {}
+    for collection in map(qualified, read_split(run.data, "train")):
         queries.setdefault(collection.instruction, set()).update(collection.queries.values())
         for query_id in collection.queries:
             documents = [*collection.positives(query_id), *(n.document_id for n in pools.get(query_id, ()))]
@@ -127,8 +127,8 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
             documents += list(collection.qrels.get(query_id, {})) if refreshed else []
             drawn |= {f"{len(corpora)}/{d}" for d in documents}
         corpora.append(collection.corpus)
-    candidates = read_candidates(run.path / "dev_candidates.jsonl")
-    for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.path / "data", "dev")]):
+    candidates = read_candidates(run.dev_candidates)
+    for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.data, "dev")]):
         queries.setdefault(collection.instruction, set()).update(collection.queries[q] for q in query_ids)
         drawn |= {f"{len(corpora)}/{c.document_id}" for q in query_ids for c in candidates.get(q, ())}
         corpora.append(collection.corpus)
@@ -136,20 +136,20 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
     # Texts are read again when they are tokenised, so that they need not fit into memory together.
     texts = KeyedTexts(Joined(corpora), drawn)
     with console.progress("tokenise", sum(map(len, queries.values())) + len(texts)) as advance:
-        return token_store(run.path / "tokens", encoder, queries, texts, advance)
+        return token_store(run.tokens, encoder, queries, texts, advance)
 
 
 def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSource:
     """The run's training groups, from data/train.jsonl and negatives.jsonl."""
     return GroupSource(
-        [qualified(c) for c in read_split(run.path / "data", "train")],
-        Pools.read(run.path / "negatives.jsonl"),
+        [qualified(c) for c in read_split(run.data, "train")],
+        Pools.read(run.negatives),
         encoder,
         settings=recipe.mine,
         seed=recipe.seed,
         need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
-        teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES),
+        teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.teacher_scores),
     )
 
 
@@ -159,7 +159,7 @@ def make_refresh(
     """Mines negatives again every mine.refresh_steps; None if the recipe has none."""
     if recipe.mine.refresh_steps is None:
         return None
-    collections = [qualified(c) for c in read_split(run.path / "data", "train")]
+    collections = [qualified(c) for c in read_split(run.data, "train")]
     return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
 
 
@@ -176,8 +176,8 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
 
     A sharded model is whole on every rank for that time: see sharding.gathered.
     """
-    collections = [qualified(c) for c in read_split(run.path / "data", "dev")]
-    candidates = read_candidates(run.path / "dev_candidates.jsonl")
+    collections = [qualified(c) for c in read_split(run.data, "dev")]
+    candidates = read_candidates(run.dev_candidates)
     shares = dev_queries(recipe, collections)
     processes = Processes.of_group()
 

@@ -76,10 +76,10 @@ def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
     facts = run.facts("mine")
     if not facts:
         raise UserError(f"{run.path}: nothing is mined yet: give `rankwright mine` first")
-    train = [qualified(c) for c in read_split(run.path / "data", "train")]
+    train = [qualified(c) for c in read_split(run.data, "train")]
     owners = {q: c for c in train for q in c.queries if c.positives(q)}
     order = sorted(owners, key=lambda q: (stable_hash("audit", recipe.seed, q), q))
-    cases = list(_cases(run.path, {q: owners[q] for q in order[:count]}, has_teacher=recipe.mine.teacher is not None))
+    cases = list(_cases(run, {q: owners[q] for q in order[:count]}, has_teacher=recipe.mine.teacher is not None))
     page = (
         environment()
         .get_template("audit.html.j2")
@@ -97,16 +97,16 @@ def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
             name=f"{recipe.name}-{facts['inputs']}-{recipe.seed}",
         )
     )
-    path = output or run.path / "audit.html"
+    path = output or run.audit
     write_text_atomic(path, page)
     return path
 
 
-def _cases(folder: Path, owners: Mapping[str, Collection], *, has_teacher: bool) -> Iterator[Case]:
-    pools = _rows(folder / "negatives.jsonl", "negatives", owners)
-    removed = _rows(folder / "removed.jsonl", None, owners)
-    retrieved = _rows(folder / "candidates.jsonl", "candidates", owners)
-    teacher = _rows(folder / "teacher.jsonl", "scores", owners) if has_teacher else {}
+def _cases(run: RunFolder, owners: Mapping[str, Collection], *, has_teacher: bool) -> Iterator[Case]:
+    pools = _rows(run.negatives, "negatives", owners)
+    removed = _rows(run.removed, None, owners)
+    retrieved = _rows(run.candidates, "candidates", owners)
+    teacher = _rows(run.teacher_scores, "scores", owners) if has_teacher else {}
     for query_id, collection in owners.items():
         places = {c["document_id"]: c for c in retrieved.get(query_id, ())}
         scores = {row["document_id"]: row["score"] for row in teacher.get(query_id, ())}

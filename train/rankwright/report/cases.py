@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright.common.hashing import stable_hash
+from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.evaluation.results import SetResults
 from rankwright.retrieval.candidates import ranked
@@ -74,7 +75,7 @@ def read_cases(folder: Path, row: SetResults, collection: Collection, shown: int
             continue
         for system in (before, "tuned"):
             if system not in runs:
-                path = folder / "eval" / row.name / system / "run.trec"
+                path = RunFolder(folder).eval_folder(row.name, system) / "run.trec"
                 runs[system] = read_trec_run(path) if path.is_file() else {}
         found.append(_cases(row, collection, before, runs, shown))
     return found

@@ -64,7 +64,7 @@ class Mined:
 
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of a run folder. Raises UserError for any other folder, and for a recipe of another version."""
-    path = folder / "recipe.json"
+    path = RunFolder(folder).recipe_json
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -117,7 +117,7 @@ def _changed(section: Section, prefix: str) -> Iterator[tuple[str, Any, Any]]:
 def read_mining(run: RunFolder) -> Mined | None:
     """The counts of the mine stage and of negatives.jsonl; None before mining."""
     facts = run.facts("mine")
-    path = run.path / "negatives.jsonl"
+    path = run.negatives
     if not facts and not path.is_file():
         return None
     counts = {str(k): int(v) for k, v in facts.get("counts", {}).items()}
@@ -146,7 +146,7 @@ def read_mining(run: RunFolder) -> Mined | None:
 
 def read_parity(folder: Path, targets: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Target -> its parity.json, for those that have one."""
-    found = {target: read_json(folder / "export" / target / "parity.json") for target in targets}
+    found = {target: read_json(RunFolder(folder).export(target) / "parity.json") for target in targets}
     return {target: figures for target, figures in found.items() if figures is not None}
 
 

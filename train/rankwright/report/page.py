@@ -15,7 +15,6 @@ from rankwright.common.files import write_text_atomic
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Difference
 from rankwright.common.templates import template_environment
-from rankwright.data.licences.ledger import LEDGER
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import ALL, SetResults, label, read_results, rows_of, verdict
@@ -55,11 +54,12 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
     refused. Raises UserError for a folder that is not a run folder, and for damaged files.
     """
     recipe = gather.read_recipe(folder)
-    data = gather.read_json(folder / "data_report.json")
+    run = RunFolder(folder)
+    data = gather.read_json(run.data_report)
     sets = [str(row["set"]) for row in data["splits"]["test"]] if data else []
-    if inputs is None and sets and all((folder / "eval" / s / "tuned" / "metrics.json").is_file() for s in sets):
+    if inputs is None and sets and all((run.eval_folder(s, "tuned") / "metrics.json").is_file() for s in sets):
         read_run(folder, folder.name)
-    path = output or folder / "report.html"
+    path = output or run.report
     try:
         page = environment().get_template("report.html.j2").render(context(folder, recipe, data, sets, inputs))
     except UserError:
@@ -103,10 +103,10 @@ def context(
     """Everything that the template shows."""
     run = RunFolder(folder)
     rows, notes = read_results(folder, recipe, sets, inputs)
-    metrics = read_metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(run.metrics)
     trained = run.facts("train")
     kept = trained.get("best_step")
-    calibration = gather.read_json(folder / "calibration.json")
+    calibration = gather.read_json(run.calibration)
     return {
         "recipe": recipe,
         "recipe_json": recipe.model_dump(mode="json", by_alias=True),
@@ -128,16 +128,16 @@ def context(
         "resamples": RESAMPLES,
         "cases": _cases(folder, rows),
         "data": data,
-        "ledger": gather.read_json(folder / LEDGER),
-        "mix": gather.read_json(folder / "mix.json"),
+        "ledger": gather.read_json(run.licences),
+        "mix": gather.read_json(run.mix),
         "mined": gather.read_mining(run),
         "calibration": calibration,
         "reliability": _reliability(calibration),
-        "gate": gather.read_json(folder / "gate.json"),
-        "speed": gather.read_json(folder / "speed.json"),
+        "gate": gather.read_json(run.gate),
+        "speed": gather.read_json(run.speed),
         "parity": gather.read_parity(folder, list(recipe.export_targets)),
         "stages": gather.read_stages(run),
-        "provenance": gather.read_json(folder / "provenance.json"),
+        "provenance": gather.read_json(run.provenance),
     }
 
 
@@ -151,7 +151,7 @@ def _intervals(rows: Sequence[SetResults]) -> list[tuple[str, list[tuple[str, Di
 def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tuple[str, str, SliceTable]]:
     """(test set, first stage, its slices), the pooled queries first. Sets without queries.jsonl are left out."""
     parts = [row for row in rows if row.name != ALL]
-    known = {row.name: folder / "eval" / row.name / FILE for row in parts}
+    known = {row.name: RunFolder(folder).eval_folder(row.name) / FILE for row in parts}
     found = {name: read_attributes(path) for name, path in known.items() if path.is_file()}
     tables = []
     for row in parts:
@@ -181,11 +181,11 @@ def _three(row: SetResults) -> dict[str, Mapping[str, float]]:
 
 
 def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:
-    if not (folder / "data" / "test.jsonl").is_file():
+    if not RunFolder(folder).split("test").is_file():
         return []
     by_name = {row.name: row for row in rows if row.name != ALL}
     found: list[Cases] = []
-    for collection in read_split(folder / "data", "test"):
+    for collection in read_split(RunFolder(folder).data, "test"):
         if collection.name in by_name:
             found += read_cases(folder, by_name[collection.name], collection)
     # What training changed comes first.

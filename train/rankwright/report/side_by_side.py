@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rankwright.common.files import write_text_atomic
+from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.compare import Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.runs import EvaluatedRun, read_runs
@@ -30,7 +31,7 @@ CURVES = (
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     """Write one page about several evaluated runs. Raises UserError as runs.read_runs and compare do."""
     comparison = compare(read_runs(folders))
-    metrics = {run.name: read_metrics(run.folder / "metrics.jsonl") for run in comparison.runs}
+    metrics = {run.name: read_metrics(RunFolder(run.folder).metrics) for run in comparison.runs}
     slices, slice_notes = shared_slices(comparison)
     page = (
         environment()
@@ -97,7 +98,7 @@ def shared_slices(comparison: Comparison) -> tuple[dict[str, tuple[Slice, ...]],
     notes = []
     first = comparison.runs[0]
     for name, shared in comparison.sets.items():
-        path = first.folder / "eval" / name / FILE
+        path = RunFolder(first.folder).eval_folder(name) / FILE
         if not path.is_file():
             notes.append(f"{name}: {first.name} has no queries.jsonl; `rankwright run` writes it")
             continue
@@ -105,7 +106,7 @@ def shared_slices(comparison: Comparison) -> tuple[dict[str, tuple[Slice, ...]],
         values = {s.name: shared.of(s.values(name)) for s in comparison.systems}
         found[name] = slice_table(rows, values).slices
         for run in comparison.runs[1:]:
-            other = run.folder / "eval" / name / FILE
+            other = RunFolder(run.folder).eval_folder(name) / FILE
             if not other.is_file():
                 continue
             theirs = {row.query_id: row for row in read_attributes(other)}

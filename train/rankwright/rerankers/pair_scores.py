@@ -147,9 +147,6 @@ def _scores_in(path: Path) -> dict[bytes, float]:
     return found
 
 
-TEACHER_SCORES = "teacher.jsonl"
-
-
 def read_teacher_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
     """The rows of teacher_line: query id -> document id -> raw score; a large file is read row by row when asked.
 

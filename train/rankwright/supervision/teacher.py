@@ -15,7 +15,7 @@ from rankwright.common.resources import resolve_base
 from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Baseline, Prompt
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs, baseline_under, load_baseline
-from rankwright.rerankers.pair_scores import TEACHER_SCORES, PairScores, pair_key, teacher_line
+from rankwright.rerankers.pair_scores import PairScores, pair_key, teacher_line
 from rankwright.rerankers.scorer import Scorer, windows
 
 # Pairs that are scored by one call and kept together: what a kill can lose, and what a scorer sorts by length.
@@ -118,7 +118,7 @@ class Teacher:
         """What this process did, in one line; kept: how many pairs teacher.jsonl holds."""
         cut = "".join(f", {name.replace('_', ' ')} {count:,}" for name, count in self.cut.items() if count)
         here = " by this process" if launched() > 1 else ""
-        return f"teacher {self.baseline.name}: {self.scored:,} pairs scored{here}, {kept:,} in {TEACHER_SCORES}{cut}"
+        return f"teacher {self.baseline.name}: {self.scored:,} pairs scored{here}, {kept:,} in teacher.jsonl{cut}"
 
     @property
     def cut(self) -> dict[str, int]:

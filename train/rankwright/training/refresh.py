@@ -32,7 +32,7 @@ from rankwright.mining.pools import (
 from rankwright.model import sharding
 from rankwright.model.trainable import trainable_state
 from rankwright.recipe.schema import Recipe
-from rankwright.rerankers.pair_scores import TEACHER_SCORES, read_teacher_scores
+from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.retrieval.candidates import Candidate, ranked, read_candidates
@@ -68,15 +68,15 @@ class Refresh:
         assert recipe.mine.refresh_steps is not None
         self.every = recipe.mine.refresh_steps
         self._recipe = recipe
-        self._folder = run.path / "pools"
+        self._folder = run.pools
         self._source = source
         self._reranker = reranker
         self._collections = collections
         self._processes = Processes.of_group()
         self._total_steps = total_steps
-        self._candidates = read_candidates(run.path / "candidates.jsonl")
-        self._first = read_negatives(run.path / "negatives.jsonl")
-        self._teacher = None if recipe.mine.teacher is None else read_teacher_scores(run.path / TEACHER_SCORES)
+        self._candidates = read_candidates(run.candidates)
+        self._first = read_negatives(run.negatives)
+        self._teacher = None if recipe.mine.teacher is None else read_teacher_scores(run.teacher_scores)
         self._current: str | None = None
         if self.every >= total_steps:
             console.say(f"WARNING: mine.refresh_steps: {self.every}: never, training has {total_steps} steps")

@@ -25,8 +25,6 @@ from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
 from rankwright.training.mixture import Mixture
 
-MIX_FILE = "mix.json"
-
 
 class Pools(NamedTuple):
     """Query id -> negatives, and the id that draws depend on: the hash of the file they were read from."""
@@ -222,13 +220,13 @@ def write_mix(
     ]
     totals = {"groups_per_step": groups_per_step, "planned_steps": planned_steps, "steps": steps}
     mix = {**totals, "draws_an_epoch": an_epoch, "sets": sets}
-    run.write_json(MIX_FILE, mix)
+    run.write_json(run.mix, mix)
     return mix
 
 
 def draws_of_prepared(recipe: Recipe, run: RunFolder) -> float | None:
     """Draws of an epoch, from the training split that an earlier run has prepared, or None."""
-    folder = run.path / "data"
+    folder = run.data
     if not (folder / "train.jsonl").is_file():
         return None
     collections, weights = read_split(folder, "train"), [source.weight for source in recipe.data.train]

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import write_lines_atomic, write_text_atomic
+from rankwright.common.run_folder import RunFolder
 from rankwright.training.checkpoint import TrainState
 
 
@@ -133,7 +134,7 @@ def open_trackers(
     wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
     wandb runs offline: each start then leaves its own folder, under the same id.
     """
-    trackers: list[Tracker] = [JsonlTracker(folder / "metrics.jsonl", resumed_step=resumed_step)]
+    trackers: list[Tracker] = [JsonlTracker(RunFolder(folder).metrics, resumed_step=resumed_step)]
     run_id = _run_id(folder, resumed_step) if names else ""
     for name in names:
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.errors import UserErrors
 from rankwright.common.run_folder import RunFolder
-from rankwright.data.licences.ledger import LEDGER, TAINTING, USE_WORDS, Input, Roles, faults, make_inputs, warning
+from rankwright.data.licences.ledger import TAINTING, USE_WORDS, Input, Roles, faults, make_inputs, warning
 from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import LicenceRule, Recipe
@@ -186,7 +186,7 @@ def licence_faults(recipe: Recipe, located: Sets, roles: Roles) -> list[str]:
 def write_ledger(recipe: Recipe, located: Sets, roles: Roles, run: RunFolder) -> None:
     """licences.json before the files are read, and one line about doubtful licences."""
     inputs = make_inputs(recipe, located, roles)
-    run.write_json(LEDGER, ledger_json(inputs, recipe.licence))
+    run.write_json(run.licences, ledger_json(inputs, recipe.licence))
     if doubts := warning(inputs, recipe.licence):
         console.say(doubts)
 
@@ -196,7 +196,7 @@ def settle_licences(recipe: Recipe, located: Sets, roles: Roles, run: RunFolder)
     teachers = run.facts("data").get("teacher_scores", [])
     inputs = make_inputs(recipe, located, roles, teachers)
     ledger = ledger_json(inputs, recipe.licence)
-    run.write_json(LEDGER, ledger)
+    run.write_json(run.licences, ledger)
     if found := _faults(inputs, recipe, located):
         raise UserErrors(found)
     return ledger

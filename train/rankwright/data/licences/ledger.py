@@ -23,7 +23,6 @@ from rankwright.data.licences.terms import (
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import Baseline, Decision, DevFromTrain, LicenceRule, Recipe
 
-LEDGER = "licences.json"
 # What an input is: base, data set, teacher, baseline, or what a retriever calls its model (`dense model`).
 Kind = str
 # (kind, model, revision, whether its lists are mined or reranked on dev) of a model that a first stage uses.
@@ -307,4 +306,7 @@ def warning(inputs: Sequence[Input], rule: LicenceRule) -> str | None:
     if rule.require is not None or not doubtful:
         return None
     shown = ", ".join(f"{one.name} ({one.known.commercial}: {one.known.licence})" for one in doubtful)
-    return f"WARNING: not cleared for commercial use: {shown}; sources in {LEDGER}; licence.require=commercial refuses"
+    return (
+        f"WARNING: not cleared for commercial use: {shown}; sources in licences.json; "
+        "licence.require=commercial refuses"
+    )
