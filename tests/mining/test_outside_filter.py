@@ -27,7 +27,7 @@ OUTSIDE = """
 from rankwright.mining.filters import FILTERS, Decided
 
 
-def _odd(*, longest: int, label: float | None = None):
+def _odd(*, longest):
     return "longest must be even" if longest % 2 else None
 
 

@@ -100,7 +100,7 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def bind(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def bind(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> functools.partial[Any]:
     """The function with `options` fixed, after checking their names and types; what: as in `loss 'bce'`.
 
     Raises UserError naming the wrong key, its type and the keys that exist.

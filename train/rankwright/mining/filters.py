@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rankwright.common.errors import UserError
 from rankwright.common.hashing import stable_hash
-from rankwright.common.registry import Records, bind
+from rankwright.common.registry import Records, bind, parameters
 from rankwright.data.collection import Collection
 from rankwright.data.duplicates import CODE, NEAR, TEXT
 from rankwright.data.duplicates import jaccard as similarity
@@ -92,7 +92,7 @@ class MiningFilter:
     across_queries: it is called once with all queries of a set, and so are all filters after it
     of_text: it looks at a document's text or group only, and so decides about documents that were not retrieved, too
     needs_teacher: it asks mine.teacher
-    check: called with the options -> what is wrong between them, or None
+    check: what is wrong between options, or None; called with those, defaults included, that are its parameters
     """
 
     name: str
@@ -119,9 +119,10 @@ class _Filters(Records[MiningFilter]):
         """A filter with its options fixed. Raises UserError for an unknown one, and for options that are wrong."""
         known = self[name]
         bound = bind(f"filter {name!r}", known.decide, options)
-        wrong = None if known.check is None else bind(f"filter {name!r}", known.check, options)()
-        if wrong is not None:
-            raise UserError(f"filter {name!r}: {wrong}")
+        if known.check is not None:
+            read = parameters(known.check)
+            if wrong := known.check(**{key: value for key, value in bound.keywords.items() if key in read}):
+                raise UserError(f"filter {name!r}: {wrong}")
         return bound
 
 
@@ -163,15 +164,14 @@ def known_scores(scores: Mapping[str, Mapping[str, float]]) -> Teacher:
     return teacher
 
 
-Rank = Annotated[int, Field(ge=1)]
-
-
-def _window_is_empty(*, first: Rank = 1, last: Rank | None = None) -> str | None:
+def _window_is_empty(*, first: int, last: int | None) -> str | None:
     return f"first {first}, last {last}: nothing lies between them" if last is not None and last < first else None
 
 
 @FILTERS.register(reasons={"outside_window": "its rank is outside the window"}, check=_window_is_empty)
-def rank_window(view: MiningView, *, first: Rank = 1, last: Rank | None = None) -> Decided:
+def rank_window(
+    view: MiningView, *, first: Annotated[int, Field(ge=1)] = 1, last: Annotated[int, Field(ge=1)] | None = None
+) -> Decided:
     """Removes candidates before rank `first` and after rank `last`, by the retriever's ranks."""
     return Decided(
         {
@@ -185,13 +185,7 @@ def rank_window(view: MiningView, *, first: Rank = 1, last: Rank | None = None) 
     )
 
 
-Width = Annotated[float, Field(ge=0)]
-Places = Annotated[int, Field(ge=0)]
-
-
-def _not_one_margin(
-    *, absolute: Width | None = None, relative_to_spread: Width | None = None, ranks: Places | None = None
-) -> str | None:
+def _not_one_margin(*, absolute: float | None, relative_to_spread: float | None, ranks: int | None) -> str | None:
     given = sum(option is not None for option in (absolute, relative_to_spread, ranks))
     return None if given == 1 else "give exactly one of absolute, relative_to_spread, ranks"
 
@@ -204,9 +198,9 @@ def _not_one_margin(
 def margin(
     view: MiningView,
     *,
-    absolute: Width | None = None,
-    relative_to_spread: Width | None = None,
-    ranks: Places | None = None,
+    absolute: Annotated[float, Field(ge=0)] | None = None,
+    relative_to_spread: Annotated[float, Field(ge=0)] | None = None,
+    ranks: Annotated[int, Field(ge=0)] | None = None,
 ) -> Decided:
     """Removes candidates that are not a margin below the query's best relevant document.
 
