@@ -35,7 +35,7 @@ from rankwright.pipeline.data import prepare_data
 from rankwright.pipeline.mine import mine
 from rankwright.recipe.loading import load_recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores, teacher_line
-from rankwright.retrieval.run_file import spelled
+from rankwright.retrieval.run_file import columns_of
 from rankwright.training.sampling import build_group
 
 
@@ -184,9 +184,9 @@ def test_run_files_spell_ids_as_ever(ids: set[str]) -> None:
     texts: Mapping[str, str] = dict.fromkeys(sorted(ids), "")
     if any(len(same) > 1 for same in by_spelling.values()):
         with pytest.raises(UserError, match="alike: rename one"):
-            spelled(texts, "here")
+            columns_of(texts, "here")
         return
-    found = spelled(texts, "here")
+    found = columns_of(texts, "here")
     assert dict(found) == {spelling: same[0] for spelling, same in by_spelling.items()}
     assert [s in found for s in ids] == [s in by_spelling for s in ids]
 

@@ -139,7 +139,7 @@ def test_a_pipeline_refuses_before_it_reads(
     for part in parts:
         [message] = [message for message in found if part in message]
         assert message.startswith(("export.targets: ", "train.schedule"))
-    assert len(found) == len(parts) and not pipeline.run.path.exists()
+    assert len(found) == len(parts) and not pipeline.folder.path.exists()
 
 
 def test_adapters_on_adapters_are_refused(

@@ -60,10 +60,10 @@ def test_it_removes_and_its_sentence_is_on_the_pages(short_only: str, tmp_path: 
     pipeline = Pipeline(load_recipe(str(jobs.job(tmp_path / "job", "fixtures/tiny-base", mine={"filters": filters}))))
     pipeline.start()
     pipeline.mine()
-    assert pipeline.run.facts("mine")["counts"]["too_long"] > 0
+    assert pipeline.folder.facts("mine")["counts"]["too_long"] > 0
     assert split_filters(filters) == ([short_only], ["max_reuse"])
     pipeline.evaluate(["bm25"])
-    page = write_report(pipeline.run.path, pipeline.inputs.systems).read_text()
+    page = write_report(pipeline.folder.path, pipeline.inputs.systems).read_text()
     assert "removed: longer than a sentence" in page
     audit = write_audit(pipeline.run, 5).read_text()
     assert "longer than a sentence" in audit and "characters" in audit
@@ -74,7 +74,7 @@ def test_what_it_labels_has_its_reason(short_only: str, tmp_path: Path) -> None:
     pipeline = Pipeline(load_recipe(str(jobs.job(tmp_path / "job", "fixtures/tiny-base", mine={"filters": filters}))))
     pipeline.start()
     pipeline.mine()
-    pools = read_negatives(pipeline.run.path / "negatives.jsonl")
+    pools = read_negatives(pipeline.folder.path / "negatives.jsonl")
     assert {(n.label, n.reason) for pool in pools.values() for n in pool} == {(0.0, "unjudged"), (0.5, "too_long")}
 
 

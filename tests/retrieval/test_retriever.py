@@ -13,7 +13,7 @@ import jobs
 import pytest
 
 from rankwright.common.errors import UserErrors
-from rankwright.evaluation.results import label, results
+from rankwright.evaluation.results import label
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
@@ -73,11 +73,10 @@ def test_one_record_is_mined_from_evaluated_and_shown(letters: str, tmp_path: Pa
     assert possible_stages(loaded.recipe) == ("bm25", letters) and stage_names()[-1] == letters
     assert retrievers().extensions == ["outside_letters"]
     pipeline.mine()
-    assert all(read_candidates(pipeline.run.path / "candidates.jsonl").values())
-    pipeline.evaluate(["bm25", letters])
-    rows = results(pipeline.run, 0, pipeline.inputs.systems)
-    assert list(rows[0].values) == ["bm25", letters]
-    page = write_report(pipeline.run.path, pipeline.inputs.systems).read_text()
+    assert all(read_candidates(pipeline.folder.path / "candidates.jsonl").values())
+    rows = pipeline.evaluate(["bm25", letters])
+    assert [row["system"] for row in rows] == ["bm25", letters]
+    page = write_report(pipeline.folder.path, pipeline.inputs.systems).read_text()
     assert "By letters" in page and "BM25" in page
 
 

@@ -172,7 +172,7 @@ def test_two_processes_mine_the_same_files(models: tuple[Path, Path], tmp_path: 
     cache = str(tmp_path / "cache")
     done = jobs.rankwright("mine", tmp_path / "recipe.yaml", setting, launcher=TWO, RANKWRIGHT_CACHE=cache)
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "two") == files(one.run.path)
+    assert files(tmp_path / "two") == files(one.folder.path)
     assert json.loads((tmp_path / "two" / "stages" / "mine.json").read_text())["processes"] == 2
 
 
