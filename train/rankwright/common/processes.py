@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ class Processes:
         store = dist.distributed_c10d._get_default_store()
         if cls._of_group is None or cls._of_group._store is not store:
             cls._of_group = cls(dist.get_rank(), dist.get_world_size(), store)
+            # The store's threads must end before the interpreter does.
+            atexit.register(setattr, cls, "_of_group", None)
         return cls._of_group
 
     @property

@@ -89,20 +89,35 @@ def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int =
     A group that does not fit into the rest of a row continues in the next one, where its head is repeated.
     row_tokens None: a single row. Rows are filled up to a `multiple` of tokens with tokens that no document sees.
     """
-    rows: list[_Draft] = []
+    rows = []
+    for placed in place(groups, row_tokens):
+        draft = _Draft()
+        for group, tails in placed:
+            draft.open(group.head_ids)
+            for tail in tails:
+                draft.add(tail)
+        rows.append(draft.row(multiple))
+    return rows
+
+
+def place(groups: Sequence[EncodedGroup], row_tokens: int | None) -> list[list[tuple[EncodedGroup, list[list[int]]]]]:
+    """What pack() puts into each row: groups, each with those of its tails that the row holds."""
+    rows: list[list[tuple[EncodedGroup, list[list[int]]]]] = []
+    used = 0
     for group in groups:
         assert group.head_ids and all(group.tail_ids), "an empty prompt has no token to score"
-        opened = False
+        tails: list[list[int]] = []
         for tail in group.tail_ids:
-            needed = len(tail) + (0 if opened else len(group.head_ids))
-            if not rows or (row_tokens is not None and rows[-1].ids and len(rows[-1].ids) + needed > row_tokens):
-                rows.append(_Draft())
-                opened = False
-            if not opened:
-                rows[-1].open(group.head_ids)
-                opened = True
-            rows[-1].add(tail)
-    return [draft.row(multiple) for draft in rows]
+            needed = len(tail) + (0 if tails else len(group.head_ids))
+            if not rows or (row_tokens is not None and used and used + needed > row_tokens):
+                rows.append([])
+                used, tails = 0, []
+            if not tails:
+                rows[-1].append((group, tails))
+                used += len(group.head_ids)
+            tails.append(tail)
+            used += len(tail)
+    return rows
 
 
 class _Draft:
@@ -212,3 +227,10 @@ def split_group(group: EncodedGroup, budget_tokens: int) -> Iterator[EncodedGrou
         used += len(tail)
     if part:
         yield EncodedGroup(group.head_ids, part, group.query_cut, 0)
+
+
+def batch_parts(groups: Sequence[EncodedGroup], budget_tokens: int) -> list[list[EncodedGroup]]:
+    """A micro-batch in the parts that go through the model one by one: several for a single group beyond the budget."""
+    if len(groups) > 1 or groups[0].tokens <= budget_tokens:
+        return [list(groups)]
+    return [[part] for part in split_group(groups[0], budget_tokens)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rankwright.common.hashing import stable_hash
 from rankwright.common.processes import Processes
-from rankwright.model.layout import plan_step, split_group
+from rankwright.model.layout import batch_parts, plan_step
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 from rankwright.model.sharding import is_shard
@@ -97,7 +97,7 @@ def _backward(
     A group beyond the budget goes in two passes: scores without a graph, the loss's gradient for each score, and
     then part by part the model's gradient for it. Both passes see the same dropout.
     """
-    parts = _parts(groups, budget_tokens)
+    parts = batch_parts([g.encoded for g in groups], budget_tokens)
     weights_Q = torch.tensor([g.weight / divisor for g in groups])
     if len(parts) == 1:
         _seed(key, 0)
@@ -126,7 +126,9 @@ def _idle_passes(
     """For each micro-batch: how many passes (without a graph, with one) `rank` runs fewer than the busiest rank."""
     passes = []
     for micro_batches in plan:
-        parts = [len(_parts([groups[i] for i in micro_batch], budget_tokens)) for micro_batch in micro_batches]
+        parts = [
+            len(batch_parts([groups[i].encoded for i in micro_batch], budget_tokens)) for micro_batch in micro_batches
+        ]
         passes.append([(count if count > 1 else 0, count) for count in parts])
     most = [list(map(max, zip(*one, strict=True))) for one in zip_longest(*passes, fillvalue=(0, 0))]
     own = chain(passes[rank], repeat((0, 0)))
@@ -141,13 +143,6 @@ def _run_idle(model: RankModel, group: TrainGroup, passes: int, accelerator: Any
             scores_N = model([smallest])
         if accelerator:
             accelerator.backward((scores_N * 0.0).sum())
-
-
-def _parts(groups: Sequence[TrainGroup], budget_tokens: int) -> list[list[EncodedGroup]]:
-    encoded = [g.encoded for g in groups]
-    if len(groups) > 1 or encoded[0].tokens <= budget_tokens:
-        return [encoded]
-    return [[part] for part in split_group(encoded[0], budget_tokens)]
 
 
 def _seed(key: tuple[int, int, str], part: int) -> None:

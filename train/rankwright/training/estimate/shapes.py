@@ -1,4 +1,4 @@
-"""Shapes of a model and of the rows of a step: what FLOPs and memory are counted from, without computing anything."""
+"""Shapes of a model and of the rows of a step, from which FLOPs and memory are counted; nothing is computed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from typing import Any, cast
 
 from rankwright.common.errors import UserError
 from rankwright.model.attention import FEW_SHAPES, PLAIN, SHORT_KEYS
-from rankwright.model.layout import CHUNK_TOKENS, CPU_ROW_TOKENS, SHAPE_MULTIPLE, chunk_rows, plan_step, split_group
+from rankwright.model.layout import (
+    CHUNK_TOKENS,
+    CPU_ROW_TOKENS,
+    SHAPE_MULTIPLE,
+    batch_parts,
+    chunk_rows,
+    place,
+    plan_step,
+)
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import UNLIMITED, RankModel
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# What the last layer computes for every token; all else there is for scored tokens.
+# The last layer computes these for every token, and everything else for scored tokens only.
 LAST_FOR_ALL = ("k_proj", "v_proj")
 
 # (tokens, tokens of the head before them) of the segments of one row.
@@ -41,7 +49,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the counts need to know of a model; `linears` are those of one layer; all layers are equal.
+    """What the counts need to know about a model; `linears` are those of one layer; all layers are equal.
 
     full: the weights of the layers are trained. qk_norm: queries and keys are normalised. recompute: the layers are
     computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks.
@@ -61,11 +69,11 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one row is: T tokens, N scored ones, and of one layer's attention
+    """The size of one row: its tokens, its scored tokens, and the work of one layer's attention on it.
 
-    pairs: products of a query with a key; scored_pairs: the same in the last layer; copied_keys: keys that stand
-    beside their copies in a document's own run of keys; kept_pairs: pairs whose probability is kept for the backward
-    pass; longest_keys: keys of the segment that sees most.
+    pairs: products of a query with a key; scored_pairs: the same in the last layer; copied_keys: keys that are
+    copied into a document's own run of keys; kept_pairs: pairs whose probability is kept for the backward
+    pass; longest_keys: keys of the segment that sees the most.
     """
 
     tokens: int
@@ -136,29 +144,21 @@ def _linear(module: Any) -> Linear:
 def rows_of(groups: Sequence[EncodedGroup], target: Target) -> list[Segments]:
     """The segments of the rows that layout.pack makes of these groups, from their lengths alone.
 
-    `plain`: the chunks of batching.pad_chunks, each prompt a segment as long as the padding makes it.
+    `plain`: the chunks of layout.pad_chunks, each prompt a segment as long as the padding makes it.
     """
     if target.route == PLAIN:
         lengths = [len(g.head_ids) + len(tail) for g in groups for tail in g.tail_ids]
         limit = UNLIMITED if target.sharded else CHUNK_TOKENS
         return [[(lengths[chunk[0]], 0)] * len(chunk) for chunk in chunk_rows(lengths, chunk_tokens=limit)]
     rows: list[Segments] = []
-    used = 0
-    for group in groups:
-        head, opened = len(group.head_ids), False
-        for tail in group.tail_ids:
-            needed = len(tail) + (0 if opened else head)
-            if not rows or (target.row_tokens is not None and used and used + needed > target.row_tokens):
-                rows.append([])
-                used, opened = 0, False
-            if not opened:
-                rows[-1].append((head, 0))
-                used, opened = used + head, True
-            rows[-1].append((len(tail), head))
-            used += len(tail)
-    for row in rows:
+    for placed in place(groups, target.row_tokens):
+        row: Segments = []
+        for group, tails in placed:
+            head = len(group.head_ids)
+            row += [(head, 0), *((len(tail), head) for tail in tails)]
         if missing := -sum(tokens for tokens, _ in row) % target.multiple:
             row.append((missing, 0))
+        rows.append(row)
     return rows
 
 
@@ -166,7 +166,7 @@ def row_work(row: Segments, target: Target) -> Work:
     """What the attention route does with the segments of a row."""
     tokens = sum(length for length, _ in row)
     if target.route == PLAIN:
-        # As is usual, what the causal mask hides counts too: which of it is skipped depends on the kernel.
+        # As usual, pairs behind the causal mask count too: a kernel may or may not skip them.
         pairs = sum(length**2 for length, _ in row)
         return Work(tokens, tokens, pairs, pairs, 0, 0, max(length for length, _ in row))
     scored = sum(head > 0 for _, head in row)
@@ -184,7 +184,7 @@ def row_work(row: Segments, target: Target) -> Work:
     elif target.route == "dense":
         pairs = tokens * tokens
     else:
-        # What a token does not see is skipped.
+        # Pairs behind the mask are skipped.
         pairs = sum(length * head + length * (length + 1) // 2 for length, head in row)
         copied = sum(keys) if target.route == "varlen" else 0
     return Work(tokens, scored, pairs, scored * tokens, copied, kept, max(keys))
@@ -200,10 +200,4 @@ def step_parts(
 ) -> list[list[list[list[EncodedGroup]]]]:
     """Rank -> micro-batches -> parts -> groups, as gradients.accumulate computes a step; several parts: two passes."""
     plan = plan_step([g.tokens for g in groups], ranks=ranks, budget_tokens=0 if one_by_one else budget_tokens)
-    return [[_parts([groups[i] for i in batch], budget_tokens) for batch in batches] for batches in plan]
-
-
-def _parts(groups: list[EncodedGroup], budget_tokens: int) -> list[list[EncodedGroup]]:
-    if len(groups) > 1 or groups[0].tokens <= budget_tokens:
-        return [groups]
-    return [[part] for part in split_group(groups[0], budget_tokens)]
+    return [[batch_parts([groups[i] for i in batch], budget_tokens) for batch in batches] for batches in plan]
