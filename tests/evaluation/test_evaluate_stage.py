@@ -62,7 +62,7 @@ def test_a_system_more_keeps_the_others(
     assert "held-out run: nDCG@10" in done.stdout and "queries without candidates (they count 0): 1" in done.stdout
     header = next(line for line in done.stdout.splitlines() if "test set" in line and "┃" in line)
     assert [c.strip() for c in header.split("┃")[1:8]] == [
-        *("test set", "queries", "BM25", "dense", "fusion", "run", "best possible"),
+        *("test set", "queries", "BM25", "dense", "fusion", "run file", "best possible"),
     ]
     # Other lists: the rerankers are scored again, and say on whose lists.
     done = jobs.rankwright("evaluate", *arguments, "evaluate.first_stage=run", "--only", "run,base")
