@@ -6,12 +6,15 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import write_lines_atomic, write_text_atomic
 from rankwright.common.run_folder import RunFolder
-from rankwright.training.checkpoint import TrainState
+
+if TYPE_CHECKING:
+    # It brings torch, which the report does without.
+    from rankwright.training.checkpoint import TrainState
 
 
 class Tracker(Protocol):
