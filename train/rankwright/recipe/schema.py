@@ -29,33 +29,33 @@ class Source(Section):
     """One set, by exactly one of: a folder or file, a card of `data/`, or a set on the hub."""
 
     path: str | None = None
-    """A folder or file; relative to `data.root`, or to the working directory. `fixtures/...` is embedded."""
+    """A folder or file; relative to `data.root` if given, else to the working directory. `fixtures/...` is embedded."""
     card: str | None = None
     """A dataset card of `data/`, by its name (`rankwright data list`) or its path."""
     hub: str | None = None
     """A set on the hub: `OWNER/NAME`."""
     format: str | None = None
-    """A registered format; without it the content decides."""
+    """The format of the files; without it, the content decides."""
     columns: dict[str, str] = {}
-    """Our name of a column -> the file's name of it."""
+    """Which columns to read: our names -> the names in the file."""
     config: str | None = None
     """The configuration of a set on the hub."""
     split: str | None = None
     """The split of the set that is read."""
     name: str | None = None
-    """Its name in tables and folders; without it that of the card, folder or file."""
+    """The set's name in tables and folders; without it, that of the card, folder or file."""
     revision: str | None = None
     """A commit or tag of a set on the hub."""
     run: str | None = None
     """A TREC run file with candidate lists, for a test set, or for a training set with `mine.retriever: run`."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often a training query is drawn in an epoch; 0.5: every other epoch."""
+    """How often each training query is drawn in an epoch; 0.5 means every other epoch."""
     limit: Positive | None = None
-    """How many queries are kept, chosen by seed."""
+    """At most this many queries are kept, chosen by seed."""
     instruction: str | None = None
     """The instruction of this set, in place of `prompt.instruction`."""
     group_key: str | None = None
-    """The column whose equal values (filing, case, repository) may not be on two sides of a split."""
+    """A column such as filing, case or repository: queries and documents with one value stay on one side of a split."""
     licence: str | None = None
     """The licence of a set without a card, such as `CC-BY-4.0`, or `own`."""
 
@@ -71,9 +71,9 @@ class DevFromTrain(Section):
     """Development queries taken out of the training queries, by seed."""
 
     from_: Literal["train"] = Field(default="train", alias="from")
-    """Where dev queries come from."""
+    """Dev queries are taken out of train; a list of sets, as in `data.train[]`, may stand in place of this mapping."""
     fraction: Fraction = 0.1
-    """The share of the training queries."""
+    """The share of the training queries that is taken."""
 
 
 def _kind_of_dev(value: Any) -> str | None:
@@ -87,11 +87,11 @@ class Data(Section):
     """The sets that are trained on, choose the checkpoint, and are reported on."""
 
     root: str | None = None
-    """The folder that relative paths of sets start at."""
+    """The folder that relative paths of sets start from."""
     on_fault: Literal["stop", "drop"] = "stop"
-    """Rows with faults: `stop` with one line per fault, or `drop` and count them."""
+    """What happens to rows with faults: `stop` reports each one, `drop` leaves them out and counts them."""
     on_leak: Literal["stop", "drop"] = "stop"
-    """Training rows that a held-out set has too: `stop`, or `drop` and count them."""
+    """What happens to training queries that dev or test has too: `stop` reports them, `drop` leaves them out."""
     train: tuple[Source, ...] = ()
     """Sets to train on; at least one."""
     dev: Annotated[
@@ -104,7 +104,7 @@ class Data(Section):
     ] = DevFromTrain()
     """Sets that choose the checkpoint and the temperature: a list of sets, or queries taken from train."""
     test: tuple[Source, ...] = ()
-    """Sets to report on; at least one. Nothing is chosen by them."""
+    """Sets to report on, at least one; no choice of a run depends on them."""
 
 
 class Model(Section):
@@ -115,25 +115,25 @@ class Model(Section):
     revision: str | None = None
     """A commit or tag of a base on the hub."""
     method: Literal["lora", "full"] = "lora"
-    """`lora` trains small added matrices, `full` the weights themselves."""
+    """`lora` trains small added matrices, `full` trains the weights themselves."""
     rank: Positive = 16
     """Rank of the added matrices."""
     alpha: Positive = 32
-    """Scale of the added matrices: `alpha / rank`, with rslora `alpha / sqrt(rank)`."""
+    """Sets the scale of the added matrices: `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the added matrices."""
+    """Dropout on the inputs of the added matrices."""
     rslora: bool = False
     """Rank-stabilised LoRA."""
     dora: bool = False
-    """DoRA: magnitude and direction of each weight apart."""
+    """DoRA: trains magnitude and direction of the weights separately."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Names of the linear layers with LoRA, such as `q_proj`; without them all."""
+    """Names of the linear layers that get LoRA, such as `q_proj`; without it, all linear layers."""
     merge_with_base: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """How far the tuned weights go back to the base's before they are evaluated and exported."""
+    """The share of the base's weights that is mixed back into the tuned ones before evaluation and export."""
     gradient_checkpointing: Annotated[bool, NoResult] = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Computes activations again in the backward pass, which saves memory and costs time."""
     attention: Annotated[str, NoResult] = "auto"
-    """The route of attention over packed rows; `auto`: the fastest that the device and number format allow."""
+    """How attention is computed; `auto`: the fastest way that the device and number format allow."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Model:
@@ -155,22 +155,22 @@ class Prompt(Section):
     """The text around query and document, and its budgets."""
 
     mode: str = "auto"
-    """The prompt to train in; `auto` is the base's own."""
+    """The prompt that the model is trained with; `auto` is the base's own."""
     instruction: str = DEFAULT_INSTRUCTION
     """The task in one sentence, for prompts that have a place for it."""
     max_tokens: Positive = 512
-    """Tokens of a whole prompt; what is beyond is cut from the document, and counted."""
+    """Most tokens of a whole prompt; a longer document is cut, which is counted."""
     query_tokens: Positive | None = None
-    """Tokens of a query; without it a quarter of `max_tokens`."""
+    """Most tokens of a query; without it, a quarter of `max_tokens`."""
 
 
 class Bm25(Section):
     """Search by words, the same way in mining, evaluation, slices and the search for duplicates."""
 
     language: str = "english"
-    """Stemmer and stop words; `none`: words as they are."""
+    """Language of stemmer and stop words; `none` takes words as they are."""
     code: bool = False
-    """The parts of camelCase and snake_case are words too, and near duplicates are compared without comments."""
+    """For code: parts of camelCase and snake_case are words too, and near duplicates are compared without comments."""
 
 
 class Dense(Section):
@@ -190,36 +190,36 @@ class Baseline(Section):
     """Another reranker."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Its name in tables, and that of its folder beside bm25, base and tuned."""
+    """The reranker's name in tables, and that of its folder beside bm25, base and tuned."""
     kind: str
-    """A registered kind of reranker."""
+    """The kind of reranker, which decides prompt and score."""
     model: str
     """A folder, a hub id, or the name that a server knows it by."""
     revision: str | None = None
     """A commit or tag of it on the hub."""
     options: dict[str, Any] = {}
-    """Options of its kind."""
+    """Options of this kind."""
 
 
 class Mine(Section):
     """Hard negatives: retrieved to `depth`, filtered in the order of `filters`, drawn by the sampler."""
 
     retriever: str = "bm25"
-    """Whose lists the negatives come from; `run`: each training set's own TREC run file."""
+    """The search whose lists the negatives come from; `run`: each training set's own TREC run file."""
     depth: Positive = 100
     """Candidates retrieved for each query."""
     filters: dict[str, dict[str, Any]] = {}
-    """Name of a registered filter -> its options; they are applied in this order."""
+    """Filters with their options, applied in the order in which they stand."""
     sampler: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)] = {"uniform": {}}
-    """One registered sampler -> its options; it draws from the pool."""
+    """How negatives are drawn from the candidates that are left: one sampler with its options."""
     negatives: Positive = 7
     """Negatives in a training group."""
     positives: Positive = 4
-    """Relevant documents in a training group, at most."""
+    """Most relevant documents in a training group."""
     fill: Literal["none", "random"] = "none"
-    """What becomes of a pool with fewer than `negatives`: it stays short, or is filled from the corpus."""
+    """Queries with too few negatives: `none` leaves them short, `random` adds documents of the corpus at random."""
     refresh_steps: Positive | None = None
-    """Steps after which negatives are mined again with the current checkpoint."""
+    """Every this many steps, negatives are mined again with the model as it then stands; without it, never."""
     teacher: Baseline | None = None
     """A reranker whose scores filters and losses use."""
 
@@ -228,18 +228,18 @@ class LossTerm(Section):
     """One more loss, added to the first with a weight."""
 
     name: str
-    """A registered loss."""
+    """A further loss, which is added to the first."""
     options: dict[str, Any] = {}
     """Its options."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its share, beside 1 for the first loss."""
+    """Its weight in the sum; the first loss has weight 1."""
 
 
 class Loss(Section):
     """What training minimises."""
 
     name: str = "listwise_softmax"
-    """A registered loss."""
+    """The loss that is minimised."""
     options: dict[str, Any] = {}
     """Its options, such as `temperature`."""
     plus: tuple[LossTerm, ...] = ()
@@ -252,21 +252,21 @@ class Train(Section):
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training queries; fractions are allowed."""
     max_steps: Positive | None = None
-    """Steps at most."""
+    """Most steps of a training; without it, `epochs` alone decides."""
     groups_per_step: Positive = 16
-    """Groups (a query with its documents) in an optimiser step, on all processes together."""
+    """Groups (a query with its documents) in an optimiser step, over all processes together."""
     budget_tokens: Positive | None = None
-    """Tokens of a micro-batch; without it 4096 on a CPU and 16384 on a GPU."""
+    """Most tokens of a micro-batch; without it, 4096 on a CPU and 16384 on a GPU."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """The highest learning rate; the default suits LoRA, `full` needs about a tenth."""
+    """The highest learning rate; the default suits LoRA, `full` needs about a tenth of it."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The share of the steps in which the learning rate rises from 0."""
     schedule: str = "cosine"
-    """How the learning rate falls after that."""
+    """How the learning rate falls after the warm-up: `cosine`, `linear`, `wsd` or `constant`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay of AdamW."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    """The largest norm of the gradient; a larger one is scaled down."""
+    """The largest norm that a gradient may have; a larger gradient is scaled down."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of training and scoring; `auto`: bf16 on a GPU, fp32 on a CPU. Scores stay in fp32."""
     evaluate_every: Positive = 100
@@ -274,26 +274,26 @@ class Train(Section):
     save_every: Annotated[Positive, NoResult] = 50
     """Steps between checkpoints."""
     patience: Positive | None = None
-    """Evaluations on dev without a new best after which training ends early."""
+    """Training ends early after this many evaluations on dev without a new best; without it, never."""
     dev_queries: Positive = 200
-    """Dev queries that are evaluated, chosen by seed."""
+    """At most this many dev queries are evaluated, chosen by seed."""
     trackers: Annotated[tuple[str, ...], NoResult] = ()
-    """Where numbers are logged beside `metrics.jsonl`."""
+    """Trackers of Accelerate that log beside `metrics.jsonl`, such as `wandb`, `trackio` or `tensorboard`."""
     shuffle_labels: bool = False
-    """Train on meaningless labels: a control, which must gain nothing."""
+    """Trains on shuffled, meaningless labels: a control that must not gain."""
 
 
 class Evaluate(Section):
     """What is measured on the test sets."""
 
     first_stage: str = "bm25"
-    """Whose lists are reranked; `run`: those of each test set's own TREC run file."""
+    """The search whose lists are reranked; `run`: each test set's own TREC run file."""
     depth: Positive = 100
-    """Documents of a list that are reranked."""
+    """How many documents of each list are reranked."""
     limit_queries: Positive | None = None
-    """Queries of each test set that are evaluated, chosen by seed."""
+    """At most this many queries of each test set are evaluated, chosen by seed; without it, all."""
     measures: tuple[str, ...] = ("nDCG@10", "nDCG@5", "MRR@10", "MAP", "R@10", "R@100")
-    """Measures of ir-measures; nDCG@10 is always among them."""
+    """Measures, as ir-measures names them; nDCG@10 is always among them."""
     baselines: tuple[Baseline, ...] = ()
     """Other rerankers that score the same lists."""
 
@@ -304,18 +304,18 @@ class Gate(Section):
     metric: str = "nDCG@10"
     """The measure that decides."""
     min_gain: float = 0.0
-    """What the lower end of the interval of tuned - base must exceed, over all test sets except guard sets."""
+    """The lower end of the interval of tuned - base, over all test sets except guard sets, must exceed this."""
     confidence: Fraction = 0.95
     """Confidence of the interval."""
     guard: tuple[str, ...] = ()
-    """Test sets, such as another domain's, on which tuned must not be worse than the base."""
+    """Names of test sets, such as another domain's, on which tuned must not be worse than the base."""
 
 
 class Decision(Section):
     """Who decided that an input may be used, although its licence does not settle it, and why."""
 
     input: str
-    """The input, as the ledger names it."""
+    """The input: its name, card, hub id or path."""
     by: Annotated[str, Field(min_length=1)]
     """Who decided."""
     why: Annotated[str, Field(min_length=1)]
@@ -326,7 +326,7 @@ class LicenceRule(Section):
     """What all inputs of the weights must permit, and what a person decided about those that are not clear."""
 
     require: Literal["commercial", "commercial-strict"] | None = None
-    """`commercial-strict`: also no base and no teacher whose own training data forbid commercial use."""
+    """All inputs of the weights must permit commercial use; `-strict`: so must the data behind base and teachers."""
     decisions: tuple[Decision, ...] = ()
     """What a person decided about inputs whose licence does not settle it."""
 
@@ -341,13 +341,13 @@ class Export(Section):
     """What is written for other programs, and how it is proven."""
 
     targets: Targets | None = None
-    """Targets as a list, or each with its options; without it `hf`, and `adapter` with LoRA. `[]`: none."""
+    """A list of targets, or targets with options; without it, `hf` and, with LoRA, `adapter`. `[]`: no exports."""
     instruction: str | None = None
-    """The instruction that is frozen into the exports; must be chosen when the sets have several."""
+    """The instruction that the exports contain; it must be chosen when training sets have several."""
     golden_pairs: Annotated[int, Field(ge=20)] = 24
-    """Test pairs that every export must score like the trainer."""
+    """Number of test pairs that every export must score like the trainer."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
-    """The largest difference of a logit from the trainer's in fp32."""
+    """The largest difference of a logit from the trainer's that is allowed in fp32."""
 
 
 class Recipe(Section):
@@ -355,13 +355,13 @@ class Recipe(Section):
 
     # It names the run's folder, so nothing that leads elsewhere.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), NoResult]
-    """Name of the experiment, and of its folder below `runs/`."""
+    """Name of the experiment, and of its folder in `runs/`."""
     description: Annotated[str, NoResult] = ""
     """One line for `rankwright recipes`."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of everything that is drawn at random."""
     run_dir: Annotated[str | None, NoResult] = None
-    """The run's folder; without it `runs/NAME`."""
+    """The run's folder; without it, `runs/NAME`."""
     model: Model
     data: Data
     prompt: Prompt = Prompt()
