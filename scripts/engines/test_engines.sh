@@ -26,11 +26,11 @@ if [[ -n ${RUN:-} ]]; then
 else
     exports=$work/exports
     rm -rf "$exports"
-    "$PYTHON" "$root/tests/engine_folders.py" "$exports"
+    "$PYTHON" "$root/tests/support/engine_folders.py" "$exports"
 fi
 
 # The exports that an engine reads, by their folders' names. Of an official prompt vLLM loses the end where a document is
-# cut, and node-llama-cpp reads it in pieces: recipes/README.md.
+# cut, and node-llama-cpp reads it in pieces: scripts/README.md.
 reads() {
     case $1 in
         transformers_js) echo onnx ;;

@@ -1,4 +1,4 @@
-"""Corpus, tokenizer and BM25 of make_tiny_base.py; the texts are those of Python's own standard library."""
+"""Corpus, tokenizer and BM25 of make.py; the texts are those of Python's own standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups for make_tiny_base.py: a query, its document and wrong ones, drawn and turned into tensors."""
+"""Groups for make.py: a query, its document and wrong ones, drawn and turned into tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tiny Qwen3 of make_tiny_base.py and a forward pass that is fast on CPUs."""
+"""The tiny Qwen3 of make.py and a forward pass that is fast on CPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What make_tiny_base.py does with a trained model: score it, write its folder, prove that it loads."""
+"""What make.py does with a trained model: score it, write its folder, prove that it loads."""
 
 from __future__ import annotations
 

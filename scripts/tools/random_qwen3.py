@@ -1,4 +1,4 @@
-"""For bench_models.py and gpu_check.py: a Qwen3 of a given shape with random weights."""
+"""For bench/models.py and cluster/gpu_check.py: a Qwen3 of a given shape with random weights."""
 
 from __future__ import annotations
 

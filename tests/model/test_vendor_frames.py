@@ -1,6 +1,6 @@
 """Frames of other rerankers: texts and ids byte for byte as their vendors make them, and the scores of their code.
 
-What is compared with stands in this file, written from the vendors' own code (named in rankwright/frames.py).
+What is compared with stands in this file, written from the vendors' own code (named in rankwright/model/frames.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rankwright: turn a Qwen3 language model into a reranker for one domain, and prove that it got better."""
+"""Rankwright: tune a Qwen3 language model into a reranker for one domain, and measure what it gained."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(
     name="data",
-    help="Look at sets, what they hold and what is wrong with them, and write them in other formats.",
+    help="Check sets, convert them, and list the known ones.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -32,14 +32,18 @@ def check(
         str, typer.Argument(help="recipe (name or YAML file), or a data file or folder", metavar="RECIPE|PATH")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings of the recipe, e.g. data.root=FOLDER", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="keys of the recipe to set, e.g. data.root=FOLDER", metavar="[KEY=VALUE]..."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="of a PATH: only this split")] = None,
-    base: Annotated[str | None, typer.Option(help="of a PATH: count tokens as this model does")] = None,
+    split: Annotated[str | None, typer.Option(help="with a PATH: check only this split")] = None,
+    base: Annotated[str | None, typer.Option(help="with a PATH: count tokens as this model does")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 2 for warnings too")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
 ) -> None:
-    """What every set holds, and all faults with file and line; exit code 2 when they would stop a run."""
+    """Show what sets hold, and all their faults.
+
+    Faults have file and line. The exit code is 2 when one would stop a run.
+    """
     import json
 
     from rankwright.cli import data_check
@@ -91,7 +95,10 @@ def convert(
     ] = None,
     group_key: Annotated[str | None, typer.Option(help="the column of the groups")] = None,
 ) -> None:
-    """Write a set in another format; reports what that format cannot hold."""
+    """Write a set in another format.
+
+    Counts what that format cannot hold.
+    """
     from rankwright.data.formats.convert import convert as write
 
     pairs = [text.partition("=") for text in columns or []]
@@ -118,7 +125,10 @@ def list_sets(
     domain: Annotated[str | None, typer.Option(help="finance, legal, code or general")] = None,
     commercial: Annotated[bool, typer.Option("--commercial", help="only sets that permit commercial use")] = False,
 ) -> None:
-    """List the cards: sets with splits, place and licence, and the sets that the filters left out."""
+    """List the known public sets.
+
+    Shows splits, place and licence of each, and counts the sets that --domain and --commercial leave out.
+    """
     from rich.table import Table
 
     from rankwright.data.cards import list_cards

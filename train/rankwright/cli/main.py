@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     name="rankwright",
-    help="Turn a Qwen3 language model into a reranker for one domain, and prove that it got better.",
+    help="Tune a Qwen3 language model into a reranker for one domain, and measure what it gained.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,10 +31,14 @@ app = typer.Typer(
 app.add_typer(data_app)
 RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recipes`) or YAML file", metavar="RECIPE")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="settings, e.g. train.max_steps=100", metavar="[KEY=VALUE]...")
+    list[str] | None,
+    typer.Argument(help="keys of the recipe to set, e.g. train.max_steps=100", metavar="[KEY=VALUE]..."),
 ]
 Override = Annotated[
-    str | None, typer.Option("--override", help="export although the gate refuses: why, for the card", metavar="WHY")
+    str | None,
+    typer.Option(
+        "--override", help="export although the gate refuses; the reason goes into the model card", metavar="WHY"
+    ),
 ]
 
 
@@ -64,7 +68,10 @@ def _show_results(pipeline: Pipeline) -> None:
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
-    """The whole job: data, mine, train, evaluate, calibrate, export, report. Run it again to continue."""
+    """Run all stages of a recipe, or continue them.
+
+    The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped.
+    """
     from rankwright.evaluation.gate import GateRefused
 
     pipeline = _pipeline(recipe, overrides, override=override)
@@ -80,9 +87,12 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override 
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    offline: Annotated[bool, typer.Option("--offline", help="do not fetch sets or models from the hub")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="read no sets, and fetch nothing from the hub")] = False,
 ) -> None:
-    """Check a recipe, its sets and its prompt; reads the data unless --offline."""
+    """Check a recipe, its sets, licences and prompt.
+
+    Reads the sets unless --offline is given, and trains nothing.
+    """
     import tempfile
 
     from rankwright.cli.show import describe_recipe
@@ -99,18 +109,21 @@ def check(
 
 @app.command()
 def init(
-    paths: Annotated[list[Path] | None, typer.Argument(help="your files and folders (else this one)")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(help="your files and folders (else the current folder)")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the recipe to write")] = Path("recipe.yaml"),
     base: Annotated[str | None, typer.Option(help="hub id or folder (else Qwen/Qwen3-Reranker-0.6B)")] = None,
     name: Annotated[str | None, typer.Option(help="name of the recipe (else that of its file)")] = None,
     test_fraction: Annotated[
-        float, typer.Option(help="share of the queries, where no split is for testing", min=0.01, max=0.5)
+        float, typer.Option(help="share of the queries for testing, where no split is for that", min=0.01, max=0.5)
     ] = 0.2,
     drop_faults: Annotated[
         bool, typer.Option("--drop-faults", help="leave out rows with faults, and count them")
     ] = False,
 ) -> None:
-    """Look at your files and write a commented recipe for them; overwrites nothing."""
+    """Write a commented recipe for your files.
+
+    Finds sets and splits in them, and splits off a test set where there is none. Overwrites nothing.
+    """
     from rankwright.cli.init import DEFAULT_BASE, init
 
     console.quiet_libraries()
@@ -131,12 +144,17 @@ def plan(
     gpus: Annotated[str, typer.Option(help="devices, e.g. 8xh100, or cpu for this machine")] = "1xh100",
     fsdp2: Annotated[bool, typer.Option("--fsdp2", help="shard the weights over all devices")] = False,
     queries: Annotated[
-        int | None, typer.Option(help="queries an epoch draws (times their weights), where the run has no data", min=1)
+        int | None, typer.Option(help="queries drawn in an epoch, where the run has not read its data yet", min=1)
     ] = None,
-    mean_tokens: Annotated[int | None, typer.Option(help="mean tokens of a prompt, for the time", min=1)] = None,
-    mfu: Annotated[float, typer.Option(help="share of the peak FLOPs that is reached", min=0.01, max=1.0)] = 0.35,
+    mean_tokens: Annotated[
+        int | None, typer.Option(help="mean tokens of a prompt, to estimate the time", min=1)
+    ] = None,
+    mfu: Annotated[float, typer.Option(help="share of the peak FLOP/s that is reached", min=0.01, max=1.0)] = 0.35,
 ) -> None:
-    """Parameters, memory, FLOPs and hours on given devices; reads no weights."""
+    """Estimate memory, FLOPs and hours on given devices.
+
+    Computes them from the shapes of the base, and reads no weights.
+    """
     from rankwright.cli.show import describe_plan
     from rankwright.training.estimate.plan import make_plan
     from rankwright.training.sampling import draws_of_prepared
@@ -154,10 +172,13 @@ def mine(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     audit: Annotated[
-        int | None, typer.Option(help="write audit.html with so many queries for a person to judge", min=1)
+        int | None, typer.Option(help="write audit.html with this many queries for a person to judge", min=1)
     ] = None,
 ) -> None:
-    """Find candidates and negatives: negatives.jsonl, with source and reason; on many processes as well."""
+    """Find candidates and hard negatives.
+
+    Writes negatives.jsonl, with source and reason of each. Also runs under torchrun and accelerate launch.
+    """
     pipeline = _pipeline(recipe, overrides)
     pipeline.run_to("mine")
     if audit is not None and console.is_first_process():
@@ -168,7 +189,10 @@ def mine(
 
 @app.command()
 def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Train, or continue; also under torchrun and accelerate launch."""
+    """Train, or continue a training.
+
+    Also runs under torchrun and accelerate launch.
+    """
     _pipeline(recipe, overrides).run_to("train")
 
 
@@ -176,9 +200,12 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    only: Annotated[str | None, typer.Option(help="systems to score, e.g. bm25,base; else all")] = None,
+    only: Annotated[str | None, typer.Option(help="systems to score, e.g. bm25,base (else all)")] = None,
 ) -> None:
-    """First stages, base, tuned and baselines on every test set; also under torchrun and accelerate launch."""
+    """Measure all systems on every test set.
+
+    Systems are first stages, base, tuned and baselines. Also runs under torchrun and accelerate launch.
+    """
     pipeline = _pipeline(recipe, overrides)
     pipeline.run_to("evaluate", None if only is None else [s.strip() for s in only.split(",") if s.strip()])
     _show_results(pipeline)
@@ -190,7 +217,10 @@ def compare(
     against: Annotated[str | None, typer.Option(help="system to compare with (else the first run's tuned)")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write all numbers to this file")] = None,
 ) -> None:
-    """Runs side by side: differences with intervals, p values, spread over seeds."""
+    """Compare evaluated runs.
+
+    Shows differences with intervals, p values and the spread over seeds.
+    """
     from rankwright.cli.show import show, write_json
     from rankwright.evaluation.compare import compare as compare_runs
     from rankwright.evaluation.runs import read_runs
@@ -204,9 +234,15 @@ def compare(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs", metavar="RUN...")],
-    output: Annotated[Path | None, typer.Option(help="the page (else RUN/report.html, or compare-report.html)")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="file of the page (else RUN/report.html, or compare-report.html for several runs)"),
+    ] = None,
 ) -> None:
-    """Write report.html again from a run's files; several runs: one page, side by side."""
+    """Write the report of a run again.
+
+    Reads the files of the run, without a model. Several runs are shown side by side on one page.
+    """
     from rankwright.report.page import write_report
     from rankwright.report.side_by_side import write_comparison
 
@@ -219,13 +255,16 @@ def report(
 
 @app.command()
 def export(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
-    """Write the export folders, each proven to score like the trainer, unless the recipe's gate refuses."""
+    """Write the exports and check their scores.
+
+    An export is kept only if it scores like the trainer. Nothing is written if the recipe's gate refuses the model.
+    """
     _pipeline(recipe, overrides, override=override).run_to("export")
 
 
 @app.command()
 def recipes(
-    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of recipes instead")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of recipes, and no list")] = False,
 ) -> None:
     """List the recipes that come with the package."""
     if schema:

@@ -31,20 +31,27 @@ def add_to(app: typer.Typer) -> None:
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="an exported folder (else this one)", metavar="FOLDER")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="an exported folder (else the current one)", metavar="FOLDER")
+    ] = Path(),
     base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="largest difference of a logit (else as exported)", min=0.0)
+        float | None, typer.Option(help="largest difference of a logit that is allowed (else as exported)", min=0.0)
     ] = None,
-    url: Annotated[str | None, typer.Option(help="of a running server, e.g. http://127.0.0.1:8000")] = None,
-    api: Annotated[str | None, typer.Option(help="vllm, tei, infinity, cohere, jina, voyage or llama.cpp")] = None,
-    model: Annotated[str | None, typer.Option(help="as the server names it, where it has several")] = None,
+    url: Annotated[str | None, typer.Option(help="address of a running server, e.g. http://127.0.0.1:8000")] = None,
+    api: Annotated[
+        str | None, typer.Option(help="its kind: vllm, tei, infinity, cohere, jina, voyage or llama.cpp")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="name of the model on the server, where it has several")] = None,
     key_variable: Annotated[
         str | None, typer.Option("--key-variable", help="environment variable with the server's key", metavar="NAME")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON in place of tables")] = False,
 ) -> None:
-    """Repeat the proof of an export here, or on a running server (--url, --api); exit code 1 when scores differ."""
+    """Check the scores of an export again.
+
+    Checks its folder here or, with --url and --api, a running server. The exit code is 1 when scores differ.
+    """
     server_only = {"--api": api, "--model": model, "--key-variable": key_variable}
     if url is None and any(value is not None for value in server_only.values()):
         given = next(name for name, value in server_only.items() if value is not None)
@@ -68,11 +75,14 @@ def push(
     run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
     target: Annotated[str, typer.Argument(help="one of its exports, e.g. hf", metavar="TARGET")],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub", metavar="REPO")],
-    public: Annotated[bool, typer.Option("--public", help="a new repository is for everybody")] = False,
+    public: Annotated[bool, typer.Option("--public", help="make a new repository public")] = False,
     revision: Annotated[str | None, typer.Option(help="branch (else main)")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would go where")] = False,
 ) -> None:
-    """Put an export on the hub; private unless --public. The token is HF_TOKEN's, or that of `hf auth login`."""
+    """Put an export on the Hugging Face hub.
+
+    A new repository is private unless --public is given. The token is that of HF_TOKEN or of `hf auth login`.
+    """
     from rankwright.export.push import plan_push, send, show_push
 
     console.quiet_libraries()
@@ -86,10 +96,10 @@ def score(
     model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
     query: Annotated[str, typer.Option("--query", "-q", help="the query")],
     documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one per line), JSONL with `text`, or -")],
-    mode: Annotated[str | None, typer.Option(help="the prompt frame, where the model's files do not name it")] = None,
-    instruction: Annotated[str | None, typer.Option(help="instead of the model's own")] = None,
+    mode: Annotated[str | None, typer.Option(help="name of the prompt, where the model's files do not show it")] = None,
+    instruction: Annotated[str | None, typer.Option(help="instruction in place of the model's own")] = None,
     base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
-    top_k: Annotated[int | None, typer.Option(help="show only the best", min=1)] = None,
+    top_k: Annotated[int | None, typer.Option(help="show only this many of the best", min=1)] = None,
 ) -> None:
     """Rank the documents of a file for one query."""
     from rankwright.rerankers.reranker import Reranker

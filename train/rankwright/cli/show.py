@@ -259,7 +259,7 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
     console.show(table)
     if not device.on_cpu:
         console.say(
-            "computed from shapes; checked against real steps on a CPU, and by scripts/cluster/gpu_check.sh on a GPU"
+            "computed from shapes; checked against real steps on a CPU; scripts/cluster/gpu_check.sh does it on a GPU"
         )
     if recipe.model.dora:
         console.say("not included: what DoRA computes in addition to LoRA")
