@@ -19,7 +19,7 @@ def recipe_schema() -> dict[str, Any]:
     sections["Dense"].pop("required")
     extends = {
         "type": "string",
-        "description": "Name or path of a recipe to start from; keys given here are merged in.",
+        "description": "Name or path of a recipe to start from; the keys given here are merged into it.",
     }
     root = {"properties": {"model": {"required": ["base"]}, "dense": {"required": ["model"]}}}
     return {

@@ -37,7 +37,7 @@ class Source(Section):
     format: str | None = None
     """The format of the files; without it, the content decides."""
     columns: dict[str, str] = {}
-    """Which columns to read: our names -> the names in the file."""
+    """Names of columns: ours -> those in the file."""
     config: str | None = None
     """The configuration of a set on the hub."""
     split: str | None = None
@@ -104,7 +104,7 @@ class Data(Section):
     ] = DevFromTrain()
     """Sets that choose the checkpoint and the temperature: a list of sets, or queries taken from train."""
     test: tuple[Source, ...] = ()
-    """Sets to report on, at least one; no choice of a run depends on them."""
+    """Sets to report on, at least one; nothing is chosen by their results."""
 
 
 class Model(Section):
@@ -159,9 +159,9 @@ class Prompt(Section):
     instruction: str = DEFAULT_INSTRUCTION
     """The task in one sentence, for prompts that have a place for it."""
     max_tokens: Positive = 512
-    """Most tokens of a whole prompt; a longer document is cut, which is counted."""
+    """At most this many tokens are in a whole prompt; longer documents are cut to fit, and counted."""
     query_tokens: Positive | None = None
-    """Most tokens of a query; without it, a quarter of `max_tokens`."""
+    """At most this many tokens of a query are read; without it, a quarter of `max_tokens`."""
 
 
 class Bm25(Section):
@@ -215,7 +215,7 @@ class Mine(Section):
     negatives: Positive = 7
     """Negatives in a training group."""
     positives: Positive = 4
-    """Most relevant documents in a training group."""
+    """At most this many relevant documents are in a training group."""
     fill: Literal["none", "random"] = "none"
     """Queries with too few negatives: `none` leaves them short, `random` adds documents of the corpus at random."""
     refresh_steps: Positive | None = None
@@ -252,11 +252,11 @@ class Train(Section):
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training queries; fractions are allowed."""
     max_steps: Positive | None = None
-    """Most steps of a training; without it, `epochs` alone decides."""
+    """Training ends after this many steps at the latest; without it, `epochs` alone decides."""
     groups_per_step: Positive = 16
     """Groups (a query with its documents) in an optimiser step, over all processes together."""
     budget_tokens: Positive | None = None
-    """Most tokens of a micro-batch; without it, 4096 on a CPU and 16384 on a GPU."""
+    """At most this many tokens are in a micro-batch; without it, 4096 on a CPU and 16384 on a GPU."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """The highest learning rate; the default suits LoRA, `full` needs about a tenth of it."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
