@@ -65,7 +65,7 @@ def test_it_removes_and_its_sentence_is_on_the_pages(short_only: str, tmp_path: 
     pipeline.evaluate(["bm25"])
     page = write_report(pipeline.folder.path, pipeline.inputs.systems).read_text()
     assert "removed: longer than a sentence" in page
-    audit = write_audit(pipeline.run, 5).read_text()
+    audit = write_audit(pipeline.folder, 5).read_text()
     assert "longer than a sentence" in audit and "characters" in audit
 
 

@@ -153,7 +153,7 @@ def test_a_set_with_another_instruction_is_scored_under_the_exports_as_well(mixe
     assert [c.strip() for c in header.split("┃")[1:8]] == [
         *("test set", "queries", "BM25", "best possible", "base", "tuned", "exported")
     ]
-    assert "<b>exported</b> is tuned under the instruction" in (run / "report.html").read_text()
+    assert "<b>exported</b> is tuned with the instruction" in (run / "report.html").read_text()
     done = jobs.rankwright("compare", run)
     assert done.returncode == 0 and "not evaluated on all of these test sets, left out: exported" in done.stdout
 

@@ -18,7 +18,7 @@ from rankwright.model.loading import base_config, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.pipeline.checks import check_names
 from rankwright.recipe.schema import Data, Model, Prompt, Recipe
-from rankwright.rerankers.reranker import Reranker, native_contract
+from rankwright.rerankers.reranker import Own, Reranker, native_contract
 from rankwright.training.setup import recipe_encoder, recipe_prompt
 
 MODULE = """
@@ -64,7 +64,7 @@ def test_a_frame_of_another_module_is_found_everywhere(short: str, tiny_qwen3: P
     assert frame is not None and frame.name == short
     # A base, trained or not, scores in it.
     tokenizer = load_tokenizer(str(base))
-    contract = native_contract(str(base), tokenizer, max_tokens=160)
+    contract = native_contract(str(base), tokenizer, own=Own(max_tokens=160))
     scores = Reranker(load_model(str(base), contract, tokenizer).eval(), tokenizer, contract).score(*texts())
     assert contract.mode == short and len(set(scores)) == len(scores)
     # Exports hold it as a chat template, which is proven when it is written; targets without one refuse it.

@@ -144,7 +144,9 @@ def test_evaluate_only_needs_no_training(tmp_path: Path, tiny_qwen3: Path) -> No
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert (tmp_path / "run" / "eval" / "held-out" / "base" / "metrics.json").is_file()
     done = jobs.rankwright("evaluate", recipe, "--only", "fusion")
-    assert done.returncode == 2 and "(known: base, bm25, tuned): it needs a bi-encoder, add dense.model=" in done.stderr
+    assert (
+        done.returncode == 2 and "(known: base, bm25, tuned): it needs a bi-encoder: add dense: {model: " in done.stderr
+    )
 
 
 def test_full_fine_tuning_and_bce_and_a_llama(tmp_path: Path, tiny_llama: Path) -> None:

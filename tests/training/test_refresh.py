@@ -55,7 +55,7 @@ def job(folder: Path, base: Path) -> Path:
     return jobs.job(folder, base, train=STEPS, mine=MINE, data=data)
 
 
-def train(recipe: Path, place: str = "score_blocks._append", number: int = 0) -> subprocess.CompletedProcess[str]:
+def train(recipe: Path, place: str = "score_blocks.append_lines", number: int = 0) -> subprocess.CompletedProcess[str]:
     """Train; with a number until that call of `place`."""
     module, function = place.split(".")
     code = KILLED.format(module=module, function=function, number=number)
@@ -150,7 +150,7 @@ def test_all_that_a_refresh_may_score_or_draw_is_tokenised_before(
     ("place", "number"),
     [
         # In the middle of the second refresh: ten blocks belong to the first.
-        ("score_blocks._append", 13),
+        ("score_blocks.append_lines", 13),
         # All is scored, and the pool is not there yet; it is there, and nobody was told its name.
         pytest.param("refresh.write_text_atomic", 2, marks=pytest.mark.slow),
         pytest.param("refresh._on_all", 4, marks=pytest.mark.slow),
@@ -163,7 +163,11 @@ def test_killed_in_a_refresh_and_continued_gives_the_same_bits(
     train(recipe, place, number)
     folder = tmp_path / "run" / "pools"
     left = [len(path.read_text().splitlines()) for path in (folder / "scores-4").glob("0/*")]
-    expected = {"score_blocks._append": ([2], 1), "refresh.write_text_atomic": ([5], 1), "refresh._on_all": ([], 2)}
+    expected = {
+        "score_blocks.append_lines": ([2], 1),
+        "refresh.write_text_atomic": ([5], 1),
+        "refresh._on_all": ([], 2),
+    }
     assert (left, len(pools(tmp_path))) == expected[place]
     assert "continuing after step 4" in train(recipe).stdout
     ours, theirs = weights(tmp_path), weights(whole[0])
