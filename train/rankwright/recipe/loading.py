@@ -126,16 +126,17 @@ def apply_override(tree: YamlFile, override: str, rank: int) -> None:
         if n == len(parts) - 1 or not isinstance(inner, dict | list):
             inner = value if n == len(parts) - 1 else {}
             target[step] = inner
-            tree.set_place(key, place)
+            tree.forget(key)
+            tree.places[key] = place
         target = inner
 
 
 def list_recipes() -> list[RecipeInfo]:
     """All shipped recipes, by name."""
-    infos = []
-    for name, path in resources.recipe_files().items():
-        infos.append(RecipeInfo(name, str(read_yaml(path).data.get("description") or ""), path))
-    return infos
+    return [
+        RecipeInfo(name, str(read_yaml(path).data.get("description") or ""), path)
+        for name, path in resources.recipe_files().items()
+    ]
 
 
 def recipe_json(recipe: Recipe) -> str:
