@@ -217,30 +217,27 @@ def write_taken(folder: Path, rest: Collection, test: Collection) -> tuple[str, 
     return train, test_path
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What find_lines() looks for: the first line that has all strings of a way; better ways come first."""
-
-    ways: tuple[frozenset[str], ...]
+# What find_lines() looks for: the first line that has all strings of a way; better ways come first.
+Wanted = tuple[frozenset[str], ...]
 
 
 def wanted_text(key: str, text: str) -> Wanted:
     """A document or query: the line with its id and its text, or else with its text."""
     # The title was joined to the text; in the file they are separate.
     forms = [text.strip(), *([text.split("\n", 1)[1].strip()] if "\n" in text.strip() else [])]
-    return Wanted((*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form)))
+    return (*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form))
 
 
 def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
     """A judgement: the line with both ids, or with both texts."""
-    return Wanted((frozenset(pair), frozenset(text.strip() for text in texts)))
+    return frozenset(pair), frozenset(text.strip() for text in texts)
 
 
 def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
     """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
     index: dict[str, list[tuple[int, int]]] = {}
-    for number, one in enumerate(wanted):
-        for rank, way in enumerate(one.ways):
+    for number, ways in enumerate(wanted):
+        for rank, way in enumerate(ways):
             # The longest string is in the fewest lines.
             index.setdefault(max(way, key=len), []).append((number, rank))
     best: dict[int, tuple[int, str]] = {}
@@ -250,9 +247,8 @@ def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[
         for line, strings in _row_strings(file):
             for string in strings & index.keys():
                 for number, rank in index[string]:
-                    if rank < best.get(number, (len(wanted[number].ways), ""))[0] and (
-                        wanted[number].ways[rank] <= strings
-                    ):
+                    ways = wanted[number]
+                    if rank < best.get(number, (len(ways), ""))[0] and ways[rank] <= strings:
                         best[number] = (rank, f"{file}:{line}")
     return {number: place for number, (_, place) in best.items()}
 

@@ -34,7 +34,6 @@ class RecipeInfo:
 
     name: str
     description: str
-    path: Path
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -133,10 +132,8 @@ def apply_override(tree: YamlFile, override: str, rank: int) -> None:
 
 def list_recipes() -> list[RecipeInfo]:
     """All shipped recipes, by name."""
-    return [
-        RecipeInfo(name, str(read_yaml(path).data.get("description") or ""), path)
-        for name, path in resources.recipe_files().items()
-    ]
+    files = resources.recipe_files().items()
+    return [RecipeInfo(name, str(read_yaml(path).data.get("description") or "")) for name, path in files]
 
 
 def recipe_json(recipe: Recipe) -> str:
