@@ -79,19 +79,15 @@ class Groups:
             self.instructions[row.instruction] = self.instructions.get(row.instruction, 0) + 1
         judged = self.qrels.setdefault(key, {})
         for document in row.documents:
-            self._take(key, document, judged)
+            self.repeats += document.key in judged
+            judged[document.key] = document.label
+            self.corpus.add(document.key, document.text)
+            if document.group is not None:
+                self.document_groups[document.key] = document.group
+            if document.score is not None:
+                scores = self.teacher_scores.setdefault(key, {})
+                self.other_scores += scores.setdefault(document.key, document.score) != document.score
         return True
-
-    def _take(self, query: str, document: Document, judged: dict[str, float]) -> None:
-        key = document.key
-        self.repeats += key in judged
-        judged[key] = document.label
-        self.corpus.add(key, document.text)
-        if document.group is not None:
-            self.document_groups[key] = document.group
-        if document.score is not None:
-            scores = self.teacher_scores.setdefault(query, {})
-            self.other_scores += scores.setdefault(key, document.score) != document.score
 
     def _query_conflicts(self, key: str, row: GroupRow) -> list[str]:
         found = []

@@ -151,13 +151,10 @@ class Fields:
         name = self.name_of(*names)
         return None if name is None else self.required_id(name)
 
-    def number(self, name: str, what: str) -> float | None:
-        """A number that may be absent."""
-        value = self.row.get(name)
-        if value is None:
-            return None
+    def number(self, what: str, value: object) -> float | None:
+        """A number that may be absent; None, with a fault, for another value."""
         number = number_of(value)
-        if number is None:
+        if number is None and value is not None:
             self.fault(f"{what} is {value!r}, needs a number")
         return number
 
@@ -295,10 +292,7 @@ class Fields:
         self.titles += bool(title)
         key = (inner if id is None else self.inside({"id": id})).id(*_IDS)
         own = self._label(place, element.get("label"), label, side)
-        given = element.get("score") if score is None else score
-        teacher = None if given is None else number_of(given)
-        if given is not None and teacher is None:
-            self.fault(f"the score of {place} is {given!r}, needs a number")
+        teacher = self.number(f"the score of {place}", element.get("score") if score is None else score)
         group = inner.group("group")
         if inner.faulty:
             return None
@@ -306,12 +300,8 @@ class Fields:
         return Document(place, text, own, content_id(text) if key is None else key, teacher, group)
 
     def _label(self, place: str, given: object, label: float, side: bool) -> float:
-        if given is None:
-            return label
-        own = number_of(given)
-        if own is None:
-            self.fault(f"the label of {place} is {given!r}, needs a number")
-        elif side and (own > 0) != (label > 0):
+        own = self.number(f"the label of {place}", given)
+        if own is not None and side and (own > 0) != (label > 0):
             other = "negatives" if label > 0 else "positives"
             self.fault(f"{place} has label {own:g}: move it to {other}, or mend the label")
         return label if own is None else own
