@@ -73,6 +73,7 @@ def find_sets(path: Path) -> list[FoundSet]:
 
 
 def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
+    upstreams: list[str | None]
     if is_beir(folder):
         for split in available_splits(folder):
             yield FoundSet(_name(folder), folder, our_split(split), split)
@@ -80,27 +81,23 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
     if is_trec(folder):
         names = [path.name for path in folder.iterdir() if "qrels" in path.name.lower()]
         words = {word for name in names for word in _words(name) if word in _OURS}
-        upstreams: list[str | None] = [*sorted(words)] or [None]
+        upstreams = [*sorted(words)] or [None]
         for word in upstreams:
             yield FoundSet(_name(folder), folder, _OURS[word] if word else None, word)
         return
     if is_saved(folder):
-        for upstream in _saved_splits(folder):
+        try:
+            upstreams = [*saved_splits(folder)] or [None]
+        except UserError:
+            # The reader reports it.
+            upstreams = [None]
+        for upstream in upstreams:
             yield FoundSet(_name(folder), folder, our_split(upstream or folder.name), upstream)
         return
     yield from _of_files(folder, sorted(p for p in folder.iterdir() if p.is_file() and _is_data(p)))
     if depth < MOST_FOLDERS_DOWN:
         for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
             yield from _walk(inner, depth + 1)
-
-
-def _saved_splits(folder: Path) -> list[str | None]:
-    """The splits of a folder that `datasets` saved, None for a single table or where they cannot be read."""
-    try:
-        return [*saved_splits(folder)] or [None]
-    except UserError:
-        # The reader reports it.
-        return [None]
 
 
 def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:

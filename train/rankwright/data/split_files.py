@@ -140,9 +140,7 @@ class _Queries:
     def collection(self, name: str, corpus: Mapping[str, str], document_groups: Mapping[str, str]) -> Collection:
         values: dict[str, Any] = dict(self.values)
         if self.file is not None:
-            values = {
-                column: RowValues(self.file, column, self.counts[column], _same) for column in COLUMNS
-            }
+            values = {column: RowValues(self.file, column, self.counts[column], _same) for column in COLUMNS}
         return Collection(
             name,
             corpus,

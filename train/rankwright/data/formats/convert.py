@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from rankwright.data.formats.text_rows import plain_name
 from rankwright.data.formats.writers import (
     HOLDS,
     WRITERS,
-    Losses,
     beir_qrels,
     beir_texts,
     fits_a_table,
@@ -71,21 +71,22 @@ def convert(
     judged = sum(map(len, collection.qrels.values()))
     say(f"{source}: {len(collection.queries):,} queries, {len(collection.corpus):,} documents, {judged:,} judgements")
     lost = losses(collection, to)
-    lost.add("titles apart from their texts, written as the first line of the text", reading.titles)
+    lost["titles apart from their texts, written as the first line of the text"] = reading.titles
     if "ids" not in HOLDS[to]:
         collection = without_ids(collection, lost)
     if to in FOLDERS:
         written = _write_folder(target, collection, to, split, lost)
     else:
         written = _write_rows(target, collection, to, lost)
-    for what, count in lost.counts.items():
+    lost = +lost
+    for what, count in lost.items():
         say(f"not held by {to}: {count:,} {what}")
-    if not lost.counts:
+    if not lost:
         say(f"{to} holds all of it")
     say(f"{target}: {written}")
 
 
-def _write_rows(target: Path, collection: Collection, to: str, lost: Losses) -> str:
+def _write_rows(target: Path, collection: Collection, to: str, lost: Counter[str]) -> str:
     if target.suffix == ".csv" or ".csv" in target.suffixes or ".tsv" in target.suffixes:
         collection = _without_empty(collection, lost)
     if to == "flagembedding":
@@ -94,31 +95,31 @@ def _write_rows(target: Path, collection: Collection, to: str, lost: Losses) -> 
         width = most_negatives(collection)
         short = [q for q in collection.queries if len(negatives(collection, q)) < width]
         rows_short = sum(len(collection.positives(q)) for q in short)
-        lost.add("rows with fewer negatives than there are columns, null there", rows_short)
+        lost["rows with fewer negatives than there are columns, null there"] = rows_short
     rows = WRITERS[to](collection)
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(lost.counts)}")
+        raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(+lost)}")
     return f"{write_table(target, itertools.chain([first], rows)):,} rows"
 
 
-def _without_empty(collection: Collection, lost: Losses) -> Collection:
+def _without_empty(collection: Collection, lost: Counter[str]) -> Collection:
     """The set without empty documents: CSV cannot distinguish an empty text from a missing one."""
     qrels = {q: {d: label for d, label in row.items() if collection.corpus[d]} for q, row in collection.qrels.items()}
     before, after = (sum(map(len, judged.values())) for judged in (collection.qrels, qrels))
-    lost.add("judgements of empty documents, which CSV cannot distinguish from missing ones", before - after)
+    lost["judgements of empty documents, which CSV cannot distinguish from missing ones"] = before - after
     return replace(collection, qrels=qrels)
 
 
-def _whole_scores(collection: Collection, lost: Losses) -> Collection:
+def _whole_scores(collection: Collection, lost: Counter[str]) -> Collection:
     """Scores of the queries whose judged documents all have one: FlagEmbedding needs one number per element."""
     whole = {q: row for q, row in collection.teacher_scores.items() if set(collection.qrels.get(q, {})) <= set(row)}
     dropped = sum(map(len, collection.teacher_scores.values())) - sum(map(len, whole.values()))
-    lost.add("teacher scores of queries with documents that have none", dropped)
+    lost["teacher scores of queries with documents that have none"] = dropped
     return replace(collection, teacher_scores=whole)
 
 
-def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Losses) -> str:
+def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Counter[str]) -> str:
     for key in itertools.chain(collection.queries, collection.corpus):
         if to == "trec" and key.split() != [key]:
             raise UserError(f"id {key!r}: trec cannot hold white space in ids, at which its readers split: rename it")
@@ -134,7 +135,7 @@ def _write_folder(target: Path, collection: Collection, to: str, split: str | No
         end = f".{split}" if split is not None else ""
         topics = {q: " ".join(text.split()) for q, text in collection.queries.items()}
         changed = sum(topics[q] != text for q, text in collection.queries.items())
-        lost.add("queries with line breaks, tabs or runs of spaces, written as single spaces", changed)
+        lost["queries with line breaks, tabs or runs of spaces, written as single spaces"] = changed
         write_lines_atomic(folder / f"topics{end}.tsv", (f"{q}\t{text}" for q, text in topics.items()))
         write_lines_atomic(folder / f"qrels{end}.txt", judgement_lines(collection, "{}\t0\t{}\t{}"))
         return f"topics{end}.tsv, qrels{end}.txt, corpus.jsonl"

@@ -193,16 +193,15 @@ class Fields:
 
     def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
         """The row with the columns of all formats: query_id, weight, group, instruction. None without a query."""
-        row = GroupRow(
-            query or "",
-            [document for document in documents if document is not None],
-            self.id("query_id"),
-            self._weight(),
-            self.group("group"),
-            self.text("instruction"),
-            self.titles,
-        )
-        return row if query is not None else None
+        given, query_id = self.row.get("weight"), self.id("query_id")
+        weight = number_of(given)
+        if given is not None and (weight is None or weight <= 0):
+            self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
+        found = [document for document in documents if document is not None]
+        group, instruction = self.group("group"), self.text("instruction")
+        if query is None:
+            return None
+        return GroupRow(query, found, query_id, weight, group, instruction, self.titles)
 
     def query(self, name: str = "query") -> str | None:
         """The query, which may not be empty."""
@@ -211,14 +210,6 @@ class Fields:
             self.fault("the query is empty: give it a text or remove the line")
             return None
         return None if text is None else text.strip()
-
-    def _weight(self) -> float | None:
-        given = self.row.get("weight")
-        weight = None if given is None else number_of(given)
-        if given is not None and (weight is None or weight <= 0):
-            self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
-            return None
-        return weight
 
     def listed(self, *names: str, required: bool = False) -> Sequence[Any]:
         """The list under the first of the names that has one; CSV and mapped columns may hold a single text."""
@@ -237,18 +228,15 @@ class Fields:
         if isinstance(value, list):
             return value
         if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-            return self._transposed(name, value)
+            # A list of objects, stored by `datasets` as one list per key.
+            if len({len(part) for part in value.values()}) > 1:
+                self.fault(f"the lists of `{name}` differ in length: give each object all keys")
+                return ()
+            return [dict(zip(value, values, strict=True)) for values in zip(*value.values(), strict=True)]
         if isinstance(value, str) and (name in self.reading.columns or isinstance(self.row, CsvRow)):
             return [value]
         self.fault(f"`{name}` has type {type(value).__name__}, needs a list")
         return ()
-
-    def _transposed(self, name: str, columns: dict[str, list[Any]]) -> Sequence[Any]:
-        """A list of objects, stored by `datasets` as one list per key."""
-        if len({len(part) for part in columns.values()}) > 1:
-            self.fault(f"the lists of `{name}` differ in length: give each object all keys")
-            return ()
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def parallel(self, documents: str, count: int, *names: str) -> Sequence[Any] | None:
         """One value per document, all None where the row has none; None, with a fault, for a wrong length."""

@@ -255,18 +255,14 @@ def _refusals(inputs: Sequence[Input], rule: LicenceRule) -> Iterator[str]:
             continue
         used = ", ".join(USE_WORDS[use] for use in one.uses if use in TAINTING)
         what = "model.base" if one.kind == "base" else one.kind
-        typo = _typo(one)
+        strange = [s.licence for s in one.known.statements if find_term(s.licence) is None and s.source == "the recipe"]
+        typo = did_you_mean(strange[0], term_names()) if strange else ""
         other = f"{one.known.advice}, use another one" if one.known.advice else "use another one"
         yield (
             f"licence.require: {rule.require}: {what} {one.name!r} ({used}): "
             f"{why}{typo}: {other}, or state who decided and why: licence.decisions=[{{input: {one.name}, by: NAME, "
             "why: REASON}]"
         )
-
-
-def _typo(one: Input) -> str:
-    strange = [s.licence for s in one.known.statements if find_term(s.licence) is None and s.source == "the recipe"]
-    return did_you_mean(strange[0], term_names()) if strange else ""
 
 
 def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequence[str]) -> Iterator[str]:
