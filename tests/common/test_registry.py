@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from rankwright.common.errors import UserError
-from rankwright.common.registry import Records, Registry
+from rankwright.common.registry import Records, Registry, parameters
 
 
 def example() -> Registry[Callable[..., float]]:
@@ -30,7 +30,7 @@ def test_iterates_in_the_order_of_registration() -> None:
 
 
 def test_keyword_only_parameters_are_the_keys() -> None:
-    assert list(example().parameters("softmax")) == ["temperature", "hard"]
+    assert list(parameters(example()["softmax"])) == ["temperature", "hard"]
 
 
 def test_bind_fixes_options_and_keeps_defaults() -> None:
@@ -76,7 +76,7 @@ def test_records_are_found_by_name_and_remember_modules_outside_the_package() ->
     records.add(Thing("mine"), "acme.frames")
     records.add(Thing("other"), "acme.frames")
     assert list(records) == ["plain", "mine", "other"] and records["mine"] == Thing("mine") in records.values()
-    assert records.extensions == ["acme.frames"] and "mine" in records and len(records) == 3
+    assert records.extensions == ["acme.frames"] and "mine" in records and len([*records]) == 3
     with pytest.raises(
         UserError, match=r"unknown prompt mode 'plane', did you mean 'plain'\? \(known: mine, other, plain\)"
     ):

@@ -15,6 +15,7 @@ from tiny import PAIRS
 from tiny_encoder import make_tiny_cross_encoder
 
 from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.registry import parameters
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import make_contract
 from rankwright.pipeline.checks import check_names
@@ -307,4 +308,4 @@ def test_the_recipe_in_the_documentation_is_good(monkeypatch: pytest.MonkeyPatch
     assert check_baselines(recipe_with(*(Baseline(**one) for one in rows))) == []
     for kind in BASELINES:
         line = next(x for x in text.splitlines() if x.startswith(f"| `{kind}` |"))
-        assert all(f"`{option}`" in line for option in BASELINES.parameters(kind)), kind
+        assert all(f"`{option}`" in line for option in parameters(BASELINES[kind])), kind

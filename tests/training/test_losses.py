@@ -18,6 +18,7 @@ from plain_losses import BY_HAND, Documents, softplus
 from torch import Tensor
 
 from rankwright.common.errors import UserErrors
+from rankwright.common.registry import parameters
 from rankwright.recipe.schema import Loss
 from rankwright.training.losses import LOSSES, NEED_POSITIVE, bind_loss
 
@@ -69,7 +70,7 @@ def test_a_loss_says_what_it_takes_and_where_it_is_from() -> None:
     for name in ALL:
         function: Any = LOSSES[name]
         assert "    | labels | range of a label | paper |\n    |---|---|---|\n    | " in function.__doc__, name
-        first, *options = inspect.signature(function).parameters.values(), *LOSSES.parameters(name).values()
+        first, *options = inspect.signature(function).parameters.values(), *parameters(LOSSES[name]).values()
         assert [p.name for p in first][:3] == ["scores_QD", "labels_QD", "mask_QD"]
         assert len(first) == 3 + len(options), f"{name}: options are keyword-only"
         assert all(p.default is not p.empty for p in options), f"{name}: options have defaults"
@@ -169,7 +170,7 @@ def test_descent_puts_relevant_documents_first(name: str, start: list[float]) ->
     assert name == "bce" or found[0] > found[1:].max(), "graded labels have an order"
 
 
-@pytest.mark.parametrize(("name", "option"), [(n, p) for n in ALL for p in LOSSES.parameters(n)])
+@pytest.mark.parametrize(("name", "option"), [(n, p) for n in ALL for p in parameters(LOSSES[n])])
 @pytest.mark.parametrize("value", [0, -1, math.nan])
 def test_an_option_out_of_range_is_told_to_the_user(name: str, option: str, value: float) -> None:
     with pytest.raises(UserErrors, match=rf"^loss\.options.*{option}: "):

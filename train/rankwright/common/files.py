@@ -18,12 +18,15 @@ T = TypeVar("T")
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` in UTF-8; a reader sees the old file or the new one, never a part. Makes parent folders."""
-    _write(path, [text])
+    with atomic_file(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
 
 
 def write_lines_atomic(path: Path, lines: Iterable[str]) -> None:
     """Write each line with a newline after it, streaming. When `lines` raises, the old file stays as it was."""
-    _write(path, (line + "\n" for line in lines))
+    with lines_atomic(path) as write:
+        for line in lines:
+            write(line)
 
 
 @contextlib.contextmanager
@@ -31,12 +34,6 @@ def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
     """Yields write(line); the file appears when the block ends, and stays as it was when the block fails."""
     with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
         yield lambda line: file.write(line + "\n")
-
-
-def _write(path: Path, pieces: Iterable[str]) -> None:
-    with atomic_file(path) as draft, draft.open("x", encoding="utf-8", newline="") as file:
-        for piece in pieces:
-            file.write(piece)
 
 
 @contextlib.contextmanager

@@ -17,8 +17,7 @@ def file_sha256(path: Path) -> str:
 
 def content_hash(*parts: Any) -> str:
     """SHA-256 (16 hex digits) of JSON-able values."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return content_id(json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str))
 
 
 def files_hash(paths: Iterable[Path]) -> str:
@@ -29,8 +28,7 @@ def files_hash(paths: Iterable[Path]) -> str:
 
 def stable_hash(*parts: object) -> int:
     """64 bits of SHA-256 over the parts' text: the same on every machine and in every process."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return int.from_bytes(text_key("\x1f".join(map(str, parts)))[:8], "big")
 
 
 def text_key(text: str) -> bytes:
@@ -40,4 +38,4 @@ def text_key(text: str) -> bytes:
 
 def content_id(text: str) -> str:
     """The id of a text without one: 64 bits of its SHA-256, in hexadecimal."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return text_key(text)[:8].hex()

@@ -59,28 +59,21 @@ class Processes:
             return
         self._meetings += 1
         key = f"rankwright/meeting-{self._meetings}"
+        self._ask("add", key, 1)
         self._wait_for(key)
         # The first process may hold the store: it must not end before the others have read that all are here.
         self._ask("add", f"{key}/left", 1)
         if self.is_first:
-            while self._ask("add", f"{key}/left", 0) < self.count:
-                self._look()
-                time.sleep(POLL_S)
+            self._wait_for(f"{key}/left")
 
     def _wait_for(self, key: str) -> None:
-        here = self._ask("add", key, 1)
-        while here < self.count:
-            self._look()
+        while self._ask("add", key, 0) < self.count:
+            self.look()
             time.sleep(POLL_S)
-            here = self._ask("add", key, 0)
 
     def look(self) -> None:
         """Raises PeerFailed when another process has failed; for between two pieces of work."""
-        if self.count > 1:
-            self._look()
-
-    def _look(self) -> None:
-        if self._ask("check", [_FAILED]):
+        if self.count > 1 and self._ask("check", [_FAILED]):
             raise PeerFailed
 
     def _ask(self, question: str, *arguments: Any) -> Any:

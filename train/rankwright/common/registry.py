@@ -43,9 +43,6 @@ class _Known(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def __contains__(self, name: object) -> bool:
         return name in self._known
 
@@ -75,10 +72,6 @@ class Registry(_Known[F]):
         name = function.__name__.replace("_", "-") if self.hyphens else function.__name__
         self._add(name, function, function.__module__)
         return function
-
-    def parameters(self, name: str) -> dict[str, inspect.Parameter]:
-        """The keyword-only parameters of `name`, which are the keys a recipe may give."""
-        return parameters(self[name])
 
     def bind(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         """The function with `options` fixed; raises as bind() does."""

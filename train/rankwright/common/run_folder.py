@@ -27,13 +27,10 @@ REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", 
 def code_hash(parts: tuple[str, ...] = ("",), package: Path = PACKAGE) -> str:
     """Hash of the Python files in `parts`: folders and files of the package, by their paths inside it."""
     digest = hashlib.sha256()
-    for path in sorted({file for part in parts for file in _python_files(package / part)}):
+    places = [package / part for part in parts]
+    for path in sorted({file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])}):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
-
-
-def _python_files(place: Path) -> Iterable[Path]:
-    return place.rglob("*.py") if place.is_dir() else [place]
 
 
 def code_version() -> str:
@@ -124,8 +121,7 @@ class RunFolder:
 
     def is_done(self, stage: str, inputs: str) -> bool:
         """Whether `stage` finished with exactly these inputs."""
-        record = self._record(stage)
-        return record is not None and record.get("inputs") == inputs
+        return self.facts(stage).get("inputs") == inputs
 
     def finish(self, stage: str, inputs: str, *, seconds: float, **facts: Any) -> None:
         """Record that `stage` is done; written after all of its files."""
@@ -139,14 +135,11 @@ class RunFolder:
 
     def facts(self, stage: str) -> dict[str, Any]:
         """What finish() recorded; empty where the stage is not done."""
-        return self._record(stage) or {}
+        return read_json_object(self._record_path(stage)) or {}
 
     def _record_path(self, stage: str) -> Path:
         assert stage in STAGES, stage
         return self.path / "stages" / f"{stage}.json"
-
-    def _record(self, stage: str) -> dict[str, Any] | None:
-        return read_json_object(self._record_path(stage))
 
     def write_json(self, file: str | Path, value: Mapping[str, Any]) -> None:
         """Write a JSON file of this run, by its property or its name; whole or not at all."""

@@ -126,10 +126,10 @@ class Card(Section):
 
     def upstream_split(self, split: str) -> str:
         """The split's name in the files. Raises UserError when the set has no such split."""
-        for ours, theirs in self.splits.items():
-            if ours == split:
-                return theirs
-        raise UserError(f"card {self.name!r}: {no_such('split', split, self.splits)}")
+        splits: dict[str, str] = dict(self.splits.items())
+        if split not in splits:
+            raise UserError(f"card {self.name!r}: {no_such('split', split, splits)}")
+        return splits[split]
 
 
 def load_card(name: str) -> Card:
@@ -137,8 +137,7 @@ def load_card(name: str) -> Card:
 
     Raises UserError when there is none, UserErrors with every mistake in it (`file:line: key: what`).
     """
-    path = resources.find_yaml(name, resources.card_files(), kind="card")
-    return _read(path)
+    return _read(resources.find_yaml(name, resources.card_files(), kind="card"))
 
 
 def list_cards() -> list[Card]:

@@ -73,6 +73,7 @@ def find_sets(path: Path) -> list[FoundSet]:
 
 
 def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
+    upstreams: list[str | None]
     if is_beir(folder):
         for split in available_splits(folder):
             yield FoundSet(_name(folder), folder, our_split(split), split)
@@ -80,27 +81,23 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
     if is_trec(folder):
         names = [path.name for path in folder.iterdir() if "qrels" in path.name.lower()]
         words = {word for name in names for word in _words(name) if word in _OURS}
-        upstreams: list[str | None] = [*sorted(words)] or [None]
+        upstreams = [*sorted(words)] or [None]
         for word in upstreams:
             yield FoundSet(_name(folder), folder, _OURS[word] if word else None, word)
         return
     if is_saved(folder):
-        for upstream in _saved_splits(folder):
+        try:
+            upstreams = [*saved_splits(folder)] or [None]
+        except UserError:
+            # The reader reports it.
+            upstreams = [None]
+        for upstream in upstreams:
             yield FoundSet(_name(folder), folder, our_split(upstream or folder.name), upstream)
         return
     yield from _of_files(folder, sorted(p for p in folder.iterdir() if p.is_file() and _is_data(p)))
     if depth < MOST_FOLDERS_DOWN:
         for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
             yield from _walk(inner, depth + 1)
-
-
-def _saved_splits(folder: Path) -> list[str | None]:
-    """The splits of a folder that `datasets` saved, None for a single table or where they cannot be read."""
-    try:
-        return [*saved_splits(folder)] or [None]
-    except UserError:
-        # The reader reports it.
-        return [None]
 
 
 def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
@@ -217,30 +214,27 @@ def write_taken(folder: Path, rest: Collection, test: Collection) -> tuple[str, 
     return train, test_path
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What find_lines() looks for: the first line that has all strings of a way; better ways come first."""
-
-    ways: tuple[frozenset[str], ...]
+# What find_lines() looks for: the first line that has all strings of a way; better ways come first.
+Wanted = tuple[frozenset[str], ...]
 
 
 def wanted_text(key: str, text: str) -> Wanted:
     """A document or query: the line with its id and its text, or else with its text."""
     # The title was joined to the text; in the file they are separate.
     forms = [text.strip(), *([text.split("\n", 1)[1].strip()] if "\n" in text.strip() else [])]
-    return Wanted((*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form)))
+    return (*(frozenset({key, form}) for form in forms), *(frozenset({form}) for form in forms if form))
 
 
 def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
     """A judgement: the line with both ids, or with both texts."""
-    return Wanted((frozenset(pair), frozenset(text.strip() for text in texts)))
+    return frozenset(pair), frozenset(text.strip() for text in texts)
 
 
 def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
     """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
     index: dict[str, list[tuple[int, int]]] = {}
-    for number, one in enumerate(wanted):
-        for rank, way in enumerate(one.ways):
+    for number, ways in enumerate(wanted):
+        for rank, way in enumerate(ways):
             # The longest string is in the fewest lines.
             index.setdefault(max(way, key=len), []).append((number, rank))
     best: dict[int, tuple[int, str]] = {}
@@ -250,9 +244,8 @@ def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[
         for line, strings in _row_strings(file):
             for string in strings & index.keys():
                 for number, rank in index[string]:
-                    if rank < best.get(number, (len(wanted[number].ways), ""))[0] and (
-                        wanted[number].ways[rank] <= strings
-                    ):
+                    ways = wanted[number]
+                    if rank < best.get(number, (len(ways), ""))[0] and ways[rank] <= strings:
                         best[number] = (rank, f"{file}:{line}")
     return {number: place for number, (_, place) in best.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +78,13 @@ def find_duplicates(
     groups = _by_exact(texts, kind)
     sketches = _Sketches(texts, [ids[0] for ids in groups], kind, advance)
     joined = _Joined(len(sketches.ids))
-    for same in sketches.equal_sets():
+    for same in sketches.equal_sets().values():
         for other in same[1:]:
-            if sketches.accepted(same[0], other):
+            if _alike(sketches, same[0], sketches, other):
                 joined.join(same[0], other)
     for bucket in _buckets(sketches):
         _join_bucket(bucket, sketches, joined)
-    near = [tuple(sorted(sketches.ids[i] for i in members)) for members in joined.groups()]
+    near = [tuple(sorted(sketches.ids[i] for i in members)) for members in joined.members.values()]
     return Duplicates(sorted(ids for ids in groups if len(ids) > 1), sorted(near))
 
 
@@ -147,19 +147,13 @@ class _Sketches:
         """Rows with more than one shingle: a text with one is a duplicate only of texts with the same set."""
         return [int(row) for row in np.flatnonzero(np.diff(self.offsets) > 1)]
 
-    def equal_sets(self) -> Iterator[list[int]]:
+    def equal_sets(self) -> dict[bytes, list[int]]:
         """Rows with the same set of shingles, together; there are many where texts differ in punctuation."""
         found: dict[bytes, list[int]] = {}
         for row in range(len(self.ids)):
-            if len(self.of(row)):
-                found.setdefault(self.key(row), []).append(row)
-        return (rows for rows in found.values() if len(rows) > 1)
-
-    def key(self, row: int) -> bytes:
-        return hashlib.blake2b(self.of(row).tobytes(), digest_size=16).digest()
-
-    def accepted(self, row: int, other: int) -> bool:
-        return self.kind.accept is None or self.kind.accept(self.texts[self.ids[row]], self.texts[self.ids[other]])
+            if len(shingles_of := self.of(row)):
+                found.setdefault(hashlib.blake2b(shingles_of.tobytes(), digest_size=16).digest(), []).append(row)
+        return found
 
 
 def _index(sketches: _Sketches) -> Iterator[tuple[slice, MinHashLSH]]:
@@ -189,11 +183,8 @@ def _buckets(sketches: _Sketches) -> Iterator[npt.NDArray[np.int64]]:
 
 def _meetings(one: _Sketches, other: _Sketches) -> list[tuple[int, int]]:
     """Pairs of rows, one of each side, with equal shingles or a band in common."""
-    equal: dict[bytes, list[int]] = {}
-    for row in range(len(other.ids)):
-        if len(other.of(row)):
-            equal.setdefault(other.key(row), []).append(row)
-    found = {(i, j) for i in range(len(one.ids)) if len(one.of(i)) for j in equal.get(one.key(i), ())}
+    equal = other.equal_sets()
+    found = {(i, j) for key, rows in one.equal_sets().items() for i in rows for j in equal.get(key, ())}
     for columns, index in _index(other):
         for i in one.several:
             found |= {(i, j) for j in index.query(_lean(one, i, columns))}
@@ -217,21 +208,18 @@ class _Joined:
 
     def __init__(self, count: int) -> None:
         self.labels = np.arange(count)
-        self._members: dict[int, list[int]] = {}
+        self.members: dict[int, list[int]] = {}
 
     def join(self, row: int, other: int) -> None:
         small, large = (int(self.labels[r]) for r in (row, other))
         if small == large:
             return
-        members = [self._members.pop(label, [label]) for label in (small, large)]
+        members = [self.members.pop(label, [label]) for label in (small, large)]
         # The smaller group takes the larger one's label.
         members.sort(key=len)
         label = int(self.labels[members[1][0]])
         self.labels[members[0]] = label
-        self._members[label] = members[1] + members[0]
-
-    def groups(self) -> Sequence[Sequence[int]]:
-        return list(self._members.values())
+        self.members[label] = members[1] + members[0]
 
 
 def _join_bucket(rows: npt.NDArray[np.int64], sketches: _Sketches, joined: _Joined) -> None:

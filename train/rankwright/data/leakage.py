@@ -58,18 +58,16 @@ def find_leaks(ours: Sequence[Collection], theirs: Sequence[Collection]) -> list
 
     pairs = [(a, b) for a, b in shared.exact if texts("ours", a) & texts("theirs", b)]
     found = dict(zip(KINDS, (shared.exact, pairs, shared.near), strict=False))
-    leaks = [Leak(kind, _first(rows), frozenset(b for _, b in rows)) for kind, rows in found.items()]
+    # In reverse order the last pair of a query wins: its smallest counterpart.
+    leaks = [
+        Leak(kind, dict(sorted(rows, reverse=True)), frozenset(b for _, b in rows)) for kind, rows in found.items()
+    ]
     return [leak for leak in [*leaks, _groups(our_queries, their_queries)] if leak.ours]
 
 
 def _queries(collections: Sequence[Collection]) -> dict[str, tuple[Collection, str]]:
     """SET/ID -> set and id of every query."""
     return {f"{c.name}/{q}": (c, q) for c in collections for q in c.queries}
-
-
-def _first(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    # In reverse order the last pair of a query wins: its smallest counterpart.
-    return dict(sorted(pairs, reverse=True))
 
 
 def _groups(ours: Mapping[str, tuple[Collection, str]], theirs: Mapping[str, tuple[Collection, str]]) -> Leak:
@@ -115,7 +113,10 @@ def keep_apart(
         row = _row(name, ours, against, theirs, leaks)
         rows.append(row)
         if on_leak == "stop":
-            faults.append(_fault(row))
+            faults.append(
+                f"data.{name}: {row['leaking']:,} of {row['queries']:,} queries are in {against} too: "
+                f"{_told(row)}: set data.on_leak: drop to leave them out of {name}, or give other splits"
+            )
             return list(ours)
         kept = drop_leaks(ours, leaks)
         say(f"leakage: {row['leaking']:,} of {row['queries']:,} {name} queries dropped: {_told(row)}")
@@ -163,13 +164,6 @@ def _told(row: Mapping[str, Any]) -> str:
     kinds = [f"{kind} {found['queries']:,} ({found['examples'][0]})" for kind, found in row["kinds"].items()]
     met = f"{row['held_out_leaking']:,} of {row['held_out_queries']:,} {row['held_out']} queries"
     return f"{', '.join(kinds)}; they meet {met}"
-
-
-def _fault(row: Mapping[str, Any]) -> str:
-    return (
-        f"data.{row['split']}: {row['leaking']:,} of {row['queries']:,} queries are in {row['held_out']} too: "
-        f"{_told(row)}: set data.on_leak: drop to leave them out of {row['split']}, or give other splits"
-    )
 
 
 def split_apart(sets: Sequence[Collection], *, fraction: float, seed: int) -> list[tuple[Collection, Collection]]:

@@ -68,7 +68,11 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
     if source.card is not None:
         card = load_card(source.card)
         upstream = card.upstream_split(wanted)
-        path = None if card.path is None else _card_path(card, root)
+        if card.path is not None and root is None:
+            raise UserError(
+                f"card {card.name!r} is a local set ({card.path}): set data.root=FOLDER to the folder of the sets"
+            )
+        path = None if card.path is None else resources.resolve_path(card.path, root=root)
         return Located(source, source.name or card.name, upstream, path, card, revision=source.revision, run=run)
     if source.path is not None:
         path = resources.resolve_path(source.path, root=root)
@@ -78,15 +82,6 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
     assert source.hub is not None
     name = source.name or source.hub.split("/")[-1]
     return Located(source, name, wanted, hub=source.hub, revision=source.revision, run=run)
-
-
-def _card_path(card: Card, root: str | None) -> Path:
-    assert card.path is not None
-    if root is None:
-        raise UserError(
-            f"card {card.name!r} is a local set ({card.path}): set data.root=FOLDER to the folder of the sets"
-        )
-    return resources.resolve_path(card.path, root=root)
 
 
 def read(located: Located, say: Say, faults: Faults) -> Collection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_lines_atomic
 from rankwright.common.hashing import content_hash
-from rankwright.data.collection import Collection, Qrels
+from rankwright.data.collection import Collection
 from rankwright.data.store.arrow_files import index_path
 from rankwright.data.store.rows import RowFile, RowValues, is_large, rows_with_places
 from rankwright.data.store.texts import content, read_texts, write_texts
@@ -151,6 +151,7 @@ class _Queries:
         )
 
 
+# A function of a module, which can be pickled, as a lambda cannot.
 def _same(value: Any) -> Any:
     return value
 
@@ -165,21 +166,19 @@ def qualified(collection: Collection) -> Collection:
     prefix = f"{collection.name}/"
 
     # What is in memory is quicker to look up as a dict.
-    def nested(values: Qrels) -> Qrels:
-        view = PrefixedQrels(values, prefix)
-        return dict(view.items()) if isinstance(values, dict) else view
-
-    def flat(values: Mapping[str, V]) -> Mapping[str, V]:
-        view = Prefixed(values, prefix)
-        return dict(view.items()) if isinstance(values, dict) else view
+    def under(
+        values: Mapping[str, V], view: Callable[[Mapping[str, V], str], Mapping[str, V]] = Prefixed
+    ) -> Mapping[str, V]:
+        made = view(values, prefix)
+        return dict(made.items()) if isinstance(values, dict) else made
 
     return replace(
         collection,
         corpus=PrefixedTexts(collection.corpus, prefix),
-        queries=flat(collection.queries),
-        qrels=nested(collection.qrels),
-        teacher_scores=nested(collection.teacher_scores),
-        weights=flat(collection.weights),
-        query_groups=flat(collection.query_groups),
+        queries=under(collection.queries),
+        qrels=under(collection.qrels, PrefixedQrels),
+        teacher_scores=under(collection.teacher_scores, PrefixedQrels),
+        weights=under(collection.weights),
+        query_groups=under(collection.query_groups),
         document_groups=Prefixed(collection.document_groups, prefix),
     )

@@ -34,7 +34,6 @@ class RecipeInfo:
 
     name: str
     description: str
-    path: Path
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -126,16 +125,15 @@ def apply_override(tree: YamlFile, override: str, rank: int) -> None:
         if n == len(parts) - 1 or not isinstance(inner, dict | list):
             inner = value if n == len(parts) - 1 else {}
             target[step] = inner
-            tree.set_place(key, place)
+            tree.forget(key)
+            tree.places[key] = place
         target = inner
 
 
 def list_recipes() -> list[RecipeInfo]:
     """All shipped recipes, by name."""
-    infos = []
-    for name, path in resources.recipe_files().items():
-        infos.append(RecipeInfo(name, str(read_yaml(path).data.get("description") or ""), path))
-    return infos
+    files = resources.recipe_files().items()
+    return [RecipeInfo(name, str(read_yaml(path).data.get("description") or "")) for name, path in files]
 
 
 def recipe_json(recipe: Recipe) -> str:

@@ -94,11 +94,6 @@ class YamlFile:
         self.places = {k: p for k, p in self.places.items() if k[: len(key)] != key}
         self.broken = {k for k in self.broken if k[: len(key)] != key}
 
-    def set_place(self, key: Key, place: Place) -> None:
-        """Note that a key's value comes from `place` from now on."""
-        self.forget(key)
-        self.places[key] = place
-
     def unreadable(self, what: str, line: int = 1) -> None:
         """Note a mistake that leaves nothing of the file to validate."""
         self.complete = False
@@ -122,7 +117,7 @@ def read_yaml(path: Path, rank: int = 0) -> YamlFile:
         tree.unreadable(f"cannot be read: {error}")
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         # PyYAML lets some of Python's own errors out: a character number too large, a nesting too deep.
-        tree.unreadable(f"not valid YAML: {_in_one_line(error)}")
+        tree.unreadable(f"not valid YAML: {' '.join(str(error).split())}")
     else:
         if root is None:
             tree.unreadable("is empty")
@@ -206,15 +201,10 @@ def parse_value(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, OverflowError, RecursionError) as error:
-        raise ValueError(f"not valid YAML: {_in_one_line(error)}") from None
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
     if tree.mistakes:
         raise ValueError(tree.mistakes[0][1].partition(": ")[2])
     return value
-
-
-def _in_one_line(error: Exception) -> str:
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def validate(model: type[S], tree: YamlFile) -> S:

@@ -10,12 +10,11 @@ from pathlib import Path
 from rankwright.common.errors import UserError, did_you_mean, nearest
 from rankwright.data.collection import Collection, join_title
 from rankwright.data.formats.fields import Fields, number_of
-from rankwright.data.formats.reading import Faults, Reading, Rows, choose_split, give_up
+from rankwright.data.formats.reading import MOST_EXAMPLES, Faults, Reading, Rows, choose_split, give_up
 from rankwright.data.formats.text_rows import PACKED, json_rows, text_lines
 from rankwright.data.store.texts import TextBuilder
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
-MOST_EXAMPLES = 5
 # Names of files of TREC topics, which the BEIR layout does not have.
 TOPICS = re.compile(r".*topics.*|queries.*\.(?:tsv|txt|trec)(?:\.gz|\.zst)?", re.IGNORECASE)
 _PACKED = r"(?:\.gz|\.zst)?"
@@ -55,7 +54,8 @@ def read_beir(folder: Path, reading: Reading) -> Collection:
     Raises UserErrors with file and line of every fault, or leaves faulty rows out, as `faults` is set.
     Source of the layout: Thakur et al., BEIR, NeurIPS 2021.
     """
-    _no_columns(folder, reading)
+    if reading.columns:
+        raise UserError(f"{folder}: a BEIR folder has fixed columns: leave `columns` out")
     faults = reading.faults
     wanted = reading.split or "SPLIT"
     advice = f"give split: NAME, or add qrels/{wanted}.tsv or qrels_{wanted}.tsv"
@@ -77,11 +77,6 @@ def read_beir(folder: Path, reading: Reading) -> Collection:
     qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, reading, corpus, queries)
     shared = queries_path.name.startswith("queries.jsonl")
     return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared)
-
-
-def _no_columns(folder: Path, reading: Reading) -> None:
-    if reading.columns:
-        raise UserError(f"{folder}: a BEIR folder has fixed columns: leave `columns` out")
 
 
 def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
@@ -129,7 +124,7 @@ def qrels_rows(path: Path, faults: Faults) -> Rows:
     for number, text in text_lines(path, faults):
         cells = [cell.strip() for cell in (text.split("\t") if "\t" in text else text.split())]
         if names is None:
-            names = _trec_or_beir(cells)
+            names = ["query-id", "iteration", "corpus-id", "score"] if len(cells) == 4 else list(QRELS_COLUMNS)
             if number_of(cells[-1]) is None:
                 names = cells
                 missing = [name for name in QRELS_COLUMNS if name not in cells]
@@ -144,12 +139,6 @@ def qrels_rows(path: Path, faults: Faults) -> Rows:
             )
             continue
         yield number, dict(zip(names, cells, strict=True))
-
-
-def _trec_or_beir(cells: list[str]) -> list[str]:
-    if len(cells) == 4:
-        return ["query-id", "iteration", "corpus-id", "score"]
-    return list(QRELS_COLUMNS)
 
 
 def read_judgements(
@@ -173,13 +162,16 @@ def read_judgements(
                 qrels.setdefault(named, {})
             continue
         query_id, document_id, label = judgement
+        absent = []
         if query_id not in queries.texts:
             unknown["query"].append((line, query_id))
+            absent.append(f"query that is not in the queries: {query_id!r}")
         if document_id not in corpus.texts:
             unknown["document"].append((line, document_id))
-        if query_id not in queries.texts or document_id not in corpus.texts:
+            absent.append(f"document that is not in the corpus: {document_id!r}")
+        if absent:
             if faults.on_fault == "drop":
-                _drop_unknown(query_id, document_id, queries, where, line, faults)
+                faults.add(where, line, f"the judgement names a {absent[0]}")
             if query_id in queries.texts:
                 qrels.setdefault(query_id, {})
             continue
@@ -212,14 +204,6 @@ def _judgement(fields: Fields) -> tuple[str, str, float] | None:
     if query_id is None or document_id is None or label is None:
         return None
     return query_id, document_id, label
-
-
-def _drop_unknown(query_id: str, document_id: str, queries: Texts, where: object, line: int, faults: Faults) -> None:
-    """Note a judgement of an unknown query or document as a fault of its row."""
-    if query_id not in queries.texts:
-        faults.add(where, line, f"the judgement names a query that is not in the queries: {query_id!r}")
-    else:
-        faults.add(where, line, f"the judgement names a document that is not in the corpus: {document_id!r}")
 
 
 def _note_unknown(kind: str, found: list[tuple[int, str]], where: object, faults: Faults) -> None:

@@ -60,14 +60,14 @@ class Groups:
     repeats: int = 0
     other_scores: int = 0
 
-    def add(self, row: GroupRow, where: object, line: int) -> bool:
+    def add(self, row: GroupRow, where: object, line: int) -> None:
         """Take a row, or leave it out as a whole and note how it contradicts earlier rows or itself."""
         key = row.query_id if row.query_id is not None else content_id(row.query)
         conflicts = [*self._query_conflicts(key, row), *self._document_conflicts(key, row)]
         for text in conflicts:
             self.reading.faults.add(where, line, text)
         if conflicts:
-            return False
+            return
         self.reading.taken += 1
         self.reading.titles += row.titles
         self.queries[key] = row.query
@@ -79,19 +79,14 @@ class Groups:
             self.instructions[row.instruction] = self.instructions.get(row.instruction, 0) + 1
         judged = self.qrels.setdefault(key, {})
         for document in row.documents:
-            self._take(key, document, judged)
-        return True
-
-    def _take(self, query: str, document: Document, judged: dict[str, float]) -> None:
-        key = document.key
-        self.repeats += key in judged
-        judged[key] = document.label
-        self.corpus.add(key, document.text)
-        if document.group is not None:
-            self.document_groups[key] = document.group
-        if document.score is not None:
-            scores = self.teacher_scores.setdefault(query, {})
-            self.other_scores += scores.setdefault(key, document.score) != document.score
+            self.repeats += document.key in judged
+            judged[document.key] = document.label
+            self.corpus.add(document.key, document.text)
+            if document.group is not None:
+                self.document_groups[document.key] = document.group
+            if document.score is not None:
+                scores = self.teacher_scores.setdefault(key, {})
+                self.other_scores += scores.setdefault(document.key, document.score) != document.score
 
     def _query_conflicts(self, key: str, row: GroupRow) -> list[str]:
         found = []

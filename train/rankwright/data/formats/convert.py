@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from rankwright.data.formats.text_rows import plain_name
 from rankwright.data.formats.writers import (
     HOLDS,
     WRITERS,
-    Losses,
     beir_qrels,
     beir_texts,
     fits_a_table,
@@ -71,58 +71,60 @@ def convert(
     judged = sum(map(len, collection.qrels.values()))
     say(f"{source}: {len(collection.queries):,} queries, {len(collection.corpus):,} documents, {judged:,} judgements")
     lost = losses(collection, to)
-    lost.add("titles apart from their texts, written as the first line of the text", reading.titles)
+    lost["titles apart from their texts, written as the first line of the text"] = reading.titles
     if "ids" not in HOLDS[to]:
         collection = without_ids(collection, lost)
     if to in FOLDERS:
         written = _write_folder(target, collection, to, split, lost)
     else:
         written = _write_rows(target, collection, to, lost)
-    for what, count in lost.counts.items():
+    lost = +lost
+    for what, count in lost.items():
         say(f"not held by {to}: {count:,} {what}")
-    if not lost.counts:
+    if not lost:
         say(f"{to} holds all of it")
     say(f"{target}: {written}")
 
 
-def _write_rows(target: Path, collection: Collection, to: str, lost: Losses) -> str:
+def _write_rows(target: Path, collection: Collection, to: str, lost: Counter[str]) -> str:
     if target.suffix == ".csv" or ".csv" in target.suffixes or ".tsv" in target.suffixes:
         collection = _without_empty(collection, lost)
     if to == "flagembedding":
         collection = _whole_scores(collection, lost)
     if to == "n-tuple":
-        short = _short(collection)
-        lost.add("rows with fewer negatives than there are columns, null there", short)
+        width = most_negatives(collection)
+        short = [q for q in collection.queries if len(negatives(collection, q)) < width]
+        rows_short = sum(len(collection.positives(q)) for q in short)
+        lost["rows with fewer negatives than there are columns, null there"] = rows_short
     rows = WRITERS[to](collection)
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(lost.counts)}")
+        raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(+lost)}")
     return f"{write_table(target, itertools.chain([first], rows)):,} rows"
 
 
-def _short(collection: Collection) -> int:
-    width = most_negatives(collection)
-    return sum(len(collection.positives(q)) for q in collection.queries if len(negatives(collection, q)) < width)
-
-
-def _without_empty(collection: Collection, lost: Losses) -> Collection:
+def _without_empty(collection: Collection, lost: Counter[str]) -> Collection:
     """The set without empty documents: CSV cannot distinguish an empty text from a missing one."""
     qrels = {q: {d: label for d, label in row.items() if collection.corpus[d]} for q, row in collection.qrels.items()}
     before, after = (sum(map(len, judged.values())) for judged in (collection.qrels, qrels))
-    lost.add("judgements of empty documents, which CSV cannot distinguish from missing ones", before - after)
+    lost["judgements of empty documents, which CSV cannot distinguish from missing ones"] = before - after
     return replace(collection, qrels=qrels)
 
 
-def _whole_scores(collection: Collection, lost: Losses) -> Collection:
+def _whole_scores(collection: Collection, lost: Counter[str]) -> Collection:
     """Scores of the queries whose judged documents all have one: FlagEmbedding needs one number per element."""
     whole = {q: row for q, row in collection.teacher_scores.items() if set(collection.qrels.get(q, {})) <= set(row)}
     dropped = sum(map(len, collection.teacher_scores.values())) - sum(map(len, whole.values()))
-    lost.add("teacher scores of queries with documents that have none", dropped)
+    lost["teacher scores of queries with documents that have none"] = dropped
     return replace(collection, teacher_scores=whole)
 
 
-def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Losses) -> str:
-    _check_ids(itertools.chain(collection.queries, collection.corpus), to)
+def _write_folder(target: Path, collection: Collection, to: str, split: str | None, lost: Counter[str]) -> str:
+    for key in itertools.chain(collection.queries, collection.corpus):
+        if to == "trec" and key.split() != [key]:
+            raise UserError(f"id {key!r}: trec cannot hold white space in ids, at which its readers split: rename it")
+        if not fits_a_table(key):
+            raise UserError(f"id {key!r}: {to} cannot hold white space at its ends, tabs or line breaks: rename it")
     with atomic_folder(target) as folder:
         write_lines_atomic(folder / "corpus.jsonl", beir_texts(collection.corpus, collection.document_groups))
         if to == "beir":
@@ -133,18 +135,10 @@ def _write_folder(target: Path, collection: Collection, to: str, split: str | No
         end = f".{split}" if split is not None else ""
         topics = {q: " ".join(text.split()) for q, text in collection.queries.items()}
         changed = sum(topics[q] != text for q, text in collection.queries.items())
-        lost.add("queries with line breaks, tabs or runs of spaces, written as single spaces", changed)
+        lost["queries with line breaks, tabs or runs of spaces, written as single spaces"] = changed
         write_lines_atomic(folder / f"topics{end}.tsv", (f"{q}\t{text}" for q, text in topics.items()))
         write_lines_atomic(folder / f"qrels{end}.txt", judgement_lines(collection, "{}\t0\t{}\t{}"))
         return f"topics{end}.tsv, qrels{end}.txt, corpus.jsonl"
-
-
-def _check_ids(ids: Iterable[str], to: str) -> None:
-    for key in ids:
-        if to == "trec" and key.split() != [key]:
-            raise UserError(f"id {key!r}: trec cannot hold white space in ids, at which its readers split: rename it")
-        if not fits_a_table(key):
-            raise UserError(f"id {key!r}: {to} cannot hold white space at its ends, tabs or line breaks: rename it")
 
 
 def check_suffix(path: Path) -> str:
@@ -160,24 +154,11 @@ def check_suffix(path: Path) -> str:
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write the rows (at least one, all with the same keys) and return how many; lists stand in CSV as JSON."""
     suffix = check_suffix(path)
-    counted = _Counted(rows)
     with atomic_file(path) as draft:
         if suffix == ".parquet":
-            _write_parquet(draft, counted)
-        else:
-            with _text_file(draft, path.suffix) as file:
-                (_write_jsonl if suffix == ".jsonl" else _write_csv)(file, counted, suffix)
-    return counted.count
-
-
-class _Counted:
-    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self.rows, self.count = rows, 0
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for row in self.rows:
-            self.count += 1
-            yield row
+            return _write_parquet(draft, rows)
+        with _text_file(draft, path.suffix) as file:
+            return _write_text(file, rows, suffix)
 
 
 @contextlib.contextmanager
@@ -200,21 +181,21 @@ def _text_file(path: Path, packed: str) -> Iterator[IO[str]]:
         file.detach()
 
 
-def _write_jsonl(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) -> None:
-    for row in rows:
-        file.write(json_row(row) + "\n")
-
-
-def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) -> None:
+def _write_text(file: IO[str], rows: Iterable[Mapping[str, Any]], suffix: str) -> int:
     # CRLF makes the writer quote a lone carriage return too.
     writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\r\n")
-    for number, row in enumerate(rows):
-        if number == 0:
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        if suffix == ".jsonl":
+            file.write(json_row(row) + "\n")
+            continue
+        if number == 1:
             writer.writerow(row)
         writer.writerow(json_row(cell) if isinstance(cell, list) else cell for cell in row.values())
+    return number
 
 
-def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     import pyarrow
     import pyarrow.parquet
 
@@ -223,9 +204,11 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     types = _column_types()
     schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in first])
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        every = itertools.chain([first], found)
+        every, count = itertools.chain([first], found), 0
         while batch := list(itertools.islice(every, BATCH_ROWS)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+            count += len(batch)
+    return count
 
 
 def _column_types() -> dict[str, pyarrow.DataType]:

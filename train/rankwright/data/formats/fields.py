@@ -151,13 +151,10 @@ class Fields:
         name = self.name_of(*names)
         return None if name is None else self.required_id(name)
 
-    def number(self, name: str, what: str) -> float | None:
-        """A number that may be absent."""
-        value = self.row.get(name)
-        if value is None:
-            return None
+    def number(self, what: str, value: object) -> float | None:
+        """A number that may be absent; None, with a fault, for another value."""
         number = number_of(value)
-        if number is None:
+        if number is None and value is not None:
             self.fault(f"{what} is {value!r}, needs a number")
         return number
 
@@ -196,16 +193,15 @@ class Fields:
 
     def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
         """The row with the columns of all formats: query_id, weight, group, instruction. None without a query."""
-        row = GroupRow(
-            query or "",
-            [document for document in documents if document is not None],
-            self.id("query_id"),
-            self._weight(),
-            self.group("group"),
-            self.text("instruction"),
-            self.titles,
-        )
-        return row if query is not None else None
+        given, query_id = self.row.get("weight"), self.id("query_id")
+        weight = number_of(given)
+        if given is not None and (weight is None or weight <= 0):
+            self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
+        found = [document for document in documents if document is not None]
+        group, instruction = self.group("group"), self.text("instruction")
+        if query is None:
+            return None
+        return GroupRow(query, found, query_id, weight, group, instruction, self.titles)
 
     def query(self, name: str = "query") -> str | None:
         """The query, which may not be empty."""
@@ -214,14 +210,6 @@ class Fields:
             self.fault("the query is empty: give it a text or remove the line")
             return None
         return None if text is None else text.strip()
-
-    def _weight(self) -> float | None:
-        given = self.row.get("weight")
-        weight = None if given is None else number_of(given)
-        if given is not None and (weight is None or weight <= 0):
-            self.fault(f"`weight` is {given!r}, needs a number above 0; to leave a query out, remove its lines")
-            return None
-        return weight
 
     def listed(self, *names: str, required: bool = False) -> Sequence[Any]:
         """The list under the first of the names that has one; CSV and mapped columns may hold a single text."""
@@ -240,18 +228,15 @@ class Fields:
         if isinstance(value, list):
             return value
         if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-            return self._transposed(name, value)
+            # A list of objects, stored by `datasets` as one list per key.
+            if len({len(part) for part in value.values()}) > 1:
+                self.fault(f"the lists of `{name}` differ in length: give each object all keys")
+                return ()
+            return [dict(zip(value, values, strict=True)) for values in zip(*value.values(), strict=True)]
         if isinstance(value, str) and (name in self.reading.columns or isinstance(self.row, CsvRow)):
             return [value]
         self.fault(f"`{name}` has type {type(value).__name__}, needs a list")
         return ()
-
-    def _transposed(self, name: str, columns: dict[str, list[Any]]) -> Sequence[Any]:
-        """A list of objects, stored by `datasets` as one list per key."""
-        if len({len(part) for part in columns.values()}) > 1:
-            self.fault(f"the lists of `{name}` differ in length: give each object all keys")
-            return ()
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def parallel(self, documents: str, count: int, *names: str) -> Sequence[Any] | None:
         """One value per document, all None where the row has none; None, with a fault, for a wrong length."""
@@ -295,10 +280,7 @@ class Fields:
         self.titles += bool(title)
         key = (inner if id is None else self.inside({"id": id})).id(*_IDS)
         own = self._label(place, element.get("label"), label, side)
-        given = element.get("score") if score is None else score
-        teacher = None if given is None else number_of(given)
-        if given is not None and teacher is None:
-            self.fault(f"the score of {place} is {given!r}, needs a number")
+        teacher = self.number(f"the score of {place}", element.get("score") if score is None else score)
         group = inner.group("group")
         if inner.faulty:
             return None
@@ -306,12 +288,8 @@ class Fields:
         return Document(place, text, own, content_id(text) if key is None else key, teacher, group)
 
     def _label(self, place: str, given: object, label: float, side: bool) -> float:
-        if given is None:
-            return label
-        own = number_of(given)
-        if own is None:
-            self.fault(f"the label of {place} is {given!r}, needs a number")
-        elif side and (own > 0) != (label > 0):
+        own = self.number(f"the label of {place}", given)
+        if own is not None and side and (own > 0) != (label > 0):
             other = "negatives" if label > 0 else "positives"
             self.fault(f"{place} has label {own:g}: move it to {other}, or mend the label")
         return label if own is None else own

@@ -76,7 +76,8 @@ def read_nested(hub: Hub, reading: Reading) -> Collection:
             fields = Fields(row, where, line, reading)
             passages = _passages(fields, columns)
             if part != split:
-                _add(corpus, passages)
+                for passage in passages.items():
+                    corpus.add(*passage)
                 continue
             query_id, query = fields.required_id(columns.query_id), fields.required_text(columns.query)
             group = fields.group()
@@ -85,17 +86,13 @@ def read_nested(hub: Hub, reading: Reading) -> Collection:
             if queries.setdefault(query_id, query) != query:
                 faults.add(where, line, f"query id {query_id!r} had another text before: give every query its own")
                 continue
-            _add(corpus, passages)
+            for passage in passages.items():
+                corpus.add(*passage)
             qrels.setdefault(query_id, {}).update(dict.fromkeys(passages, 1.0))
             if group is not None:
                 groups[query_id] = group
     where = f"{hub.id}/{split}"
     return assemble(reading, Texts(corpus.finish()), Texts(queries, groups), qrels, where=where, shared=False)
-
-
-def _add(corpus: TextBuilder, passages: dict[str, str]) -> None:
-    for document_id, text in passages.items():
-        corpus.add(document_id, text)
 
 
 def _passages(fields: Fields, columns: Nested) -> dict[str, str]:
@@ -112,12 +109,8 @@ def _passages(fields: Fields, columns: Nested) -> dict[str, str]:
 
 def has_beir_form(id: str, revision: str | None) -> bool:
     """Whether a set has configurations of a corpus and of queries."""
-    return {"corpus", "queries"} <= {*configurations(id, revision), *_subfolders(id)}
-
-
-def _subfolders(id: str) -> set[str]:
-    folder = Path(id)
-    return {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    names = set(configurations(id, revision))
+    return all(name in names or (Path(id) / name).is_dir() for name in ("corpus", "queries"))
 
 
 def configurations(id: str, revision: str | None) -> list[str]:

@@ -16,7 +16,11 @@ ROW_FORMATS: Registry[RowReader] = Registry("format", hyphens=True)
 
 
 def _sides(
-    fields: Fields, positives: Sequence[str], negatives: Sequence[str], scores: tuple[str, str], ids: tuple[str, str]
+    fields: Fields,
+    positives: Sequence[str],
+    negatives: Sequence[str],
+    scores: tuple[str, str] = ("positive_scores", "negative_scores"),
+    ids: tuple[str, str] = ("positive_ids", "negative_ids"),
 ) -> list[Document | None]:
     """The documents of both sides; scores and ids: the format's own columns, in addition to ours."""
     found: list[Document | None] = []
@@ -38,9 +42,7 @@ def _sides(
 @ROW_FORMATS.register
 def groups(fields: Fields) -> GroupRow | None:
     """Ours: query, positives, negatives; elements are texts or objects (id, text, title, label, score, group)."""
-    query = fields.query()
-    own = ("positive_scores", "negative_scores"), ("positive_ids", "negative_ids")
-    return fields.group_row(query, _sides(fields, ("positives",), ("negatives",), *own))
+    return fields.group_row(fields.query(), _sides(fields, ("positives",), ("negatives",)))
 
 
 @ROW_FORMATS.register
@@ -61,10 +63,8 @@ def flagembedding(fields: Fields) -> GroupRow | None:
 @ROW_FORMATS.register
 def tevatron(fields: Fields) -> GroupRow | None:
     """Tevatron: query_id, query, positive_passages and negative_passages of docid, title, text."""
-    query = fields.query()
     names = ("positives", "positive_passages"), ("negatives", "negative_passages")
-    own = ("positive_scores", "negative_scores"), ("positive_ids", "negative_ids")
-    return fields.group_row(query, _sides(fields, *names, *own))
+    return fields.group_row(fields.query(), _sides(fields, *names))
 
 
 @ROW_FORMATS.register
@@ -157,14 +157,6 @@ def roles_by_order(kinds: Mapping[str, str], *, lists: bool) -> Roles | None:
     return Roles(names[0], names[1], tuple(names[2:]))
 
 
-def _score(fields: Fields, place: str, value: object) -> float | None:
-    """A teacher's score; None, with a fault, for a value that is not a number."""
-    number = number_of(value)
-    if number is None:
-        fields.fault(f"{place} is {value!r}, needs a number")
-    return number
-
-
 def _tuple(fields: Fields, most: int | None) -> GroupRow | None:
     """A row with a query, a positive and negatives; `scores`: a teacher's scores in the order of the documents."""
     roles = fields.roles
@@ -217,7 +209,7 @@ def n_tuple(fields: Fields) -> GroupRow | None:
 
 def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[float, float | None] | None:
     """(label, teacher's score). A score alone is a label if it is a whole number, else a fault."""
-    teacher = None if score is None else _score(fields, f"the score of {place}", score)
+    teacher = fields.number(f"the score of {place}", score)
     if label is not None:
         own = number_of(label)
         if own is None:

@@ -71,10 +71,8 @@ def table_rows(path: Path, faults: Faults) -> Rows:
 
 
 def _text_rows(path: Path, name: str, head: bytes, faults: Faults) -> Rows:
-    if name.endswith(".tsv"):
-        return csv_rows(path, faults, delimiter="\t")
-    if name.endswith(".csv"):
-        return csv_rows(path, faults)
+    if name.endswith((".tsv", ".csv")):
+        return csv_rows(path, faults, delimiter="\t" if name.endswith(".tsv") else None)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         return array_rows(path, faults)

@@ -146,7 +146,18 @@ def csv_rows(path: Path, faults: Faults, *, delimiter: str | None = None) -> Row
             give_up(
                 faults, path, 1, "no header in the first line, or the file is empty: give a file with a header and rows"
             )
-        yield from _Records(path, header, lines, delimiter or delimiter_of(header), faults).rows()
+        found = csv.reader(itertools.chain([header], lines), delimiter=delimiter or delimiter_of(header), strict=True)
+        records = _records(found, path, faults)
+        names = _names(next(records)[1], path, faults)
+        for line, cells in records:
+            if not cells:
+                continue
+            if any(_NOT_UTF8.search(cell) for cell in cells):
+                faults.add(path, line, "not UTF-8: save the file as UTF-8")
+            elif len(cells) != len(names):
+                faults.add(path, line, f"{len(cells)} cells, the header has {len(names)} columns")
+            else:
+                yield line, CsvRow({name: cell or None for name, cell in zip(names, cells, strict=True)})
     except DAMAGED as error:
         give_up(faults, path, 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
 
@@ -158,47 +169,31 @@ def _lines(path: Path) -> Iterator[str]:
             yield line.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape")
 
 
-class _Records:
-    def __init__(self, path: Path, header: str, lines: Iterator[str], delimiter: str, faults: Faults) -> None:
-        self.path, self.faults = path, faults
-        self.reader = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
-
-    def _record(self) -> tuple[int, list[str] | None]:
-        """(line where it starts, cells), cells None after a fault. Raises StopIteration at the end."""
-        line = self.reader.line_num + 1
+def _records(reader: Any, path: Path, faults: Faults) -> Iterator[tuple[int, list[str] | None]]:
+    """(line where it starts, cells) of each record that csv.reader finds, cells None after a fault."""
+    cells: list[str] | None
+    while True:
+        line = reader.line_num + 1
         try:
-            return line, next(self.reader)
+            cells = next(reader)
+        except StopIteration:
+            return
         except csv.Error as error:
             if "unexpected end of data" in str(error):
-                give_up(self.faults, self.path, line, "a quote that opens here is never closed: close or double it")
-            self.faults.add(self.path, line, f"not CSV ({error}): quote the cell, and double the quotes inside it")
-            return line, None
+                give_up(faults, path, line, "a quote that opens here is never closed: close or double it")
+            faults.add(path, line, f"not CSV ({error}): quote the cell, and double the quotes inside it")
+            cells = None
+        yield line, cells
 
-    def rows(self) -> Rows:
-        _, cells = self._record()
-        names = self._names(cells)
-        while True:
-            try:
-                line, cells = self._record()
-            except StopIteration:
-                return
-            if not cells:
-                continue
-            if any(_NOT_UTF8.search(cell) for cell in cells):
-                self.faults.add(self.path, line, "not UTF-8: save the file as UTF-8")
-            elif len(cells) != len(names):
-                self.faults.add(self.path, line, f"{len(cells)} cells, the header has {len(names)} columns")
-            else:
-                yield line, CsvRow({name: cell or None for name, cell in zip(names, cells, strict=True)})
 
-    def _names(self, cells: list[str] | None) -> list[str]:
-        if cells is None or any(_NOT_UTF8.search(cell) for cell in cells):
-            give_up(self.faults, self.path, 1, "the header cannot be read: save the file as UTF-8, with a header")
-        names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            give_up(self.faults, self.path, 1, f"two columns are named {twice[0]!r}: rename one of them")
-        return names
+def _names(cells: list[str] | None, path: Path, faults: Faults) -> list[str]:
+    if cells is None or any(_NOT_UTF8.search(cell) for cell in cells):
+        give_up(faults, path, 1, "the header cannot be read: save the file as UTF-8, with a header")
+    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        give_up(faults, path, 1, f"two columns are named {twice[0]!r}: rename one of them")
+    return names
 
 
 def array_rows(path: Path, faults: Faults) -> Rows:

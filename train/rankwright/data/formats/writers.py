@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from rankwright.common.hashing import content_id
@@ -35,52 +36,41 @@ HOLDS: Mapping[str, frozenset[str]] = {
 }
 
 
-@dataclass(slots=True)
-class Losses:
-    """What does not go into the file: description -> how many."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, what: str, count: int) -> None:
-        if count:
-            self.counts[what] = self.counts.get(what, 0) + count
-
-
-def losses(collection: Collection, format: str) -> Losses:
-    """The parts of a set that the format cannot hold."""
-    holds, found = HOLDS[format], Losses()
+def losses(collection: Collection, format: str) -> Counter[str]:
+    """What of a set the format cannot hold: description -> how many; some are 0."""
+    holds, found = HOLDS[format], Counter[str]()
     judged = [(q, d, label) for q, row in collection.qrels.items() for d, label in row.items()]
     if "labels" not in holds:
-        found.add("graded labels, written as relevant or not", sum(label not in (0, 1) for *_, label in judged))
+        found["graded labels, written as relevant or not"] = sum(label not in (0, 1) for *_, label in judged)
     if "negatives" not in holds:
-        found.add("documents judged not relevant", sum(label <= 0 for *_, label in judged))
+        found["documents judged not relevant"] = sum(label <= 0 for *_, label in judged)
     if "scores" not in holds:
-        found.add("teacher scores", sum(map(len, collection.teacher_scores.values())))
+        found["teacher scores"] = sum(map(len, collection.teacher_scores.values()))
     if "weights" not in holds:
-        found.add("weights of queries", len(collection.weights))
+        found["weights of queries"] = len(collection.weights)
     if "groups" not in holds:
-        found.add("group keys", len(collection.query_groups) + len(collection.document_groups))
+        found["group keys"] = len(collection.query_groups) + len(collection.document_groups)
     if "instruction" not in holds:
-        found.add("instruction", collection.instruction is not None)
+        found["instruction"] = int(collection.instruction is not None)
     if "documents" not in holds:
         known = {d for _, d, _ in judged}
-        found.add("unjudged documents", sum(d not in known for d in collection.corpus))
+        found["unjudged documents"] = sum(d not in known for d in collection.corpus)
     unjudged = {q for q in collection.queries if not collection.qrels.get(q)}
     if "queries" not in holds:
-        found.add("unjudged queries", len(unjudged))
+        found["unjudged queries"] = len(unjudged)
     if "lonely" not in holds:
         lonely = sum(not collection.positives(q) for q in collection.queries if q not in unjudged)
-        found.add("queries without a relevant document", lonely)
+        found["queries without a relevant document"] = lonely
     if "ids" not in holds:
         texts = itertools.chain(collection.corpus.items(), collection.queries.items())
-        found.add("ids, made anew from the texts when read", sum(key != content_id(text) for key, text in texts))
+        found["ids, made anew from the texts when read"] = sum(key != content_id(text) for key, text in texts)
     if format == "triplets":
         alone = [q for q in collection.queries if collection.positives(q) and not negatives(collection, q)]
-        found.add("queries without a judged negative", len(alone))
+        found["queries without a judged negative"] = len(alone)
     return found
 
 
-def without_ids(collection: Collection, found: Losses) -> Collection:
+def without_ids(collection: Collection, found: Counter[str]) -> Collection:
     """The set as a format without ids gives it back: equal texts are one, with the higher of two labels."""
     documents: dict[str, str] = {}
     corpus = TextBuilder()
@@ -94,12 +84,12 @@ def without_ids(collection: Collection, found: Losses) -> Collection:
         judged = qrels.setdefault(queries[q], {})
         for d, label in row.items():
             key = documents[d]
-            found.add("judgements of documents with the text of another: the higher label is written", key in judged)
+            found["judgements of documents with the text of another: the higher label is written"] += key in judged
             judged[key] = max(label, judged.get(key, label))
             score = collection.teacher_scores.get(q, {}).get(d)
             if score is not None:
                 scores.setdefault(queries[q], {}).setdefault(key, score)
-    found.add("queries with the text of another, written as one", len(queries) - len(set(queries.values())))
+    found["queries with the text of another, written as one"] = len(queries) - len(set(queries.values()))
     return replace(
         collection,
         corpus=corpus.finish(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,10 +102,7 @@ class Input:
             "licence": self.known.licence,
             "commercial": self.commercial,
             "stated_by": self.stated,
-            "statements": [
-                {"licence": s.licence, "commercial": s.commercial, "source": s.source, "date": s.date}
-                for s in self.known.statements
-            ],
+            "statements": [asdict(statement) for statement in self.known.statements],
             "trained_on_noncommercial": self.known.trained_on_noncommercial or None,
             "taints": self.taints,
             "refused": self.refused_by(require),
@@ -136,7 +133,8 @@ def make_inputs(
     for split, entries in located.items():
         use: Use = "evaluate" if split == "test" else "dev" if split == "dev" else "train"
         # Queries that are taken out of train choose the checkpoint.
-        uses: tuple[Use, ...] = (use, "dev") if split == "train" and _dev_from_train(recipe) else (use,)
+        from_train = split == "train" and isinstance(recipe.data.dev, DevFromTrain)
+        uses: tuple[Use, ...] = (use, "dev") if from_train else (use,)
         found += [_set(entry, uses) for entry in entries]
     if recipe.mine.teacher is not None:
         # Its scores replace those in the sets, which are then not read.
@@ -152,10 +150,6 @@ def make_inputs(
     return [replace(one, decision=next((d for d in decisions if d.input in one.names), None)) for one in _merged(found)]
 
 
-def _dev_from_train(recipe: Recipe) -> bool:
-    return isinstance(recipe.data.dev, DevFromTrain)
-
-
 def _merged(inputs: Sequence[Input]) -> list[Input]:
     """Equal inputs as one, with the uses of all."""
     found: dict[tuple[object, ...], Input] = {}
@@ -167,18 +161,19 @@ def _merged(inputs: Sequence[Input]) -> list[Input]:
 
 
 def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
-    source, credit = entry.source, ""
+    source, credit, hub = entry.source, "", None
     typed = [] if source.licence is None else [state(source.licence, "the recipe")]
     revision = entry.revision
     if entry.card is not None:
         place, facts, credit = f"card {entry.card.name}", entry.card.known, entry.card.citation
         if entry.card.hub is not None:
-            revision = revision or entry.card.hub.revision
+            hub, revision = entry.card.hub.id, revision or entry.card.hub.revision
             # A user's own card cannot override our card of the same set.
-            ours = [card for card in cards_at(entry.card.hub.id) if card != entry.card]
+            ours = [card for card in cards_at(hub) if card != entry.card]
             facts = known([*facts.statements, *(s for card in ours for s in card.known.statements)])
     elif entry.hub is not None:
         local = Path(entry.hub).is_dir()
+        hub = None if local else entry.hub
         place, cards = f"{'path' if local else 'hub'} {entry.hub}", [] if local else cards_at(entry.hub)
         facts = known([s for card in cards for s in card.known.statements])
         if cards:
@@ -191,13 +186,7 @@ def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
         place, facts = f"path {source.path}", known(read_statements(entry.path))
     statements = [*typed, *facts.statements]
     facts = replace(facts, statements=tuple(statements), commercial=strictest(s.commercial for s in statements))
-    return Input(entry.name, "data set", place, revision, uses, facts, credit or entry.name, _hub_of(entry))
-
-
-def _hub_of(entry: Located) -> str | None:
-    if entry.card is not None:
-        return None if entry.card.hub is None else entry.card.hub.id
-    return None if entry.hub is None or Path(entry.hub).is_dir() else entry.hub
+    return Input(entry.name, "data set", place, revision, uses, facts, credit or entry.name, hub)
 
 
 def _teacher(entry: Located) -> Input:
@@ -266,18 +255,14 @@ def _refusals(inputs: Sequence[Input], rule: LicenceRule) -> Iterator[str]:
             continue
         used = ", ".join(USE_WORDS[use] for use in one.uses if use in TAINTING)
         what = "model.base" if one.kind == "base" else one.kind
-        typo = _typo(one)
+        strange = [s.licence for s in one.known.statements if find_term(s.licence) is None and s.source == "the recipe"]
+        typo = did_you_mean(strange[0], term_names()) if strange else ""
         other = f"{one.known.advice}, use another one" if one.known.advice else "use another one"
         yield (
             f"licence.require: {rule.require}: {what} {one.name!r} ({used}): "
             f"{why}{typo}: {other}, or state who decided and why: licence.decisions=[{{input: {one.name}, by: NAME, "
             "why: REASON}]"
         )
-
-
-def _typo(one: Input) -> str:
-    strange = [s.licence for s in one.known.statements if find_term(s.licence) is None and s.source == "the recipe"]
-    return did_you_mean(strange[0], term_names()) if strange else ""
 
 
 def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequence[str]) -> Iterator[str]:

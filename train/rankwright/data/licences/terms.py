@@ -136,10 +136,8 @@ def strictest(values: Iterable[Commercial]) -> Commercial:
 def state(licence: str, source: str, *, date: str | None = None, commercial: Commercial | None = None) -> Statement:
     """A statement; a licence in our table is never more permissive than there, an unknown one is as `commercial`."""
     term = find_term(licence)
-    given: list[Commercial] = [] if commercial is None else [commercial]
-    if term is not None:
-        given.append(term.commercial)
-    return Statement(term.id if term is not None else licence, strictest(given), source, date)
+    given = strictest(c for c in (commercial, None if term is None else term.commercial) if c is not None)
+    return Statement(term.id if term is not None else licence, given, source, date)
 
 
 def known(statements: Sequence[Statement], *, note: str = "", advice: str = "", trained_on: str = "") -> Known:

@@ -7,10 +7,11 @@ the rows that have them. Both are memory-mapped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,16 @@ class TextWriter:
             self._file = pa.OSFile(str(path), "wb")
             self._stream = pa.ipc.new_stream(self._file, self._schema)
 
-    def _room(self) -> _NoRoom:
-        return _NoRoom(self.path.parent)
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Turns a failed write into a UserError."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent}: cannot write texts there ({error.strerror or error}): make room, or give another "
+                "place, run_dir=PATH (outside of a run: TMPDIR=PATH)"
+            ) from None
 
     def add(self, identifier: str, text: str, group: str | None = None) -> None:
         """Write one row; the caller makes sure that its id is new."""
@@ -157,23 +166,6 @@ class TextWriter:
                 os.fsync(file.fileno())
             self.index.save(index_path(self.path))
         self._columns = {}
-
-
-class _NoRoom:
-    """Turns a failed write into a UserError."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise UserError(
-                f"{self._folder}: cannot write texts there ({error.strerror or error}): make room, or give another "
-                "place, run_dir=PATH (outside of a run: TMPDIR=PATH)"
-            ) from None
 
 
 def open_files(path: Path) -> tuple[Any, IdIndex]:

@@ -54,18 +54,15 @@ class TextStore(Mapping[str, str]):
     def _damaged(self, error: Exception | str) -> UserError:
         return UserError(f"{self.path}: damaged ({error}): delete it and run the data stage again")
 
-    def _place(self, row: int) -> tuple[int, int]:
-        """(batch, place in it)"""
-        batch = bisect_right(self._starts, row) - 1
-        return batch, row - self._starts[batch]
-
     def _find(self, identifier: object) -> tuple[int, int] | None:
+        """(batch, place in it)"""
         if not isinstance(identifier, str):
             return None
         for row in self._index.find(identifier):
             if row >= self._starts[-1]:
                 raise self._damaged("its index names rows that it lacks")
-            batch, place = self._place(row)
+            batch = bisect_right(self._starts, row) - 1
+            place = row - self._starts[batch]
             if self._value(self._ids, batch, place) == identifier:
                 return batch, place
         return None
@@ -122,11 +119,8 @@ class TextStore(Mapping[str, str]):
 
     def group_of(self, identifier: object) -> str | None:
         """The value of the set's group key for a document, or None."""
-        found = self._find(identifier) if self._groups is not None else None
-        if found is None or self._groups is None:
-            return None
-        group: str | None = self._value(self._groups, *found)
-        return group
+        found = self._find(identifier)
+        return None if found is None or self._groups is None else self._value(self._groups, *found)
 
     def rows(self) -> Iterator[tuple[str, str, str | None]]:
         """(id, text, group), streaming."""
@@ -311,21 +305,15 @@ def _remove(folder: Path, process: int) -> None:
 @contextlib.contextmanager
 def spilling_to(folder: Path) -> Iterator[None]:
     """Inside, make_folder() makes folders under `folder`; leftovers of killed processes are removed first."""
-    for place in (folder, folder / "corpora"):
-        remove_left_over(place)
+    for path in (*folder.glob(f"{PREFIX}*"), *(folder / "corpora").glob(f"{PREFIX}*")):
+        process = path.name.removeprefix(PREFIX).split("-")[0]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
     token = _parent.set(folder)
     try:
         yield
     finally:
         _parent.reset(token)
-
-
-def remove_left_over(folder: Path) -> None:
-    """Remove folders of make_folder() whose process is gone."""
-    for path in folder.glob(f"{PREFIX}*"):
-        process = path.name.removeprefix(PREFIX).split("-")[0]
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:
