@@ -18,11 +18,7 @@ from rankwright.common.resources import resolve_base
 from rankwright.model.bases import refuse_other_kinds
 from rankwright.model.frames import FRAMES
 from rankwright.model.loading import load_model, load_tokenizer
-from rankwright.model.prompt import (
-    CONTRACT_FILE,
-    PromptContract,
-    make_contract,
-)
+from rankwright.model.prompt import CONTRACT_FILE, PromptContract, make_contract
 from rankwright.recipe.schema import DEFAULT_INSTRUCTION, EXPORTED, Baseline, Prompt, Recipe
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_installed
 from rankwright.rerankers.endpoints import SHAPES
