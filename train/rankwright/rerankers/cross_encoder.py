@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,17 +11,12 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.model.bases import find_file, refuse_pickles
 from rankwright.rerankers.scorer import Scorer, refuse_one_text, windows
+from rankwright.retrieval.dense import check_installed
 
 # Pairs are gathered over queries up to this many before they are scored together, sorted by length.
 WINDOW_PAIRS = 1024
 # What loading a repository of another kind, or none at all, raises.
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, TypeError)
-
-
-def check_installed() -> None:
-    """Raises UserError when sentence-transformers is missing."""
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise UserError("a cross-encoder needs sentence-transformers: pip install 'rankwright[dense]'")
 
 
 class CrossEncoderScorer(Scorer):
@@ -49,7 +43,7 @@ class CrossEncoderScorer(Scorer):
         remote_code: run the code of the repository; read it first. Raises UserError for anything but a complete
         cross-encoder with one label.
         """
-        check_installed()
+        check_installed("a cross-encoder")
         refuse_pickles(model)
         self.batch = batch
         options = {"revision": revision, "trust_remote_code": remote_code}

@@ -33,10 +33,10 @@ PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus
 OF_THE_FILE = ("transformers_version", "architectures")
 
 
-def check_installed() -> None:
-    """Raises UserError when sentence-transformers is missing."""
+def check_installed(what: str = "dense retrieval") -> None:
+    """Raises UserError when sentence-transformers is missing; what: that which needs it."""
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise UserError("dense retrieval needs sentence-transformers: pip install 'rankwright[dense]'")
+        raise UserError(f"{what} needs sentence-transformers: pip install 'rankwright[dense]'")
 
 
 def dense(
