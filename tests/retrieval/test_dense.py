@@ -87,11 +87,9 @@ def test_the_order_of_corpus_and_queries_does_not_matter(tmp_path: Path, encoder
     assert all(scores[a] == scores[b] for a in CORPUS for b in CORPUS if CORPUS[a] == CORPUS[b])
 
 
-class Products:
+def product(one: Any, two: Any) -> torch.Tensor:
     """Similarity as the product of vectors."""
-
-    def similarity(self, one: Any, two: Any) -> torch.Tensor:
-        return torch.tensor(one) @ torch.tensor(two).T
+    return torch.tensor(one) @ torch.tensor(two).T
 
 
 @settings(deadline=None, max_examples=60)
@@ -113,7 +111,7 @@ def test_chunks_and_ties_give_what_sorting_all_scores_gives(
     chunks = [(start, two[start : start + chunk]) for start in range(0, len(two), chunk)]
     ids = [[d for d, t in corpus.items() if t == text] for text in document_texts]
     asked_ids = [[q for q, t in asked.items() if t == text] for text in query_texts]
-    lists = nearest(chunks, ids, one, asked_ids, Products(), depth)
+    lists = nearest(chunks, ids, one, asked_ids, product, depth)
     place = {t: i for i, t in enumerate(document_texts)}
     assert set(lists) == set(asked)
     for query_id, found in lists.items():

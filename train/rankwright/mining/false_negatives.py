@@ -12,8 +12,8 @@ from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Share, clustered_share
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import Filter, MiningView, bind_filters, known_scores, split_filters
-from rankwright.mining.pools import JUDGED, UNJUDGED, Label, Negative, Removed, Sifted, apply, read_negatives, sift
+from rankwright.mining.filters import Filter, MiningView, bind_filters, known_scores, recipe_view, split_filters
+from rankwright.mining.pools import JUDGED, UNLABELLED, Negative, Removed, Sifted, apply, read_negatives, sift
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.retrieval.candidates import Candidate, read_candidates
@@ -123,9 +123,8 @@ def _would_keep(
         removed[query_id] |= dict.fromkeys(others, Removed("", "not in question"))
     sifted = Sifted({q: list(candidates[q]) for q in left_out}, removed)
     apply(sifted, filters, dataclasses.replace(view, collection=known))
-    unlabelled = Label(0.0, UNJUDGED)
     return {
-        q: bool(sifted.left(q)) and sifted.labels.get(q, {}).get(c.document_id, unlabelled).value == 0
+        q: bool(sifted.left(q)) and sifted.labels.get(q, {}).get(c.document_id, UNLABELLED).value == 0
         for q, c in left_out.items()
     }
 
@@ -144,15 +143,8 @@ def estimate(recipe: Recipe, run: RunFolder, train: Sequence[Collection]) -> dic
         counts["above_positive"] = above_teacher(train, pools, scores)
     filters = bind_filters(recipe.mine.filters)
     alone, _ = split_filters(filters)
-    view = MiningView(
-        Collection("", {}, {}, {}),
-        recipe.mine.retriever,
-        {},
-        {},
-        recipe.seed,
-        recipe.bm25.code,
-        known_scores(scores) if scores else None,
-    )
+    teacher = known_scores(scores) if scores else None
+    view = recipe_view(recipe, Collection("", {}, {}, {}), recipe.mine.retriever, teacher)
     counts["held_out"] = kept_when_held_out(train, candidates, {name: filters[name] for name in alone}, view)
     found = {}
     for name, words in MEANINGS.items():

@@ -17,7 +17,7 @@ from rankwright.data.collection import Collection
 from rankwright.data.duplicates import CODE, NEAR, TEXT
 from rankwright.data.duplicates import jaccard as similarity
 from rankwright.data.shingles import Hashes, Vocabulary
-from rankwright.recipe.schema import Mine
+from rankwright.recipe.schema import Mine, Recipe
 from rankwright.retrieval.candidates import Candidate
 
 # Sets of shingles that are kept in memory: documents come back for query after query.
@@ -55,6 +55,11 @@ class MiningView:
     ) -> MiningView:
         """The same view with other lists."""
         return replace(self, retrieved=retrieved, candidates=candidates)
+
+
+def recipe_view(recipe: Recipe, collection: Collection, retriever: str, teacher: Teacher | None) -> MiningView:
+    """What filters see under a recipe, without candidates."""
+    return MiningView(collection, retriever, {}, {}, recipe.seed, recipe.bm25.code, teacher)
 
 
 @dataclass(frozen=True, slots=True)

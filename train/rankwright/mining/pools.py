@@ -76,20 +76,18 @@ def negatives_line(query_id: str, pool: Sequence[Negative]) -> str:
 
     A negative has `decisions` (filter -> number) and `label` where there are some.
     """
-    return json_line({"query_id": query_id, "negatives": [_negative_row(n) for n in pool]})
-
-
-def _negative_row(negative: Negative) -> dict[str, Any]:
-    n = negative
-    row: dict[str, Any] = {"document_id": n.document_id, "source": n.source, "rank": n.rank}
-    row |= {"score": n.score, "reason": n.reason}
-    row |= {"decisions": dict(n.decisions)} if n.decisions else {}
-    return row | ({"label": n.label} if n.label != 0 else {})
+    rows = []
+    for n in pool:
+        row: dict[str, Any] = {"document_id": n.document_id, "source": n.source, "rank": n.rank}
+        row |= {"score": n.score, "reason": n.reason}
+        row |= {"decisions": dict(n.decisions)} if n.decisions else {}
+        rows.append(row | ({"label": n.label} if n.label != 0 else {}))
+    return json_line({"query_id": query_id, "negatives": rows})
 
 
 def read_negatives(path: Path) -> Mapping[str, Sequence[Negative]]:
     """The pools of negatives.jsonl; a large file is read row by row when asked. Raises UserError for a damaged one."""
-    return read_query_rows(path, "negatives", _negatives)
+    return read_query_rows(path, "negatives", lambda rows: tuple(_negative(**row) for row in rows))
 
 
 def pool_id(path: Path) -> str:
@@ -99,10 +97,6 @@ def pool_id(path: Path) -> str:
 
 def _negative(*, decisions: Mapping[str, float] | None = None, **values: Any) -> Negative:
     return Negative(**values, decisions=tuple(sorted((decisions or {}).items())))
-
-
-def _negatives(rows: Sequence[Mapping[str, Any]]) -> tuple[Negative, ...]:
-    return tuple(_negative(**row) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +112,9 @@ class Label(NamedTuple):
 
     value: float | None
     reason: str
+
+
+UNLABELLED = Label(0.0, UNJUDGED)
 
 
 @dataclass(slots=True)
@@ -212,7 +209,7 @@ def pool_of(collection: Collection, sifted: Sifted, query_id: str, source: str) 
     unjudged = []
     for c in sifted.left(query_id):
         decisions = tuple(sorted(notes.get(c.document_id, {}).items()))
-        label, reason = labels.get(c.document_id, Label(0.0, UNJUDGED))
+        label, reason = labels.get(c.document_id, UNLABELLED)
         by = PROMOTED if label else source
         unjudged.append(Negative(c.document_id, by, c.rank, c.score, reason, decisions, label))
     return (*judged, *unjudged)

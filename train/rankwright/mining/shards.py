@@ -15,7 +15,7 @@ from rankwright.common.files import write_lines_atomic
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import Filter, MiningView, TeacherOf
+from rankwright.mining.filters import Filter, MiningView, TeacherOf, recipe_view
 from rankwright.mining.pools import Sifted, apply, read_rows, rows_of, sift
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate
@@ -77,7 +77,9 @@ class Shards:
         # No process makes one before all have looked, so that all share out the same ones.
         processes.meet()
         if missing:
-            self._prepare([job for job in self.jobs if any(job is other for other, _ in missing)], processes)
+            for job in self.jobs:
+                if job.stage.prepare is not None and any(job is other for other, _ in missing):
+                    job.stage.prepare(self.recipe, job.collection.corpus, job.collection.queries, processes)
         own = missing[processes.rank :: processes.count]
         searchers = _Searchers(self.recipe, self.jobs)
         if own:
@@ -87,11 +89,6 @@ class Shards:
                     self._make(job, number, searchers.of(job))
                     advance(len(job.shards[number]))
         processes.meet()
-
-    def _prepare(self, jobs: Sequence[Job], processes: Processes) -> None:
-        for job in jobs:
-            if job.stage.prepare is not None:
-                job.stage.prepare(self.recipe, job.collection.corpus, job.collection.queries, processes)
 
     def _make(self, job: Job, number: int, search: Searcher) -> None:
         collection = job.collection.subset(job.shards[number])
@@ -108,9 +105,8 @@ class Shards:
 
     def view(self, job: Job, collection: Collection) -> MiningView:
         """What filters see of a job, without candidates."""
-        seed, code = self.recipe.seed, self.recipe.bm25.code
         teacher = None if self.teacher is None else self.teacher(collection)
-        return MiningView(collection, job.retriever, {}, {}, seed, code, teacher)
+        return recipe_view(self.recipe, collection, job.retriever, teacher)
 
     def read(self, job: Job) -> Iterator[Sifted]:
         """The shards of a job, in order, once all are made."""
@@ -162,12 +158,10 @@ def _same_searcher(one: Job, other: Job) -> bool:
     """Whether one searcher serves both."""
     if one is other:
         return True
-    if one.retriever != other.retriever or one.stage.reads_run_file:
+    # Ids are qualified by the set's name.
+    if (one.retriever, one.plain.name) != (other.retriever, other.plain.name) or one.stage.reads_run_file:
         return False
     if one.depth != other.depth and not one.stage.nested:
-        return False
-    # Ids are qualified by the set's name.
-    if one.plain.name != other.plain.name:
         return False
     first, second = one.plain.corpus, other.plain.corpus
     if first is second:

@@ -40,7 +40,9 @@ def choose_route(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
 
     Raises UserError for a route that cannot run here.
     """
-    return route_for(wanted, device.type, dtype, has_varlen=_has_varlen(device, dtype))
+    of_type = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    has_varlen = of_type and torch.cuda.get_device_capability(device) >= (8, 0)
+    return route_for(wanted, device.type, dtype, has_varlen=has_varlen)
 
 
 def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_varlen: bool) -> tuple[str, str]:
@@ -59,12 +61,6 @@ def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_varlen: 
     if has_varlen:
         return "varlen", "FlashAttention in bf16"
     return "flex", "FlexAttention where FlashAttention has no kernel for this type"
-
-
-def _has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @ROUTES.register

@@ -42,8 +42,12 @@ def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = N
     """
     settings = read_json(folder, ADAPTER_FILE, revision)
     if settings is not None:
-        base = str(settings.get("base_model_name_or_path"))
-        return _of_adapter(name, folder, base, tokenizer)
+        # Adapters read the prompt of their base, unless their own tokenizer or README names another one.
+        frame = known_frame(str(settings.get("base_model_name_or_path")))
+        found = _written(tokenizer) or _named(name, folder, None) or (Origin(frame.name) if frame else None)
+        if found is None:
+            raise UserError(_question(name, tokenizer, None))
+        return found
     logit_score = _logit_score(folder, revision)
     origin = _written(tokenizer) or _named(name, folder, revision)
     if origin is None:
@@ -55,16 +59,6 @@ def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = N
     if origin.why:
         _say_once(f"{name}: prompt frame {origin.mode}, {origin.why}")
     return origin
-
-
-def _of_adapter(name: str, folder: str, base: str, tokenizer: Any) -> Origin:
-    """Adapters read the prompt of their base, unless their own tokenizer or README names another one."""
-    found = _written(tokenizer) or _named(name, folder, None)
-    if found is not None:
-        return found
-    if (frame := known_frame(base)) is None:
-        raise UserError(_question(name, tokenizer, None))
-    return Origin(frame.name)
 
 
 @functools.cache

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from rankwright.common.errors import UserError
@@ -92,16 +92,13 @@ def check_mixture(recipe: Recipe) -> list[str]:
     ]
     trained = training_instructions(recipe)
     if recipe.export_targets and recipe.export.instruction is None and len(trained) > 1:
+        default = recipe_instruction(recipe)
+        known = "; ".join(f"{(default if i is None else i)!r} of {', '.join(keys)}" for i, keys in trained.items())
         faults.append(
             f"export.instruction: the training sets have {len(trained)} instructions, and an export holds one: choose "
-            f"it ({_candidates(recipe, trained)}), or export nothing (export.targets=[])"
+            f"it ({known}), or export nothing (export.targets=[])"
         )
     return faults
-
-
-def _candidates(recipe: Recipe, trained: Mapping[str | None, list[str]]) -> str:
-    default = recipe_instruction(recipe)
-    return "; ".join(f"{(default if i is None else i)!r} of {', '.join(keys)}" for i, keys in trained.items())
 
 
 def shortened(text: str) -> str:

@@ -91,12 +91,24 @@ def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int =
     """
     rows = []
     for placed in place(groups, row_tokens):
-        draft = _Draft()
+        if missing := -sum(len(g.head_ids) + sum(map(len, tails)) for g, tails in placed) % multiple:
+            # A head without documents: it sees itself, so that no softmax is empty.
+            placed.append((EncodedGroup([0] * missing, [], False, 0), []))
+        ids: list[int] = []
+        positions: list[Tensor] = []
+        heads: list[Segment] = []
+        documents: list[Segment] = []
         for group, tails in placed:
-            draft.open(group.head_ids)
+            start, length = len(ids), len(group.head_ids)
+            heads.append(Segment(start, start + length, start, start))
+            positions.append(torch.arange(length))
+            ids += group.head_ids
             for tail in tails:
-                draft.add(tail)
-        rows.append(draft.row(multiple))
+                documents.append(Segment(len(ids), len(ids) + len(tail), start, start + length))
+                positions.append(torch.arange(length, length + len(tail)))
+                ids += tail
+        ids_T = torch.tensor(ids, dtype=torch.long)
+        rows.append(Row(ids_T, torch.cat(positions), tuple(heads), tuple(documents), few_shapes=multiple > 1))
     return rows
 
 
@@ -120,36 +132,6 @@ def place(groups: Sequence[EncodedGroup], row_tokens: int | None) -> list[list[t
     return rows
 
 
-class _Draft:
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self._positions: list[Tensor] = []
-        self._heads: list[Segment] = []
-        self._documents: list[Segment] = []
-
-    def open(self, head_ids: Sequence[int]) -> None:
-        start, end = len(self.ids), len(self.ids) + len(head_ids)
-        self._heads.append(Segment(start, end, start, start))
-        self.ids += head_ids
-        self._positions.append(torch.arange(end - start))
-
-    def add(self, tail_ids: Sequence[int]) -> None:
-        head, start = self._heads[-1], len(self.ids)
-        length = head.end - head.start
-        self._documents.append(Segment(start, start + len(tail_ids), head.start, head.end))
-        self.ids += tail_ids
-        self._positions.append(torch.arange(length, length + len(tail_ids)))
-
-    def row(self, multiple: int) -> Row:
-        missing = -len(self.ids) % multiple
-        if missing:
-            # A head without documents: it sees itself, so that no softmax is empty.
-            self.open([0] * missing)
-        ids_T = torch.tensor(self.ids, dtype=torch.long)
-        heads, documents = tuple(self._heads), tuple(self._documents)
-        return Row(ids_T, torch.cat(self._positions), heads, documents, few_shapes=multiple > 1)
-
-
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Prompts padded on the right to one length.
@@ -166,7 +148,13 @@ def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: i
     """Prompts, longest first, in chunks of at most chunk_tokens padded tokens (at least one prompt each)."""
     assert all(len(p) for p in prompts), "an empty prompt has no token to score"
     lengths = [len(p) for p in prompts]
-    return [_pad(rows, prompts, pad_id) for rows in chunk_rows(lengths, chunk_tokens=chunk_tokens)]
+    chunks = []
+    for rows in chunk_rows(lengths, chunk_tokens=chunk_tokens):
+        ids_BT = torch.full((len(rows), lengths[rows[0]]), pad_id, dtype=torch.long)
+        for row, i in enumerate(rows):
+            ids_BT[row, : lengths[i]] = torch.tensor(prompts[i], dtype=torch.long)
+        chunks.append(Chunk(ids_BT, torch.tensor([lengths[i] - 1 for i in rows]), tuple(rows)))
+    return chunks
 
 
 def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
@@ -177,15 +165,6 @@ def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CHUNK_TOKENS) -> I
         count = max(1, chunk_tokens // lengths[order[start]])
         yield order[start : start + count]
         start += count
-
-
-def _pad(rows: Sequence[int], prompts: Sequence[Sequence[int]], pad_id: int) -> Chunk:
-    width = max(len(prompts[i]) for i in rows)
-    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    for row, i in enumerate(rows):
-        ids_BT[row, : len(prompts[i])] = torch.tensor(prompts[i], dtype=torch.long)
-    last_B = torch.tensor([len(prompts[i]) - 1 for i in rows])
-    return Chunk(ids_BT, last_B, tuple(rows))
 
 
 def plan_step(group_tokens: Sequence[int], *, ranks: int, budget_tokens: int) -> list[list[list[int]]]:

@@ -54,8 +54,8 @@ def load_model(
     base: where the base of adapters lies, if their own settings do not name a hub id.
     """
     refuse_pickles(folder)
-    if adapter_base(folder, revision) is not None:
-        return _load_adapter(folder, contract, tokenizer, revision=revision, dtype=dtype, base=base)
+    if (named := adapter_base(folder, revision)) is not None:
+        return _load_adapter(folder, named, contract, tokenizer, revision=revision, dtype=dtype, base=base)
     config, auto = _config(folder, contract, tokenizer, revision)
     options = {"revision": revision, "config": config, "dtype": dtype, "output_loading_info": True}
     # A pickle may run code when it is loaded.
@@ -120,6 +120,7 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
 
 def _load_adapter(
     folder: str,
+    named: tuple[str, str | None],
     contract: PromptContract,
     tokenizer: Any,
     *,
@@ -130,8 +131,6 @@ def _load_adapter(
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    named = adapter_base(folder, revision)
-    assert named is not None, "the caller has looked"
     name, base_revision = named if base is None else (named[0], None)
     weights = find_file(folder, "adapter_model.safetensors", revision)
     if weights is None:

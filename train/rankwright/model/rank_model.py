@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankwright.common.errors import UserError
 from rankwright.model.attention import PLAIN, choose_route
 from rankwright.model.blocks import Block, score_states, why_not
-from rankwright.model.layout import CHUNK_TOKENS, CPU_ROW_TOKENS, SHAPE_MULTIPLE, Chunk, Row, pack, pad_chunks
+from rankwright.model.layout import CHUNK_TOKENS, CPU_ROW_TOKENS, SHAPE_MULTIPLE, Chunk, pack, pad_chunks
 from rankwright.model.prompt import EncodedGroup, PromptContract
 
 # B rows, T tokens, N scored prompts, H hidden size.
@@ -102,10 +102,7 @@ class RankModel(nn.Module):
         on_cpu = self.device.type == "cpu"
         multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
         rows = pack(groups, CPU_ROW_TOKENS if on_cpu and not at_once else None, multiple)
-        return torch.cat([self._score(self._packed_states(row, route)) for row in rows])
-
-    def _packed_states(self, row: Row, route: str) -> Tensor:
-        return score_states(self.decoder, self.blocks, row, route)
+        return torch.cat([self._score(score_states(self.decoder, self.blocks, row, route)) for row in rows])
 
     def _padded_states(self, chunk: Chunk) -> Tensor:
         """Rows are padded on the right: under a causal mask padding then comes after every scored token and

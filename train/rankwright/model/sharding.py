@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -157,22 +157,18 @@ def as_stored(full: Tensor, parameter: Tensor) -> Tensor:
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """optimizer.state_dict() with full tensors, as without sharding; on other ranks than the first see whole()."""
-    values = optimizer.state_dict()
-    state = {
-        number: {name: whole(value) if isinstance(value, Tensor) else value for name, value in one.items()}
-        for number, one in values["state"].items()
-    }
-    return {**values, "state": state}
+    return _with_tensors(optimizer.state_dict(), lambda number, value: whole(value))
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
     """Restore a result of whole_optimizer_state(), whatever the number of processes then and now."""
     parameters: Sequence[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.load_state_dict(_with_tensors(values, lambda number, value: as_stored(value, parameters[number])))
+
+
+def _with_tensors(values: dict[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
     state = {
-        number: {
-            name: as_stored(value, parameters[number]) if isinstance(value, Tensor) else value
-            for name, value in one.items()
-        }
+        number: {name: change(number, value) if isinstance(value, Tensor) else value for name, value in one.items()}
         for number, one in values["state"].items()
     }
-    optimizer.load_state_dict({**values, "state": state})
+    return {**values, "state": state}

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
-from rankwright.model.bases import refuse_pickles
+from rankwright.model.bases import find_file, refuse_pickles
 from rankwright.rerankers.scorer import Scorer, refuse_one_text, windows
+from rankwright.retrieval.dense import check_installed
 
 # Pairs are gathered over queries up to this many before they are scored together, sorted by length.
 WINDOW_PAIRS = 1024
 # What loading a repository of another kind, or none at all, raises.
 LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError, TypeError)
-
-
-def check_installed() -> None:
-    """Raises UserError when sentence-transformers is missing."""
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise UserError("a cross-encoder needs sentence-transformers: pip install 'rankwright[dense]'")
 
 
 class CrossEncoderScorer(Scorer):
@@ -50,7 +43,7 @@ class CrossEncoderScorer(Scorer):
         remote_code: run the code of the repository; read it first. Raises UserError for anything but a complete
         cross-encoder with one label.
         """
-        check_installed()
+        check_installed("a cross-encoder")
         refuse_pickles(model)
         self.batch = batch
         options = {"revision": revision, "trust_remote_code": remote_code}
@@ -154,7 +147,7 @@ def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype)
     try:
         config = AutoConfig.from_pretrained(model, **options)
         architecture = (config.architectures or [""])[0]
-        has_modules = _has_file(model, "modules.json", options["revision"])
+        has_modules = find_file(model, "modules.json", options["revision"]) is not None
         if has_modules and not architecture.endswith("ForSequenceClassification"):
             # Its own modules make the score; sentence-transformers fails where their weights are missing.
             return
@@ -177,21 +170,6 @@ def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype)
             "it is not a cross-encoder, or its files are incomplete"
         )
     del loaded
-
-
-def _has_file(model: str, name: str, revision: str | None) -> bool:
-    if Path(model).is_dir():
-        return (Path(model) / name).is_file()
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        model,
-        name,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found is not None
 
 
 def _not_loaded(model: str, error: Exception) -> UserError:

@@ -18,17 +18,14 @@ from rankwright.common.resources import resolve_base
 from rankwright.model.bases import refuse_other_kinds
 from rankwright.model.frames import FRAMES
 from rankwright.model.loading import load_model, load_tokenizer
-from rankwright.model.prompt import (
-    CONTRACT_FILE,
-    PromptContract,
-    make_contract,
-)
+from rankwright.model.prompt import CONTRACT_FILE, PromptContract, make_contract
 from rankwright.recipe.schema import DEFAULT_INSTRUCTION, EXPORTED, Baseline, Prompt, Recipe
-from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_installed
+from rankwright.rerankers.cross_encoder import CrossEncoderScorer
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
 from rankwright.rerankers.scorer import Scorer
 from rankwright.rerankers.served import Limits, ServedReranker
+from rankwright.retrieval.dense import check_installed
 from rankwright.retrieval.first_stages import stage_names
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -247,17 +244,15 @@ def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS) -> s
         return content_hash("served", baseline.model, options)
     with _named(baseline, key):
         model = _content(baseline.model, baseline.revision)
-        read = () if _has_contract(baseline) else READS.get(baseline.kind, (*BUDGETS, "instruction"))
+        # A folder of ours is scored under its own contract. A repository of the hub is not asked.
+        contract = Path(resolve_base(baseline.model, "model")) / CONTRACT_FILE
+        has_contract = baseline.kind == "rankwright" and contract.is_file()
+        read = () if has_contract else READS.get(baseline.kind, (*BUDGETS, "instruction"))
         if options.get("base") is not None:
             options["base"] = _content(str(options["base"]), None)
     # The name, because an own frame is found by it.
     name = Path(baseline.model).name
     return content_hash(baseline.kind, name, model, options, [getattr(prompt, key) for key in read])
-
-
-def _has_contract(baseline: Baseline) -> bool:
-    """Whether it is a folder of ours, which is scored under its own contract. A repository of the hub is not asked."""
-    return baseline.kind == "rankwright" and (Path(resolve_base(baseline.model, "model")) / CONTRACT_FILE).is_file()
 
 
 def _content(model: str, revision: str | None) -> object:
@@ -339,7 +334,7 @@ def _served_faults(baseline: Baseline) -> Iterator[str]:
 
 def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
     try:
-        check_installed()
+        check_installed("a cross-encoder")
     except UserError as error:
         yield f"kind: {error}"
     if baseline.options.get("remote_code") is True and baseline.revision is None:

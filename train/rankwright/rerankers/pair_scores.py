@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +152,12 @@ def read_teacher_scores(path: Path) -> Mapping[str, Mapping[str, float]]:
 
     Raises UserError for a damaged file.
     """
-    return read_query_rows(path, "scores", _scores)
+    return read_query_rows(path, "scores", lambda rows: dict(_score(**row) for row in rows))
 
 
 def teacher_line(query_id: str, scores: Mapping[str, float]) -> str:
     """A row of teacher.jsonl: `query_id, scores: [{document_id, score}]`."""
     return json_line({"query_id": query_id, "scores": [{"document_id": d, "score": s} for d, s in scores.items()]})
-
-
-def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return dict(_score(**row) for row in rows)
 
 
 def _score(*, document_id: str, score: float) -> tuple[str, float]:

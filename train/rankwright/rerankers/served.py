@@ -52,9 +52,8 @@ class Limits:
     longest_wait_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        _check_at_least("retries", self.retries, 0)
-        _check_at_least("backoff_seconds", self.backoff_seconds, 0)
-        _check_at_least("longest_wait_seconds", self.longest_wait_seconds, 0)
+        for name in ("retries", "backoff_seconds", "longest_wait_seconds"):
+            _check_at_least(name, getattr(self, name), 0)
         _check_at_least("timeout_seconds", self.timeout_seconds, 0.001)
         if self.requests_per_minute is not None:
             _check_at_least("requests_per_minute", self.requests_per_minute, 0.001)

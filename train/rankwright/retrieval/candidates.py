@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import json_line, write_lines_atomic
@@ -81,8 +80,4 @@ def candidates_line(query_id: str, candidates: Sequence[Candidate]) -> str:
 
 def read_candidates(path: Path) -> Candidates:
     """The lists of write_candidates; a large file is read row by row when asked. Raises UserError for a damaged one."""
-    return read_query_rows(path, "candidates", _candidates_of)
-
-
-def _candidates_of(rows: Sequence[Mapping[str, Any]]) -> list[Candidate]:
-    return [Candidate(**row) for row in rows]
+    return read_query_rows(path, "candidates", lambda rows: [Candidate(**row) for row in rows])

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -33,10 +33,10 @@ PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus
 OF_THE_FILE = ("transformers_version", "architectures")
 
 
-def check_installed() -> None:
-    """Raises UserError when sentence-transformers is missing."""
+def check_installed(what: str = "dense retrieval") -> None:
+    """Raises UserError when sentence-transformers is missing; what: that which needs it."""
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise UserError("dense retrieval needs sentence-transformers: pip install 'rankwright[dense]'")
+        raise UserError(f"{what} needs sentence-transformers: pip install 'rankwright[dense]'")
 
 
 def dense(
@@ -72,7 +72,9 @@ def dense(
             return {}
         texts = KeyedTexts(queries)
         vectors = _vectors(encoder, "query", texts, folder).read(texts)
-        lists = nearest(documents.chunks(document_texts), document_texts.ids, vectors, texts.ids, encoder, depth)
+        lists = nearest(
+            documents.chunks(document_texts), document_texts.ids, vectors, texts.ids, encoder.similarity, depth
+        )
         return {query_id: lists[query_id] for query_id in queries}
 
     return search
@@ -194,30 +196,25 @@ def _fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-class Similarity(Protocol):
-    """Compares vectors: float32 [Q, E] and [D, E] -> tensor [Q, D], higher is nearer."""
-
-    def similarity(self, queries_QE: Any, documents_DE: Any) -> Any: ...
-
-
 def nearest(
     chunks: Iterable[tuple[int, Any]],
     document_ids: Sequence[Sequence[str]],
     queries_QE: Any,
     query_ids: Sequence[Sequence[str]],
-    encoder: Similarity,
+    similarity: Callable[[Any, Any], Any],
     depth: int,
 ) -> dict[str, list[Candidate]]:
     """The `depth` best documents of every query, from chunk after chunk of document vectors.
 
     chunks: (place of the first, vectors) over all distinct texts; document_ids, query_ids: the ids of each text.
+    similarity: float32 [Q, E] and [D, E] -> tensor [Q, D], higher is nearer.
     Memory holds one chunk's scores and `depth` texts per query. All texts that tie with the last one are kept until
     candidates.ranked has decided, so that no library's sorting does.
     """
     best = [_Best(depth) for _ in query_ids]
     for first, vectors in chunks:
         for start in range(0, len(best), QUERIES_AT_ONCE):
-            scores_QD = encoder.similarity(queries_QE[start : start + QUERIES_AT_ONCE], vectors)
+            scores_QD = similarity(queries_QE[start : start + QUERIES_AT_ONCE], vectors)
             for row, found in enumerate(best[start : start + QUERIES_AT_ONCE]):
                 found.add(first, scores_QD[row])
     lists = {}

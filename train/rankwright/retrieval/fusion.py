@@ -65,7 +65,7 @@ def _inputs(recipe: Recipe, run_file: Path | None) -> Options:
     return {"bm25": BM25.depends_on(recipe, run_file), "dense": DENSE.depends_on(recipe, run_file)}
 
 
-FUSION = RETRIEVERS.add(
+RETRIEVERS.add(
     Retriever(
         "fusion",
         "fusion",

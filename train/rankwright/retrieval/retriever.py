@@ -23,18 +23,6 @@ Options = dict[str, Any]
 Model = tuple[str, str, str | None]
 
 
-def _no_options(recipe: Recipe, run_file: Path | None) -> Options:
-    return {}
-
-
-def _no_needs(recipe: Recipe) -> str | None:
-    return None
-
-
-def _nothing(recipe: Recipe) -> Sequence[Any]:
-    return ()
-
-
 @dataclass(frozen=True)
 class Retriever:
     """A first stage.
@@ -56,11 +44,11 @@ class Retriever:
     name: str
     label: str
     search: Callable[..., Searcher]
-    options: Callable[[Recipe, Path | None], Options] = _no_options
-    needs: Callable[[Recipe], str | None] = _no_needs
+    options: Callable[[Recipe, Path | None], Options] = lambda recipe, run_file: {}
+    needs: Callable[[Recipe], str | None] = lambda recipe: None
     inputs: Callable[[Recipe, Path | None], Options] | None = None
-    models: Callable[[Recipe], Sequence[Model]] = _nothing
-    check: Callable[[Recipe], Sequence[str]] = _nothing
+    models: Callable[[Recipe], Sequence[Model]] = lambda recipe: ()
+    check: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
     prepare: Callable[[Recipe, Mapping[str, str], Mapping[str, str], Processes], None] | None = None
     reads_run_file: bool = False
     nested: bool = False
@@ -84,12 +72,8 @@ RETRIEVERS: Records[Retriever] = Records("retriever")
 
 
 @cache
-def _load_all() -> None:
-    for module in pkgutil.iter_modules(retrieval.__path__, f"{retrieval.__name__}."):
-        importlib.import_module(module.name)
-
-
 def retrievers() -> Records[Retriever]:
     """All first stages: those of the files of this folder, and those that other modules added."""
-    _load_all()
+    for module in pkgutil.iter_modules(retrieval.__path__, f"{retrieval.__name__}."):
+        importlib.import_module(module.name)
     return RETRIEVERS

@@ -166,4 +166,4 @@ def _needs(recipe: Recipe) -> str | None:
     return None if given else "run files: add run: FILE to each set of data.test"
 
 
-RUN = RETRIEVERS.add(Retriever("run", "run file", run, _options, needs=_needs, reads_run_file=True, place=4), __name__)
+RETRIEVERS.add(Retriever("run", "run file", run, _options, needs=_needs, reads_run_file=True, place=4), __name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -16,11 +16,8 @@ from rankwright.common.registry import Registry
 from rankwright.recipe.schema import Loss as LossSettings
 from rankwright.recipe.schema import LossTerm, Recipe
 
-
-class Loss(Protocol):
-    """A registered loss with its options bound."""
-
-    def __call__(self, scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor: ...
+# A registered loss with its options bound: (scores_QD, labels_QD, mask_QD) -> loss_Q.
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class RecipeLoss(Protocol):
@@ -39,7 +36,7 @@ NEED_POSITIVE: set[str] = set()
 
 def of_teacher(loss: L) -> L:
     """Decorator: a loss of a teacher's raw scores, which take the place of labels where training has any."""
-    OF_TEACHER.add(loss.__name__)  # type: ignore[attr-defined]
+    OF_TEACHER.add(loss.__name__)
     return loss
 
 
@@ -49,7 +46,7 @@ def of_relevant(loss: L) -> L:
     The sampler leaves such groups out and counts them. Losses of a teacher's scores are not among them: a score below 0
     tells the model as much as one above.
     """
-    NEED_POSITIVE.add(loss.__name__)  # type: ignore[attr-defined]
+    NEED_POSITIVE.add(loss.__name__)
     return loss
 
 

@@ -18,7 +18,7 @@ from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
-from rankwright.mining.filters import MiningView, bind_filters, known_scores
+from rankwright.mining.filters import bind_filters, known_scores, recipe_view
 from rankwright.mining.pools import (
     Negative,
     apply,
@@ -35,7 +35,7 @@ from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.score_blocks import BlockScores
-from rankwright.retrieval.candidates import Candidate, ranked, read_candidates
+from rankwright.retrieval.candidates import Candidate, best_candidates, read_candidates
 from rankwright.training.checkpoint import TrainState
 from rankwright.training.sampling import GroupSource, Pools
 
@@ -171,19 +171,11 @@ class Refresh:
 
     def _pools(self, collection: Collection, run: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Negative, ...]]:
         """The model's own ranking after the recipe's filters."""
-        mine = self._recipe.mine
-        lists = {
-            query_id: [Candidate(d, score, rank) for rank, (d, score) in enumerate(ranked(query_id, scores), start=1)]
-            for query_id, scores in run.items()
-        }
+        lists = {q: best_candidates(q, scores, len(scores)) for q, scores in run.items()}
         part = collection.subset(lists)
         teacher = None if self._teacher is None else known_scores(self._teacher)
         sifted = sift(part, lists)
-        apply(
-            sifted,
-            bind_filters(mine.filters),
-            MiningView(part, MODEL, {}, {}, self._recipe.seed, self._recipe.bm25.code, teacher),
-        )
+        apply(sifted, bind_filters(self._recipe.mine.filters), recipe_view(self._recipe, part, MODEL, teacher))
         return {q: self._hardest(q, pool_of(part, sifted, q, MODEL)) for q in lists}
 
     def _hardest(self, query_id: str, pool: Sequence[Negative]) -> tuple[Negative, ...]:

@@ -154,14 +154,6 @@ def _attention_bytes(shape: Architecture, work: Work, target: Target, types: Typ
     return 3 * queries * tokens + 2 * keys * tokens + copied + log_sums
 
 
-def _around_attention(shape: Architecture, tokens: int, types: Types) -> int:
-    """What q_norm and k_norm keep: their inputs, and the inverse lengths."""
-    if not shape.qk_norm:
-        return 0
-    heads = shape.heads + shape.key_heads
-    return tokens * heads * (shape.head_size * types.compute + FP32)
-
-
 def _adapters_bytes(shape: Architecture, work: Work, types: Types, *, last: bool) -> int:
     """What adapters keep: their low-rank products; with dropout also a mask and the input under it."""
     total = 0
@@ -182,7 +174,10 @@ def layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -
     inner = shape.linears["gate_proj"].outputs
     # transformers' own forward keeps also what our Gate computes again.
     gates = tokens * inner * number * (4 if target.route == PLAIN else 3)
-    attention = _attention_bytes(shape, work, target, types) + _around_attention(shape, tokens, types)
+    attention = _attention_bytes(shape, work, target, types)
+    if shape.qk_norm:
+        # What q_norm and k_norm keep: their inputs, and the inverse lengths.
+        attention += tokens * (shape.heads + shape.key_heads) * (shape.head_size * number + FP32)
     return norms + normed + gates + attention + _adapters_bytes(shape, work, types, last=False)
 
 

@@ -26,13 +26,7 @@ from rankwright.rerankers.reranker import WINDOW_TOKENS
 from rankwright.training.estimate.cost import FP32, Types, matmul_peak, scoring_bytes, step_bytes, step_flops
 from rankwright.training.estimate.shapes import Architecture, Target, architecture_of, row_work, rows_of, step_parts
 from rankwright.training.gradients import REDUCE_NUMBERS
-from rankwright.training.setup import (
-    budget_tokens,
-    make_trainable,
-    precision,
-    recipe_prompt,
-    stored_dtype,
-)
+from rankwright.training.setup import budget_tokens, make_trainable, precision, recipe_prompt, stored_dtype
 
 GIB = 2**30
 CPU = "cpu"
@@ -91,11 +85,6 @@ def gpu(name: str) -> Device:
     return Device(name, int(memory * GIB), bf16 * 1e12, fp32 * 1e12)
 
 
-def this_cpu(processes: int, bf16: float, fp32: float) -> Device:
-    """This machine as one of so many processes sees it, given its measured FLOP/s."""
-    return Device(CPU, machine_memory() // processes, bf16 / processes, fp32 / processes, reserve=GIB * 3 // 4)
-
-
 def machine_memory() -> int:
     """Bytes of this machine's memory, or of the container's limit."""
     limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
@@ -148,8 +137,7 @@ class Plan:
     def memory(self) -> dict[str, int]:
         """Bytes of one device by part, at the moment when most is in use: in a step, or while dev is evaluated."""
         types = Types.of(full=self.recipe.model.method == "full", bits16=self.bits16)
-        kept, step = self._weights(types), self._step(types)
-        scoring = self._evaluation(types)
+        kept, step, scoring = self._weights(types), self._step(types), self._evaluation(types)
         gathered = kept.pop(GATHERED, 0)
         if gathered + sum(step.values()) >= sum(scoring.values()):
             parts = kept | ({GATHERED: gathered} if self.sharded else {}) | step
@@ -256,7 +244,12 @@ def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
     count, name = parse_gpus(gpus)
     if sharded and count == 1:
         raise UserError("--fsdp2: one device has nothing to share the weights with: say how many, e.g. --gpus 8xh100")
-    device = gpu(name) if name != CPU else this_cpu(count, *map(_cpu_peak, (torch.bfloat16, torch.float32)))
+    if name == CPU:
+        bf16, fp32 = (matmul_peak(dtype, torch.device(CPU)) for dtype in (torch.bfloat16, torch.float32))
+        # As one of so many processes sees this machine.
+        device = Device(CPU, machine_memory() // count, bf16 / count, fp32 / count, reserve=GIB * 3 // 4)
+    else:
+        device = gpu(name)
     base, tokenizer, contract = recipe_prompt(recipe)
 
     def build(recipe: Recipe, sharded: bool) -> Plan:
@@ -270,10 +263,6 @@ def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
     if plan.total > device.memory:
         raise UserError(_too_large(plan, build))
     return plan
-
-
-def _cpu_peak(dtype: torch.dtype) -> float:
-    return matmul_peak(dtype, torch.device("cpu"))
 
 
 def _too_large(plan: Plan, build: Callable[[Recipe, bool], Plan]) -> str:
@@ -316,10 +305,8 @@ def _smaller_budget(plan: Plan) -> tuple[str, Recipe, bool]:
 
 
 def _checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:
-    if plan.recipe.model.gradient_checkpointing:
-        return "", plan.recipe, plan.sharded
-    recipe = _with(plan.recipe, "model", gradient_checkpointing=True)
-    return "model.gradient_checkpointing=true", recipe, plan.sharded
+    said = "" if plan.recipe.model.gradient_checkpointing else "model.gradient_checkpointing=true"
+    return said, _with(plan.recipe, "model", gradient_checkpointing=True), plan.sharded
 
 
 def _fsdp2(plan: Plan) -> tuple[str, Recipe, bool]:
@@ -331,9 +318,8 @@ def _bf16(plan: Plan) -> tuple[str, Recipe, bool]:
 
 
 def _lora(plan: Plan) -> tuple[str, Recipe, bool]:
-    if plan.recipe.model.method == "lora":
-        return "", plan.recipe, plan.sharded
-    return "model.method=lora", _with(plan.recipe, "model", method="lora"), plan.sharded
+    said = "" if plan.recipe.model.method == "lora" else "model.method=lora"
+    return said, _with(plan.recipe, "model", method="lora"), plan.sharded
 
 
 def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
