@@ -43,7 +43,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """The results of all rules of a gate. override: why the model is exported although a rule failed, or None."""
 
     rules: tuple[Rule, ...]
@@ -148,7 +148,7 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
 
 
 def gate_inputs(gate: Gate, system_inputs: Mapping[str, str], seed: int) -> str:
-    """Hash of what a verdict depends on: the section, the seed, and the inputs of base's and tuned's numbers."""
+    """Hash of what a decision depends on: the section, the seed, and the inputs of base's and tuned's numbers."""
     return content_hash(gate.model_dump(mode="json"), system_inputs["base"], system_inputs["tuned"], seed)
 
 
@@ -160,11 +160,11 @@ def decide(
     system_inputs: Mapping[str, str],
     seed: int,
     override: str | None,
-) -> Verdict:
+) -> Decision:
     """Judge the finished evaluation of a run, log the results of the rules, and write gate.json.
 
     An override belongs to one model and one evaluation of it. It is kept when the same command comes again without
-    it, and forgotten when anything changes that the verdict depends on. It is not recorded when no rule failed.
+    it, and forgotten when anything changes that the decision depends on. It is not recorded when no rule failed.
     """
     inputs = gate_inputs(gate, system_inputs, seed)
     values = {
@@ -172,19 +172,19 @@ def decide(
         for name, folder in ((name, run.eval_folder(name)) for name in test_sets)
     }
     repeated = repeated_queries(run.path, {name: base for name, (base, _) in values.items() if name not in gate.guard})
-    verdict = Verdict(judge(gate, values, seed=seed, repeated=repeated))
-    if not verdict.accepted:
+    decision = Decision(judge(gate, values, seed=seed, repeated=repeated))
+    if not decision.accepted:
         # On one line, for the card and the console.
         reason = " ".join(override.split()) if override is not None else _recorded(run, inputs).get("override")
-        verdict = dataclasses.replace(verdict, override=reason)
-    run.write_json(run.gate, {**verdict.as_json(), "inputs": inputs})
-    for rule in verdict.rules:
+        decision = dataclasses.replace(decision, override=reason)
+    run.write_json(run.gate, {**decision.as_json(), "inputs": inputs})
+    for rule in decision.rules:
         console.say(f"{'passed' if rule.passed else 'FAILED'}: {rule.sentence}")
-    if verdict.override is not None:
-        console.say(f"exported although a rule failed: {verdict.override}")
+    if decision.override is not None:
+        console.say(f"exported although a rule failed: {decision.override}")
     elif override is not None:
         console.say("--override: not needed and not recorded, because every rule passed")
-    return verdict
+    return decision
 
 
 def forget_stale(run: RunFolder, gate: Gate | None, system_inputs: Mapping[str, str], seed: int) -> None:
@@ -199,9 +199,9 @@ def _recorded(run: RunFolder, inputs: str) -> dict[str, Any]:
     return found if found.get("inputs") == inputs else {}
 
 
-def refusal(verdict: Verdict) -> GateRefused:
+def refusal(decision: Decision) -> GateRefused:
     """The one-line error of a refused export."""
-    failed = "; ".join(rule.sentence for rule in verdict.rules if not rule.passed)
+    failed = "; ".join(rule.sentence for rule in decision.rules if not rule.passed)
     return GateRefused(
         f"gate: refused, nothing is exported (evaluation, calibration and report are kept): {failed}. Train a better "
         "model, or export it anyway with --override 'why'"

@@ -369,12 +369,12 @@ def _gate(p: Pipeline) -> dict[str, Any]:
         return {}
     console.heading("gate")
     systems, seed = p.inputs.systems, p.recipe.seed
-    verdict = decide(p.recipe.gate, p.folder, p.test_sets, system_inputs=systems, seed=seed, override=p.override)
-    if not verdict.may_export:
+    decision = decide(p.recipe.gate, p.folder, p.test_sets, system_inputs=systems, seed=seed, override=p.override)
+    if not decision.may_export:
         p.folder.forget("export")
         withdraw_exports(p.folder)
-        raise refusal(verdict)
-    p.gate = verdict.as_json()
+        raise refusal(decision)
+    p.gate = decision.as_json()
     return {}
 
 
