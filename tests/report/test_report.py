@@ -24,7 +24,6 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Difference, paired_difference
 from rankwright.evaluation import compare as comparing
 from rankwright.evaluation.results import ALL, label, read_results, rows_of, verdict
-from rankwright.evaluation.runs import read_runs
 from rankwright.pipeline.evaluate import write_attributes
 from rankwright.report.cases import SHOWN, cut, read_cases
 from rankwright.report.gather import changed_keys, read_recipe
@@ -355,7 +354,7 @@ def others(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> list[P
 
 def test_several_runs_are_one_page(run: Path, others: list[Path], tmp_path: Path) -> None:
     page = Page(write_comparison([run, *others], tmp_path / "page.html"))
-    comparison = comparing.compare(read_runs([run, *others]))
+    comparison = comparing.compare([run, *others])
     assert not page.open and "@import" not in page.source and page.tags["script"] == 0
     ids = Counter(value for _, name, value in page.attributes if name == "id")
     assert max(ids.values()) == 1

@@ -193,9 +193,8 @@ def compare(
     """Runs side by side: differences with intervals, p values, spread over seeds."""
     from rankwright.cli.show import show, write_json
     from rankwright.evaluation.compare import compare as compare_runs
-    from rankwright.evaluation.runs import read_runs
 
-    comparison = compare_runs(read_runs(runs), against)
+    comparison = compare_runs(runs, against)
     show(comparison)
     if json_file is not None:
         write_json(comparison, json_file)
