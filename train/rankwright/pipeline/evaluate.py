@@ -14,7 +14,7 @@ from rankwright.common.files import read_json_object, write_lines_atomic, write_
 from rankwright.common.hashing import content_hash, file_sha256
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
-from rankwright.common.run_folder import RunFolder, code_version
+from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import load_card
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import read_split
@@ -30,6 +30,7 @@ from rankwright.evaluation.metrics import HEADLINE, ceiling
 from rankwright.evaluation.slices import FILE, attributes, seen_in_training
 from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
+from rankwright.pipeline.inputs import code_of
 from rankwright.recipe.schema import EXPORTED, Baseline, Recipe
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.rerankers.scorer import Reranked, Scorer
@@ -82,7 +83,7 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     model = (recipe.model.base, recipe.model.revision)
     # The domain in a card may change while its path does not.
     texts = (words, data, _domains(recipe))
-    return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_version())
+    return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_of("attributes"))
 
 
 @dataclass(frozen=True, slots=True)

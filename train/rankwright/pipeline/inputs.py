@@ -33,9 +33,16 @@ CODE = {
     "lists": "retrieval common recipe data pipeline/evaluate.py",
     "scores": "rerankers common recipe data model retrieval training/setup.py pipeline/evaluate.py",
     "measures": "evaluation common recipe data model retrieval rerankers pipeline/evaluate.py",
+    # Attributes of test queries, which the report divides them by: eval/TESTSET/queries.jsonl.
+    "attributes": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/evaluate.py",
     "calibrate": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/calibrate.py",
     "export": "export common data model rerankers pipeline/export.py",
 }
+
+
+def code_of(made: str, package: Path = PACKAGE) -> str:
+    """The version and the hash of the code that decides `made`, a row of CODE. package: folder of the code."""
+    return f"{__version__}+{code_hash(tuple(CODE[made].split()), package)}"
 
 
 class StageInputs:
@@ -51,7 +58,7 @@ class StageInputs:
         self._contents: dict[Path, str] = {}
 
     def _code(self, made: str) -> str:
-        return f"{__version__}+{code_hash(tuple(CODE[made].split()), self.package)}"
+        return code_of(made, self.package)
 
     def section(self, name: str) -> Any:
         """A section of the recipe as plain values, without the keys that change no result."""
