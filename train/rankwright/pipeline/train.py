@@ -63,8 +63,12 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
 
-def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tuple[TrainState, int]:
-    """Train, or continue; returns the state at the end, whose best_step is the one to use, and the planned steps."""
+def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
+    """Train, or continue; returns the state at the end, whose best_step is the one to use, as facts of the stage.
+
+    ended_early: by train.patience.
+    """
+    accelerator = make_accelerator(recipe)
     processes = Processes.of_group()
     base, tokenizer, contract = recipe_prompt(recipe)
     # A single process has no other to share with.
@@ -99,7 +103,9 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
         state = fit(job, checkpoints, reports, evaluate=evaluate, refresh=refresh, stop=stop)
     _keep_mix(recipe, run, source, steps, state.step)
     _describe_end(state, source)
-    return state, steps
+    facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
+    ended = {"planned_steps": steps, "ended_early": state.step < steps}
+    return {**facts, **ended, "processes": accelerator.num_processes}
 
 
 def _tokens_of_all(recipe: Recipe, run: RunFolder, encoder: PromptEncoder, processes: Processes) -> TokenStore:
@@ -189,15 +195,11 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
                 share = query_ids[processes.rank :: processes.count]
                 mine = rerank(under, collection, candidates, share, lambda *_: None)
                 scored = {q: scores for part in processes.gather(mine) for q, scores in part.items()}
-                values += dev_values(scored, collection, query_ids)
+                if query_ids:
+                    values += measure(scored, collection.qrels, query_ids, [HEADLINE]).per_query[HEADLINE].values()
         return sum(values) / len(values)
 
     return evaluate
-
-
-def dev_values(run: dict[str, dict[str, float]], collection: Collection, query_ids: list[str]) -> list[float]:
-    """nDCG@10 of each query."""
-    return list(measure(run, collection.qrels, query_ids, [HEADLINE]).per_query[HEADLINE].values()) if query_ids else []
 
 
 def flat_config(recipe: Recipe) -> dict[str, Any]:
@@ -244,9 +246,3 @@ def _describe_end(state: TrainState, source: GroupSource) -> None:
         console.say("WARNING: no step was better than the base on dev")
     if source.cut_documents or source.cut_queries:
         console.say(f"cut in training: {source.cut_queries} queries, {source.cut_documents} documents")
-
-
-def state_facts(state: TrainState, planned_steps: int) -> dict[str, Any]:
-    """The training in the stage's record; ended_early: by train.patience."""
-    facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
-    return {**facts, "planned_steps": planned_steps, "ended_early": state.step < planned_steps}
