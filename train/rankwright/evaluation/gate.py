@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ GUARD_MARGIN = 0.01
 
 # (base, tuned), each: query id -> value of the gate's metric.
 Pair = tuple[Mapping[str, float], Mapping[str, float]]
-NOTHING: Repeated = {}
 
 
 class GateRefused(UserError):
@@ -95,7 +94,7 @@ def check_override(override: str | None, gate: Gate | None) -> list[str]:
     return []
 
 
-def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeated = NOTHING) -> tuple[Rule, ...]:
+def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeated | None = None) -> tuple[Rule, ...]:
     """The results of a gate's rules. values: test set -> values of base and of tuned, query by query.
 
     gain: the queries of all sets that are not guards are pooled; a query that several of them have (`repeated`, see
@@ -111,10 +110,7 @@ def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeat
     an accepted model into a refused one, so the chance of accepting a model without a gain is at most that of the
     first rule alone (an intersection-union test; Berger 1982).
     """
-    return tuple(_rules(gate, values, seed, repeated))
-
-
-def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated) -> Iterator[Rule]:
+    repeated = repeated or {}
     names = [name for name in values if name not in gate.guard]
     base, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
     level = f"{100 * gate.confidence:g} % interval"
@@ -122,7 +118,6 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
     # The smallest p value that a two-sided paired randomisation test of this many queries can give.
     few = 2.0 ** (1 - d.queries) > 1 - gate.confidence
     above = d.low > gate.min_gain
-    passed = above and not few
     twice = count_repeated(repeated)
     sentence = (
         f"{gate.metric} of tuned - base {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
@@ -130,7 +125,7 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
         + f": the lower end of the {level}, {d.low:+.4f}, is {'' if above else 'not '}above {gate.min_gain:g}"
         + (", but so few queries cannot show a gain at this confidence" if above and few else "")
     )
-    yield Rule("gain", d.mean, d.low, f"lower end > {gate.min_gain:g}", passed, sentence)
+    rules = [Rule("gain", d.mean, d.low, f"lower end > {gate.min_gain:g}", above and not few, sentence)]
     for name in gate.guard:
         d = paired_difference(*values[name], confidence=gate.confidence, seed=seed)
         wrong = []
@@ -144,7 +139,8 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
             f"{d.queries:,} queries: {result}"
         )
         wanted = f"mean >= {-GUARD_MARGIN:g}, interval not below 0"
-        yield Rule(f"guard {name}", d.mean, d.low, wanted, not wrong, sentence)
+        rules.append(Rule(f"guard {name}", d.mean, d.low, wanted, not wrong, sentence))
+    return tuple(rules)
 
 
 def gate_inputs(gate: Gate, system_inputs: Mapping[str, str], seed: int) -> str:

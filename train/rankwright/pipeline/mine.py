@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from rankwright.common import console
 from rankwright.common.files import lines_atomic
@@ -207,10 +207,9 @@ class _Tally:
     def facts(self) -> dict[str, Any]:
         """Print the counts; returns them as facts of the stage."""
         rows = self._rows()
-        table = Table(title="candidates of the training queries", title_justify="left")
-        table.add_column("what was removed")
-        for column in ("removed", "left"):
-            table.add_column(column, justify="right")
+        numbers = (Column(name, justify="right") for name in ("removed", "left"))
+        title = "candidates of the training queries"
+        table = Table("what was removed", *numbers, title=title, title_justify="left")
         table.add_row("(retrieved)", "", f"{self.reasons.total():,}")
         for row in rows:
             table.add_row(row["filter"], f"{row['removed']:,}", f"{row['left']:,}")
