@@ -32,13 +32,14 @@ from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.pipeline.inputs import code_of
 from rankwright.recipe.schema import EXPORTED, Baseline, Recipe
+from rankwright.rerankers.kinds import baseline_under, load_baseline
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.rerankers.scorer import Reranked, Scorer
 from rankwright.retrieval.bm25 import Words
 from rankwright.retrieval.candidates import Candidates, read_candidates, write_candidates
 from rankwright.retrieval.first_stages import retrieve
 from rankwright.retrieval.retriever import retrievers
-from rankwright.training.setup import base_reranker, tuned_reranker
+from rankwright.training.setup import base_reranker, recipe_encoder, tuned_reranker
 
 
 def write_attributes(recipe: Recipe, run: RunFolder) -> None:
@@ -54,8 +55,6 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
             todo.append((collection, folder, inputs))
     if not todo:
         return
-    from rankwright.training.setup import recipe_encoder
-
     encoder, domains = recipe_encoder(recipe), _domains(recipe)
     seen = seen_in_training(read_split(run.data, "train"))
     words = Words(**recipe.bm25.model_dump())
@@ -127,12 +126,11 @@ class Evaluation:
         self.scores, self.inputs = scores, inputs
         self.processes = processes
         self.checkpoint = checkpoint
-        self.jobs = [self._job(c, run_files.get(c.name)) for c in read_split(run.data, "test")]
-
-    def _job(self, collection: Collection, run_file: Path | None) -> Job:
-        chosen = choose_queries(collection, limit=self.recipe.evaluate.limit_queries, seed=self.recipe.seed)
-        otherwise = is_read_otherwise(self.recipe, collection.instruction)
-        return Job(collection, chosen, self.run.eval_folder(collection.name), run_file, otherwise)
+        self.jobs = []
+        for test in read_split(run.data, "test"):
+            chosen = choose_queries(test, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
+            otherwise = is_read_otherwise(recipe, test.instruction)
+            self.jobs.append(Job(test, chosen, run.eval_folder(test.name), run_files.get(test.name), otherwise))
 
     def __call__(self, only: Sequence[str]) -> None:
         """Evaluate the systems of `only` that are not done. Every process of the group calls this."""
@@ -143,7 +141,9 @@ class Evaluation:
                 self._say_choice(job)
                 self._forget_others(job)
                 if reranked or first in only:
-                    self._choose_lists(job, self._lists(job, first))
+                    lists, path = self._lists(job, first), job.folder / "candidates.jsonl"
+                    if not (path.exists() and file_sha256(path) == file_sha256(lists)):
+                        write_text_atomic(path, lists.read_text(encoding="utf-8"))
             if "tuned" in only:
                 forget_other_speed(self.run, self._speed_inputs)
         self.processes.meet()
@@ -155,8 +155,8 @@ class Evaluation:
                 self._rerank(system, todo)
             elif self.processes.is_first:
                 for job in todo:
-                    lists = read_candidates(self._lists(job, system))
-                    self._finish(job, system, first_stage_run(lists, job.chosen.query_ids), {})
+                    found = read_candidates(self._lists(job, system))
+                    self._finish(job, system, first_stage_run(found, job.chosen.query_ids), {})
             if system == "tuned":
                 self._speed()
 
@@ -199,20 +199,12 @@ class Evaluation:
             write_text_atomic(record, json.dumps({**wanted, "sha256": file_sha256(path)}))
         return path
 
-    def _choose_lists(self, job: Job, lists: Path) -> None:
-        """Copy the lists that are reranked to eval/TESTSET/candidates.jsonl."""
-        path = job.folder / "candidates.jsonl"
-        if not (path.exists() and file_sha256(path) == file_sha256(lists)):
-            write_text_atomic(path, lists.read_text(encoding="utf-8"))
-
     def _rerank(self, system: str, todo: Sequence[Job]) -> None:
         files = [self._files(job, system) for job in todo]
         missing = [sorted(set(range(len(f.blocks))) - set(f.done())) for f in files]
         # Every process must have read what is done before any of them adds to it, or the shares below would overlap.
         self.processes.meet()
-        scorer: Scorer | None = None
-        if any(missing):
-            scorer = self._load(system)
+        scorer = self._load(system) if any(missing) else None
         rank, count = self.processes.rank, self.processes.count
         for job, scores, numbers in zip(todo, files, missing, strict=True):
             share = numbers[rank::count]
@@ -256,8 +248,6 @@ class Evaluation:
         if system in ("tuned", EXPORTED):
             assert self.checkpoint is not None
             return tuned_reranker(self.recipe, self.checkpoint)
-        from rankwright.rerankers.kinds import load_baseline
-
         scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.cache)
         return scorer
 
@@ -268,8 +258,6 @@ class Evaluation:
         """The scorer under the instruction with which this system reads a test set."""
         if system in ("base", "tuned", EXPORTED):
             return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
-        from rankwright.rerankers.kinds import baseline_under
-
         return baseline_under(self._baseline(system), scorer, collection.instruction)
 
     def _finish(self, job: Job, system: str, run: Reranked, facts: dict[str, Any]) -> None:
