@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from rankwright.common.files import read_json_object
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
-from rankwright.data.licences.derived import Sets, licence_faults, settle_licences, write_ledger
+from rankwright.data.licences.derived import licence_faults, settle_licences, write_ledger
 from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.evaluate import choose_systems
@@ -145,13 +145,19 @@ class Pipeline:
     # How they are run.
 
     def start(self, *, offline: bool = False) -> None:
-        """Check the recipe, make the run folder, and write recipe.json, provenance.json and licences.json; once."""
+        """Check the recipe, make the run folder, and write recipe.json, provenance.json and licences.json; once.
+
+        Prints which licences are in doubt.
+        """
         if self._started:
             return
         self.check(offline=offline)
         self.folder.create()
         if console.is_first_process():
-            begin_run(self.recipe, self._located, self.folder, self.command)
+            run = self.folder
+            run.write_json(run.recipe_json, json.loads(recipe_json(self.recipe)))
+            run.write_json(run.provenance, provenance(self.recipe.seed, self.command))
+            write_ledger(self.recipe, self._located, _roles(self.recipe), run)
         self._started = True
 
     def run_to(self, last: str, only: Sequence[str] | None = None) -> Pipeline:
@@ -263,13 +269,6 @@ class Pipeline:
         return checkpoint
 
 
-def begin_run(recipe: Recipe, located: Sets, run: RunFolder, command: Iterable[str]) -> None:
-    """Write recipe.json, provenance.json and licences.json, and print which licences are in doubt."""
-    run.write_json(run.recipe_json, json.loads(recipe_json(recipe)))
-    run.write_json(run.provenance, provenance(recipe.seed, command))
-    write_ledger(recipe, located, _roles(recipe), run)
-
-
 def _roles(recipe: Recipe) -> Roles:
     """What the licence ledger has to know of the recipe's loss and first stages."""
     distils = recipe.mine.teacher is not None and reads_teacher(recipe.loss)
@@ -325,10 +324,6 @@ def _evaluate(p: Pipeline) -> dict[str, Any]:
         "experiment": experiment_of(json.loads(recipe_json(p.recipe))),
         "seed": p.recipe.seed,
     }
-
-
-def _calibrate(p: Pipeline) -> dict[str, Any]:
-    return calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned)
 
 
 def _gate(p: Pipeline) -> dict[str, Any]:
@@ -404,7 +399,13 @@ STAGES = [
         "all",
     ),
     Stage("evaluate", _evaluate, lambda p: content_hash(p.inputs.systems), lambda p: [], "all", by_parts=True),
-    Stage("calibrate", _calibrate, lambda p: p.inputs.calibrate, lambda p: [p.folder.calibration], "one"),
+    Stage(
+        "calibrate",
+        lambda p: calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned),
+        lambda p: p.inputs.calibrate,
+        lambda p: [p.folder.calibration],
+        "one",
+    ),
     Stage("gate", _gate, None, lambda p: [], "one"),
     Stage(
         "export",

@@ -22,7 +22,7 @@ from rankwright.evaluation.metrics import HEADLINE
 from rankwright.mining.pools import read_negatives
 from rankwright.model import sharding
 from rankwright.model.instructions import frozen_instruction
-from rankwright.model.prompt import PromptContract, PromptEncoder
+from rankwright.model.prompt import PromptEncoder
 from rankwright.model.token_store import TokenStore, token_store
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores
@@ -79,13 +79,19 @@ def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
         sharding.shard(model, accelerator)
     describe(recipe, model, contract, console.say)
     encoder = PromptEncoder(contract, tokenizer)
-    store = _tokens_of_all(recipe, run, encoder, processes)
+    # The first process tokenises, the others read.
+    if processes.is_first:
+        tokenised(recipe, run, encoder)
+    processes.meet()
+    store = tokenised(recipe, run, encoder)
     source = make_source(recipe, run, store)
     steps = total_steps(recipe, source.mixture.draws_an_epoch)
     _describe_data(recipe, source, steps, processes)
     _keep_mix(recipe, run, source, steps, None)
     reranker = Reranker(model, tokenizer, contract, encoder=store)
-    checkpoints = Checkpoints(run.checkpoints, inputs, _kept_contract(recipe, reranker))
+    # Checkpoints are kept under the instruction of the exports, if there are any.
+    kept = reranker.under(frozen_instruction(recipe) if recipe.export_targets else None).contract
+    checkpoints = Checkpoints(run.checkpoints, inputs, kept)
     if processes.is_first:
         checkpoints.prepare()
     processes.meet()
@@ -99,21 +105,16 @@ def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
         stop_on_signals(console.say) as stop,
     ):
         evaluate = dev_evaluation(recipe, run, reranker)
-        refresh = make_refresh(recipe, run, source, reranker, steps)
+        refresh = None
+        if recipe.mine.refresh_steps is not None:
+            collections = [qualified(c) for c in read_split(run.data, "train")]
+            refresh = Refresh(recipe, run, source, reranker, collections, total_steps=steps)
         state = fit(job, checkpoints, reports, evaluate=evaluate, refresh=refresh, stop=stop)
     _keep_mix(recipe, run, source, steps, state.step)
     _describe_end(state, source)
     facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
     ended = {"planned_steps": steps, "ended_early": state.step < steps}
     return {**facts, **ended, "processes": accelerator.num_processes}
-
-
-def _tokens_of_all(recipe: Recipe, run: RunFolder, encoder: PromptEncoder, processes: Processes) -> TokenStore:
-    """The first process tokenises, the others read."""
-    if processes.is_first:
-        tokenised(recipe, run, encoder)
-    processes.meet()
-    return tokenised(recipe, run, encoder)
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -157,16 +158,6 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         shuffle_labels=recipe.train.shuffle_labels,
         teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.teacher_scores),
     )
-
-
-def make_refresh(
-    recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
-) -> Refresh | None:
-    """Mines negatives again every mine.refresh_steps; None if the recipe has none."""
-    if recipe.mine.refresh_steps is None:
-        return None
-    collections = [qualified(c) for c in read_split(run.data, "train")]
-    return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
 
 
 def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple[Collection, list[str]]]:
@@ -230,11 +221,6 @@ def _keep_mix(recipe: Recipe, run: RunFolder, source: GroupSource, planned_steps
         mix = write_mix(run, source, recipe.train.groups_per_step, planned_steps, steps)
         if steps is None:
             describe_mix(mix, recipe)
-
-
-def _kept_contract(recipe: Recipe, reranker: Reranker) -> PromptContract:
-    """The contract of the checkpoints, under the instruction of the exports if there are any."""
-    return reranker.under(frozen_instruction(recipe) if recipe.export_targets else None).contract
 
 
 def _describe_end(state: TrainState, source: GroupSource) -> None:
