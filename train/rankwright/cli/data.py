@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,9 @@ import typer
 from rich.table import Column, Table
 
 from rankwright.cli.exits import EXIT_USER
-from rankwright.common import console
+from rankwright.common import console, resources
 from rankwright.common.errors import UserError, no_such
+from rankwright.common.files import write_text_atomic
 
 if TYPE_CHECKING:
     from rankwright.cli.data_check import DataCheck, Example, Problem
@@ -41,11 +43,7 @@ def check(
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
 ) -> None:
     """What every set holds, and all faults with file and line; exit code 2 when they would stop a run."""
-    import json
-
     from rankwright.cli import data_check
-    from rankwright.common import resources
-    from rankwright.common.files import write_text_atomic
     from rankwright.recipe.loading import load_recipe
 
     is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
@@ -71,8 +69,6 @@ def check(
 
 
 def _path(text: str) -> Path:
-    from rankwright.common import resources
-
     try:
         return resources.resolve_path(text, root=None)
     except UserError as error:

@@ -199,10 +199,9 @@ def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
     # Brings torch, which nothing else here needs.
     from rankwright.training.setup import recipe_encoder
 
-    data = Data()
     prompt = Prompt(max_tokens=UNBOUNDED_TOKENS, query_tokens=UNBOUNDED_TOKENS // 4)
     try:
-        return recipe_encoder(Recipe(name="look", model=Model(base=base), data=data, prompt=prompt)), []
+        return recipe_encoder(Recipe(name="look", model=Model(base=base), data=Data(), prompt=prompt)), []
     except UserError as error:
         return None, [f"the tokenizer of {base} cannot be had, lengths are estimated: {error}"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -146,8 +147,6 @@ class _PeakMemory:
 
 def _high_water_mark() -> int | None:
     """Without /proc: the peak of the whole command, which POSIX systems record (Linux in KB, macOS in bytes)."""
-    import sys
-
     try:
         import resource
     except ImportError:

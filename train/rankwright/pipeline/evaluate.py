@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ class Evaluation:
                 self._finish(job, system, run, facts)
             self.processes.meet()
         if system == "tuned" and scorer is not None:
-            self._speed(lambda: scorer)
+            self._speed(scorer)
 
     def _files(self, job: Job, system: str) -> BlockScores:
         path = job.folder / "candidates.jsonl"
@@ -233,14 +233,8 @@ class Evaluation:
         queries = sum(len(blocks[number]) for number in share)
         of = f" (process 1 of {count})" if count > 1 else ""
         with console.progress(f"{system} on {job.collection.name}{of}", queries) as advance:
-            scores.score(
-                share,
-                scorer,
-                job.collection,
-                rank=self.processes.rank,
-                advance=advance,
-                look=self.processes.look,
-            )
+            rank, look = self.processes.rank, self.processes.look
+            scores.score(share, scorer, job.collection, rank=rank, advance=advance, look=look)
 
     def _load(self, system: str) -> Scorer:
         if system == "base":
@@ -285,18 +279,14 @@ class Evaluation:
         """Hash of what the speed depends on. Measures are not part of it."""
         return content_hash([self.scores[job.collection.name]["tuned"] for job in self.jobs])
 
-    def _speed(self, load: Callable[[], Scorer] | None = None) -> None:
+    def _speed(self, scorer: Scorer | None = None) -> None:
         """Measure the latency of tuned, on the first process while the others wait."""
         inputs = self._speed_inputs
         if self.processes.is_first and not speed_is_known(self.run, inputs):
-            scorer = load() if load is not None else self._load("tuned")
-            lists: list[tuple[Scorer, Collection, Candidates]] = [
-                (
-                    self._under("tuned", scorer, job.collection),
-                    job.collection,
-                    read_candidates(job.folder / "candidates.jsonl"),
-                )
-                for job in self.jobs
-            ]
+            scorer = self._load("tuned") if scorer is None else scorer
+            lists: list[tuple[Scorer, Collection, Candidates]] = []
+            for job in self.jobs:
+                found = read_candidates(job.folder / "candidates.jsonl")
+                lists.append((self._under("tuned", scorer, job.collection), job.collection, found))
             measure_speed(self.run, lists, seed=self.recipe.seed, inputs=inputs)
         self.processes.meet()

@@ -206,7 +206,12 @@ class _Tally:
 
     def facts(self) -> dict[str, Any]:
         """Print the counts; returns them as facts of the stage."""
-        rows = self._rows()
+        left = self.reasons.total()
+        rows: list[dict[str, Any]] = []
+        removed = [(f"always: {words}", self.reasons[reason]) for reason, words in ALWAYS.items()]
+        for name, count in [*removed, *((name, self.by_filter[name]) for name in self._mine.filters)]:
+            left -= count
+            rows.append({"filter": name, "removed": count, "left": left})
         numbers = (Column(name, justify="right") for name in ("removed", "left"))
         title = "candidates of the training queries"
         table = Table("what was removed", *numbers, title=title, title_justify="left")
@@ -229,11 +234,3 @@ class _Tally:
             "queries": self.queries,
             "short_pools": self.short,
         }
-
-    def _rows(self) -> list[dict[str, Any]]:
-        left, rows = self.reasons.total(), []
-        removed = [(f"always: {words}", self.reasons[reason]) for reason, words in ALWAYS.items()]
-        for name, count in [*removed, *((name, self.by_filter[name]) for name in self._mine.filters)]:
-            left -= count
-            rows.append({"filter": name, "removed": count, "left": left})
-        return rows
