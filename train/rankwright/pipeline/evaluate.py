@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.files import read_json_object, write_lines_atomic, write_text_atomic
+from rankwright.common.files import json_line, read_json_object, write_lines_atomic, write_text_atomic
 from rankwright.common.hashing import content_hash, file_sha256
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
@@ -63,8 +63,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
         domain = domains.get(collection.name, collection.name)
         rows = attributes(collection, candidates, encoder.under(collection.instruction), words, seen, domain)
         (folder / "queries.json").unlink(missing_ok=True)
-        lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
-        write_lines_atomic(folder / FILE, lines)
+        write_lines_atomic(folder / FILE, (json_line(dataclasses.asdict(row)) for row in rows))
         write_text_atomic(folder / "queries.json", json.dumps(inputs) + "\n")
 
 

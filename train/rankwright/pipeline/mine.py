@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from rankwright.common import console
-from rankwright.common.files import lines_atomic
+from rankwright.common.files import json_line, lines_atomic
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
@@ -182,7 +181,7 @@ def removed_line(found: Sifted, query_id: str) -> str | None:
     if not rows:
         return None
     row = {"query_id": query_id, "removed": rows[:MOST_REMOVED], "more": max(0, len(rows) - MOST_REMOVED)}
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return json_line(row)
 
 
 class _Tally:
