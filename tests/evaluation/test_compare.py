@@ -14,6 +14,7 @@ from typing import Any
 import jobs
 import pytest
 
+import rankwright
 from rankwright.cli import show as compare_output
 from rankwright.common.errors import UserError
 from rankwright.common.hashing import content_hash
@@ -22,7 +23,7 @@ from rankwright.common.stats import holm, paired_difference, randomisation_test
 from rankwright.evaluation import compare as comparing
 from rankwright.evaluation.compare import Comparison
 from rankwright.evaluation.evaluate import first_stage_run, measure, write_evaluation
-from rankwright.evaluation.runs import evaluate_command, experiment_of, read_runs, run_names
+from rankwright.evaluation.runs import evaluate_command, experiment_of, run_names
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, write_candidates
@@ -85,7 +86,7 @@ def _reranked(run: dict[str, dict[str, float]], skill: float, relevant: str, key
 
 
 def compared(*folders: Path, against: str | None = None) -> Comparison:
-    return comparing.compare(read_runs(folders), against, resamples=499)
+    return comparing.compare(folders, against, resamples=499)
 
 
 def names(comparison: Comparison) -> list[str]:
@@ -382,7 +383,7 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
     ):
         assert words in done.stdout
     written = json.loads((tmp_path / "out" / "all.json").read_text())
-    found = comparing.compare(read_runs([good, weak, again]), "base")
+    found = comparing.compare([good, weak, again], "base")
     row = written["test_sets"]["one"]["systems"]["good/tuned"]
     assert row["p"] == found.compared["one", "good/tuned"].p
     assert row["p_holm"] == found.compared["one", "good/tuned"].p_holm
@@ -401,6 +402,14 @@ def test_a_mistake_is_a_line_and_exit_code_2(tmp_path: Path, good: Path) -> None
     ):
         done = jobs.rankwright("compare", *arguments)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_notebook_compares_run_folders_by_their_paths(good: Path, weak: Path) -> None:
+    found = rankwright.compare([str(good), weak], against="base")
+    assert [run.name for run in found.runs] == ["good", "weak"] and found.reference.name == "base"
+    assert found.rows("one")["good/tuned"][1] == found.compared["one", "good/tuned"]
+    with pytest.raises(UserError, match="not a run folder"):
+        rankwright.compare([str(good), "runs/nosuch"])
 
 
 def test_no_torch_is_imported() -> None:

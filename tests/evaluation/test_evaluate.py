@@ -43,7 +43,6 @@ def of(count: int) -> Collection:
 
 def test_queries_without_a_relevant_document_are_counted() -> None:
     chosen = choose_queries(SET, limit=None, seed=0)
-    assert chosen.name == "set"
     assert chosen.query_ids == ("q0", "q1")
     # q2 has only a judged negative, q3 no judgement at all.
     assert (chosen.without_relevant, chosen.total) == (2, 4)

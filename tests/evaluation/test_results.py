@@ -21,7 +21,6 @@ from rankwright.evaluation.results import (
     ResultRow,
     SetResults,
     Verdict,
-    label,
     read_results,
     result_rows,
     rows_of,
@@ -29,6 +28,7 @@ from rankwright.evaluation.results import (
     verdict,
 )
 from rankwright.recipe.schema import Recipe
+from rankwright.retrieval.first_stages import stage_label
 
 UP, DOWN, OPEN = (0.1, 0.05, 0.2), (-0.1, -0.2, -0.05), (0.0, -0.1, 0.1)
 NONE = (None, None, None)
@@ -132,7 +132,7 @@ def test_the_verdict_is_honest(rows: list[ResultRow], tone: str, sentences: list
 
 
 def test_systems_have_one_label_and_one_order() -> None:
-    assert [label(s) for s in ("bm25", "run", "dense", "tuned")] == ["BM25", "run file", "dense", "tuned"]
+    assert [stage_label(s) for s in ("bm25", "run", "dense", "tuned")] == ["BM25", "run file", "dense", "tuned"]
     names = ["zeta", "exported", "tuned", "other", "run", "base", "alpha", "bm25"]
     expected = ["bm25", "run", "base", "tuned", "exported", "other", "alpha", "zeta"]
     assert system_order(names, ["missing", "other"]) == expected

@@ -11,12 +11,13 @@ import pytest
 
 from rankwright.common.run_folder import PACKAGE
 from rankwright.data.sources import locate_all
-from rankwright.pipeline.inputs import CODE, StageInputs
+from rankwright.pipeline.inputs import CODE, StageInputs, code_of
 from rankwright.recipe.loading import load_recipe
 
 MODEL = "train base tuned calibrate export"
-ALL = f"data mine bm25 measures {MODEL}"
-# File that is edited -> what depends on it: stages, and the scores of the test set; `measures`: BM25's, of its lists.
+ALL = f"data mine bm25 measures attributes {MODEL}"
+# File that is edited -> what depends on it: stages, and the scores of the test set; `measures`: BM25's, of its
+# lists; `attributes`: queries.jsonl.
 EDITS = {
     "report/page.py": "",
     "cli/main.py": "",
@@ -27,19 +28,19 @@ EDITS = {
     "recipe/schema.py": ALL,
     "data/leakage.py": ALL,
     "data/formats/beir.py": ALL,
-    "pipeline/data.py": ALL,
-    "retrieval/bm25.py": f"mine bm25 measures {MODEL}",
+    "pipeline/data.py": f"data mine bm25 measures {MODEL}",
+    "retrieval/bm25.py": f"mine bm25 measures attributes {MODEL}",
     "mining/filters.py": "mine train tuned calibrate export",
     "supervision/teacher.py": "mine train tuned calibrate export",
     "pipeline/mine.py": "mine train tuned calibrate export",
     "training/losses.py": "train tuned calibrate export",
     "pipeline/train.py": "train tuned calibrate export",
     # It loads the base to be scored.
-    "training/setup.py": MODEL,
-    "model/prompt.py": f"measures {MODEL}",
-    "evaluation/gate.py": "measures calibrate export",
+    "training/setup.py": f"attributes {MODEL}",
+    "model/prompt.py": f"measures attributes {MODEL}",
+    "evaluation/gate.py": "measures attributes calibrate export",
     # The checkpoint is chosen by it.
-    "evaluation/metrics.py": "measures train tuned calibrate export",
+    "evaluation/metrics.py": "measures attributes train tuned calibrate export",
     "pipeline/calibrate.py": "calibrate export",
     "export/weights.py": "export",
     "pipeline/export.py": "export",
@@ -63,6 +64,7 @@ def hashes(package: Path, folder: Path, **mine: object) -> dict[str, str]:
         "export": inputs.export(None, {}),
         **inputs.scores["held-out"],
         "measures": inputs.systems["bm25"],
+        "attributes": code_of("attributes", package),
     }
 
 

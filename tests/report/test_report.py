@@ -23,8 +23,7 @@ from rankwright.common.errors import UserError
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Difference, paired_difference
 from rankwright.evaluation import compare as comparing
-from rankwright.evaluation.results import ALL, label, read_results, rows_of, verdict
-from rankwright.evaluation.runs import read_runs
+from rankwright.evaluation.results import ALL, read_results, rows_of, verdict
 from rankwright.pipeline.evaluate import write_attributes
 from rankwright.report.cases import SHOWN, cut, read_cases
 from rankwright.report.gather import changed_keys, read_recipe
@@ -32,6 +31,7 @@ from rankwright.report.page import write_report
 from rankwright.report.plots import MOST_POINTS, curve, differences, running_mean, thinned
 from rankwright.report.side_by_side import differing_keys, write_comparison
 from rankwright.retrieval.candidates import ranked
+from rankwright.retrieval.first_stages import stage_label
 from rankwright.retrieval.run_file import read_trec_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "path", "use", "line", "circle", "wbr"}
@@ -355,19 +355,19 @@ def others(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> list[P
 
 def test_several_runs_are_one_page(run: Path, others: list[Path], tmp_path: Path) -> None:
     page = Page(write_comparison([run, *others], tmp_path / "page.html"))
-    comparison = comparing.compare(read_runs([run, *others]))
+    comparison = comparing.compare([run, *others])
     assert not page.open and "@import" not in page.source and page.tags["script"] == 0
     ids = Counter(value for _, name, value in page.attributes if name == "id")
     assert max(ids.values()) == 1
     for number, (name, shared) in enumerate(comparison.sets.items(), start=1):
         for system in comparison.systems:
-            row = page.row(f"results-{number}", label(system.name))
+            row = page.row(f"results-{number}", stage_label(system.name))
             assert row[1:3] == [f"{mean:.3f}" for mean in shared.means(system.values(name)).values()]
             found = comparison.compared.get((name, system.name))
             assert row[3] == (interval(found.difference) if found else "reference")
             assert found is None or row[6] == ("< 0.001" if found.p_holm < 0.001 else f"{found.p_holm:.3f}")
     for system in comparison.systems:
-        row = page.row("results-pooled", label(system.name))
+        row = page.row("results-pooled", stage_label(system.name))
         assert row[1:3] == [f"{mean:.3f}" for mean in comparison.pooled_means(system).values()]
         pooled = comparison.pooled.get(system.name)
         assert row[3] == (interval(pooled.difference) if pooled else "reference")

@@ -13,14 +13,13 @@ import jobs
 import pytest
 
 from rankwright.common.errors import UserErrors
-from rankwright.evaluation.results import label
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.report.page import write_report
 from rankwright.retrieval import candidates, retriever
 from rankwright.retrieval.candidates import read_candidates
-from rankwright.retrieval.first_stages import ordering_models, possible_stages, stage_names
+from rankwright.retrieval.first_stages import ordering_models, possible_stages, stage_label, stage_names
 from rankwright.retrieval.retriever import RETRIEVERS, retrievers
 
 OUTSIDE = """
@@ -61,8 +60,8 @@ def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_the_tables_begin_with_the_known_ones_in_their_order() -> None:
     assert stage_names() == ["bm25", "dense", "fusion", "run"]
-    assert [label(name) for name in stage_names()] == ["BM25", "dense", "fusion", "run file"]
-    assert label("tuned") == "tuned"
+    assert [stage_label(name) for name in stage_names()] == ["BM25", "dense", "fusion", "run file"]
+    assert stage_label("tuned") == "tuned"
 
 
 def test_one_record_is_mined_from_evaluated_and_shown(letters: str, tmp_path: Path) -> None:

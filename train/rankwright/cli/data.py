@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from rankwright.cli.exits import EXIT_USER
-from rankwright.common import console
+from rankwright.common import console, resources
 from rankwright.common.errors import UserError, no_such
+from rankwright.common.files import write_text_atomic
 
 if TYPE_CHECKING:
     from rankwright.cli.data_check import DataCheck, Example, Problem
+    from rankwright.data.statistics import Level
 
 data_app = typer.Typer(
     name="data",
@@ -44,11 +47,7 @@ def check(
 
     Faults have file and line. The exit code is 2 when one would stop a run.
     """
-    import json
-
     from rankwright.cli import data_check
-    from rankwright.common import resources
-    from rankwright.common.files import write_text_atomic
     from rankwright.recipe.loading import load_recipe
 
     is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
@@ -74,8 +73,6 @@ def check(
 
 
 def _path(text: str) -> Path:
-    from rankwright.common import resources
-
     try:
         return resources.resolve_path(text, root=None)
     except UserError as error:
@@ -129,8 +126,6 @@ def list_sets(
 
     Shows splits, place and licence of each, and counts the sets that --domain and --commercial leave out.
     """
-    from rich.table import Table
-
     from rankwright.data.cards import list_cards
 
     cards = list_cards()
@@ -139,9 +134,8 @@ def list_sets(
         raise UserError(f"--domain: {no_such('domain', domain, domains)}")
     chosen = [card for card in cards if domain in (None, card.domain)]
     refused = [card for card in chosen if commercial and card.known.commercial != "yes"]
-    table = Table(box=None)
-    for column in ("card", "domain", "splits", "where", "licence", "commercial use"):
-        table.add_column(column, no_wrap=column in ("card", "domain"))
+    narrow = (Column(name, no_wrap=True) for name in ("card", "domain"))
+    table = Table(*narrow, "splits", "where", "licence", "commercial use", box=None)
     for card in (card for card in chosen if card not in refused):
         where = f"hub {card.hub.id}" if card.hub is not None else f"files, data.root/{card.path}"
         known = card.known
@@ -158,7 +152,7 @@ def list_sets(
 SHOWN_EXAMPLES = 5
 SHOWN_CHARACTERS = 160
 SHOWN_BINS = 8
-LEVELS = ("error", "warning", "note")
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 
 def show(check: DataCheck) -> None:
@@ -166,10 +160,7 @@ def show(check: DataCheck) -> None:
     console.say(check.title)
     console.say(check.tokens)
     for split, rows in check.statistics.items():
-        table = Table(title=split, title_justify="left")
-        table.add_column("")
-        for row in rows:
-            table.add_column(row["set"], justify="right")
+        table = Table("", *(Column(row["set"], justify="right") for row in rows), title=split, title_justify="left")
         for name, cell in _lines(rows).items():
             table.add_row(name, *map(cell, rows))
         console.show(table)
@@ -177,7 +168,7 @@ def show(check: DataCheck) -> None:
         for problem in check.problems:
             if problem.level == level:
                 _show_problem(problem)
-    counts = [f"{check.count(level)} {level}s" for level in LEVELS if check.count(level)]  # type: ignore[arg-type]
+    counts = [f"{check.count(level)} {level}s" for level in LEVELS if check.count(level)]
     console.say(", ".join(counts) or "clean: nothing found")
 
 
@@ -245,12 +236,9 @@ def _words(example: Example, *, judgement: bool) -> str:
     step = 2 if judgement else 1
     parts = [example.ids[i : i + step] for i in range(0, len(example.ids), step)]
     where = example.where or ("",) * len(parts)
-    return ", ".join(" ".join([_short(w), *map(repr, ids)]).strip() for w, ids in zip(where, parts, strict=True))
-
-
-def _short(where: str) -> str:
-    """The place of an example without the folders of its file: the set is named already."""
-    return where.rsplit("/", 1)[-1]
+    # Without the folders of the file: the set is named already.
+    places = [w.rsplit("/", 1)[-1] for w in where]
+    return ", ".join(" ".join([w, *map(repr, ids)]).strip() for w, ids in zip(places, parts, strict=True))
 
 
 def as_json(check: DataCheck) -> dict[str, Any]:
@@ -260,5 +248,5 @@ def as_json(check: DataCheck) -> dict[str, Any]:
         "tokens": check.tokens,
         "statistics": check.statistics,
         "problems": [dataclasses.asdict(problem) for problem in check.problems],
-        **{f"{level}s": sum(problem.level == level for problem in check.problems) for level in LEVELS},
+        **{f"{level}s": check.count(level) for level in LEVELS},
     }

@@ -53,20 +53,27 @@ def init(
         said += more
     leaks = _rehearse(entries)
     train = [entry.collection for entry in entries if entry.split == "train"]
-    queries, corpus, relevant = ([t for c in train for t in drawn(of(c))] for of in (_queries, _corpus, _relevant))
+    queries = [text for c in train for text in drawn(c.queries)]
+    corpus = [text for c in train for text in drawn(c.corpus)]
+    relevant = [text for c in train for text in drawn({d: c.corpus[d] for q in c.queries for d in c.positives(q)})]
     encoder, missing = _encoder(base)
-    draft = Draft(
+    budget = choose_budget(queries, corpus, relevant, encoder)
+    code = {c.name: share for c in train if (share := share_of_code(drawn(c.corpus))) >= SHARE_OF_CODE}
+    text = recipe_text(
         name=name or _slug(output.name.split(".")[0], entries[0].name),
         base=base,
         entries=entries,
         said=said,
-        budget=choose_budget(queries, corpus, relevant, encoder),
-        code={c.name: share for c in train if (share := share_of_code(drawn(c.corpus))) >= SHARE_OF_CODE},
+        budget=budget,
+        code=code,
         on_fault=on_fault,
         leaks=leaks,
     )
-    text = recipe_text(draft)
-    _prove(text)
+    # What init writes must be right: it is loaded before it is written.
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        load_recipe(str(path))
     write_text_atomic(output, text)
     # A generated file, written anew: the recipe's first line names it.
     write_text_atomic(output.with_name(SCHEMA), resources.schema_file().read_text(encoding="utf-8"))
@@ -74,23 +81,11 @@ def init(
         console.say(f"{entry.split}: {entry.name} ({entry.path}): {entry.found}")
     for line in [*said, *missing, *leaks]:
         console.say(line)
-    console.say(f"prompt.max_tokens {draft.budget.max_tokens}: {draft.budget.why}")
-    for set_name, share in draft.code.items():
+    console.say(f"prompt.max_tokens {budget.max_tokens}: {budget.why}")
+    for set_name, share in code.items():
         console.say(f"bm25.code: {share:.0%} of the documents of {set_name} look like code")
     shown = shlex.quote(resources.shown(output))
     console.say(f"written: {output}. Next:\n    rankwright check {shown}\n    rankwright run {shown}")
-
-
-def _queries(collection: Collection) -> Mapping[str, str]:
-    return collection.queries
-
-
-def _corpus(collection: Collection) -> Mapping[str, str]:
-    return collection.corpus
-
-
-def _relevant(collection: Collection) -> Mapping[str, str]:
-    return {d: collection.corpus[d] for q in collection.queries for d in collection.positives(q)}
 
 
 def _rehearse(entries: Sequence[Entry]) -> list[str]:
@@ -204,10 +199,9 @@ def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
     # Brings torch, which nothing else here needs.
     from rankwright.training.setup import recipe_encoder
 
-    data = Data()
     prompt = Prompt(max_tokens=UNBOUNDED_TOKENS, query_tokens=UNBOUNDED_TOKENS // 4)
     try:
-        return recipe_encoder(Recipe(name="look", model=Model(base=base), data=data, prompt=prompt)), []
+        return recipe_encoder(Recipe(name="look", model=Model(base=base), data=Data(), prompt=prompt)), []
     except UserError as error:
         return None, [f"the tokenizer of {base} cannot be had, lengths are estimated: {error}"]
 
@@ -216,14 +210,6 @@ def _slug(text: str, *others: str) -> str:
     """A name that a recipe may have; the next of `others` where nothing is left of the text."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")
     return plain or _slug(*others) if others else plain or "recipe"
-
-
-def _prove(text: str) -> None:
-    """Load the recipe before it is written: what init writes must be right."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(text, encoding="utf-8")
-        load_recipe(str(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,50 +237,45 @@ class Entry:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """The content of a recipe. code: training set -> share of its documents that look like code, where most do.
+def recipe_text(
+    *,
+    name: str,
+    base: str,
+    entries: Sequence[Entry],
+    said: Sequence[str],
+    budget: Budget,
+    code: Mapping[str, float],
+    on_fault: OnFault,
+    leaks: Sequence[str],
+) -> str:
+    """The recipe as a YAML file. code: training set -> share of its documents that look like code, where most do.
 
     said: where the sets come from; leaks: what train shares with dev or test, in words.
     """
-
-    name: str
-    base: str
-    entries: Sequence[Entry]
-    said: Sequence[str]
-    budget: Budget
-    code: Mapping[str, float]
-    on_fault: OnFault
-    leaks: Sequence[str]
-
-
-def recipe_text(draft: Draft) -> str:
-    """The recipe as a YAML file."""
-    budget = draft.budget
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
         "# Written by `rankwright init`. Relative paths start at the working directory, or at data.root.",
-        f"name: {_text(draft.name)}",
+        f"name: {_text(name)}",
         "",
         "model:",
-        f"  base: {_text(draft.base)}",
+        f"  base: {_text(base)}",
         "",
         "data:",
-        *(f"  # {line}" for line in draft.said),
+        *(f"  # {line}" for line in said),
     ]
-    if draft.on_fault == "drop":
+    if on_fault == "drop":
         lines.append("  on_fault: drop    # rows with faults are left out, and counted in data_report.json")
-    if draft.leaks:
-        lines += [f"  # {line}" for line in draft.leaks]
+    if leaks:
+        lines += [f"  # {line}" for line in leaks]
         lines.append("  on_leak: drop    # they are left out of training, and counted; without this a run stops")
     for split in ("train", "dev", "test"):
-        lines += _split(split, [entry for entry in draft.entries if entry.split == split])
+        lines += _split(split, [entry for entry in entries if entry.split == split])
     lines += ["", "prompt:", f"  # {budget.why}", f"  max_tokens: {budget.max_tokens}"]
     if budget.query_tokens is not None:
         lines.append(f"  query_tokens: {budget.query_tokens}    # the queries are long: more than a quarter")
     lines.append("  # instruction: what a relevant document is to a query, in one sentence of your domain")
-    if draft.code:
-        sets = ", ".join(f"{share:.0%} of the documents of {name}" for name, share in draft.code.items())
+    if code:
+        sets = ", ".join(f"{share:.0%} of the documents of {set_name}" for set_name, share in code.items())
         lines += ["", "bm25:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
     lines += [
         "",

@@ -11,7 +11,7 @@ import typer
 
 from rankwright.cli.data import data_app
 from rankwright.cli.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
-from rankwright.cli.models import add_to
+from rankwright.cli.models import push, score, verify
 from rankwright.common import console
 from rankwright.common.errors import PeerFailed, Stopped, UserError
 
@@ -223,9 +223,8 @@ def compare(
     """
     from rankwright.cli.show import show, write_json
     from rankwright.evaluation.compare import compare as compare_runs
-    from rankwright.evaluation.runs import read_runs
 
-    comparison = compare_runs(read_runs(runs), against)
+    comparison = compare_runs(runs, against)
     show(comparison)
     if json_file is not None:
         write_json(comparison, json_file)
@@ -272,19 +271,18 @@ def recipes(
 
         typer.echo(schema_text(), nl=False)
         return
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from rankwright.recipe.loading import list_recipes
 
-    table = Table(box=None)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it does")
+    table = Table(Column("recipe", no_wrap=True), "what it does", box=None)
     for info in list_recipes():
         table.add_row(info.name, info.description)
     console.show(table)
 
 
-add_to(app)
+for command in (score, verify, push):
+    app.command()(command)
 
 
 def main() -> NoReturn:

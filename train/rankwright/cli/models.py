@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from rankwright.common import console
 from rankwright.common.errors import UserError, no_such
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERENT = 1
 SHOWN_CHARACTERS = 90
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    for command in (score, verify, push):
-        app.command()(command)
 
 
 def verify(
@@ -106,7 +100,9 @@ def score(
 
     texts = read_documents(documents)
     console.quiet_libraries()
-    reranker = Reranker.load(model, mode=stated_mode(mode), instruction=instruction, base=base)
+    if mode is not None and mode not in FRAMES:
+        raise UserError(f"mode: {no_such(FRAMES.kind, mode, FRAMES)}")
+    reranker = Reranker.load(model, mode=mode, instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:
         cut = f"{reranker.cut_documents} documents, {reranker.cut_queries} queries"
@@ -140,19 +136,11 @@ def show_ranking(ranked: Sequence[Ranked], *, calibrated: bool) -> None:
 
     calibrated: a column for the calibrated probability too; for models whose temperature is not 1.
     """
-    table = Table(box=None)
-    for column in ("rank", "score", "probability", *(["calibrated"] if calibrated else []), "document", "text"):
-        table.add_column(column, justify="left" if column == "text" else "right")
+    numbered = ("rank", "score", "probability", *(["calibrated"] if calibrated else []), "document")
+    table = Table(*(Column(name, justify="right") for name in numbered), "text", box=None)
     for rank, row in enumerate(ranked, 1):
         text = " ".join(row.document.split())
         text = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
         numbers = [row.score, row.probability, *([row.calibrated] if calibrated else [])]
         table.add_row(str(rank), *(f"{number:.4f}" for number in numbers), str(row.index + 1), text)
     console.show(table)
-
-
-def stated_mode(text: str | None) -> str | None:
-    """The frame that a user names. Raises UserError for an unknown one."""
-    if text is not None and text not in FRAMES:
-        raise UserError(f"mode: {no_such(FRAMES.kind, text, FRAMES)}")
-    return text

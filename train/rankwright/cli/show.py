@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
+from rich.table import Column as TableColumn
 from rich.table import Table
 
 from rankwright.common import console, resources
@@ -17,9 +18,11 @@ from rankwright.common.files import write_text_atomic
 from rankwright.data.sources import locate_all
 from rankwright.evaluation.compare import Comparison
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import ALL, ResultRow, by_test_set, is_first_stage, label
+from rankwright.evaluation.results import ALL, ResultRow, by_test_set
 from rankwright.recipe.loading import LoadedRecipe
 from rankwright.recipe.schema import DevFromTrain
+from rankwright.retrieval.first_stages import stage_label
+from rankwright.retrieval.retriever import retrievers
 
 if TYPE_CHECKING:
     from rankwright.training.estimate.plan import Plan
@@ -59,20 +62,22 @@ def _columns(sets: Mapping[str, Mapping[str, ResultRow]]) -> list[Column]:
     # A set may lack a system that another one has, in the middle of the order.
     order = max((list(row) for row in sets.values()), key=len, default=[])
     order += [s for s in dict.fromkeys(s for row in sets.values() for s in row) if s not in order]
-    stages = [s for s in order if is_first_stage(s)]
-    order = [*stages, *(s for s in order if not is_first_stage(s))]
+    stages = [s for s in order if s in retrievers()]
+    order = [*stages, *(s for s in order if s not in retrievers())]
     best = [next(iter(row.values())).best_possible for row in sets.values()]
     for system in order:
         if len(columns) == 1 + len(stages) and any(value is not None for value in best):
             columns.append(("best possible", [_number(value) for value in best]))
         values = [row[system].value if system in row else None for row in sets.values()]
-        columns.append((label(system), [_number(value) for value in values]))
+        columns.append((stage_label(system), [_number(value) for value in values]))
     tuned = [row.get("tuned") for row in sets.values()]
     to_base = [None if row is None else (row.difference, row.low, row.high) for row in tuned]
     to_first = [None if row is None else (row.to_first, row.to_first_low, row.to_first_high) for row in tuned]
     for other, intervals in (("base", to_base), (tuned[-1].first_stage if tuned and tuned[-1] else "", to_first)):
         if any(numbers is not None and numbers[0] is not None for numbers in intervals):
-            columns.append((f"tuned - {label(other)} [95 % interval]", [_interval(numbers) for numbers in intervals]))
+            columns.append(
+                (f"tuned - {stage_label(other)} [95 % interval]", [_interval(numbers) for numbers in intervals])
+            )
     return columns
 
 
@@ -133,7 +138,7 @@ def _compared_table(comparison: Comparison, title: str, test_set: str | None) ->
         else:
             d = row.difference
             cells += [_interval((d.mean, d.low, d.high)), f"{row.p:.4f}", f"{row.p_holm:.4f}"]
-        name = label(system.name) + (f" (= {', '.join(system.same_in)})" if system.same_in else "")
+        name = stage_label(system.name) + (f" (= {', '.join(system.same_in)})" if system.same_in else "")
         table.add_row(escape(name), *cells, style="bold" if row is None else None)
     return table
 
@@ -191,9 +196,7 @@ def _rows(comparison: Comparison, test_set: str | None) -> dict[str, dict[str, A
 def describe_recipe(loaded: LoadedRecipe, ledger: Mapping[str, Any], *, offline: bool) -> None:
     """Print sets, licences (ledger: licences.json), and the prompt where the tokenizer is at hand."""
     recipe = loaded.recipe
-    table = Table(title=f"recipe {recipe.name}", title_justify="left")
-    for column in ("split", "set", "from"):
-        table.add_column(column)
+    table = Table("split", "set", "from", title=f"recipe {recipe.name}", title_justify="left")
     for split, entries in locate_all(recipe.data).items():
         for entry in entries:
             card = entry.card
@@ -213,9 +216,7 @@ def describe_recipe(loaded: LoadedRecipe, ledger: Mapping[str, Any], *, offline:
 
 
 def _describe_licences(ledger: Mapping[str, Any]) -> None:
-    table = Table(title="licences", title_justify="left")
-    for column in ("input", "kind", "use", "licence", "commercial use"):
-        table.add_column(column)
+    table = Table("input", "kind", "use", "licence", "commercial use", title="licences", title_justify="left")
     for one in ledger["inputs"]:
         table.add_row(one["input"], one["kind"], ", ".join(one["use"]), one["licence"], one["commercial"])
     console.show(table)
@@ -251,9 +252,8 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
         f"{group.tokens:,} tokens in all; micro-batches of at most {plan.budget_tokens:,} tokens; "
         f"attention {plan.target.route}"
     )
-    table = Table(title=f"memory of each of {plan.count} x {device.name}", title_justify="left")
-    table.add_column("part")
-    table.add_column("GiB", justify="right")
+    title = f"memory of each of {plan.count} x {device.name}"
+    table = Table("part", TableColumn("GiB", justify="right"), title=title, title_justify="left")
     for name, size in [*plan.memory.items(), ("at the peak", plan.total), ("available", device.memory)]:
         table.add_row(name, f"{size / GIB:.3f}")
     console.show(table)

@@ -38,13 +38,9 @@ class Fitted:
     note: str | None = None
 
 
-def _signed(scores: Sequence[float], relevant: Sequence[bool]) -> np.ndarray:
-    """Scores of relevant pairs and negated scores of the others: above 0 where a pair is scored right."""
-    scores_N = np.asarray(scores, dtype=np.float64)
-    if not np.isfinite(scores_N).all():
-        raise UserError("calibration: a score is not a finite number: the model that gave it is broken")
-    signed: np.ndarray = np.where(np.asarray(relevant, dtype=bool), scores_N, -scores_N)
-    return signed
+def _arrays(scores: Sequence[float], relevant: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    """scores_N in fp64, relevant_N."""
+    return np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
 
 
 def fit_temperature(scores: Sequence[float], relevant: Sequence[bool]) -> Fitted:
@@ -60,8 +56,12 @@ def fit_temperature(scores: Sequence[float], relevant: Sequence[bool]) -> Fitted
     lists of another depth or another first stage have another share.
     Source: Platt 1999, Guo et al. 2017 (arXiv 1706.04599).
     """
-    signed_N = _signed(scores, relevant)
-    found = sum(map(bool, relevant))
+    scores_N, relevant_N = _arrays(scores, relevant)
+    if not np.isfinite(scores_N).all():
+        raise UserError("calibration: a score is not a finite number: the model that gave it is broken")
+    # Above 0 where a pair is scored right.
+    signed_N = np.where(relevant_N, scores_N, -scores_N)
+    found = int(relevant_N.sum())
     if not len(signed_N):
         return Fitted(1.0, "there are no pairs to fit a temperature to: it stays 1")
     if found in (0, len(signed_N)):
@@ -100,7 +100,7 @@ def reliability(
     every bin away from the diagonal.
     Source: Guo et al. 2017 (arXiv 1706.04599), section 2; Nixon et al. 2019 (arXiv 1904.01685), adaptive bins.
     """
-    scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
+    scores_N, relevant_N = _arrays(scores, relevant)
     probability_N = expit(scores_N / temperature)
     smaller_N = np.searchsorted(np.sort(scores_N), scores_N, side="left")
     bin_N = smaller_N * bins // max(1, len(scores_N))
@@ -122,20 +122,16 @@ def reliability(
 
 
 def thresholds(
-    scores: Sequence[float],
-    relevant: Sequence[bool],
-    *,
-    temperature: float,
-    probabilities: Sequence[float] = PROBABILITIES,
+    scores: Sequence[float], relevant: Sequence[bool], *, temperature: float
 ) -> list[dict[str, float | None]]:
     """For each calibrated probability: what is kept when pairs below it are dropped.
 
     score: the raw score at that probability; kept: the share of pairs kept. Precision is None where nothing is kept.
     Recall counts the relevant pairs in the lists, and is None where there are none.
     """
-    scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
+    scores_N, relevant_N = _arrays(scores, relevant)
     rows: list[dict[str, float | None]] = []
-    for probability in probabilities:
+    for probability in PROBABILITIES:
         score = temperature * math.log(probability / (1 - probability))
         kept_N = scores_N >= score
         kept, right, all_relevant = int(kept_N.sum()), int((kept_N & relevant_N).sum()), int(relevant_N.sum())
@@ -154,7 +150,7 @@ def thresholds(
 
 def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | None:
     """A sentence when the scores carry no probability: all equal, saturated, too narrow, or no better than chance."""
-    scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
+    scores_N, relevant_N = _arrays(scores, relevant)
     if len(scores_N) < 2:
         return None
     if float(np.ptp(scores_N)) == 0:
@@ -181,13 +177,11 @@ def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | Non
     return None
 
 
-def summary(
-    scores: Sequence[float], relevant: Sequence[bool], *, queries: int, temperature: float, bins: int = BINS
-) -> dict[str, Any]:
+def summary(scores: Sequence[float], relevant: Sequence[bool], *, queries: int, temperature: float) -> dict[str, Any]:
     """All figures of one set, as calibration.json holds them."""
-    scores_N, relevant_N = np.asarray(scores, dtype=np.float64), np.asarray(relevant, dtype=bool)
-    error, plain = reliability(scores, relevant, bins=bins)
-    error_fitted, fitted = reliability(scores, relevant, temperature=temperature, bins=bins)
+    scores_N, relevant_N = _arrays(scores, relevant)
+    error, plain = reliability(scores, relevant)
+    error_fitted, fitted = reliability(scores, relevant, temperature=temperature)
     kinds = {"relevant": scores_N[relevant_N], "others": scores_N[~relevant_N]}
     return {
         "queries": queries,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries, system_order
-from rankwright.evaluation.runs import EvaluatedRun, Values, experiment_of, same_but_for_seed
+from rankwright.evaluation.runs import EvaluatedRun, Values, experiment_of, read_runs, same_but_for_seed
 
 # The seed of all resamples: the same files always give the same numbers.
 SEED = 0
@@ -102,16 +103,18 @@ class Comparison:
         return {m: sum(found.values()) / len(found) for m, found in values.items()}
 
 
-def compare(runs: Sequence[EvaluatedRun], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
+def compare(folders: Sequence[str | Path], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
     """Compare every system of the runs with one of them, on every test set that all runs have.
 
+    folders: run folders with a finished evaluation, such as runs/a.
     against: the name of a system, or of a run, which stands for its tuned; by default the first run's tuned.
     Differences are system - reference by nDCG@10 over the queries that all runs share, with a 95 % BCa interval and
     the p value of a two-sided paired randomisation test, adjusted by Holm's method over all comparisons of the call.
     They tell what other queries would change, for these trained models. `over_seeds` tells what other seeds change,
     for runs of one recipe.
-    Raises UserError when no test set or no query is shared, and for an unknown `against`.
+    Raises UserError as read_runs does, when no test set or no query is shared, and for an unknown `against`.
     """
+    runs = read_runs([Path(folder) for folder in folders])
     names = [name for name in runs[0].sets if all(name in run.sets for run in runs)]
     if not names:
         have = "; ".join(f"{run.name} has {', '.join(run.sets)}" for run in runs)

@@ -47,7 +47,6 @@ def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:
 class TestSet:
     """The queries of a test set that are evaluated: those with a relevant document, up to the limit."""
 
-    name: str
     query_ids: tuple[str, ...]
     without_relevant: int
     total: int
@@ -59,7 +58,7 @@ def choose_queries(collection: Collection, *, limit: int | None, seed: int) -> T
     without = len(collection.queries) - len(relevant)
     if limit is not None and limit < len(relevant):
         relevant = sorted(relevant, key=lambda q: stable_hash("limit", seed, q))[:limit]
-    return TestSet(collection.name, tuple(sorted(relevant)), without, len(collection.queries))
+    return TestSet(tuple(sorted(relevant)), without, len(collection.queries))
 
 
 def first_stage_run(candidates: Candidates, query_ids: Sequence[str]) -> Reranked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ GUARD_MARGIN = 0.01
 
 # (base, tuned), each: query id -> value of the gate's metric.
 Pair = tuple[Mapping[str, float], Mapping[str, float]]
-NOTHING: Repeated = {}
 
 
 class GateRefused(UserError):
@@ -43,7 +42,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """The results of all rules of a gate. override: why the model is exported although a rule failed, or None."""
 
     rules: tuple[Rule, ...]
@@ -95,7 +94,7 @@ def check_override(override: str | None, gate: Gate | None) -> list[str]:
     return []
 
 
-def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeated = NOTHING) -> tuple[Rule, ...]:
+def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeated | None = None) -> tuple[Rule, ...]:
     """The results of a gate's rules. values: test set -> values of base and of tuned, query by query.
 
     gain: the queries of all sets that are not guards are pooled; a query that several of them have (`repeated`, see
@@ -111,10 +110,7 @@ def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeat
     an accepted model into a refused one, so the chance of accepting a model without a gain is at most that of the
     first rule alone (an intersection-union test; Berger 1982).
     """
-    return tuple(_rules(gate, values, seed, repeated))
-
-
-def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated) -> Iterator[Rule]:
+    repeated = repeated or {}
     names = [name for name in values if name not in gate.guard]
     base, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
     level = f"{100 * gate.confidence:g} % interval"
@@ -122,7 +118,6 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
     # The smallest p value that a two-sided paired randomisation test of this many queries can give.
     few = 2.0 ** (1 - d.queries) > 1 - gate.confidence
     above = d.low > gate.min_gain
-    passed = above and not few
     twice = count_repeated(repeated)
     sentence = (
         f"{gate.metric} of tuned - base {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
@@ -130,7 +125,7 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
         + f": the lower end of the {level}, {d.low:+.4f}, is {'' if above else 'not '}above {gate.min_gain:g}"
         + (", but so few queries cannot show a gain at this confidence" if above and few else "")
     )
-    yield Rule("gain", d.mean, d.low, f"lower end > {gate.min_gain:g}", passed, sentence)
+    rules = [Rule("gain", d.mean, d.low, f"lower end > {gate.min_gain:g}", above and not few, sentence)]
     for name in gate.guard:
         d = paired_difference(*values[name], confidence=gate.confidence, seed=seed)
         wrong = []
@@ -144,11 +139,12 @@ def _rules(gate: Gate, values: Mapping[str, Pair], seed: int, repeated: Repeated
             f"{d.queries:,} queries: {result}"
         )
         wanted = f"mean >= {-GUARD_MARGIN:g}, interval not below 0"
-        yield Rule(f"guard {name}", d.mean, d.low, wanted, not wrong, sentence)
+        rules.append(Rule(f"guard {name}", d.mean, d.low, wanted, not wrong, sentence))
+    return tuple(rules)
 
 
 def gate_inputs(gate: Gate, system_inputs: Mapping[str, str], seed: int) -> str:
-    """Hash of what a verdict depends on: the section, the seed, and the inputs of base's and tuned's numbers."""
+    """Hash of what a decision depends on: the section, the seed, and the inputs of base's and tuned's numbers."""
     return content_hash(gate.model_dump(mode="json"), system_inputs["base"], system_inputs["tuned"], seed)
 
 
@@ -160,11 +156,11 @@ def decide(
     system_inputs: Mapping[str, str],
     seed: int,
     override: str | None,
-) -> Verdict:
+) -> Decision:
     """Judge the finished evaluation of a run, log the results of the rules, and write gate.json.
 
     An override belongs to one model and one evaluation of it. It is kept when the same command comes again without
-    it, and forgotten when anything changes that the verdict depends on. It is not recorded when no rule failed.
+    it, and forgotten when anything changes that the decision depends on. It is not recorded when no rule failed.
     """
     inputs = gate_inputs(gate, system_inputs, seed)
     values = {
@@ -172,19 +168,19 @@ def decide(
         for name, folder in ((name, run.eval_folder(name)) for name in test_sets)
     }
     repeated = repeated_queries(run.path, {name: base for name, (base, _) in values.items() if name not in gate.guard})
-    verdict = Verdict(judge(gate, values, seed=seed, repeated=repeated))
-    if not verdict.accepted:
+    decision = Decision(judge(gate, values, seed=seed, repeated=repeated))
+    if not decision.accepted:
         # On one line, for the card and the console.
         reason = " ".join(override.split()) if override is not None else _recorded(run, inputs).get("override")
-        verdict = dataclasses.replace(verdict, override=reason)
-    run.write_json(run.gate, {**verdict.as_json(), "inputs": inputs})
-    for rule in verdict.rules:
+        decision = dataclasses.replace(decision, override=reason)
+    run.write_json(run.gate, {**decision.as_json(), "inputs": inputs})
+    for rule in decision.rules:
         console.say(f"{'passed' if rule.passed else 'FAILED'}: {rule.sentence}")
-    if verdict.override is not None:
-        console.say(f"exported although a rule failed: {verdict.override}")
+    if decision.override is not None:
+        console.say(f"exported although a rule failed: {decision.override}")
     elif override is not None:
         console.say("--override: not needed and not recorded, because every rule passed")
-    return verdict
+    return decision
 
 
 def forget_stale(run: RunFolder, gate: Gate | None, system_inputs: Mapping[str, str], seed: int) -> None:
@@ -199,9 +195,9 @@ def _recorded(run: RunFolder, inputs: str) -> dict[str, Any]:
     return found if found.get("inputs") == inputs else {}
 
 
-def refusal(verdict: Verdict) -> GateRefused:
+def refusal(decision: Decision) -> GateRefused:
     """The one-line error of a refused export."""
-    failed = "; ".join(rule.sentence for rule in verdict.rules if not rule.passed)
+    failed = "; ".join(rule.sentence for rule in decision.rules if not rule.passed)
     return GateRefused(
         f"gate: refused, nothing is exported (evaluation, calibration and report are kept): {failed}. Train a better "
         "model, or export it anyway with --override 'why'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def measure_run(run: Run, qrels: Qrels, measures: Sequence[str]) -> Measured:
         raise UserError("no query has a relevant document: nothing can be measured, check the judgements")
     _check_labels(relevant, parsed)
     # Fractions are rounded up: binary measures ask for level 1, and any label above 0 is relevant.
-    labels = {q: {d: _whole(label) for d, label in judged.items()} for q, judged in relevant.items()}
+    labels = {q: {d: math.ceil(label) for d, label in judged.items()} for q, judged in relevant.items()}
     lists = {q: _as_ranks(q, run[q]) for q in relevant if run.get(q)}
     per_query = {name: dict.fromkeys(sorted(relevant), 0.0) for name in parsed}
     by_measure: dict[Any, list[str]] = {}
@@ -117,10 +118,6 @@ def measure_run(run: Run, qrels: Qrels, measures: Sequence[str]) -> Measured:
         missing=tuple(sorted(set(relevant) - set(lists))),
         tie_rate=tie_rate({q: run[q] for q in lists}),
     )
-
-
-def _whole(label: float) -> int:
-    return -int(-label // 1)
 
 
 def _as_ranks(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:

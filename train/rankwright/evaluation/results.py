@@ -28,16 +28,6 @@ ALL = "all"
 OWN_FIRST = "first stage"
 
 
-def label(system: str) -> str:
-    """The name of a system as people know it."""
-    return stage_label(system)
-
-
-def is_first_stage(system: str) -> bool:
-    """Whether a system is a retriever, whose lists can be reranked."""
-    return system in retrievers()
-
-
 def system_order(names: Iterable[str], baselines: Sequence[str] = ()) -> list[str]:
     """First stages, base, tuned, exported, the baselines in the recipe's order, then all others by name."""
     known = [*stage_names(), "base", "tuned", EXPORTED, *baselines]
@@ -163,7 +153,7 @@ def _set_results(
     name: str, values: Mapping[str, Mapping[str, float]], metrics: Mapping[str, Mapping[str, Any]], seed: int
 ) -> SetResults:
     # All rerankers of a set get the same lists.
-    rerankers = [s for s in ("tuned", "base", *metrics) if s in metrics and not is_first_stage(s)]
+    rerankers = [s for s in ("tuned", "base", *metrics) if s in metrics and s not in retrievers()]
     reranked = metrics[rerankers[0]] if rerankers else {}
     first = str(reranked.get("first_stage", "bm25"))
     return _compared(name, values, metrics, first, reranked.get("ceiling"), seed)
@@ -218,7 +208,7 @@ def _differing(found: SetResults) -> list[str]:
     depths = {s: m["depth"] for s, m in found.metrics.items() if "depth" in m}
     if len(set(depths.values())) > 1:
         notes.append(f"{found.name}: depths differ: " + ", ".join(f"{s} {d}" for s, d in depths.items()))
-    firsts = {s: m["first_stage"] for s, m in found.metrics.items() if "first_stage" in m and not is_first_stage(s)}
+    firsts = {s: m["first_stage"] for s, m in found.metrics.items() if "first_stage" in m and s not in retrievers()}
     if len(set(firsts.values())) > 1:
         lists = ", ".join(f"{s} {first}" for s, first in firsts.items())
         notes.append(f"{found.name}: lists of different first stages: {lists}")
@@ -349,12 +339,12 @@ def _against_first_stages(systems: Mapping[str, ResultRow]) -> list[str]:
     sentences, tuned = [], systems["tuned"]
     first = systems.get(tuned.first_stage)
     if first is not None and (tone := _direction(tuned.to_first_low, tuned.to_first_high)):
-        name = "each set's first stage" if first.system == OWN_FIRST else label(first.system)
+        name = "each set's first stage" if first.system == OWN_FIRST else stage_label(first.system)
         sentences.append(TO_FIRST[tone].format(f"{name} ({first.value:.3f})"))
         if tone == "worse" and systems["base"].value < first.value:
             sentences.append(f"The base is below {name} too.")
-    others = [row for s, row in systems.items() if is_first_stage(s) and s != tuned.first_stage]
+    others = [row for s, row in systems.items() if s in retrievers() and s != tuned.first_stage]
     best = max(others, key=lambda row: row.value, default=None)
     if best is not None and best.value > tuned.value:
-        sentences.append(f"{label(best.system)} alone scores higher ({best.value:.3f}).")
+        sentences.append(f"{stage_label(best.system)} alone scores higher ({best.value:.3f}).")
     return sentences

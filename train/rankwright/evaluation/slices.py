@@ -233,8 +233,6 @@ def slice_table(
     systems: Mapping[str, Values],
     *,
     attributes: Sequence[Attribute] = ATTRIBUTES,
-    base: str = "base",
-    tuned: str = "tuned",
     seed: int = 0,
 ) -> SliceTable:
     """Every slice of the queries that all systems have. systems: system -> query id -> value of one measure.
@@ -251,18 +249,18 @@ def slice_table(
             one_bin[attribute.name] = next(iter(bins))
         elif bins:
             drafts += [(attribute.name, label, ids) for label, ids in bins.items()]
-    both = base in systems and tuned in systems
+    both = "base" in systems and "tuned" in systems
     compared: dict[tuple[str, str], tuple[Difference, float]] = {}
     for name, label, ids in drafts:
         if both and len(ids) >= SMALL:
-            before, after = ({q: systems[s][q] for q in ids} for s in (base, tuned))
+            before, after = ({q: systems[s][q] for q in ids} for s in ("base", "tuned"))
             difference = paired_difference(before, after, resamples=RESAMPLES, seed=seed)
             compared[name, label] = difference, randomisation_test(before, after, resamples=RESAMPLES, seed=seed)
     adjusted = holm({key: p for key, (_, p) in compared.items()})
     slices = []
     for name, label, ids in drafts:
         means = {s: sum(values[q] for q in ids) / len(ids) for s, values in systems.items()}
-        gain = means[tuned] - means[base] if both else None
+        gain = means["tuned"] - means["base"] if both else None
         interval, p = compared.get((name, label), (None, None))
         slices.append(Slice(name, label, len(ids), means, gain, interval, p, adjusted.get((name, label))))
     standing = sum(p <= ALPHA for p in adjusted.values())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def measure_speed(
         seconds.append(time.perf_counter() - started)
     sizes = [len(documents) for *_, documents in groups[: len(seconds)]]
     p50, p95 = np.percentile(seconds, [50, 95]).tolist()
-    values = {
+    values: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": torch.get_num_threads(),
         "precision": _precision(scorer),
@@ -78,7 +80,12 @@ def measure_speed(
         "inputs": inputs,
     }
     run.write_json(run.speed, {"tuned": values})
-    _say(values)
+    console.say(
+        f"speed of tuned: 1 query x {values['documents']} documents p50 {values['p50_ms']:.0f} ms, "
+        f"p95 {values['p95_ms']:.0f} ms, {values['pairs_per_s']:.0f} pairs/s, peak memory "
+        f"{values['peak_memory_mb'] or '?'} MB ({values['device']}, {values['threads']} threads, "
+        f"{values['precision']}, {values['lists']} lists; {values['note']})"
+    )
 
 
 def _groups(sets: Sequence[tuple[Scorer, Collection, Candidates]], seed: int) -> list[tuple[Scorer, str, list[str]]]:
@@ -100,25 +107,16 @@ def _notes(sizes: Sequence[int], wanted: int, memory: _PeakMemory) -> list[str]:
     return [*notes, memory.what]
 
 
-def _say(values: Mapping[str, Any]) -> None:
-    console.say(
-        f"speed of tuned: 1 query x {values['documents']} documents p50 {values['p50_ms']:.0f} ms, "
-        f"p95 {values['p95_ms']:.0f} ms, {values['pairs_per_s']:.0f} pairs/s, peak memory "
-        f"{values['peak_memory_mb'] or '?'} MB ({values['device']}, {values['threads']} threads, "
-        f"{values['precision']}, {values['lists']} lists; {values['note']})"
-    )
-
-
 def _precision(scorer: Scorer) -> str:
     """The number type in which most weights are stored. Matrix products are computed in it."""
     model = getattr(scorer, "model", None)
     if not isinstance(model, torch.nn.Module):
         return "unknown"
-    counts: dict[torch.dtype, int] = {}
+    counts: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
-        counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+        counts[parameter.dtype] += parameter.numel()
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    most = max(counts, key=lambda dtype: counts[dtype])
+    [(most, _)] = counts.most_common(1)
     return names.get(most, str(most).removeprefix("torch."))
 
 
@@ -149,8 +147,6 @@ class _PeakMemory:
 
 def _high_water_mark() -> int | None:
     """Without /proc: the peak of the whole command, which POSIX systems record (Linux in KB, macOS in bytes)."""
-    import sys
-
     try:
         import resource
     except ImportError:

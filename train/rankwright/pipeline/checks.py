@@ -7,23 +7,28 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.resources import resolve_base
+from rankwright.evaluation.metrics import check_measures
+from rankwright.export.servable import impossible, unservable
+from rankwright.export.targets import TARGETS
+from rankwright.mining.filters import check_filters
+from rankwright.mining.samplers import bind_sampler
+from rankwright.model.attention import check_attention
+from rankwright.model.bases import adapter_base
+from rankwright.model.frames import check_prompt_mode
+from rankwright.model.instructions import check_mixture
+from rankwright.model.loading import base_config
 from rankwright.recipe.schema import Recipe
+from rankwright.rerankers.kinds import check_baselines, check_teacher
+from rankwright.retrieval.bm25 import Words
+from rankwright.retrieval.first_stages import check_first_stages
+from rankwright.training.losses import OF_TEACHER, bind_loss, reads_teacher
+from rankwright.training.optim import SCHEDULES
+from rankwright.training.setup import load_base_tokenizer, recipe_contract
+from rankwright.training.tracking import check_trackers
 
 
 def check_names(recipe: Recipe) -> list[str]:
     """Mistakes that only the registries know: names of losses, schedules and targets, and their parameters."""
-    from rankwright.evaluation.metrics import check_measures
-    from rankwright.mining.filters import check_filters
-    from rankwright.mining.samplers import bind_sampler
-    from rankwright.model.attention import check_attention
-    from rankwright.model.frames import check_prompt_mode
-    from rankwright.model.instructions import check_mixture
-    from rankwright.retrieval.bm25 import Words
-    from rankwright.retrieval.first_stages import check_first_stages
-    from rankwright.training.losses import bind_loss
-    from rankwright.training.optim import SCHEDULES
-    from rankwright.training.tracking import check_trackers
-
     checks: list[tuple[str, Callable[[], object]]] = [
         ("prompt.mode", lambda: check_prompt_mode(recipe.prompt.mode)),
         ("model.attention", lambda: check_attention(recipe.model.attention)),
@@ -48,12 +53,8 @@ def check_names(recipe: Recipe) -> list[str]:
             faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
     faults += check_first_stages(recipe) + check_mixture(recipe) + check_filters(recipe.mine) + _check_above(recipe)
     if recipe.evaluate.baselines:
-        from rankwright.rerankers.kinds import check_baselines
-
         faults += check_baselines(recipe)
     if recipe.mine.teacher is not None:
-        from rankwright.rerankers.kinds import check_teacher
-
         faults += check_teacher(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
@@ -63,8 +64,6 @@ def check_names(recipe: Recipe) -> list[str]:
 
 def _check_above(recipe: Recipe) -> list[str]:
     """What the teacher filter keeps must be in some loss: soft labels are for losses of a teacher's scores alone."""
-    from rankwright.training.losses import OF_TEACHER, reads_teacher
-
     above = recipe.mine.filters.get("teacher", {}).get("above")
     if above == "promote" and recipe.mine.positives == 1:
         return ["mine.filters.teacher.above: promote needs mine.positives above 1: judged documents are drawn first"]
@@ -80,12 +79,6 @@ def check_targets(recipe: Recipe, *, offline: bool = False) -> list[str]:
     Reads tokenizer and config.json of the base, not its weights. offline: asks no hub, and so skips a base that is not
     here. Where the tokenizer cannot be had, the stage that needs it reports that.
     """
-    from rankwright.export.servable import impossible, unservable
-    from rankwright.export.targets import TARGETS
-    from rankwright.model.bases import adapter_base
-    from rankwright.model.loading import base_config
-    from rankwright.training.setup import load_base_tokenizer, recipe_contract
-
     faults = impossible(recipe.export_targets, lora=recipe.model.method == "lora")
     known = [name for name in recipe.export_targets if name in TARGETS]
     revision = recipe.model.revision

@@ -46,9 +46,7 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         return as_stated(found, [e.source for e in entries[split]], seed=recipe.seed, say=console.say)
 
     train = read("train")
-    dev: list[Collection] = []
-    if not isinstance(recipe.data.dev, DevFromTrain):
-        dev = read("dev")
+    dev = [] if isinstance(recipe.data.dev, DevFromTrain) else read("dev")
     test = read("test")
     train, dev, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
     if isinstance(recipe.data.dev, DevFromTrain):
@@ -57,15 +55,15 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         train, dev = leakage.take_dev(train, fraction=fraction, seed=recipe.seed, say=console.say)
         # Dev queries are evaluated, not drawn.
         dev = [dataclasses.replace(d, draws=1.0) for d in dev]
-    _require_positives(train, "train")
-    _require_positives(dev, "dev")
-    _require_positives(test, "test")
+    by_split = {"train": train, "dev": dev, "test": test}
+    for split, collections in by_split.items():
+        if not any(c.positives(q) for c in collections for q in c.queries):
+            raise UserError(f"data.{split}: no query has a relevant document: give judgements with a score above 0")
     for collection in test:
         # Its evaluation writes run files that are read again after training.
         for ids in (collection.queries, collection.corpus):
             run_file.columns_of(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
-    by_split = {"train": train, "dev": dev, "test": test}
     corpora = {file for split, found in by_split.items() for file in write_split(run.data, split, found)}
     reports = SetReports(code=recipe.bm25.code)
     counts = {split: [reports.look(c)[0] for c in collections] for split, collections in by_split.items()}
@@ -93,11 +91,6 @@ def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path
             faults.append(str(error))
     if faults:
         raise UserErrors(faults)
-
-
-def _require_positives(collections: Sequence[Collection], split: str) -> None:
-    if not any(c.positives(q) for c in collections for q in c.queries):
-        raise UserError(f"data.{split}: no query has a relevant document: give judgements with a score above 0")
 
 
 def _require_whole_labels(collections: Sequence[Collection]) -> None:
@@ -176,8 +169,7 @@ class SetReports:
 def _content(corpus: Mapping[str, str]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for key, text in corpus.items():
-        data = f"{len(key)} {key} {len(text)} {text}".encode("utf-8", "surrogatepass")
-        digest.update(data)
+        digest.update(f"{len(key)} {key} {len(text)} {text}".encode("utf-8", "surrogatepass"))
     return digest.digest()
 
 

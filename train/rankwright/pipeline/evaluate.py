@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.files import read_json_object, write_lines_atomic, write_text_atomic
+from rankwright.common.files import json_line, read_json_object, write_lines_atomic, write_text_atomic
 from rankwright.common.hashing import content_hash, file_sha256
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
-from rankwright.common.run_folder import RunFolder, code_version
+from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import load_card
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import read_split
@@ -30,14 +30,16 @@ from rankwright.evaluation.metrics import HEADLINE, ceiling
 from rankwright.evaluation.slices import FILE, attributes, seen_in_training
 from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
+from rankwright.pipeline.inputs import code_of
 from rankwright.recipe.schema import EXPORTED, Baseline, Recipe
+from rankwright.rerankers.kinds import baseline_under, load_baseline
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.rerankers.scorer import Reranked, Scorer
 from rankwright.retrieval.bm25 import Words
 from rankwright.retrieval.candidates import Candidates, read_candidates, write_candidates
 from rankwright.retrieval.first_stages import retrieve
 from rankwright.retrieval.retriever import retrievers
-from rankwright.training.setup import base_reranker, tuned_reranker
+from rankwright.training.setup import base_reranker, recipe_encoder, tuned_reranker
 
 
 def write_attributes(recipe: Recipe, run: RunFolder) -> None:
@@ -53,8 +55,6 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
             todo.append((collection, folder, inputs))
     if not todo:
         return
-    from rankwright.training.setup import recipe_encoder
-
     encoder, domains = recipe_encoder(recipe), _domains(recipe)
     seen = seen_in_training(read_split(run.data, "train"))
     words = Words(**recipe.bm25.model_dump())
@@ -63,8 +63,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
         domain = domains.get(collection.name, collection.name)
         rows = attributes(collection, candidates, encoder.under(collection.instruction), words, seen, domain)
         (folder / "queries.json").unlink(missing_ok=True)
-        lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
-        write_lines_atomic(folder / FILE, lines)
+        write_lines_atomic(folder / FILE, (json_line(dataclasses.asdict(row)) for row in rows))
         write_text_atomic(folder / "queries.json", json.dumps(inputs) + "\n")
 
 
@@ -82,7 +81,7 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     model = (recipe.model.base, recipe.model.revision)
     # The domain in a card may change while its path does not.
     texts = (words, data, _domains(recipe))
-    return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_version())
+    return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_of("attributes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +125,11 @@ class Evaluation:
         self.scores, self.inputs = scores, inputs
         self.processes = processes
         self.checkpoint = checkpoint
-        self.jobs = [self._job(c, run_files.get(c.name)) for c in read_split(run.data, "test")]
-
-    def _job(self, collection: Collection, run_file: Path | None) -> Job:
-        chosen = choose_queries(collection, limit=self.recipe.evaluate.limit_queries, seed=self.recipe.seed)
-        otherwise = is_read_otherwise(self.recipe, collection.instruction)
-        return Job(collection, chosen, self.run.eval_folder(collection.name), run_file, otherwise)
+        self.jobs = []
+        for test in read_split(run.data, "test"):
+            chosen = choose_queries(test, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
+            otherwise = is_read_otherwise(recipe, test.instruction)
+            self.jobs.append(Job(test, chosen, run.eval_folder(test.name), run_files.get(test.name), otherwise))
 
     def __call__(self, only: Sequence[str]) -> None:
         """Evaluate the systems of `only` that are not done. Every process of the group calls this."""
@@ -142,7 +140,9 @@ class Evaluation:
                 self._say_choice(job)
                 self._forget_others(job)
                 if reranked or first in only:
-                    self._choose_lists(job, self._lists(job, first))
+                    lists, path = self._lists(job, first), job.folder / "candidates.jsonl"
+                    if not (path.exists() and file_sha256(path) == file_sha256(lists)):
+                        write_text_atomic(path, lists.read_text(encoding="utf-8"))
             if "tuned" in only:
                 forget_other_speed(self.run, self._speed_inputs)
         self.processes.meet()
@@ -154,8 +154,8 @@ class Evaluation:
                 self._rerank(system, todo)
             elif self.processes.is_first:
                 for job in todo:
-                    lists = read_candidates(self._lists(job, system))
-                    self._finish(job, system, first_stage_run(lists, job.chosen.query_ids), {})
+                    found = read_candidates(self._lists(job, system))
+                    self._finish(job, system, first_stage_run(found, job.chosen.query_ids), {})
             if system == "tuned":
                 self._speed()
 
@@ -198,20 +198,12 @@ class Evaluation:
             write_text_atomic(record, json.dumps({**wanted, "sha256": file_sha256(path)}))
         return path
 
-    def _choose_lists(self, job: Job, lists: Path) -> None:
-        """Copy the lists that are reranked to eval/TESTSET/candidates.jsonl."""
-        path = job.folder / "candidates.jsonl"
-        if not (path.exists() and file_sha256(path) == file_sha256(lists)):
-            write_text_atomic(path, lists.read_text(encoding="utf-8"))
-
     def _rerank(self, system: str, todo: Sequence[Job]) -> None:
         files = [self._files(job, system) for job in todo]
         missing = [sorted(set(range(len(f.blocks))) - set(f.done())) for f in files]
         # Every process must have read what is done before any of them adds to it, or the shares below would overlap.
         self.processes.meet()
-        scorer: Scorer | None = None
-        if any(missing):
-            scorer = self._load(system)
+        scorer = self._load(system) if any(missing) else None
         rank, count = self.processes.rank, self.processes.count
         for job, scores, numbers in zip(todo, files, missing, strict=True):
             share = numbers[rank::count]
@@ -228,7 +220,7 @@ class Evaluation:
                 self._finish(job, system, run, facts)
             self.processes.meet()
         if system == "tuned" and scorer is not None:
-            self._speed(lambda: scorer)
+            self._speed(scorer)
 
     def _files(self, job: Job, system: str) -> BlockScores:
         path = job.folder / "candidates.jsonl"
@@ -240,14 +232,8 @@ class Evaluation:
         queries = sum(len(blocks[number]) for number in share)
         of = f" (process 1 of {count})" if count > 1 else ""
         with console.progress(f"{system} on {job.collection.name}{of}", queries) as advance:
-            scores.score(
-                share,
-                scorer,
-                job.collection,
-                rank=self.processes.rank,
-                advance=advance,
-                look=self.processes.look,
-            )
+            rank, look = self.processes.rank, self.processes.look
+            scores.score(share, scorer, job.collection, rank=rank, advance=advance, look=look)
 
     def _load(self, system: str) -> Scorer:
         if system == "base":
@@ -255,8 +241,6 @@ class Evaluation:
         if system in ("tuned", EXPORTED):
             assert self.checkpoint is not None
             return tuned_reranker(self.recipe, self.checkpoint)
-        from rankwright.rerankers.kinds import load_baseline
-
         scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.cache)
         return scorer
 
@@ -267,8 +251,6 @@ class Evaluation:
         """The scorer under the instruction with which this system reads a test set."""
         if system in ("base", "tuned", EXPORTED):
             return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
-        from rankwright.rerankers.kinds import baseline_under
-
         return baseline_under(self._baseline(system), scorer, collection.instruction)
 
     def _finish(self, job: Job, system: str, run: Reranked, facts: dict[str, Any]) -> None:
@@ -296,18 +278,14 @@ class Evaluation:
         """Hash of what the speed depends on. Measures are not part of it."""
         return content_hash([self.scores[job.collection.name]["tuned"] for job in self.jobs])
 
-    def _speed(self, load: Callable[[], Scorer] | None = None) -> None:
+    def _speed(self, scorer: Scorer | None = None) -> None:
         """Measure the latency of tuned, on the first process while the others wait."""
         inputs = self._speed_inputs
         if self.processes.is_first and not speed_is_known(self.run, inputs):
-            scorer = load() if load is not None else self._load("tuned")
-            lists: list[tuple[Scorer, Collection, Candidates]] = [
-                (
-                    self._under("tuned", scorer, job.collection),
-                    job.collection,
-                    read_candidates(job.folder / "candidates.jsonl"),
-                )
-                for job in self.jobs
-            ]
+            scorer = self._load("tuned") if scorer is None else scorer
+            lists: list[tuple[Scorer, Collection, Candidates]] = []
+            for job in self.jobs:
+                found = read_candidates(job.folder / "candidates.jsonl")
+                lists.append((self._under("tuned", scorer, job.collection), job.collection, found))
             measure_speed(self.run, lists, seed=self.recipe.seed, inputs=inputs)
         self.processes.meet()

@@ -15,13 +15,14 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import paired_difference
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import ALL, SetResults, label, read_results
+from rankwright.evaluation.results import ALL, SetResults, read_results
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
 from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.retrieval.candidates import read_candidates
+from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
 
 # In export/: which model its folders hold.
@@ -134,7 +135,7 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
 def _card_figures(recipe: Recipe, results: Sequence[SetResults]) -> dict[str, str | float | int]:
     figures: dict[str, str | float | int] = {}
     for row in results:
-        values = ", ".join(f"{label(system)} {mean:.3f}" for system, mean in row.means.items())
+        values = ", ".join(f"{stage_label(system)} {mean:.3f}" for system, mean in row.means.items())
         d = row.to_base.get("tuned")
         interval = f"; tuned - base {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else ""
         figures[f"{HEADLINE}, {row.name} ({row.queries} queries)"] = values + interval
@@ -153,7 +154,7 @@ def _set_results(recipe: Recipe, results: Sequence[SetResults], ledger: Mapping[
         if row.name == ALL or not values:
             continue
         d = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
-        lists = f"{label(row.first_stage)}, best {recipe.evaluate.depth}"
+        lists = f"{stage_label(row.first_stage)}, best {recipe.evaluate.depth}"
         found.append(SetResult(row.name, hubs.get(row.name), d.queries, d.mean, d.low, d.high, lists))
     return found
 

@@ -16,6 +16,7 @@ from rankwright.evaluation.evaluate import system_names
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.recipe.schema import EXPORTED, Recipe, result_values
+from rankwright.rerankers.kinds import TEACHER, baseline_inputs
 from rankwright.retrieval.first_stages import possible_stages, training_stage
 from rankwright.retrieval.retriever import retrievers
 from rankwright.training.losses import scores_candidates
@@ -33,9 +34,16 @@ CODE = {
     "lists": "retrieval common recipe data pipeline/evaluate.py",
     "scores": "rerankers common recipe data model retrieval training/setup.py pipeline/evaluate.py",
     "measures": "evaluation common recipe data model retrieval rerankers pipeline/evaluate.py",
+    # Attributes of test queries, which the report divides them by: eval/TESTSET/queries.jsonl.
+    "attributes": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/evaluate.py",
     "calibrate": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/calibrate.py",
     "export": "export common data model rerankers pipeline/export.py",
 }
+
+
+def code_of(made: str, package: Path = PACKAGE) -> str:
+    """The version and the hash of the code that decides `made`, a row of CODE. package: folder of the code."""
+    return f"{__version__}+{code_hash(tuple(CODE[made].split()), package)}"
 
 
 class StageInputs:
@@ -51,14 +59,11 @@ class StageInputs:
         self._contents: dict[Path, str] = {}
 
     def _code(self, made: str) -> str:
-        return f"{__version__}+{code_hash(tuple(CODE[made].split()), self.package)}"
-
-    def section(self, name: str) -> Any:
-        """A section of the recipe as plain values, without the keys that change no result."""
-        return self._plain[name]
+        return code_of(made, self.package)
 
     @cached_property
-    def _plain(self) -> dict[str, Any]:
+    def _sections(self) -> dict[str, Any]:
+        """The recipe as plain values, without the keys that change no result."""
         return result_values(self.recipe.model_dump(mode="json"))
 
     def _content(self, path: Path) -> str:
@@ -85,7 +90,7 @@ class StageInputs:
         on_leak = self.recipe.data.on_leak
         # Test sets decide what is dropped from train and dev; where a leak stops the run, they change neither.
         held_out = self._sets("test") if on_leak == "drop" else None
-        dev = self.section("data")["dev"]
+        dev = self._sections["data"]["dev"]
         return content_hash(self._sets("train"), self._sets("dev"), dev, self.recipe.seed, held_out)
 
     @cached_property
@@ -125,8 +130,6 @@ class StageInputs:
         dev = self._retriever(training_stage(self.recipe))
         teacher = None
         if mine.teacher is not None:
-            from rankwright.rerankers.kinds import TEACHER, baseline_inputs
-
             # It scores a set under the set's own instruction.
             scores = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER)
             teacher = (scores, self._instructions("train"), self._code("teacher"))
@@ -148,19 +151,19 @@ class StageInputs:
         """The base, which is scored in its own prompt whatever prompt.mode is."""
         base = resolve_base(self.recipe.model.base)
         weights = self._content(Path(base)) if Path(base).is_dir() else self.recipe.model.revision
-        prompt = {k: v for k, v in self.section("prompt").items() if k != "mode"}
+        prompt = {k: v for k, v in self._sections["prompt"].items() if k != "mode"}
         stated = "instruction" in self.recipe.prompt.model_fields_set
         return content_hash(self.recipe.model.base, weights, prompt, stated)
 
     @cached_property
     def model(self) -> str:
         # Merging with the base comes after training.
-        model = {k: v for k, v in self.section("model").items() if k != "merge_with_base"}
+        model = {k: v for k, v in self._sections["model"].items() if k != "merge_with_base"}
         return content_hash(model, self.recipe.prompt.mode, self._base)
 
     @cached_property
     def train(self) -> str:
-        sections = [self.section(name) for name in ("mine", "loss", "train")]
+        sections = [self._sections[name] for name in ("mine", "loss", "train")]
         return content_hash(self.mine, self.model, sections, self._mixture, self._code("train"))
 
     @cached_property
@@ -169,7 +172,7 @@ class StageInputs:
         rerankers = {
             "base": content_hash(self._base, self.recipe.train.precision),
             "tuned": content_hash(self.train, self.recipe.model.merge_with_base),
-            **self._baselines,
+            **{b.name: baseline_inputs(b, self.recipe.prompt) for b in self.recipe.evaluate.baselines},
         }
         evaluation = self.recipe.evaluate
         # The seed chooses the queries of a limit, and nothing else of a test set.
@@ -188,14 +191,6 @@ class StageInputs:
                 frozen = frozen_instruction(self.recipe)
                 found[entry.name][EXPORTED] = content_hash(lists, rerankers["tuned"], EXPORTED, frozen)
         return found
-
-    @property
-    def _baselines(self) -> dict[str, str]:
-        if not self.recipe.evaluate.baselines:
-            return {}
-        from rankwright.rerankers.kinds import baseline_inputs
-
-        return {b.name: baseline_inputs(b, self.recipe.prompt) for b in self.recipe.evaluate.baselines}
 
     @cached_property
     def systems(self) -> dict[str, str]:
@@ -218,4 +213,4 @@ class StageInputs:
 
     def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any]) -> str:
         """gate: the verdict that lets the model through; ledger: licences.json."""
-        return content_hash(self.calibrate, self.systems, self.section("export"), gate, ledger, self._code("export"))
+        return content_hash(self.calibrate, self.systems, self._sections["export"], gate, ledger, self._code("export"))

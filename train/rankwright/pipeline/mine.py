@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from rankwright.common import console
-from rankwright.common.files import lines_atomic
+from rankwright.common.files import json_line, lines_atomic
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
@@ -182,7 +181,7 @@ def removed_line(found: Sifted, query_id: str) -> str | None:
     if not rows:
         return None
     row = {"query_id": query_id, "removed": rows[:MOST_REMOVED], "more": max(0, len(rows) - MOST_REMOVED)}
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return json_line(row)
 
 
 class _Tally:
@@ -206,11 +205,15 @@ class _Tally:
 
     def facts(self) -> dict[str, Any]:
         """Print the counts; returns them as facts of the stage."""
-        rows = self._rows()
-        table = Table(title="candidates of the training queries", title_justify="left")
-        table.add_column("what was removed")
-        for column in ("removed", "left"):
-            table.add_column(column, justify="right")
+        left = self.reasons.total()
+        rows: list[dict[str, Any]] = []
+        removed = [(f"always: {words}", self.reasons[reason]) for reason, words in ALWAYS.items()]
+        for name, count in [*removed, *((name, self.by_filter[name]) for name in self._mine.filters)]:
+            left -= count
+            rows.append({"filter": name, "removed": count, "left": left})
+        numbers = (Column(name, justify="right") for name in ("removed", "left"))
+        title = "candidates of the training queries"
+        table = Table("what was removed", *numbers, title=title, title_justify="left")
         table.add_row("(retrieved)", "", f"{self.reasons.total():,}")
         for row in rows:
             table.add_row(row["filter"], f"{row['removed']:,}", f"{row['left']:,}")
@@ -230,11 +233,3 @@ class _Tally:
             "queries": self.queries,
             "short_pools": self.short,
         }
-
-    def _rows(self) -> list[dict[str, Any]]:
-        left, rows = self.reasons.total(), []
-        removed = [(f"always: {words}", self.reasons[reason]) for reason, words in ALWAYS.items()]
-        for name, count in [*removed, *((name, self.by_filter[name]) for name in self._mine.filters)]:
-            left -= count
-            rows.append({"filter": name, "removed": count, "left": left})
-        return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,19 +17,28 @@ from rankwright.common.files import read_json_object
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
-from rankwright.data.licences.derived import Sets, licence_faults, settle_licences, write_ledger
+from rankwright.data.licences.derived import licence_faults, settle_licences, write_ledger
 from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.evaluation.results import result_rows
 from rankwright.evaluation.runs import experiment_of
+from rankwright.mining.shards import Shards
+from rankwright.pipeline.calibrate import calibrate
 from rankwright.pipeline.checks import check_names, check_targets
+from rankwright.pipeline.data import add_token_lengths, check_run_files, prepare_data
+from rankwright.pipeline.evaluate import Evaluation, write_attributes
+from rankwright.pipeline.export import export_stage, withdraw_exports
 from rankwright.pipeline.inputs import StageInputs
+from rankwright.pipeline.mine import mine
+from rankwright.pipeline.train import make_accelerator, train
 from rankwright.recipe.loading import LoadedRecipe, recipe_json
 from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.report.page import write_report
 from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.checkpoint import read_state
+from rankwright.training.losses import reads_teacher
 
 
 class Pipeline:
@@ -136,13 +145,19 @@ class Pipeline:
     # How they are run.
 
     def start(self, *, offline: bool = False) -> None:
-        """Check the recipe, make the run folder, and write recipe.json, provenance.json and licences.json; once."""
+        """Check the recipe, make the run folder, and write recipe.json, provenance.json and licences.json; once.
+
+        Prints which licences are in doubt.
+        """
         if self._started:
             return
         self.check(offline=offline)
         self.folder.create()
         if console.is_first_process():
-            begin_run(self.recipe, self._located, self.folder, self.command)
+            run = self.folder
+            run.write_json(run.recipe_json, json.loads(recipe_json(self.recipe)))
+            run.write_json(run.provenance, provenance(self.recipe.seed, self.command))
+            write_ledger(self.recipe, self._located, _roles(self.recipe), run)
         self._started = True
 
     def run_to(self, last: str, only: Sequence[str] | None = None) -> Pipeline:
@@ -155,7 +170,7 @@ class Pipeline:
                 stages = [stage for stage in stages if stage.name in ("data", "evaluate")]
             if any(stage.name == "train" for stage in stages):
                 # Refuses a launcher's settings that are not supported before hours of mining.
-                self._join_group()
+                make_accelerator(self.recipe)
             refused: GateRefused | None = None
             for stage in stages:
                 if refused is not None and stage.name != "report":
@@ -209,13 +224,8 @@ class Pipeline:
         """The processes that the launcher started, once they know each other."""
         if launched() == 1:
             return Processes()
-        self._join_group()
-        return Processes.of_group()
-
-    def _join_group(self) -> None:
-        from rankwright.pipeline.train import make_accelerator
-
         make_accelerator(self.recipe)
+        return Processes.of_group()
 
     # What the stages work with.
 
@@ -259,31 +269,13 @@ class Pipeline:
         return checkpoint
 
 
-def begin_run(recipe: Recipe, located: Sets, run: RunFolder, command: Iterable[str]) -> None:
-    """Write recipe.json, provenance.json and licences.json, and print which licences are in doubt."""
-    run.write_json(run.recipe_json, json.loads(recipe_json(recipe)))
-    run.write_json(run.provenance, provenance(recipe.seed, command))
-    write_ledger(recipe, located, _roles(recipe), run)
-
-
 def _roles(recipe: Recipe) -> Roles:
     """What the licence ledger has to know of the recipe's loss and first stages."""
-    distils = False
-    if recipe.mine.teacher is not None:
-        # The losses bring torch.
-        from rankwright.training.losses import reads_teacher
-
-        distils = reads_teacher(recipe.loss)
+    distils = recipe.mine.teacher is not None and reads_teacher(recipe.loss)
     return Roles(distils, ordering_models(recipe))
 
 
-# What each stage does. Heavy imports stay inside: a stage that is skipped loads no model.
-
-
-def _data(p: Pipeline) -> dict[str, Any]:
-    from rankwright.pipeline.data import prepare_data
-
-    return prepare_data(p.recipe, p.folder)
+# What each stage does.
 
 
 def _data_outputs(p: Pipeline) -> list[Path]:
@@ -293,16 +285,12 @@ def _data_outputs(p: Pipeline) -> list[Path]:
 
 def _after_data(p: Pipeline) -> None:
     """What another prompt, run file or licence changes without reading a set again."""
-    from rankwright.pipeline.data import add_token_lengths, check_run_files
-
     add_token_lengths(p.recipe, p.folder)
     check_run_files(p.recipe, p.folder, p.run_files("test"))
     p.ledger()
 
 
 def _mine(p: Pipeline) -> dict[str, Any]:
-    from rankwright.pipeline.mine import mine
-
     return mine(p.recipe, p.folder, inputs=p.inputs.shards, run_files=p.run_files("train"), processes=p.processes)
 
 
@@ -312,24 +300,7 @@ def _mine_outputs(p: Pipeline) -> list[Path]:
     return [*lists, run.teacher_scores] if p.recipe.mine.teacher else lists
 
 
-def _after_mine(p: Pipeline) -> None:
-    from rankwright.mining.shards import Shards
-
-    # Needed until the record is written: a kill before it continues from them.
-    Shards.forget(p.folder.mining)
-
-
-def _train(p: Pipeline) -> dict[str, Any]:
-    from rankwright.pipeline.train import make_accelerator, state_facts, train
-
-    accelerator = make_accelerator(p.recipe)
-    state, steps = train(p.recipe, p.folder, p.inputs.train, accelerator)
-    return {**state_facts(state, steps), "processes": accelerator.num_processes}
-
-
 def _evaluate(p: Pipeline) -> dict[str, Any]:
-    from rankwright.pipeline.evaluate import Evaluation
-
     evaluation = Evaluation(
         p.recipe,
         p.folder,
@@ -355,40 +326,27 @@ def _evaluate(p: Pipeline) -> dict[str, Any]:
     }
 
 
-def _calibrate(p: Pipeline) -> dict[str, Any]:
-    from rankwright.pipeline.calibrate import calibrate
-
-    return calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned)
-
-
 def _gate(p: Pipeline) -> dict[str, Any]:
     """Judge the evaluation; raises GateRefused after withdrawing an earlier export."""
-    from rankwright.pipeline.export import withdraw_exports
-
     if p.recipe.gate is None:
         return {}
     console.heading("gate")
     systems, seed = p.inputs.systems, p.recipe.seed
-    verdict = decide(p.recipe.gate, p.folder, p.test_sets, system_inputs=systems, seed=seed, override=p.override)
-    if not verdict.may_export:
+    decision = decide(p.recipe.gate, p.folder, p.test_sets, system_inputs=systems, seed=seed, override=p.override)
+    if not decision.may_export:
         p.folder.forget("export")
         withdraw_exports(p.folder)
-        raise refusal(verdict)
-    p.gate = verdict.as_json()
+        raise refusal(decision)
+    p.gate = decision.as_json()
     return {}
 
 
 def _export(p: Pipeline) -> dict[str, Any]:
-    from rankwright.pipeline.export import export_stage
-
     checkpoint, systems = p.trained_checkpoint(), p.inputs.systems
     return export_stage(p.recipe, p.folder, checkpoint, systems, p.ledger(), p.inputs.tuned, gate=p.gate)
 
 
 def _report(p: Pipeline) -> dict[str, Any]:
-    from rankwright.pipeline.evaluate import write_attributes
-    from rankwright.report.page import write_report
-
     console.heading("report")
     write_attributes(p.recipe, p.folder)
     console.say(f"report: {write_report(p.folder.path, p.inputs.systems)}")
@@ -416,11 +374,38 @@ class Stage:
 
 
 STAGES = [
-    Stage("data", _data, lambda p: p.inputs.data, _data_outputs, "first", afterwards=_after_data),
-    Stage("mine", _mine, lambda p: p.inputs.mine, _mine_outputs, "all", afterwards=_after_mine),
-    Stage("train", _train, lambda p: p.inputs.train, lambda p: [p.folder.mix, p.best_checkpoint()], "all"),
+    Stage(
+        "data",
+        lambda p: prepare_data(p.recipe, p.folder),
+        lambda p: p.inputs.data,
+        _data_outputs,
+        "first",
+        afterwards=_after_data,
+    ),
+    Stage(
+        "mine",
+        _mine,
+        lambda p: p.inputs.mine,
+        _mine_outputs,
+        "all",
+        # Needed until the record is written: a kill before it continues from them.
+        afterwards=lambda p: Shards.forget(p.folder.mining),
+    ),
+    Stage(
+        "train",
+        lambda p: train(p.recipe, p.folder, p.inputs.train),
+        lambda p: p.inputs.train,
+        lambda p: [p.folder.mix, p.best_checkpoint()],
+        "all",
+    ),
     Stage("evaluate", _evaluate, lambda p: content_hash(p.inputs.systems), lambda p: [], "all", by_parts=True),
-    Stage("calibrate", _calibrate, lambda p: p.inputs.calibrate, lambda p: [p.folder.calibration], "one"),
+    Stage(
+        "calibrate",
+        lambda p: calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned),
+        lambda p: p.inputs.calibrate,
+        lambda p: [p.folder.calibration],
+        "one",
+    ),
     Stage("gate", _gate, None, lambda p: [], "one"),
     Stage(
         "export",

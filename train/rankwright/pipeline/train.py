@@ -22,7 +22,7 @@ from rankwright.evaluation.metrics import HEADLINE
 from rankwright.mining.pools import read_negatives
 from rankwright.model import sharding
 from rankwright.model.instructions import frozen_instruction
-from rankwright.model.prompt import PromptContract, PromptEncoder
+from rankwright.model.prompt import PromptEncoder
 from rankwright.model.token_store import TokenStore, token_store
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores
@@ -63,8 +63,12 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
 
-def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tuple[TrainState, int]:
-    """Train, or continue; returns the state at the end, whose best_step is the one to use, and the planned steps."""
+def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
+    """Train, or continue; returns the state at the end, whose best_step is the one to use, as facts of the stage.
+
+    ended_early: by train.patience.
+    """
+    accelerator = make_accelerator(recipe)
     processes = Processes.of_group()
     base, tokenizer, contract = recipe_prompt(recipe)
     # A single process has no other to share with.
@@ -75,13 +79,19 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
         sharding.shard(model, accelerator)
     describe(recipe, model, contract, console.say)
     encoder = PromptEncoder(contract, tokenizer)
-    store = _tokens_of_all(recipe, run, encoder, processes)
+    # The first process tokenises, the others read.
+    if processes.is_first:
+        tokenised(recipe, run, encoder)
+    processes.meet()
+    store = tokenised(recipe, run, encoder)
     source = make_source(recipe, run, store)
     steps = total_steps(recipe, source.mixture.draws_an_epoch)
     _describe_data(recipe, source, steps, processes)
     _keep_mix(recipe, run, source, steps, None)
     reranker = Reranker(model, tokenizer, contract, encoder=store)
-    checkpoints = Checkpoints(run.checkpoints, inputs, _kept_contract(recipe, reranker))
+    # Checkpoints are kept under the instruction of the exports, if there are any.
+    kept = reranker.under(frozen_instruction(recipe) if recipe.export_targets else None).contract
+    checkpoints = Checkpoints(run.checkpoints, inputs, kept)
     if processes.is_first:
         checkpoints.prepare()
     processes.meet()
@@ -95,19 +105,16 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, accelerator: Any) -> tupl
         stop_on_signals(console.say) as stop,
     ):
         evaluate = dev_evaluation(recipe, run, reranker)
-        refresh = make_refresh(recipe, run, source, reranker, steps)
+        refresh = None
+        if recipe.mine.refresh_steps is not None:
+            collections = [qualified(c) for c in read_split(run.data, "train")]
+            refresh = Refresh(recipe, run, source, reranker, collections, total_steps=steps)
         state = fit(job, checkpoints, reports, evaluate=evaluate, refresh=refresh, stop=stop)
     _keep_mix(recipe, run, source, steps, state.step)
     _describe_end(state, source)
-    return state, steps
-
-
-def _tokens_of_all(recipe: Recipe, run: RunFolder, encoder: PromptEncoder, processes: Processes) -> TokenStore:
-    """The first process tokenises, the others read."""
-    if processes.is_first:
-        tokenised(recipe, run, encoder)
-    processes.meet()
-    return tokenised(recipe, run, encoder)
+    facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
+    ended = {"planned_steps": steps, "ended_early": state.step < steps}
+    return {**facts, **ended, "processes": accelerator.num_processes}
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -153,16 +160,6 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
     )
 
 
-def make_refresh(
-    recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, total_steps: int
-) -> Refresh | None:
-    """Mines negatives again every mine.refresh_steps; None if the recipe has none."""
-    if recipe.mine.refresh_steps is None:
-        return None
-    collections = [qualified(c) for c in read_split(run.data, "train")]
-    return Refresh(recipe, run, source, reranker, collections, total_steps=total_steps)
-
-
 def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple[Collection, list[str]]]:
     """The dev queries of each set that are scored during training: at most train.dev_queries, fixed by seed."""
     relevant = [(c, q) for c in collections for q in c.queries if c.positives(q)]
@@ -189,15 +186,11 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
                 share = query_ids[processes.rank :: processes.count]
                 mine = rerank(under, collection, candidates, share, lambda *_: None)
                 scored = {q: scores for part in processes.gather(mine) for q, scores in part.items()}
-                values += dev_values(scored, collection, query_ids)
+                if query_ids:
+                    values += measure(scored, collection.qrels, query_ids, [HEADLINE]).per_query[HEADLINE].values()
         return sum(values) / len(values)
 
     return evaluate
-
-
-def dev_values(run: dict[str, dict[str, float]], collection: Collection, query_ids: list[str]) -> list[float]:
-    """nDCG@10 of each query."""
-    return list(measure(run, collection.qrels, query_ids, [HEADLINE]).per_query[HEADLINE].values()) if query_ids else []
 
 
 def flat_config(recipe: Recipe) -> dict[str, Any]:
@@ -230,11 +223,6 @@ def _keep_mix(recipe: Recipe, run: RunFolder, source: GroupSource, planned_steps
             describe_mix(mix, recipe)
 
 
-def _kept_contract(recipe: Recipe, reranker: Reranker) -> PromptContract:
-    """The contract of the checkpoints, under the instruction of the exports if there are any."""
-    return reranker.under(frozen_instruction(recipe) if recipe.export_targets else None).contract
-
-
 def _describe_end(state: TrainState, source: GroupSource) -> None:
     assert state.best_value is not None, "the last step is always evaluated"
     console.say(
@@ -244,9 +232,3 @@ def _describe_end(state: TrainState, source: GroupSource) -> None:
         console.say("WARNING: no step was better than the base on dev")
     if source.cut_documents or source.cut_queries:
         console.say(f"cut in training: {source.cut_queries} queries, {source.cut_documents} documents")
-
-
-def state_facts(state: TrainState, planned_steps: int) -> dict[str, Any]:
-    """The training in the stage's record; ended_early: by train.patience."""
-    facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
-    return {**facts, "planned_steps": planned_steps, "ended_early": state.step < planned_steps}

@@ -17,7 +17,7 @@ from rankwright.common.stats import Difference
 from rankwright.common.templates import template_environment
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import ALL, SetResults, label, read_results, rows_of, verdict
+from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
 from rankwright.evaluation.runs import evaluate_command, read_run
 from rankwright.evaluation.slices import (
     ATTRIBUTES,
@@ -34,6 +34,7 @@ from rankwright.evaluation.slices import (
 from rankwright.recipe.schema import Recipe
 from rankwright.report import gather, plots
 from rankwright.report.cases import Cases, read_cases
+from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.tracking import read_metrics
 
 CURVES = (
@@ -81,7 +82,7 @@ def environment() -> Environment:
         "interval": interval,
         "count": lambda value: f"{value:,}",
         "percent": lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%",
-        "system": label,
+        "system": stage_label,
         # As a recipe writes it: text as it is, true and not True, [a, b] and not ('a', 'b').
         "yaml": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
@@ -143,7 +144,7 @@ def context(
 
 def _intervals(rows: Sequence[SetResults]) -> list[tuple[str, list[tuple[str, Difference]]]]:
     firsts = {row.first_stage for row in rows}
-    shown = label(firsts.pop()) if len(firsts) == 1 else "first stage"
+    shown = stage_label(firsts.pop()) if len(firsts) == 1 else "first stage"
     pairs = [(row.name, (("base", row.to_base.get("tuned")), (shown, row.to_first))) for row in rows]
     return [(name, [(f"vs {kind}", d) for kind, d in found if d is not None]) for name, found in pairs]
 

@@ -13,7 +13,7 @@ from rankwright.common.files import write_text_atomic
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.compare import Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.runs import EvaluatedRun, read_runs
+from rankwright.evaluation.runs import EvaluatedRun
 from rankwright.evaluation.slices import FILE, SMALL, Slice, read_attributes, slice_table
 from rankwright.recipe.schema import Recipe, result_values
 from rankwright.report import plots
@@ -29,8 +29,8 @@ CURVES = (
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
-    """Write one page about several evaluated runs. Raises UserError as runs.read_runs and compare do."""
-    comparison = compare(read_runs(folders))
+    """Write one page about several evaluated runs. Raises UserError as compare does."""
+    comparison = compare(folders)
     metrics = {run.name: read_metrics(RunFolder(run.folder).metrics) for run in comparison.runs}
     slices, slice_notes = shared_slices(comparison)
     page = (
