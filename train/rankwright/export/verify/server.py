@@ -108,10 +108,14 @@ def find_difference(exported: Exported, asked: Asked, limits: Limits, say: Calla
 
 def _worst(asked: Asked, way: str, limits: Limits) -> int | None:
     """The row farthest beyond its limit, alone or in one kind of list; None where all keep it."""
+
+    def apart(alone: float | None, listed: float) -> float:
+        return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
+
     found = [(one, one.alone if way == "alone" else one.lists[way]) for one in asked.observed]
     units = {
         place: max(
-            max(excess(asked.rows[place], one, value, limits), _apart(one.alone[place], value, limits))
+            max(excess(asked.rows[place], one, value, limits), apart(one.alone[place], value))
             for one, values in found
             if (value := values[place]) is not None
         )
@@ -120,11 +124,6 @@ def _worst(asked: Asked, way: str, limits: Limits) -> int | None:
     }
     worst = max(units, key=lambda place: units[place], default=None)
     return None if worst is None or units[worst] < 1 else worst
-
-
-def _apart(alone: float | None, listed: float, limits: Limits) -> float:
-    """|alone - in a list| in units of limits.batch; 0 where there is no such limit."""
-    return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
 
 
 def _list_fault(asked: Asked, limits: Limits) -> Diagnosis:
@@ -181,11 +180,10 @@ def _line(asked: Asked, finding: Finding) -> str:
 def _show(asked: Asked, finding: Finding | None) -> None:
     table = Table(box=None)
     for column in ("kind", "query", "document", "expected", "found", "|d probability|", "|d logit|", ""):
-        text = column in ("kind", "query", "document", "")
-        if text:
+        if column in ("kind", "query", "document", ""):
             table.add_column(column, no_wrap=True, max_width=TEXT_COLUMNS, overflow="ellipsis")
         else:
-            table.add_column(column, justify="right", no_wrap=True, min_width=len(column) or None)
+            table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     one = asked.observed[0]
     for place, row in enumerate(asked.rows):
         found, distances = one.alone[place], _distances(asked, place)
@@ -264,18 +262,16 @@ def limits_of(shape: str, exported: Exported, tolerance: float) -> dict[str, Lim
     if shape != "llama_cpp":
         return {"": exact(tolerance)}
     least = max(LLAMA_CPP_PROBABILITY, tolerance / 10)
-    found = {kind: _of_cache(limits, least) for kind, limits in _of_files(exported, tolerance).items()}
+    found = {}
+    # A type of weights has the limits of the runtime that reads its file back.
+    for one in TARGETS[exported.kind].runtimes:
+        if one.module == "gguf" and one.reads(exported.path):
+            limits = one.limits(tolerance)
+            probability = max(limits.probability or 0.0, least)
+            # Rounded weights are the same in a list: a looser bound would hide documents of near scores that changed
+            # places.
+            kind = one.name.split()[-1]
+            found[kind] = dataclasses.replace(limits, logit=None, probability=probability, batch=least)
     if not found:
         return {"": Limits(logit=None, probability=least)}
     return dict(sorted(found.items(), key=lambda entry: entry[1].probability or 0.0))
-
-
-def _of_files(exported: Exported, tolerance: float) -> dict[str, Limits]:
-    """Type of the weights -> limits of the runtime that reads the file back."""
-    readers = [one for one in TARGETS[exported.kind].runtimes if one.module == "gguf" and one.reads(exported.path)]
-    return {one.name.split()[-1]: one.limits(tolerance) for one in readers}
-
-
-def _of_cache(limits: Limits, least: float) -> Limits:
-    # Rounded weights are the same in a list: a looser bound would hide documents of near scores that changed places.
-    return dataclasses.replace(limits, logit=None, probability=max(limits.probability or 0.0, least), batch=least)
