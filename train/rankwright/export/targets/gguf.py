@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -15,6 +14,7 @@ from rankwright.common import console
 from rankwright.export.golden import Row, make_golden, write_golden
 from rankwright.export.proof.runtimes.llama_cpp import RUNTIMES
 from rankwright.export.target import TARGETS, Card, Figures, Target, Trained, is_hub_id, portable_name
+from rankwright.export.tokenizer import steps_of
 from rankwright.export.weights import merge, merge_figures
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
@@ -100,7 +100,7 @@ def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> N
     """Write one file. Each weight is converted when it is written, so that no second model lies in memory."""
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
-    from gguf.quants import quant_shape_to_byte_shape
+    from gguf.quants import quant_shape_to_byte_shape, quantize
 
     file_types: dict[Type, LlamaFileType] = {
         "f32": LlamaFileType.ALL_F32,
@@ -126,7 +126,8 @@ def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> N
     writer.write_ti_data_to_file()
     with console.progress(f"gguf {kind}", len(weights)) as advance:
         for _, tensor, stored in weights:
-            writer.write_tensor_data(_converted(tensor, stored))
+            values = tensor.detach().float().contiguous().numpy()
+            writer.write_tensor_data(quantize(values, GGMLQuantizationType[stored.upper()]))
             advance()
     writer.close()
 
@@ -152,13 +153,6 @@ def _stored(name: str, tensor: torch.Tensor, kind: Type) -> Type:
     if tensor.ndim == 1 or name == CLASSIFIER:
         return "f32"
     return "f16" if kind == "q8_0" and tensor.shape[-1] % Q8_BLOCK else kind
-
-
-def _converted(tensor: torch.Tensor, stored: Type) -> Any:
-    from gguf import GGMLQuantizationType
-    from gguf.quants import quantize
-
-    return quantize(tensor.detach().float().contiguous().numpy(), GGMLQuantizationType[stored.upper()])
 
 
 def _add_origin(writer: Any, trained: Trained) -> None:
@@ -207,13 +201,23 @@ def _add_architecture(writer: Any, config: Any) -> None:
 
 
 def _add_tokenizer(writer: Any, trained: Trained, config: Any) -> None:
+    """One token for each row of the embeddings; for a tokenizer that why_no_vocabulary() has no fault with."""
     tokenizer, pad = trained.tokenizer, trained.model.pad_id
-    vocabulary = vocabulary_of(tokenizer, config.vocab_size)
+    state = _state(tokenizer)
+    special = {token["id"]: token["special"] for token in state["added_tokens"]}
+    named = {number: token for token, number in tokenizer.get_vocab().items()}
+    places = range(config.vocab_size)
+    types = [
+        UNUSED if i not in named else NORMAL if i not in special else CONTROL if special[i] else USER_DEFINED
+        for i in places
+    ]
+    pre = _pre_tokenizer(state)
+    assert pre is not None, "why_no_vocabulary() is asked first"
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([named.get(i, f"[PAD{i}]") for i in places])
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(_pair(merge)) for merge in state["model"]["merges"]])
     # llama.cpp refuses to rerank without one; it is not put in front of a prompt.
     writer.add_bos_token_id(pad if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
     writer.add_eos_token_id(pad if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
@@ -230,31 +234,6 @@ def _is_plain(encoder: PromptEncoder, row: Row) -> bool:
     if encoded.query_cut or encoded.documents_cut or "{document}" in query:
         return False
     return all(encoder.clean(text) == text == normalised(encoder.tokenizer, text) for text in (query, document))
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """tokens, types: one for each row of the embeddings; merges: "LEFT RIGHT", best first; pre: llama.cpp's name."""
-
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    pre: str
-
-
-def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
-    """The vocabulary, padded to `size` tokens; for a tokenizer that why_no_vocabulary() has no fault with."""
-    state = _state(tokenizer)
-    special = {token["id"]: token["special"] for token in state["added_tokens"]}
-    named = {number: token for token, number in tokenizer.get_vocab().items()}
-    tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
-    types = [
-        UNUSED if i not in named else NORMAL if i not in special else CONTROL if special[i] else USER_DEFINED
-        for i in range(size)
-    ]
-    pre = _pre_tokenizer(state)
-    assert pre is not None, "why_no_vocabulary() is asked first"
-    return Vocabulary(tokens, types, [" ".join(_pair(merge)) for merge in state["model"]["merges"]], pre)
 
 
 def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
@@ -275,7 +254,7 @@ def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
             f"its pre-tokenizer ({found}{ignored}) is not one that llama.cpp has exactly (known: "
             f"{', '.join(PRE_TOKENIZERS.values())}, as in {FAMILIES})"
         )
-    changed = [step for step in _normalizers(state) if step != "NFC"]
+    changed = [s["type"] for s in steps_of(state["normalizer"], "normalizers") if s["type"] != "NFC"]
     if changed:
         faults.append(f"its tokenizer normalises texts ({', '.join(changed)}), which llama.cpp does not")
     odd = [t["content"] for t in state["added_tokens"] if t["lstrip"] or t["rstrip"] or t["single_word"]]
@@ -324,12 +303,6 @@ def _pair(merge: Any) -> list[str]:
     return merge.split(" ", 1) if isinstance(merge, str) else list(merge)
 
 
-def _normalizers(state: dict[str, Any]) -> list[str]:
-    own = state["normalizer"]
-    steps = [] if own is None else own["normalizers"] if own["type"] == "Sequence" else [own]
-    return [str(step["type"]) for step in steps]
-
-
 def _pre_tokenizer(state: dict[str, Any]) -> str | None:
     key = (_steps(state["pre_tokenizer"]), bool(state["model"].get("ignore_merges")))
     return PRE_TOKENIZERS.get(key)
@@ -337,8 +310,7 @@ def _pre_tokenizer(state: dict[str, Any]) -> str | None:
 
 def _steps(pre: dict[str, Any] | None) -> tuple[str, ...]:
     """What a pre-tokenizer does, one word or regular expression per step."""
-    steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-    return tuple(map(_step, steps))
+    return tuple(map(_step, steps_of(pre, "pretokenizers")))
 
 
 def _step(step: dict[str, Any]) -> str:

@@ -52,24 +52,18 @@ def write_onnx(trained: Trained, folder: Path, *, bits8: bool = False, largest_b
     """Write the whole folder; weights of more than largest_bytes go into a file beside their graph."""
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
-    files = write_graphs(merged, folder, bits8=bits8, largest_bytes=largest_bytes)
+    (folder / "onnx").mkdir()
+    _save(_trace(merged, folder), folder / MODEL_FILE, largest_bytes)
+    if bits8:
+        _save(_with_8_bits(folder / MODEL_FILE), folder / QUANTIZED_FILE, largest_bytes)
+    files = {f"onnx/{path.name}": path.stat().st_size for path in sorted((folder / "onnx").iterdir())}
+    for name, size in files.items():
+        console.say(f"  {name}: {size / 1e6:,.1f} MB")
     _write_config(merged, folder)
     write_tokenizer(trained.tokenizer, trained.contract, folder)
     rows = make_golden(Reranker(merged, trained.tokenizer, trained.contract), trained.golden_pairs)
     write_golden(folder, rows)
     return {**figures, "dtype": "float32", "opset": OPSET, "bytes": files}
-
-
-def write_graphs(merged: RankModel, folder: Path, *, bits8: bool, largest_bytes: int) -> dict[str, int]:
-    """Write the graph of a merged model, and with bits8 the one with 8-bit weights; returns file -> bytes."""
-    (folder / "onnx").mkdir()
-    _save(_trace(merged, folder), folder / MODEL_FILE, largest_bytes)
-    if bits8:
-        _save(_with_8_bits(folder / MODEL_FILE), folder / QUANTIZED_FILE, largest_bytes)
-    written = {f"onnx/{path.name}": path.stat().st_size for path in sorted((folder / "onnx").iterdir())}
-    for name, size in written.items():
-        console.say(f"  {name}: {size / 1e6:,.1f} MB")
-    return written
 
 
 class _Logits(nn.Module):
