@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -121,10 +122,10 @@ def dtype_of(dtype: Dtype, trained: Trained) -> torch.dtype:
     return cast(torch.dtype, config.dtype or torch.float32)
 
 
-def patch_config(folder: Path) -> None:
+def patch_config(folder: Path, more: Mapping[str, Any] | None = None) -> None:
     """What transformers 4, sentence-transformers and vLLM look for; last, since save_pretrained drops it again."""
     path = folder / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = json.loads(path.read_text(encoding="utf-8")) | (more or {})
     for key in ("_name_or_path", "auto_map"):
         settings.pop(key, None)
     settings["sentence_transformers"] = {"activation_fn": ACTIVATION}

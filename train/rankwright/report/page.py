@@ -196,10 +196,6 @@ def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:
 def _reliability(calibration: Mapping[str, Any] | None) -> list[str]:
     if calibration is None:
         return []
-    parts = {"dev": calibration["dev"], **calibration["test"]}
-    drawn = [
-        plots.reliability(f"reliability-{n}", name, part["bins"], part["bins_fitted"])
-        for n, (name, part) in enumerate(parts.items())
-        if part
-    ]
-    return [found for found in drawn if found]
+    parts = enumerate({"dev": calibration["dev"], **calibration["test"]}.items())
+    drawn = (plots.reliability(f"reliability-{n}", name, p["bins"], p["bins_fitted"]) for n, (name, p) in parts if p)
+    return list(filter(None, drawn))

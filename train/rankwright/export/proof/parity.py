@@ -29,7 +29,7 @@ from rankwright.export.proof.runtimes.base import Exported, Runtime
 from rankwright.export.proof.settings import CONFIG, read_config
 from rankwright.export.target import Target, target_of
 from rankwright.export.targets import TARGETS
-from rankwright.model import frames
+from rankwright.model.frames import FRAMES
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract
 
 PARITY_FILE = "parity.json"
@@ -61,8 +61,8 @@ def measure_fresh(
     could not run at all.
     """
     # Modules outside the package that added targets or frames: the fresh process has to know these too.
-    known = (TARGETS, getattr(frames, "FRAMES", None))
-    extensions = list(dict.fromkeys(module for one in known if one is not None for module in one.extensions))
+    known = (*TARGETS.extensions, *FRAMES.extensions)
+    extensions = list(dict.fromkeys(known))
     command = [sys.executable, "-m", __name__, *map(str, folders.values()), "--tolerance", str(tolerance)]
     command += ["--base", base] if base else []
     command += [word for module in extensions for word in ("--import", module)]

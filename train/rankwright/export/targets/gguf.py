@@ -102,16 +102,10 @@ def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> N
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
     from gguf.quants import quant_shape_to_byte_shape, quantize
 
-    file_types: dict[Type, LlamaFileType] = {
-        "f32": LlamaFileType.ALL_F32,
-        "bf16": LlamaFileType.MOSTLY_BF16,
-        "f16": LlamaFileType.MOSTLY_F16,
-        "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    }
     writer = GGUFWriter(path, ARCHITECTURE)
     config = merged.causal_lm.config
     _add_origin(writer, trained)
-    writer.add_file_type(file_types[kind])
+    writer.add_file_type(LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     _add_architecture(writer, config)
     _add_tokenizer(writer, trained, config)
     weights = [(name, tensor, _stored(name, tensor, kind)) for name, tensor in _weights(merged)]
@@ -217,7 +211,7 @@ def _add_tokenizer(writer: Any, trained: Trained, config: Any) -> None:
     writer.add_tokenizer_pre(pre)
     writer.add_token_list([named.get(i, f"[PAD{i}]") for i in places])
     writer.add_token_types(types)
-    writer.add_token_merges([" ".join(_pair(merge)) for merge in state["model"]["merges"]])
+    writer.add_token_merges([" ".join(merge) for merge in state["model"]["merges"]])
     # llama.cpp refuses to rerank without one; it is not put in front of a prompt.
     writer.add_bos_token_id(pad if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
     writer.add_eos_token_id(pad if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
@@ -233,7 +227,11 @@ def _is_plain(encoder: PromptEncoder, row: Row) -> bool:
     encoded = encoder.encode(query, [document])
     if encoded.query_cut or encoded.documents_cut or "{document}" in query:
         return False
-    return all(encoder.clean(text) == text == normalised(encoder.tokenizer, text) for text in (query, document))
+    normalizer = encoder.tokenizer.backend_tokenizer.normalizer
+    return all(
+        encoder.clean(text) == text and (normalizer is None or normalizer.normalize_str(text) == text)
+        for text in (query, document)
+    )
 
 
 def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
@@ -260,7 +258,7 @@ def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
     odd = [t["content"] for t in state["added_tokens"] if t["lstrip"] or t["rstrip"] or t["single_word"]]
     if odd:
         faults.append(f"its token {odd[0]!r} takes white space or whole words only, which llama.cpp does not")
-    if any(" " in part for merge in model["merges"] for part in _pair(merge)):
+    if any(" " in part for merge in model["merges"] for part in merge):
         faults.append("its merges hold spaces, which separate them in the file")
     vocabulary = tokenizer.get_vocab()
     if max(vocabulary.values()) >= size:
@@ -287,20 +285,9 @@ def why_no_template(contract: PromptContract) -> list[str]:
     return []
 
 
-def normalised(tokenizer: Any, text: str) -> str:
-    """The text as the tokenizer reads it; llama.cpp reads it as it is."""
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    return text if normalizer is None else str(normalizer.normalize_str(text))
-
-
 def _state(tokenizer: Any) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return state
-
-
-def _pair(merge: Any) -> list[str]:
-    """tokenizers wrote "LEFT RIGHT" before 0.20."""
-    return merge.split(" ", 1) if isinstance(merge, str) else list(merge)
 
 
 def _pre_tokenizer(state: dict[str, Any]) -> str | None:

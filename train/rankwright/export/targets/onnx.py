@@ -10,7 +10,6 @@ padding, since the graph looks for the last token that is not pad.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -61,8 +60,7 @@ def write_onnx(trained: Trained, folder: Path, *, bits8: bool = False, largest_b
         console.say(f"  {name}: {size / 1e6:,.1f} MB")
     _write_config(merged, folder)
     write_tokenizer(trained.tokenizer, trained.contract, folder)
-    rows = make_golden(Reranker(merged, trained.tokenizer, trained.contract), trained.golden_pairs)
-    write_golden(folder, rows)
+    write_golden(folder, make_golden(Reranker(merged, trained.tokenizer, trained.contract), trained.golden_pairs))
     return {**figures, "dtype": "float32", "opset": OPSET, "bytes": files}
 
 
@@ -151,15 +149,12 @@ def _write_config(merged: RankModel, folder: Path) -> None:
     lm.config.architectures = [type(lm).__name__]
     lm.config.dtype = torch.float32
     lm.config.save_pretrained(folder)
-    patch_config(folder)
-    path = folder / "config.json"
     # Its default in browsers is the 8-bit file.
     settings: dict[str, Any] = {"dtype": "fp32"}
     data = [one.name.removesuffix("_data") for one in sorted((folder / "onnx").glob("*.onnx_data"))]
     if data:
         settings["use_external_data_format"] = dict.fromkeys(data, True)
-    written = json.loads(path.read_text(encoding="utf-8")) | {"transformers.js_config": settings}
-    path.write_text(json.dumps(written, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    patch_config(folder, {"transformers.js_config": settings})
 
 
 def _card_values(folder: Path, contract: PromptContract) -> dict[str, Any]:

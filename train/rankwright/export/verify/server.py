@@ -17,7 +17,7 @@ from rankwright.common.resources import shown
 from rankwright.export.proof.comparing import short, spearman
 from rankwright.export.proof.runtimes.base import Exported, Limits, exact
 from rankwright.export.targets import TARGETS
-from rankwright.export.verify.asking import Asked, api_name, ask, requests_planned
+from rankwright.export.verify.asking import Asked, api_name, ask, places_by, requests_planned
 from rankwright.export.verify.diagnosis import Diagnosis, Explaining, excess
 from rankwright.export.verify.folder import Opened
 
@@ -129,13 +129,10 @@ def _worst(asked: Asked, way: str, limits: Limits) -> int | None:
 def _list_fault(asked: Asked, limits: Limits) -> Diagnosis:
     """Why scores differ in a list only: right scores at wrong places, or scores that depend on their batch."""
     observed = asked.observed[0]
-    groups: dict[str, list[int]] = {}
-    for place in asked.decides:
-        groups.setdefault(asked.rows[place]["query"], []).append(place)
     assert limits.probability is not None
     near = (limits.batch or limits.probability) * (1 if observed.scale == "probability" else 10)
     [(_, listed), *_] = observed.lists.items()
-    for places in groups.values():
+    for places in places_by(asked.rows, asked.decides, "query").values():
         own = [v for p in places if (v := observed.alone[p]) is not None]
         seen = [v for p in places if (v := listed[p]) is not None]
         if len(own) != len(seen) or own == seen:
@@ -219,10 +216,8 @@ def _largest(asked: Asked, places: Sequence[int]) -> dict[str, float]:
 
 def _by_kind(asked: Asked) -> dict[str, float]:
     """The largest difference by kind of text: truncation shows in `long` alone."""
-    places: dict[str, list[int]] = {}
-    for place in asked.decides:
-        places.setdefault(asked.rows[place]["kind"], []).append(place)
-    per_kind = {kind: _largest(asked, own) for kind, own in places.items()}
+    kinds = places_by(asked.rows, asked.decides, "kind")
+    per_kind = {kind: _largest(asked, own) for kind, own in kinds.items()}
     return {kind: values["probability"] for kind, values in per_kind.items() if "probability" in values}
 
 
