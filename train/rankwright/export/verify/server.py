@@ -68,7 +68,9 @@ def verify_server(
     if as_json:
         print(json.dumps(_as_json(opened, url, api, asked, finding), ensure_ascii=False))
     else:
-        console.say(f"{url} ({api}) against {shown(opened.folder)}: {len(asked.decides)} of {len(rows)} pairs decide")
+        console.say(
+            f"{url} ({api}) against {shown(opened.exported.path)}: {len(asked.decides)} of {len(rows)} pairs decide"
+        )
         _show(asked, finding)
     return finding is None
 
@@ -237,7 +239,7 @@ def _as_json(opened: Opened, url: str, api: str, asked: Asked, finding: Finding 
     return {
         "url": url,
         "api": api,
-        "folder": str(opened.folder),
+        "folder": str(opened.exported.path),
         "tolerance": opened.tolerance,
         "rows": len(asked.decides),
         **{f"max_d_{scale}": value for scale, value in _largest(asked, asked.decides).items()},
