@@ -137,7 +137,10 @@ def scan(folder: Path, private: Private) -> None:
     """Raises UserError naming the first file with something private, or with code, and what it is."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if _is_code(path):
+        with path.open("rb") as file:
+            # The first bytes of safetensors are a length, which may be any number.
+            starts_as_code = path.suffix != ".safetensors" and file.read(4).startswith(CODE_STARTS)
+        if starts_as_code or path.suffix in CODE_SUFFIXES:
             raise UserError(f"{name}: a pickle or code, which runs when it is loaded: only safetensors are exported")
         blocks = itertools.chain([name.encode("utf-8", "surrogateescape")], _blocks(path))
         what = private.first_in(blocks, binary=path.suffix in BINARY)
@@ -146,13 +149,6 @@ def scan(folder: Path, private: Private) -> None:
                 f"{name} holds {what}: nothing was put in place; what a recipe names (base, sets, instruction, name) "
                 "stands in the files: name a base or a set by its hub id, or by a path that starts at data.root"
             )
-
-
-def _is_code(path: Path) -> bool:
-    with path.open("rb") as file:
-        # The first bytes of safetensors are a length, which may be any number.
-        starts = path.suffix != ".safetensors" and file.read(4).startswith(CODE_STARTS)
-    return path.suffix in CODE_SUFFIXES or starts
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

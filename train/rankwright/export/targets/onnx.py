@@ -34,7 +34,6 @@ from rankwright.rerankers.reranker import Reranker
 
 # ONNX Runtime has it since 1.12.
 OPSET = 17
-BLOCK = 32
 # A protobuf message ends at 2 GiB; what is left is for the graph.
 LARGEST_BYTES = 2_000_000_000
 
@@ -116,7 +115,7 @@ def _with_8_bits(path: Path) -> Any:
         # Importing it sets up logging for the whole process.
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        quantizer = MatMulNBitsQuantizer(str(path), bits=8, block_size=BLOCK)
+        quantizer = MatMulNBitsQuantizer(str(path), bits=8, block_size=32)
         quantizer.process()
     return quantizer.model.model
 

@@ -174,9 +174,8 @@ class Explaining:
         )
         said = f"rank correlation with the golden scores {overall:+.2f}"
         if self.known is None:
-            fix = (
-                "compare with the hf export of the same run: this folder has no weights that can be scored here to tell"
-            )
+            nothing = "this folder has no weights that can be scored here to tell"
+            fix = f"compare with the hf export of the same run: {nothing}"
             return Diagnosis("unknown", f"wrong model, or wrong prompt ({said})", fix, False)
         fix = "serve this very folder, and name it with --model where the server has several"
         return Diagnosis("wrong model", f"wrong model: no known fault explains its scores ({said})", fix, False)

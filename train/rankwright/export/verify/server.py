@@ -22,8 +22,6 @@ from rankwright.export.verify.diagnosis import Diagnosis, Explaining, excess
 from rankwright.export.verify.folder import Opened
 
 TEXT_COLUMNS = 28
-
-
 # llama.cpp keeps keys and values in f16 by default.
 LLAMA_CPP_PROBABILITY = 2e-3
 
@@ -89,9 +87,8 @@ def _disordered(asked: Asked, limits: Limits) -> bool:
     """Whether pairs are in another order than limits.spearman allows."""
     if limits.spearman is None:
         return False
-    found = [(asked.observed[0].alone[place], asked.rows[place]["logit"]) for place in asked.decides]
-    seen = [(value, golden) for value, golden in found if value is not None]
-    return not spearman([golden for _, golden in seen], [value for value, _ in seen]) >= limits.spearman
+    alone = {place: value for place in asked.decides if (value := asked.observed[0].alone[place]) is not None}
+    return not spearman([asked.rows[place]["logit"] for place in alone], list(alone.values())) >= limits.spearman
 
 
 def find_difference(exported: Exported, asked: Asked, limits: Limits, say: Callable[[str], None]) -> Finding | None:
