@@ -16,8 +16,6 @@ from rankwright.rerankers.reranker import Reranker
 
 GOLDEN_FILE = "golden.jsonl"
 LEAST_REAL_PAIRS = 20
-# Python strips these separators, the tokenizers library does not.
-UNSTRIPPED = "\x1c\x1d\x1e\x1f"
 Row = dict[str, Any]
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("query", "document", "instruction", "kind"), str),
@@ -117,7 +115,8 @@ def _is_plain(encoder: PromptEncoder, text: str) -> bool:
         # No strip is baked then (see tokenizer.py).
         return encoder.clean(text) == text
     stripped_off = text[: len(text) - len(text.lstrip())] + text[len(text.rstrip()) :]
-    return encoder.clean(text) == text.strip() and not set(stripped_off) & set(UNSTRIPPED)
+    # Python strips these separators, the tokenizers library does not.
+    return encoder.clean(text) == text.strip() and not set(stripped_off) & set("\x1c\x1d\x1e\x1f")
 
 
 def read_golden(folder: Path) -> list[Row]:

@@ -13,7 +13,7 @@ import re
 import struct
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -91,8 +91,12 @@ class Private:
         places |= {folder.expanduser().absolute(): "a folder of this run" for folder in folders}
         places |= {place.resolve(): what for place, what in places.items()}
         found = [pattern for place, what in places.items() for pattern in _place_patterns(place, what)]
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError):  # a user id without a name, as in some containers
+            user = "root"
         for homes, slash in itertools.product(("home", "Users"), ("/", "\\", "\\\\")):
-            path = f"{slash}{homes}{slash}{_user()}".encode()
+            path = f"{slash}{homes}{slash}{user}".encode()
             found.append(Pattern.of("a user's name in a path", path, re.escape(path) + rb"(?![\w.-])"))
         for name, value in os.environ.items():
             if SECRET_NAME.search(name) and len(value.strip()) >= LEAST_SECRET:
@@ -107,13 +111,6 @@ class Private:
 
     def in_text(self, *texts: str) -> bool:
         return self.first_in(text.encode("utf-8", "surrogatepass") for text in texts) is not None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a user id without a name, as in some containers
-        return "root"
 
 
 def _forms(text: str) -> set[bytes]:
@@ -140,7 +137,10 @@ def scan(folder: Path, private: Private) -> None:
     """Raises UserError naming the first file with something private, or with code, and what it is."""
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if _is_code(path):
+        with path.open("rb") as file:
+            # The first bytes of safetensors are a length, which may be any number.
+            starts_as_code = path.suffix != ".safetensors" and file.read(4).startswith(CODE_STARTS)
+        if starts_as_code or path.suffix in CODE_SUFFIXES:
             raise UserError(f"{name}: a pickle or code, which runs when it is loaded: only safetensors are exported")
         blocks = itertools.chain([name.encode("utf-8", "surrogateescape")], _blocks(path))
         what = private.first_in(blocks, binary=path.suffix in BINARY)
@@ -149,18 +149,6 @@ def scan(folder: Path, private: Private) -> None:
                 f"{name} holds {what}: nothing was put in place; what a recipe names (base, sets, instruction, name) "
                 "stands in the files: name a base or a set by its hub id, or by a path that starts at data.root"
             )
-
-
-def without_private(pairs: Sequence[tuple[str, str]], private: Private) -> list[tuple[str, str]]:
-    """The pairs that may stand in golden.jsonl: texts of users may hold paths and keys."""
-    return [pair for pair in pairs if not private.in_text(*pair)]
-
-
-def _is_code(path: Path) -> bool:
-    with path.open("rb") as file:
-        # The first bytes of safetensors are a length, which may be any number.
-        starts = path.suffix != ".safetensors" and file.read(4).startswith(CODE_STARTS)
-    return path.suffix in CODE_SUFFIXES or starts
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder
 from rankwright.common.resources import resolve_base
 from rankwright.export.card import CardFacts, write_card
-from rankwright.export.privacy import Private, scan, without_private
+from rankwright.export.privacy import Private, scan
 from rankwright.export.proof.parity import PARITY_FILE, check_folders
 from rankwright.export.servable import impossible, refuse, unservable
 from rankwright.export.target import Figures, Trained, Writer, portable_name
@@ -54,7 +54,11 @@ def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts
     found = resolve_base(trained.base_name)
     base = found if Path(found).is_dir() else None
     private = Private.of_this_machine(folder, *([Path(base)] if base is not None else []))
-    trained = _without_private(trained, private)
+    # Texts of users may hold paths and keys.
+    kept = [pair for pair in trained.golden_pairs if not private.in_text(*pair)]
+    if lost := len(trained.golden_pairs) - len(kept):
+        console.say(f"  golden pairs: {lost} of {len(trained.golden_pairs)} hold a path or a key: left out")
+    trained = dataclasses.replace(trained, golden_pairs=kept)
     with ExitStack() as stack:
         drafts = {name: stack.enter_context(atomic_folder(folder / name)) for name in writers}
         figures = {name: write(trained, drafts[name]) for name, write in writers.items()}
@@ -63,37 +67,15 @@ def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts
             figures[name] |= reports[name]
             text = json.dumps(figures[name], indent=2, ensure_ascii=False)
             (draft / PARITY_FILE).write_text(text + "\n", encoding="utf-8")
-            _finish(draft, trained, facts, figures[name])
-            with _named(name):
+            # The folder's own: a target may have put the scale into its weights.
+            contract = PromptContract.load(draft) or trained.contract
+            base_name = portable_name(trained.base_name)
+            write_card(draft, facts, contract, figures[name], base_name=base_name, revision=trained.revision)
+            for path in draft.rglob("*"):
+                # safetensors files are written 0600, which a server under another user cannot read.
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            try:
                 scan(draft, private)
+            except UserError as error:
+                raise UserError(f"export {name}: {error}") from None
     return figures
-
-
-@contextmanager
-def _named(target: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"export {target}: {error}") from None
-
-
-def _without_private(trained: Trained, private: Private) -> Trained:
-    kept = without_private(trained.golden_pairs, private)
-    if lost := len(trained.golden_pairs) - len(kept):
-        console.say(f"  golden pairs: {lost} of {len(trained.golden_pairs)} hold a path or a key: left out")
-    return dataclasses.replace(trained, golden_pairs=kept)
-
-
-def _finish(draft: Path, trained: Trained, facts: CardFacts, figures: Figures) -> None:
-    write_card(
-        draft,
-        facts,
-        # The folder's own: a target may have put the scale into its weights.
-        PromptContract.load(draft) or trained.contract,
-        figures,
-        base_name=portable_name(trained.base_name),
-        revision=trained.revision,
-    )
-    for path in draft.rglob("*"):
-        # safetensors files are written 0600, which a server under another user cannot read.
-        path.chmod(0o755 if path.is_dir() else 0o644)

@@ -26,10 +26,6 @@ class Push:
     revision: str | None
     files: dict[str, int]
 
-    @property
-    def total(self) -> int:
-        return sum(self.files.values())
-
 
 def plan_push(run: Path, target: str, repository: str, *, private: bool = True, revision: str | None = None) -> Push:
     """Look at run/export/target. Raises UserError where there is no such proven export, or for a wrong repository."""
@@ -37,11 +33,8 @@ def plan_push(run: Path, target: str, repository: str, *, private: bool = True, 
     exports = run / "export"
     known = sorted(path.parent.name for path in exports.glob(f"*/{PARITY_FILE}"))
     if target not in known:
-        have = (
-            f"it has {', '.join(known)}"
-            if known
-            else f"it has no exports: run `rankwright export {run / 'recipe.json'}`"
-        )
+        none = f"it has no exports: run `rankwright export {run / 'recipe.json'}`"
+        have = f"it has {', '.join(known)}" if known else none
         raise UserError(f"{run}: no export {target!r}{did_you_mean(target, known)}: {have}")
     folder = exports / target
     proven = _proven_sums(folder)
@@ -90,7 +83,7 @@ def show_push(push: Push, *, dry_run: bool) -> None:
     for name, size in push.files.items():
         console.say(f"  {size:>13,} bytes  {name}")
     start = "would push" if dry_run else "pushing"
-    what = f"{len(push.files)} files, {push.total / 1e6:,.1f} MB, of {push.folder}"
+    what = f"{len(push.files)} files, {sum(push.files.values()) / 1e6:,.1f} MB, of {push.folder}"
     console.say(f"{start} {what} to {push.repository} ({visible}{branch})")
     console.say("files in the repository that are not in this export are removed there")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rankwright.common.errors import UserError, UserErrors
-from rankwright.export.target import IN_PIECES
+from rankwright.export.target import IN_PIECES, Target
 from rankwright.export.targets import TARGETS
 from rankwright.model.prompt import PromptContract
 
@@ -41,7 +41,7 @@ def unservable(
     config: of the base, whose weights are not needed. on_adapters: the base is a folder of adapters itself.
     """
     known = [TARGETS[name] for name in targets]
-    faults = _unserved_frames([target.name for target in known], contract)
+    faults = _unserved_frames(known, contract)
     if not contract.in_pieces:
         faults += [
             f"export.targets: {t.name}: {fault}" for t in known for fault in t.refusals(config, tokenizer, contract)
@@ -62,14 +62,14 @@ def refuse(faults: list[str]) -> None:
         raise UserErrors(faults)
 
 
-def _unserved_frames(names: list[str], contract: PromptContract) -> list[str]:
+def _unserved_frames(targets: list[Target], contract: PromptContract) -> list[str]:
     refused: dict[str, list[str]] = {}
-    for name in names:
-        if not TARGETS[name].serves(contract):
-            refused.setdefault(IN_PIECES if contract.in_pieces else TARGETS[name].why_not, []).append(name)
+    for target in targets:
+        if not target.serves(contract):
+            refused.setdefault(IN_PIECES if contract.in_pieces else target.why_not, []).append(target.name)
     faults = []
     for why, unable in refused.items():
-        rest = ",".join(name for name in names if name not in unable)
+        rest = ",".join(target.name for target in targets if target.name not in unable)
         without = f"without {'it' if len(unable) == 1 else 'them'}" if rest else "without exports"
         faults.append(
             f"export.targets: {', '.join(unable)}: {why.format(mode=contract.mode)}: train in another frame "

@@ -70,11 +70,6 @@ def is_rendered(contract: PromptContract) -> bool:
 IN_PIECES = "a prompt of the frame {mode} is tokenised in pieces, which no runtime of an export repeats"
 
 
-def any_base(config: Any, tokenizer: Any, contract: PromptContract) -> list[str]:
-    """No reason against any base."""
-    return []
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
     """One form of an export. A new target is one file in export/targets, or a module elsewhere, that adds one record.
@@ -100,7 +95,7 @@ class Target:
     settings: tuple[Callable[[Path, dict[str, Any]], Iterator[str]], ...] = ()
     serves: Callable[[PromptContract], bool] = is_rendered
     why_not: str = IN_PIECES
-    refusals: Callable[[Any, Any, PromptContract], list[str]] = any_base
+    refusals: Callable[[Any, Any, PromptContract], list[str]] = lambda config, tokenizer, contract: []
     modules: tuple[str, ...] = ()
     extra: str = ""
     needs_lora: bool = False

@@ -95,9 +95,13 @@ def _stripping(backend: dict[str, Any]) -> dict[str, Any] | None:
     if any(token["normalized"] for token in backend["added_tokens"]):
         # Such tokens are looked for in normalised text, where they would be stripped themselves.
         return own
-    own_steps = [] if own is None else own["normalizers"] if own["type"] == "Sequence" else [own]
     strip = {"type": "Strip", "strip_left": True, "strip_right": True}
-    return {"type": "Sequence", "normalizers": [strip, *(s for s in own_steps if s != strip)]}
+    return {"type": "Sequence", "normalizers": [strip, *(s for s in steps_of(own, "normalizers") if s != strip)]}
+
+
+def steps_of(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer in tokenizer.json; key: where a sequence of them stands."""
+    return [] if part is None else part[key] if part["type"] == "Sequence" else [part]
 
 
 def chat_template(contract: PromptContract, control_tokens: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
-from rankwright.export.golden import Row, golden_texts, make_golden, write_golden
+from rankwright.export.golden import golden_texts, make_golden, write_golden
 from rankwright.export.target import Figures, Trained
 from rankwright.export.tokenizer import write_tokenizer
 from rankwright.model.loading import load_model
@@ -34,7 +34,6 @@ def _checked_size(text: str) -> str:
 ShardSize = Annotated[str, AfterValidator(_checked_size)]
 SHARD_SIZE = "5GB"
 Dtype = Literal["fp32", "bf16", "auto"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ACTIVATION = "torch.nn.modules.activation.Sigmoid"
 
 
@@ -48,17 +47,12 @@ def in_fp32(model: RankModel) -> RankModel:
     weights = (*model.parameters(), *model.buffers())
     if not model.training and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights):
         return model
-    return _fp32_copy(model)
-
-
-def _fp32_copy(model: RankModel) -> RankModel:
-    """A copy in fp32 on the CPU, which every machine has; the model itself stays as it is."""
     return copy.deepcopy(model).float().cpu().eval()
 
 
 def without_adapters(model: RankModel) -> RankModel:
-    """A copy in fp32 whose adapters are merged; the head is as it was."""
-    model = _fp32_copy(model)
+    """A copy in fp32 on the CPU, which every machine has, whose adapters are merged; the head is as it was."""
+    model = copy.deepcopy(model).float().cpu().eval()
     if has_adapter(model):
         model.lm = cast(Any, model.lm).merge_and_unload()
     model.causal_lm.config.use_cache = True
@@ -122,21 +116,16 @@ def dtype_of(dtype: Dtype, trained: Trained) -> torch.dtype:
     from transformers import AutoConfig
 
     if dtype != "auto":
-        return DTYPES[dtype]
+        return torch.float32 if dtype == "fp32" else torch.bfloat16
     base = resolve_base(trained.base_name)
     config = AutoConfig.from_pretrained(base, revision=trained.revision, trust_remote_code=False)
     return cast(torch.dtype, config.dtype or torch.float32)
 
 
-def write_weights(lm: Any, folder: Path, *, dtype: torch.dtype, shard_size: str) -> None:
-    """Cast in place and write; above shard_size as numbered files with an index."""
-    lm.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
-
-
-def patch_config(folder: Path) -> None:
+def patch_config(folder: Path, more: Mapping[str, Any] | None = None) -> None:
     """What transformers 4, sentence-transformers and vLLM look for; last, since save_pretrained drops it again."""
     path = folder / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = json.loads(path.read_text(encoding="utf-8")) | (more or {})
     for key in ("_name_or_path", "auto_map"):
         settings.pop(key, None)
     settings["sentence_transformers"] = {"activation_fn": ACTIVATION}
@@ -157,21 +146,18 @@ def write_folder(
     """Everything of a folder of safetensors, golden pairs included; the merged model is cast in place."""
     written_in = dtype_of(dtype, trained)
     figures = merge_figures(trained, merged)
-    write_weights(merged.lm, folder, dtype=written_in, shard_size=shard_size)
+    # Above shard_size as numbered files with an index.
+    cast(Any, merged.lm.to(written_in)).save_pretrained(folder, max_shard_size=shard_size)
     write_tokenizer(trained.tokenizer, contract, folder)
     patch_config(folder)
     # Read back: a 16-bit file has its own, rounded weights, and its golden scores come from these.
     written = load_model(str(folder), contract, trained.tokenizer)
     rows = make_golden(Reranker(written, trained.tokenizer, contract), trained.golden_pairs)
     write_golden(folder, rows)
-    return figures | weight_figures(trained, folder, rows, written_in)
-
-
-def weight_figures(trained: Trained, folder: Path, rows: Sequence[Row], dtype: torch.dtype) -> Figures:
-    """Type and number of files; for weights that were rounded, how far golden scores moved by it."""
-    figures: Figures = {"dtype": str(dtype).removeprefix("torch.")}
+    figures["dtype"] = str(written_in).removeprefix("torch.")
     figures["weight_files"] = len(list(folder.glob("*.safetensors")))
-    if dtype != torch.float32:
+    if written_in != torch.float32:
+        # How far golden scores moved by rounding.
         own = Reranker(in_fp32(trained.model), trained.tokenizer, trained.contract)
         exact = own.score_groups([(row["query"], [row["document"]]) for row in rows])
         figures["max_d_rounded"] = max(abs(row["logit"] - s[0]) for row, s in zip(rows, exact, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class Cases:
     equal: int
 
 
-def read_cases(folder: Path, row: SetResults, collection: Collection, shown: int = SHOWN) -> list[Cases]:
+def read_cases(folder: Path, row: SetResults, collection: Collection) -> list[Cases]:
     """The cases of base -> tuned and of first stage -> tuned on one test set, as far as they are evaluated."""
     runs: dict[str, Mapping[str, Mapping[str, float]]] = {}
     found = []
@@ -77,73 +77,43 @@ def read_cases(folder: Path, row: SetResults, collection: Collection, shown: int
             if system not in runs:
                 path = RunFolder(folder).eval_folder(row.name, system) / "run.trec"
                 runs[system] = read_trec_run(path) if path.is_file() else {}
-        found.append(_cases(row, collection, before, runs, shown))
+        found.append(_cases(row, collection, before, runs))
     return found
 
 
 def _cases(
-    row: SetResults,
-    collection: Collection,
-    before: str,
-    runs: Mapping[str, Mapping[str, Mapping[str, float]]],
-    shown: int,
+    row: SetResults, collection: Collection, before: str, runs: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> Cases:
     old, new = row.values[before], row.values["tuned"]
     change = {q: new[q] - old[q] for q in new if q in old}
     # Many queries change by the same amount. A hash chooses among them, so that the form of an id does not matter.
     order = sorted(change, key=lambda q: (change[q], stable_hash("case", q)))
-    lost = [q for q in order[:shown] if change[q] < 0]
-    gained = [q for q in reversed(order[-shown:]) if change[q] > 0]
+    lost = [q for q in order[:SHOWN] if change[q] < 0 and q in collection.queries]
+    gained = [q for q in reversed(order[-SHOWN:]) if change[q] > 0 and q in collection.queries]
 
     # A run file writes white space in ids as %20.
     id_of = {trec_column(d): d for d in collection.corpus if trec_column(d) != d}
 
-    def cases(query_ids: Sequence[str]) -> tuple[Case, ...]:
-        return tuple(
-            _case(collection, q, (old[q], new[q]), _list(runs[before], q), _list(runs["tuned"], q), id_of)
-            for q in query_ids
-            if q in collection.queries
-        )
+    def case(query_id: str) -> Case:
+        query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
+        lists = [
+            _documents(collection, query_id, runs[system].get(trec_column(query_id), {}), id_of)
+            for system in (before, "tuned")
+        ]
+        best = [next((d.rank for d in documents if d.relevant), None) for documents in lists]
+        tops = [tuple(d for d in ds if d.rank <= TOP or d.rank == b) for ds, b in zip(lists, best, strict=True)]
+        most = max(map(len, lists))
+        return Case(query_id, query, rest, old[query_id], new[query_id], best[0], best[1], most, tops[0], tops[1])
 
     return Cases(
         row.name,
         before,
         "tuned",
-        gained=cases(gained),
-        lost=cases(lost),
+        gained=tuple(map(case, gained)),
+        lost=tuple(map(case, lost)),
         better=sum(v > 0 for v in change.values()),
         worse=sum(v < 0 for v in change.values()),
         equal=sum(v == 0 for v in change.values()),
-    )
-
-
-def _list(run: Mapping[str, Mapping[str, float]], query_id: str) -> Mapping[str, float]:
-    return run.get(trec_column(query_id), {})
-
-
-def _case(
-    collection: Collection,
-    query_id: str,
-    values: tuple[float, float],
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    id_of: Mapping[str, str],
-) -> Case:
-    query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
-    lists = [_documents(collection, query_id, scores, id_of) for scores in (before, after)]
-    best = [next((d.rank for d in documents if d.relevant), None) for documents in lists]
-    tops = [tuple(d for d in ds if d.rank <= TOP or d.rank == b) for ds, b in zip(lists, best, strict=True)]
-    return Case(
-        query_id=query_id,
-        query=query,
-        rest=rest,
-        before=values[0],
-        after=values[1],
-        best_before=best[0],
-        best_after=best[1],
-        candidates=max(map(len, lists)),
-        top_before=tops[0],
-        top_after=tops[1],
     )
 
 

@@ -6,8 +6,7 @@ import itertools
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import read_jsonl
-from rankwright.common.run_folder import STAGES, RunFolder
+from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.runs import not_a_run
 from rankwright.mining.false_negatives import read_estimate, share_text
 from rankwright.mining.pools import FILL, IN_POOLS, JUDGED, reasons
@@ -33,33 +32,6 @@ OTHER_COUNTS = {
     "filled": IN_POOLS[FILL],
     "short_pools": "queries with fewer negatives than mine.negatives",
 }
-
-
-def _meanings() -> dict[str, str]:
-    """Count of the mine stage -> what it means, in the order of the page."""
-    removed = {code: f"removed: {text}" for code, text in reasons().items() if code not in IN_POOLS}
-    return {**KEPT, **removed, **OTHER_COUNTS}
-
-
-@dataclass(frozen=True, slots=True)
-class Mined:
-    """What the mine stage counted.
-
-    counts: code -> (number, meaning)
-    sources: (source, reason code) -> negatives in the first `pools` pools; sizes: smallest, median and largest pool
-    filters: (what removed candidates, how many, how many were left after it), in the order of use
-    said: counts of filters, in words -> number
-    estimates: of false negatives: (what it is a share of, the share with its interval)
-    """
-
-    queries: int | None
-    counts: Mapping[str, tuple[int, str]]
-    sources: Mapping[tuple[str, str], int]
-    pools: int
-    sizes: tuple[int, float, int] | None
-    filters: Sequence[tuple[str, int, int]]
-    said: Mapping[str, int]
-    estimates: Sequence[tuple[str, str]]
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -92,30 +64,32 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def changed_keys(recipe: Recipe) -> list[tuple[str, Any, Any]]:
+def changed_keys(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, value, default) of all keys that differ from their default; default: None for keys without one."""
-    return list(_changed(recipe, ""))
-
-
-def _changed(section: Section, prefix: str) -> Iterator[tuple[str, Any, Any]]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if not field.is_required() and value == default:
             continue
         key = prefix + (field.alias or name)
-        inner = [value] if isinstance(value, Section) else value if isinstance(value, tuple) else ()
         if isinstance(value, Section):
-            yield from _changed(value, f"{key}.")
-        elif inner and all(isinstance(item, Section) for item in inner):
-            for number, item in enumerate(inner):
-                yield from _changed(item, f"{key}.{number}.")
+            yield from changed_keys(value, f"{key}.")
+        elif value and isinstance(value, tuple) and all(isinstance(item, Section) for item in value):
+            for number, item in enumerate(value):
+                yield from changed_keys(item, f"{key}.{number}.")
         else:
             yield key, value, default
 
 
-def read_mining(run: RunFolder) -> Mined | None:
-    """The counts of the mine stage and of negatives.jsonl; None before mining."""
+def read_mining(run: RunFolder) -> dict[str, Any] | None:
+    """What the mine stage counted, and what negatives.jsonl holds; None before mining.
+
+    counts: code -> (number, meaning)
+    sources: (source, reason code) -> negatives in the first `pools` pools; sizes: smallest, median and largest pool
+    filters: (what removed candidates, how many, how many were left after it), in the order of use
+    said: counts of filters, in words -> number
+    estimates: of false negatives: (what it is a share of, the share with its interval)
+    """
     facts = run.facts("mine")
     path = run.negatives
     if not facts and not path.is_file():
@@ -130,26 +104,22 @@ def read_mining(run: RunFolder) -> Mined | None:
         # Promoted documents are drawn as relevant.
         sizes.append(sum((n.get("label", 0.0) or 0.0) <= 0 for n in pool))
         sources.update((str(n["source"]), str(n["reason"])) for n in pool)
-    meanings = _meanings()
+    removed = {code: f"removed: {text}" for code, text in reasons().items() if code not in IN_POOLS}
+    meanings = {**KEPT, **removed, **OTHER_COUNTS}
     order = [*(code for code in meanings if code in counts), *sorted(code for code in counts if code not in meanings)]
-    return Mined(
-        queries=facts.get("queries"),
-        counts={code: (counts[code], meanings.get(code, "")) for code in order},
-        sources=dict(sorted(sources.items())),
-        pools=len(sizes),
-        sizes=(min(sizes), float(statistics.median_high(sizes)), max(sizes)) if sizes else None,
-        filters=[(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
-        said=facts.get("said", {}),
-        estimates=[(words, share_text(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
-    )
+    return {
+        "queries": facts.get("queries"),
+        "counts": {code: (counts[code], meanings.get(code, "")) for code in order},
+        "sources": dict(sorted(sources.items())),
+        "pools": len(sizes),
+        "sizes": (min(sizes), float(statistics.median_high(sizes)), max(sizes)) if sizes else None,
+        "filters": [(str(row["filter"]), int(row["removed"]), int(row["left"])) for row in facts.get("filters", ())],
+        "said": facts.get("said", {}),
+        "estimates": [(words, share_text(share)) for words, share in read_estimate(facts.get("false_negatives", {}))],
+    }
 
 
 def read_parity(folder: Path, targets: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Target -> its parity.json, for those that have one."""
-    found = {target: read_json(RunFolder(folder).export(target) / "parity.json") for target in targets}
-    return {target: figures for target, figures in found.items() if figures is not None}
-
-
-def read_stages(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
-    """The records of the finished stages, in order."""
-    return [(name, run.facts(name)) for name in STAGES if run.facts(name)]
+    run = RunFolder(folder)
+    return {t: found for t in targets if (found := read_json(run.export(t) / "parity.json")) is not None}

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateError
+from jinja2 import TemplateError
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
-from rankwright.common.run_folder import RunFolder
+from rankwright.common.run_folder import STAGES, RunFolder
 from rankwright.common.stats import Difference
 from rankwright.common.templates import template_environment
 from rankwright.data.split_files import read_split
@@ -37,15 +37,15 @@ from rankwright.report.cases import Cases, read_cases
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.tracking import read_metrics
 
-CURVES = (
-    ("loss", "training loss"),
-    (f"dev_{HEADLINE}", f"{HEADLINE} on dev"),
-    ("gradient_norm", "gradient norm, before clipping"),
-    ("score_margin", "score margin, relevant - others"),
-    ("learning_rate", "learning rate"),
-    ("mfu", "share of peak FLOP/s (MFU)"),
-    ("pairs_per_s", "pairs/s"),
-)
+CURVES = {
+    "loss": "training loss",
+    f"dev_{HEADLINE}": f"{HEADLINE} on dev",
+    "gradient_norm": "gradient norm, before clipping",
+    "score_margin": "score margin, relevant - others",
+    "learning_rate": "learning rate",
+    "mfu": "share of peak FLOP/s (MFU)",
+    "pairs_per_s": "pairs/s",
+}
 
 
 def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: Path | None = None) -> Path:
@@ -62,7 +62,7 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
         read_run(folder, folder.name)
     path = output or run.report
     try:
-        page = environment().get_template("report.html.j2").render(context(folder, recipe, data, sets, inputs))
+        write_page(path, "report.html.j2", **context(folder, recipe, data, sets, inputs))
     except UserError:
         raise
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -70,15 +70,14 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
             f"{folder}: a file of this run is not as this version writes it ({error}): give "
             f"`{evaluate_command(folder).replace(' evaluate ', ' run ', 1)}` again"
         ) from error
-    write_text_atomic(path, page)
     return path
 
 
-def environment() -> Environment:
-    """Jinja2 with escaping on, unknown names refused, and the page's ways to write numbers."""
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Render a template of this folder, with the pages' ways to write numbers, and write the page."""
     filters: dict[str, Callable[..., str]] = {
         "f3": lambda value: "\N{EN DASH}" if value is None else f"{value:.3f}",
-        "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
+        "signed": plots.signed,
         "interval": interval,
         "count": lambda value: f"{value:,}",
         "percent": lambda value: f"{100 * value:.1f}\N{NO-BREAK SPACE}%",
@@ -87,15 +86,16 @@ def environment() -> Environment:
         "yaml": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
-    return template_environment("rankwright.report", html=True, filters=filters)
+    pages = template_environment("rankwright.report", html=True, filters=filters)
+    write_text_atomic(path, pages.get_template(template).render(**values))
 
 
 def interval(difference: Difference | None) -> str:
     """`+0.103 [+0.071, +0.136]`, with a real minus sign."""
     if difference is None:
         return "\N{EN DASH}"
-    d = difference
-    return f"{d.mean:+.3f} [{d.low:+.3f},\N{NO-BREAK SPACE}{d.high:+.3f}]".replace("-", "\N{MINUS SIGN}")
+    mean, low, high = map(plots.signed, (difference.mean, difference.low, difference.high))
+    return f"{mean} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
 def context(
@@ -111,7 +111,7 @@ def context(
     return {
         "recipe": recipe,
         "recipe_json": recipe.model_dump(mode="json", by_alias=True),
-        "changed": gather.changed_keys(recipe),
+        "changed": list(gather.changed_keys(recipe)),
         "headline": HEADLINE,
         "rows": rows,
         "notes": notes,
@@ -121,8 +121,8 @@ def context(
         "differences": plots.differences(
             _intervals(rows), "results", f"difference of {HEADLINE}, tuned - other system, 95 % interval"
         ),
-        "curves": [svg for key, title in CURVES if (svg := plots.curve(metrics, key, title, best=kept))],
-        "no_curve": [title for key, title in CURVES if metrics and not any(key in row for row in metrics)],
+        "curves": [svg for key, title in CURVES.items() if (svg := plots.curve(metrics, key, title, best=kept))],
+        "no_curve": [title for key, title in CURVES.items() if metrics and not any(key in row for row in metrics)],
         "trained": trained,
         "slices": read_slices(folder, rows, recipe.seed),
         "small": SMALL,
@@ -137,7 +137,7 @@ def context(
         "gate": gather.read_json(run.gate),
         "speed": gather.read_json(run.speed),
         "parity": gather.read_parity(folder, list(recipe.export_targets)),
-        "stages": gather.read_stages(run),
+        "stages": [(name, facts) for name in STAGES if (facts := run.facts(name))],
         "provenance": gather.read_json(run.provenance),
     }
 
@@ -145,8 +145,8 @@ def context(
 def _intervals(rows: Sequence[SetResults]) -> list[tuple[str, list[tuple[str, Difference]]]]:
     firsts = {row.first_stage for row in rows}
     shown = stage_label(firsts.pop()) if len(firsts) == 1 else "first stage"
-    pairs = [(row.name, (("base", row.to_base.get("tuned")), (shown, row.to_first))) for row in rows]
-    return [(name, [(f"vs {kind}", d) for kind, d in found if d is not None]) for name, found in pairs]
+    pairs = [(row.name, (("vs base", row.to_base.get("tuned")), (f"vs {shown}", row.to_first))) for row in rows]
+    return [(name, [(kind, d) for kind, d in found if d is not None]) for name, found in pairs]
 
 
 def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tuple[str, str, SliceTable]]:
@@ -154,10 +154,11 @@ def read_slices(folder: Path, rows: Sequence[SetResults], seed: int) -> list[tup
     parts = [row for row in rows if row.name != ALL]
     known = {row.name: RunFolder(folder).eval_folder(row.name) / FILE for row in parts}
     found = {name: read_attributes(path) for name, path in known.items() if path.is_file()}
-    tables = []
-    for row in parts:
-        if row.name in found:
-            tables.append((row.name, row.first_stage, slice_table(found[row.name], _three(row), seed=seed)))
+    tables = [
+        (row.name, row.first_stage, slice_table(found[row.name], _three(row), seed=seed))
+        for row in parts
+        if row.name in found
+    ]
     if len(parts) > 1 and len(found) == len(parts):
         row = rows[-1]
         pooled: list[QueryAttributes] = []
@@ -196,10 +197,6 @@ def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:
 def _reliability(calibration: Mapping[str, Any] | None) -> list[str]:
     if calibration is None:
         return []
-    parts = {"dev": calibration["dev"], **calibration["test"]}
-    drawn = [
-        plots.reliability(f"reliability-{n}", name, part["bins"], part["bins_fitted"])
-        for n, (name, part) in enumerate(parts.items())
-        if part
-    ]
-    return [found for found in drawn if found]
+    parts = enumerate({"dev": calibration["dev"], **calibration["test"]}.items())
+    drawn = (plots.reliability(f"reliability-{n}", name, p["bins"], p["bins_fitted"]) for n, (name, p) in parts if p)
+    return list(filter(None, drawn))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import io
+import itertools
 import math
 import re
 import warnings
@@ -68,8 +70,6 @@ def svg(figure: Any, name: str, alternative: str, *, tight: bool = True) -> str:
 
     tight: the figure is as large as what is drawn. Without it, it has the same size as its neighbours.
     """
-    import html
-
     import matplotlib.pyplot as plt
 
     text = io.StringIO()
@@ -103,12 +103,13 @@ def short(name: str) -> str:
 
 def thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
     """At most MOST_POINTS points, each the mean over the same number of neighbours."""
-    size = -(-len(xs) // MOST_POINTS)
-    pieces = range(0, len(xs), size) if xs else range(0)
-    return (
-        [sum(xs[n : n + size]) / len(xs[n : n + size]) for n in pieces],
-        [sum(ys[n : n + size]) / len(ys[n : n + size]) for n in pieces],
-    )
+    size = -(-len(xs) // MOST_POINTS) or 1
+
+    def means(values: Sequence[float]) -> list[float]:
+        pieces = (values[n : n + size] for n in range(0, len(values), size))
+        return [sum(piece) / len(piece) for piece in pieces]
+
+    return means(xs), means(ys)
 
 
 def points_of(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -153,10 +154,7 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: i
 def running_mean(values: Sequence[float]) -> list[float]:
     """Mean over a window of about a tenth of all steps around each step; the values themselves for fewer than 20."""
     half = len(values) // 20
-    total, sums = 0.0, [0.0]
-    for value in values:
-        total += value
-        sums.append(total)
+    sums = list(itertools.accumulate(values, initial=0.0))
     starts = [max(0, n - half) for n in range(len(values))]
     ends = [min(len(values), n + half + 1) for n in range(len(values))]
     return [(sums[b] - sums[a]) / (b - a) for a, b in zip(starts, ends, strict=True)]
@@ -171,15 +169,13 @@ def _label_dev(axis: Any, points: Sequence[tuple[float, float]], best: int | Non
     kept = [p for p in points if p[0] == best and best]
     if kept:
         axis.plot(*kept[0], "o", color=ORANGE, markersize=8, zorder=3)
-        _mark(axis, *kept[0], f"kept {kept[0][1]:.3f}", offset=(0, 12), align="right")
+        _mark(axis, *kept[0], f"kept {kept[0][1]:.3f}", offset=(0, 12), ha="right")
 
 
-def _mark(
-    axis: Any, x: float, y: float, text: str, *, offset: tuple[float, float] = (6, 0), align: str = "left"
-) -> None:
+def _mark(axis: Any, x: float, y: float, text: str, *, offset: tuple[float, float] = (6, 0), **options: str) -> None:
     """Write a value beside its point."""
-    options = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-    axis.annotate(text, (x, y), xytext=offset, ha=align, color=INK, **options)
+    look = {"ha": "left", "va": "center", "color": INK, **options}
+    axis.annotate(text, (x, y), xytext=offset, textcoords="offset points", annotation_clip=False, **look)
 
 
 def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], name: str, xlabel: str) -> str:
@@ -266,12 +262,4 @@ def _end_labels(axis: Any, ends: Sequence[tuple[float, float, str, str]]) -> Non
     step, last = (high - low) * 0.085, float("inf")
     for _, y, run, colour in sorted(ends, key=lambda end: (-end[1], end[2])):
         last = min(y, last - step)
-        axis.annotate(
-            f"{short(run)} {y:.3f}",
-            (right, last),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            annotation_clip=False,
-        )
+        _mark(axis, right, last, f"{short(run)} {y:.3f}", offset=(5, 0), color=colour)

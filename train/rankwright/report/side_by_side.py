@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rankwright.common.files import write_text_atomic
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.compare import Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
@@ -17,15 +16,10 @@ from rankwright.evaluation.runs import EvaluatedRun
 from rankwright.evaluation.slices import FILE, SMALL, Slice, read_attributes, slice_table
 from rankwright.recipe.schema import Recipe, result_values
 from rankwright.report import plots
-from rankwright.report.page import environment
+from rankwright.report.page import CURVES, write_page
 from rankwright.training.tracking import read_metrics
 
-CURVES = (
-    ("loss", "training loss"),
-    (f"dev_{HEADLINE}", f"{HEADLINE} on dev"),
-    ("score_margin", "score margin, relevant - others"),
-    ("gradient_norm", "gradient norm, before clipping"),
-)
+CURVES_SHOWN = ("loss", f"dev_{HEADLINE}", "score_margin", "gradient_norm")
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
@@ -33,25 +27,19 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     comparison = compare(folders)
     metrics = {run.name: read_metrics(RunFolder(run.folder).metrics) for run in comparison.runs}
     slices, slice_notes = shared_slices(comparison)
-    page = (
-        environment()
-        .get_template("compare.html.j2")
-        .render(
-            comparison=comparison,
-            headline=HEADLINE,
-            small=SMALL,
-            differing=differing_keys(comparison.runs),
-            curves=[
-                found
-                for key, title in CURVES
-                if (found := plots.overlaid(metrics, key, title, f"curve-{key.split('@')[0]}"))
-            ],
-            scales={name: _scale(comparison, name) for name in (*comparison.sets, None)},
-            slices=slices,
-            slice_notes=slice_notes,
-        )
+    curves = [plots.overlaid(metrics, key, CURVES[key], f"curve-{key.split('@')[0]}") for key in CURVES_SHOWN]
+    write_page(
+        output,
+        "compare.html.j2",
+        comparison=comparison,
+        headline=HEADLINE,
+        small=SMALL,
+        differing=differing_keys(comparison.runs),
+        curves=list(filter(None, curves)),
+        scales={name: _scale(comparison, name) for name in (*comparison.sets, None)},
+        slices=slices,
+        slice_notes=slice_notes,
     )
-    write_text_atomic(output, page)
     return output
 
 
@@ -73,12 +61,11 @@ def differing_keys(runs: Sequence[EvaluatedRun]) -> list[tuple[str, list[str]]]:
 def _whole(run: EvaluatedRun) -> Mapping[str, Any]:
     """The recipe with defaults for all keys that it lacks, where this version can read it."""
     try:
-        found: dict[str, Any] = Recipe.model_validate_json(json.dumps(run.recipe)).model_dump(
-            mode="json", by_alias=True
-        )
-        return found
+        recipe = Recipe.model_validate_json(json.dumps(run.recipe))
     except ValidationError:
         return run.recipe
+    values: dict[str, Any] = recipe.model_dump(mode="json", by_alias=True)
+    return values
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

@@ -11,8 +11,6 @@ from rankwright.export.proof.runtimes.base import Answer, Limits, Row, sigmoid
 
 # How near a value must be to the one that a fault would give, in units of a probability or a logit.
 NEAR = 1e-3
-# With fewer common ids at the end of all prompts, there is no end of a frame that could be lost.
-LEAST_FRAME = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +35,15 @@ def compare(
     found = [_differences(row, answer, i) for i, row in enumerate(rows)]
     decides = [i for i, row in enumerate(rows) if row["gate"] or every_row]
     others = [i for i in range(len(rows)) if i not in set(decides)]
-    figures = {**_largest(answer, [found[i] for i in decides])}
+    figures = _largest(answer, [found[i] for i in decides])
     if others:
         figures["other_rows"] = _largest(answer, [found[i] for i in others])
     if limits.batch is not None:
         figures["max_d_alone_batch"] = max(found[i].own_batch for i in decides)
     failure = _worst_pair(rows, answer, found, decides, limits)
     if limits.spearman is not None:
-        figures["spearman"] = _spearman(rows, answer, decides)
+        values = answer.probabilities if answer.logits is None else answer.logits
+        figures["spearman"] = spearman([rows[i]["logit"] for i in decides], [values[i] for i in decides])
         if failure is None and not figures["spearman"] >= limits.spearman:
             failure = (
                 f"rank correlation with the golden scores {figures['spearman']:.3f}, must be {limits.spearman:g} or "
@@ -56,14 +55,12 @@ def compare(
 def _differences(row: Row, answer: Answer, at: int) -> Differences:
     probability = _distance(row["probability"], answer.probabilities[at])
     ids = answer.ids is not None and row["token_ids"] != list(answer.ids[at])
+    scale, alone = ("probability", answer.probabilities) if answer.logits is None else ("logit", answer.logits)
+    batched = max(_distance(row[scale], b[at]) for b in answer.batched)
+    own = max(_distance(alone[at], b[at]) for b in answer.batched)
     if answer.logits is None:
-        batched = max(_distance(row["probability"], b[at]) for b in answer.batched)
-        own = max(_distance(answer.probabilities[at], b[at]) for b in answer.batched)
         return Differences(ids, 0.0, 0.0, probability, batched, own)
-    batched = max(_distance(row["logit"], b[at]) for b in answer.batched)
-    alone = answer.logits[at]
-    own = max(_distance(alone, b[at]) for b in answer.batched)
-    return Differences(ids, _distance(row["logit"], alone), batched, probability, 0.0, own)
+    return Differences(ids, _distance(row["logit"], alone[at]), batched, probability, 0.0, own)
 
 
 def _distance(golden: float, found: float) -> float:
@@ -123,7 +120,11 @@ def _cause(
         return cause_of_ids(rows, answer, at)
     allowed = float("inf") if limits.logit is None else limits.logit + limits.relative * abs(rows[at]["logit"])
     if not found.logit < allowed:
-        return f"{'same token ids, ' if answer.ids is not None else ''}{cause_of_logits(rows, answer, decides)}"
+        assert answer.logits is not None
+        start = "same token ids, " if answer.ids is not None else ""
+        if all(abs(answer.logits[i] + rows[i]["logit"]) < NEAR for i in decides):
+            return f"{start}every logit is negated -> yes and no are swapped in the score head"
+        return f"{start}other logit -> the weights, the score head, or the rope settings of config.json"
     if limits.batch is not None and not found.own_batch < limits.batch:
         return (
             f"{found.own_batch:.1e} apart alone and in a batch -> activations that are quantised together, or padding"
@@ -132,11 +133,6 @@ def _cause(
     if not found.batched_logit < allowed or alone_is_equal:
         return "equal alone, other in a batch -> pad_token_id or padding"
     return cause_of_probabilities(rows, answer, decides, limits)
-
-
-def _spearman(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> float:
-    values = answer.probabilities if answer.logits is None else answer.logits
-    return spearman([rows[i]["logit"] for i in decides], [values[i] for i in decides])
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
@@ -173,7 +169,8 @@ def _part_of_prompt(rows: Sequence[Row], answer: Answer, at: int) -> str:
     begin = _common(golden)
     end = _common([ids[::-1] for ids in golden])[::-1]
     ids, expected = list(answer.ids[at]), golden[at]
-    begins, ends = ids[: len(begin)] == begin, ids[-len(end) :] == end if len(end) >= LEAST_FRAME else True
+    # Without common ids at the end of all prompts, there is no end of a frame that could be lost.
+    begins, ends = ids[: len(begin)] == begin, not end or ids[-len(end) :] == end
     longest = max(map(len, golden))
     if not begins and not ends:
         return "neither its beginning nor its end is there: no template (tokenizer.json, chat_template.jinja)"
@@ -193,32 +190,19 @@ def _common(sequences: Sequence[Sequence[int]]) -> list[int]:
     return [column[0] for column in shared]
 
 
-def cause_of_logits(rows: Sequence[Row], answer: Answer, decides: Sequence[int]) -> str:
-    """Why logits differ where the ids are the same."""
-    assert answer.logits is not None
-    logits = answer.logits
-    if all(abs(logits[i] + rows[i]["logit"]) < NEAR for i in decides):
-        return "every logit is negated -> yes and no are swapped in the score head"
-    return "other logit -> the weights, the score head, or the rope settings of config.json"
-
-
 def cause_of_probabilities(rows: Sequence[Row], answer: Answer, decides: Sequence[int], limits: Limits) -> str:
     """Why probabilities differ that no logits explain: what was done to the logits."""
-    found = activation_fault(
-        [rows[i]["logit"] for i in decides], [answer.probabilities[i] for i in decides], limits.probability or NEAR
-    )
+    near = max(limits.probability or NEAR, NEAR)
+    logits = [rows[i]["logit"] for i in decides]
+
+    def explains(values: Sequence[float]) -> bool:
+        return all(abs(answer.probabilities[i] - e) <= near for i, e in zip(decides, values, strict=True))
+
+    found = next((wrong for wrong, expected in ACTIVATIONS if explains(expected(logits))), "")
     if answer.logits is not None:
         return f"same logits, other probability -> the activation function in config.json{found and f': {found}'}"
     start = "other probability" if answer.ids is None else "same token ids, other probability"
     return f"{start} -> {found or 'the weights, the classifier rows, or the rope settings'}"
-
-
-def activation_fault(logits: Sequence[float], found: Sequence[float], near: float) -> str:
-    """What turned the logits into the values found in place of probabilities; "" for nothing known."""
-    for wrong, expected in ACTIVATIONS:
-        if all(abs(f - e) <= max(near, NEAR) for f, e in zip(found, expected(logits), strict=True)):
-            return wrong
-    return ""
 
 
 # (name of a fault, what it makes of golden logits).

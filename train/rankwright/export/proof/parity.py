@@ -29,11 +29,13 @@ from rankwright.export.proof.runtimes.base import Exported, Runtime
 from rankwright.export.proof.settings import CONFIG, read_config
 from rankwright.export.target import Target, target_of
 from rankwright.export.targets import TARGETS
-from rankwright.model import frames
+from rankwright.model.frames import FRAMES
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract
 
 PARITY_FILE = "parity.json"
 NOT_CHECKED = "not installed: not checked"
+# It reads the files of every installed package.
+packages_distributions = functools.cache(importlib.metadata.packages_distributions)
 
 
 def check_folders(
@@ -59,8 +61,8 @@ def measure_fresh(
     could not run at all.
     """
     # Modules outside the package that added targets or frames: the fresh process has to know these too.
-    known = (TARGETS, getattr(frames, "FRAMES", None))
-    extensions = list(dict.fromkeys(module for one in known if one is not None for module in one.extensions))
+    known = (*TARGETS.extensions, *FRAMES.extensions)
+    extensions = list(dict.fromkeys(known))
     command = [sys.executable, "-m", __name__, *map(str, folders.values()), "--tolerance", str(tolerance)]
     command += ["--base", base] if base else []
     command += [word for module in extensions for word in ("--import", module)]
@@ -174,7 +176,7 @@ def versions_of(modules: Iterable[str]) -> dict[str, str]:
     """Distribution -> version, of those that are installed."""
     found = {}
     for module in modules:
-        for name in (module.replace("_", "-"), *_distributions().get(module, [])):
+        for name in (module.replace("_", "-"), *packages_distributions().get(module, [])):
             try:
                 found[name] = importlib.metadata.version(name)
                 break
@@ -183,26 +185,16 @@ def versions_of(modules: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@functools.cache
-def _distributions() -> dict[str, list[str]]:
-    return dict(importlib.metadata.packages_distributions())
-
-
 def sums_of(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that a runtime reads: all but texts for people, and parity.json itself."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    read = [p for p in files if p.suffix != ".md" and p.name != PARITY_FILE and not _hidden(p, folder)]
-    return {path.relative_to(folder).as_posix(): _sum(path) for path in read}
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    """Left by downloaders and git (`.cache`, `.gitattributes`), not by us."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        inside = path.relative_to(folder)
+        # Hidden ones are left by downloaders and git (`.cache`, `.gitattributes`), not by us.
+        if path.suffix != ".md" and path.name != PARITY_FILE and not any(p.startswith(".") for p in inside.parts):
+            with path.open("rb") as file:
+                sums[inside.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 if __name__ == "__main__":

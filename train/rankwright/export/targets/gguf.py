@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -15,6 +14,7 @@ from rankwright.common import console
 from rankwright.export.golden import Row, make_golden, write_golden
 from rankwright.export.proof.runtimes.llama_cpp import RUNTIMES
 from rankwright.export.target import TARGETS, Card, Figures, Target, Trained, is_hub_id, portable_name
+from rankwright.export.tokenizer import steps_of
 from rankwright.export.weights import merge, merge_figures
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
@@ -100,18 +100,12 @@ def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> N
     """Write one file. Each weight is converted when it is written, so that no second model lies in memory."""
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
-    from gguf.quants import quant_shape_to_byte_shape
+    from gguf.quants import quant_shape_to_byte_shape, quantize
 
-    file_types: dict[Type, LlamaFileType] = {
-        "f32": LlamaFileType.ALL_F32,
-        "bf16": LlamaFileType.MOSTLY_BF16,
-        "f16": LlamaFileType.MOSTLY_F16,
-        "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    }
     writer = GGUFWriter(path, ARCHITECTURE)
     config = merged.causal_lm.config
     _add_origin(writer, trained)
-    writer.add_file_type(file_types[kind])
+    writer.add_file_type(LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     _add_architecture(writer, config)
     _add_tokenizer(writer, trained, config)
     weights = [(name, tensor, _stored(name, tensor, kind)) for name, tensor in _weights(merged)]
@@ -126,7 +120,8 @@ def write_gguf(merged: RankModel, trained: Trained, path: Path, kind: Type) -> N
     writer.write_ti_data_to_file()
     with console.progress(f"gguf {kind}", len(weights)) as advance:
         for _, tensor, stored in weights:
-            writer.write_tensor_data(_converted(tensor, stored))
+            values = tensor.detach().float().contiguous().numpy()
+            writer.write_tensor_data(quantize(values, GGMLQuantizationType[stored.upper()]))
             advance()
     writer.close()
 
@@ -152,13 +147,6 @@ def _stored(name: str, tensor: torch.Tensor, kind: Type) -> Type:
     if tensor.ndim == 1 or name == CLASSIFIER:
         return "f32"
     return "f16" if kind == "q8_0" and tensor.shape[-1] % Q8_BLOCK else kind
-
-
-def _converted(tensor: torch.Tensor, stored: Type) -> Any:
-    from gguf import GGMLQuantizationType
-    from gguf.quants import quantize
-
-    return quantize(tensor.detach().float().contiguous().numpy(), GGMLQuantizationType[stored.upper()])
 
 
 def _add_origin(writer: Any, trained: Trained) -> None:
@@ -207,13 +195,23 @@ def _add_architecture(writer: Any, config: Any) -> None:
 
 
 def _add_tokenizer(writer: Any, trained: Trained, config: Any) -> None:
+    """One token for each row of the embeddings; for a tokenizer that why_no_vocabulary() has no fault with."""
     tokenizer, pad = trained.tokenizer, trained.model.pad_id
-    vocabulary = vocabulary_of(tokenizer, config.vocab_size)
+    state = _state(tokenizer)
+    special = {token["id"]: token["special"] for token in state["added_tokens"]}
+    named = {number: token for token, number in tokenizer.get_vocab().items()}
+    places = range(config.vocab_size)
+    types = [
+        UNUSED if i not in named else NORMAL if i not in special else CONTROL if special[i] else USER_DEFINED
+        for i in places
+    ]
+    pre = _pre_tokenizer(state)
+    assert pre is not None, "why_no_vocabulary() is asked first"
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(vocabulary.merges)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([named.get(i, f"[PAD{i}]") for i in places])
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(merge) for merge in state["model"]["merges"]])
     # llama.cpp refuses to rerank without one; it is not put in front of a prompt.
     writer.add_bos_token_id(pad if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
     writer.add_eos_token_id(pad if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
@@ -229,32 +227,11 @@ def _is_plain(encoder: PromptEncoder, row: Row) -> bool:
     encoded = encoder.encode(query, [document])
     if encoded.query_cut or encoded.documents_cut or "{document}" in query:
         return False
-    return all(encoder.clean(text) == text == normalised(encoder.tokenizer, text) for text in (query, document))
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """tokens, types: one for each row of the embeddings; merges: "LEFT RIGHT", best first; pre: llama.cpp's name."""
-
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    pre: str
-
-
-def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
-    """The vocabulary, padded to `size` tokens; for a tokenizer that why_no_vocabulary() has no fault with."""
-    state = _state(tokenizer)
-    special = {token["id"]: token["special"] for token in state["added_tokens"]}
-    named = {number: token for token, number in tokenizer.get_vocab().items()}
-    tokens = [named.get(i, f"[PAD{i}]") for i in range(size)]
-    types = [
-        UNUSED if i not in named else NORMAL if i not in special else CONTROL if special[i] else USER_DEFINED
-        for i in range(size)
-    ]
-    pre = _pre_tokenizer(state)
-    assert pre is not None, "why_no_vocabulary() is asked first"
-    return Vocabulary(tokens, types, [" ".join(_pair(merge)) for merge in state["model"]["merges"]], pre)
+    normalizer = encoder.tokenizer.backend_tokenizer.normalizer
+    return all(
+        encoder.clean(text) == text and (normalizer is None or normalizer.normalize_str(text) == text)
+        for text in (query, document)
+    )
 
 
 def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
@@ -275,13 +252,13 @@ def why_no_vocabulary(tokenizer: Any, size: int) -> list[str]:
             f"its pre-tokenizer ({found}{ignored}) is not one that llama.cpp has exactly (known: "
             f"{', '.join(PRE_TOKENIZERS.values())}, as in {FAMILIES})"
         )
-    changed = [step for step in _normalizers(state) if step != "NFC"]
+    changed = [s["type"] for s in steps_of(state["normalizer"], "normalizers") if s["type"] != "NFC"]
     if changed:
         faults.append(f"its tokenizer normalises texts ({', '.join(changed)}), which llama.cpp does not")
     odd = [t["content"] for t in state["added_tokens"] if t["lstrip"] or t["rstrip"] or t["single_word"]]
     if odd:
         faults.append(f"its token {odd[0]!r} takes white space or whole words only, which llama.cpp does not")
-    if any(" " in part for merge in model["merges"] for part in _pair(merge)):
+    if any(" " in part for merge in model["merges"] for part in merge):
         faults.append("its merges hold spaces, which separate them in the file")
     vocabulary = tokenizer.get_vocab()
     if max(vocabulary.values()) >= size:
@@ -308,26 +285,9 @@ def why_no_template(contract: PromptContract) -> list[str]:
     return []
 
 
-def normalised(tokenizer: Any, text: str) -> str:
-    """The text as the tokenizer reads it; llama.cpp reads it as it is."""
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    return text if normalizer is None else str(normalizer.normalize_str(text))
-
-
 def _state(tokenizer: Any) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return state
-
-
-def _pair(merge: Any) -> list[str]:
-    """tokenizers wrote "LEFT RIGHT" before 0.20."""
-    return merge.split(" ", 1) if isinstance(merge, str) else list(merge)
-
-
-def _normalizers(state: dict[str, Any]) -> list[str]:
-    own = state["normalizer"]
-    steps = [] if own is None else own["normalizers"] if own["type"] == "Sequence" else [own]
-    return [str(step["type"]) for step in steps]
 
 
 def _pre_tokenizer(state: dict[str, Any]) -> str | None:
@@ -337,8 +297,7 @@ def _pre_tokenizer(state: dict[str, Any]) -> str | None:
 
 def _steps(pre: dict[str, Any] | None) -> tuple[str, ...]:
     """What a pre-tokenizer does, one word or regular expression per step."""
-    steps = [] if pre is None else pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-    return tuple(map(_step, steps))
+    return tuple(map(_step, steps_of(pre, "pretokenizers")))
 
 
 def _step(step: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ padding, since the graph looks for the last token that is not pad.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -35,7 +34,6 @@ from rankwright.rerankers.reranker import Reranker
 
 # ONNX Runtime has it since 1.12.
 OPSET = 17
-BLOCK = 32
 # A protobuf message ends at 2 GiB; what is left is for the graph.
 LARGEST_BYTES = 2_000_000_000
 
@@ -52,24 +50,17 @@ def write_onnx(trained: Trained, folder: Path, *, bits8: bool = False, largest_b
     """Write the whole folder; weights of more than largest_bytes go into a file beside their graph."""
     merged = merge(trained.model)
     figures = merge_figures(trained, merged)
-    files = write_graphs(merged, folder, bits8=bits8, largest_bytes=largest_bytes)
-    _write_config(merged, folder)
-    write_tokenizer(trained.tokenizer, trained.contract, folder)
-    rows = make_golden(Reranker(merged, trained.tokenizer, trained.contract), trained.golden_pairs)
-    write_golden(folder, rows)
-    return {**figures, "dtype": "float32", "opset": OPSET, "bytes": files}
-
-
-def write_graphs(merged: RankModel, folder: Path, *, bits8: bool, largest_bytes: int) -> dict[str, int]:
-    """Write the graph of a merged model, and with bits8 the one with 8-bit weights; returns file -> bytes."""
     (folder / "onnx").mkdir()
     _save(_trace(merged, folder), folder / MODEL_FILE, largest_bytes)
     if bits8:
         _save(_with_8_bits(folder / MODEL_FILE), folder / QUANTIZED_FILE, largest_bytes)
-    written = {f"onnx/{path.name}": path.stat().st_size for path in sorted((folder / "onnx").iterdir())}
-    for name, size in written.items():
+    files = {f"onnx/{path.name}": path.stat().st_size for path in sorted((folder / "onnx").iterdir())}
+    for name, size in files.items():
         console.say(f"  {name}: {size / 1e6:,.1f} MB")
-    return written
+    _write_config(merged, folder)
+    write_tokenizer(trained.tokenizer, trained.contract, folder)
+    write_golden(folder, make_golden(Reranker(merged, trained.tokenizer, trained.contract), trained.golden_pairs))
+    return {**figures, "dtype": "float32", "opset": OPSET, "bytes": files}
 
 
 class _Logits(nn.Module):
@@ -124,7 +115,7 @@ def _with_8_bits(path: Path) -> Any:
         # Importing it sets up logging for the whole process.
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        quantizer = MatMulNBitsQuantizer(str(path), bits=8, block_size=BLOCK)
+        quantizer = MatMulNBitsQuantizer(str(path), bits=8, block_size=32)
         quantizer.process()
     return quantizer.model.model
 
@@ -157,15 +148,12 @@ def _write_config(merged: RankModel, folder: Path) -> None:
     lm.config.architectures = [type(lm).__name__]
     lm.config.dtype = torch.float32
     lm.config.save_pretrained(folder)
-    patch_config(folder)
-    path = folder / "config.json"
     # Its default in browsers is the 8-bit file.
     settings: dict[str, Any] = {"dtype": "fp32"}
     data = [one.name.removesuffix("_data") for one in sorted((folder / "onnx").glob("*.onnx_data"))]
     if data:
         settings["use_external_data_format"] = dict.fromkeys(data, True)
-    written = json.loads(path.read_text(encoding="utf-8")) | {"transformers.js_config": settings}
-    path.write_text(json.dumps(written, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    patch_config(folder, {"transformers.js_config": settings})
 
 
 def _card_values(folder: Path, contract: PromptContract) -> dict[str, Any]:

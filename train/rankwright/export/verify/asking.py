@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,7 +88,10 @@ def ask(
         alone = _alone(server, asked, advance)
         _refuse_few(asked)
         asked.observed.append(Observed(scale, alone, _lists(server, shape, asked, advance)))  # type: ignore[arg-type]
-    _drop_ignored(asked)
+    if len(asked.observed) == 2 and asked.observed[0].alone == asked.observed[1].alone:
+        # It measured nothing new.
+        del asked.observed[1]
+        asked.notes.append("logit: not checked: the server answers the same when asked for logits")
     return asked
 
 
@@ -121,7 +124,8 @@ def _lists(
     found: dict[str, list[float | None]] = {}
     for way, make in LISTS.items():
         scores: list[float | None] = [None] * len(rows)
-        for query, places in _by_query(rows, asked.refused).items():
+        kept = (place for place in range(len(rows)) if place not in asked.refused)
+        for query, places in places_by(rows, kept, "query").items():
             documents = make(rows, places, set(asked.refused))[: shape.batch]
             try:
                 answer = dict(zip(documents, server.score(query, documents), strict=True))
@@ -135,11 +139,11 @@ def _lists(
     return found
 
 
-def _by_query(rows: Sequence[Row], refused: dict[int, str]) -> dict[str, list[int]]:
+def places_by(rows: Sequence[Row], places: Iterable[int], key: str) -> dict[str, list[int]]:
+    """Value of `key` -> the places of its rows, in order."""
     groups: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        if place not in refused:
-            groups.setdefault(row["query"], []).append(place)
+    for place in places:
+        groups.setdefault(rows[place][key], []).append(place)
     return groups
 
 
@@ -162,13 +166,6 @@ LISTS: dict[str, Callable[[Sequence[Row], Sequence[int], set[int]], list[str]]] 
     "the query's own list": own_list,
     "a mixed list": mixed_list,
 }
-
-
-def _drop_ignored(asked: Asked) -> None:
-    """Drop the second scale of a server that answers the same on both: it measured nothing new."""
-    if len(asked.observed) == 2 and asked.observed[0].alone == asked.observed[1].alone:
-        del asked.observed[1]
-        asked.notes.append("logit: not checked: the server answers the same when asked for logits")
 
 
 def requests_planned(rows: Sequence[Row], shape_name: str) -> int:

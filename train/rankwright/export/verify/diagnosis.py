@@ -44,13 +44,10 @@ class _Fault:
         return (self.hypothesis is not None) + (self.sign < 0) + (self.view is not RIGHT)
 
     def diagnosis(self, *, exact: bool = True, more: str = "") -> Diagnosis:
-        parts: list[tuple[str, str, str]] = []
-        if self.hypothesis is not None:
-            parts.append((self.hypothesis.key, self.hypothesis.cause, self.hypothesis.fix))
-        if self.sign < 0:
-            parts.append(("swapped yes and no", SWAPPED, SWAPPED_FIX))
-        if self.view is not RIGHT:
-            parts.append((f"wrong activation: {self.view.key}", self.view.cause, self.view.fix))
+        one, view = self.hypothesis, self.view
+        parts = [] if one is None else [(one.key, one.cause, one.fix)]
+        parts += [("swapped yes and no", SWAPPED, SWAPPED_FIX)] if self.sign < 0 else []
+        parts += [(f"wrong activation: {view.key}", view.cause, view.fix)] if view is not RIGHT else []
         keys, causes, fixes = zip(*parts, strict=True)
         words = "; and ".join(causes) + more
         return Diagnosis(" + ".join(keys), words, "; ".join(dict.fromkeys(fixes)), exact)
@@ -76,7 +73,7 @@ class Explaining:
         observed: Sequence[Observed],
         decides: Sequence[int],
         limits: Limits,
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], None],
     ) -> None:
         self.exported, self.rows, self.observed = exported, exported.rows, observed
         self.decides, self.limits, self.say = list(decides), limits, say
@@ -94,7 +91,9 @@ class Explaining:
             return simple
         self.say("scores differ: known faults are scored with the folder's own model, minutes for a large one")
         self.known = Known.load(self.exported)
-        if self.known is not None and self._failing() <= set(self.cut):
+        right_here = _Fault(None, 1, RIGHT)
+        failing = {p for p in self.decides if not self._holds(p, golden, right_here)}
+        if self.known is not None and failing <= set(self.cut):
             return self._truncation(self.known)
         candidates = [(f, golden) for f in right]
         for hypothesis, logits in self._probed():
@@ -102,9 +101,6 @@ class Explaining:
         candidates.sort(key=lambda candidate: candidate[0].count)
         found = self._explain([c for c in candidates if c[0].count])
         return found or self._nearest(candidates)
-
-    def _failing(self) -> set[int]:
-        return {p for p in self.decides if not self._holds(p, {p: self.rows[p]["logit"]}, _Fault(None, 1, RIGHT))}
 
     def _holds(self, place: int, logits: dict[int, float], fault: _Fault) -> bool:
         for one in self.observed:
@@ -151,17 +147,14 @@ class Explaining:
 
     def _truncation(self, known: Known) -> Diagnosis:
         """Only rows that are cut differ."""
-        last: Hypothesis | None = None
         for hypothesis in of_cut_rows(known):
             logits = hypothesis.logits(known, self.cut)
-            last = hypothesis
-            if logits is None:
-                continue
-            found = dict(zip(self.cut, logits, strict=True))
-            if all(self._holds(p, found, _Fault(hypothesis, 1, RIGHT)) for p in self.cut):
-                return Diagnosis(hypothesis.key, hypothesis.cause, hypothesis.fix)
-        assert last is not None
-        return Diagnosis("truncation", "truncation: only pairs with a document that is cut differ", last.fix, False)
+            found = dict(zip(self.cut, logits or (), strict=False))
+            fault = _Fault(hypothesis, 1, RIGHT)
+            if found and all(self._holds(p, found, fault) for p in self.cut):
+                return fault.diagnosis()
+        cause = "truncation: only pairs with a document that is cut differ"
+        return Diagnosis("truncation", cause, hypothesis.fix, False)
 
     def _nearest(self, candidates: Sequence[tuple[_Fault, dict[int, float]]]) -> Diagnosis:
         probability = next((o for o in self.observed if o.scale == "probability"), self.observed[0])
@@ -181,9 +174,8 @@ class Explaining:
         )
         said = f"rank correlation with the golden scores {overall:+.2f}"
         if self.known is None:
-            fix = (
-                "compare with the hf export of the same run: this folder has no weights that can be scored here to tell"
-            )
+            nothing = "this folder has no weights that can be scored here to tell"
+            fix = f"compare with the hf export of the same run: {nothing}"
             return Diagnosis("unknown", f"wrong model, or wrong prompt ({said})", fix, False)
         fix = "serve this very folder, and name it with --model where the server has several"
         return Diagnosis("wrong model", f"wrong model: no known fault explains its scores ({said})", fix, False)

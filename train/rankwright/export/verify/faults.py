@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from rankwright.common.errors import UserError
 from rankwright.export.proof.runtimes.base import sigmoid
 from rankwright.export.verify.asking import Scale
 from rankwright.export.verify.local_model import Known
 from rankwright.model.frames import FRAMES
-from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
+from rankwright.model.prompt import PromptEncoder, make_contract
 
 Logits = Callable[[Known, Sequence[int]], list[float] | None]
 # ids(known, place): a row's prompt under the fault, or None where it does not apply.
@@ -50,7 +50,7 @@ def hypotheses(known: Known) -> Iterator[Hypothesis]:
     yield from _other_frames(known)
     yield from _other_instruction(known)
     yield from _damaged_template(known)
-    yield from _exchanged(known)
+    yield from _exchanged()
     yield from _weights()
 
 
@@ -77,16 +77,9 @@ def _no_template(known: Known) -> Iterator[Hypothesis]:
     bos = known.tokenizer.bos_token_id
     start = [] if bos is None else [bos]
 
-    def pair(known: Known, place: int) -> list[int]:
+    def pair(known: Known, place: int, first: Sequence[int] = (), second: Sequence[int] = ()) -> list[int]:
         query, document = _clean(known, place)
-        return (known.ids(query) + known.ids(document))[:limit]
-
-    def with_starts(known: Known, place: int) -> list[int]:
-        query, document = _clean(known, place)
-        return (start + known.ids(query) + start + known.ids(document))[:limit]
-
-    def with_start(known: Known, place: int) -> list[int]:
-        return (start + pair(known, place))[:limit]
+        return [*first, *known.ids(query), *second, *known.ids(document)][:limit]
 
     def joined(known: Known, place: int, by: str) -> list[int]:
         return known.ids(by.join(_clean(known, place)))[:limit]
@@ -96,8 +89,8 @@ def _no_template(known: Known) -> Iterator[Hypothesis]:
         return (known.ids(row["query"]) + known.ids(row["document"]))[:limit]
 
     variants: list[Ids] = [pair, as_sent]
-    variants += [with_starts, with_start] if start else []
-    variants += [lambda known, place, by=by: joined(known, place, by) for by in (" ", "\n")]  # type: ignore[misc]
+    variants += [partial(pair, first=start, second=start), partial(pair, first=start)] if start else []
+    variants += [partial(joined, by=by) for by in (" ", "\n")]
     yield from (of_prompt("no template", cause, _serve(known), ids) for ids in variants)
 
 
@@ -105,40 +98,24 @@ def _other_frames(known: Known) -> Iterator[Hypothesis]:
     contract = known.contract
     for frame in [f for f in FRAMES.values() if f.trainable and f.name != contract.mode]:
         for instruction in dict.fromkeys((contract.instruction, frame.instruction)):
-            other = _contract(known, frame.name, instruction)
-            if other is not None:
-                cause = f"another template: the server scores a prompt of the frame {frame.name}"
-                for tokenizer in (known.served_tokenizer, known.tokenizer):
-                    yield of_prompt("other template", cause, _serve(known), _encoded(other, tokenizer))
-    turns = _turns(known)
+            limits = {"max_tokens": contract.max_tokens, "query_tokens": contract.query_tokens}
+            try:
+                other = make_contract(known.tokenizer, mode=frame.name, instruction=instruction, **limits)
+            except UserError:
+                continue
+            cause = f"another template: the server scores a prompt of the frame {frame.name}"
+            for tokenizer in (known.served_tokenizer, known.tokenizer):
+                ids = partial(_encoded, encoder=PromptEncoder(other, tokenizer))
+                yield of_prompt("other template", cause, _serve(known), ids)
     cause = "the base's template: the server scores turns of the base's chat, not this export's prompt"
-    for render in turns:
+    for render in _turns(known):
         yield of_prompt("template of the base", cause, _serve(known), render)
 
 
-def _contract(known: Known, mode: str, instruction: str) -> PromptContract | None:
-    own = known.contract
-    try:
-        return make_contract(
-            known.tokenizer,
-            mode=mode,
-            instruction=instruction,
-            max_tokens=own.max_tokens,
-            query_tokens=own.query_tokens,
-        )
-    except UserError:
-        return None
-
-
-def _encoded(contract: PromptContract, tokenizer: Any) -> Ids:
-    encoder = PromptEncoder(contract, tokenizer)
-
-    def ids(known: Known, place: int) -> list[int]:
-        row = known.rows[place]
-        encoded = encoder.encode(row["query"], [row["document"]])
-        return encoded.head_ids + encoded.tail_ids[0]
-
-    return ids
+def _encoded(known: Known, place: int, encoder: PromptEncoder, *, cut: bool = True) -> list[int]:
+    row = known.rows[place]
+    encoded = encoder.encode(row["query"], [row["document"]], cut=cut)
+    return encoded.head_ids + encoded.tail_ids[0]
 
 
 def _turns(known: Known) -> Iterator[Ids]:
@@ -156,17 +133,16 @@ def _turns(known: Known) -> Iterator[Ids]:
     for end in ("", answer, answer + thought):
         for start in starts:
             for roles in (("query", "document"), ("user", "assistant"), ("user", "user")):
-                yield _rendered(turn, roles, start, end, served=True)
-                yield _rendered(turn, roles, start, end, served=False)
+                for served in (True, False):
+                    yield partial(_rendered, turn=turn, roles=roles, start=start, end=end, served=served)
 
 
-def _rendered(turn: str, roles: tuple[str, str], start: str, end: str, *, served: bool) -> Ids:
-    def ids(known: Known, place: int) -> list[int]:
-        texts = zip(roles, _clean(known, place), strict=True)
-        whole = "".join(turn.replace("{role}", role).replace("{text}", text) for role, text in texts)
-        return known.ids(start + whole + end, served=served)[: known.contract.max_tokens]
-
-    return ids
+def _rendered(
+    known: Known, place: int, *, turn: str, roles: tuple[str, str], start: str, end: str, served: bool
+) -> list[int]:
+    texts = zip(roles, _clean(known, place), strict=True)
+    whole = "".join(turn.replace("{role}", role).replace("{text}", text) for role, text in texts)
+    return known.ids(start + whole + end, served=served)[: known.contract.max_tokens]
 
 
 def _other_instruction(known: Known) -> Iterator[Hypothesis]:
@@ -181,7 +157,7 @@ def _other_instruction(known: Known) -> Iterator[Hypothesis]:
             "instruction ignored",
             f"instruction ignored: the server's prompt has {said}, not {own.instruction!r}",
             "use this folder's template, which holds the instruction, or send it as the field `instruction`",
-            _encoded(own.under(instruction, known.tokenizer), known.tokenizer),
+            partial(_encoded, encoder=PromptEncoder(own.under(instruction, known.tokenizer), known.tokenizer)),
         )
 
 
@@ -189,22 +165,17 @@ def _damaged_template(known: Known) -> Iterator[Hypothesis]:
     suffix = known.encoder.suffix_ids
     text = known.contract.suffix
     fix = f"the prompt must end in {text!r}: {_serve(known)}"
-    shorter = [text[:-count] for count in range(1, len(text) - len(text.rstrip()) + 1)]
-    for end in shorter:
-        end_ids = known.ids(end)
 
-        def cut(known: Known, place: int, end_ids: list[int] = end_ids) -> list[int]:
-            return known.golden_ids(place)[: -len(suffix)] + end_ids
+    def ending(known: Known, place: int, end: list[int]) -> list[int]:
+        return known.golden_ids(place)[: -len(suffix)] + end
 
-        yield of_prompt("lost line break", "the template lost the line break at its end", fix, cut)
-
-    def without(known: Known, place: int) -> list[int]:
-        return known.golden_ids(place)[: -len(suffix)]
-
-    yield of_prompt("lost suffix", "the end of the prompt is missing for every pair", fix, without)
+    for count in range(1, len(text) - len(text.rstrip()) + 1):
+        ids = partial(ending, end=known.ids(text[:-count]))
+        yield of_prompt("lost line break", "the template lost the line break at its end", fix, ids)
+    yield of_prompt("lost suffix", "the end of the prompt is missing for every pair", fix, partial(ending, end=[]))
 
 
-def _exchanged(known: Known) -> Iterator[Hypothesis]:
+def _exchanged() -> Iterator[Hypothesis]:
     def exchanged(known: Known, place: int) -> list[int]:
         row, encoder = known.rows[place], known.encoder
         # Not encode(): it would cut the document as a query is cut.
@@ -235,7 +206,7 @@ def _weights() -> Iterator[Hypothesis]:
         "weights of the base",
         "wrong model: these are the scores of the base, without what was trained",
         "serve the exported weights (with the adapter: name it in the request)",
-        lambda known, places: known.base_logits(places),
+        Known.base_logits,
     )
 
 
@@ -248,34 +219,22 @@ def of_cut_rows(known: Known) -> Iterator[Hypothesis]:
         "or send shorter documents"
     )
 
-    def whole(known: Known, place: int) -> list[int]:
-        row = known.rows[place]
-        encoded = known.encoder.encode(row["query"], [row["document"]], cut=False)
-        return encoded.head_ids + encoded.tail_ids[0]
+    whole = partial(_encoded, encoder=known.encoder, cut=False)
 
-    def at(length: int, *, keep_suffix: bool) -> Ids:
-        def ids(known: Known, place: int) -> list[int] | None:
-            uncut = whole(known, place)
-            if keep_suffix:
-                return uncut[: length - len(suffix)] + suffix if len(uncut) > length else None
-            return uncut[:length] if len(uncut) > length else None
-
-        return ids
+    def at(known: Known, place: int, length: int, end: list[int]) -> list[int] | None:
+        uncut = whole(known, place)
+        return uncut[: length - len(end)] + end if len(uncut) > length else None
 
     lost = "truncation: the end of the prompt is cut off with the document"
     for length in (limit, *COMMON_LIMITS):
-        yield of_prompt("truncation", f"{lost}, at {length} tokens", fix, at(length, keep_suffix=False))
+        yield of_prompt("truncation", f"{lost}, at {length} tokens", fix, partial(at, length=length, end=[]))
     yield of_prompt("truncation", "truncation: long documents are not cut", fix, whole)
     for length in COMMON_LIMITS:
         cause = f"truncation: long documents are cut at {length} tokens, not at {limit}"
-        yield of_prompt("truncation", cause, fix, at(length, keep_suffix=True))
+        yield of_prompt("truncation", cause, fix, partial(at, length=length, end=suffix))
 
-    def from_the_left(known: Known, place: int) -> list[int]:
-        return whole(known, place)[-limit:]
-
-    yield of_prompt(
-        "truncation", f"truncation: the beginning of the prompt is cut off, at {limit} tokens", fix, from_the_left
-    )
+    begun = f"truncation: the beginning of the prompt is cut off, at {limit} tokens"
+    yield of_prompt("truncation", begun, fix, lambda known, place: whole(known, place)[-limit:])
 
 
 Values = Sequence[float]
@@ -283,52 +242,40 @@ Values = Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """expected(scale, logits): what the server answers. cause and fix are empty for the right one."""
+    """What the server makes of logits on each scale. cause and fix are empty for the right one."""
 
     key: str
-    expected: Callable[[Scale, Values], list[float]]
+    probability: Callable[[Values], list[float]]
     cause: str = ""
     fix: str = ""
+    logit: Callable[[Values], list[float]] = list
+
+    def expected(self, scale: Scale, logits: Values) -> list[float]:
+        return self.probability(logits) if scale == "probability" else self.logit(logits)
 
 
-def _right(scale: Scale, logits: Values) -> list[float]:
-    return sigmoid(logits) if scale == "probability" else list(logits)
-
-
-def _none(scale: Scale, logits: Values) -> list[float]:
-    return list(logits)
-
-
-def _twice(scale: Scale, logits: Values) -> list[float]:
-    return sigmoid(sigmoid(logits)) if scale == "probability" else list(logits)
-
-
-def _twice_always(scale: Scale, logits: Values) -> list[float]:
-    return sigmoid(sigmoid(logits)) if scale == "probability" else sigmoid(logits)
-
-
-def _softmax(scale: Scale, logits: Values) -> list[float]:
-    return [1.0] * len(logits) if scale == "probability" else list(logits)
+def _twice(logits: Values) -> list[float]:
+    return sigmoid(sigmoid(logits))
 
 
 ONE_ACTIVATION = "config.json: sentence_transformers.activation_fn must be Sigmoid, and the server must apply it once"
 TWICE = "wrong activation: sigmoid is applied twice, so every score lies between 0.5 and 0.73"
 # The right one first; each is one fault more.
-RIGHT = View("right", _right)
+RIGHT = View("right", sigmoid)
 VIEWS = (
     RIGHT,
     View(
         "softmax over one label",
-        _softmax,
+        lambda logits: [1.0] * len(logits),
         "wrong activation: softmax over one label, which is 1 for every pair",
         "a one-label head needs sigmoid (a GGUF file two classifier rows): " + ONE_ACTIVATION,
     ),
     View(
         "no activation",
-        _none,
+        list,
         "wrong activation: none is applied, logits come where probabilities are expected",
         ONE_ACTIVATION,
     ),
     View("sigmoid twice", _twice, TWICE, ONE_ACTIVATION),
-    View("sigmoid twice", _twice_always, TWICE, ONE_ACTIVATION),
+    View("sigmoid twice", _twice, TWICE, ONE_ACTIVATION, logit=sigmoid),
 )

@@ -32,10 +32,6 @@ class Opened:
     tolerance: float
     notes: tuple[str, ...]
 
-    @property
-    def folder(self) -> Path:
-        return self.exported.path
-
 
 def open_export(folder: Path, base: str | None = None, tolerance: float | None = None) -> Opened:
     """Read what was proven about the folder.
@@ -54,9 +50,7 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
     record = _record(folder)
     notes = _changes(folder, record)
     _find_base(exported)
-    if tolerance is None:
-        tolerance = float(record.get("tolerance", DEFAULT_TOLERANCE))
-    return Opened(exported, tolerance, tuple(notes))
+    return Opened(exported, tolerance or float(record.get("tolerance", DEFAULT_TOLERANCE)), tuple(notes))
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -119,7 +113,7 @@ def _find_base(exported: Exported) -> None:
 
 def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
     """Show how every runtime scores the golden pairs, in a fresh process; whether all are equal."""
-    folder = opened.folder
+    folder = opened.exported.path
     if not as_json:
         console.say(f"{shown(folder)}: {opened.exported.kind} export, {len(opened.exported.rows)} golden pairs")
         for note in opened.notes:

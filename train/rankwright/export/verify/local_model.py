@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -63,13 +63,22 @@ class Known:
             found: list[float] = (model or self.reranker.model)(groups).tolist()
         return found
 
-    def without_theta(self) -> AbstractContextManager[bool]:
+    @contextmanager
+    def without_theta(self) -> Iterator[bool]:
         """Inside, the model has the default base of its rotary positions; False where that changes nothing."""
         decoder = cast(Any, self.reranker.model.decoder)
         rope = getattr(decoder.config, "rope_parameters", None) or {}
         if rope.get("rope_theta") in (None, DEFAULT_THETA) or not hasattr(decoder, "rotary_emb"):
-            return nullcontext(False)
-        return _other_rotary(decoder)
+            yield False
+            return
+        config = copy.deepcopy(decoder.config)
+        config.rope_parameters = {"rope_type": "default", "rope_theta": DEFAULT_THETA}
+        own = decoder.rotary_emb
+        decoder.rotary_emb = type(own)(config=config)
+        try:
+            yield True
+        finally:
+            decoder.rotary_emb = own
 
     def base_logits(self, places: Sequence[int]) -> list[float] | None:
         """Scores of the base's own weights; None where the base is not at hand."""
@@ -82,15 +91,3 @@ class Known:
             return None
         base = load_model(resolve_base(self.exported.base, "--base"), self.contract, self.tokenizer)
         return self.score(prompts, base.eval())
-
-
-@contextmanager
-def _other_rotary(decoder: Any) -> Any:
-    config = copy.deepcopy(decoder.config)
-    config.rope_parameters = {"rope_type": "default", "rope_theta": DEFAULT_THETA}
-    own = decoder.rotary_emb
-    decoder.rotary_emb = type(own)(config=config)
-    try:
-        yield True
-    finally:
-        decoder.rotary_emb = own

@@ -17,13 +17,11 @@ from rankwright.common.resources import shown
 from rankwright.export.proof.comparing import short, spearman
 from rankwright.export.proof.runtimes.base import Exported, Limits, exact
 from rankwright.export.targets import TARGETS
-from rankwright.export.verify.asking import Asked, api_name, ask, requests_planned
+from rankwright.export.verify.asking import Asked, api_name, ask, places_by, requests_planned
 from rankwright.export.verify.diagnosis import Diagnosis, Explaining, excess
 from rankwright.export.verify.folder import Opened
 
 TEXT_COLUMNS = 28
-
-
 # llama.cpp keeps keys and values in f16 by default.
 LLAMA_CPP_PROBABILITY = 2e-3
 
@@ -68,7 +66,9 @@ def verify_server(
     if as_json:
         print(json.dumps(_as_json(opened, url, api, asked, finding), ensure_ascii=False))
     else:
-        console.say(f"{url} ({api}) against {shown(opened.folder)}: {len(asked.decides)} of {len(rows)} pairs decide")
+        console.say(
+            f"{url} ({api}) against {shown(opened.exported.path)}: {len(asked.decides)} of {len(rows)} pairs decide"
+        )
         _show(asked, finding)
     return finding is None
 
@@ -87,9 +87,8 @@ def _disordered(asked: Asked, limits: Limits) -> bool:
     """Whether pairs are in another order than limits.spearman allows."""
     if limits.spearman is None:
         return False
-    found = [(asked.observed[0].alone[place], asked.rows[place]["logit"]) for place in asked.decides]
-    seen = [(value, golden) for value, golden in found if value is not None]
-    return not spearman([golden for _, golden in seen], [value for value, _ in seen]) >= limits.spearman
+    alone = {place: value for place in asked.decides if (value := asked.observed[0].alone[place]) is not None}
+    return not spearman([asked.rows[place]["logit"] for place in alone], list(alone.values())) >= limits.spearman
 
 
 def find_difference(exported: Exported, asked: Asked, limits: Limits, say: Callable[[str], None]) -> Finding | None:
@@ -108,10 +107,14 @@ def find_difference(exported: Exported, asked: Asked, limits: Limits, say: Calla
 
 def _worst(asked: Asked, way: str, limits: Limits) -> int | None:
     """The row farthest beyond its limit, alone or in one kind of list; None where all keep it."""
+
+    def apart(alone: float | None, listed: float) -> float:
+        return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
+
     found = [(one, one.alone if way == "alone" else one.lists[way]) for one in asked.observed]
     units = {
         place: max(
-            max(excess(asked.rows[place], one, value, limits), _apart(one.alone[place], value, limits))
+            max(excess(asked.rows[place], one, value, limits), apart(one.alone[place], value))
             for one, values in found
             if (value := values[place]) is not None
         )
@@ -122,21 +125,13 @@ def _worst(asked: Asked, way: str, limits: Limits) -> int | None:
     return None if worst is None or units[worst] < 1 else worst
 
 
-def _apart(alone: float | None, listed: float, limits: Limits) -> float:
-    """|alone - in a list| in units of limits.batch; 0 where there is no such limit."""
-    return 0.0 if limits.batch is None or alone is None else abs(alone - listed) / limits.batch
-
-
 def _list_fault(asked: Asked, limits: Limits) -> Diagnosis:
     """Why scores differ in a list only: right scores at wrong places, or scores that depend on their batch."""
     observed = asked.observed[0]
-    groups: dict[str, list[int]] = {}
-    for place in asked.decides:
-        groups.setdefault(asked.rows[place]["query"], []).append(place)
     assert limits.probability is not None
     near = (limits.batch or limits.probability) * (1 if observed.scale == "probability" else 10)
     [(_, listed), *_] = observed.lists.items()
-    for places in groups.values():
+    for places in places_by(asked.rows, asked.decides, "query").values():
         own = [v for p in places if (v := observed.alone[p]) is not None]
         seen = [v for p in places if (v := listed[p]) is not None]
         if len(own) != len(seen) or own == seen:
@@ -181,11 +176,10 @@ def _line(asked: Asked, finding: Finding) -> str:
 def _show(asked: Asked, finding: Finding | None) -> None:
     table = Table(box=None)
     for column in ("kind", "query", "document", "expected", "found", "|d probability|", "|d logit|", ""):
-        text = column in ("kind", "query", "document", "")
-        if text:
+        if column in ("kind", "query", "document", ""):
             table.add_column(column, no_wrap=True, max_width=TEXT_COLUMNS, overflow="ellipsis")
         else:
-            table.add_column(column, justify="right", no_wrap=True, min_width=len(column) or None)
+            table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     one = asked.observed[0]
     for place, row in enumerate(asked.rows):
         found, distances = one.alone[place], _distances(asked, place)
@@ -221,10 +215,8 @@ def _largest(asked: Asked, places: Sequence[int]) -> dict[str, float]:
 
 def _by_kind(asked: Asked) -> dict[str, float]:
     """The largest difference by kind of text: truncation shows in `long` alone."""
-    places: dict[str, list[int]] = {}
-    for place in asked.decides:
-        places.setdefault(asked.rows[place]["kind"], []).append(place)
-    per_kind = {kind: _largest(asked, own) for kind, own in places.items()}
+    kinds = places_by(asked.rows, asked.decides, "kind")
+    per_kind = {kind: _largest(asked, own) for kind, own in kinds.items()}
     return {kind: values["probability"] for kind, values in per_kind.items() if "probability" in values}
 
 
@@ -244,7 +236,7 @@ def _as_json(opened: Opened, url: str, api: str, asked: Asked, finding: Finding 
     return {
         "url": url,
         "api": api,
-        "folder": str(opened.folder),
+        "folder": str(opened.exported.path),
         "tolerance": opened.tolerance,
         "rows": len(asked.decides),
         **{f"max_d_{scale}": value for scale, value in _largest(asked, asked.decides).items()},
@@ -264,18 +256,16 @@ def limits_of(shape: str, exported: Exported, tolerance: float) -> dict[str, Lim
     if shape != "llama_cpp":
         return {"": exact(tolerance)}
     least = max(LLAMA_CPP_PROBABILITY, tolerance / 10)
-    found = {kind: _of_cache(limits, least) for kind, limits in _of_files(exported, tolerance).items()}
+    found = {}
+    # A type of weights has the limits of the runtime that reads its file back.
+    for one in TARGETS[exported.kind].runtimes:
+        if one.module == "gguf" and one.reads(exported.path):
+            limits = one.limits(tolerance)
+            probability = max(limits.probability or 0.0, least)
+            # Rounded weights are the same in a list: a looser bound would hide documents of near scores that changed
+            # places.
+            kind = one.name.split()[-1]
+            found[kind] = dataclasses.replace(limits, logit=None, probability=probability, batch=least)
     if not found:
         return {"": Limits(logit=None, probability=least)}
     return dict(sorted(found.items(), key=lambda entry: entry[1].probability or 0.0))
-
-
-def _of_files(exported: Exported, tolerance: float) -> dict[str, Limits]:
-    """Type of the weights -> limits of the runtime that reads the file back."""
-    readers = [one for one in TARGETS[exported.kind].runtimes if one.module == "gguf" and one.reads(exported.path)]
-    return {one.name.split()[-1]: one.limits(tolerance) for one in readers}
-
-
-def _of_cache(limits: Limits, least: float) -> Limits:
-    # Rounded weights are the same in a list: a looser bound would hide documents of near scores that changed places.
-    return dataclasses.replace(limits, logit=None, probability=max(limits.probability or 0.0, least), batch=least)

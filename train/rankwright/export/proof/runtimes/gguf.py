@@ -59,12 +59,10 @@ class GgufFile:
             raise ValueError(f"the file has no {key}")
         return self.fields[key].contents()
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.fields[key].contents() if key in self.fields else default
-
     def of_model(self, key: str, default: Any = None) -> Any:
         """A key of its architecture."""
-        return self.get(f"{self['general.architecture']}.{key}", default)
+        whole = f"{self['general.architecture']}.{key}"
+        return self.fields[whole].contents() if whole in self.fields else default
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Dequantised, one after the other."""

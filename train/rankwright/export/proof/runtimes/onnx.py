@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,16 +16,6 @@ MODEL_FILE = "onnx/model.onnx"
 QUANTIZED_FILE = "onnx/model_quantized.onnx"
 
 
-def onnxruntime(exported: Exported) -> Answer:
-    """InferenceSession of the fp32 file."""
-    return _scores(exported, MODEL_FILE)
-
-
-def onnxruntime_8_bits(exported: Exported) -> Answer:
-    """InferenceSession of the file with 8-bit weights."""
-    return _scores(exported, QUANTIZED_FILE)
-
-
 def bits8(tolerance: float) -> Limits:
     """For 8-bit weights: nearly the same order and logits, and exactly the same score in every batch.
 
@@ -34,7 +25,8 @@ def bits8(tolerance: float) -> Limits:
     return Limits(logit=1.0, relative=0.1, probability=None, spearman=0.98, batch=tolerance)
 
 
-def _scores(exported: Exported, file: str) -> Answer:
+def onnxruntime(exported: Exported, file: str = MODEL_FILE) -> Answer:
+    """InferenceSession of one file."""
     from onnxruntime import InferenceSession, SessionOptions
     from transformers import AutoTokenizer
 
@@ -80,5 +72,5 @@ def fastembed(exported: Exported) -> Answer:
 RUNTIMES = (
     Runtime("onnxruntime", "onnxruntime", onnxruntime),
     Runtime("fastembed", "fastembed", fastembed),
-    Runtime("onnxruntime 8bit", "onnxruntime", onnxruntime_8_bits, bits8, file=QUANTIZED_FILE),
+    Runtime("onnxruntime 8bit", "onnxruntime", partial(onnxruntime, file=QUANTIZED_FILE), bits8, file=QUANTIZED_FILE),
 )

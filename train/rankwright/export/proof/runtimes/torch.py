@@ -21,7 +21,7 @@ from rankwright.export.proof.runtimes.base import (
     sigmoid,
 )
 from rankwright.model.loading import load_tokenizer
-from rankwright.model.prompt import PromptContract, PromptEncoder
+from rankwright.model.prompt import PromptEncoder
 from rankwright.rerankers.reranker import Reranker
 
 
@@ -67,15 +67,19 @@ def transformers_causal(exported: Exported) -> Answer:
 
     tokenizer = AutoTokenizer.from_pretrained(exported.path)
     model = AutoModelForCausalLM.from_pretrained(exported.path, dtype=torch.float32).eval()
+    return _last_logits(tokenizer, exported, model)
+
+
+def _last_logits(tokenizer: Any, exported: Exported, model: Any) -> Answer:
     contract = exported.contract
-    return scores_of(tokenizer, exported, lambda batch: _last_logits(model(**batch), contract), sides=("left",))
 
+    def score(batch: Any) -> torch.Tensor:
+        last: torch.Tensor = model(**batch).logits[:, -1]
+        no = 0.0 if contract.no_id is None else last[:, contract.no_id]
+        return (last[:, contract.yes_id] - no) * contract.scale
 
-def _last_logits(output: Any, contract: PromptContract) -> torch.Tensor:
-    """A language model's last position is the scored one under left padding only."""
-    last: torch.Tensor = output.logits[:, -1]
-    no = 0.0 if contract.no_id is None else last[:, contract.no_id]
-    return (last[:, contract.yes_id] - no) * contract.scale
+    # A language model's last position is the scored one under left padding only.
+    return scores_of(tokenizer, exported, score, sides=("left",))
 
 
 def peft(exported: Exported) -> Answer:
@@ -83,7 +87,7 @@ def peft(exported: Exported) -> Answer:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    folder, contract = exported.path, exported.contract
+    folder = exported.path
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     path = resolve_base(exported.base or settings["base_model_name_or_path"])
     # As in our own loader: a base that is named here is taken as it lies there.
@@ -94,12 +98,9 @@ def peft(exported: Exported) -> Answer:
     base_model = auto.from_pretrained(path, revision=revision, dtype=torch.float32)
     base_model.config.pad_token_id = tokenizer.pad_token_id
     model = PeftModel.from_pretrained(base_model, str(folder)).eval()
-
-    def score(batch: Any) -> torch.Tensor:
-        output = model(**batch)
-        return _last_logits(output, contract) if is_causal else output.logits[:, 0]
-
-    return scores_of(tokenizer, exported, score, sides=("left",))
+    if is_causal:
+        return _last_logits(tokenizer, exported, model)
+    return scores_of(tokenizer, exported, lambda batch: model(**batch).logits[:, 0], sides=("left",))
 
 
 def scores_of(
