@@ -34,6 +34,7 @@ MINE = {"refresh_steps": 2, "negatives": 2, "filters": {"margin": {"absolute": 0
 # The command line with blocks of one query, which kills itself at the n-th call of a function.
 KILLED = """
 import os, signal, sys
+from rankwright.common.processes import Processes
 from rankwright.rerankers import score_blocks
 from rankwright.training import refresh
 score_blocks.BLOCK_PAIRS = 1
@@ -153,7 +154,7 @@ def test_all_that_a_refresh_may_score_or_draw_is_tokenised_before(
         ("score_blocks.append_lines", 13),
         # All is scored, and the pool is not there yet; it is there, and nobody was told its name.
         pytest.param("refresh.write_text_atomic", 2, marks=pytest.mark.slow),
-        pytest.param("refresh._on_all", 4, marks=pytest.mark.slow),
+        pytest.param("Processes.from_first", 4, marks=pytest.mark.slow),
     ],
 )
 def test_killed_in_a_refresh_and_continued_gives_the_same_bits(
@@ -166,7 +167,7 @@ def test_killed_in_a_refresh_and_continued_gives_the_same_bits(
     expected = {
         "score_blocks.append_lines": ([2], 1),
         "refresh.write_text_atomic": ([5], 1),
-        "refresh._on_all": ([], 2),
+        "Processes.from_first": ([], 2),
     }
     assert (left, len(pools(tmp_path))) == expected[place]
     assert "continuing after step 4" in train(recipe).stdout
