@@ -88,7 +88,7 @@ def environment(**extra: str) -> dict[str, str]:
 def rankwright(*arguments: object, launcher: Sequence[str] = (), **extra: str) -> subprocess.CompletedProcess[str]:
     """Run `python [launcher] -m rankwright ...` to its end."""
     command = [sys.executable, *launcher, "-m", "rankwright", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=900, check=False)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
