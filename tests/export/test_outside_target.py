@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import jobs
 import pytest
+from outside import outside_module
 
 from rankwright.cli.models import verify
 from rankwright.common.errors import UserErrors
@@ -58,17 +57,10 @@ TARGETS.add(
 
 
 @pytest.fixture
-def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of the module, imported; the registry is as before afterwards."""
-    monkeypatch.setattr(TARGETS, "_known", dict(TARGETS._known))
-    monkeypatch.setattr(TARGETS, "extensions", list(TARGETS.extensions))
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "noted_target.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    importlib.invalidate_caches()
-    importlib.import_module("noted_target")
-    yield "noted_target"
-    del sys.modules["noted_target"]
+def noted(tmp_path: Path) -> Iterator[str]:
+    """The name of the module, imported."""
+    with outside_module(TARGETS, tmp_path, "noted_target", MODULE):
+        yield "noted_target"
 
 
 def test_one_file_of_the_folder_is_one_target() -> None:

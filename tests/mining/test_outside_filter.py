@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jobs
 import pytest
+from outside import outside_module
 
 from rankwright.data.collection import Collection
 from rankwright.mining import filters as mining_filters
@@ -43,16 +42,10 @@ def short_only(view, *, longest: int, label: float | None = None):
 
 
 @pytest.fixture
-def short_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def short_only(tmp_path: Path) -> Iterator[str]:
     """The name of a filter of a module outside of the package."""
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "outside_filter.py").write_text(OUTSIDE)
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    importlib.import_module("outside_filter")
-    yield "short_only"
-    FILTERS._known.pop("short_only")
-    FILTERS.extensions.remove("outside_filter")
-    del sys.modules["outside_filter"]
+    with outside_module(FILTERS, tmp_path, "outside_filter", OUTSIDE):
+        yield "short_only"
 
 
 def test_it_removes_and_its_sentence_is_on_the_pages(short_only: str, tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from outside import outside_module
 from tiny import PAIRS
 
 from rankwright.common.errors import UserError
@@ -34,14 +34,10 @@ FRAMES.add(Frame("short", short_frame, families=("short-reranker",), trainable=T
 
 
 @pytest.fixture
-def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def short(tmp_path: Path) -> Iterator[str]:
     """The frame's name, while its module is imported."""
-    (tmp_path / "my_frames.py").write_text(MODULE, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.import_module("my_frames")
-    yield "short"
-    del FRAMES._known["short"]
-    FRAMES.extensions.remove("my_frames")
+    with outside_module(FRAMES, tmp_path, "my_frames", MODULE):
+        yield "short"
 
 
 def recipe_on(base: Path, mode: str) -> Recipe:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jobs
 import pytest
+from outside import outside_module
 
 from rankwright.common.errors import UserErrors
 from rankwright.pipeline.checks import check_names
@@ -46,16 +45,10 @@ RETRIEVERS.add(
 
 
 @pytest.fixture
-def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def letters(tmp_path: Path) -> Iterator[str]:
     """The name of a retriever of a module outside of the package."""
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "outside_letters.py").write_text(OUTSIDE)
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    importlib.import_module("outside_letters")
-    yield "letters"
-    RETRIEVERS._known.pop("letters")
-    RETRIEVERS.extensions.remove("outside_letters")
-    del sys.modules["outside_letters"]
+    with outside_module(RETRIEVERS, tmp_path, "outside_letters", OUTSIDE):
+        yield "letters"
 
 
 def test_the_tables_begin_with_the_known_ones_in_their_order() -> None:
