@@ -14,7 +14,9 @@ import jobs
 import pytest
 import yaml
 
+from rankwright import __version__
 from rankwright.cli.models import read_documents
+from rankwright.recipe.loading import load_recipe
 
 
 def complaints(*arguments: object, **extra: str) -> list[str]:
@@ -34,6 +36,33 @@ def test_recipes_lists_every_shipped_recipe() -> None:
         for p in (jobs.REPOSITORY / "recipes").rglob("*.yaml")
     }
     assert shipped <= names
+
+
+def test_recipes_are_listed_from_the_first_run_on() -> None:
+    lines = jobs.rankwright("recipes").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines[:4]] == ["quickstart", "finance", "legal", "code"]
+
+
+def test_a_recipe_and_its_keys_are_shown(tmp_path: Path) -> None:
+    assert jobs.rankwright("--version").stdout == f"rankwright {__version__}\n"
+    shown = jobs.rankwright("recipes", "show", "quickstart").stdout
+    assert shown.endswith((jobs.REPOSITORY / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(jobs.rankwright("recipes", "show", "quickstart", "train.epochs=2").stdout, encoding="utf-8")
+    assert load_recipe(str(whole)).recipe == load_recipe("quickstart", ["train.epochs=2"]).recipe
+    keys = jobs.rankwright("keys", "train.patience").stdout.splitlines()
+    assert keys[0] == "train.patience: whole number above 0; no default" and keys[-1] == "    for example: 5"
+    assert complaints("keys", "trian")[0].startswith("error: unknown section or key 'trian', did you mean 'train'?")
+
+
+def test_a_mistake_of_the_recipe_needs_no_torch() -> None:
+    code = "import sys; from rankwright.cli.main import main; main()"
+    for arguments in (["run", "nope"], ["run", "quickstart", "trian.x=1"], ["check", "quickstart", "train.epochs=no"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", code, *arguments], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2 and "error: " in done.stderr
+        assert "transformers" not in done.stderr and " torch" not in done.stderr
 
 
 @pytest.mark.parametrize("recipe", ["finance", "legal", "code", "mixed"])

@@ -13,10 +13,12 @@ import pytest
 import yaml
 
 from rankwright.cli.init import SCHEMA
+from rankwright.common.errors import UserError
 from rankwright.common.resources import recipe_files, schema_file
 from rankwright.pipeline.json_schema import recipe_schema, schema_text
+from rankwright.pipeline.keys import find_key, key_rows
 from rankwright.recipe.schema import Recipe, recipe_keys, walk_keys
-from rankwright.recipe.yaml_file import read_yaml
+from rankwright.recipe.yaml_file import parse_value, read_yaml
 
 # The form that the YAML language server reads, at the start of the file.
 COMMENT = re.compile(r"# yaml-language-server: \$schema=(\S+)\n")
@@ -83,6 +85,23 @@ def test_the_schema_and_the_table_are_of_this_version() -> None:
 def test_every_key_has_a_description() -> None:
     assert [key for key, field in walk_keys() if not (field.description or "").endswith(".")] == []
     assert len(recipe_keys()) < 100, "few keys"
+
+
+def test_the_example_of_every_key_is_a_value_that_a_recipe_may_have() -> None:
+    schema, listed = recipe_schema(), dict[str, str]()
+    rows = key_rows()
+    assert [row.key for row in rows] == recipe_keys()
+    for row in rows:
+        key, _ = find_key(schema, row.key, listed)
+        assert faults(parse_value(row.example), key, schema) == [], row
+
+
+def test_keys_of_a_section_and_of_one_key() -> None:
+    assert {row.key.split(".")[0] for row in key_rows("mine")} == {"mine"}
+    assert [row.key for row in key_rows("train.patience")] == ["train.patience"]
+    assert key_rows("data.train") == key_rows("data.train[]") and len(key_rows("data.train")) > 10
+    with pytest.raises(UserError, match=r"unknown section or key 'trian', did you mean 'train'\? \(sections: model, "):
+        key_rows("trian")
 
 
 @pytest.mark.parametrize("name", recipe_files())

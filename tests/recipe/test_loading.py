@@ -20,7 +20,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.resources import recipe_files
 from rankwright.data.cards import load_card
 from rankwright.evaluation.runs import experiment_of
-from rankwright.recipe.loading import list_recipes, load_recipe, merge_under, recipe_json
+from rankwright.recipe.loading import list_recipes, load_recipe, merge_under, recipe_json, recipe_yaml
 from rankwright.recipe.schema import DevFromTrain, Mine, Recipe, recipe_keys
 from rankwright.recipe.yaml_file import YamlFile, read_yaml
 
@@ -325,6 +325,16 @@ def test_recipe_json_is_canonical_and_validates_back(change: Callable[[Recipe], 
     assert text == recipe_json(Recipe.model_validate_json(text))
     assert json.loads(text)["data"]["dev"] == {"from": "train", "fraction": 0.1}
     assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+@pytest.mark.parametrize("name", recipe_files())
+def test_the_whole_recipe_as_yaml_loads_as_the_same_recipe(name: str) -> None:
+    recipe = load_recipe(
+        name, ["train.learning_rate=1e-7", "mine.filters={rank_window: {first: 2}, margin: {}}"]
+    ).recipe
+    write({"whole.yaml": recipe_yaml(recipe)})
+    again = load_recipe("whole.yaml").recipe
+    assert again == recipe and list(again.mine.filters) == ["rank_window", "margin"]
 
 
 def test_recipe_json_keeps_the_order_of_filters() -> None:

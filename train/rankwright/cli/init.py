@@ -279,7 +279,7 @@ def recipe_text(
         lines += ["", "bm25:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
     lines += [
         "",
-        "# All other keys have defaults: `rankwright recipes --schema`, or the table in recipes/README.md.",
+        "# All other keys have defaults: `rankwright keys` prints them.",
         "",
     ]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import typer
 from rankwright.cli.data import data_app
 from rankwright.cli.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
 from rankwright.cli.models import push, score, verify
+from rankwright.cli.recipes import keys, recipes_app
 from rankwright.common import console
 from rankwright.common.errors import PeerFailed, Stopped, UserError
 
@@ -24,11 +25,30 @@ app = typer.Typer(
     name="rankwright",
     help="Tune a Qwen3 language model into a reranker for one domain, and measure what it gained.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(data_app)
+app.add_typer(recipes_app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from rankwright import __version__
+
+        typer.echo(f"rankwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
 RecipeArgument = Annotated[str, typer.Argument(help="name (see `rankwright recipes`) or YAML file", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
@@ -45,11 +65,14 @@ Override = Annotated[
 def _pipeline(
     recipe: str, overrides: list[str] | None, folder: RunFolder | None = None, override: str | None = None
 ) -> Pipeline:
-    from rankwright.pipeline.stages import Pipeline
     from rankwright.recipe.loading import load_recipe
 
+    # Before torch is imported: a mistake of the recipe is reported at once.
+    loaded = load_recipe(recipe, overrides or [])
+    from rankwright.pipeline.stages import Pipeline
+
     console.quiet_libraries()
-    return Pipeline(load_recipe(recipe, overrides or []), folder, override, command=("rankwright", *sys.argv[1:]))
+    return Pipeline(loaded, folder, override, command=("rankwright", *sys.argv[1:]))
 
 
 def _show_results(pipeline: Pipeline) -> None:
@@ -261,27 +284,7 @@ def export(recipe: RecipeArgument, overrides: Overrides = None, override: Overri
     _pipeline(recipe, overrides, override=override).run_to("export")
 
 
-@app.command()
-def recipes(
-    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of recipes, and no list")] = False,
-) -> None:
-    """List the recipes that come with the package."""
-    if schema:
-        from rankwright.pipeline.json_schema import schema_text
-
-        typer.echo(schema_text(), nl=False)
-        return
-    from rich.table import Column, Table
-
-    from rankwright.recipe.loading import list_recipes
-
-    table = Table(Column("recipe", no_wrap=True), "what it does", box=None)
-    for info in list_recipes():
-        table.add_row(info.name, info.description)
-    console.show(table)
-
-
-for command in (score, verify, push):
+for command in (score, verify, push, keys):
     app.command()(command)
 
 
