@@ -132,7 +132,7 @@ def written(run: Path, name: str) -> dict[str, Any]:
 def test_a_refused_run_keeps_all_but_the_export(refused: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = refused
     run = folder / "run"
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 3 and "Traceback" not in done.stderr
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert line.startswith("error: gate: refused, nothing is exported") and "--override" in line and "0.99" in line
     assert "tuned - base [95 % interval]" in done.stdout and "FAILED: nDCG@10" in done.stdout
@@ -189,7 +189,7 @@ def test_override_exports_with_its_reason_and_holds_for_the_same_model_only(
     assert again.returncode == 0 and "exported although a rule failed: agreed with the team" in again.stdout
     # Another gate is another verdict: refused, and what was exported is put away with it.
     other = jobs.rankwright(*command, "gate.min_gain=0.98")
-    assert other.returncode == 2 and not (run / "export").exists()
+    assert other.returncode == 3 and not (run / "export").exists()
     put_away = run / "export-withdrawn-1"
     assert (put_away / "adapter" / "README.md").is_file() and written(put_away, "gate.json")["accepted"] is False
     assert written(run, "gate.json")["override"] is None

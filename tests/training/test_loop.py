@@ -15,7 +15,15 @@ from typing import Any
 import jobs
 import pytest
 import torch
+from outside import outside_module
 from safetensors.torch import load, load_file
+
+from rankwright.common.errors import Stopped, UserErrors
+from rankwright.pipeline.stages import Pipeline
+from rankwright.recipe.loading import load_recipe
+from rankwright.recipe.schema import Train
+from rankwright.training.loop import evaluation_interval
+from rankwright.training.losses import LOSSES
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -235,3 +243,44 @@ def test_checkpoints_of_another_recipe_are_set_aside_not_continued(tmp_path: Pat
     assert done.returncode == 0
     assert "earlier checkpoints are kept in checkpoints-" in done.stdout and "continuing" not in done.stdout
     assert len(list((tmp_path / "run").glob("checkpoints-*"))) == 1
+
+
+STOPPING = """
+import os, signal
+from rankwright.training.losses import LOSSES, mean_where, of_relevant, without_padding
+
+sent = []
+
+
+@LOSSES.register
+@of_relevant
+def stopping(scores_QD, labels_QD, mask_QD):
+    if scores_QD.requires_grad and not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGINT))
+    scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
+    return mean_where(mask_QD & (labels_QD > 0), -scores_QD)
+"""
+
+
+def test_a_stop_in_the_last_step_is_heard(tmp_path: Path, tiny_qwen3: Path) -> None:
+    recipe = load_recipe(str(jobs.job(tmp_path, tiny_qwen3, train={"max_steps": 1}, loss={"name": "stopping"})))
+    with outside_module(LOSSES, tmp_path, "stopping_loss", STOPPING):
+        with pytest.raises(Stopped) as stopped:
+            Pipeline(recipe, progress=False).run()
+        assert stopped.value.step == 1 and stopped.value.interrupted
+        # What follows has not begun, and the same command goes on with it.
+        assert not (tmp_path / "run" / "eval").exists()
+        assert Pipeline(recipe, progress=False).train()["step"] == 1
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(4, 1), (9, 1), (10, 2), (499, 99), (500, 100), (10_000, 100)])
+def test_dev_is_evaluated_at_least_five_times(steps: int, interval: int) -> None:
+    assert evaluation_interval(Train(), steps) == interval
+    assert steps < 5 or steps // interval >= 5
+    assert evaluation_interval(Train(evaluate_every=30), steps) == 30
+
+
+@pytest.mark.parametrize("value", ["often", 0, -1, 2.5, True])
+def test_an_interval_that_cannot_be(value: object) -> None:
+    with pytest.raises(UserErrors, match="train.evaluate_every: must be a whole number above 0, or auto, found "):
+        load_recipe("quickstart", [f"train.evaluate_every={json.dumps(value)}"])

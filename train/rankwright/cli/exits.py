@@ -8,6 +8,10 @@ import time
 from typing import NoReturn
 
 EXIT_USER = 2
+# The model is not good enough: the gate refused it.
+EXIT_GATE = 3
+# What a shell reports for a command that Ctrl-C ended: 128 + SIGINT.
+EXIT_INTERRUPTED = 130
 # EX_TEMPFAIL: a scheduler may start the same command again (scripts/cluster/slurm/train.sbatch does).
 EXIT_STOPPED = 75
 FIRST_SPEAKS_S = 5.0
@@ -16,7 +20,7 @@ FIRST_SPEAKS_S = 5.0
 def interrupted() -> NoReturn:
     """Report that the work was stopped, and exit."""
     complain("stopped. Finished stages and checkpoints are kept: the same command continues")
-    leave(EXIT_USER)
+    leave(EXIT_INTERRUPTED)
 
 
 def let_the_first_speak() -> None:

@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from rankwright.cli.data import data_app
-from rankwright.cli.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
+from rankwright.cli.exits import (
+    EXIT_GATE,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_USER,
+    complain,
+    interrupted,
+    leave,
+    let_the_first_speak,
+)
 from rankwright.cli.models import push, score, verify
 from rankwright.cli.recipes import keys, recipes_app
 from rankwright.common import console
-from rankwright.common.errors import PeerFailed, Stopped, UserError
+from rankwright.common.errors import PeerFailed, Refused, Stopped, UserError
 
 if TYPE_CHECKING:
     from rankwright.common.run_folder import RunFolder
     from rankwright.pipeline.stages import Pipeline
 
-TYPER_INTERRUPTED = 130  # what typer makes of Ctrl-C
 app = typer.Typer(
     name="rankwright",
     help="Tune a Qwen3 language model into a reranker for one domain, and measure what it gained.",
@@ -289,10 +297,10 @@ for command in (score, verify, push, keys):
 
 
 def main() -> NoReturn:
-    """Run a command. Mistakes of the user give one line each and exit code 2, never a traceback."""
+    """Run a command. Mistakes of the user give one line each and exit code 2, never a traceback; see exits.py."""
     try:
         code = app(standalone_mode=False)
-        if code == TYPER_INTERRUPTED:
+        if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
             interrupted()
         leave(code if isinstance(code, int) else 0)
     except PeerFailed:
@@ -301,10 +309,10 @@ def main() -> NoReturn:
         let_the_first_speak()
         for line in str(error).splitlines():
             complain(f"error: {line}")
-        leave(EXIT_USER)
+        leave(EXIT_GATE if isinstance(error, Refused) else EXIT_USER)
     except Stopped as error:
         complain(f"stopped. Saved after step {error.step}: the same command continues")
-        leave(EXIT_USER if error.interrupted else EXIT_STOPPED)
+        leave(EXIT_INTERRUPTED if error.interrupted else EXIT_STOPPED)
     except (typer.Abort, KeyboardInterrupt):
         interrupted()
     except OSError as error:

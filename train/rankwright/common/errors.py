@@ -18,6 +18,10 @@ class UserErrors(UserError):
         super().__init__("\n".join(self.messages))
 
 
+class Refused(UserError):
+    """Everything worked, and the result is not good enough for what was asked; the exit code is 3."""
+
+
 class Stopped(Exception):
     """Training stopped on request and saved a checkpoint of `step`; interrupted: by Ctrl-C."""
 

@@ -31,7 +31,7 @@ from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.guards import stop_on_signals
-from rankwright.training.loop import Job, fit
+from rankwright.training.loop import Job, evaluation_interval, fit
 from rankwright.training.losses import bind_loss, needs_positive
 from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
@@ -209,7 +209,8 @@ def _describe_data(recipe: Recipe, source: GroupSource, steps: int, processes: P
     console.say(
         f"train on {queries} queries{left_out}: {steps} steps of {recipe.train.groups_per_step} groups "
         f"({steps * recipe.train.groups_per_step / draws:.2f} epochs{each}), up to {recipe.mine.positives} positives "
-        f"and {recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}"
+        f"and {recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}; dev is evaluated "
+        f"every {evaluation_interval(recipe.train, steps)} steps"
     )
     if recipe.train.shuffle_labels:
         console.say("train.shuffle_labels: labels are shuffled in this run, which is a control")

@@ -9,7 +9,17 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 Key = tuple[str | int, ...]
@@ -246,6 +256,20 @@ class Loss(Section):
     """More losses that are added to it."""
 
 
+def _number_or_auto(value: Any) -> Any:
+    # By hand: a plain union would report the faults of both readings.
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"must be a whole number above 0, or auto, found {value!r}")
+
+
+NumberOrAuto = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_number_or_auto),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "exclusiveMinimum": 0}]}),
+]
+
+
 class Train(Section):
     """Optimisation, checkpoints and evaluation on dev."""
 
@@ -269,8 +293,8 @@ class Train(Section):
     """The largest norm that a gradient may have; a larger gradient is scaled down."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of training and scoring; `auto`: bf16 on a GPU, fp32 on a CPU. Scores stay in fp32."""
-    evaluate_every: Positive = 100
-    """Steps between evaluations on dev."""
+    evaluate_every: NumberOrAuto = "auto"
+    """Steps between evaluations on dev; `auto`: 100, or fewer where dev would be evaluated less than five times."""
     save_every: Annotated[Positive, NoResult] = 50
     """Steps between checkpoints."""
     patience: Positive | None = None

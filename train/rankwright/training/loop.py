@@ -23,6 +23,17 @@ from rankwright.training.sampling import GroupSource, TrainGroup
 from rankwright.training.tracking import Reports
 
 
+# `train.evaluate_every: auto`: so many evaluations at least, and so many steps between them at most.
+LEAST_EVALUATIONS, MOST_STEPS = 5, 100
+
+
+def evaluation_interval(settings: Train, total_steps: int) -> int:
+    """Steps between evaluations on dev, as `train.evaluate_every` has it. The last step is evaluated in any case."""
+    if settings.evaluate_every != "auto":
+        return settings.evaluate_every
+    return max(1, min(MOST_STEPS, total_steps // LEAST_EVALUATIONS))
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is trained, on which groups and how.
@@ -57,7 +68,7 @@ def fit(
     Raises Stopped after saving if a stop is requested on any rank.
     """
     model, settings, total_steps = job.model, job.settings, job.total_steps
-    processes = Processes.of_group()
+    processes, every = Processes.of_group(), evaluation_interval(settings, total_steps)
     optimizer = make_optimizer(
         model.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -103,7 +114,7 @@ def fit(
         values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread}
         values |= {"gradient_norm": norm, "learning_rate": rate}
         state = dataclasses.replace(state, step=step)
-        if step % settings.evaluate_every == 0 or step == total_steps:
+        if step % every == 0 or step == total_steps:
             values["dev_nDCG@10"] = evaluate()
             state = state.evaluated(values["dev_nDCG@10"])
         reports.log(values | speed, step=step)
@@ -115,7 +126,9 @@ def fit(
             processes.meet()
             raise Stopped(step, interrupted=stop.interrupted)
         reports.advance(1, loss=sums.loss, dev=state.value_so_far, **speed)
-    processes.meet()
+    # Asked for in the last step, or while it was evaluated: the stages that follow must not begin.
+    if any(processes.gather(stop.requested)):
+        raise Stopped(state.step, interrupted=stop.interrupted)
     return state
 
 
