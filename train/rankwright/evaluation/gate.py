@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.errors import Refused, UserError, did_you_mean, no_such
+from rankwright.common.errors import Refused, did_you_mean, no_such
 from rankwright.common.files import read_json_object
 from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder

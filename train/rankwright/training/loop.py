@@ -22,7 +22,6 @@ from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, TrainGroup
 from rankwright.training.tracking import Reports
 
-
 # `train.evaluate_every: auto`: so many evaluations at least, and so many steps between them at most.
 LEAST_EVALUATIONS, MOST_STEPS = 5, 100
 
