@@ -376,7 +376,7 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
         "one: 20 queries",
         "all test sets together: 40 queries",
         "good/tuned",
-        "[95 % interval]",
+        "[95 %]",
         "reference",
         "Holm",
         "tuned nDCG@10 over seeds",

@@ -135,7 +135,7 @@ def test_a_refused_run_keeps_all_but_the_export(refused: tuple[Path, subprocess.
     assert done.returncode == 3 and "Traceback" not in done.stderr
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert line.startswith("error: gate: refused, nothing is exported") and "--override" in line and "0.99" in line
-    assert "tuned - base [95 % interval]" in done.stdout and "FAILED: nDCG@10" in done.stdout
+    assert "tuned - base [95 %]" in done.stdout and "FAILED: nDCG@10" in done.stdout
     assert (run / "report.html").is_file() and not (run / "export").exists()
     verdict = written(run, "gate.json")
     assert verdict["accepted"] is False and verdict["override"] is None

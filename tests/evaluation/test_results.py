@@ -63,24 +63,38 @@ BETTER, WORSE = "Tuned is better than the base: the interval is above zero.", "T
     [
         (
             set_rows(),
-            "better",
-            [BETTER, "Tuned is WORSE than BM25 (0.500), whose lists it reranks.", "The base is below BM25 too."],
+            "worse",
+            ["Do not deploy: BM25 alone ranks better (0.500 against 0.400).", BETTER, "The base is below BM25 too."],
         ),
-        (set_rows(to_first=OPEN), "better", [BETTER, "It is not clear whether tuned is better than BM25 (0.500), "]),
-        (set_rows(to_first=UP), "better", [BETTER, "Tuned is better than BM25 (0.500), whose lists it reranks."]),
-        (set_rows(to_base=DOWN, to_first=NONE), "worse", [WORSE]),
+        (set_rows(to_first=OPEN), "open", ["It is not clear whether tuned is better than BM25 (0.500), ", BETTER]),
+        (set_rows(to_first=UP), "better", ["Tuned is better than BM25 (0.500), whose lists it reranks.", BETTER]),
+        (
+            set_rows(to_base=DOWN, to_first=NONE),
+            "worse",
+            ["Do not deploy: the base ranks better (0.300 against 0.400)."],
+        ),
+        (
+            set_rows(to_base=DOWN, to_first=DOWN),
+            "worse",
+            ["Do not deploy: BM25 alone ranks better", WORSE, "The base is below BM25 too."],
+        ),
+        (
+            set_rows(to_base=DOWN, to_first=UP),
+            "worse",
+            ["Do not deploy: the base ranks better", "Tuned is better than BM25 (0.500), whose lists it reranks."],
+        ),
         (set_rows(to_base=OPEN, to_first=NONE), "open", ["It is not clear whether tuned is better than the base: the"]),
         (
             set_rows(values={"bm25": 0.5, "dense": 0.6, "fusion": 0.7, "base": 0.6, "tuned": 0.65}, to_first=UP),
-            "better",
-            [BETTER, "Tuned is better than BM25", "fusion alone scores higher (0.700)."],
+            "open",
+            ["Tuned is better than BM25", BETTER, "fusion alone scores higher (0.700)."],
         ),
         (
             set_rows(values={"bm25": 0.7, "dense": 0.5, "base": 0.4, "tuned": 0.6}, to_first=UP, first="dense"),
-            "better",
+            "open",
             [
-                BETTER,
                 "Tuned is better than dense (0.500), whose lists it reranks.",
+                BETTER,
                 "BM25 alone scores higher (0.700).",
             ],
         ),
@@ -94,17 +108,17 @@ BETTER, WORSE = "Tuned is better than the base: the interval is above zero.", "T
             ],
             "better",
             [
-                BETTER,
                 "Tuned is better than BM25",
-                "Test sets on which tuned is worse than the base: b.",
-                "Test sets on which no difference from the base is clear: c, d.",
+                BETTER,
+                'Tuned is worse than the base on "b".',
+                'On "c", "d" alone the difference from the base could be chance.',
                 "Queries that are in several test sets and count once: 1,234.",
             ],
         ),
         (
             set_rows(values={"base": 0.4, "tuned": 0.6, "first stage": 0.5}, to_first=UP, first="first stage"),
             "better",
-            [BETTER, "Tuned is better than each set's first stage (0.500), whose lists it reranks."],
+            ["Tuned is better than each set's first stage (0.500), whose lists it reranks.", BETTER],
         ),
         (
             set_rows(values={"bm25": 0.5}),
@@ -153,7 +167,7 @@ def test_a_wide_terminal_takes_one_table_and_a_narrow_one_goes_on_below() -> Non
     for lines in (wide, narrow):
         text = "\n".join(lines)
         assert "…" not in text
-        for part in ("1,234", "best possible", "bge-reranker", "0.900", "tuned - BM25 [95 % interval]"):
+        for part in ("1,234", "best possible", "bge-reranker", "0.900", "tuned - BM25 [95 %]"):
             assert part in text
         assert text.count("+0.100 [+0.050, +0.200]") == 2
     assert all(len(line) <= 80 for line in narrow)

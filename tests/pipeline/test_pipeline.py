@@ -59,7 +59,7 @@ def test_the_table_shows_what_the_files_say(finished: tuple[Path, str]) -> None:
         assert f"{values['nDCG@10']:.3f}" in output
         assert values["queries"] == 12
         assert values["nDCG@10"] <= values["ceiling"] + 1e-12
-    assert "tuned - base [95 % interval]" in output
+    assert "tuned - base [95 %]" in output
 
 
 def test_the_mean_of_the_per_query_values_is_the_headline(finished: tuple[Path, str]) -> None:

@@ -75,9 +75,7 @@ def _columns(sets: Mapping[str, Mapping[str, ResultRow]]) -> list[Column]:
     to_first = [None if row is None else (row.to_first, row.to_first_low, row.to_first_high) for row in tuned]
     for other, intervals in (("base", to_base), (tuned[-1].first_stage if tuned and tuned[-1] else "", to_first)):
         if any(numbers is not None and numbers[0] is not None for numbers in intervals):
-            columns.append(
-                (f"tuned - {stage_label(other)} [95 % interval]", [_interval(numbers) for numbers in intervals])
-            )
+            columns.append((f"tuned - {stage_label(other)} [95 %]", [_interval(numbers) for numbers in intervals]))
     return columns
 
 
@@ -128,7 +126,7 @@ def _compared_table(comparison: Comparison, title: str, test_set: str | None) ->
     rows = comparison.rows(test_set)
     measures = list(rows[comparison.reference.name][0])
     table = Table(title=escape(title), title_justify="left")
-    for column in ("system", *measures, "difference [95 % interval]", "p", "Holm"):
+    for column in ("system", *measures, "difference [95 %]", "p", "Holm"):
         table.add_column(escape(column), justify="left" if column == "system" else "right", no_wrap=True)
     for system in comparison.systems:
         means, row = rows[system.name]

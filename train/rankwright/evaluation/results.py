@@ -280,7 +280,10 @@ def by_test_set(found: Iterable[ResultRow]) -> dict[str, dict[str, ResultRow]]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the numbers say about tuned. tone: `better`, `worse`, `open` or `none` (nothing to compare)."""
+    """What the numbers mean for tuned. The first sentence is the one that decides.
+
+    tone: `better` than base and first stage, `worse` than one of them, `open`, or `none` (nothing to compare).
+    """
 
     tone: str
     sentences: tuple[str, ...]
@@ -293,7 +296,6 @@ TO_BASE = {
 }
 TO_FIRST = {
     "better": "Tuned is better than {}, whose lists it reranks.",
-    "worse": "Tuned is WORSE than {}, whose lists it reranks.",
     "open": "It is not clear whether tuned is better than {}, whose lists it reranks.",
 }
 
@@ -311,20 +313,52 @@ def verdict(found: Sequence[ResultRow]) -> Verdict:
         why = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not evaluated"
         why = why if missing else "they were measured on different queries"
         return Verdict("none", (f"Base and tuned cannot be compared: {why}.",))
-    tuned = last["tuned"]
-    tone = _direction(tuned.low, tuned.high)
-    sentences = [TO_BASE[tone], *_against_first_stages(last)]
+    tone, sentences = _judged(last)
     tones = {n: _direction(s["tuned"].low, s["tuned"].high) for n, s in sets.items() if n != ALL and "tuned" in s}
-    for other, words in (
-        ("worse", "Test sets on which tuned is worse than the base"),
-        ("open", "Test sets on which no difference from the base is clear"),
-    ):
-        names = [n for n, direction in tones.items() if direction == other]
-        if names and len(sets) > 1 and tone != other:
-            sentences.append(f"{words}: {', '.join(names)}.")
-    if tuned.repeated:
-        sentences.append(f"Queries that are in several test sets and count once: {tuned.repeated:,}.")
+    of_all = _direction(last["tuned"].low, last["tuned"].high)
+    if len(sets) > 1:
+        if (names := [n for n, of_set in tones.items() if of_set == "worse"]) and of_all != "worse":
+            sentences.append(f"Tuned is worse than the base on {_listed(names)}.")
+        if (names := [n for n, of_set in tones.items() if of_set == "open"]) and of_all != "open":
+            sentences.append(f"On {_listed(names)} alone the difference from the base could be chance.")
+    if last["tuned"].repeated:
+        sentences.append(f"Queries that are in several test sets and count once: {last['tuned'].repeated:,}.")
     return Verdict(tone, tuple(sentences))
+
+
+def _judged(systems: Mapping[str, ResultRow]) -> tuple[str, list[str]]:
+    """(tone, sentences) for one set of queries; first what decides whether tuned should be used at all."""
+    tuned, base, first = systems["tuned"], systems["base"], systems.get(systems["tuned"].first_stage)
+    to_base, to_first = _direction(tuned.low, tuned.high), _direction(tuned.to_first_low, tuned.to_first_high)
+    sentences = []
+    if first is not None and to_first == "worse":
+        sentences.append(
+            f"Do not deploy: {_stage(first)} alone ranks better ({first.value:.3f} against {tuned.value:.3f})."
+        )
+    elif to_base == "worse":
+        sentences.append(f"Do not deploy: the base ranks better ({base.value:.3f} against {tuned.value:.3f}).")
+    tone = "worse" if sentences else to_base
+    if first is not None and to_first in TO_FIRST:
+        sentences.append(TO_FIRST[to_first].format(f"{_stage(first)} ({first.value:.3f})"))
+        tone = tone if to_first == "better" else "open"
+    if to_base != "worse" or to_first == "worse":
+        sentences.append(TO_BASE[to_base])
+    if to_first == "worse" and first is not None and base.value < first.value:
+        sentences.append(f"The base is below {_stage(first)} too.")
+    others = [row for s, row in systems.items() if s in retrievers() and s != tuned.first_stage]
+    best = max(others, key=lambda row: row.value, default=None)
+    if best is not None and best.value > tuned.value:
+        sentences.append(f"{stage_label(best.system)} alone scores higher ({best.value:.3f}).")
+        tone = "worse" if tone == "worse" else "open"
+    return tone, sentences
+
+
+def _stage(row: ResultRow) -> str:
+    return "each set's first stage" if row.system == OWN_FIRST else stage_label(row.system)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _direction(low: float | None, high: float | None) -> str:
@@ -332,19 +366,3 @@ def _direction(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return "better" if low > 0 else "worse" if high < 0 else "open"
-
-
-def _against_first_stages(systems: Mapping[str, ResultRow]) -> list[str]:
-    """Whether reranking was worth it, and whether another first stage would have been better without it."""
-    sentences, tuned = [], systems["tuned"]
-    first = systems.get(tuned.first_stage)
-    if first is not None and (tone := _direction(tuned.to_first_low, tuned.to_first_high)):
-        name = "each set's first stage" if first.system == OWN_FIRST else stage_label(first.system)
-        sentences.append(TO_FIRST[tone].format(f"{name} ({first.value:.3f})"))
-        if tone == "worse" and systems["base"].value < first.value:
-            sentences.append(f"The base is below {name} too.")
-    others = [row for s, row in systems.items() if s in retrievers() and s != tuned.first_stage]
-    best = max(others, key=lambda row: row.value, default=None)
-    if best is not None and best.value > tuned.value:
-        sentences.append(f"{stage_label(best.system)} alone scores higher ({best.value:.3f}).")
-    return sentences

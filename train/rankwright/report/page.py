@@ -119,7 +119,7 @@ def context(
         "measures": list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures])),
         "systems": list(dict.fromkeys(s for row in rows for s in row.values)),
         "differences": plots.differences(
-            _intervals(rows), "results", f"difference of {HEADLINE}, tuned - other system, 95 % interval"
+            _intervals(rows), "results", f"Difference in {HEADLINE} (tuned minus the other), 95 % interval"
         ),
         "curves": [svg for key, title in CURVES.items() if (svg := plots.curve(metrics, key, title, best=kept))],
         "no_curve": [title for key, title in CURVES.items() if metrics and not any(key in row for row in metrics)],
