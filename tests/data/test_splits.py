@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
 from rankwright.data.formats.read import read_collection
-from rankwright.data.splits import dev_size, normalised, overlap, split_devs
+from rankwright.data.normalisation import normalised
+from rankwright.data.splits import dev_size, overlap, split_devs
 
 DATA = Path(os.environ.get("RANKWRIGHT_DATA", Path(__file__).parents[3] / "shared/data"))
 

@@ -21,8 +21,8 @@ from tiny_encoder import make_tiny_encoder
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
+from rankwright.data.normalisation import normalised
 from rankwright.data.split_files import write_split
-from rankwright.data.splits import normalised
 from rankwright.mining import shards as mine_shards
 from rankwright.mining.filters import MiningView
 from rankwright.mining.pools import PROMOTED, Negative, filled, read_negatives

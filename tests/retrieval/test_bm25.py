@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (scripts of the world)
 """BM25 against a small independent implementation, its invariances, and the reference points of real sets."""
 
 from __future__ import annotations
@@ -144,6 +145,57 @@ def test_languages() -> None:
     assert "the" in stop_words("english") and not stop_words("none")
     for language in languages():
         assert Words(language)("word")
+
+
+# (language, documents, query, those with a word of it, best first): in each, the others share signs but no word.
+SCRIPTS = {
+    "Chinese": ("english", ["清洗水壶时用湿布擦拭", "冬季把梯子放在棚子里", "修理电钻，更换零件"], "怎样清洗水壶", [0]),
+    "Chinese, one character": ("english", ["喝茶以后洗杯子", "冬季把梯子放好"], "茶", [0]),
+    "Chinese, a pair decides": ("english", ["包面烤机", "烤面包机"], "面包", [1, 0]),
+    "Chinese beside Latin": ("english", ["用iPhone拍照", "用相机拍照"], "IPHONE怎么用", [0, 1]),
+    "Japanese": ("none", ["やかんの洗い方", "自転車の修理"], "やかん", [0]),
+    "Japanese, half-width letters": ("none", ["コーヒーを飲む", "紅茶です"], "ｺｰﾋｰ", [0]),
+    "Thai": ("english", ["ล้างกาน้ำด้วยผ้าเปียก", "เก็บจักรยานไว้ในโรงเก็บ"], "กาน้ำ", [0, 1]),
+    "Lao": ("english", ["ລ້າງກະຕ່າ", "ເກັບຈັກຍານ"], "ກະຕ່າ", [0, 1]),
+    "Khmer": ("english", ["លាងកំសៀវ", "ជួសជុលកង់"], "កំសៀវ", [0]),
+    "Burmese": ("english", ["ရေနွေးအိုးကို ဆေးပါ", "စက်ဘီး ပြင်ပါ"], "ရေနွေးအိုး", [0]),
+    "Hindi": ("hindi", ["किला", "काला", "कुल"], "किला", [0]),
+    "Hindi, any language": ("english", ["किला", "काला", "कुल"], "काला", [1]),
+    "Hindi, a sign below": ("hindi", ["\u0958िला", "किताब"], "\u0915\u093cिला", [0]),
+    "Tamil": ("tamil", ["கடல்", "கடை", "காடு"], "கடல்", [0]),
+    "Nepali": ("nepali", ["किताब", "कोट", "काठ"], "किताब", [0]),
+    "Arabic with vowels": ("none", ["كِتَابٌ", "كَلْبٌ", "بَابٌ"], "كِتَابٌ", [0]),
+    "Arabic, its stemmer drops vowels": ("arabic", ["كِتَاب", "كَلْب"], "كتاب", [0]),
+    "Hebrew with points": ("none", ["שָׁלוֹם", "מֶלֶךְ", "לֶחֶם"], "לֶחֶם", [2]),
+    "French, decomposed": ("french", ["une poe\u0302le abi\u0302me\u0301e", "la fe\u0302te"], "poêles abîmées", [0]),
+    "Vietnamese, decomposed": ("none", ["tie\u0302\u0301ng Vie\u0323\u0302t", "tiền"], "tiếng Việt", [0]),
+    "Korean, decomposed": ("none", ["\u1112\u1161\u11ab\u1100\u1173\u11af", "한자"], "한글", [0]),
+    "soft hyphen, zero-width space": (
+        "english",
+        ["re\u00adpaired in win\u200bter", "pair of ter"],
+        "winter repairs",
+        [0],
+    ),
+    "ligatures, full-width letters": ("english", ["ﬁlter Ｃｏｆｆｅｅ", "lter ilter"], "filter coffee", [0]),
+    "German, capitals": ("german", ["die Strasse", "der Stern"], "STRAẞE", [0]),
+    "Turkish": ("turkish", ["İSTANBUL IŞIK", "istasyon"], "istanbul ışık", [0]),
+    "Russian with stress": ("russian", ["за\u0301мок", "замах"], "замок", [0]),
+    "a trade mark": ("english", ["Windows™ licence", "tm"], "windows", [0]),
+}
+
+
+@pytest.mark.parametrize(("language", "documents", "query", "expected"), SCRIPTS.values(), ids=SCRIPTS)
+@pytest.mark.parametrize("code", [False, True])
+def test_scripts(language: str, documents: list[str], query: str, expected: list[int], code: bool) -> None:
+    corpus = {str(number): text for number, text in enumerate(documents)}
+    found = bm25(corpus, language=language, code=code)({"q": query})["q"]
+    assert [int(c.document_id) for c in found] == expected
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_has_the_words_that_it_always_had(text: str) -> None:
+    stem, stop = Stemmer.Stemmer("english").stemWord, stop_words("english")
+    assert Words("english")(text) == [stem(w) for w in re.findall(r"\w+", text.lower()) if w not in stop]
 
 
 def test_unknown_language_names_the_known_ones() -> None:

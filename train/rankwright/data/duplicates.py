@@ -12,8 +12,8 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 
 from rankwright.common.hashing import text_key
 from rankwright.data import shingles
+from rankwright.data.normalisation import normalised
 from rankwright.data.shingles import Hashes, Vocabulary
-from rankwright.data.splits import normalised
 from rankwright.data.store.views import read_some
 
 # Jaccard similarity from which two documents' shingles make them near duplicates. Queries (see QUERY) need less, since

@@ -12,7 +12,8 @@ from rankwright.data import duplicates
 from rankwright.data.collection import Collection
 from rankwright.data.duplicates import QUERY
 from rankwright.data.formats.reading import Say
-from rankwright.data.splits import MOST_EXAMPLES, QueryPlace, dev_size, group_keys, normalised, split_devs
+from rankwright.data.normalisation import normalised
+from rankwright.data.splits import MOST_EXAMPLES, QueryPlace, dev_size, group_keys, split_devs
 
 # What stops a run, in the order of the report. A query may have several kinds; "same pair" are the queries of "same
 # query" that also share the text of a relevant document.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from rankwright.data import normalisation
+from rankwright.data.normalisation import folded, is_plain_word, plain
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -22,17 +24,6 @@ QUERY_SHINGLE = 2
 LONG_QUERY = 16
 # In a long query one word in so many may differ.
 WORDS_A_CHANGE = 20
-
-# Zero-width and direction marks and soft hyphens, which nobody sees; quotes and dashes as a keyboard has them.
-_MARKS: dict[int, str | None] = {
-    ord(c): None for c in "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u2060\ufeff"
-}
-_MARKS |= {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2014\u2212"}
-_MARKS |= {ord(c): "'" for c in "\u2018\u2019\u02bc"} | {ord(c): '"' for c in "\u201c\u201d\u00ab\u00bb"}
-
-# Scripts without spaces: each character is a word.
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e01-\u0eff"
-_WORD = re.compile(f"[{_ALONE}]|[^\\W{_ALONE}]+")
 
 # A comment begins only where no common language would continue the code: `#` and `--` are also flags and lengths, `//`
 # a division and part of an address, `/*` part of a path. Strings come first: a mark inside a string begins nothing.
@@ -65,14 +56,9 @@ _TURNING = frozenset(
 _EDGES = "\"'.,;:!?()[]{}"
 
 
-def _plain(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text)
-    return text if text.isascii() else text.translate(_MARKS)
-
-
 def words(text: str) -> list[str]:
     """The words of prose, casefolded, without punctuation; each character of a script without spaces is one."""
-    return _WORD.findall(_plain(text).casefold())
+    return list(map(folded, normalisation.words(text)))
 
 
 def code_tokens(text: str) -> list[str]:
@@ -82,7 +68,7 @@ def code_tokens(text: str) -> list[str]:
     white space: two programs that differ in nothing else count as equal.
     """
     found: list[str] = []
-    for match in _CODE.finditer(_plain(text)):
+    for match in _CODE.finditer(plain(text)):
         if match.lastgroup == "token":
             found.append(match.group())
         elif match.lastgroup == "string":
@@ -98,15 +84,15 @@ def query_words(text: str) -> list[tuple[str, bool]]:
     """
     found: list[tuple[str, bool]] = []
     quote, starts = "", True
-    for raw in _plain(text).split():
+    for raw in plain(text).split():
         # A point before a word belongs to it: `.yaml`, `./run`.
         bare = raw.rstrip(_EDGES).lstrip(_EDGES.replace(".", ""))
         opening = raw.lstrip("([{")[:1]
         if not quote and opening in ('"', "'", "`"):
             quote = opening
-        word = (bare or raw).casefold()
+        word = folded(bare or raw)
         name = not starts and bare != bare.lower() and bare != "I"
-        sign = not re.fullmatch(r"[^\W\d_]+(?:['-][^\W\d_]+)*", bare)
+        sign = not is_plain_word(bare)
         fixed = bool(quote) or name or sign or word in _TURNING
         if quote and raw.rstrip(".,;:!?)]}").endswith(quote) and (len(raw) > 1 or opening != quote):
             quote = ""
@@ -114,7 +100,7 @@ def query_words(text: str) -> list[tuple[str, bool]]:
         # A mark on its own is punctuation, unless the query asks about it.
         if (bare or (fixed and raw not in ".!?")) and word not in _ARTICLES:
             found.append((word, fixed))
-    return found or [(_plain(text).casefold().strip(), True)]
+    return found or [(folded(plain(text)).strip(), True)]
 
 
 def same_question(one: str, other: str) -> bool:

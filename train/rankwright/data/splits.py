@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rankwright.common.errors import UserError
-from rankwright.common.hashing import stable_hash, text_key
+from rankwright.common.hashing import stable_hash
 from rankwright.data.collection import Collection
+from rankwright.data.normalisation import normalised, normalised_key
 from rankwright.data.store.views import read_some
 
 MOST_EXAMPLES = 5
 # (place of the set in a list of sets, query id)
 QueryPlace = tuple[int, str]
-
-
-def normalised(text: str) -> str:
-    """A text without differences that do not count: NFKC, casefold, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def normalised_key(text: str) -> bytes:
-    """16 bytes that stand for a normalised text, all that is held of many texts."""
-    return text_key(normalised(text))
 
 
 def group_keys(collection: Collection, query_id: str) -> frozenset[str]:
@@ -151,7 +141,7 @@ def _first_of_size(sizes: Sequence[int], target: int, allowed: range) -> list[in
 
 @dataclass(frozen=True, slots=True)
 class OverlapReport:
-    """What a test split shares with a train split; texts are compared as `normalised` makes them.
+    """What a test split shares with a train split; texts are compared as normalisation.normalised makes them.
 
     same_queries: test queries whose text is a training query
     same_pairs: relevant (query, document) pairs of test that are relevant pairs of train

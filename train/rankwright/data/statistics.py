@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rankwright.common.hashing import stable_hash
 from rankwright.data.collection import Collection
-from rankwright.data.splits import normalised_key
+from rankwright.data.normalisation import normalised_key
 
 Level = Literal["error", "warning", "note"]
 Of = Literal["documents", "queries", "judgements"]
@@ -103,7 +103,7 @@ def _mojibake(text: str) -> bool:
 def conflicts(collection: Collection) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """Pairs of judgements, (query id, document id) each, of equal texts with unequal labels; ids differ, texts do not.
 
-    Texts are compared as splits.normalised makes them. Each later judgement is paired with the first of its texts.
+    Texts are compared in their normal form. Each later judgement is paired with the first of its texts.
     """
     queries = {q: normalised_key(text) for q, text in collection.queries.items()}
     judged = {d for row in collection.qrels.values() for d in row}

@@ -15,7 +15,7 @@ from typing import Any
 from rankwright.common.files import read_json_object, read_jsonl
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Difference, paired_difference, randomisation_test
-from rankwright.data.splits import normalised
+from rankwright.data.normalisation import normalised
 from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.recipe.schema import EXPORTED, Recipe

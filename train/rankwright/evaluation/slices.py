@@ -11,7 +11,7 @@ from rankwright.common import console
 from rankwright.common.files import read_jsonl
 from rankwright.common.stats import Difference, holm, paired_difference, randomisation_test
 from rankwright.data.collection import Collection
-from rankwright.data.splits import normalised_key
+from rankwright.data.normalisation import normalised_key
 from rankwright.data.store.views import get_many
 from rankwright.retrieval.bm25 import Words
 from rankwright.retrieval.candidates import Candidate
@@ -42,7 +42,7 @@ class QueryAttributes:
     overlap: share of the query's distinct BM25 words that a relevant document has; None for a query without words
     domain: from the set's card, or the set's name where there is no card
     relevant: number of relevant documents; relevant_found: of those among the candidates; relevant_seen: of those
-        whose text (as splits.normalised compares it) is relevant to a train query; seen: the latter in one word
+        whose text (as normalisation.normalised compares it) is relevant to a train query; seen: the latter in one word
     """
 
     query_id: str
@@ -105,7 +105,7 @@ def attributes(
 
 
 def seen_in_training(train: Sequence[Collection]) -> frozenset[bytes]:
-    """The splits.normalised_key of all texts that are relevant to some train query."""
+    """The normalisation.normalised_key of all texts that are relevant to some train query."""
     return frozenset(normalised_key(c.corpus[d]) for c in train for q in c.queries for d in c.positives(q))
 
 

@@ -14,7 +14,7 @@ from rankwright.common.errors import UserError
 from rankwright.common.files import json_line
 from rankwright.common.hashing import file_sha256, stable_hash
 from rankwright.data.collection import Collection
-from rankwright.data.splits import normalised
+from rankwright.data.normalisation import normalised
 from rankwright.data.store.rows import read_query_rows
 from rankwright.mining.filters import FILTERS, Filter, MiningView
 from rankwright.retrieval.candidates import Candidate
@@ -159,7 +159,7 @@ class Sifted:
 def sift(collection: Collection, retrieved: Mapping[str, Sequence[Candidate]]) -> Sifted:
     """Remove what no recipe keeps: relevant and judged documents, and texts that equal a relevant one's.
 
-    Texts are compared as splits.normalised makes them. Raises UserError for a candidate that is not in the corpus.
+    Texts are compared in their normal form. Raises UserError for a candidate that is not in the corpus.
     """
     text = lru_cache(TEXTS_AT_ONCE)(lambda document_id: normalised(collection.corpus[document_id]))
     by_rank = {query_id: sorted(found, key=lambda c: c.rank) for query_id, found in retrieved.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,18 @@ import numpy as np
 import Stemmer
 
 from rankwright.common.errors import UserError, no_such
+from rankwright.data.normalisation import folded, normalised, words
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, best_candidates
 from rankwright.retrieval.retriever import RETRIEVERS, Options, Retriever, Searcher
 
-_WORD = re.compile(r"\w+")
 # camelCase | HTTPServer | snake_case
 _SUB_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+")
+
+# Lower case in languages that have rules of their own: in Turkish, I is \u0131 and \u0130 is i.
+_FOLDS: dict[str, Callable[[str], str]] = {
+    "turkish": lambda word: folded(word.translate({ord("I"): "\u0131", ord("\u0130"): "i"})),
+}
 
 
 def languages() -> list[str]:
@@ -34,23 +39,28 @@ def stop_words(language: str) -> frozenset[str]:
 
 
 class Words:
-    """Text -> stemmed words: lower case, stop words left out; `code` adds the parts of camelCase and snake_case."""
+    """Text -> stemmed words in normal form, see normalisation.py, without stop words.
+
+    In scripts without spaces, letters and pairs of neighbours; `code` adds the parts of camelCase and snake_case.
+    """
 
     def __init__(self, language: str, *, code: bool = False) -> None:
         if language not in languages():
             raise UserError(no_such("language", language, languages()))
         stem = (lambda word: word) if language == "none" else Stemmer.Stemmer(language).stemWord
         # A corpus repeats its words: each is looked up and stemmed once.
-        self._known = _Stems(stem, stop_words(language))
+        self._known = _Stems(stem, frozenset(map(normalised, stop_words(language))), _FOLDS.get(language, folded))
         self._code = code
 
     def __call__(self, text: str) -> list[str]:
         """The words of a text in order, repeated as often as they occur."""
-        written = self._with_parts(text) if self._code else _WORD.findall(text)
+        found = words(text, pairs=True)
+        written = self._with_parts(found) if self._code else found
         return [word for word in map(self._known.__getitem__, written) if word is not None]
 
-    def _with_parts(self, text: str) -> Iterator[str]:
-        for whole in _WORD.findall(text):
+    @staticmethod
+    def _with_parts(found: Iterable[str]) -> Iterator[str]:
+        for whole in found:
             yield whole
             parts = [part for part in _SUB_WORD.split(whole) if part]
             if parts != [whole]:
@@ -60,11 +70,11 @@ class Words:
 class _Stems(dict[str, "str | None"]):
     """A word as it is written -> its stem in lower case, None for a stop word; filled as words are asked for."""
 
-    def __init__(self, stem: Callable[[str], str], stop: frozenset[str]) -> None:
-        self._stem, self._stop = stem, stop
+    def __init__(self, stem: Callable[[str], str], stop: frozenset[str], fold: Callable[[str], str]) -> None:
+        self._stem, self._stop, self._fold = stem, stop, fold
 
     def __missing__(self, written: str) -> str | None:
-        lower = written.lower()
+        lower = self._fold(written)
         self[written] = found = None if lower in self._stop else self._stem(lower)
         return found
 
