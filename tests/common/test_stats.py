@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rankwright.common.errors import UserError
-from rankwright.common.stats import Difference, Spread, holm, paired_difference, randomisation_test, spread
+from rankwright.common.stats import (
+    Difference,
+    Spread,
+    holm,
+    mean_interval,
+    paired_difference,
+    randomisation_test,
+    spread,
+)
 
 
 def as_values(numbers: list[float]) -> dict[str, float]:
@@ -62,13 +70,29 @@ def test_interval_is_about_as_wide_as_the_normal_one() -> None:
 
 
 def test_equal_everywhere_gives_width_zero() -> None:
-    assert difference([0.0] * 50) == Difference(0.0, 0.0, 0.0, 50)
-    found = difference([0.3 - 0.1, 0.2, 0.1 + 0.1])
+    assert difference([0.0] * 50) == Difference(0.0, 0.0, 0.0, 50, 0)
+    found = difference([0.3 - 0.1, 0.2, 0.1 + 0.1] * 2)
     assert found.low == found.high == found.mean == pytest.approx(0.2)
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
 
 
 def test_one_query_says_nothing() -> None:
-    assert difference([0.4]) == Difference(0.4, -1.0, 1.0, 1)
+    assert difference([0.4]) == Difference(0.4, -1.0, 1.0, 1, 1)
+
+
+@pytest.mark.parametrize(("differ", "confidence", "few"), [(5, 0.95, True), (6, 0.95, False), (5, 0.9, False)])
+def test_an_interval_of_too_few_queries_that_differ_reaches_zero(differ: int, confidence: float, few: bool) -> None:
+    # Of n that all gain, 2 of 2^n sign patterns have a sum as far from 0: p = 2^(1 - n), .0625 for five.
+    assert (2 / 2**differ > 1 - confidence) == few
+    for sign in (1, -1):
+        numbers = [sign * (0.3 + 0.01 * i) for i in range(differ)] + [0.0] * 200
+        found = difference(numbers, confidence=confidence)
+        assert (found.queries, found.differ) == (200 + differ, differ)
+        assert (found.low <= 0 <= found.high) == few
+        # Without it the bootstrap is sure.
+        in_order = [number for _, number in sorted(as_values(numbers).items())]
+        low, high = mean_interval(in_order, confidence=confidence, resamples=999)
+        assert (found.low, found.high) == ((min(low, 0.0), max(high, 0.0)) if few else (low, high))
 
 
 @given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=8), st.integers(0, 3))

@@ -6,16 +6,18 @@ import json
 import random
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jobs
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwright.cli.models import show_ranking
-from rankwright.common.stats import paired_difference
+from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.gate import GUARD_MARGIN, check_gate, check_override, judge
 from rankwright.model.prompt import PromptContract
 from rankwright.recipe.schema import Gate
@@ -66,6 +68,62 @@ def test_cases(section: dict[str, Any], values: dict[str, Any], passed: list[boo
     rules = judge(Gate(**section), values, seed=0)
     assert [rule.passed for rule in rules] == passed
     assert all("\n" not in rule.sentence for rule in rules)
+
+
+def changed(differences: Sequence[float], queries: int) -> tuple[dict[str, float], dict[str, float]]:
+    """base of 0.5 everywhere, and tuned with these differences on the first queries and none on the others."""
+    base = {f"q{i:04}": 0.5 for i in range(queries)}
+    return base, {q: 0.5 + (differences[i] if i < len(differences) else 0.0) for i, q in enumerate(base)}
+
+
+@pytest.mark.parametrize("queries", [20, 100, 1000])
+def test_few_queries_that_differ_do_not_pass(queries: int) -> None:
+    for improved, passed in ((3, False), (5, False), (6, True)):
+        (rule,) = judge(Gate(), {"a": changed([0.5] * improved, queries)}, seed=0)
+        assert rule.passed == passed, rule.sentence
+        # Two of all sign patterns are as far from 0.
+        p = 2 / 2**improved
+        assert f"over {queries:,} queries of a, {improved} of which differ" in rule.sentence
+        assert f"has p = {p:.3g}, {'at most' if passed else 'above'} 0.05" in rule.sentence
+    # The same of a difference to a gain that is asked for.
+    (rule,) = judge(Gate(min_gain=-0.1), {"a": changed([0.5] * 3, 3)}, seed=0)
+    assert not rule.passed and "p = 0.25" in rule.sentence
+
+
+def null_cells() -> list[Any]:
+    """Symmetric differences without a gain: what a metric of two equal systems may look like."""
+    cells: list[Any] = []
+    for n in (6, 10, 15, 30, 60, 100):
+        cells.append(pytest.param(n, lambda rng, n=n: rng.normal(0, 0.2, n), id=f"normal {n}"))
+        # One relevant document, at places that are equally likely for both: differences of 1 / log2(1 + place).
+        cells.append(pytest.param(n, lambda rng, n=n: one_relevant(rng, n, 1.0), id=f"one relevant {n}"))
+    for n in (30, 60, 100):
+        cells.append(pytest.param(n, lambda rng, n=n: one_relevant(rng, n, 0.1), id=f"a tenth differs {n}"))
+        cells.append(
+            pytest.param(
+                n, lambda rng, n=n: rng.normal(0, 0.2, n) * (rng.random(n) < 0.1), id=f"a tenth differs, normal {n}"
+            )
+        )
+    return cells
+
+
+def one_relevant(rng: np.random.Generator, queries: int, share: float) -> np.ndarray:
+    gains = np.append(1 / np.log2(1 + np.arange(1, 11)), 0.0)
+    found: np.ndarray = np.subtract(*gains[rng.integers(0, 11, (2, queries))]) * (rng.random(queries) < share)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("queries", "draw"), null_cells())
+def test_false_passes_of_models_that_gain_nothing(queries: int, draw: Callable[[np.random.Generator], Any]) -> None:
+    rng, trials, passed = np.random.default_rng(queries), 2000, 0
+    for trial in range(trials):
+        differences = draw(rng)
+        values = changed(differences, queries)
+        # What it asks first, because the whole rule takes longer: no other can pass.
+        if differences.mean() > 0 and randomisation_test(*values, seed=trial) <= 0.05:
+            passed += judge(Gate(), {"a": values}, seed=trial)[0].passed
+    assert passed / trials <= 0.03
 
 
 def test_the_numbers_are_those_of_the_pooled_interval() -> None:

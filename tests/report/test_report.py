@@ -325,7 +325,7 @@ def test_curves_are_thinned_to_means(values: list[float]) -> None:
 
 
 def test_plots_bear_any_name_and_any_number() -> None:
-    d = Difference(0.1, -0.2, 0.4, 9)
+    d = Difference(0.1, -0.2, 0.4, 9, 9)
     drawn = differences([('a <b> & "c" $x_1$ \u6771\u4eac', [("vs base", d)]), ("x" * 90, [("vs base", d)])], "n", "x")
     tree = ElementTree.fromstring(drawn)
     words = [text for node in tree.iter() for text in [node.text or ""]]

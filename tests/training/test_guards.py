@@ -9,21 +9,33 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jobs
 import pytest
 import torch
 from tiny import PAIRS
 
+from rankwright import Pipeline
 from rankwright.common.errors import UserError
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import EncodedGroup, PromptEncoder, make_contract
-from rankwright.training.gradients import StepSums
+from rankwright.pipeline.train import make_accelerator
+from rankwright.recipe.loading import load_recipe
+from rankwright.recipe.schema import Data, Model, Recipe, Train
+from rankwright.training.gradients import StepSums, prepare
 from rankwright.training.guards import WATCHED_STEPS, SpreadWatch, check_first_group, refuse_not_finite, stop_on_signals
 from rankwright.training.sampling import TrainGroup
+from rankwright.training.setup import build_trainable, recipe_prompt
 
 FINE = StepSums(1.0, 0.5, 1.0, stop=False, not_finite=())
 GROUPS = [TrainGroup(f"q{i}", (1.0, 0.0), EncodedGroup([1], [[2], [3]], False, 0)) for i in range(7)]
+
+
+@pytest.fixture
+def accelerator() -> Any:
+    """Products in the type of the weights."""
+    return make_accelerator(Recipe(name="r", model=Model(base="b"), data=Data(), train=Train(precision="fp32")))
 
 
 def test_signals_are_heard_inside_the_block_only() -> None:
@@ -42,7 +54,7 @@ def test_signals_are_heard_inside_the_block_only() -> None:
 
 
 def test_scores_near_zero_may_be_rounded_as_much_as_their_parts(
-    tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_qwen3: Path, accelerator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(str(tiny_qwen3))
     contract = make_contract(tokenizer, mode="portable", max_tokens=160)
@@ -55,28 +67,53 @@ def test_scores_near_zero_may_be_rounded_as_much_as_their_parts(
     row_H = 100 * torch.randn(len(states_HN), generator=torch.Generator().manual_seed(0))
     row_H = row_H - states_HN @ torch.linalg.lstsq(states_HN, row_H[:, None]).solution[:, 0]
     model.rows_2H = torch.stack([torch.zeros_like(row_H), row_H])
-    check_first_group(model, group)
+    check_first_group(model, group, accelerator)
     monkeypatch.setattr("rankwright.model.blocks.rotate", lambda x, cos, sin: x)
     with pytest.raises(UserError, match="away from the plain forward on the first group"):
-        check_first_group(model, group)
+        check_first_group(model, group, accelerator)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fast_path_that_disagrees_is_refused(
-    tiny_qwen3: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    tiny_qwen3: Path, dtype: torch.dtype, accelerator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = load_tokenizer(str(tiny_qwen3))
     contract = make_contract(tokenizer, mode="portable", max_tokens=160)
     model = load_model(str(tiny_qwen3), contract, tokenizer, dtype=dtype).train()
     group = PromptEncoder(contract, tokenizer).encode(PAIRS[0][0], [d for _, d in PAIRS])
-    check_first_group(model, group)
+    check_first_group(model, group, accelerator)
     assert model.training and model.attention == "auto"
     # A base whose layers scale their attention in a way of their own, which only transformers' forward would know.
     monkeypatch.setattr("rankwright.model.blocks.rotate", lambda x, cos, sin: x)
     with pytest.raises(UserError, match="away from the plain forward on the first group"):
-        check_first_group(model, group)
+        check_first_group(model, group, accelerator)
     model.attention = "plain"
-    check_first_group(model, group)
+    check_first_group(model, group, accelerator)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_first_group_is_compared_in_the_type_of_the_training(
+    tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    path = jobs.job(tmp_path, tiny_qwen3, train={"precision": "bf16", "max_steps": 1}, model={"method": method})
+    recipe = load_recipe(str(path))
+    base, tokenizer, contract = recipe_prompt(recipe.recipe)
+    group = PromptEncoder(contract, tokenizer).encode(PAIRS[0][0], [d for _, d in PAIRS])
+    model = build_trainable(recipe.recipe, base, tokenizer, contract, torch.device("cpu")).train()
+    accelerator = make_accelerator(recipe.recipe)
+    prepare(model, accelerator)
+    scores = []
+    with torch.no_grad():
+        for model.attention in ("plain", "auto"):
+            scores.append(model([group]))
+    assert float((scores[0] - scores[1]).abs().max()) > 2e-3 * float(scores[0].abs().max()), "not equal in fp32's sense"
+    check_first_group(model, group, accelerator)
+    # The whole training, in one process with the one before, which may have had another precision.
+    Pipeline(recipe, progress=False).train()
+    assert jobs.metrics(tmp_path / "run")[-1]["step"] == 1
+    monkeypatch.setattr("rankwright.model.blocks.rotate", lambda x, cos, sin: x)
+    with pytest.raises(UserError, match="away from the plain forward on the first group"):
+        check_first_group(model, group, accelerator)
 
 
 def test_queries_of_a_value_that_is_not_finite_are_written(tmp_path: Path) -> None:

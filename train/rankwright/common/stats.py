@@ -26,12 +26,13 @@ Name = TypeVar("Name")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """tuned - base: the mean over the queries, its confidence interval, and the number of queries."""
+    """tuned - base: the mean over the queries, its confidence interval, the number of queries, how many of them differ."""
 
     mean: float
     low: float
     high: float
     queries: int
+    differ: int
 
 
 def paired_difference(
@@ -45,19 +46,39 @@ def paired_difference(
     """Mean of tuned - base over the queries, with a BCa bootstrap interval that resamples queries.
 
     base, tuned: query id -> value of one measure, the same queries in both, in any order. A pure function of
-    the values and the seed. When all differences are equal, the interval has width 0. A single query gives no
-    information about the spread, so its interval is -1 to 1, all that a measure from 0 to 1 allows.
-    Raises UserError when the queries differ, there are none, or a value is not finite.
+    the values and the seed. A single query gives no information about the spread, so its interval is -1 to 1, all
+    that a measure from 0 to 1 allows. An interval that rests on very few queries that differ is made to reach 0: see
+    too_few. Raises UserError when the queries differ, there are none, or a value is not finite.
     Source: Efron 1987 (BCa); Sakai 2006, Smucker et al. 2007 (bootstrap for retrieval measures).
     """
     values = _differences(base, tuned)
-    mean, queries = float(values.mean()), len(values)
-    if queries == 1:
-        return Difference(mean, min(-1.0, mean), max(1.0, mean), queries)
-    if float(np.ptp(values)) <= SAME:
-        return Difference(mean, mean, mean, queries)
-    low, high = _interval(values, confidence, resamples, seed)
-    return Difference(mean, low, high, queries)
+    low, high = mean_interval(values, confidence=confidence, resamples=resamples, seed=seed)
+    differ = int((np.abs(values) > SAME).sum())
+    if too_few(differ, confidence):
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(float(values.mean()), low, high, len(values), differ)
+
+
+def too_few(differ: int, confidence: float) -> bool:
+    """Whether no result of so many queries that differ could be told from chance at this confidence.
+
+    The smallest p value of a two-sided paired randomisation test is 2^(1 - n): six queries are needed at 95 %. The
+    bootstrap would be sure with three, since hardly any of its resamples leaves out all of them.
+    """
+    return 2.0 ** (1 - differ) > 1 - confidence
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """BCa interval of the mean, -1 to 1 at least for a single value; of width 0 where all values are equal."""
+    numbers = np.asarray(values, dtype=np.float64)
+    mean = float(numbers.mean())
+    if len(numbers) == 1:
+        return min(-1.0, mean), max(1.0, mean)
+    if float(np.ptp(numbers)) <= SAME:
+        return mean, mean
+    return _interval(numbers, confidence, resamples, seed)
 
 
 def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.ndarray:

@@ -12,7 +12,7 @@ from rankwright.common.errors import Refused, did_you_mean, no_such
 from rankwright.common.files import read_json_object
 from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder
-from rankwright.common.stats import paired_difference
+from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
@@ -99,9 +99,9 @@ def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeat
 
     gain: the queries of all sets that are not guards are pooled; a query that several of them have (`repeated`, see
     results.repeated_queries) counts once. The lower end of the two-sided BCa interval of tuned - base must be above
-    min_gain, so with min_gain 0 a model that changes nothing is refused. Very few queries are refused too, namely when
-    not even a gain on every one of them could be told from chance at this confidence: a bootstrap of so few stays
-    above 0 as soon as all of them gain.
+    min_gain, so with min_gain 0 a model that changes nothing is refused. And the two-sided paired randomisation test of
+    a mean of min_gain must give at most 1 - confidence: where few queries differ, a bootstrap is surer than it may be,
+    since three of a thousand that gain keep nearly all its resamples above 0.
     guard SET: tuned must not be worse than the base. Its mean may lose at most GUARD_MARGIN, since the interval of a
     small set is so wide that it always reaches 0, and a real loss would pass. And the interval must not lie wholly
     below 0, since a smaller loss is still a loss once enough queries show it.
@@ -115,17 +115,20 @@ def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeat
     base, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
     level = f"{100 * gate.confidence:g} % interval"
     d = paired_difference(base, tuned, confidence=gate.confidence, seed=seed)
-    # The smallest p value that a two-sided paired randomisation test of this many queries can give.
-    few = 2.0 ** (1 - d.queries) > 1 - gate.confidence
     above = d.low > gate.min_gain
+    p = randomisation_test({q: value + gate.min_gain for q, value in base.items()}, tuned, seed=seed)
+    most = 1 - gate.confidence
+    shown = p <= most
     twice = count_repeated(repeated)
     sentence = (
         f"{gate.metric} of tuned - base {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
         + (f" ({twice:,} queries that are in several sets count once)" if twice else "")
-        + f": the lower end of the {level}, {d.low:+.4f}, is {'' if above else 'not '}above {gate.min_gain:g}"
-        + (", but so few queries cannot show a gain at this confidence" if above and few else "")
+        + f", {d.differ:,} of which differ: the lower end of the {level}, {d.low:+.4f}, is "
+        + f"{'' if above else 'not '}above {gate.min_gain:g}, and the randomisation test has p = {p:.3g}, "
+        + f"{'at most' if shown else 'above'} {most:.3g}"
     )
-    rules = [Rule("gain", d.mean, d.low, f"lower end > {gate.min_gain:g}", above and not few, sentence)]
+    wanted = f"lower end > {gate.min_gain:g}, p <= {most:.3g}"
+    rules = [Rule("gain", d.mean, d.low, wanted, above and shown, sentence)]
     for name in gate.guard:
         d = paired_difference(*values[name], confidence=gate.confidence, seed=seed)
         wrong = []

@@ -12,7 +12,7 @@ from rankwright.common import console
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
-from rankwright.common.stats import paired_difference
+from rankwright.common.stats import mean_interval
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import ALL, SetResults, read_results
@@ -153,9 +153,11 @@ def _set_results(recipe: Recipe, results: Sequence[SetResults], ledger: Mapping[
         values = row.values.get(EXPORTED) or row.values.get("tuned")
         if row.name == ALL or not values:
             continue
-        d = paired_difference(dict.fromkeys(values, 0.0), values, seed=recipe.seed)
+        low, high = mean_interval([values[q] for q in sorted(values)], seed=recipe.seed)
         lists = f"{stage_label(row.first_stage)}, best {recipe.evaluate.depth}"
-        found.append(SetResult(row.name, hubs.get(row.name), d.queries, d.mean, d.low, d.high, lists))
+        found.append(
+            SetResult(row.name, hubs.get(row.name), len(values), sum(values.values()) / len(values), low, high, lists)
+        )
     return found
 
 

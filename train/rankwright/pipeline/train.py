@@ -54,7 +54,10 @@ def make_accelerator(recipe: Recipe) -> Any:
     from datetime import timedelta
 
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
 
+    # Another training of this process (a notebook) may have had another precision, which Accelerate would not change.
+    AcceleratorState._reset_state()
     sharding.is_wanted()  # refuses what we do not follow before Accelerate acts on it
     return Accelerator(
         cpu=not torch.cuda.is_available(),

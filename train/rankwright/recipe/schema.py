@@ -330,7 +330,7 @@ class Gate(Section):
     min_gain: float = 0.0
     """The lower end of the interval of tuned - base, over all test sets except guard sets, must exceed this."""
     confidence: Fraction = 0.95
-    """Confidence of the interval."""
+    """Confidence of the interval; the randomisation test must have a p value of at most 1 less this."""
     guard: tuple[str, ...] = ()
     """Names of test sets, such as another domain's, on which tuned must not be worse than the base."""
 

@@ -67,11 +67,18 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopSignal]:
             signal.signal(number, handler)
 
 
-def check_first_group(model: RankModel, group: EncodedGroup) -> None:
+def check_first_group(model: RankModel, group: EncodedGroup, accelerator: Any) -> None:
     """Compare packed and plain forward on the first group. Raises UserError when they disagree.
 
     They do if a new version of transformers, or a base, has a detail that the packed forward lacks.
+    accelerator: the one of the training. Its autocast decides the route and the type of products, and with it how far
+    apart two right results may be.
     """
+    with accelerator.autocast():
+        _compare_first_group(model, group)
+
+
+def _compare_first_group(model: RankModel, group: EncodedGroup) -> None:
     route, _ = model.route()
     if route == PLAIN:
         return

@@ -92,7 +92,7 @@ def fit(
         started = time.perf_counter()
         groups = job.source.step(step, settings.groups_per_step)
         if step == first:
-            check_first_group(model, groups[0].encoded)
+            check_first_group(model, groups[0].encoded, job.accelerator)
         optimizer.zero_grad(set_to_none=True)
         sums = accumulate(
             model,
