@@ -18,6 +18,7 @@ from rankwright.evaluation.calibration import fit_temperature, summary, threshol
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.rerankers.reranker import Reranker
 from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.retrieval.run_file import read_trec_run, trec_column
 from rankwright.training.setup import tuned_reranker
@@ -35,13 +36,13 @@ class Pairs:
         return summary(self.scores, self.relevant, queries=self.queries, temperature=temperature)
 
 
-def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: str) -> dict[str, Any]:
+def calibrate(recipe: Recipe, run: RunFolder, checkpoint: Path, scores_inputs: str, trained: str) -> dict[str, Any]:
     """Fit the temperature on dev, measure reliability on dev and test, write calibration.json; returns the temperature.
 
     The scores on test sets are those of run.trec. If there are exports, all scores are under the instruction of the
-    exports, because their probabilities are what is calibrated.
+    exports, because their probabilities are what is calibrated. trained: the inputs of the checkpoint's training.
     """
-    dev = dev_pairs(recipe, run, checkpoint, scores_inputs)
+    dev = dev_pairs(recipe, run, checkpoint, scores_inputs, trained)
     fitted = fit_temperature(dev.scores, dev.relevant)
     sets = read_split(run.data, "test")
     systems = {c.name: EXPORTED if is_read_otherwise(recipe, c.instruction) else "tuned" for c in sets}
@@ -67,7 +68,7 @@ def run_pairs(collection: Collection, path: Path) -> Pairs:
     return Pairs([score for score, _ in found], [relevant for _, relevant in found], len(run))
 
 
-def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> Pairs:
+def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str, trained: str) -> Pairs:
     """Tuned's scores of the candidates of the dev queries that training looks at (train.dev_queries).
 
     They are kept query by query in dev_scores.jsonl, so that a kill loses little.
@@ -84,7 +85,9 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> 
         write_lines_atomic(path, lines)
         with path.open("a", encoding="utf-8") as file, console.progress("tuned on dev", len(wanted)) as advance:
             advance(len(done))
-            for query_id, scores in _score(recipe, checkpoint, todo, candidates):
+            for query_id, scores in _score(
+                tuned_reranker(recipe, checkpoint, inputs=trained), recipe, todo, candidates
+            ):
                 done[query_id] = scores
                 file.write(_line({"query_id": query_id, "scores": scores}) + "\n")
                 file.flush()
@@ -98,13 +101,12 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str) -> 
 
 
 def _score(
-    recipe: Recipe, checkpoint: Path, todo: Sequence[tuple[Collection, str]], candidates: Candidates
+    reranker: Reranker, recipe: Recipe, todo: Sequence[tuple[Collection, str]], candidates: Candidates
 ) -> Iterator[tuple[str, list[float]]]:
     """Yields (query id, scores of its candidates in their order).
 
     Under the instruction of the exports, which get the temperature; without exports under each set's own instruction.
     """
-    reranker = tuned_reranker(recipe, checkpoint)
     frozen, exports = frozen_instruction(recipe), bool(recipe.export_targets)
     for instruction, part in itertools.groupby(todo, lambda pair: frozen if exports else pair[0].instruction):
         pairs = list(part)

@@ -108,6 +108,7 @@ class Evaluation:
 
     scores: test set -> system -> hash of what its scores on this set depend on
     inputs: system -> hash of what its numbers on all sets depend on
+    trained: the inputs of the training that the checkpoint must be of
     """
 
     def __init__(
@@ -120,11 +121,12 @@ class Evaluation:
         run_files: Mapping[str, Path | None],
         processes: Processes,
         checkpoint: Path | None,
+        trained: str,
     ) -> None:
         self.recipe, self.run = recipe, run
         self.scores, self.inputs = scores, inputs
         self.processes = processes
-        self.checkpoint = checkpoint
+        self.checkpoint, self.trained = checkpoint, trained
         self.jobs = []
         for test in read_split(run.data, "test"):
             chosen = choose_queries(test, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
@@ -240,7 +242,7 @@ class Evaluation:
             return base_reranker(self.recipe)
         if system in ("tuned", EXPORTED):
             assert self.checkpoint is not None
-            return tuned_reranker(self.recipe, self.checkpoint)
+            return tuned_reranker(self.recipe, self.checkpoint, inputs=self.trained)
         scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.cache)
         return scorer
 

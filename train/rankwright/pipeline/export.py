@@ -37,19 +37,21 @@ def export_stage(
     ledger: dict[str, Any],
     model: str,
     *,
+    trained: str,
     gate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
 
     ledger: licences.json, which the licence in the model card comes from.
     model: a hash of what the model's scores depend on; exports of an earlier model, to other targets, are put aside.
+    trained: the inputs of the checkpoint's training.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
-    reranker = tuned_reranker(recipe, checkpoint, fp32=True).under(frozen_instruction(recipe))
+    reranker = tuned_reranker(recipe, checkpoint, inputs=trained, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads(run.calibration.read_text(encoding="utf-8"))
     sets = [collection.name for collection in read_split(run.data, "test")]
     results, _ = read_results(run.path, recipe, sets, system_inputs)
-    trained = Trained(
+    made = Trained(
         reranker.model,
         reranker.tokenizer,
         reranker.contract.replace(temperature=calibration["temperature"]),
@@ -68,7 +70,7 @@ def export_stage(
         gate=gate,
         ledger=ledger,
     )
-    figures = export_targets(trained, recipe.export_targets, run.exports, facts)
+    figures = export_targets(made, recipe.export_targets, run.exports, facts)
     put_others_aside(run, recipe.export_targets, model)
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")

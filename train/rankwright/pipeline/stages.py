@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.files import read_json_object
+from rankwright.common.folder_lock import folder_lock
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
@@ -45,7 +46,8 @@ class Pipeline:
     """A recipe with its run folder. Each stage is a method, which first runs those before it.
 
     A stage runs when its inputs changed since it was last done, and is skipped otherwise. The files of the sets are
-    hashed once: after they have changed, make a new Pipeline. Mistakes raise UserError, with one line each.
+    hashed once: after they have changed, make a new Pipeline. Mistakes raise UserError, with one line each. While the
+    stages run, no other command writes to the folder: see folder_lock.
 
     folder: None for the recipe's run_dir, or runs/NAME. override: why the export is wanted although the gate refuses.
     progress: whether anything is printed. command: for provenance.json.
@@ -155,16 +157,31 @@ class Pipeline:
         self.folder.create()
         if console.is_first_process():
             run = self.folder
-            run.write_json(run.recipe_json, json.loads(recipe_json(self.recipe)))
-            run.write_json(run.provenance, provenance(self.recipe.seed, self.command))
-            write_ledger(self.recipe, self._located, _roles(self.recipe), run)
+            with ExitStack() as held:
+                self._lock(held)
+                run.write_json(run.recipe_json, json.loads(recipe_json(self.recipe)))
+                run.write_json(run.provenance, provenance(self.recipe.seed, self.command))
+                write_ledger(self.recipe, self._located, _roles(self.recipe), run)
         self._started = True
+
+    def _lock(self, held: ExitStack) -> None:
+        """Let no other command write to the run folder until `held` ends; the first process holds the lock for all."""
+        if console.is_first_process():
+            held.enter_context(folder_lock(self.folder.path, self.command, console.say))
 
     def run_to(self, last: str, only: Sequence[str] | None = None) -> Pipeline:
         """Run the stages up to `last`. only: systems to evaluate, all by default; without tuned, nothing is trained."""
-        with nullcontext() if self.progress else console.silence():
+        with ExitStack() as held:
+            if not self.progress:
+                held.enter_context(console.silence())
+            if launched() == 1 and self.folder.path.is_dir():
+                # Before the checks, which may take long. Several processes must know each other first.
+                self._lock(held)
             self.start()
             self.systems = choose_systems(self.recipe, only)
+            with self.processes.together():
+                self._lock(held)
+                self.processes.meet()
             stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
             if last == "evaluate" and not self.needs_training:
                 stages = [stage for stage in stages if stage.name in ("data", "evaluate")]
@@ -309,6 +326,7 @@ def _evaluate(p: Pipeline) -> dict[str, Any]:
         run_files=p.run_files("test"),
         processes=p.processes,
         checkpoint=p.trained_checkpoint() if p.needs_training else None,
+        trained=p.inputs.train,
     )
     if p.processes.is_first:
         # First: a kill may come at any time, and a verdict on other numbers must not stand beside these.
@@ -343,7 +361,8 @@ def _gate(p: Pipeline) -> dict[str, Any]:
 
 def _export(p: Pipeline) -> dict[str, Any]:
     checkpoint, systems = p.trained_checkpoint(), p.inputs.systems
-    return export_stage(p.recipe, p.folder, checkpoint, systems, p.ledger(), p.inputs.tuned, gate=p.gate)
+    model, trained = p.inputs.tuned, p.inputs.train
+    return export_stage(p.recipe, p.folder, checkpoint, systems, p.ledger(), model, trained=trained, gate=p.gate)
 
 
 def _report(p: Pipeline) -> dict[str, Any]:
@@ -401,7 +420,7 @@ STAGES = [
     Stage("evaluate", _evaluate, lambda p: content_hash(p.inputs.systems), lambda p: [], "all", by_parts=True),
     Stage(
         "calibrate",
-        lambda p: calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned),
+        lambda p: calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned, p.inputs.train),
         lambda p: p.inputs.calibrate,
         lambda p: [p.folder.calibration],
         "one",

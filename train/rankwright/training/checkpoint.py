@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rankwright.common import console
+from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder
 from rankwright.common.hashing import file_sha256
 from rankwright.common.processes import Processes
@@ -108,7 +109,7 @@ class Checkpoints:
         found = self.newest()
         if found is None:
             return None
-        load_checkpoint(found[0], model, optimizer)
+        load_checkpoint(found[0], model, optimizer, inputs=self.inputs)
         return found[1]
 
     def save(self, state: TrainState, model: RankModel, optimizer: torch.optim.Optimizer) -> Path:
@@ -167,13 +168,23 @@ def read_state(folder: Path) -> TrainState | None:
 
 
 def load_checkpoint(
-    folder: Path, model: RankModel, optimizer: torch.optim.Optimizer | None = None, *, base_share: float = 0.0
+    folder: Path,
+    model: RankModel,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    inputs: str | None = None,
+    base_share: float = 0.0,
 ) -> None:
     """Restore the weights, and the state of an optimizer if given, bit for bit.
 
+    inputs: of the training that the checkpoint must be of; None: of any.
     base_share: how far the weights go back towards the base's, see trainable.load_trainable_state; not in training.
-    Raises UserError when names or shapes differ from the model's.
+    Raises UserError when names or shapes differ from the model's, and for a damaged checkpoint or another training's.
     """
+    state = read_state(folder)
+    if state is None or inputs not in (None, state.inputs):
+        what = "damaged or incomplete" if state is None else "of another training"
+        raise UserError(f"{folder}: the checkpoint is {what}: give `rankwright train` again")
     load_trainable_state(model, load_file(folder / WEIGHTS), base_share=base_share)
     if optimizer is not None:
         assert not base_share, "an optimizer's state belongs to the weights as they were trained"

@@ -202,9 +202,10 @@ def base_reranker(recipe: Recipe) -> Reranker:
     return Reranker(model.to(device()).eval(), tokenizer, contract)
 
 
-def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> Reranker:
+def tuned_reranker(recipe: Recipe, checkpoint: Path, *, inputs: str | None = None, fp32: bool = False) -> Reranker:
     """The recipe's model with the weights of a checkpoint; fp32: for exports, which merge adapters in fp32.
 
+    inputs: of the training that the checkpoint must be of (TrainState), else UserError; None: of any.
     model.merge_with_base moves the weights back towards the base's, which keeps more of the base's abilities; Wortsman
     et al. 2021, arXiv 2109.01903.
     """
@@ -214,7 +215,7 @@ def tuned_reranker(recipe: Recipe, checkpoint: Path, *, fp32: bool = False) -> R
     base, tokenizer, contract = recipe_prompt(recipe)
     model = build_trainable(recipe, base, tokenizer, contract)
     base_share = recipe.model.merge_with_base
-    load_checkpoint(checkpoint, model, base_share=base_share)
+    load_checkpoint(checkpoint, model, inputs=inputs, base_share=base_share)
     if base_share:
         console.say(f"model.merge_with_base {base_share:g}: tuned is base + {1 - base_share:g} * (trained - base)")
     if recipe.model.method == "full" and precision(recipe) == "bf16":
