@@ -19,6 +19,7 @@ from rankwright.data.collection import Collection
 from rankwright.data.discovery import guess_columns, take_test, write_taken
 from rankwright.data.formats.read import read_collection
 from rankwright.data.statistics import share_of_code
+from rankwright.evaluation.gate import GateRefused
 from rankwright.model.lengths import choose_budget
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import LoadedRecipe, load_recipe
@@ -232,6 +233,8 @@ def test_the_command_and_a_run_of_what_it_wrote(tmp_path: Path) -> None:
     pipeline = Pipeline(loaded, RunFolder(tmp_path / "run"))
     pipeline.start()
     describe_recipe(loaded, pipeline.ledger(), offline=False)
-    pipeline.report()
+    # Two steps gain nothing, and the recipe asks for a gain over both.
+    with pytest.raises(GateRefused, match=r"(?s)tuned - base .* tuned - BM25 .* on dev nDCG@10 was"):
+        pipeline.report()
     assert (tmp_path / "run" / "report.html").is_file()
     assert json.loads((tmp_path / "run" / "eval" / "fin" / "tuned" / "metrics.json").read_text())["queries"] == 6

@@ -70,6 +70,18 @@ def test_cases(section: dict[str, Any], values: dict[str, Any], passed: list[boo
     assert all("\n" not in rule.sentence for rule in rules)
 
 
+def test_the_first_stage_is_a_rule_of_its_own() -> None:
+    values, first = {"a": pair(0.1, 0.2)}, {"a": pair(-0.1, 0.2)}
+    both = Gate(against=("base", "first_stage"))
+    gain, over_first = judge(both, values, seed=0, first=first, first_stage="bm25")
+    assert gain.passed and not over_first.passed and over_first.rule == "gain over first stage"
+    assert over_first.sentence.startswith("nDCG@10 of tuned - BM25 -0.1000 over 40 queries of a, ")
+    assert all(rule.passed for rule in judge(both, values, seed=0, first=values))
+    (alone,) = judge(Gate(against=("first_stage",)), values, seed=0, first=first, first_stage="run")
+    assert not alone.passed
+    assert judge(Gate(), values, seed=0, first=first) == (gain,)
+
+
 def changed(differences: Sequence[float], queries: int) -> tuple[dict[str, float], dict[str, float]]:
     """base of 0.5 everywhere, and tuned with these differences on the first queries and none on the others."""
     base = {f"q{i:04}": 0.5 for i in range(queries)}
@@ -197,7 +209,10 @@ def test_a_refused_run_keeps_all_but_the_export(refused: tuple[Path, subprocess.
     assert (run / "report.html").is_file() and not (run / "export").exists()
     verdict = written(run, "gate.json")
     assert verdict["accepted"] is False and verdict["override"] is None
-    (rule,) = verdict["rules"]
+    rule, dev = verdict["rules"]
+    assert dev["rule"] == "dev" and dev["value"] == pytest.approx(
+        written(run, "stages/train.json")["best_value"] - written(run, "stages/train.json")["base_value"]
+    )
     assert set(rule) == {"rule", "value", "low", "wanted", "passed", "sentence"} and rule["passed"] is False
 
 

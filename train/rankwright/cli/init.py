@@ -279,6 +279,10 @@ def recipe_text(
         lines += ["", "bm25:", f"  code: true    # {sets} look like code: the words inside identifiers count too"]
     lines += [
         "",
+        "gate:",
+        "  # Only a model that is better than its base, and than the search whose lists it reorders, is exported.",
+        "  against: [base, first_stage]",
+        "",
         "# All other keys have defaults: `rankwright keys` prints them.",
         "",
     ]

@@ -17,6 +17,7 @@ from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
 from rankwright.recipe.schema import Gate
+from rankwright.retrieval.first_stages import stage_label
 
 # What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.
 GUARD_MARGIN = 0.01
@@ -31,7 +32,7 @@ class GateRefused(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule and its result. value: mean of tuned - base; low: the lower end of its interval."""
+    """One rule and its result. value: the mean difference; low: the lower end of its interval."""
 
     rule: str
     value: float
@@ -94,41 +95,41 @@ def check_override(override: str | None, gate: Gate | None) -> list[str]:
     return []
 
 
-def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeated | None = None) -> tuple[Rule, ...]:
+def judge(
+    gate: Gate,
+    values: Mapping[str, Pair],
+    *,
+    seed: int,
+    repeated: Repeated | None = None,
+    first: Mapping[str, Pair] | None = None,
+    first_stage: str = "first stage",
+) -> tuple[Rule, ...]:
     """The results of a gate's rules. values: test set -> values of base and of tuned, query by query.
+
+    first: the same with those of the first stage, called `first_stage`, in place of the base's; for gate.against.
 
     gain: the queries of all sets that are not guards are pooled; a query that several of them have (`repeated`, see
     results.repeated_queries) counts once. The lower end of the two-sided BCa interval of tuned - base must be above
     min_gain, so with min_gain 0 a model that changes nothing is refused. And the two-sided paired randomisation test of
     a mean of min_gain must give at most 1 - confidence: where few queries differ, a bootstrap is surer than it may be,
     since three of a thousand that gain keep nearly all its resamples above 0.
+    gain over first stage: the same against the search whose lists are reranked.
     guard SET: tuned must not be worse than the base. Its mean may lose at most GUARD_MARGIN, since the interval of a
     small set is so wide that it always reaches 0, and a real loss would pass. And the interval must not lie wholly
     below 0, since a smaller loss is still a loss once enough queries show it.
 
-    There is no correction for several rules. The claim is one, that all rules hold together. Each guard can only turn
-    an accepted model into a refused one, so the chance of accepting a model without a gain is at most that of the
+    There is no correction for several rules. The claim is one, that all rules hold together. Each further rule can only
+    turn an accepted model into a refused one, so the chance of accepting a model without a gain is at most that of the
     first rule alone (an intersection-union test; Berger 1982).
     """
     repeated = repeated or {}
-    names = [name for name in values if name not in gate.guard]
-    base, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
+    rules = []
+    if "base" in gate.against:
+        rules.append(_gain(gate, "gain", "base", values, seed=seed, repeated=repeated))
+    if "first_stage" in gate.against and first is not None:
+        name = "gain over first stage"
+        rules.append(_gain(gate, name, stage_label(first_stage), first, seed=seed, repeated=repeated))
     level = f"{100 * gate.confidence:g} % interval"
-    d = paired_difference(base, tuned, confidence=gate.confidence, seed=seed)
-    above = d.low > gate.min_gain
-    p = randomisation_test({q: value + gate.min_gain for q, value in base.items()}, tuned, seed=seed)
-    most = 1 - gate.confidence
-    shown = p <= most
-    twice = count_repeated(repeated)
-    sentence = (
-        f"{gate.metric} of tuned - base {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
-        + (f" ({twice:,} queries that are in several sets count once)" if twice else "")
-        + f", {d.differ:,} of which differ: the lower end of the {level}, {d.low:+.4f}, is "
-        + f"{'' if above else 'not '}above {gate.min_gain:g}, and the randomisation test has p = {p:.3g}, "
-        + f"{'at most' if shown else 'above'} {most:.3g}"
-    )
-    wanted = f"lower end > {gate.min_gain:g}, p <= {most:.3g}"
-    rules = [Rule("gain", d.mean, d.low, wanted, above and shown, sentence)]
     for name in gate.guard:
         d = paired_difference(*values[name], confidence=gate.confidence, seed=seed)
         wrong = []
@@ -146,9 +147,44 @@ def judge(gate: Gate, values: Mapping[str, Pair], *, seed: int, repeated: Repeat
     return tuple(rules)
 
 
-def gate_inputs(gate: Gate, system_inputs: Mapping[str, str], seed: int) -> str:
-    """Hash of what a decision depends on: the section, the seed, and the inputs of base's and tuned's numbers."""
-    return content_hash(gate.model_dump(mode="json"), system_inputs["base"], system_inputs["tuned"], seed)
+def _gain(gate: Gate, rule: str, other: str, values: Mapping[str, Pair], *, seed: int, repeated: Repeated) -> Rule:
+    """Whether tuned is better than `other` over the pooled queries; values: test set -> values of both."""
+    names = [name for name in values if name not in gate.guard]
+    before, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
+    d = paired_difference(before, tuned, confidence=gate.confidence, seed=seed)
+    above = d.low > gate.min_gain
+    p = randomisation_test({q: value + gate.min_gain for q, value in before.items()}, tuned, seed=seed)
+    most = 1 - gate.confidence
+    shown, level = p <= most, f"{100 * gate.confidence:g} % interval"
+    twice = count_repeated(repeated)
+    sentence = (
+        f"{gate.metric} of tuned - {other} {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
+        + (f" ({twice:,} queries that are in several sets count once)" if twice else "")
+        + f", {d.differ:,} of which differ: the lower end of the {level}, {d.low:+.4f}, is "
+        + f"{'' if above else 'not '}above {gate.min_gain:g}, and the randomisation test has p = {p:.3g}, "
+        + f"{'at most' if shown else 'above'} {most:.3g}"
+    )
+    return Rule(rule, d.mean, d.low, f"lower end > {gate.min_gain:g}, p <= {most:.3g}", above and shown, sentence)
+
+
+def _dev_rule(gate: Gate, facts: Mapping[str, Any]) -> Rule:
+    """Whether any step of training was better than the base on dev, which chose the checkpoint. facts: of the stage.
+
+    With a min_gain below 0, so much worse is enough.
+    """
+    base, best, least = facts["base_value"], facts["best_value"], min(0.0, gate.min_gain)
+    passed = best - base > least
+    sentence = (
+        f"on dev {HEADLINE} was {base:.4f} before training and {best:.4f} at its best step: the gain is "
+        f"{'' if passed else 'not '}above {least:g}"
+    )
+    return Rule("dev", best - base, best - base, f"> {least:g}", passed, sentence)
+
+
+def gate_inputs(gate: Gate, system_inputs: Mapping[str, str], first_stage: str, seed: int) -> str:
+    """Hash of what a decision depends on: the section, the seed, and the inputs of the numbers that it compares."""
+    compared = ["base", "tuned", *([first_stage] if "first_stage" in gate.against else [])]
+    return content_hash(gate.model_dump(mode="json"), *(system_inputs[system] for system in compared), seed)
 
 
 def decide(
@@ -157,21 +193,30 @@ def decide(
     test_sets: Sequence[str],
     *,
     system_inputs: Mapping[str, str],
+    first_stage: str,
     seed: int,
     override: str | None,
 ) -> Decision:
     """Judge the finished evaluation of a run, log the results of the rules, and write gate.json.
 
+    Besides the rules of judge(): dev, on which some step of training must have been better than the base.
+
     An override belongs to one model and one evaluation of it. It is kept when the same command comes again without
     it, and forgotten when anything changes that the decision depends on. It is not recorded when no rule failed.
     """
-    inputs = gate_inputs(gate, system_inputs, seed)
-    values = {
-        name: (read_per_query(folder / "base", gate.metric), read_per_query(folder / "tuned", gate.metric))
-        for name, folder in ((name, run.eval_folder(name)) for name in test_sets)
-    }
+    inputs = gate_inputs(gate, system_inputs, first_stage, seed)
+
+    def pairs(other: str) -> dict[str, Pair]:
+        folders = {name: run.eval_folder(name) for name in test_sets}
+        return {
+            name: (read_per_query(folder / other, gate.metric), read_per_query(folder / "tuned", gate.metric))
+            for name, folder in folders.items()
+        }
+
+    values, first = pairs("base"), pairs(first_stage) if "first_stage" in gate.against else None
     repeated = repeated_queries(run.path, {name: base for name, (base, _) in values.items() if name not in gate.guard})
-    decision = Decision(judge(gate, values, seed=seed, repeated=repeated))
+    rules = judge(gate, values, seed=seed, repeated=repeated, first=first, first_stage=first_stage)
+    decision = Decision((*rules, _dev_rule(gate, run.facts("train"))))
     if not decision.accepted:
         # On one line, for the card and the console.
         reason = " ".join(override.split()) if override is not None else _recorded(run, inputs).get("override")
@@ -186,9 +231,11 @@ def decide(
     return decision
 
 
-def forget_stale(run: RunFolder, gate: Gate | None, system_inputs: Mapping[str, str], seed: int) -> None:
+def forget_stale(
+    run: RunFolder, gate: Gate | None, system_inputs: Mapping[str, str], first_stage: str, seed: int
+) -> None:
     """Remove a gate.json of another model, another evaluation or another gate."""
-    if gate is None or not _recorded(run, gate_inputs(gate, system_inputs, seed)):
+    if gate is None or not _recorded(run, gate_inputs(gate, system_inputs, first_stage, seed)):
         run.gate.unlink(missing_ok=True)
 
 
@@ -203,5 +250,5 @@ def refusal(decision: Decision) -> GateRefused:
     failed = "; ".join(rule.sentence for rule in decision.rules if not rule.passed)
     return GateRefused(
         f"gate: refused, nothing is exported (evaluation, calibration and report are kept): {failed}. Train a better "
-        "model, or export it anyway with --override 'why'"
+        "model (the report's slices, wins and losses show where it fails), or export it anyway with --override 'why'"
     )

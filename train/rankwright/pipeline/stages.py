@@ -330,7 +330,7 @@ def _evaluate(p: Pipeline) -> dict[str, Any]:
     )
     if p.processes.is_first:
         # First: a kill may come at any time, and a verdict on other numbers must not stand beside these.
-        forget_stale(p.folder, p.recipe.gate, p.inputs.systems, p.recipe.seed)
+        forget_stale(p.folder, p.recipe.gate, p.inputs.systems, p.recipe.evaluate.first_stage, p.recipe.seed)
         if not p.folder.is_done("calibrate", p.inputs.calibrate):
             p.folder.calibration.unlink(missing_ok=True)
     evaluation(p.systems)
@@ -349,8 +349,15 @@ def _gate(p: Pipeline) -> dict[str, Any]:
     if p.recipe.gate is None:
         return {}
     console.heading("gate")
-    systems, seed = p.inputs.systems, p.recipe.seed
-    decision = decide(p.recipe.gate, p.folder, p.test_sets, system_inputs=systems, seed=seed, override=p.override)
+    decision = decide(
+        p.recipe.gate,
+        p.folder,
+        p.test_sets,
+        system_inputs=p.inputs.systems,
+        first_stage=p.recipe.evaluate.first_stage,
+        seed=p.recipe.seed,
+        override=p.override,
+    )
     if not decision.may_export:
         p.folder.forget("export")
         withdraw_exports(p.folder)

@@ -327,8 +327,10 @@ class Gate(Section):
 
     metric: str = "nDCG@10"
     """The measure that decides."""
+    against: Annotated[tuple[Literal["base", "first_stage"], ...], Field(min_length=1)] = ("base",)
+    """What tuned must be better than: the base, the search whose lists it reorders, or both."""
     min_gain: float = 0.0
-    """The lower end of the interval of tuned - base, over all test sets except guard sets, must exceed this."""
+    """The lower end of the interval of the difference, over all test sets except guard sets, must exceed this."""
     confidence: Fraction = 0.95
     """Confidence of the interval; the randomisation test must have a p value of at most 1 less this."""
     guard: tuple[str, ...] = ()
