@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -98,20 +100,54 @@ def _show_results(pipeline: Pipeline) -> None:
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    override: Override = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check the recipe, show what would run and how long it takes, and stop")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print the results as JSON, and everything else to standard error")
+    ] = False,
+) -> None:
     """Run all stages of a recipe, or continue them.
 
     The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped.
     """
     from rankwright.evaluation.gate import GateRefused
 
+    if as_json:
+        console.console.stderr = True
     pipeline = _pipeline(recipe, overrides, override=override)
+    if dry_run:
+        _preview(pipeline, as_json=as_json)
+        return
     try:
         pipeline.run()
     except GateRefused:
-        _show_results(pipeline)
+        _show_run(pipeline, as_json=as_json)
         raise
+    _show_run(pipeline, as_json=as_json)
+
+
+def _show_run(pipeline: Pipeline, *, as_json: bool) -> None:
+    from rankwright.pipeline.overview import summary
+
     _show_results(pipeline)
+    if as_json and console.is_first_process():
+        typer.echo(json.dumps(summary(pipeline), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _preview(pipeline: Pipeline, *, as_json: bool) -> None:
+    from rankwright.cli.show import preview_table
+    from rankwright.pipeline.overview import preview
+
+    states = preview(pipeline)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(state) for state in states], indent=2))
+        return
+    console.show(preview_table(pipeline.folder.path, states))
 
 
 @app.command()

@@ -25,6 +25,7 @@ from rankwright.retrieval.first_stages import stage_label
 from rankwright.retrieval.retriever import retrievers
 
 if TYPE_CHECKING:
+    from rankwright.pipeline.overview import StageState
     from rankwright.training.estimate.plan import Plan
 
 Column = tuple[str, list[str]]
@@ -97,6 +98,18 @@ def _results_table(columns: Sequence[Column], *, first: bool) -> Table:
         table.add_column(escape(title), justify="left" if title == "test set" else "right", no_wrap=True)
     for cells in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*map(escape, cells), style="bold" if cells[0] == ALL else None)
+    return table
+
+
+def preview_table(run: Path, states: Sequence[StageState]) -> Table:
+    """What a run would do with each stage."""
+    table = Table(title=escape(f"what a run in {run} would do"), title_justify="left")
+    for column in ("stage", "state", "why", "took", "would take"):
+        table.add_column(column, justify="right" if column in ("took", "would take") else "left")
+    for one in states:
+        took = "" if one.seconds is None else f"{one.seconds:,.0f} s"
+        hours = "" if one.hours is None else f"{one.hours:,.2g} h"
+        table.add_row(one.name, one.state, escape(one.why), took, hours)
     return table
 
 

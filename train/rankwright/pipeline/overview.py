@@ -1,0 +1,112 @@
+"""What a run would do, and what it has done, as plain objects: for `run --dry-run` and `run --json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rankwright.common.errors import UserError
+from rankwright.common.files import read_json_object
+from rankwright.evaluation.results import read_results, rows_of, verdict
+from rankwright.pipeline.stages import STAGES, Pipeline, Stage
+
+MFU = 0.35  # as `rankwright plan` assumes
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """What a run would do with one stage. seconds: what it took when it was last done; hours: an estimate."""
+
+    name: str
+    state: Literal["done", "would run"]
+    why: str
+    seconds: float | None = None
+    hours: float | None = None
+
+
+def preview(pipeline: Pipeline) -> list[StageState]:
+    """The stages that a run would do or skip, in their order; reads no weights and writes nothing.
+
+    Raises UserErrors for mistakes of the recipe, as `check` does.
+    """
+    pipeline.check()
+    return [_state(pipeline, stage) for stage in STAGES]
+
+
+def _state(p: Pipeline, stage: Stage) -> StageState:
+    record = p.folder.facts(stage.name) if stage.inputs is not None else {}
+    seconds = record.get("seconds")
+    if stage.inputs is None:
+        if stage.name == "gate" and p.recipe.gate is None:
+            return StageState(stage.name, "done", "the recipe has none")
+        return StageState(stage.name, "would run", "runs every time, in seconds")
+    hours, why = _train_hours(p) if stage.name == "train" else (None, "")
+    if not record:
+        return StageState(stage.name, "would run", f"not done yet{why}", None, hours)
+    if p.recipe.gate is not None:
+        # The decision that let the model through is an input of the exports.
+        recorded = read_json_object(p.folder.gate)
+        p.gate = None if recorded is None else {k: v for k, v in recorded.items() if k != "inputs"}
+    if record.get("inputs") != stage.inputs(p):
+        return StageState(stage.name, "would run", f"its recipe keys, files or code changed{why}", seconds, hours)
+    if not all(path is not None and path.exists() for path in stage.outputs(p)):
+        return StageState(stage.name, "would run", f"files of it are missing{why}", seconds, hours)
+    return StageState(stage.name, "done", "unchanged", seconds)
+
+
+def _train_hours(p: Pipeline) -> tuple[float | None, str]:
+    """(hours on this machine, what is known of it in words)."""
+    from rankwright.training.estimate.plan import KNOWN, make_plan
+    from rankwright.training.sampling import draws_of_prepared
+    from rankwright.training.setup import total_steps
+
+    draws = draws_of_prepared(p.recipe, p.folder)
+    steps = p.recipe.train.max_steps if draws is None else total_steps(p.recipe, draws)
+    if steps is None:
+        return None, "; steps are not known before the data is read"
+    device = _device(KNOWN)
+    if device is None:
+        return None, f"; {steps:,} steps, at an unknown speed: see `rankwright plan`"
+    try:
+        seconds = make_plan(p.recipe, device).step_seconds(MFU)
+    except UserError as error:
+        return None, f"; {steps:,} steps ({error})"
+    most = "at most " if draws is None else ""
+    return steps * seconds / 3600, f"; {most}{steps:,} steps, hours if every prompt had its full length"
+
+
+def _device(known: Any) -> str | None:
+    """The name by which `plan` knows this machine's device, None where it does not."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    name = torch.cuda.get_device_name().lower()
+    found = [one for one in known if all(part in name.replace(" ", "") for part in one.split("-"))]
+    return f"{torch.cuda.device_count()}x{max(found, key=len)}" if found else None
+
+
+def summary(pipeline: Pipeline) -> dict[str, Any]:
+    """What a finished run has: its folder, stages, results, verdict, gate, exports and report.
+
+    results: as Pipeline.results() gives them. gate: gate.json, or None. exports: target -> folder.
+    """
+    run = pipeline.folder
+    results, _ = read_results(run.path, pipeline.recipe, pipeline.test_sets, pipeline.inputs.systems)
+    found = verdict(rows_of(results))
+    return {
+        "run": str(run.path),
+        "stages": dict(_seconds(pipeline)),
+        "verdict": {"tone": found.tone, "sentences": list(found.sentences)},
+        "results": pipeline.results(),
+        "gate": read_json_object(run.gate) if pipeline.recipe.gate is not None else None,
+        "exports": {t: str(run.export(t)) for t in pipeline.recipe.export_targets if run.export(t).is_dir()},
+        "report": str(run.report) if run.report.is_file() else None,
+    }
+
+
+def _seconds(p: Pipeline) -> Iterator[tuple[str, float]]:
+    for stage in STAGES:
+        if stage.inputs is not None and (record := p.folder.facts(stage.name)):
+            yield stage.name, record["seconds"]
