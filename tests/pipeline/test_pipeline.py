@@ -15,9 +15,10 @@ from rankwright.rerankers.reranker import Reranker
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> tuple[Path, str]:
-    """(folder, output) of one whole run."""
+    """(folder, output) of one whole run, whose folder is relative, as `runs/NAME` is."""
     folder = tmp_path_factory.mktemp("job")
-    done = jobs.rankwright("run", jobs.job(folder, tiny_qwen3))
+    jobs.job(folder, tiny_qwen3)
+    done = jobs.rankwright("run", "recipe.yaml", "run_dir=run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 

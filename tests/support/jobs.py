@@ -85,10 +85,13 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def rankwright(*arguments: object, launcher: Sequence[str] = (), **extra: str) -> subprocess.CompletedProcess[str]:
+def rankwright(
+    *arguments: object, launcher: Sequence[str] = (), cwd: Path | None = None, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python [launcher] -m rankwright ...` to its end."""
     command = [sys.executable, *launcher, "-m", "rankwright", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**extra), timeout=900, check=False)
+    env = environment(**extra)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=900, check=False)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -141,9 +141,10 @@ class RunFolder:
         assert stage in STAGES, stage
         return self.path / "stages" / f"{stage}.json"
 
-    def write_json(self, file: str | Path, value: Mapping[str, Any]) -> None:
-        """Write a JSON file of this run, by its property or its name; whole or not at all."""
-        write_text_atomic(self.path / file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    @staticmethod
+    def write_json(path: Path, value: Mapping[str, Any]) -> None:
+        """Write a JSON file of a run, by its property; whole or not at all."""
+        write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def provenance(seed: int, command: Iterable[str]) -> dict[str, Any]:
