@@ -54,6 +54,8 @@ class Source(Section):
     """At most this many queries are kept, chosen by seed."""
     instruction: str | None = None
     """The instruction of this set, in place of `prompt.instruction`."""
+    relevant_from: Positive = 1
+    """The lowest label that means relevant; it becomes 1, the next one 2, and all below it 0."""
     group_key: str | None = None
     """A column such as filing, case or repository: queries and documents with one value stay on one side of a split."""
     licence: str | None = None
