@@ -94,6 +94,8 @@ class Data(Section):
     """What happens to rows with faults: `stop` reports each one, `drop` leaves them out and counts them."""
     on_leak: Literal["stop", "drop"] = "stop"
     """What happens to training queries that dev or test has too: `stop` reports them, `drop` leaves them out."""
+    ignore_identical_ids: bool = True
+    """A document with the id of a query is left out of its lists, as BEIR does, unless it is judged for that query."""
     train: tuple[Source, ...] = ()
     """Sets to train on; at least one."""
     dev: Annotated[
