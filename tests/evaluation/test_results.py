@@ -211,6 +211,18 @@ def read(run: RunFolder, sets: Sequence[str] = ("a", "b")) -> list[SetResults]:
     return read_results(run.path, recipe, sets, INPUTS)[0]
 
 
+@pytest.mark.parametrize(("empty", "warned"), [(0, False), (3, False), (4, True), (8, True)])
+def test_a_set_whose_queries_have_no_candidates_is_a_warning(tmp_path: Path, empty: int, warned: bool) -> None:
+    lists = {f"q{n}": {} if n < empty else {"d": 1.0} for n in range(8)}
+    measured = measure(lists, {q: {"d": 1.0} for q in lists}, list(lists), ["nDCG@10"])
+    for system in ("bm25", "base"):
+        facts = {"inputs": INPUTS[system], **({} if system == "bm25" else {"first_stage": "bm25"})}
+        write_evaluation(tmp_path / "eval/a" / system, lists, measured, tag="x", facts=facts)
+    recipe = Recipe.model_validate({"name": "job", "model": {"base": "b"}, "data": {}})
+    notes = read_results(tmp_path, recipe, ["a"], INPUTS)[1]
+    assert [f"WARNING: a: {empty} of 8 queries have no candidates" in note for note in notes] == [True] * warned
+
+
 def test_all_pools_the_queries_of_the_sets(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     ranks = {"dense": 1, "base": 3, "tuned": 3}

@@ -20,6 +20,7 @@ from rankwright.mining.pools import (
     Negative,
     Sifted,
     apply,
+    filled,
     pool_id,
     pool_of,
     read_negatives,
@@ -81,6 +82,34 @@ def test_every_reason() -> None:
     }
     assert found.counts() == {"kept": 1, "positive": 1, "judged": 1, "outside_window": 2, "duplicate_of_positive": 1}
     assert found.counts_by_filter() == {"rank_window": 2}
+
+
+OWN_SET = Collection(
+    "set",
+    {"q": "a text of its own", "same": "WHAT\u200b is  it?", "n": "another", "judged": "what is it?", "good": "It is."},
+    {"q": "what is it?", "r": "why?"},
+    {"q": {"good": 1.0, "judged": 0.0}, "r": {"good": 1.0}},
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "kept", "removed"),
+    [
+        (frozenset("q"), {"n"}, {"q": "query_itself", "same": "query_itself", "judged": "judged", "good": "positive"}),
+        # By its id alone a document is the query's own only where the recipe wants it.
+        (frozenset(), {"n", "q"}, {"same": "query_itself", "judged": "judged", "good": "positive"}),
+    ],
+)
+def test_a_query_is_no_negative_of_itself(own: frozenset[str], kept: set[str], removed: dict[str, str]) -> None:
+    found = sift(OWN_SET, {"q": listed(*OWN_SET.corpus), "r": listed("same")}, own)
+    assert {c.document_id for c in found.left("q")} == kept
+    assert {d: by.reason for d, by in found.removed["q"].items()} == removed
+    assert [c.document_id for c in found.left("r")] == ["same"]
+    # A person judged that document.
+    assert [n.document_id for n in pool_of(OWN_SET, found, "q", "bm25") if n.source == "judged"] == ["judged"]
+    view = MiningView(OWN_SET, "bm25", {"q": []}, {})
+    drawn = filled((), "q", 5, view=view, filters={}, document_ids=sorted(OWN_SET.corpus))
+    assert {n.document_id for n in drawn} == {"n", "q"}
 
 
 LISTS = st.lists(st.sampled_from(list(SET.corpus)), unique=True).map(lambda ids: listed(*ids))

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from tiny_encoder import make_tiny_encoder
 
 from rankwright.common.errors import UserError, UserErrors
+from rankwright.data.collection import Collection
 from rankwright.evaluation.evaluate import system_names
 from rankwright.pipeline.checks import check_names
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, tie_order
-from rankwright.retrieval.first_stages import check_first_stages, possible_stages, training_stage
+from rankwright.retrieval.first_stages import check_first_stages, possible_stages, retrieve, training_stage
 from rankwright.retrieval.fusion import reciprocal_rank_fusion
 from rankwright.retrieval.retriever import retrievers
 from rankwright.retrieval.run_file import read_lists, run, write_trec_run
@@ -46,6 +47,22 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(lists: list[list[str]], depth: in
     assert [c.rank for c in fused] == list(range(1, len(order) + 1))
     backwards = reciprocal_rank_fusion([{"q": ranking(ids)} for ids in reversed(lists)], depth=depth, k=k)
     assert backwards == {"q": fused}
+
+
+def test_a_document_with_the_id_of_its_query_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """BEIR's rule, with lists as long as before; a document that is judged for the query stays."""
+    corpus = {"q": "red bond", "r": "red bond", "d1": "red bond today", "d2": "red loan"}
+    queries = {"q": "red bond", "r": "red bond", "s": "red bond"}
+    found = Collection("set", corpus, queries, {"q": {"d1": 1.0}, "r": {"r": 1.0}, "s": {"d1": 1.0}})
+    lists = retrieve(recipe(), "bm25", found, 2)
+    assert "set bm25: 1 documents with the id of their query left out of its list" in capsys.readouterr().out
+    kept = retrieve(recipe(data={"ignore_identical_ids": False}), "bm25", found, 4)
+    assert capsys.readouterr().out == ""
+    for query_id, expected in kept.items():
+        without = [c for c in expected if (query_id, c.document_id) != ("q", "q")][:2]
+        assert [(c.document_id, c.score) for c in lists[query_id]] == [(c.document_id, c.score) for c in without]
+        assert [c.rank for c in lists[query_id]] == [1, 2]
+    assert {"q", "r"} == {c.document_id for c in kept["q"][:2]} and "r" in {c.document_id for c in lists["r"]}
 
 
 def test_a_query_of_one_list_only_is_fused_too() -> None:

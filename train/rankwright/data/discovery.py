@@ -17,7 +17,7 @@ from rankwright.common.resources import nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import available_splits, is_beir
 from rankwright.data.formats.detect import SAMPLE_ROWS, choose, kinds_of
-from rankwright.data.formats.reading import Faults
+from rankwright.data.formats.reading import SPLITS, Faults, split_words
 from rankwright.data.formats.rows import is_judgement, roles_by_name, words_of
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits, table_rows
 from rankwright.data.formats.text_rows import LINES, plain_name, text_lines
@@ -27,11 +27,6 @@ from rankwright.data.leakage import split_apart
 
 # A set may lie in SPLIT/ below DOMAIN/ below the folder that was given; deeper folders hold other things.
 MOST_FOLDERS_DOWN = 3
-_OURS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("dev", "devel", "development", "valid", "validation", "val"), "dev"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout"), "test"),
-}
 _GUESSES = {
     "query": set("query question search ask claim anchor prompt problem request".split()),
     "document": set("document doc passage paragraph answer context content chunk code snippet".split()),
@@ -50,12 +45,8 @@ class FoundSet:
 
 def our_split(name: str) -> str | None:
     """train, dev or test, by a word of a file's or folder's name: `my-valid.jsonl.gz` is dev."""
-    found = [_OURS[word] for word in _words(name) if word in _OURS]
-    return found[-1] if found else None
-
-
-def _words(name: str) -> list[str]:
-    return re.split(r"[^a-z]+", name.lower())
+    found = split_words(name)
+    return SPLITS[found[-1]] if found else None
 
 
 def find_sets(path: Path) -> list[FoundSet]:
@@ -80,10 +71,10 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
         return
     if is_trec(folder):
         names = [path.name for path in folder.iterdir() if "qrels" in path.name.lower()]
-        words = {word for name in names for word in _words(name) if word in _OURS}
+        words = {word for name in names for word in split_words(name)}
         upstreams = [*sorted(words)] or [None]
         for word in upstreams:
-            yield FoundSet(_name(folder), folder, _OURS[word] if word else None, word)
+            yield FoundSet(_name(folder), folder, SPLITS[word] if word else None, word)
         return
     if is_saved(folder):
         try:
@@ -125,7 +116,7 @@ def _name(path: Path) -> str:
     """A set's name: the name of the file or folder without the split, or else that of the folder above."""
     path = path.resolve()
     stem = path.name.split(".")[0] if path.is_file() else path.name
-    words = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if word and word.lower() not in _OURS]
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", stem) if word and word.lower() not in SPLITS]
     if not any(re.search("[A-Za-z]", word) for word in words):
         return _name(path.parent) if path.parent != path else "data"
     return "-".join(words)

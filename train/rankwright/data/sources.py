@@ -18,6 +18,7 @@ from rankwright.data.formats.hub import has_beir_form, read_hub, read_hub_rows, 
 from rankwright.data.formats.read import read_path
 from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check_columns
 from rankwright.data.formats.trec import is_trec, run_file
+from rankwright.data.statistics import every_label_relevant, lowest_above_zero
 from rankwright.recipe.schema import Data, DevFromTrain, Source
 
 # A set's name is also that of a folder, eval/NAME, and the prefix of its ids, NAME/ID.
@@ -87,8 +88,30 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
 def read(located: Located, say: Say, faults: Faults) -> Collection:
     """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see Faults.
 
-    The recipe's columns, configuration and group key take precedence over those of the card.
+    The recipe's columns, configuration and group key take precedence over those of the card. Labels are those of the
+    files less what relevant_from states.
     """
+    return _relabelled(_read(located, say, faults), located.source.relevant_from)
+
+
+def _relabelled(collection: Collection, lowest: int) -> Collection:
+    """The set with `lowest` as label 1. Raises UserError where no label reaches it."""
+    if lowest == 1:
+        return collection
+    labels = sorted({label for judged in collection.qrels.values() for label in judged.values()})
+    if not labels or labels[-1] < lowest:
+        raise UserError(
+            f"set {collection.name!r}: relevant_from: {lowest}: the labels are {', '.join(f'{x:g}' for x in labels)}, "
+            "so that no document is relevant: give one of them"
+        )
+    qrels = {
+        query_id: {d: label - lowest + 1 if label >= lowest else 0.0 for d, label in judged.items()}
+        for query_id, judged in collection.qrels.items()
+    }
+    return dataclasses.replace(collection, qrels=qrels)
+
+
+def _read(located: Located, say: Say, faults: Faults) -> Collection:
     source, card = located.source, located.card
     group_key = source.group_key or (card.group_key if card is not None else None)
     hub = _hub(located)
@@ -193,6 +216,8 @@ def read_all(
             f"  {collection.name} ({located.split}): {len(collection.corpus):,} documents, "
             f"{len(collection.queries):,} queries, {judged:,} judgements{left_out}"
         )
+        if lowest := lowest_above_zero(collection):
+            say(f"  WARNING: {collection.name} ({located.split}): {every_label_relevant(lowest)}")
     if mistakes:
         raise UserErrors(mistakes)
     return collections

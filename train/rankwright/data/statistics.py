@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rankwright.common.hashing import stable_hash
 from rankwright.data.collection import Collection
-from rankwright.data.normalisation import normalised_key
+from rankwright.data.normalisation import is_blank, normalised_key
 
 Level = Literal["error", "warning", "note"]
 Of = Literal["documents", "queries", "judgements"]
@@ -69,7 +69,7 @@ def text_facts(texts: Mapping[str, str], *, queries: bool, code: bool, advance: 
     # Seconds to import: datasketch brings scipy.
     from rankwright.data.duplicates import QUERY, find_duplicates
 
-    empty = tuple(i for i, text in texts.items() if not text.strip())
+    empty = tuple(i for i, text in texts.items() if is_blank(text))
     faults: dict[str, list[str]] = {}
     for i, text in texts.items():
         for kind in encoding_faults(text):
@@ -120,6 +120,20 @@ def conflicts(collection: Collection) -> list[tuple[tuple[str, str], tuple[str, 
     return found
 
 
+def lowest_above_zero(collection: Collection) -> float | None:
+    """The lowest label of a set that has several labels and none at or below 0, where all count as relevant."""
+    labels = {label for judged in collection.qrels.values() for label in judged.values()}
+    return min(labels) if len(labels) > 1 and min(labels) > 0 else None
+
+
+def every_label_relevant(lowest: float) -> str:
+    """What to do about `lowest_above_zero`."""
+    return (
+        f"every label is above 0, and so every judged document is relevant: if {lowest:g} means not relevant, give the "
+        f"set `relevant_from: {int(lowest) + 1}`"
+    )
+
+
 def counts(collection: Collection, documents: TextFacts, queries: TextFacts) -> dict[str, Any]:
     """The numbers of one split of one set, as data_report.json has them."""
     relevant = [len(collection.positives(q)) for q in collection.queries]
@@ -166,6 +180,12 @@ def findings(collection: Collection, documents: TextFacts, queries: TextFacts) -
             found.append(Finding(level, of, kind, what, tuple(ids)))
 
     pairs = [tuple(itertools.chain(*pair)) for pair in conflicts(collection)]
+    if lowest := lowest_above_zero(collection):
+        judged = ((q, d, label) for q, row in collection.qrels.items() for d, label in row.items())
+        low = [
+            (q, d) for q, d, label in judged if label == lowest and q in collection.queries and d in collection.corpus
+        ]
+        note("warning", "judgements", "no label at or below 0", every_label_relevant(lowest), low)
     note("warning", "judgements", "conflicting labels", "the same texts have another label elsewhere", pairs)
     bare = [q for q in collection.queries if not collection.positives(q)]
     unjudged = [(q,) for q in bare if not collection.qrels.get(q)]

@@ -22,6 +22,8 @@ from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.retrieval.first_stages import stage_label, stage_names
 from rankwright.retrieval.retriever import retrievers
 
+# From this share of queries without candidates on, a test set's results come with a warning.
+FEW_LISTS = 0.5
 # The pooled queries of all test sets.
 ALL = "all"
 # Stands for each set's own first stage, where the pooled sets have different ones.
@@ -202,9 +204,22 @@ def _compared(
     )
 
 
+def few_lists(name: str, missing: int, queries: int) -> str | None:
+    """A warning where half of a test set's queries or more have no candidates."""
+    if not queries or missing < queries * FEW_LISTS:
+        return None
+    return (
+        f"WARNING: {name}: {missing:,} of {queries:,} queries have no candidates and count 0 whatever reranks them: "
+        "the first stage finds none of their words (bm25.language), or the corpus is that of other queries"
+    )
+
+
 def _differing(found: SetResults) -> list[str]:
-    """What keeps the systems of one test set from being compared."""
+    """What keeps the systems of one test set from being compared, and the set from telling anything."""
     notes = []
+    of_first = found.metrics.get(found.first_stage, next(iter(found.metrics.values())))
+    if warning := few_lists(found.name, of_first.get("queries_missing", 0), found.queries):
+        notes.append(warning)
     depths = {s: m["depth"] for s, m in found.metrics.items() if "depth" in m}
     if len(set(depths.values())) > 1:
         notes.append(f"{found.name}: depths differ: " + ", ".join(f"{s} {d}" for s, d in depths.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +22,13 @@ from rankwright.retrieval.candidates import Candidate
 # Sources of negatives beside the retriever, and reasons beside those of filters.
 JUDGED, PROMOTED, RANDOM = "judged", "promoted", "random"
 UNJUDGED, JUDGED_NOT_RELEVANT, FILL = "unjudged", "judged_not_relevant", "fill"
-POSITIVE, DUPLICATE = "positive", "duplicate_of_positive"
+POSITIVE, DUPLICATE, OWN = "positive", "duplicate_of_positive", "query_itself"
 # Removed before every filter, whatever the recipe chooses.
 ALWAYS = {
     POSITIVE: "relevant to the query",
     JUDGED: "judged not relevant",
     DUPLICATE: "the text of a relevant document",
+    OWN: "the query's own text, or its id",
 }
 IN_POOLS = {
     UNJUDGED: "retrieved and unjudged",
@@ -156,10 +157,13 @@ class Sifted:
         self.said.update(other.said)
 
 
-def sift(collection: Collection, retrieved: Mapping[str, Sequence[Candidate]]) -> Sifted:
-    """Remove what no recipe keeps: relevant and judged documents, and texts that equal a relevant one's.
+def sift(
+    collection: Collection, retrieved: Mapping[str, Sequence[Candidate]], own: Container[str] = frozenset()
+) -> Sifted:
+    """Remove what no recipe keeps: relevant and judged documents, and texts that equal a relevant one's or the query.
 
-    Texts are compared in their normal form. Raises UserError for a candidate that is not in the corpus.
+    own: queries whose id stands for their own document. Texts are compared in their normal form. Raises UserError for a
+    candidate that is not in the corpus.
     """
     text = lru_cache(TEXTS_AT_ONCE)(lambda document_id: normalised(collection.corpus[document_id]))
     by_rank = {query_id: sorted(found, key=lambda c: c.rank) for query_id, found in retrieved.items()}
@@ -167,6 +171,7 @@ def sift(collection: Collection, retrieved: Mapping[str, Sequence[Candidate]]) -
     for query_id, candidates in by_rank.items():
         judged, positives = collection.qrels.get(query_id, {}), collection.positives(query_id)
         relevant = {text(d) for d in positives}
+        query = normalised(collection.queries[query_id])
         gone = removed[query_id] = {}
         for document_id in (c.document_id for c in candidates):
             if document_id not in collection.corpus:
@@ -178,6 +183,8 @@ def sift(collection: Collection, retrieved: Mapping[str, Sequence[Candidate]]) -
                 gone[document_id] = Removed("", POSITIVE if document_id in positives else JUDGED)
             elif text(document_id) in relevant:
                 gone[document_id] = Removed("", DUPLICATE)
+            elif (document_id == query_id and query_id in own) or text(document_id) == query:
+                gone[document_id] = Removed("", OWN)
     return Sifted(by_rank, removed)
 
 
@@ -266,9 +273,9 @@ def filled(
 ) -> tuple[Negative, ...]:
     """The pool, filled up to `wanted` negatives with documents of the corpus, drawn by seed and query id.
 
-    Never a relevant, judged or retrieved document, nor a text that equals a relevant one's, nor what those of `filters`
-    that look at texts only would remove. A query without a relevant document stays as it is: it is trained with judged
-    documents only. document_ids: of the corpus, sorted. What is filled in has no rank or score.
+    Never a relevant, judged or retrieved document, nor a text that equals a relevant one's or the query, nor what those
+    of `filters` that look at texts only would remove. A query without a relevant document stays as it is: it is trained
+    with judged documents only. document_ids: of the corpus, sorted. What is filled in has no rank or score.
     """
     collection = view.collection
     positives = collection.positives(query_id)
@@ -276,7 +283,7 @@ def filled(
     if missing <= 0 or not positives:
         return tuple(pool)
     refused = set(collection.qrels[query_id]) | {c.document_id for c in view.retrieved[query_id]}
-    relevant = {normalised(collection.corpus[d]) for d in positives}
+    relevant = {normalised(collection.corpus[d]) for d in positives} | {normalised(collection.queries[query_id])}
     found: list[Negative] = []
     for document_id in _order(document_ids, view.seed, query_id):
         if len(found) == missing:

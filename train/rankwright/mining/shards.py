@@ -18,7 +18,8 @@ from rankwright.data.collection import Collection
 from rankwright.mining.filters import Filter, MiningView, TeacherOf, recipe_view
 from rankwright.mining.pools import Sifted, apply, read_rows, rows_of, sift
 from rankwright.recipe.schema import Recipe
-from rankwright.retrieval.candidates import Candidate
+from rankwright.retrieval.candidates import Candidate, without_own
+from rankwright.retrieval.first_stages import own_of
 from rankwright.retrieval.retriever import Retriever, Searcher, retrievers
 
 # What a kill can lose, and what one process takes at a time.
@@ -93,10 +94,12 @@ class Shards:
     def _make(self, job: Job, number: int, search: Searcher) -> None:
         collection = job.collection.subset(job.shards[number])
         retrieved = search(collection.queries)
+        own = own_of(self.recipe, collection)
         if job.kind == "dev":
-            found = Sifted(retrieved, {query_id: {} for query_id in retrieved})
+            lists = without_own(retrieved, own, self.recipe.evaluate.depth) if own else retrieved
+            found = Sifted(lists, {query_id: {} for query_id in lists})
         else:
-            found = sift(collection, retrieved)
+            found = sift(collection, retrieved, own)
             apply(found, job.filters, self.view(job, collection))
         rows: list[dict[str, Any]] = [{"shard": number, "said": dict(found.said)}, *rows_of(found)]
         write_lines_atomic(

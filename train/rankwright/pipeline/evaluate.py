@@ -27,6 +27,7 @@ from rankwright.evaluation.evaluate import (
     write_evaluation,
 )
 from rankwright.evaluation.metrics import HEADLINE, ceiling
+from rankwright.evaluation.results import few_lists
 from rankwright.evaluation.slices import FILE, attributes, seen_in_training
 from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
@@ -193,9 +194,8 @@ class Evaluation:
         # With the hash of the file, so that a damaged file is written again.
         if not (path.exists() and read_json_object(record) == {**wanted, "sha256": file_sha256(path)}):
             record.unlink(missing_ok=True)
-            queries = {q: job.collection.queries[q] for q in job.chosen.query_ids}
-            depth = self.recipe.evaluate.depth
-            lists = retrieve(self.recipe, name, job.collection.corpus, queries, depth, job.run_file)
+            chosen = job.collection.subset(job.chosen.query_ids)
+            lists = retrieve(self.recipe, name, chosen, self.recipe.evaluate.depth, job.run_file)
             write_candidates(path, lists)
             write_text_atomic(record, json.dumps({**wanted, "sha256": file_sha256(path)}))
         return path
@@ -274,6 +274,10 @@ class Evaluation:
             + (f", tie rate {measured.tie_rate:.1%}" if measured.tie_rate else "")
             + (f", queries without candidates (they count 0): {empty:,}" if empty else "")
         )
+        if system == recipe.evaluate.first_stage and (
+            warning := few_lists(job.collection.name, empty, len(job.chosen.query_ids))
+        ):
+            console.say(warning)
 
     @property
     def _speed_inputs(self) -> str:

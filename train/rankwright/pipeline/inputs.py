@@ -76,7 +76,7 @@ class StageInputs:
         # A note or a licence of the card changes no row.
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
         content = entry.path and self._content(entry.path)
-        reading = entry.source.model_dump(include={"format", "columns", "config", "group_key"})
+        reading = entry.source.model_dump(include={"format", "columns", "config", "relevant_from", "group_key"})
         # The seed chooses the queries of a limit.
         limit = entry.source.limit and (entry.source.limit, self.recipe.seed)
         where = (entry.name, entry.split, entry.hub, entry.revision)
@@ -134,7 +134,7 @@ class StageInputs:
             scores = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER)
             teacher = (scores, self._instructions("train"), self._code("teacher"))
         options = [(name, mine.filters[name]) for name in alone]
-        depths = (mine.depth, self.recipe.evaluate.depth)
+        depths = (mine.depth, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
         return content_hash(
             self._training_data, found, dev, depths, options, self.recipe.bm25.code, teacher, self._code("mine")
         )
@@ -179,7 +179,7 @@ class StageInputs:
         limit = evaluation.limit_queries and (evaluation.limit_queries, self.recipe.seed)
         found = {}
         for entry in self.located["test"]:
-            chosen = content_hash(self._set(entry), limit, evaluation.depth)
+            chosen = content_hash(self._set(entry), limit, evaluation.depth, self.recipe.data.ignore_identical_ids)
             stages = {
                 name: content_hash(chosen, self._retriever(name, entry.run), self._code("lists"))
                 for name in possible_stages(self.recipe)

@@ -36,7 +36,7 @@ from rankwright.mining.pools import (
 from rankwright.mining.shards import Job, Shards
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import candidates_line, read_candidates
-from rankwright.retrieval.first_stages import training_stage
+from rankwright.retrieval.first_stages import own_of, training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
 
@@ -83,7 +83,9 @@ def make_shards(
         jobs.append(Job("train", qualified(plain), plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
     stage = training_stage(recipe)
     for plain in read_split(run.data, "dev"):
-        jobs.append(Job("dev", qualified(plain), plain, stage, recipe.evaluate.depth, None, {}))
+        # One more where a list may lose its query's own document.
+        depth = recipe.evaluate.depth + bool(own_of(recipe, plain))
+        jobs.append(Job("dev", qualified(plain), plain, stage, depth, None, {}))
     used = f"; on dev {stage}'s lists are reranked: run files are for train and test sets"
     console.say(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"

@@ -64,6 +64,8 @@ class Source(Section):
     """At most this many queries are kept, chosen by seed."""
     instruction: str | None = None
     """The instruction of this set, in place of `prompt.instruction`."""
+    relevant_from: Positive = 1
+    """The lowest label that means relevant; it becomes 1, the next one 2, and all below it 0."""
     group_key: str | None = None
     """A column such as filing, case or repository: queries and documents with one value stay on one side of a split."""
     licence: str | None = None
@@ -102,6 +104,8 @@ class Data(Section):
     """What happens to rows with faults: `stop` reports each one, `drop` leaves them out and counts them."""
     on_leak: Literal["stop", "drop"] = "stop"
     """What happens to training queries that dev or test has too: `stop` reports them, `drop` leaves them out."""
+    ignore_identical_ids: bool = True
+    """A document with the id of a query is left out of its lists, as BEIR does, unless it is judged for that query."""
     train: tuple[Source, ...] = ()
     """Sets to train on; at least one."""
     dev: Annotated[

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import json_line, write_lines_atomic
 from rankwright.common.hashing import stable_hash
+from rankwright.data.collection import Qrels
 from rankwright.data.store.rows import read_query_rows
 
 
@@ -55,6 +56,25 @@ def best_candidates(query_id: str, scores: Mapping[str, float], depth: int) -> l
     """The `depth` best documents of one query, in the order of `ranked`."""
     best = ranked(query_id, scores)[:depth]
     return [Candidate(document_id, score, rank) for rank, (document_id, score) in enumerate(best, start=1)]
+
+
+def own_documents(queries: Iterable[str], corpus: Mapping[str, str], qrels: Qrels) -> frozenset[str]:
+    """The ids that stand for a query and for a document which is not judged for it: most often the query's own text.
+
+    Source: BEIR leaves such documents out of every result (`ignore_identical_ids`), for ArguAna and Quora.
+    """
+    return frozenset(q for q in queries if q in corpus and q not in qrels.get(q, {}))
+
+
+def without_own(candidates: Candidates, own: Container[str], depth: int) -> dict[str, list[Candidate]]:
+    """The `depth` best of each list without the query's own document, ranked anew."""
+    return {
+        q: [
+            Candidate(c.document_id, c.score, rank)
+            for rank, c in enumerate((c for c in found if c.document_id != q or q not in own), start=1)
+        ][:depth]
+        for q, found in candidates.items()
+    }
 
 
 def tie_rate(run: Run) -> float:

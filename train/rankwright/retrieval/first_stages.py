@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
+from rankwright.common import console
 from rankwright.common.errors import no_such
+from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Recipe
-from rankwright.retrieval.candidates import Candidate
+from rankwright.retrieval.candidates import Candidate, own_documents, without_own
 from rankwright.retrieval.retriever import retrievers
 
 
@@ -70,13 +71,25 @@ def ordering_models(recipe: Recipe) -> list[tuple[str, str, str | None, bool]]:
     return [(*model, name in mines) for name in possible_stages(recipe) for model in retrievers()[name].models(recipe)]
 
 
+def own_of(recipe: Recipe, collection: Collection) -> frozenset[str]:
+    """The queries of a set whose own document is left out of their lists, see data.ignore_identical_ids."""
+    if not recipe.data.ignore_identical_ids:
+        return frozenset()
+    return own_documents(collection.queries, collection.corpus, collection.qrels)
+
+
 def retrieve(
-    recipe: Recipe,
-    name: str,
-    corpus: Mapping[str, str],
-    queries: Mapping[str, str],
-    depth: int,
-    run_file: Path | None = None,
+    recipe: Recipe, name: str, collection: Collection, depth: int, run_file: Path | None = None
 ) -> dict[str, list[Candidate]]:
-    """A first stage's candidates for the queries."""
-    return retrievers()[name].of(recipe, depth, run_file)(corpus)(queries)
+    """A first stage's candidates for the queries of a set, without their own documents, whose number is reported."""
+    own = own_of(recipe, collection)
+    # One more, so that a list without its query's own document is as long as the others.
+    lists = retrievers()[name].of(recipe, depth + bool(own), run_file)(collection.corpus)(collection.queries)
+    if not own:
+        return lists
+    count = sum(any(c.document_id == q for c in lists[q]) for q in own if q in lists)
+    console.say(
+        f"{collection.name} {name}: {count:,} documents with the id of their query left out of its list "
+        "(data.ignore_identical_ids)"
+    )
+    return without_own(lists, own, depth)

@@ -36,6 +36,7 @@ from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.retrieval.candidates import Candidate, best_candidates, read_candidates
+from rankwright.retrieval.first_stages import own_of
 from rankwright.training.checkpoint import TrainState
 from rankwright.training.sampling import GroupSource, Pools
 
@@ -174,7 +175,7 @@ class Refresh:
         lists = {q: best_candidates(q, scores, len(scores)) for q, scores in run.items()}
         part = collection.subset(lists)
         teacher = None if self._teacher is None else known_scores(self._teacher)
-        sifted = sift(part, lists)
+        sifted = sift(part, lists, own_of(self._recipe, part))
         apply(sifted, bind_filters(self._recipe.mine.filters), recipe_view(self._recipe, part, MODEL, teacher))
         return {q: self._hardest(q, pool_of(part, sifted, q, MODEL)) for q in lists}
 

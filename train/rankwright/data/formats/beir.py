@@ -12,6 +12,7 @@ from rankwright.data.collection import Collection, join_title
 from rankwright.data.formats.fields import Fields, number_of
 from rankwright.data.formats.reading import MOST_EXAMPLES, Faults, Reading, Rows, choose_split, give_up
 from rankwright.data.formats.text_rows import PACKED, json_rows, text_lines
+from rankwright.data.normalisation import is_blank
 from rankwright.data.store.texts import TextBuilder
 
 QRELS_COLUMNS = ("query-id", "corpus-id", "score")
@@ -105,7 +106,7 @@ def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> 
         title = (fields.text("title") or "") if titled else ""
         if id is None or text is None or fields.faulty:
             continue
-        if not titled and not text.strip():
+        if not titled and is_blank(text):
             faults.add(where, line, f"query {id!r} is empty: give it a text or remove it")
         elif texts.add(id, join_title(title, text)) != "new":
             faults.add(where, line, f"id {id!r} appears a second time: give every row an id of its own")

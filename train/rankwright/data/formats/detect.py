@@ -12,7 +12,7 @@ from rankwright.common.errors import UserError, nearest, no_such, one_line
 from rankwright.data.collection import Collection
 from rankwright.data.formats.builder import Groups
 from rankwright.data.formats.fields import Fields, Roles, missing_columns, number_of, renamed
-from rankwright.data.formats.reading import Reading, Row, Rows, check_columns
+from rankwright.data.formats.reading import COLUMNS, Reading, Row, Rows, check_columns
 from rankwright.data.formats.rows import (
     DOCUMENTS,
     LISTS,
@@ -20,10 +20,12 @@ from rankwright.data.formats.rows import (
     ROW_FORMATS,
     RowReader,
     is_judgement,
+    negatives_of,
     roles_by_name,
     roles_by_order,
 )
 from rankwright.data.formats.text_rows import CsvRow, Json
+from rankwright.data.normalisation import words
 
 # Column -> text, number, list, object or null, in the order of the file.
 Kinds = Mapping[str, str]
@@ -54,7 +56,9 @@ def _tuple(least: int, most: int) -> Callable[[Kinds], bool]:
         roles = roles_by_name(kinds)
         if roles is None or kinds[roles.document] == "list":
             return False
-        return least <= len(roles.negatives) <= most and (least > 0 or not (_labelled(kinds) or _judgements(kinds)))
+        # A list of negatives holds any number of them.
+        count = max(len(roles.negatives), 2 * any(kinds[name] == "list" for name in roles.negatives))
+        return least <= count <= most and (least > 0 or not (_labelled(kinds) or _judgements(kinds)))
 
     return fits
 
@@ -184,6 +188,7 @@ def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, readi
     check_columns(reading.columns)
     groups = Groups(reading)
     for where, rows in tables:
+        rows = _with_header(where, rows, reading)
         sample = list(itertools.islice(rows, SAMPLE_ROWS))
         if not sample:
             continue
@@ -195,6 +200,36 @@ def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, readi
             reading.say(f"{where}: {name}: {roles.query!r} is read as the query, {roles.document!r} as document{rest}")
         _Table(groups, where, name, roles, guessed=format is None).read(itertools.chain(sample, rows))
     return groups.finish(tables[0][0])
+
+
+def _with_header(where: object, rows: Rows, reading: Reading) -> Rows:
+    """The rows of a table; where the header of a CSV or TSV file reads like texts, it is the first of them."""
+    first = next(rows, None)
+    if first is None:
+        return
+    header = list(first[1]) if isinstance(first[1], CsvRow) else []
+    known = {*COLUMNS, *reading.columns.values(), *itertools.chain(*(form.names for form in FORMS.values()))}
+    known |= {*QUERIES, *DOCUMENTS, *LISTS}
+    if not _reads_like_texts(header) or not known.isdisjoint(header):
+        yield from itertools.chain([first], rows)
+        return
+    names = [f"column {number}" for number in range(1, len(header) + 1)]
+    reading.say(
+        f"{where}: line 1 is read as a row, since it holds sentences and no names of columns; its columns are called "
+        f"{', '.join(map(repr, names))}"
+    )
+    yield 1, CsvRow(zip(names, (None if cell in names else cell for cell in header), strict=True))
+    for line, row in itertools.chain([first], rows):
+        yield line, CsvRow(zip(names, row.values(), strict=True))
+
+
+def _reads_like_texts(header: Sequence[str]) -> bool:
+    """Whether cells are not names of columns: one has eight words, or a sentence of four; or all have four words."""
+    if not header:
+        return False
+    counts = [len(words(name)) for name in header]
+    ends = [name.endswith((".", "?", "!", "\u3002")) for name in header]
+    return any(n > 7 or (n > 3 and end) for n, end in zip(counts, ends, strict=True)) or min(counts) > 3
 
 
 def _decided(kinds: Kinds, columns: Mapping[str, str]) -> Kinds:
@@ -226,6 +261,7 @@ class _Table:
         if roles is not None:
             self.names |= {roles.query, roles.document, *roles.negatives}
             self.names |= {roles.scores} if "scores" in self.names else set()
+        self.tuples = FORMS[name].lists is False and name != "scored-pairs"
         # Pairs that were only guessed: no one has stated that all rows are relevant.
         self.pairs = guessed and name == "pairs"
         key = self.reading.group_key
@@ -258,6 +294,14 @@ class _Table:
             near = ([_MEANT[name]] if name in _MEANT else nearest(name, self.names)) if self.strict else []
             if near and near[0] not in fields.row:
                 fields.fault(f"column {name!r} is unknown, did you mean {near[0]!r}? Rename it", kind=f"name {name}")
+            elif kind != "null" and negatives_of({str(name): kind}):
+                # The readers of pairs and tuples report it.
+                if not self.tuples:
+                    fields.fault(
+                        f"column {name!r} holds judged negatives, which would be lost: give `columns: {{negatives: "
+                        f"{name}}}` with `positives`, or remove the column",
+                        kind=f"negatives {name}",
+                    )
             else:
                 self.groups.ignored.add(str(name))
         if self.reading.columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,8 +13,9 @@ from rankwright.common.errors import UserErrors, did_you_mean, one_line
 from rankwright.common.hashing import content_id
 from rankwright.data.collection import join_title
 from rankwright.data.formats.builder import Document, GroupRow
-from rankwright.data.formats.reading import Reading, Row
+from rankwright.data.formats.reading import COLUMNS, Reading, Row
 from rankwright.data.formats.text_rows import CsvRow, Json
+from rankwright.data.normalisation import is_blank
 
 
 def missing_columns(columns: Mapping[str, str], found: Mapping[str, Any], where: object) -> None:
@@ -50,6 +52,9 @@ def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
 def number_of(value: object) -> float | None:
     """A finite number, also from a text; None for anything else. Parquet has decimals."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    # Python reads 1_0 as 10.
+    if isinstance(value, str) and "_" in value:
         return None
     try:
         number = float(value)
@@ -125,7 +130,7 @@ class Fields:
             return None
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and not is_blank(value):
             return value if self.encodable(value, names[0]) else None
         self.fault(f"`{names[0]}` is {value!r}, needs a text or a whole number")
         return None
@@ -206,7 +211,7 @@ class Fields:
     def query(self, name: str = "query") -> str | None:
         """The query, which may not be empty."""
         text = self.required_text(name)
-        if text is not None and not text.strip():
+        if text is not None and is_blank(text):
             self.fault("the query is empty: give it a text or remove the line")
             return None
         return None if text is None else text.strip()
@@ -235,8 +240,34 @@ class Fields:
             return [dict(zip(value, values, strict=True)) for values in zip(*value.values(), strict=True)]
         if isinstance(value, str) and (name in self.reading.columns or isinstance(self.row, CsvRow)):
             return [value]
-        self.fault(f"`{name}` has type {type(value).__name__}, needs a list")
+        ours = next((known for known in names if known in COLUMNS), None)
+        single = isinstance(value, str) and ours is not None
+        advice = f": `columns: {{{ours}: {name}}}` reads a text as a list of one" if single else ""
+        self.fault(f"`{name}` has type {type(value).__name__}, needs a list{advice}", kind=f"type of {name}")
         return ()
+
+    def elements(self, name: str) -> list[tuple[str, Any]]:
+        """(place, element) of a column that holds a text, an object or a list of them; CSV has lists as JSON."""
+        value = self.row[name]
+        if isinstance(self.row, CsvRow) and isinstance(value, str) and value.lstrip().startswith("["):
+            value = self._csv_list(name, value)
+        if not isinstance(value, list):
+            return [(name, value)]
+        return [(f"{name}[{number}]", element) for number, element in enumerate(value)]
+
+    def _csv_list(self, name: str, cell: str) -> Any:
+        """A JSON list as a list, any other text as it is; a fault for a list in the way Python or pandas writes it."""
+        try:
+            value = Json().decode(cell)
+        except ValueError:
+            if re.match(r"""\s*\[\s*[urb]?['"]""", cell) and cell.rstrip().endswith("]"):
+                self.fault(
+                    f"`{name}` holds a list as Python writes it: write lists as JSON, in pandas `.map(json.dumps)` (a "
+                    "document that does look like this goes into a JSON list of one)",
+                    kind=f"list in {name}",
+                )
+            return cell
+        return value if isinstance(value, list) and all(isinstance(one, str | dict) for one in value) else cell
 
     def parallel(self, documents: str, count: int, *names: str) -> Sequence[Any] | None:
         """One value per document, all None where the row has none; None, with a fault, for a wrong length."""

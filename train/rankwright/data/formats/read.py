@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rankwright.common.errors import UserError
@@ -11,11 +12,11 @@ from rankwright.common.resources import nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import is_beir, read_beir
 from rankwright.data.formats.detect import FOLDERS, check_format, read_tables
-from rankwright.data.formats.reading import SPLIT_NAMES, Faults, Reading, Say, check_columns, log_say
+from rankwright.data.formats.reading import SPLITS, Faults, Reading, Say, check_columns, log_say, split_words
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_files, table_rows
 from rankwright.data.formats.trec import is_trec, read_trec
 
-_SPLIT_NAMES = re.compile(rf"({'|'.join(SPLIT_NAMES)})\b")
+_AT_AN_END = re.compile(rf"(?P<word>{'|'.join(SPLITS)})(?P<rest>.+)|(?P<start>.+)(?P<last>{'|'.join(SPLITS)})")
 
 
 def read_collection(
@@ -33,7 +34,7 @@ def read_collection(
 
     The content decides the format unless `format` is given; see detect.FORMS, beir.read_beir, trec.read_trec.
     columns: our name of a column -> the file's. A single file is read whole, whatever `split` is; in a folder of
-    files named after splits (`train.jsonl`, `test-0.parquet`) only those of `split` are.
+    files with splits in their names (`train.jsonl`, `shop_test-0.parquet`) only those of `split` are.
     `say` receives a line for everything that is left out.
     Raises UserErrors, `file:line: what, how to fix it`, with the first 20 faults and the number of the others. With
     faults=Faults("drop") faulty rows are left out and counted in `faults`.
@@ -83,17 +84,48 @@ def _row_files(folder: Path, reading: Reading) -> list[Path]:
         )
     if split is None:
         return files
-    chosen = [p for p in files if re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", p.name)]
-    named = {match[1] for p in files if (match := _SPLIT_NAMES.match(p.name))}
+    # A split may have any name, at the start of the file's; names of ours are found wherever they stand.
+    start = re.compile(rf"{re.escape(split)}(?![A-Za-z0-9])")
+    chosen = [p for p in files if start.match(p.name) or split in split_words(p.name)]
+    named = {word for p in files for word in split_words(p.name)}
     if not chosen and named:
         raise UserError(
             f"{folder}: no file for split {split!r}. Splits by file name: {', '.join(sorted(named))}. "
             f"Give split: NAME, or add {split}.jsonl"
         )
+    for path in chosen:
+        others = {
+            word for word in split_words(path.name) if word in SPLITS and SPLITS[word] != SPLITS.get(split, split)
+        }
+        if others and not start.match(path.name):
+            raise UserError(
+                f"{path}: its name has the splits {', '.join(sorted({split, *others}))}: rename it, or give `path` the "
+                "file itself"
+            )
+    if not chosen:
+        _refuse_joined(files)
+        if len(files) > 1:
+            reading.say(f"{folder}: no file name has a split: {len(files)} files are read as one set")
     if chosen and len(chosen) < len(files):
         left = len(files) - len(chosen)
         reading.say(f"{folder}: {len(chosen)} file(s) of split {split!r} read, {left} of other names left out")
     return chosen or files
+
+
+def _refuse_joined(files: Sequence[Path]) -> None:
+    """Raise UserError for names that differ only in a split written in one word with them: shoptrain, shoptest."""
+    found = []
+    for path in files:
+        name = path.name.split(".")[0].lower()
+        if match := _AT_AN_END.fullmatch(name):
+            word, rest = (match["word"], match["rest"]) if match["word"] else (match["last"], match["start"])
+            found.append((path, SPLITS[word], rest))
+    for (one, split, rest), (other, second, same) in itertools.combinations(found, 2):
+        if split != second and rest == same:
+            raise UserError(
+                f"{one.parent}: {one.name} and {other.name} seem to be two splits: put a dash before and after the "
+                "split's name in them, or give `path` the file itself"
+            )
 
 
 def _tables(folder: Path) -> list[Path]:

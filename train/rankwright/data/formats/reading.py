@@ -42,8 +42,12 @@ COLUMNS = {
     "instruction": "the instruction of the set",
 }
 MOST_FAULTS = 20
-# Words in the names of files that name a split.
-SPLIT_NAMES = ("train", "dev", "valid", "validation", "val", "test", "eval")
+# Words in the names of files that name a split -> which of ours it is.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "devel", "development", "valid", "validation", "val"), "dev"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout"), "test"),
+}
 # Limits for dropped rows: examples per kind, kinds per file, and characters of a message that decide its kind.
 MOST_EXAMPLES = 5
 MOST_KINDS = 50
@@ -198,6 +202,16 @@ class Reading:
     rows: int = 0
     taken: int = 0
     titles: int = 0
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a file's or column's name in lower case: `shopTrain_2.jsonl` has shop, train, jsonl."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
+def split_words(name: str) -> list[str]:
+    """The words of a file's or folder's name that name a split, in order."""
+    return [word for word in name_words(name) if word in SPLITS]
 
 
 def choose_split(where: object, split: str | None, known: Sequence[str], advice: str = "give split: NAME") -> str:

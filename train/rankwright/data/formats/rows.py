@@ -9,8 +9,12 @@ from typing import Any
 from rankwright.common.registry import Registry
 from rankwright.data.formats.builder import Document, GroupRow
 from rankwright.data.formats.fields import Fields, Roles, number_of
+from rankwright.data.formats.reading import name_words
+from rankwright.data.normalisation import is_blank
 
 RowReader = Callable[[Fields], GroupRow | None]
+# Digits of a column's number that count: Python makes no number of thousands of them.
+MOST_DIGITS = 9
 # One reader per format; it returns None, after at least one fault, for a row that cannot be read.
 ROW_FORMATS: Registry[RowReader] = Registry("format", hyphens=True)
 
@@ -28,7 +32,8 @@ def _sides(
         ("positives", positives, 1.0, scores[0], ids[0]),
         ("negatives", negatives, 0.0, scores[1], ids[1]),
     ):
-        elements = fields.listed(*names, required=label > 0)
+        # A row with judged negatives alone is taken: whole sets without a relevant document are refused at their end.
+        elements = fields.listed(*names, required=label > 0 and fields.name_of(*negatives) is None)
         place = fields.name_of(*names) or side
         given = fields.parallel(place, len(elements), f"{side[:-1]}_scores", score)
         keys = fields.parallel(place, len(elements), f"{side[:-1]}_ids", id)
@@ -77,13 +82,14 @@ def ms_swift(fields: Fields) -> GroupRow | None:
     documents = []
     for side, label in (("positive", 1.0), ("negative", 0.0)):
         name = f"{side}_messages"
-        for number, turns in enumerate(fields.listed(f"{side}s", name, required=label > 0)):
+        needed = label > 0 and fields.name_of("negatives", "negative_messages") is None
+        for number, turns in enumerate(fields.listed(f"{side}s", name, required=needed)):
             place = f"{name}[{number}]"
             own, text = _conversation(fields, place, turns)
             if own is not None and own != instruction:
                 fields.fault(f"{place} has a system turn of its own: a set has one instruction, give it in messages")
             documents.append(None if text is None else fields.document(place, text, label))
-    if query is not None and not query.strip():
+    if query is not None and is_blank(query):
         fields.fault("the query is empty: give it a text or remove the line")
         query = None
     row = fields.group_row(query and query.strip(), documents)
@@ -113,28 +119,38 @@ QUERIES = ("query", "anchor", "question", "sentence1", "sentence_1")
 DOCUMENTS = ("document", "positive", "answer", "passage", "sentence2", "sentence_2", "response")
 LISTS = ("documents", "docs", "passages")
 LABELS, SCORES = ("label", "labels"), ("score", "scores")
-_NEGATIVE = re.compile(r"negatives?(_?\d+)?")
+# Words that make a column one of judged negatives, and those that may stand beside them.
+_NEGATIVE = set("neg negs negative negatives hardneg hardnegative hardnegatives rejected".split())
+_OF_NEGATIVE = _NEGATIVE | set(
+    """hard bm25 mined random text texts document documents doc docs passage passages response responses answer answers
+    sentence sentences context contexts ctx ctxs chunk chunks candidate candidates""".split()
+)
 # Words that name a judgement: always as the whole name, as a part of it only where the column holds numbers.
 _JUDGEMENTS = set("label labels relevance relevant grade rating".split())
 # Never a query or a document, in whatever place.
 _OTHERS = {*LABELS, *SCORES, "query_id", "document_id", "document_ids", "title", "weight", "group", "instruction"}
 
 
-def negatives_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns of negatives, by number."""
-    found = [name for name in names if _NEGATIVE.fullmatch(name)]
-    return tuple(sorted(found, key=lambda name: int(re.sub(r"\D", "", name) or 0)))
+def negatives_of(kinds: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns of negatives, by number: `negative_2`, `hard_negatives`, `rejected_response`."""
+    found = [name for name, kind in kinds.items() if kind != "number" and _is_negative(name)]
+    return tuple(sorted(found, key=lambda name: int(re.sub(r"\D", "", name)[:MOST_DIGITS] or 0)))
+
+
+def _is_negative(name: str) -> bool:
+    words = words_of(name)
+    return bool(words & _NEGATIVE) and words <= _OF_NEGATIVE
 
 
 def words_of(name: str) -> set[str]:
     """The words of a column's name: `questionText` and `Question text` both have two."""
-    return set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    return set(name_words(name))
 
 
 def is_judgement(name: str, kind: str) -> bool:
     """Whether a column may hold labels: if it were left out, every row would be relevant."""
     words = words_of(name)
-    whole = words - {"", "is"} <= _JUDGEMENTS
+    whole = words - {"is"} <= _JUDGEMENTS
     return kind != "null" and bool(words & _JUDGEMENTS) and (whole or kind == "number")
 
 
@@ -146,7 +162,7 @@ def roles_by_name(kinds: Mapping[str, str], documents: Sequence[str] = DOCUMENTS
         return None
     # The miner of sentence-transformers uses both names for a list of scores.
     scores = "score" if kinds.get("score") == "list" and "scores" not in kinds else "scores"
-    return Roles(queries[0], found[0], negatives_of(list(kinds)), scores)
+    return Roles(queries[0], found[0], negatives_of(kinds), scores)
 
 
 def roles_by_order(kinds: Mapping[str, str], *, lists: bool) -> Roles | None:
@@ -161,26 +177,30 @@ def _tuple(fields: Fields, most: int | None) -> GroupRow | None:
     """A row with a query, a positive and negatives; `scores`: a teacher's scores in the order of the documents."""
     roles = fields.roles
     assert roles is not None
-    spare = [name for name in negatives_of(list(fields.row)) if name not in roles.negatives]
+    texts = {name: "text" for name, value in fields.row.items() if value is not None and number_of(value) is None}
+    spare = [name for name in negatives_of(texts) if name not in roles.negatives]
     if spare:
         fields.fault(f"column {spare[0]!r} holds a negative, and the first rows had none: give `format: n-tuple`")
     query = fields.query(roles.query)
-    names = [roles.document, *(name for name in roles.negatives if fields.row.get(name) is not None)]
-    if most is not None and len(names) > most:
-        fields.fault(f"{len(names)} documents, this format has {most}: give `format: n-tuple`")
     if fields.row.get(roles.document) is None:
         fields.listed(roles.document, required=True)
         return None
-    scores: Sequence[object] | None = [None] * len(names)
+    positives = fields.elements(roles.document)
+    negatives = [one for name in roles.negatives if fields.row.get(name) is not None for one in fields.elements(name)]
+    if most is not None and len(negatives) >= most:
+        fields.fault(f"{1 + len(negatives)} documents, this format has {most}: give `format: n-tuple`")
+    count = len(positives) + len(negatives)
+    if not count:
+        fields.fault(f"`{roles.document}` is an empty list: give a document, or remove the line")
+    scores: Sequence[object] | None = [None] * count
     if fields.name_of(roles.scores) is not None:
-        scores = fields.parallel("documents", len(names), roles.scores)
+        scores = fields.parallel("documents", count, roles.scores)
     documents: list[Document | None] = []
-    for number, (name, score) in enumerate(zip(names, scores or (), strict=False)):
-        element = fields.row[name]
-        if number == 0:
-            element = _titled(fields, element)
-        key = fields.row.get("document_id") if number == 0 else None
-        documents.append(fields.document(name, element, float(number == 0), id=key, score=score))
+    for number, ((name, element), score) in enumerate(zip([*positives, *negatives], scores or (), strict=False)):
+        key, relevant = None, number < len(positives)
+        if number == 0 and len(positives) == 1:
+            element, key = _titled(fields, element), fields.row.get("document_id")
+        documents.append(fields.document(name, element, float(relevant), id=key, score=score))
     return fields.group_row(query, documents)
 
 
@@ -203,7 +223,7 @@ def triplets(fields: Fields) -> GroupRow | None:
 
 @ROW_FORMATS.register
 def n_tuple(fields: Fields) -> GroupRow | None:
-    """sentence-transformers: a query, a positive and negatives, which may be null."""
+    """sentence-transformers: a query, a positive and negatives, which may be null, or stand in one list."""
     return _tuple(fields, None)
 
 
@@ -240,12 +260,17 @@ def scored_pairs(fields: Fields) -> GroupRow | None:
     if fields.row.get(roles.document) is None:
         fields.listed(roles.document, required=True)
         return None
-    element = _titled(fields, fields.row[roles.document])
+    elements = fields.elements(roles.document)
     if judged is None:
         return None
+    if len(elements) != 1:
+        fields.fault(f"{len(elements)} documents with one label: give each a row of its own")
     key = fields.row.get("document_id")
-    document = fields.document(roles.document, element, judged[0], id=key, score=judged[1])
-    return fields.group_row(query, [document])
+    documents = [
+        fields.document(name, _titled(fields, element), judged[0], id=key, score=judged[1])
+        for name, element in elements[:1]
+    ]
+    return fields.group_row(query, documents)
 
 
 @ROW_FORMATS.register

@@ -192,7 +192,7 @@ def _names(cells: list[str] | None, path: Path, faults: Faults) -> list[str]:
     names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        give_up(faults, path, 1, f"two columns are named {twice[0]!r}: rename one of them")
+        give_up(faults, path, 1, f"two columns are named {twice[0]!r}: rename one of them, or add a header")
     return names
 
 

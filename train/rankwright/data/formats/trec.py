@@ -9,7 +9,7 @@ from pathlib import Path
 from rankwright.common.errors import UserError, did_you_mean
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import TOPICS, assemble, qrels_rows, read_judgements, read_texts
-from rankwright.data.formats.reading import SPLIT_NAMES, Faults, Reading, Rows, give_up
+from rankwright.data.formats.reading import Faults, Reading, Rows, give_up, split_words
 from rankwright.data.formats.text_rows import json_rows, text_lines
 
 _CORPUS = re.compile(r"(?:corpus|collection|docs?|documents)\b.*", re.IGNORECASE)
@@ -57,7 +57,7 @@ def read_trec(folder: Path, reading: Reading) -> Collection:
     field = reading.columns.get("query", "title")
     queries = read_texts(_topics(topics_path, field, faults), topics_path, reading, titled=False)
     qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, reading, corpus, queries)
-    shared = not _named_splits(topics_path)
+    shared = not split_words(topics_path.name)
     return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared)
 
 
@@ -65,14 +65,14 @@ def _files(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and pattern.fullmatch(path.name))
 
 
-def _named_splits(path: Path) -> list[str]:
-    return [part for part in re.split(r"[._-]", path.name.lower()) if part in SPLIT_NAMES]
-
-
 def _of_split(files: Sequence[Path], split: str | None) -> list[Path]:
     """The files with the split in their names, else those that name no split."""
-    named = [path for path in files if split is not None and split in re.split(r"[._-]", path.name)]
-    return named or [path for path in files if split is None or not _named_splits(path)]
+
+    def names(path: Path) -> list[str]:
+        return [*re.split(r"[._-]", path.name), *split_words(path.name)]
+
+    named = [path for path in files if split is not None and split in names(path)]
+    return named or [path for path in files if split is None or not split_words(path.name)]
 
 
 def _one(folder: Path, pattern: re.Pattern[str], what: str, split: str | None) -> Path:
@@ -83,7 +83,7 @@ def _one(folder: Path, pattern: re.Pattern[str], what: str, split: str | None) -
     if not files:
         raise UserError(f"{folder}: no file of {what}, by its name: add one, such as {what}.tsv")
     names = ", ".join(path.name for path in files)
-    near = did_you_mean(split, [s for path in files for s in _named_splits(path)]) if split is not None else ""
+    near = did_you_mean(split, [s for path in files for s in split_words(path.name)]) if split is not None else ""
     wanted = f"one file of {what}" + (f" for split {split!r}{near}" if split is not None else "")
     raise UserError(f"{folder}: needs {wanted}, found {len(found)}. Files of {what}: {names}. Give split: NAME")
 
