@@ -64,6 +64,9 @@ MAX_FUNCTION = {"lines": 60, "parameters": 8}
 OWN_LIMITS = {
     # The training loop is meant to be read from top to bottom.
     ("training/loop.py", "fit", "lines"): 90,
+    # Keywords are the keys of a recipe's entry.
+    ("data/formats/read.py", "read_collection", "parameters"): 9,
+    ("data/formats/convert.py", "convert", "parameters"): 9,
 }
 # Keywords of a function with one of these decorators are keys of a recipe or options of a command.
 KEYWORDS_ARE_KEYS = {"register", "command"}
@@ -209,8 +212,9 @@ def check_place(path: str) -> Iterator[Finding]:
         yield Finding(path, 1, "data/ holds no Python")
     if top == "recipes":
         html_report = "reports" in rest[:-1] and name.endswith(".html")
-        if not (name.endswith((".yaml", ".yml", ".md")) or rest == ["schema.json"] or html_report):
-            yield Finding(path, 1, "recipes/ holds YAML, Markdown and schema.json only (and HTML in a folder reports/)")
+        if not (name.endswith((".yaml", ".yml", ".md", ".ipynb")) or rest == ["schema.json"] or html_report):
+            what = "YAML, Markdown, notebooks and schema.json only (and HTML in a folder reports/)"
+            yield Finding(path, 1, f"recipes/ holds {what}")
     if top == "tests" and not (rest == ["conftest.py"] or lies_in_mirror(rest)):
         yield Finding(
             path, 1, "tests/ holds conftest.py, test_*.py in tests/<room>/ or tests/whole/, helpers in tests/support/"

@@ -116,7 +116,8 @@ def test_exit_codes_and_json(tmp_path: Path) -> None:
     clean = jobs.write_set(tmp_path / "clean", "train", first=0, queries=5)
     done = jobs.rankwright("data", "check", clean, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
-    assert "clean: nothing found" in done.stdout
+    # Its labels are 1 and 2: whether 1 is relevant cannot be seen.
+    assert "set `relevant_from: 2`" in done.stdout and done.stdout.endswith("\n1 warning\n")
     assert json.loads((tmp_path / "found.json").read_text())["statistics"]["train"][0]["queries"] == 5
     done = jobs.rankwright("data", "check", write_bad(tmp_path / "bad"))
     assert done.returncode == 2 and "corpus.jsonl:8: not JSON" in done.stdout and not done.stderr

@@ -11,13 +11,14 @@ from typing import Any
 import jobs
 import pytest
 
-from rankwright.cli.init import init
+from rankwright.cli.init import Wishes, init
 from rankwright.cli.show import describe_recipe
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
-from rankwright.data.discovery import guess_columns, take_test, write_taken
+from rankwright.data.discovery import take_test, write_taken
 from rankwright.data.formats.read import read_collection
+from rankwright.data.guesses import guess_columns
 from rankwright.data.statistics import share_of_code
 from rankwright.evaluation.gate import GateRefused
 from rankwright.model.lengths import choose_budget
@@ -29,7 +30,8 @@ BASE = "fixtures/tiny-base"
 
 
 def write(*paths: Path, output: Path, **options: Any) -> LoadedRecipe:
-    init(paths, output, **{"base": BASE, "name": None, "fraction": 0.2, "on_fault": "stop", **options})
+    wishes = Wishes(options.pop("columns", {}), options.pop("labels", {}), options.pop("on_fault", "stop"))
+    init(paths, output, **{"base": BASE, "name": None, "fraction": 0.2, "wishes": wishes, **options})
     return load_recipe(str(output))
 
 
@@ -155,9 +157,11 @@ def test_labels_of_another_name_beside_names_we_know(tmp_path: Path) -> None:
     assert "labels 0, 1" in (tmp_path / "r.yaml").read_text()
     report = passes_check(loaded, tmp_path / "run")
     assert sum(row["judgements"] for rows in report["splits"].values() for row in rows) == 60
-    (tmp_path / "text.csv").write_text("question,answer,relevant\nq,a,yes\nq,b,no\n")
-    with pytest.raises(UserError, match="is 'relevant' the label"):
-        write(tmp_path / "text.csv", output=tmp_path / "text.yaml")
+    lines = [f"claim {n * 7},answer {n * 7},yes\nclaim {n * 7},river {n * 7},no" for n in range(30)]
+    (tmp_path / "test.csv").write_text("\n".join(["question,answer,relevant", *lines]))
+    loaded = write(tmp_path / "train.csv", tmp_path / "test.csv", output=tmp_path / "text.yaml")
+    (test,) = loaded.recipe.data.test
+    assert test.columns == {"label": "relevant"} and test.labels == {"no": 0, "yes": 1}
 
 
 def test_columns_are_guessed_by_whole_words() -> None:

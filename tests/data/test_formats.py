@@ -137,7 +137,7 @@ def test_a_column_map_to_single_texts_and_into_objects(tmp_path: Path) -> None:
     read = read_collection(path, name="set", columns=columns, say=said.append)
     assert read.qrels == {content_id("one"): {content_id("text"): 1.0}}
     assert read.query_groups == {content_id("one"): "7"}
-    assert said == ["set: columns not used: meta, query"]
+    assert said == ["set: columns not used: query"]
 
 
 def test_wrong_column_maps_are_named_all_at_once(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def messages(path: Path, **options: Any) -> list[str]:
     ("name", "values", "words"),
     [
         ("label", ["yes", "no"], "the label of answer is 'yes', needs a number"),
-        ("label", [[1], [0]], "the label of answer is [1], needs a number"),
+        ("label", [[1, 0], [0]], "the label of answer is [1, 0], needs a number"),
         ("labels", [1, 0], "is 'labels' the label? Give `columns: {label: labels}`"),
         ("relevance", [1, 0], "is 'relevance' the label? Give `columns: {label: relevance}`"),
         ("Is_Relevant", [True, False], "is 'Is_Relevant' the label?"),

@@ -183,7 +183,7 @@ def test_run_files_spell_ids_as_ever(ids: set[str]) -> None:
         by_spelling.setdefault(trec_column(identifier), []).append(identifier)
     texts: Mapping[str, str] = dict.fromkeys(sorted(ids), "")
     if any(len(same) > 1 for same in by_spelling.values()):
-        with pytest.raises(UserError, match="alike: rename one"):
+        with pytest.raises(UserError, match="the same text in a run file: rename one"):
             columns_of(texts, "here")
         return
     found = columns_of(texts, "here")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from rankwright.cli.columns import COLUMNS_HELP, LABELS_HELP, columns_of, labels_of
 from rankwright.cli.exits import EXIT_USER
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, no_such
@@ -40,6 +41,10 @@ def check(
     ] = None,
     split: Annotated[str | None, typer.Option(help="with a PATH: check only this split")] = None,
     base: Annotated[str | None, typer.Option(help="with a PATH: count tokens as this model does")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help=f"with a PATH: {COLUMNS_HELP}")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="VALUE=NUMBER", help=f"with a PATH: {LABELS_HELP}")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 2 for warnings too")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
 ) -> None:
@@ -52,17 +57,23 @@ def check(
 
     is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
     if is_recipe:
-        if split is not None or base is not None:
+        if any(option is not None for option in (split, base, columns, labels)):
             raise UserError(
-                "--split and --base are for a PATH; a recipe has its own keys: data.train.0.split=..., model.base=..."
+                "--split, --base, --columns and --labels are for a PATH; a recipe has its own keys: "
+                "data.train.0.split=..., model.base=..."
             )
         found = data_check.check_recipe(load_recipe(target, overrides or []))
-    elif overrides:
-        raise UserError(
-            f"{overrides[0]!r}: settings go with a recipe, and {target!r} is not one (its file ends in .yaml)"
-        )
     else:
-        found = data_check.check_path(_path(target), split, base)
+        named, rest = columns_of(columns or [], overrides or [])
+        if rest:
+            raise UserError(
+                f"{rest[0]!r}: settings go with a recipe, and {target!r} is not one (its file ends in .yaml)"
+            )
+        found = data_check.check_path(_path(target), split, base, columns=named, labels=labels_of(labels))
+    _report(found, strict=strict, json_file=json_file)
+
+
+def _report(found: DataCheck, *, strict: bool, json_file: Path | None) -> None:
     show(found)
     if json_file is not None:
         text = json.dumps(as_json(found), indent=2, ensure_ascii=False, allow_nan=False)
@@ -87,9 +98,8 @@ def convert(
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="the format to write")],
     from_: Annotated[str | None, typer.Option("--from", metavar="FORMAT", help="the format of IN")] = None,
     split: Annotated[str | None, typer.Option(help="the split to read")] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="our name of a column = the file's; repeat it")
-    ] = None,
+    columns: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help=COLUMNS_HELP)] = None,
+    labels: Annotated[str | None, typer.Option(metavar="VALUE=NUMBER", help=LABELS_HELP)] = None,
     group_key: Annotated[str | None, typer.Option(help="the column of the groups")] = None,
 ) -> None:
     """Write a set in another format.
@@ -98,13 +108,7 @@ def convert(
     """
     from rankwright.data.formats.convert import convert as write
 
-    pairs = [text.partition("=") for text in columns or []]
-    wrong = [ours for ours, mark, theirs in pairs if not (ours and mark and theirs)]
-    if wrong:
-        raise UserError(f"--columns {wrong[0]}: must be OURS=THEIRS, such as query=question")
-    names = [ours for ours, *_ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--columns {twice[0]}: given twice: each of our columns is one column of the file")
+    named, _ = columns_of(columns or [], [])
     write(
         source,
         target,
@@ -112,7 +116,8 @@ def convert(
         say=console.say,
         format=from_,
         split=split,
-        columns={ours: theirs for ours, _, theirs in pairs},
+        columns=named,
+        labels=labels_of(labels),
         group_key=group_key,
     )
 
@@ -168,7 +173,7 @@ def show(check: DataCheck) -> None:
         for problem in check.problems:
             if problem.level == level:
                 _show_problem(problem)
-    counts = [f"{check.count(level)} {level}s" for level in LEVELS if check.count(level)]
+    counts = [f"{n} {level}{'s' if n > 1 else ''}" for level in LEVELS if (n := check.count(level))]
     console.say(", ".join(counts) or "clean: nothing found")
 
 

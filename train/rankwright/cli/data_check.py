@@ -13,6 +13,7 @@ from rankwright.data import leakage, sources
 from rankwright.data.collection import Collection
 from rankwright.data.discovery import Wanted, find_lines, find_sets, wanted_judgement, wanted_text
 from rankwright.data.formats.reading import Faults, OnFault
+from rankwright.data.guesses import columns_text, read_as
 from rankwright.data.sources import Located, locate_all
 from rankwright.data.statistics import Finding, Level
 from rankwright.model.prompt import PromptEncoder
@@ -118,8 +119,18 @@ def _of_train(error: UserError) -> list[Problem]:
     return [Problem("error", "train", "all sets", SET, UNUSABLE, line, 1, ()) for line in str(error).splitlines()]
 
 
-def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
-    """Check a file or folder, all its splits or one. base: a model whose tokenizer counts, under its default prompt."""
+def check_path(
+    path: Path,
+    split: str | None,
+    base: str | None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[str, float] | None = None,
+) -> DataCheck:
+    """Check a file or folder, all its splits or one. base: a model whose tokenizer counts, under its default prompt.
+
+    columns, labels: as in a recipe; what is not given is guessed as `init` does.
+    """
     found = find_sets(path)
     if split is not None:
         names = sorted({name for one in found for name in (one.split, one.upstream) if name})
@@ -135,7 +146,14 @@ def check_path(path: Path, split: str | None, base: str | None) -> DataCheck:
     check = DataCheck(str(path), tokens)
     checker = _Checker(check, SetReports(code=False), encoder, "stop")
     for one in sorted(found, key=lambda one: SPLITS.index(one.split) if one.split else len(SPLITS)):
-        source = Source(path=str(one.path), split=one.upstream or split)
+        format = read_as(one, columns, labels)
+        if format.question:
+            raise UserError(format.question)
+        if format.columns and not columns:
+            console.say(f"{one.path}: columns guessed by their names: {columns_text(format)}")
+        source = Source(
+            path=str(one.path), split=one.upstream or split, columns=dict(format.columns), labels=dict(format.labels)
+        )
         entry = Located(source, one.name, one.upstream or split or "", one.path)
         checker.look(entry, one.split or one.upstream or split or "all")
     if len(checker.read.keys() & set(SPLITS)) > 1:

@@ -6,18 +6,20 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.files import write_text_atomic
 from rankwright.data import leakage
 from rankwright.data.collection import Collection
-from rankwright.data.discovery import Format, FoundSet, find_sets, format_of, take_test, write_taken
+from rankwright.data.discovery import FoundSet, find_sets, take_test, write_taken
 from rankwright.data.formats.read import read_collection
 from rankwright.data.formats.reading import Faults, OnFault
+from rankwright.data.guesses import Format, columns_text, read_as
 from rankwright.data.sources import Located, read
 from rankwright.data.statistics import SHARE_OF_CODE, drawn, share_of_code
 from rankwright.model.lengths import Budget, choose_budget
@@ -33,19 +35,27 @@ DEFAULT_BASE = "Qwen/Qwen3-Reranker-0.6B"
 UNBOUNDED_TOKENS = 10**6
 
 
-def init(
-    paths: Sequence[Path], output: Path, *, base: str, name: str | None, fraction: float, on_fault: OnFault
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user states: columns (ours -> theirs), labels (value -> label), and what happens to rows with faults."""
+
+    columns: Mapping[str, str]
+    labels: Mapping[str, float]
+    on_fault: OnFault
+
+
+def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fraction: float, wishes: Wishes) -> None:
     """Write `output`; without a test split also a folder beside it, with test queries taken out of train.
 
-    Raises UserErrors for faults of the files, and when something would be overwritten.
+    Where the columns of a file are not known, `output` is a draft with `columns` to fill in, and UserErrors name them.
+    Raises UserErrors too for faults of the files, and when something would be overwritten.
     """
     folder = output.with_name(f"{output.name.split('.')[0]}-data")
     _refuse(output)
     resources.resolve_base(base)
     found = [one for path in paths for one in find_sets(path)]
     chosen, left_out = _choose(found)
-    entries = _read(chosen, on_fault)
+    entries = _read(chosen, wishes, lambda questions: _draft(output, base, name, chosen, questions))
     said = [f"{one.path}: left out, no split in its name" for one in left_out]
     if not any(entry.split == "test" for entry in entries):
         _refuse(folder)
@@ -66,7 +76,7 @@ def init(
         said=said,
         budget=budget,
         code=code,
-        on_fault=on_fault,
+        on_fault=wishes.on_fault,
         leaks=leaks,
     )
     # What init writes must be right: it is loaded before it is written.
@@ -128,15 +138,21 @@ def _choose(found: Sequence[FoundSet]) -> tuple[list[tuple[FoundSet, str]], list
     raise UserError(f"no set for training was found, only {splits}: name a file or folder train, or name one more")
 
 
-def _read(chosen: Sequence[tuple[FoundSet, str]], on_fault: OnFault) -> list[Entry]:
+def _read(
+    chosen: Sequence[tuple[FoundSet, str]], wishes: Wishes, draft: Callable[[Sequence[str]], NoReturn]
+) -> list[Entry]:
+    """The sets. draft: called with the questions about columns, where the files leave some open."""
     entries: list[Entry] = []
     mistakes: list[str] = []
-    for one, split in chosen:
+    formats = [read_as(one, wishes.columns, wishes.labels) for one, _ in chosen]
+    if questions := [format.question for format in formats if format.question]:
+        draft(questions)
+    for (one, split), format in zip(chosen, formats, strict=True):
         path = _written(one.path)
-        faults = Faults(on_fault)
+        faults = Faults(wishes.on_fault)
         try:
-            format = format_of(one)
-            source = Source(path=path, split=one.upstream, columns=dict(format.columns))
+            columns, labels = dict(format.columns), dict(format.labels)
+            source = Source(path=path, split=one.upstream, columns=columns, labels=labels)
             collection = read(Located(source, one.name, one.upstream or split, one.path), _say, faults)
         except UserError as error:
             mistakes += str(error).splitlines()
@@ -153,6 +169,30 @@ def _read(chosen: Sequence[tuple[FoundSet, str]], on_fault: OnFault) -> list[Ent
             for number, entry in enumerate(entries, 1)
         ]
     return entries
+
+
+def _draft(
+    output: Path, base: str, name: str | None, chosen: Sequence[tuple[FoundSet, str]], questions: Sequence[str]
+) -> NoReturn:
+    """Write a recipe whose columns are to be filled in, and raise UserErrors that name them."""
+    lines = [
+        "# A draft of `rankwright init`: it could not tell the columns. Replace each FILL_IN by the name of a column.",
+        *(f"# {question}" for question in questions),
+        f"name: {_text(name or _slug(output.name.split('.')[0]))}",
+        "model:",
+        f"  base: {_text(base)}",
+        "data:",
+    ]
+    for wanted in ("train", "dev", "test"):
+        lines += [f"  {wanted}:"] if any(split == wanted for _, split in chosen) else []
+        for one, _ in (pair for pair in chosen if pair[1] == wanted):
+            lines += [f"    - name: {_text(one.name)}", f"      path: {_text(_written(one.path))}"]
+            lines.append(
+                "      columns: {query: FILL_IN, document: FILL_IN, label: FILL_IN}    # no label: all relevant"
+            )
+    write_text_atomic(output, "\n".join([*lines, ""]))
+    shown = shlex.quote(resources.shown(output))
+    raise UserErrors([*questions, f"a draft is written: fill in its columns, or remove {shown} and give --columns"])
 
 
 def _say(line: str) -> None:
@@ -185,9 +225,11 @@ def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[
             upstream = split if path == "." else None
             # Read again: each side is reported as the recipe will find it.
             written = read_collection(place / path, name=entry.name, split=upstream, say=lambda line: None)
-            written_as = Format("beir" if path == "." else "groups", {})
+            written_as = Format("beir" if path == "." else "groups")
             new = Entry(split, entry.name, _written(place / path), upstream, written, written_as)
             (kept if split == "train" else tests).append(new)
+        if entry.format.columns:
+            said.append(f"{entry.path}: read with {columns_text(entry.format)}")
         said.append(
             f"{entry.path}: no test split, so {len(test.queries):,} of {len(entry.collection.queries):,} queries "
             f"({fraction:.0%} asked for) were taken out of it by a hash of their ids: {_written(place)}"
@@ -301,9 +343,14 @@ def _split(split: str, entries: Sequence[Entry]) -> Iterator[str]:
         yield f"      path: {_text(entry.path)}"
         if entry.upstream is not None:
             yield f"      split: {_text(entry.upstream)}"
+        if entry.format.guessed:
+            yield "      # GUESSED by names and values: our name of a column -> the file's, what its values mean"
         if columns := entry.format.columns:
             pairs = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
-            yield f"      columns: {{{pairs}}}    # GUESSED by their names: our name of a column -> the file's"
+            yield f"      columns: {{{pairs}}}"
+        if labels := entry.format.labels:
+            pairs = ", ".join(f"{_text(value)}: {label:g}" for value, label in labels.items())
+            yield f"      labels: {{{pairs}}}"
         yield "      # licence: own    # whose texts are these? own, or e.g. CC-BY-4.0; without it: unknown"
 
 

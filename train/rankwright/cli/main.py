@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from rankwright.cli.columns import COLUMNS_HELP, LABELS_HELP
 from rankwright.cli.data import data_app
 from rankwright.cli.exits import (
     EXIT_GATE,
@@ -176,13 +177,15 @@ def check(
 
 @app.command()
 def init(
-    paths: Annotated[list[Path] | None, typer.Argument(help="your files and folders (else the current folder)")] = None,
+    paths: Annotated[list[str] | None, typer.Argument(help="your files and folders (else the current folder)")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the recipe to write")] = Path("recipe.yaml"),
     base: Annotated[str | None, typer.Option(help="hub id or folder (else Qwen/Qwen3-Reranker-0.6B)")] = None,
     name: Annotated[str | None, typer.Option(help="name of the recipe (else that of its file)")] = None,
     test_fraction: Annotated[
         float, typer.Option(help="share of the queries for testing, where no split is for that", min=0.01, max=0.5)
     ] = 0.2,
+    columns: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help=COLUMNS_HELP)] = None,
+    labels: Annotated[str | None, typer.Option(metavar="VALUE=NUMBER", help=LABELS_HELP)] = None,
     drop_faults: Annotated[
         bool, typer.Option("--drop-faults", help="leave out rows with faults, and count them")
     ] = False,
@@ -191,16 +194,18 @@ def init(
 
     Finds sets and splits in them, and splits off a test set where there is none. Overwrites nothing.
     """
-    from rankwright.cli.init import DEFAULT_BASE, init
+    from rankwright.cli.columns import columns_of, labels_of
+    from rankwright.cli.init import DEFAULT_BASE, Wishes, init
 
     console.quiet_libraries()
+    named, places = columns_of(columns or [], paths or [])
     init(
-        paths or [Path()],
+        [Path(place) for place in places] or [Path()],
         output,
         base=base or DEFAULT_BASE,
         name=name,
         fraction=test_fraction,
-        on_fault="drop" if drop_faults else "stop",
+        wishes=Wishes(named, labels_of(labels), "drop" if drop_faults else "stop"),
     )
 
 

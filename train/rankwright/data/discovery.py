@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +15,8 @@ from rankwright.common.files import atomic_folder, write_lines_atomic
 from rankwright.common.resources import nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import available_splits, is_beir
-from rankwright.data.formats.detect import SAMPLE_ROWS, choose, kinds_of
 from rankwright.data.formats.reading import SPLITS, Faults, split_words
-from rankwright.data.formats.rows import is_judgement, roles_by_name, words_of
-from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits, table_rows
+from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits
 from rankwright.data.formats.text_rows import LINES, plain_name, text_lines
 from rankwright.data.formats.trec import is_trec
 from rankwright.data.formats.writers import WRITERS, beir_qrels, beir_texts, fits_a_table, json_row
@@ -27,10 +24,6 @@ from rankwright.data.leakage import split_apart
 
 # A set may lie in SPLIT/ below DOMAIN/ below the folder that was given; deeper folders hold other things.
 MOST_FOLDERS_DOWN = 3
-_GUESSES = {
-    "query": set("query question search ask claim anchor prompt problem request".split()),
-    "document": set("document doc passage paragraph answer context content chunk code snippet".split()),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +78,7 @@ def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
         for upstream in upstreams:
             yield FoundSet(_name(folder), folder, our_split(upstream or folder.name), upstream)
         return
-    yield from _of_files(folder, sorted(p for p in folder.iterdir() if p.is_file() and _is_data(p)))
+    yield from _of_files(folder, sorted(p for p in folder.iterdir() if p.is_file() and is_data(p)))
     if depth < MOST_FOLDERS_DOWN:
         for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
             yield from _walk(inner, depth + 1)
@@ -107,7 +100,7 @@ def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
                 yield FoundSet(_name(folder) if len(parts) == 1 and split else _name(part), part, split, None)
 
 
-def _is_data(path: Path) -> bool:
+def is_data(path: Path) -> bool:
     # A .json file beside others mostly describes them; a .json file that the user names is read.
     return is_table(path) and ".json" not in path.suffixes and not path.name.startswith(".")
 
@@ -120,55 +113,6 @@ def _name(path: Path) -> str:
     if not any(re.search("[A-Za-z]", word) for word in words):
         return _name(path.parent) if path.parent != path else "data"
     return "-".join(words)
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How a set is read. columns: our name -> the file's, guessed where we do not know the file's names."""
-
-    name: str
-    columns: Mapping[str, str]
-
-
-def format_of(one: FoundSet) -> Format:
-    """The format of a found set by its content. Raises UserError when none fits, and nothing can be guessed."""
-    path = one.path
-    if path.is_dir():
-        if is_beir(path) or is_trec(path):
-            return Format("beir" if is_beir(path) else "trec", {})
-        if is_saved(path):
-            return Format("rows saved by datasets", {})
-        path = next(p for p in sorted(path.iterdir()) if _is_data(p) and our_split(p.name) == one.split)
-    # The reader reports its faults.
-    rows = itertools.islice(table_rows(path, Faults("drop")), SAMPLE_ROWS)
-    kinds = kinds_of(row for _, row in rows)
-    if not kinds:
-        return Format("rows", {})
-    try:
-        return Format(choose(kinds, None, path)[0], {})
-    except UserError:
-        columns = guess_columns(kinds)
-        if "document" not in columns and "label" not in columns:
-            raise
-        ours = {theirs: our for our, theirs in columns.items()}
-        return Format(choose({ours.get(name, name): kind for name, kind in kinds.items()}, None, path)[0], columns)
-
-
-def guess_columns(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Our name -> the only text column with a matching word in its name; a number named as a judgement is the label."""
-    found: dict[str, str] = {}
-    numbers = [n for n, kind in kinds.items() if kind == "number" and is_judgement(n, kind)]
-    if roles_by_name(kinds) is not None and len(numbers) == 1:
-        # The names of the other columns are known.
-        return {"label": numbers[0]}
-    for ours, words in _GUESSES.items():
-        columns = [n for n, kind in kinds.items() if kind == "text"]
-        names = [n for n in columns if words & words_of(n) and "id" not in words_of(n)]
-        if len(names) == 1:
-            found[ours] = names[0]
-    if len(found) == 2 and len(numbers) == 1:
-        found["label"] = numbers[0]
-    return found
 
 
 def take_test(whole: Collection, *, fraction: float, seed: int) -> tuple[Collection, Collection]:

@@ -116,7 +116,7 @@ def _read(located: Located, say: Say, faults: Faults) -> Collection:
     group_key = source.group_key or (card.group_key if card is not None else None)
     hub = _hub(located)
     columns = source.columns or ({} if hub is None else hub.columns)
-    reading = Reading(located.name, located.split, faults, say, columns, group_key)
+    reading = Reading(located.name, located.split, faults, say, columns, group_key, source.labels)
     if hub is None:
         assert located.path is not None
         if source.config is not None:

@@ -76,7 +76,9 @@ class StageInputs:
         # A note or a licence of the card changes no row.
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
         content = entry.path and self._content(entry.path)
-        reading = entry.source.model_dump(include={"format", "columns", "config", "relevant_from", "group_key"})
+        reading = entry.source.model_dump(
+            include={"format", "columns", "labels", "config", "relevant_from", "group_key"}
+        )
         # The seed chooses the queries of a limit.
         limit = entry.source.limit and (entry.source.limit, self.recipe.seed)
         where = (entry.name, entry.split, entry.hub, entry.revision)

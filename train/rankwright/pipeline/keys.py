@@ -27,6 +27,7 @@ EXAMPLES = {
     "data.train[].hub": "OWNER/NAME",
     "data.train[].format": "pairs",
     "data.train[].columns": "{query: question, document: passage}",
+    "data.train[].labels": "{Relevant: 1, Not relevant: 0}",
     "data.train[].config": "default",
     "data.train[].split": "train",
     "data.train[].name": "contracts",

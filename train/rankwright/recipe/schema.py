@@ -47,7 +47,9 @@ class Source(Section):
     format: str | None = None
     """The format of the files; without it, the content decides."""
     columns: dict[str, str] = {}
-    """Names of columns: ours -> those in the file."""
+    """Names of columns: ours -> those in the file, or the path to a value inside: `annotations.0.choice`."""
+    labels: dict[str, float] = {}
+    """What the values of the label column mean: `{Relevant: 1, "Not relevant": 0}`; above 0 is relevant."""
     config: str | None = None
     """The configuration of a set on the hub."""
     split: str | None = None

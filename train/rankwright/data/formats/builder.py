@@ -41,6 +41,8 @@ class GroupRow:
     group: str | None = None
     instruction: str | None = None
     titles: int = 0
+    # Labels say what was clicked in one session: another one may differ.
+    clicks: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class Groups:
     instructions: dict[str, int] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
     repeats: int = 0
+    sessions: int = 0
     other_scores: int = 0
 
     def add(self, row: GroupRow, where: object, line: int) -> None:
@@ -70,6 +73,7 @@ class Groups:
             return
         self.reading.taken += 1
         self.reading.titles += row.titles
+        self.sessions += row.clicks
         self.queries[key] = row.query
         if row.weight is not None:
             self.weights[key] = row.weight
@@ -80,7 +84,8 @@ class Groups:
         judged = self.qrels.setdefault(key, {})
         for document in row.documents:
             self.repeats += document.key in judged
-            judged[document.key] = document.label
+            before = judged.get(document.key, document.label)
+            judged[document.key] = max(before, document.label) if row.clicks else document.label
             self.corpus.add(document.key, document.text)
             if document.group is not None:
                 self.document_groups[document.key] = document.group
@@ -113,7 +118,7 @@ class Groups:
                     f"{place}: document id {key!r} had another text before: give every document an id of its own"
                 )
             before = labels.setdefault(key, judged.get(key, document.label))
-            if before != document.label:
+            if before != document.label and not row.clicks:
                 found.append(
                     f"{place}: document {_shown(document)} has label {document.label:g} here and {before:g} before, "
                     "for the same query: keep one of the two"
@@ -157,7 +162,15 @@ class Groups:
         name, say = self.reading.name, self.reading.say
         if self.ignored:
             say(f"{name}: columns not used: {', '.join(sorted(self.ignored))}")
-        if self.repeats:
+        if self.sessions:
+            shown = sum(map(len, self.qrels.values()))
+            clicked = sum(label > 0 for judged in self.qrels.values() for label in judged.values())
+            say(
+                f"{name}: {self.sessions:,} rows of clicks: {clicked:,} of {shown:,} documents shown for a query were "
+                "clicked at least once and count as relevant, the others as not relevant. People click what stands "
+                "first (position bias), and leave right answers below it: judge some by hand for the test set"
+            )
+        elif self.repeats:
             say(f"{name}: {self.repeats:,} repeated (query, document) pairs read once")
         if self.other_scores:
             say(f"{name}: {self.other_scores:,} repeated pairs had another teacher score: the first is kept")

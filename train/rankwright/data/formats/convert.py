@@ -52,6 +52,7 @@ def convert(
     format: str | None = None,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
+    labels: Mapping[str, float] | None = None,
     group_key: str | None = None,
 ) -> None:
     """Read `source` as a recipe's `path` is read, and write it in format `to`; reports what was read, written and lost.
@@ -66,7 +67,7 @@ def convert(
         check_suffix(target)
     elif is_table(target):
         raise UserError(f"{target}: format {to} is a folder of files: give a name without a suffix")
-    reading = Reading(source.name.split(".")[0], split, Faults(), say, columns or {}, group_key)
+    reading = Reading(source.name.split(".")[0], split, Faults(), say, columns or {}, group_key, labels or {})
     collection = read_path(source, format, reading)
     judged = sum(map(len, collection.qrels.values()))
     say(f"{source}: {len(collection.queries):,} queries, {len(collection.corpus):,} documents, {judged:,} judgements")

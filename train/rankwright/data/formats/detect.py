@@ -14,6 +14,7 @@ from rankwright.data.formats.builder import Groups
 from rankwright.data.formats.fields import Fields, Roles, missing_columns, number_of, renamed
 from rankwright.data.formats.reading import COLUMNS, Reading, Row, Rows, check_columns
 from rankwright.data.formats.rows import (
+    CLICKED,
     DOCUMENTS,
     LISTS,
     QUERIES,
@@ -58,7 +59,8 @@ def _tuple(least: int, most: int) -> Callable[[Kinds], bool]:
             return False
         # A list of negatives holds any number of them.
         count = max(len(roles.negatives), 2 * any(kinds[name] == "list" for name in roles.negatives))
-        return least <= count <= most and (least > 0 or not (_labelled(kinds) or _judgements(kinds)))
+        free = least > 0 or not (_labelled(kinds) or _judgements(kinds) or _clicked(kinds))
+        return least <= count <= most and free
 
     return fits
 
@@ -71,6 +73,11 @@ def _labelled(kinds: Kinds) -> bool:
 def _judgements(kinds: Kinds) -> list[str]:
     """Columns that may hold labels, under names that we do not take for labels."""
     return [name for name, kind in kinds.items() if name != "label" and is_judgement(name, kind)]
+
+
+def _clicked(kinds: Kinds) -> bool:
+    names = [name for name in CLICKED if kinds.get(name, "null") != "null"]
+    return len(names) == 1 and roles_by_name(kinds, _list_names(kinds)) is not None and not _labelled(kinds)
 
 
 def _scored(kinds: Kinds) -> bool:
@@ -107,6 +114,7 @@ FORMS: dict[str, Form] = {
     "triplets": Form(_tuple(1, 1), _ONE, lists=False),
     "n-tuple": Form(_tuple(2, 10**6), _ONE, lists=False),
     "scored-pairs": Form(_scored, frozenset(_SHARED | {"title", "document_id", "label", "score"}), lists=False),
+    "clicks": Form(_clicked, frozenset(_SHARED | {"title", "document_id", *CLICKED}), lists=False),
     "labelled-lists": Form(_lists, frozenset(_SHARED | {"document_ids", "labels", "scores"}), lists=True),
 }
 assert set(FORMS) == set(ROW_FORMATS)
@@ -169,7 +177,7 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
     lists = FORMS[fitting[0]].lists
     if lists is None:
         return fitting[0], None
-    named = roles_by_name(kinds, _list_names(kinds) if lists else DOCUMENTS)
+    named = roles_by_name(kinds, _list_names(kinds) if lists or fitting[0] == "clicks" else DOCUMENTS)
     roles = named or roles_by_order(kinds, lists=lists)
     if roles is None:
         raise UserError(
@@ -192,7 +200,7 @@ def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, readi
         sample = list(itertools.islice(rows, SAMPLE_ROWS))
         if not sample:
             continue
-        missing_columns(reading.columns, {str(n): v for _, row in sample for n, v in row.items()}, where)
+        missing_columns(reading.columns, [row for _, row in sample], where)
         kinds = _decided(kinds_of(_ours(row, reading) for _, row in sample), reading.columns)
         name, roles = choose(kinds, format, where)
         if roles is not None and format is not None and roles_by_name(kinds) is None:
@@ -238,7 +246,9 @@ def _decided(kinds: Kinds, columns: Mapping[str, str]) -> Kinds:
     for names in (QUERIES, (*DOCUMENTS, *LISTS)):
         if not columns.keys().isdisjoint(names):
             others.update(names)
-    return {name: kind for name, kind in kinds.items() if name in columns or name not in others}
+    # A label that is mapped and null in the first rows: rows without one are faults, and not relevant.
+    mapped = {"label": "text"} if "label" in columns and kinds.get("label") == "null" else {}
+    return {name: kind for name, kind in kinds.items() if name in columns or name not in others} | mapped
 
 
 def _ours(row: Row, reading: Reading) -> Row:
@@ -266,6 +276,8 @@ class _Table:
         self.pairs = guessed and name == "pairs"
         key = self.reading.group_key
         self.also = {key, key.split(".")[0], "metadata"} if key else set()
+        # A column is used where only a part of it is.
+        self.also |= {theirs.split(".")[0] for theirs in self.reading.columns.values()}
 
     def read(self, rows: Iterable[tuple[int, Row]]) -> None:
         for line, original in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -17,34 +17,72 @@ from rankwright.data.formats.reading import COLUMNS, Reading, Row
 from rankwright.data.formats.text_rows import CsvRow, Json
 from rankwright.data.normalisation import is_blank
 
+# What at_path() returns where a row has no such column; null is a value.
+ABSENT = object()
+MOST_PATHS, MOST_DEEP = 20, 6
 
-def missing_columns(columns: Mapping[str, str], found: Mapping[str, Any], where: object) -> None:
-    """Raise UserErrors for columns of the map that a file does not have."""
-    listed = ", ".join(map(str, found)) or "none"
-    faults = [
-        one_line(
-            f"{where}: no column {theirs!r} for {ours}{did_you_mean(theirs, map(str, found))}; columns found: {listed}"
-        )
-        for ours, theirs in columns.items()
-        if at_path(found, theirs) is None and theirs.split(".")[0] not in found
-    ]
+
+def missing_columns(columns: Mapping[str, str], sample: Sequence[Row], where: object) -> None:
+    """Raise UserErrors for columns of the map, or paths in them, that none of some rows of a file has."""
+    faults = []
+    for ours, theirs in columns.items():
+        if any(at_path(row, theirs) is not ABSENT for row in sample):
+            continue
+        paths = list(dict.fromkeys(path for row in sample for path in paths_of(row)))
+        near = did_you_mean(theirs, paths) or _same_end(theirs, paths)
+        shown = ", ".join(paths[:MOST_PATHS]) + (", ..." if len(paths) > MOST_PATHS else "")
+        faults.append(one_line(f"{where}: no column {theirs!r} for {ours}{near}; columns found: {shown or 'none'}"))
     if faults:
         raise UserErrors(faults)
 
 
+def _same_end(wanted: str, paths: Sequence[str]) -> str:
+    """A hint at a path inside an object whose last part is that of the wanted one."""
+    found = [path for path in paths if path.rpartition(".")[2] == wanted.rpartition(".")[2]]
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def paths_of(row: Row) -> Iterator[str]:
+    """The columns of a row, and the paths to values inside of its objects and lists, up to MOST_DEEP parts."""
+
+    def walk(value: Any, path: str, depth: int) -> Iterator[str]:
+        inner: Iterable[tuple[object, Any]] = ()
+        if depth < MOST_DEEP and isinstance(value, Mapping):
+            inner = value.items()
+        elif depth < MOST_DEEP and isinstance(value, list) and value and isinstance(value[0], Mapping | list):
+            inner = enumerate(value[:1])
+        yield path
+        for key, one in inner:
+            yield from walk(one, f"{path}.{key}", depth + 1)
+
+    for name, value in row.items():
+        yield from walk(value, str(name), 1)
+
+
 def at_path(row: Row, name: str) -> Any:
-    """The value of a column, or of `a.b` inside an object; None where there is none."""
+    """The value of a column, or of `a.b` inside an object or `a.0` inside a list; ABSENT where there is none."""
     if name in row:
         return row[name]
     value: Any = row
     for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return ABSENT
     return value
+
+
+def value_at(row: Row, name: str) -> Any:
+    """As at_path; None where there is none."""
+    value = at_path(row, name)
+    return None if value is ABSENT else value
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     """The row under our names; another column of the file that already has one of these names is left out."""
-    found = {ours: at_path(row, theirs) for ours, theirs in columns.items()}
+    found = {ours: value_at(row, theirs) for ours, theirs in columns.items()}
     used = set(columns.values())
     return found | {name: value for name, value in row.items() if name not in used and name not in columns}
 
@@ -64,6 +102,8 @@ def number_of(value: object) -> float | None:
 
 
 _IDS = ("id", "docid", "document_id")
+# How booleans stand in JSON, Python, R and spreadsheets.
+_TRUTH = {"true": 1.0, "false": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +203,28 @@ class Fields:
             self.fault(f"{what} is {value!r}, needs a number")
         return number
 
+    def label(self, place: str, value: object) -> float | None:
+        """A label: a number, true or false, or what `labels` gives for a text; else None, with a fault."""
+        if isinstance(value, list) and len(value) == 1:
+            # Tools for annotation write the one choice of a person as a list.
+            value = value[0]
+        text = str(value).strip()
+        for known in (text, text.lower()):
+            if known in self.reading.labels:
+                return self.reading.labels[known]
+        if isinstance(value, bool) or text.lower() in _TRUTH:
+            return _TRUTH[text.lower()]
+        number = number_of(value)
+        if number is None:
+            # A text of several words is as likely another column as a label.
+            more = "" if "[" in place else "; `format: pairs` would read every row as relevant"
+            self.fault(
+                f"the label of {place} is {value!r}, needs a number, above 0 is relevant: give `labels: {{{text[:40]}: "
+                f"1, ...}}` with a number for each value{more}",
+                kind=f"label {text[:40]}",
+            )
+        return number
+
     def group(self, default: str | None = None) -> str | None:
         """The value of the group key: a column, one of its `metadata`, or `a.b`; None where the row has none.
 
@@ -171,9 +233,9 @@ class Fields:
         key = self.reading.group_key or default
         if key is None:
             return None
-        value = at_path(self.row, key)
+        value = value_at(self.row, key)
         if value is None:
-            value = at_path(self.row, f"metadata.{key}")
+            value = value_at(self.row, f"metadata.{key}")
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         if isinstance(value, int) and not isinstance(value, bool):
@@ -319,7 +381,7 @@ class Fields:
         return Document(place, text, own, content_id(text) if key is None else key, teacher, group)
 
     def _label(self, place: str, given: object, label: float, side: bool) -> float:
-        own = self.number(f"the label of {place}", given)
+        own = None if given is None else self.label(place, given)
         if own is not None and side and (own > 0) != (label > 0):
             other = "negatives" if label > 0 else "positives"
             self.fault(f"{place} has label {own:g}: move it to {other}, or mend the label")

@@ -28,18 +28,20 @@ def read_collection(
     faults: Faults | None = None,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
+    labels: Mapping[str, float] | None = None,
     group_key: str | None = None,
 ) -> Collection:
     """Read one split of a set: a folder in BEIR or TREC layout, a file of rows, or a folder of such files.
 
     The content decides the format unless `format` is given; see detect.FORMS, beir.read_beir, trec.read_trec.
-    columns: our name of a column -> the file's. A single file is read whole, whatever `split` is; in a folder of
-    files with splits in their names (`train.jsonl`, `shop_test-0.parquet`) only those of `split` are.
+    columns: our name of a column -> the file's. labels: value of the label column -> label.
+    A single file is read whole, whatever `split` is; in a folder of files with splits in their names (`train.jsonl`,
+    `shop_test-0.parquet`) only those of `split` are.
     `say` receives a line for everything that is left out.
     Raises UserErrors, `file:line: what, how to fix it`, with the first 20 faults and the number of the others. With
     faults=Faults("drop") faulty rows are left out and counted in `faults`.
     """
-    reading = Reading(name, split, Faults() if faults is None else faults, say, columns or {}, group_key)
+    reading = Reading(name, split, Faults() if faults is None else faults, say, columns or {}, group_key, labels or {})
     return read_path(path, format, reading)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ COLUMNS = {
     "weight": "weight of the query in the loss",
     "group": "what must stay in one split",
     "instruction": "the instruction of the set",
+    "clicked": "whether a document that was shown was clicked, or which ones of a list",
 }
 MOST_FAULTS = 20
 # Words in the names of files that name a split -> which of ours it is.
@@ -189,6 +191,7 @@ def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
 class Reading:
     """One set being read. columns: our name -> the file's; group_key: the column of the groups.
 
+    labels: value of the label column, as text -> label.
     rows: how many rows a row format has seen; taken: how many went into the set; the others have faults.
     titles: documents whose title was joined with their text.
     """
@@ -199,6 +202,7 @@ class Reading:
     say: Say = log_say
     columns: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
+    labels: Mapping[str, float] = field(default_factory=dict)
     rows: int = 0
     taken: int = 0
     titles: int = 0
@@ -206,7 +210,9 @@ class Reading:
 
 def name_words(name: str) -> list[str]:
     """The words of a file's or column's name in lower case: `shopTrain_2.jsonl` has shop, train, jsonl."""
-    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    # Without accents: `Réponse` is reponse.
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", plain).lower())
 
 
 def split_words(name: str) -> list[str]:

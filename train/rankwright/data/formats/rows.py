@@ -119,6 +119,8 @@ QUERIES = ("query", "anchor", "question", "sentence1", "sentence_1")
 DOCUMENTS = ("document", "positive", "answer", "passage", "sentence2", "sentence_2", "response")
 LISTS = ("documents", "docs", "passages")
 LABELS, SCORES = ("label", "labels"), ("score", "scores")
+# Columns of a log of clicks.
+CLICKED = ("clicked", "click", "clicks", "is_clicked")
 # Words that make a column one of judged negatives, and those that may stand beside them.
 _NEGATIVE = set("neg negs negative negatives hardneg hardnegative hardnegatives rejected".split())
 _OF_NEGATIVE = _NEGATIVE | set(
@@ -126,9 +128,23 @@ _OF_NEGATIVE = _NEGATIVE | set(
     sentence sentences context contexts ctx ctxs chunk chunks candidate candidates""".split()
 )
 # Words that name a judgement: always as the whole name, as a part of it only where the column holds numbers.
-_JUDGEMENTS = set("label labels relevance relevant grade rating".split())
+_JUDGEMENTS = set(
+    """label labels relevance relevant relevancy grade rating judgement judgment relevanz bewertung pertinence pertinent
+    relevancia relevante calificacion etiqueta""".split()
+)
 # Never a query or a document, in whatever place.
-_OTHERS = {*LABELS, *SCORES, "query_id", "document_id", "document_ids", "title", "weight", "group", "instruction"}
+_OTHERS = {
+    *LABELS,
+    *SCORES,
+    *CLICKED,
+    "query_id",
+    "document_id",
+    "document_ids",
+    "title",
+    "weight",
+    "group",
+    "instruction",
+}
 
 
 def negatives_of(kinds: Mapping[str, str]) -> tuple[str, ...]:
@@ -231,14 +247,14 @@ def _judged(fields: Fields, place: str, label: object, score: object) -> tuple[f
     """(label, teacher's score). A score alone is a label if it is a whole number, else a fault."""
     teacher = fields.number(f"the score of {place}", score)
     if label is not None:
-        own = number_of(label)
-        if own is None:
-            more = "" if "[" in place else "; `format: pairs` would read every row as relevant"
-            fields.fault(f"the label of {place} is {label!r}, needs a number, above 0 is relevant{more}")
+        own = fields.label(place, label)
         return None if own is None else (own, teacher)
     if teacher is None:
         if score is None:
-            fields.fault(f"{place} has no label: a number, above 0 is relevant")
+            fields.fault(
+                f"{place} has no label: a number, above 0 is relevant; data.on_fault=drop leaves such rows out",
+                kind="no label",
+            )
         return None
     if teacher != int(teacher):
         fields.fault(
@@ -292,3 +308,60 @@ def labelled_lists(fields: Fields) -> GroupRow | None:
         if judged is not None:
             documents.append(fields.document(place, element, judged[0], id=key, score=judged[1]))
     return fields.group_row(query, documents)
+
+
+@ROW_FORMATS.register
+def clicks(fields: Fields) -> GroupRow | None:
+    """A log of clicks: a query, one document that was shown or the list of them, and what was clicked.
+
+    A document counts as relevant if any row has it clicked for the query; the others that were shown do not.
+    """
+    roles, name = fields.roles, fields.name_of(*CLICKED)
+    assert roles is not None
+    query = fields.query(roles.query)
+    if fields.row.get(roles.document) is None:
+        fields.listed(roles.document, required=True)
+        return None
+    shown = fields.elements(roles.document)
+    value = None if name is None else fields.row[name]
+    listed = len(shown) != 1 or shown[0][0] != roles.document
+    chosen = _chosen(fields, value, [element for _, element in shown]) if listed else [_was_clicked(fields, value)]
+    key = None if listed else fields.row.get("document_id")
+    documents = [
+        fields.document(place, element if listed else _titled(fields, element), float(clicked), id=key)
+        for (place, element), clicked in zip(shown, chosen, strict=True)
+    ]
+    row = fields.group_row(query, documents)
+    if row is not None:
+        row.clicks = True
+    return row
+
+
+def _was_clicked(fields: Fields, value: object) -> bool:
+    """Whether one document was clicked: true, false, or a number of clicks. A missing value is not a click."""
+    number = 0.0 if value is None else fields.label("the click", value)
+    return bool(number and number > 0)
+
+
+def _chosen(fields: Fields, value: Any, shown: Sequence[Any]) -> list[bool]:
+    """Which documents of a list were clicked: one mark for each, or the ids, texts or places (from 0) of some."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = fields.listed(next(name for name in CLICKED if fields.row.get(name) is not None))
+    values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    if len(values) == len(shown) and all(isinstance(one, bool) or one in (0, 1) for one in values):
+        return [bool(one) for one in values]
+    names = [
+        {str(one.get(key)) for key in ("id", "docid", "document_id", "text")} if isinstance(one, dict) else {one}
+        for one in shown
+    ]
+    found = [any(str(one) in known for one in values) for known in names]
+    if sum(found) < len(set(map(str, values))):
+        places = {one for one in values if isinstance(one, int) and not isinstance(one, bool)}
+        if len(places) < len(values) or not places <= set(range(len(shown))):
+            fields.fault(
+                f"clicked is {value!r}, needs marks (one for each document), or the ids, texts or places from 0 of "
+                "documents of the list",
+                kind="clicked",
+            )
+        found = [number in places for number in range(len(shown))]
+    return found
