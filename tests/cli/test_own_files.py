@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,6 +83,18 @@ def sessions(path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, rows)))
 
 
+def workbook(path: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["Frage", "Antwort", "Bewertung", "Datum"])
+    for row in judged(True, False):
+        sheet.append([*row, datetime.date(2024, 5, 1)])
+    book.create_sheet("empty")
+    book.save(path)
+
+
 CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], dict[str, float]]] = {
     "booleans of a spreadsheet": (
         "table.csv",
@@ -142,6 +155,12 @@ CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], dict[str, fl
         label_studio,
         {"query": "data.query", "document": "data.text", "label": "annotations.0.result.0.value.choices"},
         {"Not relevant": 0, "Relevant": 1},
+    ),
+    "an Excel workbook": (
+        "table.xlsx",
+        workbook,
+        {"query": "Frage", "document": "Antwort", "label": "Bewertung"},
+        {},
     ),
     "Argilla": (
         "records.jsonl",
@@ -266,3 +285,30 @@ def test_clicks_that_cannot_be(tmp_path: Path, clicked: object) -> None:
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match="needs marks"):
         read_collection(tmp_path / "log.jsonl", name="s", format="clicks")
+
+
+def test_workbooks_that_cannot_be_read(tmp_path: Path) -> None:
+    import openpyxl
+
+    def fault(path: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            read_collection(path, name="s")
+        return str(caught.value)
+
+    book = openpyxl.Workbook()
+    book.active.append(["query", "document"])
+    book.active.append(["a", "b"])
+    book.create_sheet("more").append(["query", "document"])
+    book.save(tmp_path / "two.xlsx")
+    assert "2 sheets have rows ('Sheet', 'more')" in fault(tmp_path / "two.xlsx")
+    twice = openpyxl.Workbook()
+    twice.active.append(["query", "query"])
+    twice.save(tmp_path / "twice.xlsx")
+    assert "row 1: two columns are named 'query'" in fault(tmp_path / "twice.xlsx")
+    whole = (tmp_path / "two.xlsx").read_bytes()
+    (tmp_path / "cut.xlsx").write_bytes(whole[: len(whole) // 2])
+    assert "damaged Excel workbook" in fault(tmp_path / "cut.xlsx")
+    (tmp_path / "flipped.xlsx").write_bytes(whole[:200] + bytes([whole[200] ^ 255]) + whole[201:])
+    assert "\n" not in fault(tmp_path / "flipped.xlsx")
+    (tmp_path / "old.xls.csv").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
+    assert "old Excel workbook" in fault(tmp_path / "old.xls.csv")

@@ -1,4 +1,4 @@
-"""The rows of any table file: JSONL, a JSON array, CSV, TSV, Parquet or Arrow."""
+"""The rows of any table file: JSONL, a JSON array, CSV, TSV, Parquet, Arrow or an Excel workbook."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from rankwright.data.formats.text_rows import (
     packing,
     plain_name,
 )
+from rankwright.data.formats.workbooks import workbook_rows
 
 if TYPE_CHECKING:
     import pyarrow
 
 
-SUFFIXES = (*LINES, ".json", ".parquet", ".arrow")
+WORKBOOK = ".xlsx"
+SUFFIXES = (*LINES, ".json", ".parquet", ".arrow", WORKBOOK)
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 _FOREIGN = {
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
-    b"PK\x03\x04": "a zip archive or an Excel workbook: save the table as CSV",
+    b"PK\x03\x04": "a zip archive: unpack it, or end the name of an Excel workbook in .xlsx",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls): save it as .xlsx or CSV",
 }
 _HEAD_BYTES = 1 << 16
 # Rows that are Python objects at the same time.
@@ -59,6 +62,8 @@ def table_rows(path: Path, faults: Faults) -> Rows:
     name = plain_name(path)
     if head.startswith((PARQUET, ARROW_FILE, ARROW_STREAM)):
         return arrow_rows(path, faults, start=head[:8])
+    if name.endswith(WORKBOOK) and not is_packed(path):
+        return workbook_rows(path, faults)
     if name.endswith((".parquet", ".arrow")):
         give_up(faults, path, 1, "its bytes are not those of a Parquet or Arrow file: fetch or write it again")
     for start, what in _FOREIGN.items():
