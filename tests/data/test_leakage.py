@@ -19,7 +19,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data import leakage
 from rankwright.data.collection import Collection
 from rankwright.data.formats.read import read_collection
-from rankwright.data.leakage import drop_leaks, find_leaks, keep_apart, take_dev
+from rankwright.data.leakage import drop_leaks, find_leaks, keep_apart, take_out
 from rankwright.data.sources import locate_all
 from rankwright.data.splits import overlap
 from rankwright.pipeline.data import prepare_data
@@ -185,7 +185,7 @@ def test_leaks_are_symmetric(a: list[tuple[str, str]], b: list[tuple[str, str]])
 def test_dev_out_of_train_leaks_nothing(rows: list[tuple[str, str]], seed: int) -> None:
     train = side("train", rows)
     try:
-        kept, dev = take_dev(train, fraction=0.3, seed=seed, say=lambda line: None)
+        kept, dev = take_out("dev", train, fraction=0.3, seed=seed, say=lambda line: None)
     except ValueError:
         return
     assert find_leaks(kept, dev) == []

@@ -20,7 +20,7 @@ from rankwright.data.formats.hub import read_hub, read_nested
 from rankwright.data.formats.read import read_collection
 from rankwright.data.formats.reading import Dropped, Faults, Reading
 from rankwright.data.formats.writers import HOLDS, losses, without_ids
-from rankwright.data.leakage import find_leaks, take_dev
+from rankwright.data.leakage import find_leaks, take_out
 from rankwright.data.splits import overlap
 from rankwright.data.store import id_index
 from rankwright.data.store import texts as text_store
@@ -161,7 +161,7 @@ def test_looks_at_sets(stored: Callable[[dict[str, str]], TextStore]) -> None:
     report = overlap(one, other)
     assert report.same_pairs and report.same_positives and overlap(one_mapped, other_mapped) == report
     assert seen_in_training([one_mapped]) == seen_in_training([one])
-    devs = [take_dev([c], fraction=0.3, seed=1, say=lambda _: None)[1][0] for c in (one, one_mapped)]
+    devs = [take_out("dev", [c], fraction=0.3, seed=1, say=lambda _: None)[1][0] for c in (one, one_mapped)]
     assert devs[0].queries == devs[1].queries and devs[1].corpus is one_mapped.corpus
     for name in HOLDS:
         found = [losses(c, name) for c in (one, one_mapped)]

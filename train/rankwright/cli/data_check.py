@@ -19,7 +19,7 @@ from rankwright.data.statistics import Finding, Level
 from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import SetReports, stops_a_run
 from rankwright.recipe.loading import LoadedRecipe
-from rankwright.recipe.schema import Data, DevFromTrain, Model, Recipe, Source
+from rankwright.recipe.schema import Data, DevFromTrain, Model, Recipe, Source, TestFromTrain
 
 # Limits per kind: rows with faults that are kept, and findings whose line is looked up. The report counts them all.
 MOST_ROWS = 1000
@@ -76,6 +76,9 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
     encoder, tokens = _encoder(recipe)
     check = DataCheck(f"recipe {recipe.name} ({resources.shown(loaded.path)})", tokens)
     checker = _Checker(check, SetReports(code=recipe.bm25.code), encoder, recipe.data.on_fault)
+    if isinstance(recipe.data.test, TestFromTrain):
+        del entries["test"]
+        console.say(f"test: {recipe.data.test.fraction:.0%} of the training queries, taken out by a run")
     for split, located in sorted(entries.items(), key=lambda item: SPLITS.index(item[0])):
         for entry in located:
             checker.look(entry, split)
@@ -92,7 +95,7 @@ def _between_splits(recipe: Recipe, read: Mapping[str, Sequence[Collection]]) ->
     try:
         if isinstance(recipe.data.dev, DevFromTrain) and kept:
             fraction = recipe.data.dev.fraction
-            for taken in leakage.take_dev(kept, fraction=fraction, seed=recipe.seed, say=lambda line: None)[1]:
+            for taken in leakage.take_out("dev", kept, fraction=fraction, seed=recipe.seed, say=lambda line: None)[1]:
                 lines = stops_a_run(taken, "dev")
                 problems += [Problem("error", "dev", taken.name, SET, UNUSABLE, line, 1, ()) for line in lines]
     except UserError as error:

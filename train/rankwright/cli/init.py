@@ -108,7 +108,7 @@ def _rehearse(entries: Sequence[Entry]) -> list[str]:
         leaks = [line.split(": set data.on_leak", 1)[0] for line in str(error).splitlines()]
         train, dev, _ = leakage.keep_apart(train, dev, test, on_leak="drop", say=lambda line: None)
     if not dev:
-        train, dev = leakage.take_dev(train, fraction=DevFromTrain().fraction, seed=0, say=lambda line: None)
+        train, dev = leakage.take_out("dev", train, fraction=DevFromTrain().fraction, seed=0, say=lambda line: None)
     mistakes = [line for split, sets in (("dev", dev), ("test", test)) for c in sets for line in stops_a_run(c, split)]
     if mistakes:
         raise UserErrors(mistakes)

@@ -20,7 +20,7 @@ from rankwright.evaluation.compare import Comparison
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import ALL, ResultRow, by_test_set
 from rankwright.recipe.loading import LoadedRecipe
-from rankwright.recipe.schema import DevFromTrain
+from rankwright.recipe.schema import DevFromTrain, TestFromTrain
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.retrieval.retriever import retrievers
 
@@ -209,13 +209,15 @@ def describe_recipe(loaded: LoadedRecipe, ledger: Mapping[str, Any], *, offline:
     recipe = loaded.recipe
     table = Table("split", "set", "from", title=f"recipe {recipe.name}", title_justify="left")
     for split, entries in locate_all(recipe.data).items():
-        for entry in entries:
+        for entry in () if split == "test" and isinstance(recipe.data.test, TestFromTrain) else entries:
             card = entry.card
             hub = entry.hub or (card.hub.id if card is not None and card.hub is not None else None)
             where = f"hub {hub}" + (" (not fetched)" if offline else "") if hub else f"files, split {entry.split}"
             table.add_row(split, entry.name, where)
     console.show(table)
     _describe_licences(ledger)
+    if isinstance(recipe.data.test, TestFromTrain):
+        console.say(f"test: {recipe.data.test.fraction:.0%} of the training queries, the same for every seed")
     if isinstance(recipe.data.dev, DevFromTrain):
         console.say(f"dev: {recipe.data.dev.fraction:.0%} of the training queries, by seed {recipe.seed}")
     base = resources.resolve_base(recipe.model.base)

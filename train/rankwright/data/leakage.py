@@ -175,18 +175,19 @@ def split_apart(sets: Sequence[Collection], *, fraction: float, seed: int) -> li
     return split_devs(sets, fraction=fraction, seed=seed, alike=[[places[key] for key in group] for group in near])
 
 
-def take_dev(
-    train: Sequence[Collection], *, fraction: float, seed: int, say: Say
+def take_out(
+    split: str, train: Sequence[Collection], *, fraction: float, seed: int, say: Say
 ) -> tuple[list[Collection], list[Collection]]:
-    """(train, dev) of all sets by `split_apart`; reports how many queries, and where the fraction is not met."""
+    """(train, `split`) of all sets by `split_apart`; reports how many queries, and where the fraction is not met."""
     parts = split_apart(train, fraction=fraction, seed=seed)
-    taken = sum(len(dev.queries) for _, dev in parts)
-    say(f"dev: {taken:,} queries taken out of train (fraction {fraction:g})")
-    for whole, (_, dev) in zip(train, parts, strict=True):
+    taken = sum(len(out.queries) for _, out in parts)
+    say(f"{split}: {taken:,} queries taken out of train (fraction {fraction:g})")
+    for whole, (_, out) in zip(train, parts, strict=True):
         wanted = dev_size(len(whole.queries), fraction)
-        if len(dev.queries) != wanted:
+        if len(out.queries) != wanted:
             say(
-                f"dev of {whole.name}: {len(dev.queries):,} queries where {fraction:g} is {wanted:,}: queries that "
+                f"{split} of {whole.name}: {len(out.queries):,} queries where {fraction:g} is {wanted:,}: queries that "
                 "belong together (group key, same or nearly the same text) stay on one side"
             )
-    return [kept for kept, _ in parts], [dev for _, dev in parts]
+    # They are evaluated, not drawn.
+    return [kept for kept, _ in parts], [dataclasses.replace(out, draws=1.0) for _, out in parts]

@@ -19,7 +19,7 @@ from rankwright.data.formats.read import read_path
 from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check_columns
 from rankwright.data.formats.trec import is_trec, run_file
 from rankwright.data.statistics import every_label_relevant, lowest_above_zero
-from rankwright.recipe.schema import Data, DevFromTrain, Source
+from rankwright.recipe.schema import Data, DevFromTrain, Source, TestFromTrain
 
 # A set's name is also that of a folder, eval/NAME, and the prefix of its ids, NAME/ID.
 LONGEST_NAME = 200
@@ -155,9 +155,14 @@ def _has_rows(hub: Hub, source: Source, *, stated: bool) -> bool:
 
 
 def locate_all(data: Data) -> dict[str, list[Located]]:
-    """Split -> entries, which must have different names. Raises UserErrors with every entry that is not there."""
+    """Split -> entries, which must have different names. Raises UserErrors with every entry that is not there.
+
+    Where test is taken out of train, its entries are those of train.
+    """
     faults: list[str] = []
-    entries: dict[str, Sequence[Source]] = {"train": data.train, "test": data.test}
+    entries: dict[str, Sequence[Source]] = {"train": data.train}
+    if not isinstance(data.test, TestFromTrain):
+        entries["test"] = data.test
     if not isinstance(data.dev, DevFromTrain):
         entries["dev"] = data.dev
     found: dict[str, list[Located]] = {}
@@ -175,7 +180,7 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
         ]
     if faults:
         raise UserErrors(faults)
-    return found
+    return {**found, "test": found.get("test", found["train"])}
 
 
 def read_all(

@@ -80,7 +80,7 @@ def is_read_otherwise(recipe: Recipe, instruction: str | None) -> bool:
 
 def has_exported(recipe: Recipe) -> bool:
     """Whether some test set has a row for the instruction of the exports."""
-    return any(is_read_otherwise(recipe, source.instruction) for source in recipe.data.test)
+    return any(is_read_otherwise(recipe, source.instruction) for source in recipe.data.test_sources)
 
 
 def check_mixture(recipe: Recipe) -> list[str]:

@@ -22,7 +22,7 @@ from rankwright.data.store.texts import spilling_to
 from rankwright.evaluation.evaluate import choose_queries
 from rankwright.model.lengths import document_lengths, token_report
 from rankwright.model.prompt import PromptEncoder
-from rankwright.recipe.schema import DevFromTrain, Recipe
+from rankwright.recipe.schema import DevFromTrain, Recipe, TestFromTrain
 from rankwright.retrieval import run_file
 
 
@@ -47,14 +47,16 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
     train = read("train")
     dev = [] if isinstance(recipe.data.dev, DevFromTrain) else read("dev")
-    test = read("test")
+    if isinstance(recipe.data.test, TestFromTrain):
+        # The same queries whatever the seed: runs that differ in it are compared.
+        train, test = leakage.take_out("test", train, fraction=recipe.data.test.fraction, seed=0, say=console.say)
+    else:
+        test = read("test")
     train, dev, leaks = leakage.keep_apart(train, dev, test, on_leak=recipe.data.on_leak, say=console.say)
     if isinstance(recipe.data.dev, DevFromTrain):
         # After leaks into test were removed: dev then has none, and keeps its size.
         fraction = recipe.data.dev.fraction
-        train, dev = leakage.take_dev(train, fraction=fraction, seed=recipe.seed, say=console.say)
-        # Dev queries are evaluated, not drawn.
-        dev = [dataclasses.replace(d, draws=1.0) for d in dev]
+        train, dev = leakage.take_out("dev", train, fraction=fraction, seed=recipe.seed, say=console.say)
     by_split = {"train": train, "dev": dev, "test": test}
     for split, collections in by_split.items():
         if not any(c.positives(q) for c in collections for q in c.queries):

@@ -69,7 +69,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
 
 
 def _domains(recipe: Recipe) -> dict[str, str]:
-    cards = [(source.name, load_card(source.card)) for source in recipe.data.test if source.card is not None]
+    cards = [(source.name, load_card(source.card)) for source in recipe.data.test_sources if source.card is not None]
     return {name or card.name: card.domain for name, card in cards}
 
 

@@ -93,7 +93,13 @@ class StageInputs:
         # Test sets decide what is dropped from train and dev; where a leak stops the run, they change neither.
         held_out = self._sets("test") if on_leak == "drop" else None
         dev = self._sections["data"]["dev"]
-        return content_hash(self._sets("train"), self._sets("dev"), dev, self.recipe.seed, held_out)
+        return content_hash(self._sets("train"), self._sets("dev"), dev, self.recipe.seed, held_out, self._taken_test)
+
+    @property
+    def _taken_test(self) -> Any:
+        """How test is taken out of train, None where it has sets of its own."""
+        test = self._sections["data"]["test"]
+        return test if isinstance(test, dict) else None
 
     @cached_property
     def data(self) -> str:
@@ -181,7 +187,8 @@ class StageInputs:
         limit = evaluation.limit_queries and (evaluation.limit_queries, self.recipe.seed)
         found = {}
         for entry in self.located["test"]:
-            chosen = content_hash(self._set(entry), limit, evaluation.depth, self.recipe.data.ignore_identical_ids)
+            asked = (limit, evaluation.depth, self.recipe.data.ignore_identical_ids, self._taken_test)
+            chosen = content_hash(self._set(entry), *asked)
             stages = {
                 name: content_hash(chosen, self._retriever(name, entry.run), self._code("lists"))
                 for name in possible_stages(self.recipe)

@@ -37,7 +37,6 @@ EXAMPLES = {
     "data.train[].instruction": "Given a question about a contract, retrieve the clauses that answer it",
     "data.train[].group_key": "filing",
     "data.train[].licence": "own",
-    "data.test": "[{path: contracts/test.jsonl}]",
     "prompt.query_tokens": "128",
     "dense.model": "sentence-transformers/all-MiniLM-L6-v2",
     "dense.revision": "main",

@@ -90,11 +90,25 @@ class DevFromTrain(Section):
     """The share of the training queries that is taken."""
 
 
-def _kind_of_dev(value: Any) -> str | None:
-    # Chosen by shape, not by trial: a plain union would report the faults of both readings.
-    if isinstance(value, dict | DevFromTrain):
-        return "DevFromTrain"
-    return "Source" if isinstance(value, list | tuple) else None
+class TestFromTrain(Section):
+    """Test queries taken out of the training queries, before dev is."""
+
+    from_: Literal["train"] = Field(default="train", alias="from")
+    """Test queries are taken out of train, the same ones for every seed; a list of sets may stand in place of this."""
+    fraction: Fraction = 0.2
+    """The share of the training queries that is taken."""
+
+
+def _kind_of(held_out: type[Section]) -> Any:
+    def kind(value: Any) -> str | None:
+        # Chosen by shape, not by trial: a plain union would report the faults of both readings.
+        if isinstance(value, dict | held_out):
+            return held_out.__name__
+        return "Source" if isinstance(value, list | tuple) else None
+
+    default = held_out.model_fields["fraction"].default
+    words = f"must be {{from: train, fraction: {default}}} or a list of sets"
+    return Discriminator(kind, custom_error_type="held_out_shape", custom_error_message=words)
 
 
 class Data(Section):
@@ -112,15 +126,19 @@ class Data(Section):
     """Sets to train on; at least one."""
     dev: Annotated[
         Annotated[DevFromTrain, Tag("DevFromTrain")] | Annotated[tuple[Source, ...], Tag("Source")],
-        Discriminator(
-            _kind_of_dev,
-            custom_error_type="dev_shape",
-            custom_error_message="must be {from: train, fraction: 0.1} or a list of sets",
-        ),
+        _kind_of(DevFromTrain),
     ] = DevFromTrain()
     """Sets that choose the checkpoint and the temperature: a list of sets, or queries taken from train."""
-    test: tuple[Source, ...] = ()
-    """Sets to report on, at least one; nothing is chosen by their results."""
+    test: Annotated[
+        Annotated[TestFromTrain, Tag("TestFromTrain")] | Annotated[tuple[Source, ...], Tag("Source")],
+        _kind_of(TestFromTrain),
+    ] = ()
+    """Sets to report on: a list of at least one, or queries taken from train; nothing is chosen by their results."""
+
+    @property
+    def test_sources(self) -> tuple[Source, ...]:
+        """The entries of the test sets; those of train where test is taken out of it."""
+        return self.train if isinstance(self.test, TestFromTrain) else self.test
 
 
 class Model(Section):

@@ -162,7 +162,7 @@ def _options(recipe: Recipe, run_file: Path | None) -> Options:
 
 
 def _needs(recipe: Recipe) -> str | None:
-    given = any(source.run is not None for source in recipe.data.test)
+    given = any(source.run is not None for source in recipe.data.test_sources)
     return None if given else "run files: add run: FILE to each set of data.test"
 
 
