@@ -9,6 +9,7 @@ from pathlib import Path
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_lines_atomic
+from rankwright.data.formats.compression import check_place
 from rankwright.data.formats.fields import number_of
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, Run, best_candidates, ranked
@@ -134,6 +135,7 @@ def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
     Raises UserError with file and line of the first fault.
     """
     run: dict[str, dict[str, float]] = {}
+    check_place(path)
     # UTF-8 with or without a byte order mark; anything else (a packed file, say) fails at its first line.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):

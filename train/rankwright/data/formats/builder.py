@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rankwright.common.hashing import content_id
 from rankwright.data.collection import Collection
-from rankwright.data.formats.reading import Reading, give_up
+from rankwright.data.formats.reading import Reading, give_up, listed
 from rankwright.data.store.texts import TextBuilder
 
 MOST_SHOWN = 60
@@ -156,7 +156,7 @@ class Groups:
     def _say(self) -> None:
         name, say = self.reading.name, self.reading.say
         if self.ignored:
-            say(f"{name}: columns not used: {', '.join(sorted(self.ignored))}")
+            say(f"{name}: columns not used: {listed(sorted(self.ignored))}")
         if self.repeats:
             say(f"{name}: {self.repeats:,} repeated (query, document) pairs read once")
         if self.other_scores:

@@ -13,17 +13,18 @@ from rankwright.common.errors import UserErrors, did_you_mean, one_line
 from rankwright.common.hashing import content_id
 from rankwright.data.collection import join_title
 from rankwright.data.formats.builder import Document, GroupRow
-from rankwright.data.formats.reading import COLUMNS, Reading, Row
+from rankwright.data.formats.reading import COLUMNS, Reading, Row, listed
 from rankwright.data.formats.text_rows import CsvRow, Json
 from rankwright.data.normalisation import is_blank
 
 
 def missing_columns(columns: Mapping[str, str], found: Mapping[str, Any], where: object) -> None:
     """Raise UserErrors for columns of the map that a file does not have."""
-    listed = ", ".join(map(str, found)) or "none"
+    columns_found = listed(found) or "none"
     faults = [
         one_line(
-            f"{where}: no column {theirs!r} for {ours}{did_you_mean(theirs, map(str, found))}; columns found: {listed}"
+            f"{where}: no column {theirs!r} for {ours}{did_you_mean(theirs, map(str, found))}; columns found: "
+            f"{columns_found}"
         )
         for ours, theirs in columns.items()
         if at_path(found, theirs) is None and theirs.split(".")[0] not in found
@@ -118,7 +119,7 @@ class Fields:
         if empty is not None:
             self.fault(f"`{empty}` is null, needs a value")
             return None
-        found = ", ".join(map(str, self.row)) or "none"
+        found = listed(self.row) or "none"
         hint = next((h for h in (did_you_mean(name, map(str, self.row)) for name in names) if h), "")
         self.fault(f"no column {wanted}{hint}; columns found: {found}", kind=wanted)
         return None
@@ -302,7 +303,7 @@ class Fields:
             return None
         text = element.get("text")
         if not isinstance(text, str):
-            found = ", ".join(map(str, element)) or "none"
+            found = listed(element) or "none"
             self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
             return None
         inner = self.inside(element)
