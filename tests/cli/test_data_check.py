@@ -9,6 +9,7 @@ from typing import Any
 
 import jobs
 import pytest
+from format_fixtures import write_trec
 
 from rankwright.cli import data as data_check_output
 from rankwright.cli import data_check
@@ -112,12 +113,42 @@ def test_what_would_stop_a_run_beyond_rows(tmp_path: Path) -> None:
     assert "no file corpus.jsonl" in problem.what
 
 
+BROKEN_RUNS = {
+    "q1 Q0 d1 1 10,5 x\n": ":1: score '10,5' is not a finite number: write a point in place of the comma",
+    "q1 Q0 d1 1 1_0 x\n": ":1: score '1_0' is not a finite number",
+    "q1 Q0 d1 1 2.5\n": ":1: 5 columns, needs 6",
+    "q1 Q0 d1 1 2.5 x\nq1 Q0 d1 2 2 x\n": ":2: document 'd1' appears twice for query 'q1'",
+    "zz Q0 d1 1 2.5 x\n": ": has nothing in common with the set (none of its queries, such as 'zz')",
+    "": ": has nothing in common with the set (it is empty)",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "split"),
+    [*((*row, "test") for row in BROKEN_RUNS.items()), (*next(iter(BROKEN_RUNS.items())), "train")],
+)
+def test_run_files_are_read(tmp_path: Path, text: str, expected: str, split: str) -> None:
+    recipe = jobs.job(tmp_path, "nobody/nothing")
+    run = tmp_path / "list.run"
+    run.write_text(text)
+    options = [f"data.{split}.0.run={run}", *(["mine.retriever=run"] if split == "train" else [])]
+    check = data_check.check_recipe(load_recipe(str(recipe), options))
+    [problem] = [p for p in check.problems if p.level == "error"]
+    assert problem.split == split and problem.what.startswith(f"{run}{expected}")
+
+
+def test_the_run_file_of_a_trec_folder_is_read(tmp_path: Path) -> None:
+    folder = write_trec(tmp_path / "set")
+    (folder / "bm25.run").write_text("q1 Q0 d1 1 x x\n")
+    [problem] = [p for p in data_check.check_path(folder, None, None).problems if p.level == "error"]
+    assert problem.what.startswith(f"{folder / 'bm25.run'}:1: score 'x' is not a finite number")
+
+
 def test_exit_codes_and_json(tmp_path: Path) -> None:
     clean = jobs.write_set(tmp_path / "clean", "train", first=0, queries=5)
     done = jobs.rankwright("data", "check", clean, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
-    # Its labels are 1 and 2: whether 1 is relevant cannot be seen.
-    assert "set `relevant_from: 2`" in done.stdout and done.stdout.endswith("\n1 warning\n")
+    assert "clean: nothing found" in done.stdout
     assert json.loads((tmp_path / "found.json").read_text())["statistics"]["train"][0]["queries"] == 5
     done = jobs.rankwright("data", "check", write_bad(tmp_path / "bad"))
     assert done.returncode == 2 and "corpus.jsonl:8: not JSON" in done.stdout and not done.stderr

@@ -13,11 +13,12 @@ from rankwright.data import leakage, sources
 from rankwright.data.collection import Collection
 from rankwright.data.discovery import Wanted, find_lines, find_sets, wanted_judgement, wanted_text
 from rankwright.data.formats.reading import Faults, OnFault
+from rankwright.data.formats.trec import is_trec, run_file
 from rankwright.data.guesses import columns_text, read_as
 from rankwright.data.sources import Located, locate_all
 from rankwright.data.statistics import Finding, Level
 from rankwright.model.prompt import PromptEncoder
-from rankwright.pipeline.data import SetReports, stops_a_run
+from rankwright.pipeline.data import SetReports, run_file_faults, stops_a_run
 from rankwright.recipe.loading import LoadedRecipe
 from rankwright.recipe.schema import Data, DevFromTrain, Model, Recipe, Source, TestFromTrain
 
@@ -75,7 +76,7 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
     entries = locate_all(recipe.data)
     encoder, tokens = _encoder(recipe)
     check = DataCheck(f"recipe {recipe.name} ({resources.shown(loaded.path)})", tokens)
-    checker = _Checker(check, SetReports(code=recipe.bm25.code), encoder, recipe.data.on_fault)
+    checker = _Checker(check, SetReports(code=recipe.bm25.code), encoder, recipe.data.on_fault, recipe)
     if isinstance(recipe.data.test, TestFromTrain):
         del entries["test"]
         console.say(f"test: {recipe.data.test.fraction:.0%} of the training queries, taken out by a run")
@@ -142,12 +143,13 @@ def check_path(
         ]
         if not found:
             raise UserError(f"{path}: {no_such('split', split, names)}")
+    recipe = Recipe(name="check", model=Model(base=base or ""), data=Data())
     if base is None:
         encoder, tokens = None, "no lengths in tokens: a path has no tokenizer; check a recipe, or use --base MODEL"
     else:
-        encoder, tokens = _encoder(Recipe(name="check", model=Model(base=base), data=Data()))
+        encoder, tokens = _encoder(recipe)
     check = DataCheck(str(path), tokens)
-    checker = _Checker(check, SetReports(code=False), encoder, "stop")
+    checker = _Checker(check, SetReports(code=False), encoder, "stop", recipe)
     for one in sorted(found, key=lambda one: SPLITS.index(one.split) if one.split else len(SPLITS)):
         format = read_as(one, columns, labels)
         if format.question:
@@ -157,7 +159,8 @@ def check_path(
         source = Source(
             path=str(one.path), split=one.upstream or split, columns=dict(format.columns), labels=dict(format.labels)
         )
-        entry = Located(source, one.name, one.upstream or split or "", one.path)
+        run = run_file(one.path, one.upstream) if one.path.is_dir() and is_trec(one.path) else None
+        entry = Located(source, one.name, one.upstream or split or "", one.path, run=run)
         checker.look(entry, one.split or one.upstream or split or "all")
     if len(checker.read.keys() & set(SPLITS)) > 1:
         check.problems += _leaks("stop", checker.read)[1]
@@ -188,6 +191,7 @@ class _Checker:
     reports: SetReports
     encoder: PromptEncoder | None
     on_fault: OnFault
+    recipe: Recipe
     read: dict[str, list[Collection]] = field(default_factory=dict)
     reported: set[tuple[Path | None, Finding]] = field(default_factory=set)
 
@@ -206,7 +210,7 @@ class _Checker:
         repeated = tuple(row.examples[0] for row in faults.dropped)
         stopped = [line for line in stopped if not line.startswith(repeated)] if repeated else stopped
         if collection is not None:
-            stopped += stops_a_run(collection, split)
+            stopped += [*stops_a_run(collection, split), *run_file_faults(self.recipe, collection, entry.run, split)]
             row, findings = self.reports.look(collection)
             if self.encoder is not None:
                 row["tokens"] = self.reports.tokens(collection, self.encoder)

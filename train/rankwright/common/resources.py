@@ -131,9 +131,16 @@ def _is(path: Path, question: str) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder is there; a name that no file can have is not."""
+    return _is(path, "exists")
+
+
 def nearby(path: Path) -> str:
     """`, did you mean X?` from the nearest folder that exists above a missing path."""
     path = Path.cwd() / path
+    if _is(path, "is_symlink"):
+        return " (it is a link that leads nowhere)"
     for parent in path.parents:
         if _is(parent, "is_dir"):
             wanted = path.relative_to(parent).parts[0]

@@ -12,12 +12,13 @@ from typing import Any
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder, write_lines_atomic
-from rankwright.common.resources import nearby
+from rankwright.common.resources import is_there, nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import available_splits, is_beir
+from rankwright.data.formats.compression import check_place, plain_name
 from rankwright.data.formats.reading import SPLITS, Faults, split_words
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits
-from rankwright.data.formats.text_rows import LINES, plain_name, text_lines
+from rankwright.data.formats.text_rows import LINES, text_lines
 from rankwright.data.formats.trec import is_trec
 from rankwright.data.formats.writers import WRITERS, beir_qrels, beir_texts, fits_a_table, json_row
 from rankwright.data.leakage import split_apart
@@ -44,8 +45,9 @@ def our_split(name: str) -> str | None:
 
 def find_sets(path: Path) -> list[FoundSet]:
     """All sets at a path: a file, a folder with splits, or a folder of such folders. Raises UserError for none."""
-    if not path.exists():
+    if not is_there(path):
         raise UserError(f"{path}: no such file or folder{nearby(path)}")
+    check_place(path, folder=True)
     found = [FoundSet(_name(path), path, our_split(path.name), None)] if path.is_file() else list(_walk(path, 0))
     if not found:
         names = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"

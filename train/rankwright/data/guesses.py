@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rankwright.common.errors import UserError, one_line
+from rankwright.common.errors import UserError
 from rankwright.data.discovery import FoundSet, is_data, our_split
 from rankwright.data.formats.beir import is_beir
 from rankwright.data.formats.detect import SAMPLE_ROWS, choose, kinds_of
 from rankwright.data.formats.fields import paths_of, renamed, value_at
-from rankwright.data.formats.reading import Faults, Row, name_words
+from rankwright.data.formats.reading import Faults, Row, listed, name_words
 from rankwright.data.formats.rows import is_judgement, roles_by_name, words_of
 from rankwright.data.formats.tables import is_saved, table_rows
 from rankwright.data.formats.text_rows import CsvRow
@@ -82,8 +82,8 @@ def format_of(
             continue
         meant = labels or _guess_labels(sample, named.get("label", "label"))
         return Format(chosen, named, meant, bool(guessed.keys() - columns.keys()) or meant != labels)
-    listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-    return Format("rows", columns, labels, question=_question(path, list(kinds), listed))
+    shown = listed(f"{name} ({kind})" for name, kind in kinds.items())
+    return Format("rows", columns, labels, question=_question(path, list(kinds), shown))
 
 
 def _ours(row: Row, columns: Mapping[str, str]) -> Row:
@@ -91,10 +91,10 @@ def _ours(row: Row, columns: Mapping[str, str]) -> Row:
     return CsvRow(found) if isinstance(row, CsvRow) else found
 
 
-def _question(path: Path, names: Sequence[str], listed: str) -> str:
+def _question(path: Path, names: Sequence[str], shown: str) -> str:
     query, document = names[0], names[-1]
     return (
-        f"{path}: the columns are {one_line(listed)}. Which one is the query and which one the document? For example: "
+        f"{path}: the columns are {shown}. Which one is the query and which one the document? For example: "
         f"--columns query={query} document={document} label=NAME (without a label every row is relevant)"
     )
 

@@ -13,6 +13,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.hashing import stable_hash
 from rankwright.data.cards import Card, Hub, load_card
 from rankwright.data.collection import Collection
+from rankwright.data.formats.compression import check_place
 from rankwright.data.formats.detect import check_format
 from rankwright.data.formats.hub import has_beir_form, read_hub, read_hub_rows, read_nested
 from rankwright.data.formats.read import read_path
@@ -63,8 +64,10 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
 
 def _locate(source: Source, *, root: str | None, split: str) -> Located:
     run = None if source.run is None else resources.resolve_path(source.run, root=root)
-    if run is not None and not run.is_file():
-        raise UserError(f"run: {run} is a folder: give a TREC run file")
+    if run is not None:
+        if run.is_dir():
+            raise UserError(f"run: {run} is a folder: give a TREC run file")
+        check_place(run)
     wanted = source.split or split
     if source.card is not None:
         card = load_card(source.card)
@@ -77,6 +80,8 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
         return Located(source, source.name or card.name, upstream, path, card, revision=source.revision, run=run)
     if source.path is not None:
         path = resources.resolve_path(source.path, root=root)
+        # Before its content is hashed.
+        check_place(path, folder=True)
         if run is None and split == "test" and path.is_dir() and is_trec(path):
             run = run_file(path, wanted)
         return Located(source, source.name or path.name.split(".")[0], wanted, path, run=run)

@@ -121,9 +121,10 @@ def conflicts(collection: Collection) -> list[tuple[tuple[str, str], tuple[str, 
 
 
 def lowest_above_zero(collection: Collection) -> float | None:
-    """The lowest label of a set that has several labels and none at or below 0, where all count as relevant."""
-    labels = {label for judged in collection.qrels.values() for label in judged.values()}
-    return min(labels) if len(labels) > 1 and min(labels) > 0 else None
+    """The lowest label of a set without any at or below 0, where some query has several: all count as relevant."""
+    by_query = [set(judged.values()) for judged in collection.qrels.values()]
+    labels = set().union(*by_query)
+    return min(labels) if any(len(own) > 1 for own in by_query) and min(labels) > 0 else None
 
 
 def every_label_relevant(lowest: float) -> str:

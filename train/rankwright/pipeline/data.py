@@ -76,23 +76,34 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     return {**queries, "corpora": sorted(corpora), "teacher_scores": [c.name for c in train if c.teacher_scores]}
 
 
-def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> None:
-    """Read the run files of test sets, before hours of training. Raises UserErrors with what is wrong in them."""
-    if not any(run_files.values()):
-        return
+def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Mapping[str, Path | None]]) -> None:
+    """Read the run files of training and test sets, before hours of work. Raises UserErrors with what is wrong in them.
+
+    run_files: split -> set -> its file.
+    """
     faults = []
-    for collection in read_split(run.data, "test"):
-        path = run_files.get(collection.name)
-        if path is None:
-            continue
-        chosen = choose_queries(collection, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
-        queries = {q: collection.queries[q] for q in chosen.query_ids}
-        try:
-            run_file.read_lists(path, collection.corpus, queries, recipe.evaluate.depth)
-        except UserError as error:
-            faults.append(str(error))
+    for split, files in run_files.items():
+        if any(files.values()):
+            for collection in read_split(run.data, split):
+                faults += run_file_faults(recipe, collection, files.get(collection.name), split)
     if faults:
         raise UserErrors(faults)
+
+
+def run_file_faults(recipe: Recipe, collection: Collection, path: Path | None, split: str) -> list[str]:
+    """What would stop a run in the run file of a set: one line with file and line per mistake."""
+    if path is None:
+        return []
+    query_ids: Sequence[str] = list(collection.queries)
+    depth = recipe.mine.depth
+    if split == "test":
+        chosen = choose_queries(collection, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
+        query_ids, depth = chosen.query_ids, recipe.evaluate.depth
+    try:
+        run_file.read_lists(path, collection.corpus, {q: collection.queries[q] for q in query_ids}, depth)
+    except UserError as error:
+        return str(error).splitlines()
+    return []
 
 
 def _require_whole_labels(collections: Sequence[Collection]) -> None:

@@ -303,7 +303,7 @@ def _data_outputs(p: Pipeline) -> list[Path]:
 def _after_data(p: Pipeline) -> None:
     """What another prompt, run file or licence changes without reading a set again."""
     add_token_lengths(p.recipe, p.folder)
-    check_run_files(p.recipe, p.folder, p.run_files("test"))
+    check_run_files(p.recipe, p.folder, {split: p.run_files(split) for split in ("train", "test")})
     p.ledger()
 
 

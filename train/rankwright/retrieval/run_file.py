@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_lines_atomic
+from rankwright.data.formats.compression import check_place
+from rankwright.data.formats.fields import number_of
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, Run, best_candidates, ranked
 from rankwright.retrieval.retriever import RETRIEVERS, Options, Retriever, Searcher
@@ -134,6 +135,7 @@ def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
     Raises UserError with file and line of the first fault.
     """
     run: dict[str, dict[str, float]] = {}
+    check_place(path)
     # UTF-8 with or without a byte order mark; anything else (a packed file, say) fails at its first line.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
@@ -148,12 +150,13 @@ def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
             scores = run.setdefault(query_id, {})
             if document_id in scores:
                 raise UserError(f"{path}:{number}: document {document_id!r} appears twice for query {query_id!r}")
-            try:
-                scores[document_id] = float(score)
-            except ValueError:
-                raise UserError(f"{path}:{number}: score {score!r} is not a number") from None
-            if not math.isfinite(scores[document_id]):
-                raise UserError(f"{path}:{number}: score {score!r} is not a finite number")
+            value = number_of(score)
+            if value is None:
+                comma = (
+                    ": write a point in place of the comma" if number_of(score.replace(",", ".")) is not None else ""
+                )
+                raise UserError(f"{path}:{number}: score {score!r} is not a finite number{comma}")
+            scores[document_id] = value
     return run
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError, did_you_mean, nearest
 from rankwright.data.collection import Collection, join_title
+from rankwright.data.formats.compression import PACKED
 from rankwright.data.formats.fields import Fields, number_of
 from rankwright.data.formats.reading import MOST_EXAMPLES, Faults, Reading, Rows, choose_split, give_up
-from rankwright.data.formats.text_rows import PACKED, json_rows, text_lines
+from rankwright.data.formats.text_rows import json_rows, text_lines
 from rankwright.data.normalisation import is_blank
 from rankwright.data.store.texts import TextBuilder
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rankwright.common.hashing import content_id
 from rankwright.data.collection import Collection
-from rankwright.data.formats.reading import Reading, give_up
+from rankwright.data.formats.reading import Reading, give_up, listed
 from rankwright.data.store.texts import TextBuilder
 
 MOST_SHOWN = 60
@@ -161,7 +161,7 @@ class Groups:
     def _say(self) -> None:
         name, say = self.reading.name, self.reading.say
         if self.ignored:
-            say(f"{name}: columns not used: {', '.join(sorted(self.ignored))}")
+            say(f"{name}: columns not used: {listed(sorted(self.ignored))}")
         if self.sessions:
             shown = sum(map(len, self.qrels.values()))
             clicked = sum(label > 0 for judged in self.qrels.values() for label in judged.values())

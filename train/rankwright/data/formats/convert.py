@@ -16,11 +16,11 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_file, atomic_folder, write_lines_atomic
 from rankwright.data.collection import Collection
+from rankwright.data.formats.compression import plain_name
 from rankwright.data.formats.detect import FOLDERS, check_format
 from rankwright.data.formats.read import read_path
 from rankwright.data.formats.reading import Faults, Reading, Say
 from rankwright.data.formats.tables import is_table
-from rankwright.data.formats.text_rows import plain_name
 from rankwright.data.formats.writers import (
     HOLDS,
     WRITERS,

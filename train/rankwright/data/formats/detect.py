@@ -12,7 +12,7 @@ from rankwright.common.errors import UserError, nearest, no_such, one_line
 from rankwright.data.collection import Collection
 from rankwright.data.formats.builder import Groups
 from rankwright.data.formats.fields import Fields, Roles, missing_columns, number_of, renamed
-from rankwright.data.formats.reading import COLUMNS, Reading, Row, Rows, check_columns
+from rankwright.data.formats.reading import COLUMNS, Reading, Row, Rows, check_columns, listed
 from rankwright.data.formats.rows import (
     CLICKED,
     DOCUMENTS,
@@ -32,6 +32,8 @@ from rankwright.data.normalisation import words
 Kinds = Mapping[str, str]
 FOLDERS = ("beir", "trec")
 SAMPLE_ROWS = 50
+# Characters of a column's name that are compared with the known names.
+LONGEST_NAME = 64
 _SHARED = {"query_id", "weight", "group", "instruction"}
 _GROUPS = {"query", "positives", "negatives", "positive_scores", "negative_scores", "positive_ids", "negative_ids"}
 
@@ -163,9 +165,10 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
     fitting = [name for name, form in FORMS.items() if form.fits(kinds)] if given is None else [given]
     if len(fitting) != 1:
         what = f"fit {' and '.join(fitting)}" if fitting else f"fit none of {', '.join(FORMS)}"
-        rest = {name: kind for name, kind in kinds.items() if name not in _judgements(kinds)}
+        judgements = dict.fromkeys(_judgements(kinds))
+        rest = {name: kind for name, kind in kinds.items() if name not in judgements}
         if FORMS["pairs"].fits(rest) and not fitting:
-            name = one_line(_judgements(kinds)[0])
+            name = one_line(next(iter(judgements)))
             raise UserError(
                 f"{where}: the columns {_shown(kinds)} are those of pairs, or is {name!r} the label? Give `columns: "
                 f"{{label: {name}}}`, above 0 is relevant, or `format: pairs`, which reads every row as relevant"
@@ -188,7 +191,7 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
 
 
 def _shown(kinds: Kinds) -> str:
-    return one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "(none)")
+    return listed(f"{name} ({kind})" for name, kind in kinds.items()) or "(none)"
 
 
 def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, reading: Reading) -> Collection:
@@ -266,6 +269,7 @@ class _Table:
         self.reader: RowReader = ROW_FORMATS[name]
         self.reading = groups.reading
         self.names = FORMS[name].names
+        self.near: dict[str, list[str]] = {}
         # Where any name may be that of a document, none can be called mistyped.
         self.strict = roles is None
         if roles is not None:
@@ -291,6 +295,12 @@ class _Table:
             assert found is not None, "a reader gave no row and no fault"
             self.groups.add(found, self.where, line)
 
+    def _near(self, name: str) -> list[str]:
+        # Rows repeat their columns, and may have thousands.
+        if name not in self.near:
+            self.near[name] = [_MEANT[name]] if name in _MEANT else nearest(name[:LONGEST_NAME], self.names)
+        return self.near[name]
+
     def _check_names(self, fields: Fields, original: Row) -> None:
         for name, value in fields.row.items():
             if name in self.names or name in self.also:
@@ -303,7 +313,7 @@ class _Table:
                     kind=f"late {name}",
                 )
                 continue
-            near = ([_MEANT[name]] if name in _MEANT else nearest(name, self.names)) if self.strict else []
+            near = self._near(str(name)) if self.strict else []
             if near and near[0] not in fields.row:
                 fields.fault(f"column {name!r} is unknown, did you mean {near[0]!r}? Rename it", kind=f"name {name}")
             elif kind != "null" and negatives_of({str(name): kind}):

@@ -13,13 +13,13 @@ from rankwright.common.errors import UserErrors, did_you_mean, one_line
 from rankwright.common.hashing import content_id
 from rankwright.data.collection import join_title
 from rankwright.data.formats.builder import Document, GroupRow
-from rankwright.data.formats.reading import COLUMNS, Reading, Row
+from rankwright.data.formats.reading import COLUMNS, Reading, Row, listed
 from rankwright.data.formats.text_rows import CsvRow, Json
 from rankwright.data.normalisation import is_blank
 
 # What at_path() returns where a row has no such column; null is a value.
 ABSENT = object()
-MOST_PATHS, MOST_DEEP = 20, 6
+MOST_DEEP = 6
 
 
 def missing_columns(columns: Mapping[str, str], sample: Sequence[Row], where: object) -> None:
@@ -30,8 +30,8 @@ def missing_columns(columns: Mapping[str, str], sample: Sequence[Row], where: ob
             continue
         paths = list(dict.fromkeys(path for row in sample for path in paths_of(row)))
         near = did_you_mean(theirs, paths) or _same_end(theirs, paths)
-        shown = ", ".join(paths[:MOST_PATHS]) + (", ..." if len(paths) > MOST_PATHS else "")
-        faults.append(one_line(f"{where}: no column {theirs!r} for {ours}{near}; columns found: {shown or 'none'}"))
+        shown = listed(paths) or "none"
+        faults.append(one_line(f"{where}: no column {theirs!r} for {ours}{near}; columns found: {shown}"))
     if faults:
         raise UserErrors(faults)
 
@@ -158,7 +158,7 @@ class Fields:
         if empty is not None:
             self.fault(f"`{empty}` is null, needs a value")
             return None
-        found = ", ".join(map(str, self.row)) or "none"
+        found = listed(self.row) or "none"
         hint = next((h for h in (did_you_mean(name, map(str, self.row)) for name in names) if h), "")
         self.fault(f"no column {wanted}{hint}; columns found: {found}", kind=wanted)
         return None
@@ -364,7 +364,7 @@ class Fields:
             return None
         text = element.get("text")
         if not isinstance(text, str):
-            found = ", ".join(map(str, element)) or "none"
+            found = listed(element) or "none"
             self.fault(f"{place} has no `text` that is a text; keys found: {found}", kind="no text")
             return None
         inner = self.inside(element)

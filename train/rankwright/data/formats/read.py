@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rankwright.common.errors import UserError
-from rankwright.common.resources import nearby
+from rankwright.common.resources import is_there, nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import is_beir, read_beir
+from rankwright.data.formats.compression import check_place
 from rankwright.data.formats.detect import FOLDERS, check_format, read_tables
 from rankwright.data.formats.reading import SPLITS, Faults, Reading, Say, check_columns, log_say, split_words
 from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_files, table_rows
@@ -49,8 +50,9 @@ def read_path(path: Path, format: str | None, reading: Reading) -> Collection:
     """As read_collection, with its other arguments in one object."""
     check_format(format)
     check_columns(reading.columns)
-    if not path.exists():
+    if not is_there(path):
         raise UserError(f"{path}: no such file or folder{nearby(path)}")
+    check_place(path, folder=True)
     if path.is_dir():
         kind = format if format in FOLDERS else _folder_kind(path) if format is None else None
         if kind == "beir":

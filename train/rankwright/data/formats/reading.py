@@ -6,7 +6,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -44,6 +44,8 @@ COLUMNS = {
     "clicked": "whether a document that was shown was clicked, or which ones of a list",
 }
 MOST_FAULTS = 20
+# Names of columns in a message, and characters of each.
+MOST_LISTED, LONGEST_LISTED = 30, 200
 # Words in the names of files that name a split -> which of ours it is.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -206,6 +208,13 @@ class Reading:
     rows: int = 0
     taken: int = 0
     titles: int = 0
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names of columns for a message, the first MOST_LISTED of them, and how many more there are."""
+    first = list(map(str, names))
+    more = f" and {len(first) - MOST_LISTED:,} more" if len(first) > MOST_LISTED else ""
+    return one_line(", ".join(name[:LONGEST_LISTED] for name in first[:MOST_LISTED])) + more
 
 
 def name_words(name: str) -> list[str]:

@@ -6,23 +6,15 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, one_line
+from rankwright.data.formats.compression import DAMAGED, is_packed, open_bytes, packing, plain_name
 from rankwright.data.formats.reading import Faults, RowNumber, Rows, choose_split, give_up
-from rankwright.data.formats.text_rows import (
-    DAMAGED,
-    LINES,
-    array_rows,
-    csv_rows,
-    is_packed,
-    json_rows,
-    open_bytes,
-    packing,
-    plain_name,
-)
+from rankwright.data.formats.text_rows import LINES, array_rows, csv_rows, json_rows
 from rankwright.data.formats.workbooks import workbook_rows
 
 if TYPE_CHECKING:
@@ -99,7 +91,7 @@ def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
             for batch in _batches(file, start):
                 names = batch.schema.names
                 if len(set(names)) < len(names):
-                    twice = next(name for name in names if names.count(name) > 1)
+                    twice = next(name for name, count in Counter(names).items() if count > 1)
                     give_up(faults, path, RowNumber(1), f"two columns are named {twice!r}: rename one of them")
                 for offset, row in _values(batch):
                     number += 1
@@ -172,15 +164,14 @@ def is_saved(folder: Path) -> bool:
 
 def saved_splits(folder: Path) -> list[str]:
     """The splits of a folder of save_to_disk; none for a single table. Raises UserError."""
-    splits: list[str] = _json(folder / "dataset_dict.json").get("splits", [])
-    return splits
+    return _names(folder / "dataset_dict.json", "splits")
 
 
 def saved_files(folder: Path, split: str | None) -> list[Path]:
     """The Arrow files of a folder of save_to_disk, of one split where it has several. Raises UserError."""
     if splits := saved_splits(folder):
         folder = folder / choose_split(folder, split, splits)
-    files = [folder / entry["filename"] for entry in _json(folder / "state.json").get("_data_files", [])]
+    files = [folder / name for name in _names(folder / "state.json", "_data_files", "filename")]
     missing = [path for path in files if not path.is_file()]
     if missing or not files:
         named = missing[0] if missing else folder / "state.json"
@@ -188,12 +179,19 @@ def saved_files(folder: Path, split: str | None) -> list[Path]:
     return files
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _names(path: Path, key: str, inner: str | None = None) -> list[str]:
+    """The names of files or folders in a list of a JSON file, none without the file; inner: their key in its objects.
+
+    Raises UserError for a damaged file, and for names that lead out of the folder.
+    """
     if not path.is_file():
-        return {}
+        return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found, dict)
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"{path}: not the JSON that save_to_disk writes ({error}): save the set again") from None
-    return found
+        found = json.loads(path.read_text(encoding="utf-8")).get(key, [])
+        names = [entry if inner is None else entry[inner] for entry in found]
+        if not isinstance(found, list) or not all(isinstance(n, str) and n == Path(n).name != ".." for n in names):
+            raise ValueError(f"{key!r} is not a list of names in this folder")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else one_line(str(error))
+        raise UserError(f"{path}: not the JSON that save_to_disk writes ({why}): save the set again") from None
+    return names

@@ -4,86 +4,24 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
-import io
 import itertools
 import json
 import re
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn
 
+from rankwright.data.formats.compression import CHUNK_BYTES, DAMAGED, LONGEST_ROW, byte_lines, open_bytes, packing
 from rankwright.data.formats.reading import Faults, LineOfRow, Rows, give_up
 
-PACKED = (".gz", ".zst")
 # Files of lines; a JSON array has no line per row.
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
-# Raised by reading when the rest of a packed file is lost.
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-CHUNK_BYTES = 1 << 16
 # An error this near to the end of the text so far may be a value that is cut off: `tru`, `\ud83`.
 _UNFINISHED = 16
 _SPACE = " \t\n\r"
-_LONGEST_CELL = 2**31 - 1
 # What "surrogateescape" makes of bytes that are not UTF-8.
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-
-
-def plain_name(path: Path) -> str:
-    """The file's name without .gz or .zst."""
-    return path.stem if path.suffix in PACKED else path.name
-
-
-def packing(path: Path) -> str:
-    """The packing that the file's name states, for messages: gzip or zstd."""
-    return "zstd" if path.suffix == ".zst" else "gzip"
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file's bytes are gzip or zstd, or its name claims it."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return path.suffix in PACKED or start.startswith(_GZIP) or start == _ZSTD
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """The unpacked bytes of a file. Reading raises one of DAMAGED where a packed file is cut off or broken."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(_GZIP):
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if start == _ZSTD:
-        return io.BufferedReader(_Zstd(path))
-    if path.suffix in PACKED and start:
-        raise gzip.BadGzipFile(f"its name ends in {path.suffix}, its bytes are not {packing(path)}")
-    return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """pyarrow unpacks zstd, so no further library is needed; its errors become those of gzip."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow
-
-        self._stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._stream.read(len(buffer))
-        except OSError as error:
-            raise EOFError(str(error)) from None
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._stream.close()
-        super().close()
 
 
 def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
@@ -91,8 +29,7 @@ def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
     number = seen = 0
     try:
         with open_bytes(path) as file:
-            # Bytes end a line at \n only; text mode would also cut at \r inside a damaged file.
-            for number, raw in enumerate(file, start=1):
+            for number, raw in enumerate(byte_lines(file, path), start=1):
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
                 except UnicodeDecodeError as error:
@@ -138,7 +75,7 @@ def csv_rows(path: Path, faults: Faults, *, delimiter: str | None = None) -> Row
     A cell that is empty is None. Raises UserErrors when the header names a column twice, and for a quote that is
     never closed.
     """
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(LONGEST_ROW)
     try:
         lines = _lines(path)
         header = next(lines, "")
@@ -164,7 +101,7 @@ def csv_rows(path: Path, faults: Faults, *, delimiter: str | None = None) -> Row
 
 def _lines(path: Path) -> Iterator[str]:
     with open_bytes(path) as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(byte_lines(file, path)):
             # Bytes that are not UTF-8 become a fault once their record is known.
             yield line.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape")
 
@@ -190,8 +127,7 @@ def _names(cells: list[str] | None, path: Path, faults: Faults) -> list[str]:
     if cells is None or any(_NOT_UTF8.search(cell) for cell in cells):
         give_up(faults, path, 1, "the header cannot be read: save the file as UTF-8, with a header")
     names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         give_up(faults, path, 1, f"two columns are named {twice[0]!r}: rename one of them, or add a header")
     return names
 
@@ -260,6 +196,8 @@ class _Array:
     def _more(self) -> None:
         """Drop what is used, and read as much again as is left, so that a long element takes linear time."""
         self.text, self.place = self.text[self.place :], 0
+        if len(self.text) > LONGEST_ROW:
+            self._stop(f"an element of more than {LONGEST_ROW >> 20} million characters")
         data = self.file.read(max(CHUNK_BYTES, len(self.text)))
         self.ended = not data
         try:
@@ -308,7 +246,7 @@ class Json:
         row = dict(pairs)
         if len(row) < len(pairs):
             names = [name for name, _ in pairs]
-            self._doubled += [name for name in row if names.count(name) > 1]
+            self._doubled += [name for name, count in Counter(names).items() if count > 1]
         return row
 
     def decode(self, text: str) -> Any:
