@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from rankwright.common.errors import UserError
+from rankwright.common.files import read_json_object
 from rankwright.export.golden import GOLDEN_FILE, read_golden
 from rankwright.export.proof.comparing import compare
 from rankwright.export.proof.runtimes.base import Exported, Runtime
@@ -195,6 +196,12 @@ def sums_of(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 sums[inside.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums
+
+
+def is_as_proven(folder: Path) -> bool:
+    """Whether the folder was proven, and its files are those of its parity.json."""
+    record = read_json_object(folder / PARITY_FILE) or {}
+    return record.get("failures") == [] and bool(record.get("sha256")) and record["sha256"] == sums_of(folder)
 
 
 if __name__ == "__main__":
