@@ -24,6 +24,7 @@ import torch
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import read_json_object
+from rankwright.common.foreign_code import refuse_foreign_modules
 from rankwright.export.golden import GOLDEN_FILE, read_golden
 from rankwright.export.proof.comparing import compare
 from rankwright.export.proof.runtimes.base import Exported, Runtime
@@ -74,7 +75,10 @@ def measure_fresh(
         "TOKENIZERS_PARALLELISM": "false",
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    # Nobody can answer a question of a library that nobody sees.
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
     try:
         lines = done.stdout.strip().splitlines()[-len(folders) :]
         reports: dict[str, dict[str, Any]] = dict(zip(folders, map(json.loads, lines), strict=True))
@@ -107,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_exported(path: Path, base: str | None = None) -> Exported:
-    """Raises UserError for a folder that is not an export, and for one with a missing or damaged part."""
+    """Raises UserError for a folder that is not an export, for a missing or damaged part, and for code of its own."""
+    refuse_foreign_modules(path)
     rows = read_golden(path)
     contract = PromptContract.load(path)
     if contract is None:
