@@ -69,6 +69,21 @@ def test_sentence_transformers_equals_the_model_in_memory(
     torch.testing.assert_close(torch.tensor(model.predict(PAIRS)), wanted.sigmoid(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["qwen3-portable", "qwen3-official"])
+def test_a_folder_saved_again_keeps_its_prompt_and_its_limit(
+    case: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from sentence_transformers import CrossEncoder
+
+    CrossEncoder(str(folders[case]), device="cpu").save_pretrained(str(tmp_path))
+    assert not (tmp_path / "rankwright.json").exists()
+    first, again = Reranker.load(str(folders[case])), Reranker.load(str(tmp_path))
+    assert again.contract == first.contract
+    documents = ["A bond is a loan.", "a bond is a loan and " * 80]
+    assert again.score("what is a bond?", documents) == pytest.approx(first.score("what is a bond?", documents))
+    assert again.cut == first.cut == {"documents_cut": 1, "queries_cut": 0}
+
+
 def test_official_template_takes_another_instruction(folders: dict[str, Path]) -> None:
     from sentence_transformers import CrossEncoder
     from transformers import AutoTokenizer

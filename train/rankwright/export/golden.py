@@ -27,6 +27,8 @@ KEYS: dict[str, Any] = {
 FIXED = [
     ("benign", "what is a bond?", "A bond is a loan that an investor makes to a company or a government."),
     ("benign", "what is a bond?", "The river rises in the mountains in spring."),
+    # With a title.
+    ("benign", "what is a bond?", "Bonds\nA bond is a loan that an investor makes to a company."),
     ("unicode", "où est la bibliothèque de l'été ?", "東京は日本の首都です。 Привет, мир! 🎉👩‍🚀"),
     ("unicode", "🎉 e\u0301te\u0301", "cafe\u0301 naïve “quotes” ½ Ⅷ"),
     ("spaces", "  leading and trailing \n", "\n\n  text with spaces around it \t\r\n"),

@@ -16,6 +16,16 @@ from rankwright.export.card import CARD, PLACE, SERVE
 from rankwright.export.proof.parity import PARITY_FILE, sums_of
 
 
+# Where PATH is the model: anywhere in code, and in these sentences of our templates. Any other is a word of the user's.
+FENCE = re.compile(r"(^```[^\n]*\n.*?^```$)", re.DOTALL | re.MULTILINE)
+IN_CODE = re.compile(rf"(?<![\w$/.-]){PLACE}(?![\w=/-])")
+IN_SENTENCES = re.compile(
+    rf"(?<=^`){PLACE}(?=` stands for this model:)|(?<=\(from the hub: `hf download ){PLACE}(?= --local-dir FOLDER`)"
+    rf'|(?<=\(model="){PLACE}(?=")|(?<=\(model_name="){PLACE}(?=")',
+    re.MULTILINE,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Push:
     """What would go where. files: name in the repository -> bytes, largest first."""
@@ -132,6 +142,14 @@ def send(push: Push) -> str:
     return str(commit.commit_url)
 
 
+def with_name(text: str, repository: str) -> str:
+    """The text of a card with the repository's name where PATH stands for the model."""
+    parts = FENCE.split(text)
+    # Every second one is code.
+    places = [(IN_SENTENCES, IN_CODE)[number % 2] for number in range(len(parts))]
+    return "".join(place.sub(lambda _: repository, part) for place, part in zip(places, parts, strict=True))
+
+
 @contextmanager
 def prepared(push: Push) -> Iterator[Path]:
     """A copy whose README.md and SERVE.md name the repository in place of PATH; large files are links, not copies."""
@@ -142,7 +160,7 @@ def prepared(push: Push) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in (CARD, SERVE):
                 text = source.read_text(encoding="utf-8")
-                target.write_text(re.sub(rf"\b{PLACE}\b", push.repository, text), encoding="utf-8")
+                target.write_text(with_name(text, push.repository), encoding="utf-8")
             else:
                 target.symlink_to(source.resolve())
         yield folder
