@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from pathlib import Path
@@ -197,3 +198,23 @@ def test_few_real_pairs_are_combined_and_repeat_nothing(trained: dict[str, Train
     assert not any(row["gate"] for row in rows if row["query"].startswith("word word"))
     write_golden(tmp_path, rows)
     assert [json.loads(line) for line in (tmp_path / "golden.jsonl").read_text().splitlines()] == rows
+
+
+@pytest.mark.slow
+def test_documents_of_megabytes_become_short_golden_pairs(
+    trained: dict[str, Trained], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = trained["qwen3-portable"]
+    book = "Every few years the river floods the fields below the old town. " * 40_000
+    long = [("what is a bond?", book), (book[10:], "A bond is a loan."), ("short", "short")]
+    figures = export_targets(dataclasses.replace(one, golden_pairs=long), {"adapter": {}}, tmp_path)["adapter"]
+    assert (
+        len(book) > 2_000_000 and "2 of 3 are longer than 2,560 characters: their beginnings" in capsys.readouterr().out
+    )
+    rows = [json.loads(line) for line in (tmp_path / "adapter" / "golden.jsonl").read_text().splitlines()]
+    texts = {row["document"] for row in rows} | {row["query"] for row in rows}
+    assert max(map(len, texts)) <= 16 * one.contract.max_tokens and book[:2560] in texts and book[10:2570] in texts
+    assert figures["cut_rows"] > 2 and (tmp_path / "adapter" / "golden.jsonl").stat().st_size < 300_000
+    # The beginning scores like the whole.
+    [row] = [row for row in rows if (row["query"], row["document"]) == ("what is a bond?", book[:2560])]
+    assert row["logit"] == pytest.approx(score_trained(one, [("what is a bond?", book[:100_000])])[0])

@@ -16,6 +16,8 @@ from rankwright.rerankers.reranker import Reranker
 
 GOLDEN_FILE = "golden.jsonl"
 LEAST_REAL_PAIRS = 20
+# Few tokens are longer: such a text is beyond any prompt's budget, and every runtime would hold all of its tokens.
+CHARACTERS_PER_TOKEN = 16
 Row = dict[str, Any]
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("query", "document", "instruction", "kind"), str),
@@ -48,7 +50,7 @@ FIXED = [
 def make_golden(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[Row]:
     """Rows of golden.jsonl: query, document (raw texts), instruction, token_ids, logit, probability, gate, kind.
 
-    pairs: real (query, document) texts. When there are fewer than 20, each query is also paired with documents of
+    pairs: real (query, document) texts, bounded by within_bounds(). When there are fewer than 20, each query is also paired with documents of
     others. Fixed pairs of hard kinds follow. The logits are the reranker's, one prompt at a time. gate: whether every
     runtime must match the row. It is false where a runtime that only sees texts cannot: for control tokens without a
     template that breaks them, and for a query beyond its budget.
@@ -70,6 +72,12 @@ def make_golden(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[Ro
             }
         )
     return rows
+
+
+def within_bounds(pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[tuple[str, str]]:
+    """The pairs with the beginnings of texts that are much longer than a prompt of max_tokens, such as whole books."""
+    most = CHARACTERS_PER_TOKEN * max_tokens
+    return [(query[:most], document[:most]) for query, document in pairs]
 
 
 def golden_texts(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.files import atomic_folder
 from rankwright.common.resources import resolve_base
 from rankwright.export.card import CardFacts, write_card
+from rankwright.export.golden import CHARACTERS_PER_TOKEN, within_bounds
 from rankwright.export.privacy import Private, scan
 from rankwright.export.proof.parity import PARITY_FILE, measure_fresh
 from rankwright.export.servable import impossible, refuse, unservable
@@ -56,10 +57,14 @@ def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts
     found = resolve_base(trained.base_name)
     base = found if Path(found).is_dir() else None
     private = Private.of_this_machine(folder, *([Path(base)] if base is not None else []))
+    pairs = within_bounds(trained.golden_pairs, trained.contract.max_tokens)
+    if cut := sum(one != other for one, other in zip(pairs, trained.golden_pairs, strict=True)):
+        most = CHARACTERS_PER_TOKEN * trained.contract.max_tokens
+        console.say(f"  golden pairs: {cut} of {len(pairs)} are longer than {most:,} characters: their beginnings")
     # Texts of users may hold paths and keys.
-    kept = [pair for pair in trained.golden_pairs if not private.in_text(*pair)]
-    if lost := len(trained.golden_pairs) - len(kept):
-        console.say(f"  golden pairs: {lost} of {len(trained.golden_pairs)} hold a path or a key: left out")
+    kept = [pair for pair in pairs if not private.in_text(*pair)]
+    if lost := len(pairs) - len(kept):
+        console.say(f"  golden pairs: {lost} of {len(pairs)} hold a path or a key: left out")
     trained = dataclasses.replace(trained, golden_pairs=kept)
     failed: dict[str, Exception] = {}
     figures: dict[str, Figures] = {}

@@ -15,7 +15,6 @@ from rankwright.common.errors import UserError, did_you_mean
 from rankwright.export.card import CARD, PLACE, SERVE
 from rankwright.export.proof.parity import PARITY_FILE, sums_of
 
-
 # Where PATH is the model: anywhere in code, and in these sentences of our templates. Any other is a word of the user's.
 FENCE = re.compile(r"(^```[^\n]*\n.*?^```$)", re.DOTALL | re.MULTILINE)
 IN_CODE = re.compile(rf"(?<![\w$/.-]){PLACE}(?![\w=/-])")

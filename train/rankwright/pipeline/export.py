@@ -169,6 +169,8 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
             best = [c.document_id for c in candidates[query_id][:1]]
             for document_id in dict.fromkeys([*sorted(collection.positives(query_id))[:1], *best]):
                 found.append((collection.queries[query_id], collection.corpus[document_id]))
+            if len(found) >= share:
+                break
         pairs += found[:share]
     return pairs[: recipe.export.golden_pairs]
 
