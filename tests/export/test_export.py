@@ -19,6 +19,7 @@ from rankwright.data.licences.terms import known, state
 from rankwright.export.card import CardFacts
 from rankwright.export.golden import make_golden, write_golden
 from rankwright.export.proof.parity import check_folders
+from rankwright.export.proof.sums import read_sums
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
@@ -153,8 +154,10 @@ def test_export_leaves_the_model_usable_and_names_its_figures(
     assert sum(row["kind"] == "real" for row in rows) >= 20
     cut = [row for row in rows if len(row["token_ids"]) == one.contract.max_tokens]
     assert [row["kind"] for row in cut] == ["long", "long"] and figures["hf"]["cut_rows"] == 2
-    assert {"config.json", "model.safetensors", "golden.jsonl", "rankwright.json"} <= set(figures["hf"]["sha256"])
-    assert "README.md" not in figures["hf"]["sha256"] and figures["hf"]["versions"]["transformers"]
+    assert {"config.json", "model.safetensors", "golden.jsonl", "rankwright.json"} <= set(
+        read_sums(folder / "hf") or ()
+    )
+    assert "README.md" not in (read_sums(folder / "hf") or ()) and figures["hf"]["versions"]["transformers"]
     card = (folder / "hf" / "README.md").read_text()
     assert "library_name: sentence-transformers" in card and "license: apache-2.0" in card
     assert "| nDCG@10 | 0.5 |" in card and "base_model:" not in card

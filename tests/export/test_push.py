@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rankwright.cli.main import app
 from rankwright.common.errors import UserError
 from rankwright.export.card import CardFacts, write_card
-from rankwright.export.proof.parity import sums_of
+from rankwright.export.proof.sums import write_sums
 from rankwright.export.push import plan_push, prepared, send, with_name
 from rankwright.model.prompt import PromptContract
 
@@ -28,11 +28,12 @@ def run(folders: dict[str, Path], tmp_path: Path) -> Path:
     """A run folder with one proven export."""
     target = tmp_path / "run" / "export" / "hf"
     shutil.copytree(folders["qwen3-portable"], target)
-    (target / "parity.json").write_text(json.dumps({"failures": [], "sha256": sums_of(target)}))
+    (target / "parity.json").write_text(json.dumps({"failures": []}))
     contract = PromptContract.load(target)
     assert contract is not None
     told = contract.replace(instruction=INSTRUCTION)
     facts = CardFacts(title="PATH reranker", figures={"nDCG@10, PATH (3 queries)": 0.5}, training=["Trained on PATH."])
+    write_sums(target)
     write_card(target, facts, told, {"rows": 1, "engines": {}}, base_name="org/PATH", revision=None)
     return tmp_path / "run"
 

@@ -17,6 +17,7 @@ from rankwright.export.card import CardFacts, write_card
 from rankwright.export.golden import CHARACTERS_PER_TOKEN, within_bounds
 from rankwright.export.privacy import Private, scan
 from rankwright.export.proof.parity import PARITY_FILE, measure_fresh
+from rankwright.export.proof.sums import write_sums
 from rankwright.export.servable import impossible, refuse, unservable
 from rankwright.export.target import Figures, Trained, Writer, portable_name
 from rankwright.export.targets import TARGETS
@@ -141,14 +142,15 @@ def _reports(
 
 
 def _complete(draft: Path, figures: Figures, trained: Trained, facts: CardFacts, private: Private) -> None:
-    """parity.json, the cards and permissions of a proven folder. Raises UserError where a file holds a secret."""
+    """parity.json, the cards, sums and permissions of a proven folder. Raises UserError where a file holds a secret."""
     text = json.dumps(figures, indent=2, ensure_ascii=False)
     (draft / PARITY_FILE).write_text(text + "\n", encoding="utf-8")
     # The folder's own: a target may have put the scale into its weights.
     contract = PromptContract.load(draft) or trained.contract
     base_name = portable_name(trained.base_name)
     write_card(draft, facts, contract, figures, base_name=base_name, revision=trained.revision)
+    scan(draft, private)
+    write_sums(draft)
     for path in draft.rglob("*"):
         # safetensors files are written 0600, which a server under another user cannot read.
         path.chmod(0o755 if path.is_dir() else 0o644)
-    scan(draft, private)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, did_you_mean, one_line
+from rankwright.common.files import read_json_object
 from rankwright.export.card import CARD, PLACE, SERVE
-from rankwright.export.proof.parity import PARITY_FILE, sums_of
+from rankwright.export.proof.parity import PARITY_FILE
+from rankwright.export.proof.sums import SUMS_FILE, changes, read_sums
 
 # Where PATH is the model: anywhere in code, and in these sentences of our templates. Any other is a word of the user's.
 FENCE = re.compile(r"(^```[^\n]*\n.*?^```$)", re.DOTALL | re.MULTILINE)
@@ -46,16 +47,20 @@ def plan_push(run: Path, target: str, repository: str, *, private: bool = True, 
         have = f"it has {', '.join(known)}" if known else none
         raise UserError(f"{run}: no export {target!r}{did_you_mean(target, known)}: {have}")
     folder = exports / target
-    proven = _proven_sums(folder)
-    found = sums_of(folder)
-    if changed := sorted(name for name in proven.keys() | found.keys() if proven.get(name) != found.get(name)):
+    record = read_json_object(folder / PARITY_FILE) or {}
+    found = changes(folder)
+    if record.get("failures") != [] or found is None:
+        raise UserError(f"{folder / PARITY_FILE}: its parity was not proven: export it again")
+    if found.any:
+        names = one_line(", ".join(sorted([*found.changed, *found.missing, *found.new])))
         raise UserError(
-            f"{folder}: not what was proven: {', '.join(changed)} changed, missing or new since the export: "
+            f"{folder}: not what was proven: {names} changed, missing or new since the export: "
             "move other files away, or export it again"
         )
     # Texts for people may have been edited. Hidden files stay here.
     texts = [path.name for path in folder.iterdir() if path.suffix == ".md" and path.is_file()]
-    sizes = {name: (folder / name).stat().st_size for name in [*found, *texts, PARITY_FILE]}
+    sent = [*(read_sums(folder) or ()), *texts, SUMS_FILE]
+    sizes = {name: (folder / name).stat().st_size for name in sent}
     files = dict(sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])))
     return Push(folder, repository, private, revision, files)
 
@@ -71,18 +76,6 @@ def _check_name(repository: str) -> None:
         raise UserError(f"repository {repository!r}: must be OWNER/NAME as the hub takes it: {first}") from None
     if repository.count("/") != 1:
         raise UserError(f"repository {repository!r}: must be OWNER/NAME")
-
-
-def _proven_sums(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of what was proven. Raises UserError where nothing was."""
-    try:
-        record = json.loads((folder / PARITY_FILE).read_text(encoding="utf-8"))
-        failures, sums = record["failures"], dict(record["sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
-        failures, sums = None, {}
-    if failures != [] or not sums:
-        raise UserError(f"{folder / PARITY_FILE}: its parity was not proven: export it again")
-    return sums
 
 
 def show_push(push: Push, *, dry_run: bool) -> None:
