@@ -51,7 +51,7 @@ def test_a_right_server_is_equal_by_every_api(
     folder = folders["qwen3-portable"]
     equal, found = verified(capsys, folder, folder, api)
     assert equal and found["failures"] == [] and found["diagnosis"] is None
-    assert found["rows"] == 33 and len(found["pairs"]) == 34
+    assert found["rows"] == 33 and len(found["pairs"]) == 35
     assert found["max_d_probability"] < 1e-5
     has_logits = api in ("vllm", "tei", "infinity")
     assert ("max_d_logit" in found) == has_logits and found.get("max_d_logit", 0) < 1e-4
