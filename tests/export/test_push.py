@@ -66,7 +66,7 @@ def test_what_is_sent_names_the_repository_and_leaves_the_export_alone(run: Path
     assert "--model-id acme/finance " in serve and '"model": "acme/finance"' in serve
     assert 'SentenceTransformerRerank(model="acme/finance"' in serve and '(model_name="acme/finance")' in serve
     # Words of the user's stay.
-    for words in (INSTRUCTION, "# PATH reranker", "nDCG@10, PATH (3 queries)", "- Trained on PATH.", "`org/PATH`"):
+    for words in ("Find the PATH (PATH=/bin)", "# PATH reranker", "nDCG@10, PATH (3 queries)", "- Trained on PATH.", "`org/PATH`"):
         assert words in card
     before_card = before[folder / "README.md"].decode()
     assert card.count("PATH") == before_card.count("PATH") - card.count("acme/finance")
@@ -78,6 +78,12 @@ def test_what_is_sent_names_the_repository_and_leaves_the_export_alone(run: Path
 def test_the_variable_of_a_shell_stays(line: str) -> None:
     text = f"`PATH` is a variable\n\n```bash\n{line}\nvllm serve PATH\n```\nPATH\n"
     assert with_name(text, r"acme/\1") == text.replace("serve PATH", r"serve acme/\1")
+
+
+def test_a_card_in_another_encoding_is_one_line(run: Path) -> None:
+    (run / "export" / "hf" / "README.md").write_bytes("# Modèle".encode("latin-1"))
+    with pytest.raises(UserError, match=r"README\.md: not UTF-8 \(.* at byte 5\): save it in UTF-8$"):
+        plan_push(run, "hf", "acme/x")
 
 
 def test_what_is_no_proven_export_is_refused(run: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.errors import UserError, UserErrors, one_line
 from rankwright.common.files import atomic_folder
 from rankwright.common.resources import resolve_base
 from rankwright.export.card import CardFacts, write_card
@@ -99,8 +99,10 @@ class ExportFailed(UserErrors):
 def _lines(error: Exception) -> list[str]:
     if isinstance(error, UserErrors):
         return error.messages
-    first = (str(error).strip().splitlines() or [""])[0]
-    return [str(error) if isinstance(error, UserError) else f"cannot be written: {type(error).__name__}: {first}"]
+    if isinstance(error, UserError):
+        return [str(error).removeprefix("export: ")]
+    first = one_line((str(error).strip().splitlines() or [""])[0])
+    return [f"cannot be written: {type(error).__name__}: {first}"]
 
 
 @contextmanager
@@ -151,6 +153,8 @@ def _complete(draft: Path, figures: Figures, trained: Trained, facts: CardFacts,
     write_card(draft, facts, contract, figures, base_name=base_name, revision=trained.revision)
     scan(draft, private)
     write_sums(draft)
+    rights = draft.stat().st_mode & 0o777
     for path in draft.rglob("*"):
-        # safetensors files are written 0600, which a server under another user cannot read.
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        # safetensors files are written 0600, which a server under another user cannot read where the umask
+        # lets it read others.
+        path.chmod(rights if path.is_dir() else rights & 0o666)

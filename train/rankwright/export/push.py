@@ -57,12 +57,22 @@ def plan_push(run: Path, target: str, repository: str, *, private: bool = True, 
             f"{folder}: not what was proven: {names} changed, missing or new since the export: "
             "move other files away, or export it again"
         )
+    for name in (CARD, SERVE):
+        _read_text(folder / name)
     # Texts for people may have been edited. Hidden files stay here.
     texts = [path.name for path in folder.iterdir() if path.suffix == ".md" and path.is_file()]
     sent = [*(read_sums(folder) or ()), *texts, SUMS_FILE]
     sizes = {name: (folder / name).stat().st_size for name in sent}
     files = dict(sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])))
     return Push(folder, repository, private, revision, files)
+
+
+def _read_text(path: Path) -> str:
+    """A text for people, "" without one. Raises UserError for one that an editor saved in another encoding."""
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8") from None
 
 
 def _check_name(repository: str) -> None:
@@ -151,8 +161,7 @@ def prepared(push: Push) -> Iterator[Path]:
             source, target = push.folder / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in (CARD, SERVE):
-                text = source.read_text(encoding="utf-8")
-                target.write_text(with_name(text, push.repository), encoding="utf-8")
+                target.write_text(with_name(_read_text(source), push.repository), encoding="utf-8")
             else:
                 target.symlink_to(source.resolve())
         yield folder

@@ -62,9 +62,10 @@ def export_stage(
     except ExportFailed as error:
         failure, figures = error, error.proven
     proven = [*kept, *figures]
-    if proven:
+    # Where nothing was put in place, an unknown model's exports stay unknown.
+    if proven or (run.exports / EXPORTED_MODEL).is_file():
         put_others_aside(run, proven, inputs.tuned)
-        run.write_json(PROVEN, {name: wanted[name] for name in proven})
+    run.write_json(PROVEN, {name: wanted[name] for name in proven})
     for target in figures:
         console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
     if failure is not None:
