@@ -206,6 +206,25 @@ def test_push_ends_in_one_line(damage: Damage, proven: Path, tmp_path: Path) -> 
     one_line(caught.value)
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("/etc", "/proc/self", "/dev/null", "/dev", "~", "~nobody/x", "", "x" * 300, "x/" * 3000, "a\x00b"),
+        *("a\nb", "[/bold]", "../" * 50 + "nothing"),
+    ],
+)
+def test_places_that_hold_no_export_end_in_one_line(place: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for ask in (open_export, lambda folder: plan_push(folder, "hf", "acme/x")):
+        with pytest.raises(UserError) as caught:
+            ask(Path(place))
+        assert (
+            "no golden.jsonl" in str(caught.value)
+            or "no such folder" in str(caught.value)
+            or "no exports" in str(caught.value)
+        )
+
+
 def header(content: bytes) -> bytes:
     return struct.pack("<Q", len(content)) + content
 

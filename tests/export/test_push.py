@@ -66,7 +66,13 @@ def test_what_is_sent_names_the_repository_and_leaves_the_export_alone(run: Path
     assert "--model-id acme/finance " in serve and '"model": "acme/finance"' in serve
     assert 'SentenceTransformerRerank(model="acme/finance"' in serve and '(model_name="acme/finance")' in serve
     # Words of the user's stay.
-    for words in ("Find the PATH (PATH=/bin)", "# PATH reranker", "nDCG@10, PATH (3 queries)", "- Trained on PATH.", "`org/PATH`"):
+    for words in (
+        "Find the PATH (PATH=/bin)",
+        "# PATH reranker",
+        "nDCG@10, PATH (3 queries)",
+        "- Trained on PATH.",
+        "`org/PATH`",
+    ):
         assert words in card
     before_card = before[folder / "README.md"].decode()
     assert card.count("PATH") == before_card.count("PATH") - card.count("acme/finance")

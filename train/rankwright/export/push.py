@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ class Push:
 def plan_push(run: Path, target: str, repository: str, *, private: bool = True, revision: str | None = None) -> Push:
     """Look at run/export/target. Raises UserError where there is no such proven export, or for a wrong repository."""
     _check_name(repository)
+    # Path.is_dir() raises for a name that is too long.
+    if not os.path.isdir(run):  # noqa: PTH112
+        raise UserError(f"{one_line(str(run))}: no such folder: give that of a run, such as runs/NAME")
     exports = run / "export"
     known = sorted(path.parent.name for path in exports.glob(f"*/{PARITY_FILE}"))
     if target not in known:

@@ -44,8 +44,9 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
 
     Raises UserError when it is not an export, or when its golden pairs or its prompt contract have changed since.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: give an exported one, such as runs/NAME/export/hf")
+    # Path.is_dir() raises for a name that is too long.
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise UserError(f"{one_line(str(folder))}: no such folder: give an exported one, such as runs/NAME/export/hf")
     if not (folder / GOLDEN_FILE).is_file():
         inside = sorted(path.parent.name for path in folder.glob(f"*/{GOLDEN_FILE}"))
         fix = f"give one of its exports: {', '.join(inside)}" if inside else f"not an export, or a part: {COPY_AGAIN}"
