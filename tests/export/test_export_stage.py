@@ -57,7 +57,9 @@ TARGETS.add(
 
 
 @pytest.mark.slow
-def test_the_next_run_tries_only_the_target_that_failed(tmp_path: Path, tiny_qwen3: Path) -> None:
+def test_the_next_run_tries_only_the_target_that_failed(
+    tmp_path: Path, tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = jobs.job(tmp_path / "job", tiny_qwen3, export={"targets": ["faulty", "hf", "adapter"]})
     run = tmp_path / "job" / "run"
 
@@ -70,7 +72,8 @@ def test_the_next_run_tries_only_the_target_that_failed(tmp_path: Path, tiny_qwe
         with pytest.raises(ExportFailed) as caught:
             Pipeline(load_recipe(str(path))).run()
         assert list(caught.value.proven) == ["hf", "adapter"]
-        assert all(message.startswith("export faulty: ") for message in caught.value.messages[:-1])
+        assert all(message.startswith("export faulty: ") for message in caught.value.messages)
+        assert "in place: hf, adapter; the same command tries again only faulty" in capsys.readouterr().out
         assert (run / "report.html").is_file(), "the report is written all the same"
         first = files()
         assert {name.split("/")[1] for name in first} == {"hf", "adapter"}

@@ -89,11 +89,8 @@ class ExportFailed(UserErrors):
     """Targets that could not be written or proven, each with its reasons. proven: the figures of the others."""
 
     def __init__(self, failed: Mapping[str, Exception], proven: dict[str, Figures]) -> None:
-        self.proven = proven
-        messages = [f"export {name}: {line}" for name, error in failed.items() for line in _lines(error)]
-        if proven:
-            messages.append(f"proven and in place: {', '.join(proven)}; the same command tries only the others again")
-        super().__init__(messages)
+        self.failed, self.proven = tuple(failed), proven
+        super().__init__([f"export {name}: {line}" for name, error in failed.items() for line in _lines(error)])
 
 
 def _lines(error: Exception) -> list[str]:

@@ -69,6 +69,8 @@ def export_stage(
     for target in figures:
         console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
     if failure is not None:
+        again = ", ".join(failure.failed)
+        console.say(f"  in place: {', '.join(proven) or 'none'}; the same command tries again only {again}")
         raise failure
     return {"targets": list(recipe.export_targets)}
 
