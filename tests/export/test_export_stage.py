@@ -9,8 +9,8 @@ import pytest
 from outside import outside_module
 
 from rankwright.common.run_folder import RunFolder
-from rankwright.export.publish import ExportFailed
-from rankwright.export.target import TARGETS
+from rankwright.export.publish import ExportFailed, export_targets
+from rankwright.export.target import TARGETS, Trained
 from rankwright.pipeline.export import put_others_aside
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
@@ -88,3 +88,43 @@ def test_the_next_run_tries_only_the_target_that_failed(
         assert {name.split("/")[1] for name in second} == {"faulty", "hf", "adapter"}
         same = {name.split("/")[1] for name, inode in first.items() if second[name] == inode}
         assert same == {"adapter"}
+
+
+CRASHING = """
+import os
+
+from rankwright.export.proof.runtimes.base import Runtime
+from rankwright.export.target import TARGETS, Card, Target
+from rankwright.export.targets.hf import hf
+
+
+def crashing(trained, folder):
+    figures = hf(trained, folder)
+    (folder / "mark.json").write_text("{}")
+    return figures
+
+
+TARGETS.add(
+    Target(
+        "crashing",
+        crashing,
+        recognises=lambda folder: (folder / "mark.json").is_file(),
+        # As a library that dies of a signal.
+        runtimes=(Runtime("dying", "json", lambda exported: os._exit(139)),),
+        card=Card(library="x", use="Use it.", serve="Serve it."),
+    ),
+    __name__,
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_library_that_ends_the_process_fails_its_own_target_alone(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
+    with outside_module(TARGETS, tmp_path, "crashing_target", CRASHING), pytest.raises(ExportFailed) as caught:
+        export_targets(trained["qwen3-portable"], {"crashing": {}, "adapter": {}}, tmp_path / "export")
+    [message] = caught.value.messages
+    assert message.startswith("export crashing: the parity check did not run (exit 139)")
+    assert list(caught.value.proven) == ["adapter"]
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["adapter"]

@@ -90,14 +90,15 @@ class ExportFailed(UserErrors):
 
     def __init__(self, failed: Mapping[str, Exception], proven: dict[str, Figures]) -> None:
         self.failed, self.proven = tuple(failed), proven
-        super().__init__([f"export {name}: {line}" for name, error in failed.items() for line in _lines(error)])
+        lines = [(f"export {name}: ", line) for name, error in failed.items() for line in _lines(error)]
+        super().__init__([start + line.removeprefix(start).removeprefix("export: ") for start, line in lines])
 
 
 def _lines(error: Exception) -> list[str]:
     if isinstance(error, UserErrors):
         return error.messages
     if isinstance(error, UserError):
-        return [str(error).removeprefix("export: ")]
+        return [str(error)]
     first = one_line((str(error).strip().splitlines() or [""])[0])
     return [f"cannot be written: {type(error).__name__}: {first}"]
 
