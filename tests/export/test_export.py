@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from pathlib import Path
@@ -18,6 +19,7 @@ from rankwright.data.licences.terms import known, state
 from rankwright.export.card import CardFacts
 from rankwright.export.golden import make_golden, write_golden
 from rankwright.export.proof.parity import check_folders
+from rankwright.export.proof.sums import read_sums
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
@@ -67,6 +69,21 @@ def test_sentence_transformers_equals_the_model_in_memory(
     assert len(PAIRS) >= 20 and wanted.std() > 1
     torch.testing.assert_close(raw, wanted, rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.tensor(model.predict(PAIRS)), wanted.sigmoid(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["qwen3-portable", "qwen3-official"])
+def test_a_folder_saved_again_keeps_its_prompt_and_its_limit(
+    case: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from sentence_transformers import CrossEncoder
+
+    CrossEncoder(str(folders[case]), device="cpu").save_pretrained(str(tmp_path))
+    assert not (tmp_path / "rankwright.json").exists()
+    first, again = Reranker.load(str(folders[case])), Reranker.load(str(tmp_path))
+    assert again.contract == first.contract
+    documents = ["A bond is a loan.", "a bond is a loan and " * 80]
+    assert again.score("what is a bond?", documents) == pytest.approx(first.score("what is a bond?", documents))
+    assert again.cut == first.cut == {"documents_cut": 1, "queries_cut": 0}
 
 
 def test_official_template_takes_another_instruction(folders: dict[str, Path]) -> None:
@@ -137,8 +154,10 @@ def test_export_leaves_the_model_usable_and_names_its_figures(
     assert sum(row["kind"] == "real" for row in rows) >= 20
     cut = [row for row in rows if len(row["token_ids"]) == one.contract.max_tokens]
     assert [row["kind"] for row in cut] == ["long", "long"] and figures["hf"]["cut_rows"] == 2
-    assert {"config.json", "model.safetensors", "golden.jsonl", "rankwright.json"} <= set(figures["hf"]["sha256"])
-    assert "README.md" not in figures["hf"]["sha256"] and figures["hf"]["versions"]["transformers"]
+    assert {"config.json", "model.safetensors", "golden.jsonl", "rankwright.json"} <= set(
+        read_sums(folder / "hf") or ()
+    )
+    assert "README.md" not in (read_sums(folder / "hf") or ()) and figures["hf"]["versions"]["transformers"]
     card = (folder / "hf" / "README.md").read_text()
     assert "library_name: sentence-transformers" in card and "license: apache-2.0" in card
     assert "| nDCG@10 | 0.5 |" in card and "base_model:" not in card
@@ -182,3 +201,23 @@ def test_few_real_pairs_are_combined_and_repeat_nothing(trained: dict[str, Train
     assert not any(row["gate"] for row in rows if row["query"].startswith("word word"))
     write_golden(tmp_path, rows)
     assert [json.loads(line) for line in (tmp_path / "golden.jsonl").read_text().splitlines()] == rows
+
+
+@pytest.mark.slow
+def test_documents_of_megabytes_become_short_golden_pairs(
+    trained: dict[str, Trained], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = trained["qwen3-portable"]
+    book = "Every few years the river floods the fields below the old town. " * 40_000
+    long = [("what is a bond?", book), (book[10:], "A bond is a loan."), ("short", "short")]
+    figures = export_targets(dataclasses.replace(one, golden_pairs=long), {"adapter": {}}, tmp_path)["adapter"]
+    assert (
+        len(book) > 2_000_000 and "2 of 3 are longer than 2,560 characters: their beginnings" in capsys.readouterr().out
+    )
+    rows = [json.loads(line) for line in (tmp_path / "adapter" / "golden.jsonl").read_text().splitlines()]
+    texts = {row["document"] for row in rows} | {row["query"] for row in rows}
+    assert max(map(len, texts)) <= 16 * one.contract.max_tokens and book[:2560] in texts and book[10:2570] in texts
+    assert figures["cut_rows"] > 2 and (tmp_path / "adapter" / "golden.jsonl").stat().st_size < 300_000
+    # The beginning scores like the whole.
+    [row] = [row for row in rows if (row["query"], row["document"]) == ("what is a bond?", book[:2560])]
+    assert row["logit"] == pytest.approx(score_trained(one, [("what is a bond?", book[:100_000])])[0])

@@ -17,7 +17,8 @@ from tiny import trained_of
 from rankwright.common.errors import UserError
 from rankwright.export.card import CardFacts
 from rankwright.export.proof.parity import NOT_CHECKED, measure
-from rankwright.export.proof.runtimes.gguf import GgufFile, render
+from rankwright.export.proof.runtimes.gguf import GgufFile, render, template_of, tokenizer_of
+from rankwright.export.proof.runtimes.llama_cpp import cut_document
 from rankwright.export.publish import export_targets
 from rankwright.export.servable import impossible, unservable
 from rankwright.export.target import Trained
@@ -25,6 +26,7 @@ from rankwright.export.targets import TARGETS
 from rankwright.export.targets.gguf import rerank_template, why_no_gguf
 from rankwright.model.prompt import PromptEncoder, make_contract
 
+QUERY = "what is a bond?"
 TYPES = ["f32", "f16", "bf16", "q8_0"]
 
 
@@ -266,6 +268,39 @@ def test_zerank_frames_are_one_text(tiny_qwen3: Path, tmp_path: Path) -> None:
     assert measure(tmp_path, 1e-4)["failures"] == []
     encoder = PromptEncoder(one.contract, one.tokenizer)
     assert render(rerank_template(one.contract), "a query", "a text") == encoder.render("a query", "a text")
+
+
+def test_a_document_that_just_fits_is_whole_for_llama_server(tiny_qwen3: Path, tmp_path: Path) -> None:
+    one = trained_of(tiny_qwen3, "portable")
+    encoder = PromptEncoder(one.contract.replace(max_tokens=400), one.tokenizer)
+    pairs = [(QUERY, "river " * 40 + "x" * count) for count in range(1, 8)]
+    lengths = [encoder.encode(query, [document]).tokens for query, document in pairs]
+    limit = max(lengths)
+    assert len(set(lengths)) > 4 and min(lengths) > limit - 8, "prompts of the limit, and of a few tokens fewer"
+    near = dataclasses.replace(one, contract=one.contract.replace(max_tokens=limit), golden_pairs=pairs)
+    TARGETS["gguf"].bind({"types": ["f32"]})(near, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "golden.jsonl").read_text().splitlines()]
+    whole = [row for row in rows if (row["query"], row["document"]) in pairs]
+    assert all(row["gate"] for row in whole) and max(len(row["token_ids"]) for row in whole) == limit
+    report = measure(tmp_path, 1e-4)
+    assert report["failures"] == [] and report["engines"]["llama-server f32"]["ids_differ"] == 0
+
+
+@pytest.mark.parametrize("document", ["word " * 90, "x" * 300, "🎉東京" * 40, "", "short"])
+def test_a_document_is_cut_for_llama_server_only_where_the_prompt_is_too_long(
+    document: str, files: dict[str, Path]
+) -> None:
+    for folder in files.values():
+        file = GgufFile(folder / "reranker-f32.gguf")
+        template, tokenizer = template_of(file), tokenizer_of(file)
+
+        def tokens(text: str, template: str = template, tokenizer: Any = tokenizer) -> int:
+            return len(tokenizer.encode(render(template, QUERY, text), add_special_tokens=False).ids)
+
+        for limit in range(tokens("") + 4, tokens(document) + 3, 7):
+            kept = cut_document(tokenizer, template, QUERY, document, limit)
+            assert document.startswith(kept) and tokens(kept) <= limit
+            assert (kept == document) == (tokens(document) <= limit)
 
 
 def test_rows_that_q8_0_cannot_hold_stay_f16(trained: dict[str, Trained]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -13,13 +14,23 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from rankwright.data.collection import join_title
+from rankwright.data.formats.read import read_collection
 from rankwright.export.card import EXAMPLE, CardFacts, SetResult, write_card
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.model.prompt import PromptContract
 from rankwright.rerankers.reranker import Reranker
 
-CORPUS = Path(__file__).parents[2] / "data" / "fixtures" / "finance" / "test" / "corpus.jsonl"
+# With titles, without one, with white space around them, and with a title alone.
+CORPUS = [
+    {"_id": "c1", "title": "Late invoices", "text": "Interest runs from the day after the due date."},
+    {"_id": "c2", "title": "", "text": "A bond is a loan that an investor makes."},
+    {"_id": "c3", "text": "A bond pays interest until it matures."},
+    {"_id": "c4", "title": "  Bonds \t", "text": "\n  A government bond is a loan.  "},
+    {"_id": "c5", "title": "Bonds and other loans", "text": " "},
+    {"_id": "c6", "title": "Zinssätze", "text": "Die Anleihe zahlt Zinsen: what is a bond?"},
+]
 PARITY = {
     "rows": 30,
     "engines": {
@@ -95,7 +106,13 @@ def test_the_snippets_of_both_files_run(
     card_of: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = card_of(name)
-    shutil.copy(CORPUS, tmp_path / "corpus.jsonl")
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CORPUS))
+    # As training reads it.
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "q"}\n')
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tc1\t1\n")
+    texts = read_collection(tmp_path, name="titled", split="test").corpus
+    assert texts["c4"] == "Bonds\nA government bond is a loan."
     monkeypatch.chdir(tmp_path)
     reranker = Reranker.load(str(folder))
     wanted = reranker.rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability
@@ -106,12 +123,11 @@ def test_the_snippets_of_both_files_run(
         exec(snippet.replace('"PATH"', repr(str(folder))), {"print": shown.append})
         (found,) = shown
         if "bm25s" in snippet:
-            texts = {row["_id"]: f"{row.get('title') or ''} {row['text']}" for row in map(json.loads, CORPUS.open())}
             scores = reranker.score(EXAMPLE[0], [texts[place] for place, _ in found])
             assert [score for _, score in found] == pytest.approx(
                 torch.sigmoid(torch.tensor(scores)).tolist(), abs=1e-4
             )
-            assert len(found) == 10 and scores == sorted(scores, reverse=True)
+            assert len(found) == len(CORPUS) and scores == sorted(scores, reverse=True)
         elif isinstance(found, list):
             assert found[0]["score"] == pytest.approx(wanted, abs=1e-4)
         else:
@@ -128,8 +144,43 @@ def test_the_commands_of_serve_are_whole(card_of: Any, name: str) -> None:
     assert any("infinity_emb" in command for command in commands) == (name == "qwen3-portable")
     for command in commands:
         subprocess.run(["bash", "-n"], input=command, text=True, check=True)
-        for body in re.findall(r"-d '(.*?)'", command, re.DOTALL):
-            assert json.loads(body)["query"] == EXAMPLE[0]
+        for body in map(json.loads, re.findall(r"-d '(.*?)'", command, re.DOTALL)):
+            assert (body["query"], body["documents"]) == (EXAMPLE[0], [EXAMPLE[1]])
+    assert all(f"{contract_of(folder).max_tokens}" in command for command in commands if "vllm serve" in command)
+
+
+def contract_of(folder: Path) -> PromptContract:
+    contract = PromptContract.load(folder)
+    assert contract is not None
+    return contract
+
+
+def test_llamaindex_is_told_the_limit_that_its_default_replaces(card_of: Any) -> None:
+    """Its SentenceTransformerRerank loads CrossEncoder(model, max_length=512, **cross_encoder_kwargs)."""
+    from sentence_transformers import CrossEncoder
+
+    folder = card_of("qwen3-portable")
+    stated = re.search(r"cross_encoder_kwargs=(\{.*?\})\)", (folder / "SERVE.md").read_text())
+    assert stated is not None
+    options = ast.literal_eval(stated.group(1))
+    assert options == {"max_length": contract_of(folder).max_tokens} == {"max_length": 160}
+    pair = (EXAMPLE[0], "a bond is a loan and " * 60)
+    wanted = Reranker.load(str(folder)).score(pair[0], [pair[1]])[0]
+    for kwargs, right in ((options, True), ({"max_length": 512}, False), ({}, True)):
+        model = CrossEncoder(str(folder), device="cpu", **kwargs)
+        found = float(model.predict([pair], activation_fn=torch.nn.Identity())[0])
+        assert (found == pytest.approx(wanted, abs=1e-4)) == right
+
+
+def test_the_join_of_titles_is_in_the_contract_and_in_both_files(folders: dict[str, Path], card_of: Any) -> None:
+    folder = card_of("qwen3-portable")
+    assert json.loads((folder / "rankwright.json").read_text())["title_join"] == "\n"
+    assert join_title("Bonds", "A loan.") == f"Bonds{contract_of(folder).title_join}A loan."
+    for name in ("README.md", "SERVE.md"):
+        text = (folder / name).read_text()
+        assert "A document with a title is one text" in text and '"Bonds\\nA bond is' in text
+    golden = [json.loads(line) for line in (folder / "golden.jsonl").read_text().splitlines()]
+    assert EXAMPLE in [(row["query"], row["document"]) for row in golden if row["gate"]]
 
 
 KINDS = {

@@ -143,14 +143,18 @@ def test_large_weights_lie_beside_the_graph(published: tuple[Path, dict[str, Any
     assert any("onnxruntime: cannot score" in failure for failure in measure(lost, 1e-4)["failures"])
 
 
+TITLED = [(" Bonds ", "A bond is a loan that an investor makes to a company.\n"), ("", "what is it?"), (None, "a bond")]
+
+
 def test_the_snippets_of_the_card_run(
     published: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastembed.rerank.cross_encoder.custom_text_cross_encoder import CustomTextCrossEncoder
 
     folder, _ = published
-    corpus = Path(__file__).parents[2] / "data" / "fixtures" / "finance" / "test" / "corpus.jsonl"
-    shutil.copy(corpus, tmp_path / "corpus.jsonl")
+    # The example's document, in the parts that the snippet joins.
+    rows = [{"_id": f"d{i}", "title": title, "text": text} for i, (title, text) in enumerate(TITLED)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     [row] = [r for r in map(json.loads, (folder / "golden.jsonl").open()) if (r["query"], r["document"]) == EXAMPLE]
     texts = {name: (folder / name).read_text() for name in ("README.md", "SERVE.md")}
@@ -163,7 +167,8 @@ def test_the_snippets_of_the_card_run(
     onnx_runtime, fast_embed, searched = found
     assert float(onnx_runtime[0]) == pytest.approx(row["probability"], abs=1e-5)
     assert float(fast_embed[0]) == pytest.approx(row["probability"], abs=1e-5)
-    assert len(searched) == 10 and searched == sorted(searched, key=lambda one: -one[1])
+    assert len(searched) == len(TITLED) and searched == sorted(searched, key=lambda one: -one[1])
+    assert dict(searched)["d0"] == pytest.approx(row["logit"], abs=1e-4)
 
 
 def edit_initializer(path: Path, change: Callable[[Any], Any], *, last: bool = False) -> None:

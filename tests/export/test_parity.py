@@ -14,9 +14,9 @@ import pytest
 from rankwright.common.errors import UserError
 from rankwright.export.card import CardFacts
 from rankwright.export.proof.comparing import compare
-from rankwright.export.proof.parity import NOT_CHECKED, check_folders, measure, read_exported
+from rankwright.export.proof.parity import NOT_CHECKED, check_folders, is_as_proven, measure, read_exported
 from rankwright.export.proof.runtimes.base import Answer, exact, in_both_orders, sigmoid
-from rankwright.export.publish import publish
+from rankwright.export.publish import ExportFailed, publish
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 
@@ -127,7 +127,9 @@ def test_a_score_that_depends_on_its_place_is_found(folders: dict[str, Path]) ->
     assert failure is not None and "equal alone, other in a batch" in failure
 
 
-def test_a_failed_export_leaves_the_earlier_one(trained: dict[str, Trained], tmp_path: Path) -> None:
+def test_a_target_that_fails_leaves_its_earlier_folder_and_takes_no_other_with_it(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "earlier").write_text("good")
 
@@ -136,12 +138,22 @@ def test_a_failed_export_leaves_the_earlier_one(trained: dict[str, Trained], tmp
         swapped_yes_and_no(folder)
         return figures
 
-    with pytest.raises(UserError) as caught:
-        publish(tmp_path, trained["qwen3-portable"], {"hf": faulty}, CardFacts())
-    message = str(caught.value)
-    assert "sentence-transformers: query '" in message and "expected the logit" in message
-    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    def refused(one: Trained, folder: Path) -> dict[str, Any]:
+        raise RuntimeError("no such operator\nand a second line")
+
+    writers = {"hf": faulty, "adapter": TARGETS["adapter"].write, "onnx": refused}
+    with pytest.raises(ExportFailed) as caught:
+        publish(tmp_path, trained["qwen3-portable"], writers, CardFacts())
+    assert isinstance(caught.value, UserError), "exit code 2"
+    *wrong, raised = caught.value.messages
+    assert [one for one in wrong if one.startswith("export hf: sentence-transformers: query '")]
+    assert all(one.startswith("export hf: ") and "expected the logit" in one for one in wrong)
+    assert raised == "export onnx: cannot be written: RuntimeError: no such operator"
+    assert caught.value.failed == ("hf", "onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "hf"]
     assert [path.name for path in (tmp_path / "hf").iterdir()] == ["earlier"]
+    assert is_as_proven(tmp_path / "adapter") and not is_as_proven(tmp_path / "hf")
+    assert caught.value.proven["adapter"] == json.loads((tmp_path / "adapter" / "parity.json").read_text())
 
 
 def test_a_check_that_cannot_run_is_a_failure(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +15,12 @@ from typer.testing import CliRunner
 
 from rankwright.cli.main import app
 from rankwright.common.errors import UserError
-from rankwright.export.proof.parity import sums_of
-from rankwright.export.push import plan_push, prepared, send
+from rankwright.export.card import CardFacts, write_card
+from rankwright.export.proof.sums import write_sums
+from rankwright.export.push import plan_push, prepared, send, with_name
+from rankwright.model.prompt import PromptContract
+
+INSTRUCTION = 'Find the PATH (PATH=/bin) of "PATH" or `PATH`, by hf download PATH'
 
 
 @pytest.fixture
@@ -23,9 +28,13 @@ def run(folders: dict[str, Path], tmp_path: Path) -> Path:
     """A run folder with one proven export."""
     target = tmp_path / "run" / "export" / "hf"
     shutil.copytree(folders["qwen3-portable"], target)
-    (target / "parity.json").write_text(json.dumps({"failures": [], "sha256": sums_of(target)}))
-    (target / "README.md").write_text('# A model\n\nCrossEncoder("PATH"), PATHS and XPATH stay\n')
-    (target / "SERVE.md").write_text("vllm serve PATH --chat-template FOLDER/chat_template.jinja\n")
+    (target / "parity.json").write_text(json.dumps({"failures": []}))
+    contract = PromptContract.load(target)
+    assert contract is not None
+    told = contract.replace(instruction=INSTRUCTION)
+    facts = CardFacts(title="PATH reranker", figures={"nDCG@10, PATH (3 queries)": 0.5}, training=["Trained on PATH."])
+    write_sums(target)
+    write_card(target, facts, told, {"rows": 1, "engines": {}}, base_name="org/PATH", revision=None)
     return tmp_path / "run"
 
 
@@ -46,10 +55,41 @@ def test_what_is_sent_names_the_repository_and_leaves_the_export_alone(run: Path
     folder = run / "export" / "hf"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with prepared(plan_push(run, "hf", "acme/finance")) as copy:
-        assert (copy / "README.md").read_text().splitlines()[-1] == 'CrossEncoder("acme/finance"), PATHS and XPATH stay'
-        assert (copy / "SERVE.md").read_text() == "vllm serve acme/finance --chat-template FOLDER/chat_template.jinja\n"
+        card, serve = ((copy / name).read_text() for name in ("README.md", "SERVE.md"))
         assert (copy / "model.safetensors").read_bytes() == before[folder / "model.safetensors"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    for text in (card, serve):
+        assert "`acme/finance` stands for this model:" in text and "`hf download acme/finance --local-dir" in text
+        code = re.findall(r"^```[a-z]+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        assert len(code) >= 3 and not any("PATH" in block for block in code)
+    assert 'CrossEncoder("acme/finance")' in card and "vllm serve acme/finance --runner" in serve
+    assert "--model-id acme/finance " in serve and '"model": "acme/finance"' in serve
+    assert 'SentenceTransformerRerank(model="acme/finance"' in serve and '(model_name="acme/finance")' in serve
+    # Words of the user's stay.
+    for words in (
+        "Find the PATH (PATH=/bin)",
+        "# PATH reranker",
+        "nDCG@10, PATH (3 queries)",
+        "- Trained on PATH.",
+        "`org/PATH`",
+    ):
+        assert words in card
+    before_card = before[folder / "README.md"].decode()
+    assert card.count("PATH") == before_card.count("PATH") - card.count("acme/finance")
+
+
+@pytest.mark.parametrize(
+    "line", ["export PATH=$PATH:/opt", "ls $PATH", "cat /PATH/x", "echo XPATH PATHS PATH-1 a.PATH"]
+)
+def test_the_variable_of_a_shell_stays(line: str) -> None:
+    text = f"`PATH` is a variable\n\n```bash\n{line}\nvllm serve PATH\n```\nPATH\n"
+    assert with_name(text, r"acme/\1") == text.replace("serve PATH", r"serve acme/\1")
+
+
+def test_a_card_in_another_encoding_is_one_line(run: Path) -> None:
+    (run / "export" / "hf" / "README.md").write_bytes("# Modèle".encode("latin-1"))
+    with pytest.raises(UserError, match=r"README\.md: not UTF-8 \(.* at byte 5\): save it in UTF-8$"):
+        plan_push(run, "hf", "acme/x")
 
 
 def test_what_is_no_proven_export_is_refused(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from test_parity import edit_json, no_post_processor
 from rankwright.cli.models import verify
 from rankwright.common.errors import UserError
 from rankwright.export.golden import make_golden, read_golden, write_golden
-from rankwright.export.proof.parity import measure
+from rankwright.export.proof.parity import is_as_proven, measure
+from rankwright.export.proof.sums import SUMS_FILE, sums_of, write_sums
 from rankwright.export.target import Trained
-from rankwright.export.verify.folder import open_export
+from rankwright.export.targets import TARGETS
+from rankwright.export.verify.folder import open_export, verify_folder
 from rankwright.rerankers.reranker import Reranker
 
 
@@ -28,6 +31,7 @@ def proven(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """A copy of an export with its parity.json, under another name; do not write into it."""
     folder = Path(shutil.copytree(folders["qwen3-portable"], tmp_path_factory.mktemp("copies") / "another name"))
     (folder / "parity.json").write_text(json.dumps(measure(folder, 1e-4)))
+    write_sums(folder)
     return folder
 
 
@@ -47,7 +51,7 @@ def test_a_fault_is_exit_code_1_and_named(proven: Path, tmp_path: Path, capsys: 
     assert left.value.exit_code == 1
     [line] = capsys.readouterr().out.splitlines()
     found = json.loads(line)
-    assert found["notes"] == ["changed since the export: tokenizer.json"]
+    assert found["notes"] == [] and found["failures"].pop(0) == "changed since the export: tokenizer.json"
     assert found["engines"]["rankwright"]["ids_differ"] == 0
     assert [f.split(":")[0] for f in found["failures"]] == ["transformers", "sentence-transformers"]
     assert all("no template" in failure for failure in found["failures"])
@@ -89,7 +93,7 @@ MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
     (remove("config.json"), "config.json: cannot be read"),
     (other_contract, "rankwright.json: not the file that was exported"),
     (another_pair, "golden.jsonl: not the file that was exported"),
-    (half_a_line, "golden.jsonl:34: not a golden row"),
+    (half_a_line, "golden.jsonl:35: not a golden row"),
     (not_a_number, "golden.jsonl:4: not a golden row"),
     (damaged_record, "parity.json: damaged"),
     (endless_tolerance, "parity.json: damaged"),
@@ -105,6 +109,53 @@ def test_what_cannot_be_verified_is_the_users_to_mend(
     with pytest.raises(UserError) as caught:
         open_export(folder)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_flipped_byte_in_any_file_is_found(kind: str, trained: dict[str, Trained], tmp_path: Path) -> None:
+    TARGETS[kind].write(trained["qwen3-portable"], tmp_path)
+    (tmp_path / "parity.json").write_text('{"failures": [], "tolerance": 0.0001}')
+    (tmp_path / "README.md").write_text("a text for people")
+    write_sums(tmp_path)
+    lines = (tmp_path / SUMS_FILE).read_text().splitlines()
+    subprocess.run(["sha256sum", "--check", "--quiet", SUMS_FILE], cwd=tmp_path, check=True)
+    base = trained["qwen3-portable"].base_name
+    assert open_export(tmp_path, base).faults == ()
+    names = [line.split("  ", 1)[1] for line in lines]
+    assert len(names) >= 5 and {"rankwright.json", "golden.jsonl", "parity.json"} < set(names)
+    for name in names:
+        content = (tmp_path / name).read_bytes()
+        at = len(content) // 2
+        (tmp_path / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            assert open_export(tmp_path, base).faults == (f"changed since the export: {name}",)
+        except UserError as error:
+            assert Path(name).name in str(error) and "\n" not in str(error)
+        assert not is_as_proven(tmp_path)
+        (tmp_path / name).write_bytes(content)
+    assert is_as_proven(tmp_path) and sums_of(tmp_path).keys() == set(names)
+    (tmp_path / SUMS_FILE).write_text("\n".join([*lines[:-1], lines[-1][:30]]))
+    with pytest.raises(UserError, match=rf"SHA256SUMS:{len(lines)}: damaged"):
+        open_export(tmp_path, base)
+
+
+def test_weights_that_changed_too_little_for_the_scores_are_not_equal(
+    proven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(proven, tmp_path / "copy"))
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"][0, 0] += 1e-7
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    # What the fresh process does, without its start.
+    monkeypatch.setattr(
+        "rankwright.export.verify.folder.measure_fresh",
+        lambda folders, tolerance, base, offline: {name: measure(path, tolerance) for name, path in folders.items()},
+    )
+    assert not verify_folder(open_export(folder))
+    shown = capsys.readouterr().out
+    assert shown.count("not proven: ") == 1 and "not proven: changed since the export: model.safetensors" in shown
 
 
 def test_no_folder_and_a_folder_of_exports(proven: Path, tmp_path: Path) -> None:
@@ -148,7 +199,7 @@ def test_an_adapter_folder_needs_its_base(
     with pytest.raises(UserError, match=r"adapter_config.json: damaged"):
         open_export(tmp_path / "damaged")
     shown = capsys.readouterr().out
-    assert "peft" in shown and "no parity.json with sums of the files" in shown
+    assert "peft" in shown and "no SHA256SUMS: not checked" in shown
 
 
 def test_texts_with_other_line_separators_stay_one_row(trained: dict[str, Trained], tmp_path: Path) -> None:
@@ -175,7 +226,7 @@ def test_scores_that_are_no_numbers_are_named_in_valid_json(
         raise AssertionError(constant)
 
     found = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert len(found["failures"]) == 3 and found["engines"]["transformers"]["max_d_logit"] is None
+    assert len(found["failures"]) == 4 and found["engines"]["transformers"]["max_d_logit"] is None
 
 
 @pytest.mark.parametrize("tolerance", [0.0, float("nan"), float("inf")])

@@ -115,7 +115,8 @@ def test_the_prompt_is_read_from_what_the_tokenizer_writes(
 ) -> None:
     """Without rankwright.json, under a name that says nothing: frame and instruction come from the files."""
     copy = bare(tmp_path, exported[folder], "model")
-    again = Reranker.load(str(copy), max_tokens=160)
+    again = Reranker.load(str(copy))
+    assert again.contract.max_tokens == 160, "tokenizer_config.json states it"
     one = exported["sources"][folder.partition("-")[2]]
     # zerank's scale is in the exported weights, and its own models have none there.
     scale = again.contract.scale if folder == "causal-zerank" else 1.0

@@ -123,8 +123,9 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """A record that we wrote, or None when it is missing or damaged: the caller then writes it again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        # A pipe in its place would never end.
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -89,6 +89,8 @@ class RunFolder:
     dev_scores = _Place("dev_scores.jsonl")
     calibration = _Place("calibration.json")
     exports = _Place("export")
+    # Target -> what its proven folder was made from.
+    proven = _Place("export/.proven.json")
     report = _Place("report.html")
 
     def split(self, name: str) -> Path:
@@ -173,7 +175,8 @@ def git_commit() -> str | None:
     here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=20)
+        command = ["git", "-C", str(here), *arguments]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ CARD, SERVE = "README.md", "SERVE.md"
 # Stands for the model in both files; `rankwright push` puts the repository's name there. Where only a folder on disk
 # will do, the files have FOLDER.
 PLACE = "PATH"
-EXAMPLE = ("what is a bond?", "A bond is a loan that an investor makes to a company.")
+# A query and a document with its title, as it is joined for the model (golden.py has this pair too).
+EXAMPLE = ("what is a bond?", "Bonds\nA bond is a loan that an investor makes to a company.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ def write_card(
         "name": facts.name,
         "contract": contract,
         "query": EXAMPLE[0],
-        "document": EXAMPLE[1],
+        # As it stands between the quotes of Python, JSON or JavaScript.
+        "document": json.dumps(EXAMPLE[1])[1:-1],
         "control_token": next(iter(re.findall(r"<\|\w+\|>", contract.suffix)), "<|im_end|>"),
         **_words(contract),
         **card.values(folder, contract),

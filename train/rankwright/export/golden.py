@@ -9,13 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, one_line
 from rankwright.common.files import read_jsonl
 from rankwright.model.prompt import PromptEncoder
 from rankwright.rerankers.reranker import Reranker
 
 GOLDEN_FILE = "golden.jsonl"
 LEAST_REAL_PAIRS = 20
+# Few tokens are longer: such a text is beyond any prompt's budget, and every runtime would hold all of its tokens.
+CHARACTERS_PER_TOKEN = 16
 Row = dict[str, Any]
 KEYS: dict[str, Any] = {
     **dict.fromkeys(("query", "document", "instruction", "kind"), str),
@@ -27,6 +29,8 @@ KEYS: dict[str, Any] = {
 FIXED = [
     ("benign", "what is a bond?", "A bond is a loan that an investor makes to a company or a government."),
     ("benign", "what is a bond?", "The river rises in the mountains in spring."),
+    # With a title.
+    ("benign", "what is a bond?", "Bonds\nA bond is a loan that an investor makes to a company."),
     ("unicode", "où est la bibliothèque de l'été ?", "東京は日本の首都です。 Привет, мир! 🎉👩‍🚀"),
     ("unicode", "🎉 e\u0301te\u0301", "cafe\u0301 naïve “quotes” ½ Ⅷ"),
     ("spaces", "  leading and trailing \n", "\n\n  text with spaces around it \t\r\n"),
@@ -46,10 +50,10 @@ FIXED = [
 def make_golden(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[Row]:
     """Rows of golden.jsonl: query, document (raw texts), instruction, token_ids, logit, probability, gate, kind.
 
-    pairs: real (query, document) texts. When there are fewer than 20, each query is also paired with documents of
-    others. Fixed pairs of hard kinds follow. The logits are the reranker's, one prompt at a time. gate: whether every
-    runtime must match the row. It is false where a runtime that only sees texts cannot: for control tokens without a
-    template that breaks them, and for a query beyond its budget.
+    pairs: real (query, document) texts, bounded by within_bounds(). When there are fewer than 20, each query is also
+    paired with documents of others. Fixed pairs of hard kinds follow. The logits are the reranker's, one prompt at a
+    time. gate: whether every runtime must match the row. It is false where a runtime that only sees texts cannot: for
+    control tokens without a template that breaks them, and for a query beyond its budget.
     """
     rows = []
     for kind, query, document in golden_texts(reranker.encoder, pairs):
@@ -62,12 +66,18 @@ def make_golden(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[Ro
                 "instruction": reranker.contract.instruction,
                 "token_ids": encoded.head_ids + encoded.tail_ids[0],
                 "logit": logit,
-                "probability": 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0,
+                "probability": probability_of(logit),
                 "gate": is_gate(reranker.encoder, query, document),
                 "kind": kind,
             }
         )
     return rows
+
+
+def within_bounds(pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[tuple[str, str]]:
+    """The pairs with the beginnings of texts that are much longer than a prompt of max_tokens, such as whole books."""
+    most = CHARACTERS_PER_TOKEN * max_tokens
+    return [(query[:most], document[:most]) for query, document in pairs]
 
 
 def golden_texts(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
@@ -119,13 +129,18 @@ def _is_plain(encoder: PromptEncoder, text: str) -> bool:
     return encoder.clean(text) == text.strip() and not set(stripped_off) & set("\x1c\x1d\x1e\x1f")
 
 
+def probability_of(logit: float) -> float:
+    """The sigmoid, for logits that overflow too."""
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+
+
 def read_golden(folder: Path) -> list[Row]:
     """The rows of golden.jsonl. Raises UserError naming the first line that is not a golden row."""
     path = folder / GOLDEN_FILE
     try:
         rows = list(read_jsonl(path, _checked, "a golden row: damaged: copy the whole folder again"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}): copy the whole folder again") from None
+    except (OSError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(str(error))}): copy the whole folder again") from None
     if not any(row["gate"] for row in rows):
         raise UserError(f"{path}: no row that every runtime must match: damaged: copy the whole folder again")
     return rows
@@ -135,8 +150,12 @@ def _checked(row: Row) -> Row:
     # NaN is a float as well, and would be unequal to all.
     if not all(isinstance(row[key], kinds) for key, kinds in KEYS.items()) or not math.isfinite(row["logit"]):
         raise ValueError("a value of another type")
-    if not 0 <= row["probability"] <= 1:
-        raise ValueError("a probability outside 0 and 1")
+    if not row["token_ids"] or not all(type(number) is int and number >= 0 for number in row["token_ids"]):
+        raise ValueError("token_ids that are not the numbers of tokens")
+    if not abs(row["probability"] - probability_of(row["logit"])) < 1e-6:
+        raise ValueError("a probability that is not that of its logit")
+    for key in ("query", "document", "instruction", "kind"):
+        row[key].encode()
     return row
 
 

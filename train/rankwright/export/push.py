@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, did_you_mean, one_line
+from rankwright.common.files import read_json_object
 from rankwright.export.card import CARD, PLACE, SERVE
-from rankwright.export.proof.parity import PARITY_FILE, sums_of
+from rankwright.export.proof.parity import PARITY_FILE
+from rankwright.export.proof.sums import SUMS_FILE, changes, read_sums
+
+# Where PATH is the model: anywhere in code, and in these sentences of our templates. Any other is a word of the user's.
+FENCE = re.compile(r"(^```[^\n]*\n.*?^```$)", re.DOTALL | re.MULTILINE)
+IN_CODE = re.compile(rf"(?<![\w$/.-]){PLACE}(?![\w=/-])")
+IN_SENTENCES = re.compile(
+    rf"(?<=^`){PLACE}(?=` stands for this model:)|(?<=\(from the hub: `hf download ){PLACE}(?= --local-dir FOLDER`)"
+    rf'|(?<=\(model="){PLACE}(?=")|(?<=\(model_name="){PLACE}(?=")',
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +41,9 @@ class Push:
 def plan_push(run: Path, target: str, repository: str, *, private: bool = True, revision: str | None = None) -> Push:
     """Look at run/export/target. Raises UserError where there is no such proven export, or for a wrong repository."""
     _check_name(repository)
+    # Path.is_dir() raises for a name that is too long.
+    if not os.path.isdir(run):  # noqa: PTH112
+        raise UserError(f"{one_line(str(run))}: no such folder: give that of a run, such as runs/NAME")
     exports = run / "export"
     known = sorted(path.parent.name for path in exports.glob(f"*/{PARITY_FILE}"))
     if target not in known:
@@ -37,18 +51,32 @@ def plan_push(run: Path, target: str, repository: str, *, private: bool = True, 
         have = f"it has {', '.join(known)}" if known else none
         raise UserError(f"{run}: no export {target!r}{did_you_mean(target, known)}: {have}")
     folder = exports / target
-    proven = _proven_sums(folder)
-    found = sums_of(folder)
-    if changed := sorted(name for name in proven.keys() | found.keys() if proven.get(name) != found.get(name)):
+    record = read_json_object(folder / PARITY_FILE) or {}
+    found = changes(folder)
+    if record.get("failures") != [] or found is None:
+        raise UserError(f"{folder / PARITY_FILE}: its parity was not proven: export it again")
+    if found.any:
+        names = one_line(", ".join(sorted([*found.changed, *found.missing, *found.new])))
         raise UserError(
-            f"{folder}: not what was proven: {', '.join(changed)} changed, missing or new since the export: "
+            f"{folder}: not what was proven: {names} changed, missing or new since the export: "
             "move other files away, or export it again"
         )
+    for name in (CARD, SERVE):
+        _read_text(folder / name)
     # Texts for people may have been edited. Hidden files stay here.
     texts = [path.name for path in folder.iterdir() if path.suffix == ".md" and path.is_file()]
-    sizes = {name: (folder / name).stat().st_size for name in [*found, *texts, PARITY_FILE]}
+    sent = [*(read_sums(folder) or ()), *texts, SUMS_FILE]
+    sizes = {name: (folder / name).stat().st_size for name in sent}
     files = dict(sorted(sizes.items(), key=lambda entry: (-entry[1], entry[0])))
     return Push(folder, repository, private, revision, files)
+
+
+def _read_text(path: Path) -> str:
+    """A text for people, "" without one. Raises UserError for one that an editor saved in another encoding."""
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}): save it in UTF-8") from None
 
 
 def _check_name(repository: str) -> None:
@@ -62,18 +90,6 @@ def _check_name(repository: str) -> None:
         raise UserError(f"repository {repository!r}: must be OWNER/NAME as the hub takes it: {first}") from None
     if repository.count("/") != 1:
         raise UserError(f"repository {repository!r}: must be OWNER/NAME")
-
-
-def _proven_sums(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of what was proven. Raises UserError where nothing was."""
-    try:
-        record = json.loads((folder / PARITY_FILE).read_text(encoding="utf-8"))
-        failures, sums = record["failures"], dict(record["sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
-        failures, sums = None, {}
-    if failures != [] or not sums:
-        raise UserError(f"{folder / PARITY_FILE}: its parity was not proven: export it again")
-    return sums
 
 
 def show_push(push: Push, *, dry_run: bool) -> None:
@@ -132,6 +148,14 @@ def send(push: Push) -> str:
     return str(commit.commit_url)
 
 
+def with_name(text: str, repository: str) -> str:
+    """The text of a card with the repository's name where PATH stands for the model."""
+    parts = FENCE.split(text)
+    # Every second one is code.
+    places = [(IN_SENTENCES, IN_CODE)[number % 2] for number in range(len(parts))]
+    return "".join(place.sub(lambda _: repository, part) for place, part in zip(places, parts, strict=True))
+
+
 @contextmanager
 def prepared(push: Push) -> Iterator[Path]:
     """A copy whose README.md and SERVE.md name the repository in place of PATH; large files are links, not copies."""
@@ -141,8 +165,7 @@ def prepared(push: Push) -> Iterator[Path]:
             source, target = push.folder / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in (CARD, SERVE):
-                text = source.read_text(encoding="utf-8")
-                target.write_text(re.sub(rf"\b{PLACE}\b", push.repository, text), encoding="utf-8")
+                target.write_text(with_name(_read_text(source), push.repository), encoding="utf-8")
             else:
                 target.symlink_to(source.resolve())
         yield folder

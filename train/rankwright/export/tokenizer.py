@@ -148,7 +148,7 @@ def _literal(text: str) -> str:
 def _prove(tokenizer: Any, contract: PromptContract, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    written = AutoTokenizer.from_pretrained(folder)
+    written = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     encoder = PromptEncoder(contract, tokenizer)
     for query, document in PROBES:
         encoded = encoder.encode(query, [document], cut=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -27,11 +28,15 @@ INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A frame, the instruction that the base's own files put into it (None: they name none), and how it was found."""
+    """A frame, the instruction that the base's own files put into it (None: they name none), and how it was found.
+
+    max_tokens: the limit of prompts that the files state, as an export of ours does that another library saved again.
+    """
 
     mode: str
     instruction: str | None = None
     why: str = ""
+    max_tokens: int | None = None
 
 
 def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = None) -> Origin:
@@ -49,7 +54,10 @@ def find_origin(name: str, folder: str, tokenizer: Any, revision: str | None = N
             raise UserError(_question(name, tokenizer, None))
         return found
     logit_score = _logit_score(folder, revision)
-    origin = _written(tokenizer) or _named(name, folder, revision)
+    origin = _written(tokenizer)
+    if origin is not None and (limit := _limit(folder, revision)) is not None:
+        origin = dataclasses.replace(origin, max_tokens=limit)
+    origin = origin or _named(name, folder, revision)
     if origin is None:
         if logit_score is None and not _is_reranker(folder, revision):
             return Origin("portable", why="a plain language model")
@@ -108,6 +116,14 @@ def _instruction_in(text: str, frame: FrameTexts) -> str | None:
         return None
     between = text[len(start) : len(text) - len(end)]
     return between if place or not between else None
+
+
+def _limit(folder: str, revision: str | None) -> int | None:
+    """model_max_length, where it is fewer tokens than the model has positions: somebody chose it for the prompt."""
+    limit = (read_json(folder, "tokenizer_config.json", revision) or {}).get("model_max_length")
+    positions = (read_json(folder, "config.json", revision) or {}).get("max_position_embeddings")
+    chosen = isinstance(limit, int) and isinstance(positions, int) and 0 < limit < positions
+    return limit if chosen else None
 
 
 def _named(name: str, folder: str, revision: str | None) -> Origin | None:

@@ -54,6 +54,9 @@ class PromptContract:
     temperature: float = 1.0
     version: int = CONTRACT_VERSION
     scale: float = 1.0
+    # Between a document's title, where it has one, and its text: what data.collection.join_title puts there. For
+    # callers, who have both apart; a document comes here as one text.
+    title_join: str = "\n"
 
     def save(self, folder: Path) -> None:
         """Write rankwright.json into `folder`."""

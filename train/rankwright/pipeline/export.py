@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.files import write_text_atomic
+from rankwright.common.files import read_json_object, write_text_atomic
 from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import mean_interval
@@ -17,9 +17,11 @@ from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import ALL, SetResults, read_results
 from rankwright.export.card import CardFacts, SetResult
-from rankwright.export.publish import export_targets
+from rankwright.export.proof.parity import is_as_proven
+from rankwright.export.publish import ExportFailed, export_targets
 from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
+from rankwright.pipeline.inputs import StageInputs
 from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.retrieval.first_stages import stage_label
@@ -33,24 +35,66 @@ def export_stage(
     recipe: Recipe,
     run: RunFolder,
     checkpoint: Path,
-    system_inputs: Mapping[str, str],
+    inputs: StageInputs,
     ledger: dict[str, Any],
-    model: str,
     *,
-    trained: str,
     gate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write run/export/TARGET for every target, with the fitted temperature in its contract; returns the targets.
 
+    A target that was proven with the same inputs, before another one failed, is kept. Exports of an earlier model, to
+    other targets, are put aside. Raises ExportFailed where a target failed; the others are in their places.
     ledger: licences.json, which the licence in the model card comes from.
-    model: a hash of what the model's scores depend on; exports of an earlier model, to other targets, are put aside.
-    trained: the inputs of the checkpoint's training.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
-    reranker = tuned_reranker(recipe, checkpoint, inputs=trained, fp32=True).under(frozen_instruction(recipe))
+    wanted = {name: inputs.export(gate, ledger, name) for name in recipe.export_targets}
+    kept = _proven_before(run, wanted)
+    for name in kept:
+        console.say(f"  {run.path / 'export' / name}: proven before with the same inputs, kept")
+    targets = {name: options for name, options in recipe.export_targets.items() if name not in kept}
+    # A kill may come at any time: from here on these are the only ones known to be proven.
+    run.write_json(run.proven, {name: wanted[name] for name in kept})
+    failure: ExportFailed | None = None
+    try:
+        figures = _export(recipe, run, checkpoint, inputs, ledger, gate, targets)
+    except ExportFailed as error:
+        failure, figures = error, error.proven
+    proven = [*kept, *figures]
+    # Where nothing was put in place, an unknown model's exports stay unknown.
+    if proven or (run.exports / EXPORTED_MODEL).is_file():
+        put_others_aside(run, proven, inputs.tuned)
+    run.write_json(run.proven, {name: wanted[name] for name in proven})
+    for target in figures:
+        console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
+    if failure is not None:
+        again = ", ".join(failure.failed)
+        console.say(f"  in place: {', '.join(proven) or 'none'}; the same command tries again only {again}")
+        raise failure
+    return {"targets": list(recipe.export_targets)}
+
+
+def _proven_before(run: RunFolder, wanted: Mapping[str, str]) -> list[str]:
+    """The targets whose folders were proven with these inputs and hold the same files still."""
+    before = read_json_object(run.proven) or {}
+    same = [name for name, made_from in wanted.items() if before.get(name) == made_from]
+    return [name for name in same if is_as_proven(run.export(name))]
+
+
+def _export(
+    recipe: Recipe,
+    run: RunFolder,
+    checkpoint: Path,
+    inputs: StageInputs,
+    ledger: dict[str, Any],
+    gate: Mapping[str, Any] | None,
+    targets: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    if not targets:
+        return {}
+    reranker = tuned_reranker(recipe, checkpoint, inputs=inputs.train, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads(run.calibration.read_text(encoding="utf-8"))
     sets = [collection.name for collection in read_split(run.data, "test")]
-    results, _ = read_results(run.path, recipe, sets, system_inputs)
+    results, _ = read_results(run.path, recipe, sets, inputs.systems)
     made = Trained(
         reranker.model,
         reranker.tokenizer,
@@ -70,13 +114,9 @@ def export_stage(
         gate=gate,
         ledger=ledger,
     )
-    figures = export_targets(made, recipe.export_targets, run.exports, facts)
-    put_others_aside(run, recipe.export_targets, model)
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
-    for target in figures:
-        console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
-    return {"targets": list(figures)}
+    return export_targets(made, targets, run.exports, facts)
 
 
 def withdraw_exports(run: RunFolder) -> None:
@@ -130,6 +170,8 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
             best = [c.document_id for c in candidates[query_id][:1]]
             for document_id in dict.fromkeys([*sorted(collection.positives(query_id))[:1], *best]):
                 found.append((collection.queries[query_id], collection.corpus[document_id]))
+            if len(found) >= share:
+                break
         pairs += found[:share]
     return pairs[: recipe.export.golden_pairs]
 

@@ -220,6 +220,9 @@ class StageInputs:
         systems = [self.systems.get(name) for name in ("tuned", EXPORTED)]
         return content_hash(self.tuned, systems, self._code("calibrate"))
 
-    def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any]) -> str:
-        """gate: the verdict that lets the model through; ledger: licences.json."""
-        return content_hash(self.calibrate, self.systems, self._sections["export"], gate, ledger, self._code("export"))
+    def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any], target: str | None = None) -> str:
+        """gate: the verdict that lets the model through; ledger: licences.json; target: None for all of them."""
+        section = self._sections["export"]
+        if target is not None:
+            section = section | {"targets": {target: self.recipe.export_targets[target]}}
+        return content_hash(self.calibrate, self.systems, section, gate, ledger, self._code("export"))

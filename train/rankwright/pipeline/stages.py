@@ -25,6 +25,7 @@ from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.evaluation.results import result_rows
 from rankwright.evaluation.runs import experiment_of
+from rankwright.export.publish import ExportFailed
 from rankwright.mining.shards import Shards
 from rankwright.pipeline.calibrate import calibrate
 from rankwright.pipeline.checks import check_names, check_targets
@@ -127,7 +128,7 @@ class Pipeline:
     def export(self) -> dict[str, dict[str, Any]]:
         """Write and prove the export targets; returns target -> {folder: Path, parity: parity.json}.
 
-        Raises GateRefused where the recipe's gate refuses.
+        Raises GateRefused where the recipe's gate refuses, and ExportFailed where a target could not be proven.
         """
         run = self.run_to("export").folder
         folders = {target: run.export(target) for target in self.recipe.export_targets}
@@ -188,13 +189,13 @@ class Pipeline:
             if any(stage.name == "train" for stage in stages):
                 # Refuses a launcher's settings that are not supported before hours of mining.
                 make_accelerator(self.recipe)
-            refused: GateRefused | None = None
+            refused: GateRefused | ExportFailed | None = None
             for stage in stages:
                 if refused is not None and stage.name != "report":
                     continue
                 try:
                     self._meet_and_run(stage)
-                except GateRefused as error:
+                except (GateRefused, ExportFailed) as error:
                     refused = error
         if refused is not None:
             raise refused
@@ -367,9 +368,7 @@ def _gate(p: Pipeline) -> dict[str, Any]:
 
 
 def _export(p: Pipeline) -> dict[str, Any]:
-    checkpoint, systems = p.trained_checkpoint(), p.inputs.systems
-    model, trained = p.inputs.tuned, p.inputs.train
-    return export_stage(p.recipe, p.folder, checkpoint, systems, p.ledger(), model, trained=trained, gate=p.gate)
+    return export_stage(p.recipe, p.folder, p.trained_checkpoint(), p.inputs, p.ledger(), gate=p.gate)
 
 
 def _report(p: Pipeline) -> dict[str, Any]:

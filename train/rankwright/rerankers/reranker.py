@@ -178,7 +178,7 @@ def native_contract(
             tokenizer,
             mode=origin.mode,
             instruction=origin.instruction if instruction is None else instruction,
-            max_tokens=max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=max_tokens or origin.max_tokens or DEFAULT_MAX_TOKENS,
             query_tokens=query_tokens,
         )
     if mode is not None and mode != saved.mode:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -22,11 +21,14 @@ from typing import Any
 
 import torch
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, one_line
+from rankwright.common.files import read_json_object
+from rankwright.common.foreign_code import refuse_foreign_modules
 from rankwright.export.golden import GOLDEN_FILE, read_golden
 from rankwright.export.proof.comparing import compare
 from rankwright.export.proof.runtimes.base import Exported, Runtime
 from rankwright.export.proof.settings import CONFIG, read_config
+from rankwright.export.proof.sums import COPY_AGAIN, changes
 from rankwright.export.target import Target, target_of
 from rankwright.export.targets import TARGETS
 from rankwright.model.frames import FRAMES
@@ -73,7 +75,10 @@ def measure_fresh(
         "TOKENIZERS_PARALLELISM": "false",
         **({"HF_HUB_OFFLINE": "1"} if offline else {}),
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    # Nobody can answer a question of a library that nobody sees.
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
     try:
         lines = done.stdout.strip().splitlines()[-len(folders) :]
         reports: dict[str, dict[str, Any]] = dict(zip(folders, map(json.loads, lines), strict=True))
@@ -106,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_exported(path: Path, base: str | None = None) -> Exported:
-    """Raises UserError for a folder that is not an export, and for one with a missing or damaged part."""
+    """Raises UserError for a folder that is not an export, for a missing or damaged part, and for code of its own."""
+    refuse_foreign_modules(path)
     rows = read_golden(path)
     contract = PromptContract.load(path)
     if contract is None:
@@ -115,7 +121,7 @@ def read_exported(path: Path, base: str | None = None) -> Exported:
 
 
 def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str, Any]:
-    """The report of one folder: rows by kind, figures by runtime, versions, sums, failures (empty when equal)."""
+    """The report of one folder: rows by kind, figures by runtime, versions, failures (empty when equal)."""
     exported = read_exported(folder, base)
     target, rows = TARGETS[exported.kind], exported.rows
     cut = sum(len(row["token_ids"]) == exported.contract.max_tokens for row in rows)
@@ -127,11 +133,10 @@ def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str
         "tolerance": tolerance,
         "engines": {},
         "versions": versions_of(["rankwright", "torch", "transformers", "tokenizers"]),
-        "sha256": sums_of(folder),
         "failures": [],
     }
     if settings := read_config(folder):
-        report["failures"] += [f"{CONFIG}: {line}" for check in target.settings for line in check(folder, settings)]
+        report["failures"] += [f"{CONFIG}: {line}" for line in _misleading(target, folder, settings)]
     if not cut:
         report["failures"].append(f"{GOLDEN_FILE}: no document is cut: truncation is not proven: export again")
     for runtime in target.runtimes:
@@ -139,6 +144,13 @@ def measure(folder: Path, tolerance: float, base: str | None = None) -> dict[str
             _measure_one(runtime, exported, tolerance, report)
     report["failures"] += _unchecked(folder, target, report["engines"])
     return report
+
+
+def _misleading(target: Target, folder: Path, settings: dict[str, Any]) -> list[str]:
+    try:
+        return [line for check in target.settings for line in check(folder, settings)]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return [f"a value of another type ({type(error).__name__}: {one_line(str(error))}): {COPY_AGAIN}"]
 
 
 def _measure_one(runtime: Runtime, exported: Exported, tolerance: float, report: dict[str, Any]) -> None:
@@ -150,7 +162,7 @@ def _measure_one(runtime: Runtime, exported: Exported, tolerance: float, report:
         with torch.inference_mode():
             answer = runtime.run(exported)
     except Exception as error:  # whatever a runtime raises on the folder is the finding
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = one_line((str(error).strip().splitlines() or [""])[0])
         report["engines"][runtime.name] = {"error": f"{type(error).__name__}: {first}"}
         report["failures"].append(f"{runtime.name}: cannot score the folder: {type(error).__name__}: {first}")
         return
@@ -185,16 +197,14 @@ def versions_of(modules: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def sums_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that a runtime reads: all but texts for people, and parity.json itself."""
-    sums = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        inside = path.relative_to(folder)
-        # Hidden ones are left by downloaders and git (`.cache`, `.gitattributes`), not by us.
-        if path.suffix != ".md" and path.name != PARITY_FILE and not any(p.startswith(".") for p in inside.parts):
-            with path.open("rb") as file:
-                sums[inside.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+def is_as_proven(folder: Path) -> bool:
+    """Whether the folder was proven, and its files are still what they were then."""
+    record = read_json_object(folder / PARITY_FILE) or {}
+    try:
+        found = changes(folder)
+    except UserError:
+        return False
+    return record.get("failures") == [] and found is not None and not found.any
 
 
 if __name__ == "__main__":

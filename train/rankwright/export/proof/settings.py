@@ -20,7 +20,8 @@ def read_config(folder: Path) -> Settings:
 def architecture_of(folder: Path) -> str | None:
     """The class in config.json, "" where it names none; None without a config.json that can be read."""
     settings = read_config(folder)
-    return str((settings.get("architectures") or [""])[0]) if settings else None
+    names = settings.get("architectures")
+    return (str(names[0]) if isinstance(names, list) and names else "") if settings else None
 
 
 def rope_of_older_libraries(folder: Path, settings: Settings) -> Iterator[str]:

@@ -14,6 +14,8 @@ from rankwright.export.weights import in_fp32
 from rankwright.model.bases import ADAPTER_FILE
 from rankwright.rerankers.reranker import Reranker
 
+SETS = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+
 
 def adapter(trained: Trained, folder: Path) -> Figures:
     """LoRA adapters in the format of peft, with tokenizer and prompt contract."""
@@ -21,6 +23,8 @@ def adapter(trained: Trained, folder: Path) -> Figures:
     cast(Any, trained.model.lm).save_pretrained(folder, save_embedding_layers=False)
     path = folder / ADAPTER_FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
+    # peft keeps names in sets, whose order differs from process to process.
+    settings |= {key: sorted(value) for key in SETS if isinstance(value := settings.get(key), list)}
     settings |= {"base_model_name_or_path": portable_name(trained.base_name), "revision": trained.revision}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_tokenizer(trained.tokenizer, trained.contract, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, one_line
+from rankwright.common.files import read_json_object
 from rankwright.common.resources import resolve_base, shown
 from rankwright.export.golden import GOLDEN_FILE
-from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, read_exported, sums_of
+from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, read_exported
 from rankwright.export.proof.runtimes.base import Exported
+from rankwright.export.proof.sums import COPY_AGAIN, SUMS_FILE, changes
 from rankwright.model.bases import ADAPTER_FILE
 from rankwright.model.prompt import CONTRACT_FILE
 
-COPY_AGAIN = "copy the whole folder again, or export again"
 DEFAULT_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A folder to be verified. notes: what the user should know beforehand, one line each."""
+    """A folder to be verified. notes: what the user should know beforehand, one line each.
+
+    faults: files that are no longer what was proven, so that the folder is not equal whatever its scores are.
+    """
 
     exported: Exported
     tolerance: float
     notes: tuple[str, ...]
+    faults: tuple[str, ...] = ()
 
 
 def open_export(folder: Path, base: str | None = None, tolerance: float | None = None) -> Opened:
@@ -38,8 +44,9 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
 
     Raises UserError when it is not an export, or when its golden pairs or its prompt contract have changed since.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: give an exported one, such as runs/NAME/export/hf")
+    # Path.is_dir() raises for a name that is too long.
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise UserError(f"{one_line(str(folder))}: no such folder: give an exported one, such as runs/NAME/export/hf")
     if not (folder / GOLDEN_FILE).is_file():
         inside = sorted(path.parent.name for path in folder.glob(f"*/{GOLDEN_FILE}"))
         fix = f"give one of its exports: {', '.join(inside)}" if inside else f"not an export, or a part: {COPY_AGAIN}"
@@ -48,43 +55,38 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
         raise UserError(f"--tolerance: must be a number above 0, found {tolerance:g}")
     exported = read_exported(folder, base)
     record = _record(folder)
-    notes = _changes(folder, record)
+    notes, faults = _changes(folder)
     _find_base(exported)
-    return Opened(exported, tolerance or float(record.get("tolerance", DEFAULT_TOLERANCE)), tuple(notes))
+    return Opened(exported, tolerance or float(record.get("tolerance", DEFAULT_TOLERANCE)), notes, faults)
 
 
 def _record(folder: Path) -> dict[str, Any]:
     """parity.json, or {} where there is none."""
     path = folder / PARITY_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(record, dict)
-        assert isinstance(record.get("sha256", {}), dict) and isinstance(record.get("tolerance", 1.0), int | float)
-        assert 0 < record.get("tolerance", 1.0) < math.inf
-    except (ValueError, AssertionError):
-        raise UserError(f"{shown(path)}: damaged: {COPY_AGAIN}") from None
+    record = read_json_object(path) or {}
+    tolerance = record.get("tolerance", 1.0)
+    if not record or type(tolerance) not in (int, float) or not 0 < tolerance < math.inf:
+        raise UserError(f"{shown(path)}: damaged: {COPY_AGAIN}")
     return record
 
 
-def _changes(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Notes on files that differ from the export. Raises UserError for the two that all scores are measured with."""
-    proven = record.get("sha256")
-    if not proven:
-        what = f"{PARITY_FILE} holds no sums of the files" if record else f"no {PARITY_FILE} with sums of the files"
-        return [f"{what}: not checked whether {CONTRACT_FILE} and {GOLDEN_FILE} are as exported"]
-    found = sums_of(folder)
-    for name in (CONTRACT_FILE, GOLDEN_FILE):
-        if found.get(name) != proven.get(name):
+def _changes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(notes, faults) about files that differ from the export.
+
+    Raises UserError for those that all scores are measured with.
+    """
+    found = changes(folder)
+    if found is None:
+        return (f"no {SUMS_FILE}: not checked whether the files are as exported",), ()
+    for name in (CONTRACT_FILE, GOLDEN_FILE, PARITY_FILE):
+        if name in [*found.changed, *found.missing, *found.new]:
             raise UserError(
-                f"{shown(folder / name)}: not the file that was exported (its SHA-256 is not that in {PARITY_FILE}), "
+                f"{shown(folder / name)}: not the file that was exported (its SHA-256 is not that in {SUMS_FILE}), "
                 f"so nothing can be verified with it: {COPY_AGAIN}"
             )
-    changed = sorted(name for name in proven.keys() & found.keys() if proven[name] != found[name])
-    lost, new = sorted(proven.keys() - found.keys()), sorted(found.keys() - proven.keys())
-    words = (("changed since the export", changed), ("missing since the export", lost), ("new", new))
-    return [f"{word}: {', '.join(names)}" for word, names in words if names]
+    return (f"new: {one_line(', '.join(found.new))}",) if found.new else (), tuple(found.lines())
 
 
 def _find_base(exported: Exported) -> None:
@@ -119,6 +121,7 @@ def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
         for note in opened.notes:
             console.say(note)
     report = measure_fresh({folder.name: folder}, opened.tolerance, opened.exported.base, offline=False)[folder.name]
+    report["failures"] = [*opened.faults, *report["failures"]]
     if as_json:
         whole = {"folder": str(folder), "kind_of_export": opened.exported.kind, "notes": opened.notes, **report}
         print(json.dumps(_finite(whole), ensure_ascii=False))

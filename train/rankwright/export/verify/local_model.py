@@ -12,7 +12,7 @@ import torch
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
 from rankwright.export.proof.runtimes.base import Exported, Row
-from rankwright.export.proof.runtimes.torch import RANKWRIGHT
+from rankwright.export.proof.runtimes.torch import RANKWRIGHT, TRUSTED
 from rankwright.export.targets import TARGETS
 from rankwright.export.weights import has_adapter
 from rankwright.model.loading import load_model
@@ -34,7 +34,7 @@ class Known:
         self.rows: list[Row] = exported.rows
         self.contract, self.encoder = reranker.contract, reranker.encoder
         # A server tokenises a rendered prompt with the exported tokenizer, whose Strip is off in ours.
-        self.served_tokenizer = AutoTokenizer.from_pretrained(exported.path)
+        self.served_tokenizer = AutoTokenizer.from_pretrained(exported.path, **TRUSTED)
         self.tokenizer = reranker.tokenizer
 
     @classmethod

@@ -45,7 +45,7 @@ def verify_server(
     shape, rows = api_name(api), opened.exported.rows
     planned = requests_planned(rows, shape)
     if not as_json:
-        for note in opened.notes:
+        for note in (*opened.notes, *opened.faults):
             console.say(note)
     with nullcontext() if as_json else console.progress("pairs asked", planned) as advance:
         asked = ask(
@@ -241,7 +241,7 @@ def _as_json(opened: Opened, url: str, api: str, asked: Asked, finding: Finding 
         "rows": len(asked.decides),
         **{f"max_d_{scale}": value for scale, value in _largest(asked, asked.decides).items()},
         "max_d_probability_by_kind": _by_kind(asked),
-        "not_checked": [*opened.notes, *asked.notes, *_refusals(asked)],
+        "not_checked": [*opened.notes, *opened.faults, *asked.notes, *_refusals(asked)],
         "failures": [] if finding is None else [_line(asked, finding)],
         "diagnosis": None if finding is None else asdict(finding.diagnosis),
         "pairs": pairs,

@@ -136,7 +136,9 @@ def llama_server(exported: Exported, kind: str) -> Answer:
     file = GgufFile(path)
     template, tokenizer = template_of(file), tokenizer_of(file)
     limit = exported.contract.max_tokens
-    pairs = [(row["query"], _cut(tokenizer, template, row["query"], row["document"], limit)) for row in exported.rows]
+    pairs = [
+        (row["query"], cut_document(tokenizer, template, row["query"], row["document"], limit)) for row in exported.rows
+    ]
     with _served(path, limit) as url:
         texts = [render(template, query, document) for query, document in pairs]
         ids = [
@@ -149,13 +151,17 @@ def llama_server(exported: Exported, kind: str) -> Answer:
     return Answer(ids, None, [together], alone)
 
 
-def _cut(tokenizer: Any, template: str, query: str, document: str, limit: int) -> str:
-    """The start of the document that leaves room for the rest of the prompt."""
-    length = len(tokenizer.encode(render(template, query, ""), add_special_tokens=False).ids)
-    encoded = tokenizer.encode(document, add_special_tokens=False)
-    # What was cut may have more tokens alone than it had in its place.
-    budget = limit - length - 4
-    return document if len(encoded.ids) <= budget else document[: encoded.offsets[max(budget, 0)][0]]
+def cut_document(tokenizer: Any, template: str, query: str, document: str, limit: int) -> str:
+    """The document whole where the prompt has at most `limit` tokens, else a start of it with which the prompt fits."""
+
+    def excess() -> int:
+        return len(tokenizer.encode(render(template, query, document), add_special_tokens=False).ids) - limit
+
+    # What is left may have more tokens in its place than it had before: continue until it fits.
+    while document and (over := excess()) > 0:
+        offsets = tokenizer.encode(document, add_special_tokens=False).offsets
+        document = document[: min(offsets[max(len(offsets) - over, 0)][0], len(document) - 1)]
+    return document
 
 
 @contextmanager

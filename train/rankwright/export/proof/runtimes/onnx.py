@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rankwright.export.proof.runtimes.base import BATCH, Answer, Exported, Limits, Runtime, in_both_orders, sigmoid
-from rankwright.export.proof.runtimes.torch import scores_of
+from rankwright.export.proof.runtimes.torch import TRUSTED, scores_of
 
 # Where ONNX Runtime's users look for them.
 MODEL_FILE = "onnx/model.onnx"
@@ -38,7 +38,7 @@ def onnxruntime(exported: Exported, file: str = MODEL_FILE) -> Answer:
         tensors = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
         return torch.from_numpy(session.run(["logits"], tensors)[0][:, 0])
 
-    return scores_of(AutoTokenizer.from_pretrained(exported.path), exported, score, sides=("left", "right"))
+    return scores_of(AutoTokenizer.from_pretrained(exported.path, **TRUSTED), exported, score, sides=("left", "right"))
 
 
 def fastembed(exported: Exported) -> Answer:

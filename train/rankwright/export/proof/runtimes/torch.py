@@ -24,6 +24,10 @@ from rankwright.model.loading import load_tokenizer
 from rankwright.model.prompt import PromptEncoder
 from rankwright.rerankers.reranker import Reranker
 
+# Code of a folder is never run, and a pickle, which may hold some, is never loaded.
+TRUSTED: dict[str, Any] = {"trust_remote_code": False}
+WEIGHTS: dict[str, Any] = {**TRUSTED, "use_safetensors": True, "dtype": torch.float32}
+
 
 def rankwright(exported: Exported) -> Answer:
     """Reranker.load, as the model card tells users."""
@@ -40,7 +44,8 @@ def sentence_transformers(exported: Exported) -> Answer:
     """CrossEncoder.predict, in fp32; probabilities by the activation that the folder names."""
     from sentence_transformers import CrossEncoder
 
-    model: Any = CrossEncoder(str(exported.path), device="cpu", model_kwargs={"dtype": torch.float32})
+    weights = {"dtype": torch.float32, "use_safetensors": True}
+    model: Any = CrossEncoder(str(exported.path), device="cpu", model_kwargs=weights, **TRUSTED)
     pairs = [(row["query"], row["document"]) for row in exported.rows]
     options = {"show_progress_bar": False, "batch_size": BATCH}
     ids = [model.preprocess([pair])["input_ids"][0].tolist() for pair in pairs]
@@ -56,8 +61,8 @@ def transformers(exported: Exported) -> Answer:
     """AutoModelForSequenceClassification, in fp32."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(exported.path)
-    model = AutoModelForSequenceClassification.from_pretrained(exported.path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported.path, **TRUSTED)
+    model = AutoModelForSequenceClassification.from_pretrained(exported.path, **WEIGHTS).eval()
     return scores_of(tokenizer, exported, lambda batch: model(**batch).logits[:, 0], sides=("left", "right"))
 
 
@@ -65,8 +70,8 @@ def transformers_causal(exported: Exported) -> Answer:
     """AutoModelForCausalLM, in fp32: the scored tokens' logits at the last position."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(exported.path)
-    model = AutoModelForCausalLM.from_pretrained(exported.path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported.path, **TRUSTED)
+    model = AutoModelForCausalLM.from_pretrained(exported.path, **WEIGHTS).eval()
     return _last_logits(tokenizer, exported, model)
 
 
@@ -94,8 +99,8 @@ def peft(exported: Exported) -> Answer:
     revision = settings.get("revision") if exported.base is None else None
     is_causal = settings["task_type"] == "CAUSAL_LM"
     auto = AutoModelForCausalLM if is_causal else AutoModelForSequenceClassification
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    base_model = auto.from_pretrained(path, revision=revision, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **TRUSTED)
+    base_model = auto.from_pretrained(path, revision=revision, **WEIGHTS)
     base_model.config.pad_token_id = tokenizer.pad_token_id
     model = PeftModel.from_pretrained(base_model, str(folder)).eval()
     if is_causal:
