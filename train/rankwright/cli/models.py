@@ -11,11 +11,10 @@ import typer
 from rich.table import Column, Table
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, no_such
+from rankwright.common.errors import UserError
 from rankwright.data.formats.fields import Fields
 from rankwright.data.formats.reading import Faults, Reading
 from rankwright.data.formats.text_rows import json_rows, text_lines
-from rankwright.model.frames import FRAMES
 
 if TYPE_CHECKING:
     from rankwright.rerankers.reranker import Ranked
@@ -100,8 +99,6 @@ def score(
 
     texts = read_documents(documents)
     console.quiet_libraries()
-    if mode is not None and mode not in FRAMES:
-        raise UserError(f"mode: {no_such(FRAMES.kind, mode, FRAMES)}")
     reranker = Reranker.load(model, mode=mode, instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:

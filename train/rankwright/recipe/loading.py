@@ -11,6 +11,7 @@ from typing import Any
 
 from rankwright.common import resources
 from rankwright.common.errors import UserError
+from rankwright.common.values import list_of_texts, path_text
 from rankwright.recipe.schema import Key, Recipe
 from rankwright.recipe.yaml_file import MISSING, Place, YamlFile, parse_value, read_yaml, validate
 
@@ -36,14 +37,17 @@ class RecipeInfo:
     description: str
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe by its name in recipes/ or by its path, with overrides such as `train.max_steps=10`.
 
     An override sets its key: a mapping given there replaces, it does not merge. When two
     set one key, the last counts. Raises UserError when the recipe is not found, and UserErrors with all its mistakes.
     """
     known = resources.recipe_files()
-    path = resources.find_yaml(name_or_path, known, kind="recipe")
+    overrides = list_of_texts("overrides", overrides)
+    # A Path is a path, whatever its name; a text may be the name of a recipe.
+    wanted = f"./{name_or_path}" if isinstance(name_or_path, Path) and not name_or_path.is_absolute() else name_or_path
+    path = resources.find_yaml(path_text("recipe", wanted), known, kind="recipe")
     tree, sources = read_yaml(path), [path]
     while "extends" in tree.data:
         base = _read_base(tree, sources, known)

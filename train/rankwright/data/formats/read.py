@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError
 from rankwright.common.resources import nearby
+from rankwright.common.values import one_text, path_text
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import is_beir, read_beir
 from rankwright.data.formats.detect import FOLDERS, check_format, read_tables
@@ -19,7 +20,7 @@ _SPLIT_NAMES = re.compile(rf"({'|'.join(SPLIT_NAMES)})\b")
 
 
 def read_collection(
-    path: Path,
+    path: str | Path,
     *,
     name: str,
     split: str | None = None,
@@ -38,8 +39,14 @@ def read_collection(
     Raises UserErrors, `file:line: what, how to fix it`, with the first 20 faults and the number of the others. With
     faults=Faults("drop") faulty rows are left out and counted in `faults`.
     """
+    one_text("name", name)
+    for option, value in (("split", split), ("format", format), ("group_key", group_key)):
+        if value is not None:
+            one_text(option, value)
+    if columns is not None and not isinstance(columns, Mapping):
+        raise UserError("columns: must be a mapping: our name of a column -> the file's")
     reading = Reading(name, split, Faults() if faults is None else faults, say, columns or {}, group_key)
-    return read_path(path, format, reading)
+    return read_path(Path(path_text("path", path)), format, reading)
 
 
 def read_path(path: Path, format: str | None, reading: Reading) -> Collection:
