@@ -7,6 +7,8 @@ import sys
 import time
 from typing import NoReturn
 
+from rankwright.common.console import visible
+
 EXIT_USER = 2
 # EX_TEMPFAIL: a scheduler may start the same command again (scripts/cluster/slurm/train.sbatch does).
 EXIT_STOPPED = 75
@@ -35,8 +37,9 @@ def _in_group() -> bool:
 
 
 def complain(line: str) -> None:
-    """Write a line to standard error, with the number of the process where there are several."""
+    """Write one line to standard error, with the number of the process where there are several."""
     rank = os.environ.get("RANK", "0")
+    line = visible(line).replace("\n", "\\n")
     sys.stderr.write(line + "\n" if rank == "0" else f"[process {rank}] {line}\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -13,7 +14,7 @@ from rankwright.cli.data import data_app
 from rankwright.cli.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
 from rankwright.cli.models import push, score, verify
 from rankwright.common import console
-from rankwright.common.errors import PeerFailed, Stopped, UserError
+from rankwright.common.errors import PeerFailed, Stopped, UserError, UserErrors
 
 if TYPE_CHECKING:
     from rankwright.common.run_folder import RunFolder
@@ -287,6 +288,9 @@ for command in (score, verify, push):
 
 def main() -> NoReturn:
     """Run a command. Mistakes of the user give one line each and exit code 2, never a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a file in another encoding than UTF-8 shows what it lacks as an escape, as for errors.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
         if code == TYPER_INTERRUPTED:
@@ -296,8 +300,8 @@ def main() -> NoReturn:
         leave(EXIT_USER)
     except UserError as error:
         let_the_first_speak()
-        for line in str(error).splitlines():
-            complain(f"error: {line}")
+        for message in error.messages if isinstance(error, UserErrors) else [str(error)]:
+            complain(f"error: {message}")
         leave(EXIT_USER)
     except Stopped as error:
         complain(f"stopped. Saved after step {error.step}: the same command continues")
@@ -321,5 +325,8 @@ def main() -> NoReturn:
         # typer carries its own copy of click's classes: a usage error is known by what it can do.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
-        error.show()
+        usage = io.StringIO()
+        error.show(file=usage)
+        for line in usage.getvalue().splitlines():
+            complain(line)
         leave(EXIT_USER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rankwright.common.errors import UserError, did_you_mean
 
@@ -129,6 +130,13 @@ def _is(path: Path, question: str) -> bool:
         return bool(getattr(path, question)())
     except (OSError, ValueError):
         return False
+
+
+def kind_of_path(path: Path) -> Literal["file", "folder", "other", "nothing"]:
+    """What lies at a path; `other`: a pipe, a socket or a device, which reading may wait for without an end."""
+    if not _is(path, "exists"):
+        return "nothing"
+    return "file" if _is(path, "is_file") else "folder" if _is(path, "is_dir") else "other"
 
 
 def nearby(path: Path) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, UserErrors
 from rankwright.export.golden import GOLDEN_FILE, read_golden
 from rankwright.export.proof.comparing import compare
 from rankwright.export.proof.runtimes.base import Exported, Runtime
@@ -43,12 +43,12 @@ def check_folders(
 ) -> dict[str, dict[str, Any]]:
     """measure_fresh() with every difference as an error.
 
-    Raises UserError naming the runtime, the worst pair, both values and the likely cause.
+    Raises UserErrors naming the runtime, the worst pair, both values and the likely cause.
     """
     reports = measure_fresh(folders, tolerance, base)
     failures = [f"export {name}: {f}" for name, report in reports.items() for f in report["failures"]]
     if failures:
-        raise UserError("\n".join(failures))
+        raise UserErrors(failures)
     return reports
 
 
