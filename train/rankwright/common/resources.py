@@ -10,6 +10,8 @@ from rankwright.common.errors import UserError, did_you_mean
 PACKAGE = Path(__file__).resolve().parents[1]
 FIXTURES = "fixtures/"
 YAML_SUFFIXES = (".yaml", ".yml")
+# A folder without any of them is not a model.
+MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 # Known names that a message lists.
 MOST_NAMES = 30
 
@@ -45,7 +47,7 @@ def find_yaml(text: str, known: dict[str, Path], *, kind: str, folder: Path = Pa
     A relative path starts at `folder`. Raises UserError with similar names.
     """
     if text.endswith(YAML_SUFFIXES) or text.startswith((".", "/", "~")):
-        path = folder / _expand(text)
+        path = folder / expand(text)
         if not _is(path, "is_file"):
             raise UserError(f"{kind} {text!r}: no such file {path}{nearby(path)}")
         return path
@@ -65,18 +67,21 @@ def resolve_path(text: str, *, root: str | None) -> Path:
     An absolute path stays; `fixtures/...` is embedded; any other starts at `root` (data.root), or at the
     working directory when there is none. Raises UserError when nothing is there.
     """
-    path = _expand(text)
+    path = expand(text)
     if text.startswith(FIXTURES):
         path, start = data_dir() / path, ""
     elif path.is_absolute():
         start = ""
     elif root is not None:
-        path = _expand(root) / path
+        path = expand(root) / path
         start = f"; relative paths start at data.root, which is {root!r}"
     else:
         start = "; relative paths start at the working directory, unless data.root is set: data.root=FOLDER"
-    if not _is(path, "exists"):
+    kind = kind_of_path(path)
+    if kind == "nothing":
         raise UserError(f"{Path.cwd() / path}: no such file or folder{nearby(path)}{start}")
+    if kind == "other":
+        raise UserError(f"{path}: is a pipe or a device: give a file or a folder")
     return path
 
 
@@ -87,7 +92,7 @@ def resolve_base(base: str, key: str = "model.base") -> str:
     """
     if base.startswith(FIXTURES):
         return str(resolve_path(base, root=None))
-    path = _expand(base)
+    path = expand(base)
     if _is(path, "is_dir"):
         return str(path)
     if _is(path, "exists"):
@@ -97,6 +102,14 @@ def resolve_base(base: str, key: str = "model.base") -> str:
     if base.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and _is(Path(parts[0]), "is_dir")):
         raise UserError(f"{key}: {Path.cwd() / path}: no such folder{nearby(path)}; a hub id is OWNER/NAME")
     return base
+
+
+def resolve_model(name: str, key: str) -> str:
+    """As resolve_base. Raises UserError too for a local folder that holds no model: known before it is loaded."""
+    folder = resolve_base(name, key)
+    if _is(Path(folder), "is_dir") and not any(_is(Path(folder) / file, "is_file") for file in MODEL_FILES):
+        raise UserError(f"{key}: {name!r} holds none of {', '.join(MODEL_FILES)}: give the folder of a model")
+    return folder
 
 
 def shown(path: Path) -> str:
@@ -117,7 +130,8 @@ def _named_files(folder: Path, pattern: str) -> dict[str, Path]:
     return dict(sorted(named.items()))
 
 
-def _expand(text: str) -> Path:
+def expand(text: str) -> Path:
+    """A path with `~` for the home folder."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # an unknown user: `~nobody/x`

@@ -67,7 +67,7 @@ class Pipeline:
             folder = RunFolder(Path(path_text("folder", folder)))
         self.loaded = loaded
         self.recipe = loaded.recipe
-        self.folder = folder or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
+        self.folder = folder or RunFolder(resources.expand(self.recipe.run_dir or f"runs/{self.recipe.name}"))
         self.override = override
         self.progress = progress
         self.command = command or ("rankwright", "run", resources.shown(loaded.path), *loaded.overrides)
