@@ -50,6 +50,8 @@ def check(
     from rankwright.cli import data_check
     from rankwright.recipe.loading import load_recipe
 
+    if json_file is not None:
+        resources.check_output("--json", json_file)
     is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
     if is_recipe:
         if split is not None or base is not None:

@@ -24,7 +24,7 @@ from rankwright.model.lengths import Budget, choose_budget
 from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import stops_a_run
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe, Source
+from rankwright.recipe.schema import LONGEST_NAME, Data, DevFromTrain, Model, Prompt, Recipe, Source
 
 # The JSON schema beside the recipe, for editors.
 SCHEMA = "rankwright.schema.json"
@@ -40,8 +40,9 @@ def init(
 
     Raises UserErrors for faults of the files, and when something would be overwritten.
     """
-    folder = output.with_name(f"{output.name.split('.')[0]}-data")
+    resources.check_output("--output", output)
     _refuse(output)
+    folder = output.with_name(f"{output.name.split('.')[0]}-data")
     resources.resolve_base(base)
     found = [one for path in paths for one in find_sets(path)]
     chosen, left_out = _choose(found)
@@ -208,7 +209,7 @@ def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
 
 def _slug(text: str, *others: str) -> str:
     """A name that a recipe may have; the next of `others` where nothing is left of the text."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:LONGEST_NAME]
     return plain or _slug(*others) if others else plain or "recipe"
 
 

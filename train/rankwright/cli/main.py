@@ -15,6 +15,7 @@ from rankwright.cli.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted,
 from rankwright.cli.models import push, score, verify
 from rankwright.common import console
 from rankwright.common.errors import PeerFailed, Stopped, UserError, UserErrors
+from rankwright.common.resources import check_output
 
 if TYPE_CHECKING:
     from rankwright.common.run_folder import RunFolder
@@ -225,6 +226,8 @@ def compare(
     from rankwright.cli.show import show, write_json
     from rankwright.evaluation.compare import compare as compare_runs
 
+    if json_file is not None:
+        check_output("--json", json_file)
     comparison = compare_runs(runs, against)
     show(comparison)
     if json_file is not None:
@@ -246,6 +249,8 @@ def report(
     from rankwright.report.page import write_report
     from rankwright.report.side_by_side import write_comparison
 
+    if output is not None:
+        check_output("--output", output)
     if len(runs) == 1:
         path = write_report(runs[0], output=output)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,10 @@ from rankwright.common.errors import UserError, did_you_mean
 PACKAGE = Path(__file__).resolve().parents[1]
 FIXTURES = "fixtures/"
 YAML_SUFFIXES = (".yaml", ".yml")
+LONGEST_HUB_ID = 96
+_HUB_ID = re.compile(rf"(?=.{{1,{LONGEST_HUB_ID}}}$)[\w.-]+(/[\w.-]+)?")
+# The limit of common file systems, in bytes.
+LONGEST_FILE_NAME = 255
 # A folder without any of them is not a model.
 MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 # Known names that a message lists.
@@ -101,6 +107,9 @@ def resolve_base(base: str, key: str = "model.base") -> str:
     parts = path.parts
     if base.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and _is(Path(parts[0]), "is_dir")):
         raise UserError(f"{key}: {Path.cwd() / path}: no such folder{nearby(path)}; a hub id is OWNER/NAME")
+    if not _HUB_ID.fullmatch(base):
+        shown = base if len(base) <= LONGEST_HUB_ID else f"{base[:LONGEST_HUB_ID]}..."
+        raise UserError(f"{key}: {shown!r} is neither a folder here nor a hub id, which is NAME or OWNER/NAME")
     return base
 
 
@@ -151,6 +160,26 @@ def kind_of_path(path: Path) -> Literal["file", "folder", "other", "nothing"]:
     if not _is(path, "exists"):
         return "nothing"
     return "file" if _is(path, "is_file") else "folder" if _is(path, "is_dir") else "other"
+
+
+def check_output(key: str, path: Path, kind: Literal["file", "folder"] = "file") -> None:
+    """Raises UserError where a file or folder cannot be written, before anything is computed for it."""
+    if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in path.parts):
+        raise UserError(f"{key}: a name in {path} is longer than {LONGEST_FILE_NAME} bytes: give a shorter one")
+    if kind == "file" and path.name in ("", ".."):
+        raise UserError(f"{key}: {path}: is a folder: give the name of a file")
+    for place in (path, *path.parents):
+        found, wanted = kind_of_path(place), kind if place == path else "folder"
+        if found == "nothing":
+            continue
+        if found != wanted:
+            is_what = {"file": "a file", "folder": "a folder", "other": "a pipe or a device"}[found]
+            raise UserError(f"{key}: {place}: is {is_what}: give another {kind}")
+        # A file is replaced as a whole, so its folder must be writable.
+        folder = place if found == "folder" else place.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{key}: cannot write to {folder}: mend its rights, or give another {kind}")
+        return
 
 
 def nearby(path: Path) -> str:

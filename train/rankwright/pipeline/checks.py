@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from rankwright.common.errors import UserError, UserErrors
-from rankwright.common.resources import expand, kind_of_path, resolve_base
+from rankwright.common.resources import check_output, expand, resolve_base
 from rankwright.evaluation.metrics import check_measures
 from rankwright.export.privacy import Private
 from rankwright.export.servable import impossible, unservable
@@ -33,9 +32,6 @@ from rankwright.training.losses import OF_TEACHER, bind_loss, reads_teacher
 from rankwright.training.optim import SCHEDULES
 from rankwright.training.setup import load_base_tokenizer, recipe_contract
 from rankwright.training.tracking import check_trackers
-
-# The limit of common file systems.
-LONGEST_FILE_NAME = 255
 
 
 def check_names(recipe: Recipe) -> list[str]:
@@ -76,15 +72,10 @@ def check_names(recipe: Recipe) -> list[str]:
 def _check_run_dir(recipe: Recipe) -> list[str]:
     """Why the run's folder cannot be made: found here, not after the data is read."""
     key, path = ("name", Path("runs") / recipe.name) if recipe.run_dir is None else ("run_dir", expand(recipe.run_dir))
-    if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in path.parts):
-        return [f"{key}: a name in {path} is longer than {LONGEST_FILE_NAME} bytes: give a shorter one, run_dir=PATH"]
-    for place in (path, *path.parents):
-        kind = kind_of_path(place)
-        if kind == "nothing":
-            continue
-        if kind != "folder":
-            return [f"{key}: {place} is not a folder: give another one, run_dir=PATH"]
-        return [] if os.access(place, os.W_OK | os.X_OK) else [f"{key}: cannot write to {place}: give run_dir=PATH"]
+    try:
+        check_output(key, path, "folder")
+    except UserError as error:
+        return [f"{error}, run_dir=PATH"]
     return []
 
 
