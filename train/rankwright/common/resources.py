@@ -167,14 +167,15 @@ def check_output(key: str, path: Path, kind: Literal["file", "folder"] = "file")
     if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in path.parts):
         raise UserError(f"{key}: a name in {path} is longer than {LONGEST_FILE_NAME} bytes: give a shorter one")
     if kind == "file" and path.name in ("", ".."):
-        raise UserError(f"{key}: {path}: is a folder: give the name of a file")
+        raise UserError(f"{key}: cannot write to {path}: it is a folder: give the name of a file")
     for place in (path, *path.parents):
         found, wanted = kind_of_path(place), kind if place == path else "folder"
         if found == "nothing":
             continue
         if found != wanted:
             is_what = {"file": "a file", "folder": "a folder", "other": "a pipe or a device"}[found]
-            raise UserError(f"{key}: {place}: is {is_what}: give another {kind}")
+            which = "it" if place == path else place
+            raise UserError(f"{key}: cannot write to {path}: {which} is {is_what}: give another {kind}")
         # A file is replaced as a whole, so its folder must be writable.
         folder = place if found == "folder" else place.parent
         if not os.access(folder, os.W_OK | os.X_OK):
