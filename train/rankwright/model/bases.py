@@ -13,14 +13,11 @@ from typing import Any
 import yaml
 
 from rankwright.common import console
-from rankwright.common.bounded import bounded
 from rankwright.common.errors import UserError
 from rankwright.model.frames import CUT, FRAMES, FrameTexts, known_frame, single_token_id
 
 QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
 README = "README.md"
-# A template of a reranker takes milliseconds.
-RENDER_SECONDS = 10.0
 TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
 ADAPTER_FILE = "adapter_config.json"
 # Weights whose loading may run code.
@@ -91,28 +88,16 @@ def _frames(tokenizer: Any) -> Iterator[tuple[str, FrameTexts]]:
 
 
 def _texts(tokenizer: Any) -> Iterator[str]:
-    messages = [{"role": "query", "content": QUERY}, {"role": "document", "content": DOCUMENT}]
-
-    def rendered() -> list[str]:
-        return [
-            text
-            for ends_with_answer in (False, True)
-            if (text := _rendered(tokenizer, messages, add_generation_prompt=ends_with_answer)) is not None
-        ]
-
-    # A template is a program: one that does not end, or asks for all memory, is not that of a reranker.
-    yield from (bounded(rendered, seconds=RENDER_SECONDS) or ()) if tokenizer.chat_template else ()
-    yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str | None:
     from jinja2 import TemplateError
 
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError):
-        # The template is for another task, with other roles.
-        return None
+    messages = [{"role": "query", "content": QUERY}, {"role": "document", "content": DOCUMENT}]
+    for ends_with_answer in (False, True) if tokenizer.chat_template else ():
+        try:
+            yield tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends_with_answer)
+        except (TemplateError, TypeError, ValueError, KeyError):
+            # The template is for another task, with other roles.
+            continue
+    yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
 
 
 def _instruction_in(text: str, frame: FrameTexts) -> str | None:
