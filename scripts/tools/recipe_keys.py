@@ -67,6 +67,10 @@ def references(key: Any) -> Iterator[str]:
             yield from references(value)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
 def type_of(key: dict[str, Any], listed: dict[str, str]) -> str:
     """The type in words, or the choices."""
     if "$ref" in key:
@@ -85,7 +89,7 @@ def type_of(key: dict[str, Any], listed: dict[str, str]) -> str:
         names = key.get("propertyNames", {}).get("enum", ())
         return "mapping" + (f" of {', '.join(f'`{name}`' for name in names)}" if names else "")
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true, false"}[str(kind)]
-    limits = [f"{word} {key[name]:g}" for name, word in LIMITS.items() if name in key]
+    limits = [f"{word} {_number(key[name])}" for name, word in LIMITS.items() if name in key]
     return f"{words} {' and '.join(limits)}".strip()
 
 

@@ -68,7 +68,10 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["push", "run", "nope", "o/n", "--dry-run"], "no export 'nope'"),
     (["push", "run", "hf", "bad repo//", "--dry-run"], "must be OWNER/NAME"),
     (["check", "recipe.yaml", "="], "'=' must be KEY=VALUE"),
-    (["run", "recipe.yaml", "run_dir=/dev/null/x"], "run_dir: cannot write to /dev/null/x: /dev/null is a pipe or a device"),
+    (
+        ["run", "recipe.yaml", "run_dir=/dev/null/x"],
+        "run_dir: cannot write to /dev/null/x: /dev/null is a pipe",
+    ),
     (["train", "recipe.yaml", "run_dir=file"], "run_dir: cannot write to file: it is a file"),
     (["recipes", "x"], "unexpected extra argument"),
     (["nosuch"], "No such command"),

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import report_runs
+from hypothesis import given
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.table import Column, Table
 
@@ -238,7 +240,8 @@ def runs(tiny_qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_runs, "HOSTILE", " ".join(texts))
         made = [
-            report_runs.make_report_run(folder / name, tiny_qwen3, tuned=0.9 - n / 2) for n, name in enumerate(names)
+            report_runs.make_report_run(folder / name, tiny_qwen3, tuned=0.9 - n / 2, description="")
+            for n, name in enumerate(names)
         ]
     for run in made:
         write_attributes(read_recipe(run), RunFolder(run))
@@ -262,6 +265,16 @@ def test_tables_of_several_runs(runs: tuple[Path, Path], screen: io.StringIO) ->
     assert not list(filter(acts, screen.getvalue()))
     for run in comparison.runs:
         assert console.visible(run.name) in screen.getvalue()
+
+
+@given(st.text(st.characters(), max_size=20))
+def test_a_visible_text_does_nothing_and_keeps_all_that_is_seen(text: str) -> None:
+    shown = console.visible(text)
+    assert not list(filter(acts, shown)) and console.visible(shown) == shown
+    seen = [c for c in text if c.isprintable() or c in "\n\t" or unicodedata.category(c) in ("Zs", "Co", "Cn")]
+    left = iter(shown)
+    assert all(c in left for c in seen)
+    assert (shown == text) == (len(shown) == len(text))
 
 
 def test_what_is_visible_stays_as_it_is() -> None:

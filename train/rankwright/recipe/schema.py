@@ -18,7 +18,7 @@ from rankwright.common.console import visible
 Key = tuple[str | int, ...]
 # Every number has a smallest and a largest value: what lies beyond them fails late, or never ends.
 Positive = Annotated[int, Field(gt=0, le=10**9)]
-Tokens = Annotated[int, Field(gt=0, le=2**20)]
+Tokens = Annotated[int, Field(gt=0, le=10**6)]
 Documents = Annotated[int, Field(gt=0, le=10**6)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -148,7 +148,7 @@ class Model(Section):
     """`lora` trains small added matrices, `full` trains the weights themselves."""
     rank: Annotated[int, Field(gt=0, le=2**16)] = 16
     """Rank of the added matrices."""
-    alpha: Annotated[int, Field(gt=0, le=2**20)] = 32
+    alpha: Annotated[int, Field(gt=0, le=10**6)] = 32
     """Sets the scale of the added matrices: `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`."""
     dropout: Share = 0.0
     """Dropout on the inputs of the added matrices."""
@@ -355,9 +355,9 @@ class Decision(Section):
 
     input: Line
     """The input: its name, card, hub id or path."""
-    by: Line
+    by: Annotated[Words, Field(min_length=1)]
     """Who decided."""
-    why: Line
+    why: Annotated[Words, Field(min_length=1)]
     """The reason, for the model card."""
 
 

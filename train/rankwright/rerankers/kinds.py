@@ -14,7 +14,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.registry import Registry
-from rankwright.common.resources import resolve_base, resolve_model
+from rankwright.common.resources import resolve_base
 from rankwright.model.bases import refuse_other_kinds
 from rankwright.model.frames import FRAMES
 from rankwright.model.loading import load_model, load_tokenizer
@@ -306,7 +306,7 @@ def _check_model(baseline: Baseline, prompt: Prompt) -> None:
         refuse_other_bge(baseline.model)
     if (
         baseline.kind != "served"
-        and Path(resolve_model(baseline.model, "model")).is_dir()
+        and Path(resolve_base(baseline.model, "model")).is_dir()
         and baseline.kind in KIND_FRAMES
     ):
         # Whether the frame fits is known now for a local folder, and not only after training.
