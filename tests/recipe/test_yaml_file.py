@@ -77,7 +77,7 @@ def test_a_mistake_has_its_line_and_words(line: str, what: str) -> None:
         (b"\xff\xfe\xff", "cannot be read"),
         (b"a: \x00", "not valid YAML"),
         (b"a: 1\n---\nb: 2\n", "not valid YAML: but found another document"),
-        (b"[" * 5000, "not valid YAML"),
+        (b"[" * 5000, "is nested too deeply"),
         (b'a: "\\UFFFFFFFF"', "not valid YAML"),
     ],
 )

@@ -282,5 +282,7 @@ def test_dev_is_evaluated_at_least_five_times(steps: int, interval: int) -> None
 
 @pytest.mark.parametrize("value", ["often", 0, -1, 2.5, True])
 def test_an_interval_that_cannot_be(value: object) -> None:
-    with pytest.raises(UserErrors, match=r"train\.evaluate_every: must be a whole number above 0, or auto, found "):
+    with pytest.raises(
+        UserErrors, match=r"train\.evaluate_every: must be auto, or a whole number from 1 to 1,000,000,000, found "
+    ):
         load_recipe("quickstart", [f"train.evaluate_every={json.dumps(value)}"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -96,3 +97,75 @@ except AttributeError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=jobs.environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "module 'rankwright' has no attribute 'Pipelin'"
+
+
+def test_what_a_notebook_passes_is_right_or_one_line(
+    tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of pathlib and columns are taken; one text in place of a list, NaN and other types are one line."""
+    import numpy
+    import pandas
+
+    from rankwright import Recipe, compare, read_collection, write_trec_run
+    from rankwright.retrieval.run_file import read_trec_run
+
+    monkeypatch.chdir(tmp_path)
+    jobs.job(tmp_path, tiny_qwen3)
+    loaded = load_recipe(Path("recipe.yaml"), pandas.Series(["train.max_steps=4"], index=[7]))
+    assert loaded == load_recipe("./recipe.yaml", ("train.max_steps=4",))
+    assert Pipeline(loaded, "elsewhere").folder.path == Pipeline(loaded, Path("elsewhere")).folder.path
+    (tmp_path / "pairs.jsonl").write_text('{"query": "q", "positive": "p"}\n')
+    assert (
+        read_collection("pairs.jsonl", name="one").queries == read_collection(Path("pairs.jsonl"), name="one").queries
+    )
+    scores = {"d 1": numpy.float32(0.1), "d2": 2, "d3": numpy.float64(-1.5)}
+    write_trec_run("a.trec", {"q": scores}, "tag")
+    assert read_trec_run(tmp_path / "a.trec") == {"q": {"d%201": float(numpy.float32(0.1)), "d2": 2.0, "d3": -1.5}}
+
+    half = "half \ud800 a pair"
+    mistakes: list[Callable[[], object]] = [
+        *(lambda value=value: load_recipe(value) for value in (None, 3, "", b"r.yaml", half)),
+        *(
+            lambda value=value: load_recipe("quickstart", value)
+            for value in ("seed=1", [3], [None], {"seed": 1}, [half])
+        ),
+        *(lambda value=value: Pipeline(value) for value in (None, "recipe.yaml", loaded.recipe, Recipe)),
+        *(lambda value=value: Pipeline(loaded, value) for value in (3, "", b"x")),
+        *(
+            lambda value=value: Pipeline(loaded, progress=False).evaluate(value)
+            for value in ("bm25", [], [3], {"bm25"})
+        ),
+        *(lambda value=value: compare(value) for value in (".", Path(), [], [3], None, ["a\0b"], [half])),
+        *(
+            lambda value=value: read_collection(value, name="n")
+            for value in (None, 3, "", "a\0b", half, ["pairs.jsonl"])
+        ),
+        *(lambda value=value: read_collection("pairs.jsonl", name=value) for value in (None, 3)),
+        *(lambda value=value: read_collection("pairs.jsonl", name="n", split=value) for value in (3, ["train"])),
+        lambda: read_collection("pairs.jsonl", name="n", columns=["query"]),
+        *(
+            lambda run=run, tag=tag: write_trec_run("b.trec", run, tag)
+            for run, tag in (
+                ({"q": {"d": float("nan")}}, "t"),
+                ({"q": {"d": float("inf")}}, "t"),
+                ({"q": {"d": None}}, "t"),
+                ({"q": {"d": "1"}}, "t"),
+                ({"q": {1: 1.0}}, "t"),
+                ({"q": {"": 1.0}}, "t"),
+                ({1: {"d": 1.0}, "q": {"d": 1.0}}, "t"),
+                ({"": {"d": 1.0}}, "t"),
+                ({half: {"d": 1.0}}, "t"),
+                ({"q": [("d", 1.0)]}, "t"),
+                ([("q", {"d": 1.0})], "t"),
+                ({"q": {"d": 1.0}}, ""),
+                ({"q": {"d": 1.0}}, None),
+            )
+        ),
+        lambda: write_trec_run(None, {"q": {"d": 1.0}}, "t"),
+    ]
+    for number, mistake in enumerate(mistakes):
+        with pytest.raises(UserError) as caught:
+            mistake()
+            pytest.fail(f"mistake {number} was taken")
+        assert "\n" not in str(caught.value), number
+    assert not (tmp_path / "b.trec").exists() and not (tmp_path / "runs").exists()

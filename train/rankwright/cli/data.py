@@ -55,6 +55,8 @@ def check(
     from rankwright.cli import data_check
     from rankwright.recipe.loading import load_recipe
 
+    if json_file is not None:
+        resources.check_output("--json", json_file)
     is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
     if is_recipe:
         if any(option is not None for option in (split, base, columns, labels)):

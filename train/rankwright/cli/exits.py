@@ -7,6 +7,8 @@ import sys
 import time
 from typing import NoReturn
 
+from rankwright.common.console import visible
+
 EXIT_USER = 2
 # The model is not good enough: the gate refused it.
 EXIT_GATE = 3
@@ -39,8 +41,9 @@ def _in_group() -> bool:
 
 
 def complain(line: str) -> None:
-    """Write a line to standard error, with the number of the process where there are several."""
+    """Write one line to standard error, with the number of the process where there are several."""
     rank = os.environ.get("RANK", "0")
+    line = visible(line).replace("\n", "\\n")
     sys.stderr.write(line + "\n" if rank == "0" else f"[process {rank}] {line}\n")
 
 

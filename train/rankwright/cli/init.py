@@ -25,6 +25,7 @@ from rankwright.data.statistics import SHARE_OF_CODE, drawn, share_of_code
 from rankwright.model.lengths import Budget, choose_budget
 from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import stops_a_run
+from rankwright.recipe.kinds import LONGEST_NAME
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe, Source
 
@@ -50,8 +51,9 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     Where the columns of a file are not known, `output` is a draft with `columns` to fill in, and UserErrors name them.
     Raises UserErrors too for faults of the files, and when something would be overwritten.
     """
-    folder = output.with_name(f"{output.name.split('.')[0]}-data")
+    resources.check_output("--output", output)
     _refuse(output)
+    folder = output.with_name(f"{output.name.split('.')[0]}-data")
     resources.resolve_base(base)
     found = [one for path in paths for one in find_sets(path)]
     chosen, left_out = _choose(found)
@@ -250,7 +252,7 @@ def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
 
 def _slug(text: str, *others: str) -> str:
     """A name that a recipe may have; the next of `others` where nothing is left of the text."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:LONGEST_NAME]
     return plain or _slug(*others) if others else plain or "recipe"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ from rankwright.cli.exits import (
 from rankwright.cli.models import push, score, verify
 from rankwright.cli.recipes import keys, recipes_app
 from rankwright.common import console
-from rankwright.common.errors import PeerFailed, Refused, Stopped, UserError
+from rankwright.common.errors import PeerFailed, Refused, Stopped, UserError, UserErrors
+from rankwright.common.resources import check_output
 
 if TYPE_CHECKING:
     from rankwright.common.run_folder import RunFolder
@@ -296,6 +298,8 @@ def compare(
     from rankwright.cli.show import show, write_json
     from rankwright.evaluation.compare import compare as compare_runs
 
+    if json_file is not None:
+        check_output("--json", json_file)
     comparison = compare_runs(runs, against)
     show(comparison)
     if json_file is not None:
@@ -317,6 +321,8 @@ def report(
     from rankwright.report.page import write_report
     from rankwright.report.side_by_side import write_comparison
 
+    if output is not None:
+        check_output("--output", output)
     if len(runs) == 1:
         path = write_report(runs[0], output=output)
     else:
@@ -339,6 +345,9 @@ for command in (score, verify, push, keys):
 
 def main() -> NoReturn:
     """Run a command. Mistakes of the user give one line each and exit code 2, never a traceback; see exits.py."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a file in another encoding than UTF-8 shows what it lacks as an escape, as for errors.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # what typer makes of Ctrl-C
@@ -348,8 +357,8 @@ def main() -> NoReturn:
         leave(EXIT_USER)
     except UserError as error:
         let_the_first_speak()
-        for line in str(error).splitlines():
-            complain(f"error: {line}")
+        for message in error.messages if isinstance(error, UserErrors) else [str(error)]:
+            complain(f"error: {message}")
         leave(EXIT_GATE if isinstance(error, Refused) else EXIT_USER)
     except Stopped as error:
         complain(f"stopped. Saved after step {error.step}: the same command continues")
@@ -373,5 +382,8 @@ def main() -> NoReturn:
         # typer carries its own copy of click's classes: a usage error is known by what it can do.
         if not (hasattr(error, "show") and hasattr(error, "exit_code")):
             raise
-        error.show()
+        usage = io.StringIO()
+        error.show(file=usage)
+        for line in usage.getvalue().splitlines():
+            complain(line)
         leave(EXIT_USER)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +14,13 @@ import typer
 from rich.table import Column, Table
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, no_such
+from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.resources import kind_of_path, nearby
+from rankwright.data.collection import join_title
 from rankwright.data.formats.fields import Fields
 from rankwright.data.formats.reading import Faults, Reading
-from rankwright.data.formats.text_rows import json_rows, text_lines
-from rankwright.model.frames import FRAMES
+from rankwright.data.formats.tables import is_table, table_rows
+from rankwright.data.formats.text_rows import text_lines
 
 if TYPE_CHECKING:
     from rankwright.rerankers.reranker import Ranked
@@ -89,7 +94,7 @@ def push(
 def score(
     model: Annotated[str, typer.Argument(help="exported folder, adapter folder, base folder or hub id")],
     query: Annotated[str, typer.Option("--query", "-q", help="the query")],
-    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one per line), JSONL with `text`, or -")],
+    documents: Annotated[Path, typer.Option("--documents", "-d", help="text (one per line), rows with `text`, or -")],
     mode: Annotated[str | None, typer.Option(help="name of the prompt, where the model's files do not show it")] = None,
     instruction: Annotated[str | None, typer.Option(help="instruction in place of the model's own")] = None,
     base: Annotated[str | None, typer.Option(help="where the base of an adapter folder lies")] = None,
@@ -98,10 +103,10 @@ def score(
     """Rank the documents of a file for one query."""
     from rankwright.rerankers.reranker import Reranker
 
+    if not query.strip():
+        raise UserError("--query: must not be empty")
     texts = read_documents(documents)
     console.quiet_libraries()
-    if mode is not None and mode not in FRAMES:
-        raise UserError(f"mode: {no_such(FRAMES.kind, mode, FRAMES)}")
     reranker = Reranker.load(model, mode=mode, instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
     if reranker.cut_documents or reranker.cut_queries:
@@ -110,29 +115,66 @@ def score(
 
 
 def read_documents(path: Path) -> list[str]:
-    """Documents of a text file (one per line) or of JSONL rows with `text`; `-` is standard input.
+    """Documents of a text file (one per line), or of rows with `text` and, optionally, `title`, joined as in training.
 
-    Raises UserError for a missing or empty file, and for rows without `text`.
+    Rows are those of a file whose name is that of a table (JSONL, JSON, CSV, TSV, Parquet, Arrow), and of any other
+    whose first line is a JSON object, which is reported. `-` is standard input, read in the same way.
+    Raises UserError for what is not a file, for a file without documents, and for rows without `text`.
     """
     if str(path) == "-":
-        lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
-        if not lines:
-            raise UserError("--documents: standard input holds no document: give one per line")
-        return lines
-    if not path.is_file():
-        raise UserError(f"--documents: {path}: no such file")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "standard input"
+            with copy.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            try:
+                return _documents_of(copy, copy.name)
+            except UserErrors as error:
+                raise UserErrors([message.replace(f"{folder}/", "") for message in error.messages]) from None
+    kind = kind_of_path(path)
+    if kind == "file":
+        return _documents_of(path, str(path))
+    words = {
+        "folder": "is a folder: give one of its files",
+        "other": "is a pipe or a device, not a file: give - to read standard input",
+        "nothing": f"no such file{nearby(path)}",
+    }
+    raise UserError(f"--documents: {path}: {words[kind]}")
+
+
+def _documents_of(path: Path, name: str) -> list[str]:
     faults = Faults()
-    reading = Reading(str(path), faults=faults)
-    if path.suffix == ".jsonl":
-        texts = [Fields(row, path, number, reading).required_text("text") for number, row in json_rows(path, faults)]
-    else:
-        texts = [line for _, line in text_lines(path, faults)]
+    reading = Reading(name, faults=faults)
+    has_rows = is_table(path)
+    if not has_rows:
+        lines = [line for _, line in text_lines(path, faults)]
+        has_rows = bool(lines) and _is_json_object(lines[0])
+        if not has_rows:
+            faults.check()
+            return lines
+        faults = Faults()
+        reading = Reading(name, faults=faults)
+        console.say(f"{name}: read as JSONL, because its first line is a JSON object")
+    texts = []
+    for number, row in table_rows(path, faults):
+        fields = Fields(row, path, number, reading)
+        title, text = fields.text("title") or "", fields.required_text("text")
+        if text is not None:
+            texts.append(join_title(title, text))
     faults.check()
-    return [text for text in texts if text is not None]
+    if not texts:
+        raise UserError(f"--documents: {name}: holds no document")
+    return texts
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def show_ranking(ranked: Sequence[Ranked], *, calibrated: bool) -> None:
-    """Rank, raw score, probability, input line and the start of the text.
+    """Rank, raw score, probability, place in the input (from 1) and the start of the text.
 
     calibrated: a column for the calibrated probability too; for models whose temperature is not 1.
     """

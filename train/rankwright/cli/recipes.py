@@ -33,14 +33,13 @@ def recipes(
 
         typer.echo(schema_text(), nl=False)
         return
-    from rich.markup import escape
     from rich.table import Column, Table
 
     from rankwright.recipe.loading import list_recipes
 
     table = Table(Column("recipe", no_wrap=True), "what it does", box=None)
     for info in sorted(list_recipes(), key=lambda info: _place(info.name)):
-        table.add_row(escape(info.name), escape(info.description))
+        table.add_row(info.name, info.description)
     console.show(table)
 
 

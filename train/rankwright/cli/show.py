@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from rich.cells import cell_len
 from rich.table import Column as TableColumn
 from rich.table import Table
 
@@ -54,7 +54,7 @@ def results_tables(rows: Sequence[ResultRow], width: int | None = None) -> list[
 
 def _width(column: Column) -> int:
     title, cells = column
-    return max(len(text) for text in (title, *cells)) + 3
+    return max(cell_len(console.visible(text)) for text in (title, *cells)) + 3
 
 
 def _columns(sets: Mapping[str, Mapping[str, ResultRow]]) -> list[Column]:
@@ -95,21 +95,21 @@ def _interval(numbers: Sequence[float | None] | None) -> str:
 def _results_table(columns: Sequence[Column], *, first: bool) -> Table:
     table = Table(title=f"{HEADLINE} on the test queries" if first else None, title_justify="left")
     for title, _ in columns:
-        table.add_column(escape(title), justify="left" if title == "test set" else "right", no_wrap=True)
+        table.add_column(title, justify="left" if title == "test set" else "right", no_wrap=True)
     for cells in zip(*(cells for _, cells in columns), strict=True):
-        table.add_row(*map(escape, cells), style="bold" if cells[0] == ALL else None)
+        table.add_row(*cells, style="bold" if cells[0] == ALL else None)
     return table
 
 
 def preview_table(run: Path, states: Sequence[StageState]) -> Table:
     """What a run would do with each stage."""
-    table = Table(title=escape(f"what a run in {run} would do"), title_justify="left")
+    table = Table(title=f"what a run in {run} would do", title_justify="left")
     for column in ("stage", "state", "why", "took", "would take"):
         table.add_column(column, justify="right" if column in ("took", "would take") else "left")
     for one in states:
         took = "" if one.seconds is None else f"{one.seconds:,.0f} s"
         hours = "" if one.hours is None else f"{one.hours:,.2g} h"
-        table.add_row(one.name, one.state, escape(one.why), took, hours)
+        table.add_row(one.name, one.state, one.why, took, hours)
     return table
 
 
@@ -138,9 +138,9 @@ def show(comparison: Comparison) -> None:
 def _compared_table(comparison: Comparison, title: str, test_set: str | None) -> Table:
     rows = comparison.rows(test_set)
     measures = list(rows[comparison.reference.name][0])
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in ("system", *measures, "difference [95 %]", "p", "Holm"):
-        table.add_column(escape(column), justify="left" if column == "system" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "system" else "right", no_wrap=True)
     for system in comparison.systems:
         means, row = rows[system.name]
         cells = [f"{mean:.3f}" for mean in means.values()]
@@ -150,7 +150,7 @@ def _compared_table(comparison: Comparison, title: str, test_set: str | None) ->
             d = row.difference
             cells += [_interval((d.mean, d.low, d.high)), f"{row.p:.4f}", f"{row.p_holm:.4f}"]
         name = stage_label(system.name) + (f" (= {', '.join(system.same_in)})" if system.same_in else "")
-        table.add_row(escape(name), *cells, style="bold" if row is None else None)
+        table.add_row(name, *cells, style="bold" if row is None else None)
     return table
 
 
@@ -161,7 +161,7 @@ def _seed_table(comparison: Comparison) -> Table:
     for names, spreads in comparison.over_seeds.items():
         for name, s in spreads.items():
             numbers = [f"{value:.3f}" for value in (s.mean, s.deviation or 0.0, s.low, s.high)]
-            table.add_row(escape(", ".join(names)), escape(name), str(s.count), *numbers)
+            table.add_row(", ".join(names), name, str(s.count), *numbers)
     return table
 
 

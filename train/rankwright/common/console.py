@@ -1,8 +1,13 @@
-"""What the person at the terminal sees: lines, tables and progress, from the first process only."""
+"""What the person at the terminal sees: lines, tables and progress, from the first process only.
+
+Texts of others (documents, names, licences, answers of servers) pass through `visible` before they are shown: they are
+not markup, and nothing in them moves the cursor, sets a title or turns the direction of what follows.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,12 +16,36 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 # Without a terminal (a log file, CI) progress is a plain line every so often, and tables are not cut to 80 columns.
 LOG_EVERY_S = 15.0
 LOG_COLUMNS = 160
-# Emoji codes off: an id like `a:b:c` must come out as it is.
-console = Console(highlight=False, soft_wrap=True, emoji=False)
+# Control characters of C0 and C1 but tab and line feed; marks and overrides of direction; line and paragraph
+# separators; annotations; halves of surrogate pairs; tags. Joiners stay: scripts and emoji need them.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with characters that would act instead of being seen written out: `\\x1b`, `\\u202e`.
+
+    A tab and a line feed stay, as do letters and marks of all scripts. A text that was made visible stays as it is.
+    """
+    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class VisibleConsole(Console):
+    """Prints every text, also titles and cells of tables, as it is and visible; styles are given beside a text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+# Markup and emoji codes off: `a[i]` and an id like `a:b:c` must come out as they are.
+console = VisibleConsole(highlight=False, soft_wrap=True, emoji=False, markup=False)
 _has_bar = False
 if not console.is_terminal:
     console.width = max(console.width, LOG_COLUMNS)
@@ -28,15 +57,15 @@ def is_first_process() -> bool:
 
 
 def say(message: str) -> None:
-    """Print one line of information, without markup."""
+    """Print one line of information."""
     if is_first_process():
-        console.print(message, markup=False)
+        console.print(message)
 
 
 def heading(message: str) -> None:
     """Print the start of a stage."""
     if is_first_process():
-        console.print(f"[bold]{message}[/bold]")
+        console.print(message, style="bold")
 
 
 def show(renderable: Any) -> None:
@@ -78,14 +107,14 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
         yield lambda count=1, **values: None
     elif console.is_terminal and not console.quiet and not _has_bar:
         columns = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
         ]
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(description, total=total, values="")
+            task = bar.add_task(visible(description), total=total, values="")
 
             def advance(count: int = 1, *, total: int | None = None, **values: float) -> None:
                 bar.update(task, advance=count, total=total, values=_format(values))

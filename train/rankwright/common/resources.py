@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import Literal
 
 from rankwright.common.errors import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FIXTURES = "fixtures/"
 YAML_SUFFIXES = (".yaml", ".yml")
+LONGEST_HUB_ID = 96
+_HUB_ID = re.compile(rf"(?=.{{1,{LONGEST_HUB_ID}}}$)[\w.-]+(/[\w.-]+)?")
+# The limit of common file systems, in bytes.
+LONGEST_FILE_NAME = 255
+# A folder without any of them is not a model.
+MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 # Known names that a message lists.
 MOST_NAMES = 30
 
@@ -44,7 +53,7 @@ def find_yaml(text: str, known: dict[str, Path], *, kind: str, folder: Path = Pa
     A relative path starts at `folder`. Raises UserError with similar names.
     """
     if text.endswith(YAML_SUFFIXES) or text.startswith((".", "/", "~")):
-        path = folder / _expand(text)
+        path = folder / expand(text)
         if not _is(path, "is_file"):
             raise UserError(f"{kind} {text!r}: no such file {path}{nearby(path)}")
         return path
@@ -64,18 +73,21 @@ def resolve_path(text: str, *, root: str | None) -> Path:
     An absolute path stays; `fixtures/...` is embedded; any other starts at `root` (data.root), or at the
     working directory when there is none. Raises UserError when nothing is there.
     """
-    path = _expand(text)
+    path = expand(text)
     if text.startswith(FIXTURES):
         path, start = data_dir() / path, ""
     elif path.is_absolute():
         start = ""
     elif root is not None:
-        path = _expand(root) / path
+        path = expand(root) / path
         start = f"; relative paths start at data.root, which is {root!r}"
     else:
         start = "; relative paths start at the working directory, unless data.root is set: data.root=FOLDER"
-    if not _is(path, "exists"):
+    kind = kind_of_path(path)
+    if kind == "nothing":
         raise UserError(f"{Path.cwd() / path}: no such file or folder{nearby(path)}{start}")
+    if kind == "other":
+        raise UserError(f"{path}: is a pipe or a device: give a file or a folder")
     return path
 
 
@@ -86,7 +98,7 @@ def resolve_base(base: str, key: str = "model.base") -> str:
     """
     if base.startswith(FIXTURES):
         return str(resolve_path(base, root=None))
-    path = _expand(base)
+    path = expand(base)
     if _is(path, "is_dir"):
         return str(path)
     if _is(path, "exists"):
@@ -95,7 +107,18 @@ def resolve_base(base: str, key: str = "model.base") -> str:
     parts = path.parts
     if base.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and _is(Path(parts[0]), "is_dir")):
         raise UserError(f"{key}: {Path.cwd() / path}: no such folder{nearby(path)}; a hub id is OWNER/NAME")
+    if not _HUB_ID.fullmatch(base):
+        shown = base if len(base) <= LONGEST_HUB_ID else f"{base[:LONGEST_HUB_ID]}..."
+        raise UserError(f"{key}: {shown!r} is neither a folder here nor a hub id, which is NAME or OWNER/NAME")
     return base
+
+
+def resolve_model(name: str, key: str) -> str:
+    """As resolve_base. Raises UserError too for a local folder that holds no model: known before it is loaded."""
+    folder = resolve_base(name, key)
+    if _is(Path(folder), "is_dir") and not any(_is(Path(folder) / file, "is_file") for file in MODEL_FILES):
+        raise UserError(f"{key}: {name!r} holds none of {', '.join(MODEL_FILES)}: give the folder of a model")
+    return folder
 
 
 def shown(path: Path) -> str:
@@ -116,7 +139,8 @@ def _named_files(folder: Path, pattern: str) -> dict[str, Path]:
     return dict(sorted(named.items()))
 
 
-def _expand(text: str) -> Path:
+def expand(text: str) -> Path:
+    """A path with `~` for the home folder."""
     try:
         return Path(text).expanduser()
     except RuntimeError:  # an unknown user: `~nobody/x`
@@ -134,6 +158,34 @@ def _is(path: Path, question: str) -> bool:
 def is_there(path: Path) -> bool:
     """Whether a file or folder is there; a name that no file can have is not."""
     return _is(path, "exists")
+
+
+def kind_of_path(path: Path) -> Literal["file", "folder", "other", "nothing"]:
+    """What lies at a path; `other`: a pipe, a socket or a device, which reading may wait for without an end."""
+    if not _is(path, "exists"):
+        return "nothing"
+    return "file" if _is(path, "is_file") else "folder" if _is(path, "is_dir") else "other"
+
+
+def check_output(key: str, path: Path, kind: Literal["file", "folder"] = "file") -> None:
+    """Raises UserError where a file or folder cannot be written, before anything is computed for it."""
+    if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in path.parts):
+        raise UserError(f"{key}: a name in {path} is longer than {LONGEST_FILE_NAME} bytes: give a shorter one")
+    if kind == "file" and path.name in ("", ".."):
+        raise UserError(f"{key}: cannot write to {path}: it is a folder: give the name of a file")
+    for place in (path, *path.parents):
+        found, wanted = kind_of_path(place), kind if place == path else "folder"
+        if found == "nothing":
+            continue
+        if found != wanted:
+            is_what = {"file": "a file", "folder": "a folder", "other": "a pipe or a device"}[found]
+            which = "it" if place == path else place
+            raise UserError(f"{key}: cannot write to {path}: {which} is {is_what}: give another {kind}")
+        # A file is replaced as a whole, so its folder must be writable.
+        folder = place if found == "folder" else place.parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{key}: cannot write to {folder}: mend its rights, or give another {kind}")
+        return
 
 
 def nearby(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
+from rankwright.common.values import list_of_paths, path_text, whole_number
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries, system_order
 from rankwright.evaluation.runs import EvaluatedRun, Values, experiment_of, read_runs, same_but_for_seed
@@ -103,7 +104,9 @@ class Comparison:
         return {m: sum(found.values()) / len(found) for m, found in values.items()}
 
 
-def compare(folders: Sequence[str | Path], against: str | None = None, *, resamples: int = RESAMPLES) -> Comparison:
+def compare(
+    folders: Iterable[str | Path], against: str | Path | None = None, *, resamples: int = RESAMPLES
+) -> Comparison:
     """Compare every system of the runs with one of them, on every test set that all runs have.
 
     folders: run folders with a finished evaluation, such as runs/a.
@@ -114,7 +117,11 @@ def compare(folders: Sequence[str | Path], against: str | None = None, *, resamp
     for runs of one recipe.
     Raises UserError as read_runs does, when no test set or no query is shared, and for an unknown `against`.
     """
-    runs = read_runs([Path(folder) for folder in folders])
+    paths = list_of_paths("runs", folders)
+    if not paths:
+        raise UserError("runs: must name at least one run folder")
+    resamples = whole_number("resamples", resamples)
+    runs = read_runs(paths)
     names = [name for name in runs[0].sets if all(name in run.sets for run in runs)]
     if not names:
         have = "; ".join(f"{run.name} has {', '.join(run.sets)}" for run in runs)
@@ -221,14 +228,14 @@ def _equal(one: EvaluatedRun, two: EvaluatedRun, kind: str, sets: Mapping[str, S
     )
 
 
-def _find(systems: Sequence[System], runs: Sequence[EvaluatedRun], against: str | None) -> System:
+def _find(systems: Sequence[System], runs: Sequence[EvaluatedRun], against: str | Path | None) -> System:
     """The system of a name; a run's name or folder stands for its tuned."""
     known = {f"{run.name}/{system.kind}": system for system in systems for run in system.runs}
     known |= {system.name: system for system in systems}
     for run in runs:
         for name in (run.name, str(run.folder)):
             known.setdefault(name, known[f"{run.name}/tuned"])
-    wanted = f"{runs[0].name}/tuned" if against is None else against.rstrip("/")
+    wanted = f"{runs[0].name}/tuned" if against is None else path_text("against", against).rstrip("/")
     if wanted not in known:
         raise UserError(f"--against: {no_such('system', wanted, [system.name for system in systems])}")
     return known[wanted]

@@ -12,6 +12,7 @@ from typing import Any
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import json_line, read_jsonl, write_lines_atomic, write_text_atomic
 from rankwright.common.hashing import stable_hash
+from rankwright.common.values import list_of_texts
 from rankwright.data.collection import Collection, Qrels
 from rankwright.evaluation.metrics import Measured, measure_run
 from rankwright.model.instructions import has_exported
@@ -34,13 +35,14 @@ def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:
     known = system_names(recipe)
     if only is None:
         return list(known)
+    only = list_of_texts("--only", only)
     if not only:
         raise UserError(f"--only: names no system: choose from {', '.join(known)}")
     if unknown := [s for s in only if s not in known]:
         needed = retrievers()[unknown[0]].needs(recipe) if unknown[0] in retrievers() else None
         advice = f"it needs {needed}" if needed else ""
         raise UserError(f"--only: {no_such('system', unknown[0], known, advice)}")
-    return list(only)
+    return only
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,12 +68,8 @@ def write_card(
 ) -> None:
     """Write README.md and SERVE.md. They come last of all files, since peft writes a card of its own when it saves."""
     card = target_of(folder).card
-    # A bar or a line break would end the cell of a table. A runtime that gives only probabilities has no difference of
-    # a score.
-    filters = {
-        "cell": lambda text: " ".join(str(text).split()).replace("|", "\\|"),
-        "figure": lambda value: f"{value:.1e}" if isinstance(value, float) else "",
-    }
+    # A runtime that gives only probabilities has no difference of a score.
+    filters = {"figure": lambda value: f"{value:.1e}" if isinstance(value, float) else ""}
     environment = template_environment("rankwright.export", html=False, filters=filters)
     names: dict[str, Any] = {
         "title": facts.title,

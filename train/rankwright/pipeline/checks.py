@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rankwright.common.errors import UserError, UserErrors
-from rankwright.common.resources import resolve_base
+from rankwright.common.resources import check_output, expand, resolve_base
 from rankwright.evaluation.metrics import check_measures
+from rankwright.export.privacy import Private
 from rankwright.export.servable import impossible, unservable
 from rankwright.export.targets import TARGETS
 from rankwright.mining.filters import check_filters
@@ -15,7 +16,13 @@ from rankwright.mining.samplers import bind_sampler
 from rankwright.model.attention import check_attention
 from rankwright.model.bases import adapter_base
 from rankwright.model.frames import check_prompt_mode
-from rankwright.model.instructions import check_mixture
+from rankwright.model.instructions import (
+    check_mixture,
+    entries,
+    frozen_instruction,
+    recipe_instruction,
+    stated_instructions,
+)
 from rankwright.model.loading import base_config
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
@@ -59,7 +66,36 @@ def check_names(recipe: Recipe) -> list[str]:
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
-    return faults
+    return faults + _check_run_dir(recipe) + _check_private(recipe)
+
+
+def _check_run_dir(recipe: Recipe) -> list[str]:
+    """Why the run's folder cannot be made: found here, not after the data is read."""
+    key, path = ("name", Path("runs") / recipe.name) if recipe.run_dir is None else ("run_dir", expand(recipe.run_dir))
+    try:
+        check_output(key, path, "folder")
+    except UserError as error:
+        return [f"{error}, run_dir=PATH"]
+    return []
+
+
+def _check_private(recipe: Recipe) -> list[str]:
+    """Texts of the recipe that stand in exports and hold what an export must not hold; see export/privacy.py."""
+    if not recipe.export_targets:
+        return []
+    frozen = frozen_instruction(recipe)
+    exported = recipe_instruction(recipe) if frozen is None else frozen
+    texts = {key: text for key, text in stated_instructions(recipe).items() if text.strip() == exported}
+    texts |= {f"{key}.licence": source.licence for key, source in entries(recipe) if source.licence is not None}
+    for number, decision in enumerate(recipe.licence.decisions):
+        texts |= {f"licence.decisions.{number}.{key}": getattr(decision, key) for key in ("by", "why")}
+    private = Private.of_this_machine()
+    found = {key: private.first_in([text.encode()]) for key, text in texts.items()}
+    return [
+        f"{key}: holds {what}: it stands in the exports, which must not have it: write it otherwise"
+        for key, what in found.items()
+        if what is not None
+    ]
 
 
 def _check_above(recipe: Recipe) -> list[str]:

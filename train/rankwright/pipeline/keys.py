@@ -147,6 +147,10 @@ def _references(key: Any) -> Iterator[str]:
             yield from _references(value)
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:g}"
+
+
 def _type_of(key: dict[str, Any], listed: dict[str, str]) -> str:
     """The type in words, or the choices."""
     if "$ref" in key:
@@ -165,5 +169,5 @@ def _type_of(key: dict[str, Any], listed: dict[str, str]) -> str:
         names = key.get("propertyNames", {}).get("enum", ())
         return "mapping" + (f" of {', '.join(f'`{name}`' for name in names)}" if names else "")
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true, false"}[str(kind)]
-    limits = [f"{word} {key[name]:g}" for name, word in LIMITS.items() if name in key]
+    limits = [f"{word} {_number(key[name])}" for name, word in LIMITS.items() if name in key]
     return f"{words} {' and '.join(limits)}".strip()

@@ -18,6 +18,7 @@ from rankwright.common.folder_lock import folder_lock
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
+from rankwright.common.values import path_text
 from rankwright.data.licences.derived import licence_faults, settle_licences, write_ledger
 from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
@@ -57,15 +58,19 @@ class Pipeline:
     def __init__(
         self,
         loaded: LoadedRecipe,
-        folder: RunFolder | None = None,
+        folder: RunFolder | str | Path | None = None,
         override: str | None = None,
         *,
         progress: bool = True,
         command: Sequence[str] = (),
     ) -> None:
+        if not isinstance(loaded, LoadedRecipe):
+            raise UserError(f"Pipeline: must be given what load_recipe returns, found {type(loaded).__name__}")
+        if folder is not None and not isinstance(folder, RunFolder):
+            folder = RunFolder(Path(path_text("folder", folder)))
         self.loaded = loaded
         self.recipe = loaded.recipe
-        self.folder = folder or RunFolder(Path(self.recipe.run_dir or f"runs/{self.recipe.name.replace('/', '-')}"))
+        self.folder = folder or RunFolder(resources.expand(self.recipe.run_dir or f"runs/{self.recipe.name}"))
         self.override = override
         self.progress = progress
         self.command = command or ("rankwright", "run", resources.shown(loaded.path), *loaded.overrides)

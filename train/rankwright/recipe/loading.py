@@ -13,8 +13,9 @@ import yaml
 
 from rankwright.common import resources
 from rankwright.common.errors import UserError
+from rankwright.common.values import list_of_texts, path_text
 from rankwright.recipe.schema import Key, Recipe
-from rankwright.recipe.yaml_file import MISSING, Place, YamlFile, parse_value, read_yaml, validate
+from rankwright.recipe.yaml_file import DEEPEST, MISSING, Place, YamlFile, parse_value, read_yaml, validate
 
 # Filters are run in their order, a sampler is one of several, and targets may be a list: none is mixed with the base's.
 WHOLE: frozenset[Key] = frozenset({("mine", "filters"), ("mine", "sampler"), ("export", "targets")})
@@ -38,14 +39,17 @@ class RecipeInfo:
     description: str
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe by its name in recipes/ or by its path, with overrides such as `train.max_steps=10`.
 
     An override sets its key: a mapping given there replaces, it does not merge. When two
     set one key, the last counts. Raises UserError when the recipe is not found, and UserErrors with all its mistakes.
     """
     known = resources.recipe_files()
-    path = resources.find_yaml(name_or_path, known, kind="recipe")
+    overrides = list_of_texts("overrides", overrides)
+    # A Path is a path, whatever its name; a text may be the name of a recipe.
+    wanted = f"./{name_or_path}" if isinstance(name_or_path, Path) and not name_or_path.is_absolute() else name_or_path
+    path = resources.find_yaml(path_text("recipe", wanted), known, kind="recipe")
     tree, sources = read_yaml(path), [path]
     while "extends" in tree.data:
         base = _read_base(tree, sources, known)
@@ -82,6 +86,7 @@ def _read_base(tree: YamlFile, sources: list[Path], known: dict[str, Path]) -> Y
 def merge_under(tree: YamlFile, base: YamlFile) -> None:
     """Put `base` under the tree: mappings merge deeply, lists, scalars and what is in WHOLE replace."""
     merged = copy.deepcopy(base.data)
+    replaced: set[Key] = set()
 
     def lay(target: dict[str, Any], over: dict[str, Any], prefix: Key) -> None:
         for name, value in over.items():
@@ -90,10 +95,11 @@ def merge_under(tree: YamlFile, base: YamlFile) -> None:
                 lay(target[name], value, (*prefix, name))
             else:
                 target[name] = value
-                # What lay below it in the base is gone, and must not be blamed.
-                base.forget((*prefix, name))
+                replaced.add((*prefix, name))
 
     lay(merged, tree.data, ())
+    # What lay below them in the base is gone, and must not be blamed.
+    base.forget(replaced)
     tree.data, tree.places = merged, {**base.places, **tree.places}
     tree.broken |= base.broken
     tree.mistakes += base.mistakes
@@ -106,7 +112,10 @@ def apply_override(tree: YamlFile, override: str, rank: int) -> None:
     place = Place(rank, 0, "override")
     parts: list[str] = dotted.strip().split(".")
     if not equals or not all(parts) or parts == ["extends"]:
-        tree.blame((), f"{override!r} must be KEY=VALUE, such as train.max_steps=10", place)
+        tree.blame((), f"{override[:60]!r} must be KEY=VALUE, such as train.max_steps=10", place)
+        return
+    if len(parts) > DEEPEST:
+        tree.blame((), f"{override[:60]!r}: names a key in more than {DEEPEST} sections", place)
         return
     try:
         value = parse_value(text.strip())
@@ -127,7 +136,7 @@ def apply_override(tree: YamlFile, override: str, rank: int) -> None:
         if n == len(parts) - 1 or not isinstance(inner, dict | list):
             inner = value if n == len(parts) - 1 else {}
             target[step] = inner
-            tree.forget(key)
+            tree.forget({key})
             tree.places[key] = place
         target = inner
 

@@ -9,24 +9,24 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    PlainValidator,
-    Tag,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.fields import FieldInfo
 
+from rankwright.recipe.kinds import (
+    Documents,
+    FolderName,
+    Fraction,
+    Line,
+    NoResult,
+    NumberOrAuto,
+    Positive,
+    Share,
+    Tokens,
+    Weight,
+    Words,
+)
+
 Key = tuple[str | int, ...]
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-# Marks a key that changes no number: nothing is done again when it changes, and runs that differ in it are compared.
-NoResult = Field(json_schema_extra={"changes_result": False})
 
 
 class Section(BaseModel):
@@ -38,39 +38,39 @@ class Section(BaseModel):
 class Source(Section):
     """One set, by exactly one of: a folder or file, a card of `data/`, or a set on the hub."""
 
-    path: str | None = None
+    path: Line | None = None
     """A folder or file; relative to `data.root` if given, else to the working directory. `fixtures/...` is embedded."""
-    card: str | None = None
+    card: Line | None = None
     """A dataset card of `data/`, by its name (`rankwright data list`) or its path."""
-    hub: str | None = None
+    hub: Line | None = None
     """A set on the hub: `OWNER/NAME`."""
-    format: str | None = None
+    format: Line | None = None
     """The format of the files; without it, the content decides."""
-    columns: dict[str, str] = {}
+    columns: dict[Line, Line] = {}
     """Names of columns: ours -> those in the file, or the path to a value inside: `annotations.0.choice`."""
     labels: dict[str, float] = {}
     """What the values of the label column mean: `{Relevant: 1, "Not relevant": 0}`; above 0 is relevant."""
-    config: str | None = None
+    config: Line | None = None
     """The configuration of a set on the hub."""
-    split: str | None = None
+    split: Line | None = None
     """The split of the set that is read."""
-    name: str | None = None
+    name: Line | None = None
     """The set's name in tables and folders; without it, that of the card, folder or file."""
-    revision: str | None = None
+    revision: Line | None = None
     """A commit or tag of a set on the hub."""
-    run: str | None = None
+    run: Line | None = None
     """A TREC run file with candidate lists, for a test set, or for a training set with `mine.retriever: run`."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Weight = 1.0
     """How often each training query is drawn in an epoch; 0.5 means every other epoch."""
     limit: Positive | None = None
     """At most this many queries are kept, chosen by seed."""
-    instruction: str | None = None
+    instruction: Words | None = None
     """The instruction of this set, in place of `prompt.instruction`."""
     relevant_from: Positive = 1
     """The lowest label that means relevant; it becomes 1, the next one 2, and all below it 0."""
-    group_key: str | None = None
+    group_key: Line | None = None
     """A column such as filing, case or repository: queries and documents with one value stay on one side of a split."""
-    licence: str | None = None
+    licence: Line | None = None
     """The licence of a set without a card, such as `CC-BY-4.0`, or `own`."""
 
     @model_validator(mode="after")
@@ -114,7 +114,7 @@ def _kind_of(held_out: type[Section]) -> Any:
 class Data(Section):
     """The sets that are trained on, choose the checkpoint, and are reported on."""
 
-    root: str | None = None
+    root: Line | None = None
     """The folder that relative paths of sets start from."""
     on_fault: Literal["stop", "drop"] = "stop"
     """What happens to rows with faults: `stop` reports each one, `drop` leaves them out and counts them."""
@@ -144,29 +144,29 @@ class Data(Section):
 class Model(Section):
     """The base and how its weights are tuned."""
 
-    base: str
+    base: Line
     """A folder, or a hub id `OWNER/NAME`."""
-    revision: str | None = None
+    revision: Line | None = None
     """A commit or tag of a base on the hub."""
     method: Literal["lora", "full"] = "lora"
     """`lora` trains small added matrices, `full` trains the weights themselves."""
-    rank: Positive = 16
+    rank: Annotated[int, Field(gt=0, le=2**16)] = 16
     """Rank of the added matrices."""
-    alpha: Positive = 32
+    alpha: Annotated[int, Field(gt=0, le=10**6)] = 32
     """Sets the scale of the added matrices: `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Dropout on the inputs of the added matrices."""
     rslora: bool = False
     """Rank-stabilised LoRA."""
     dora: bool = False
     """DoRA: trains magnitude and direction of the weights separately."""
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    targets: Annotated[tuple[Line, ...], Field(min_length=1)] | None = None
     """Names of the linear layers that get LoRA, such as `q_proj`; without it, all linear layers."""
-    merge_with_base: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    merge_with_base: Share = 0.0
     """The share of the base's weights that is mixed back into the tuned ones before evaluation and export."""
     gradient_checkpointing: Annotated[bool, NoResult] = False
     """Computes activations again in the backward pass, which saves memory and costs time."""
-    attention: Annotated[str, NoResult] = "auto"
+    attention: Annotated[Line, NoResult] = "auto"
     """How attention is computed; `auto`: the fastest way that the device and number format allow."""
 
     @model_validator(mode="after")
@@ -188,20 +188,29 @@ DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that
 class Prompt(Section):
     """The text around query and document, and its budgets."""
 
-    mode: str = "auto"
+    mode: Line = "auto"
     """The prompt that the model is trained with; `auto` is the base's own."""
-    instruction: str = DEFAULT_INSTRUCTION
+    instruction: Words = DEFAULT_INSTRUCTION
     """The task in one sentence, for prompts that have a place for it."""
-    max_tokens: Positive = 512
+    max_tokens: Tokens = 512
     """At most this many tokens are in a whole prompt; longer documents are cut to fit, and counted."""
-    query_tokens: Positive | None = None
+    query_tokens: Tokens | None = None
     """At most this many tokens of a query are read; without it, a quarter of `max_tokens`."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Prompt:
+        if self.query_tokens is not None and self.query_tokens >= self.max_tokens:
+            raise ValueError(
+                f"query_tokens: {self.query_tokens} must be less than max_tokens, {self.max_tokens}: a document needs "
+                "room too"
+            )
+        return self
 
 
 class Bm25(Section):
     """Search by words, the same way in mining, evaluation, slices and the search for duplicates."""
 
-    language: str = "english"
+    language: Line = "english"
     """Language of stemmer and stop words; `none` takes words as they are."""
     code: bool = False
     """For code: parts of camelCase and snake_case are words too, and near duplicates are compared without comments."""
@@ -210,26 +219,26 @@ class Bm25(Section):
 class Dense(Section):
     """A bi-encoder of sentence-transformers: the first stage `dense`, and `fusion` of it and BM25."""
 
-    model: str
+    model: Line
     """A folder or a hub id of the bi-encoder."""
-    revision: str | None = None
+    revision: Line | None = None
     """A commit or tag of it on the hub."""
-    query_prompt: str = ""
+    query_prompt: Words = ""
     """Text before every query, such as `query: `."""
-    document_prompt: str = ""
+    document_prompt: Words = ""
     """Text before every document, such as `passage: `."""
 
 
 class Baseline(Section):
     """Another reranker."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: FolderName
     """The reranker's name in tables, and that of its folder beside bm25, base and tuned."""
-    kind: str
+    kind: Line
     """The kind of reranker, which decides prompt and score."""
-    model: str
+    model: Line
     """A folder, a hub id, or the name that a server knows it by."""
-    revision: str | None = None
+    revision: Line | None = None
     """A commit or tag of it on the hub."""
     options: dict[str, Any] = {}
     """Options of this kind."""
@@ -238,17 +247,17 @@ class Baseline(Section):
 class Mine(Section):
     """Hard negatives: retrieved to `depth`, filtered in the order of `filters`, drawn by the sampler."""
 
-    retriever: str = "bm25"
+    retriever: Line = "bm25"
     """The search whose lists the negatives come from; `run`: each training set's own TREC run file."""
-    depth: Positive = 100
+    depth: Documents = 100
     """Candidates retrieved for each query."""
     filters: dict[str, dict[str, Any]] = {}
     """Filters with their options, applied in the order in which they stand."""
     sampler: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)] = {"uniform": {}}
     """How negatives are drawn from the candidates that are left: one sampler with its options."""
-    negatives: Positive = 7
+    negatives: Documents = 7
     """Negatives in a training group."""
-    positives: Positive = 4
+    positives: Documents = 4
     """At most this many relevant documents are in a training group."""
     fill: Literal["none", "random"] = "none"
     """Queries with too few negatives: `none` leaves them short, `random` adds documents of the corpus at random."""
@@ -261,18 +270,18 @@ class Mine(Section):
 class LossTerm(Section):
     """One more loss, added to the first with a weight."""
 
-    name: str
+    name: Line
     """A further loss, which is added to the first."""
     options: dict[str, Any] = {}
     """Its options."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Weight = 1.0
     """Its weight in the sum; the first loss has weight 1."""
 
 
 class Loss(Section):
     """What training minimises."""
 
-    name: str = "listwise_softmax"
+    name: Line = "listwise_softmax"
     """The loss that is minimised."""
     options: dict[str, Any] = {}
     """Its options, such as `temperature`."""
@@ -280,40 +289,26 @@ class Loss(Section):
     """More losses that are added to it."""
 
 
-def _number_or_auto(value: Any) -> Any:
-    # By hand: a plain union would report the faults of both readings.
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    raise ValueError(f"must be a whole number above 0, or auto, found {value!r}")
-
-
-NumberOrAuto = Annotated[
-    int | Literal["auto"],
-    PlainValidator(_number_or_auto),
-    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "exclusiveMinimum": 0}]}),
-]
-
-
 class Train(Section):
     """Optimisation, checkpoints and evaluation on dev."""
 
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Field(gt=0, le=10**6)] = 1.0
     """Passes over the training queries; fractions are allowed."""
     max_steps: Positive | None = None
     """Training ends after this many steps at the latest; without it, `epochs` alone decides."""
-    groups_per_step: Positive = 16
+    groups_per_step: Annotated[int, Field(gt=0, le=10**5)] = 16
     """Groups (a query with its documents) in an optimiser step, over all processes together."""
     budget_tokens: Positive | None = None
     """At most this many tokens are in a micro-batch; without it, 4096 on a CPU and 16384 on a GPU."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-4
     """The highest learning rate; the default suits LoRA, `full` needs about a tenth of it."""
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup_fraction: Share = 0.1
     """The share of the steps in which the learning rate rises from 0."""
-    schedule: str = "cosine"
+    schedule: Line = "cosine"
     """How the learning rate falls after the warm-up: `cosine`, `linear`, `wsd` or `constant`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
     """Weight decay of AdamW."""
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[float, Field(gt=0, le=10**6)] = 1.0
     """The largest norm that a gradient may have; a larger gradient is scaled down."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of training and scoring; `auto`: bf16 on a GPU, fp32 on a CPU. Scores stay in fp32."""
@@ -325,7 +320,7 @@ class Train(Section):
     """Training ends early after this many evaluations on dev without a new best; without it, never."""
     dev_queries: Positive = 200
     """At most this many dev queries are evaluated, chosen by seed."""
-    trackers: Annotated[tuple[str, ...], NoResult] = ()
+    trackers: Annotated[tuple[Line, ...], NoResult] = ()
     """Trackers of Accelerate that log beside `metrics.jsonl`, such as `wandb`, `trackio` or `tensorboard`."""
     shuffle_labels: bool = False
     """Trains on shuffled, meaningless labels: a control that must not gain."""
@@ -334,13 +329,13 @@ class Train(Section):
 class Evaluate(Section):
     """What is measured on the test sets."""
 
-    first_stage: str = "bm25"
+    first_stage: Line = "bm25"
     """The search whose lists are reranked; `run`: each test set's own TREC run file."""
-    depth: Positive = 100
+    depth: Documents = 100
     """How many documents of each list are reranked."""
     limit_queries: Positive | None = None
     """At most this many queries of each test set are evaluated, chosen by seed; without it, all."""
-    measures: tuple[str, ...] = ("nDCG@10", "nDCG@5", "MRR@10", "MAP", "R@10", "R@100")
+    measures: Annotated[tuple[Line, ...], Field(min_length=1)] = ("nDCG@10", "nDCG@5", "MRR@10", "MAP", "R@10", "R@100")
     """Measures, as ir-measures names them; nDCG@10 is always among them."""
     baselines: tuple[Baseline, ...] = ()
     """Other rerankers that score the same lists."""
@@ -349,26 +344,26 @@ class Evaluate(Section):
 class Gate(Section):
     """What tuned must reach before it may be exported."""
 
-    metric: str = "nDCG@10"
+    metric: Line = "nDCG@10"
     """The measure that decides."""
     against: Annotated[tuple[Literal["base", "first_stage"], ...], Field(min_length=1)] = ("base",)
     """What tuned must be better than: the base, the search whose lists it reorders, or both."""
-    min_gain: float = 0.0
+    min_gain: Annotated[float, Field(ge=-2, lt=1)] = 0.0
     """The lower end of the interval of the difference, over all test sets except guard sets, must exceed this."""
-    confidence: Fraction = 0.95
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
     """Confidence of the interval; the randomisation test must have a p value of at most 1 less this."""
-    guard: tuple[str, ...] = ()
+    guard: tuple[Line, ...] = ()
     """Names of test sets, such as another domain's, on which tuned must not be worse than the base."""
 
 
 class Decision(Section):
     """Who decided that an input may be used, although its licence does not settle it, and why."""
 
-    input: str
+    input: Line
     """The input: its name, card, hub id or path."""
-    by: Annotated[str, Field(min_length=1)]
+    by: Annotated[Words, Field(min_length=1)]
     """Who decided."""
-    why: Annotated[str, Field(min_length=1)]
+    why: Annotated[Words, Field(min_length=1)]
     """The reason, for the model card."""
 
 
@@ -381,10 +376,13 @@ class LicenceRule(Section):
     """What a person decided about inputs whose licence does not settle it."""
 
 
+def _with_defaults(targets: Any) -> Any:
+    names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+    return {name: {} for name in targets} if names else targets
+
+
 # NAME -> options; a list of names gives them their defaults.
-Targets = Annotated[
-    dict[str, dict[str, Any]], BeforeValidator(lambda t: {name: {} for name in t} if isinstance(t, list) else t)
-]
+Targets = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_defaults)]
 
 
 class Export(Section):
@@ -392,11 +390,11 @@ class Export(Section):
 
     targets: Targets | None = None
     """A list of targets, or targets with options; without it, `hf` and, with LoRA, `adapter`. `[]`: no exports."""
-    instruction: str | None = None
+    instruction: Words | None = None
     """The instruction that the exports contain; it must be chosen when training sets have several."""
-    golden_pairs: Annotated[int, Field(ge=20)] = 24
+    golden_pairs: Annotated[int, Field(ge=20, le=10**4)] = 24
     """Number of test pairs that every export must score like the trainer."""
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    tolerance: Annotated[float, Field(gt=0, le=10)] = 1e-4
     """The largest difference of a logit from the trainer's that is allowed in fp32."""
 
 
@@ -404,13 +402,13 @@ class Recipe(Section):
     """One experiment. Every key but `name`, `model.base` and `data` has a default."""
 
     # It names the run's folder, so nothing that leads elsewhere.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), NoResult]
+    name: Annotated[FolderName, NoResult]
     """Name of the experiment, and of its folder in `runs/`."""
-    description: Annotated[str, NoResult] = ""
+    description: Annotated[Words, NoResult] = ""
     """One line for `rankwright recipes`."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything that is drawn at random."""
-    run_dir: Annotated[str | None, NoResult] = None
+    run_dir: Annotated[Line | None, NoResult] = None
     """The run's folder; without it, `runs/NAME`."""
     model: Model
     data: Data

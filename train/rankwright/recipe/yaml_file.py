@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +14,16 @@ import yaml
 from pydantic import ValidationError
 
 from rankwright.common import resources
-from rankwright.common.errors import UserErrors, did_you_mean
+from rankwright.common.errors import UserErrors, did_you_mean, one_line
 from rankwright.recipe.schema import MOVED, Key, Recipe, Section, keys_of, recipe_keys, sections_in
 
 S = TypeVar("S", bound=Section)
 MISSING = "missing, must be given"
+# Far more than a recipe of hundreds of sets; a file of megabytes would be read for minutes.
+LARGEST_BYTES = 1 << 18
+DEEPEST, LONGEST_KEY = 32, 500
+# A file of another kind has a mistake in each line.
+MOST_MISTAKES = 50
 
 # At most 300 digits: Python refuses to read very long integers, and no key needs one.
 _INTEGER = re.compile(r"[-+]?[0-9]{1,300}|[-+]?[0-9]{1,3}(_[0-9]{3}){1,99}")
@@ -39,6 +45,7 @@ _EXPECTED = {
     "string_pattern_mismatch": "must match {pattern}",
     "too_short": "must hold at least {min_length}",
     "too_long": "must hold at most {max_length}",
+    "string_too_long": "must have at most {max_length} characters",
 }
 _HINTS = {
     ("must be text", int): ": put it in quotes",
@@ -89,10 +96,14 @@ class YamlFile:
         self.broken.add(key)
         self.blame(key, what, place)
 
-    def forget(self, key: Key) -> None:
-        """Drop what is known of a key and of all below it, when its value is replaced."""
-        self.places = {k: p for k, p in self.places.items() if k[: len(key)] != key}
-        self.broken = {k for k in self.broken if k[: len(key)] != key}
+    def forget(self, keys: Set[Key]) -> None:
+        """Drop what is known of these keys and of all below them, when their values are replaced."""
+
+        def replaced(key: Key) -> bool:
+            return any(key[:n] in keys for n in range(1, len(key) + 1))
+
+        self.places = {k: p for k, p in self.places.items() if not replaced(k)}
+        self.broken = {k for k in self.broken if not replaced(k)}
 
     def unreadable(self, what: str, line: int = 1) -> None:
         """Note a mistake that leaves nothing of the file to validate."""
@@ -108,15 +119,17 @@ def read_yaml(path: Path, rank: int = 0) -> YamlFile:
     """Read a YAML file whose top level is a mapping; its mistakes are noted in the tree, not raised."""
     tree = YamlFile(rank, resources.shown(path))
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        root = yaml.compose(_text_of(path), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = "a tab, indent with spaces" if "'\\t'" in str(error.problem) else error.problem
         tree.unreadable(f"not valid YAML: {what}", mark.line + 1 if mark else 1)
     except (OSError, UnicodeDecodeError) as error:
-        tree.unreadable(f"cannot be read: {error}")
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        # PyYAML lets some of Python's own errors out: a character number too large, a nesting too deep.
+        tree.unreadable(f"cannot be read: {one_line(str(error))}")
+    except RecursionError:
+        tree.unreadable("is nested too deeply")
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # PyYAML lets some of Python's own errors out, such as that of a character number too large.
         tree.unreadable(f"not valid YAML: {' '.join(str(error).split())}")
     else:
         if root is None:
@@ -131,8 +144,19 @@ def read_yaml(path: Path, rank: int = 0) -> YamlFile:
     return tree
 
 
+def _text_of(path: Path) -> str:
+    """The text of a file. Raises ValueError for one that is larger than LARGEST_BYTES, or grows while it is read."""
+    with path.open("rb") as file:
+        data = file.read(LARGEST_BYTES + 1)
+    if len(data) > LARGEST_BYTES:
+        raise ValueError(f"it has more than {LARGEST_BYTES:,} bytes: keep lists of documents in files of data")
+    return data.decode("utf-8-sig")
+
+
 def _value(tree: YamlFile, node: Any, key: Key, seen: set[int]) -> Any:
     """The Python value of a node; notes the place of every key, and mistakes, on the way."""
+    if len(key) > DEEPEST:
+        raise RecursionError
     if id(node) in seen:
         tree.spoil(key, "aliases (*name) are not supported, write it out or use extends", tree.at(node))
         return None
@@ -148,8 +172,8 @@ def _value(tree: YamlFile, node: Any, key: Key, seen: set[int]) -> Any:
         for key_node, value_node in node.value:
             place = tree.at(key_node)
             name = key_node.value
-            if not isinstance(name, str) or not name.isprintable():
-                tree.blame(key, "a key must be plain text", place)
+            if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_KEY:
+                tree.blame(key, f"a key must be plain text of at most {LONGEST_KEY} characters", place)
                 continue
             if name in result:
                 first = tree.places[(*key, name)].line
@@ -209,7 +233,7 @@ def parse_value(text: str) -> Any:
 
 def validate(model: type[S], tree: YamlFile) -> S:
     """The values as a section. Raises UserErrors with the mistakes of files, overrides and schema."""
-    result = None
+    result, more = None, 0
     try:
         # Through JSON, because the strict schema takes a tuple only from a JSON array.
         result = model.model_validate_json(json.dumps(tree.data))
@@ -217,10 +241,14 @@ def validate(model: type[S], tree: YamlFile) -> S:
         for key, what in explain(model, error):
             if key not in tree.broken and (tree.complete or what != MISSING):
                 tree.blame(key, what)
+        more = max(0, error.error_count() - MOST_MISTAKES)
     except RecursionError:
         tree.unreadable("is nested too deeply")
     if tree.mistakes:
-        raise UserErrors([text for _, text in sorted(tree.mistakes, key=lambda m: m[0])])
+        found = [text for _, text in sorted(tree.mistakes, key=lambda m: m[0])]
+        more += max(0, len(found) - MOST_MISTAKES)
+        rest = [f"{tree.file}: and {more:,} more mistakes: mend these first"] if more else []
+        raise UserErrors(found[:MOST_MISTAKES] + rest)
     assert result is not None
     return result
 
@@ -239,9 +267,9 @@ def describe(value: Any) -> str:
 
 
 def explain(model: type[Section], error: ValidationError) -> list[tuple[Key, str]]:
-    """Each fault of a validation in words, with the key it is about."""
+    """The first MOST_MISTAKES faults of a validation in words, each with the key it is about."""
     found = []
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[:MOST_MISTAKES]:
         key, parents = _locate(model, item["loc"])
         found.append((key, _message(model, key, parents, dict(item))))
     return found

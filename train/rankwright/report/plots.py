@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rankwright.common.console import visible
 from rankwright.common.stats import Difference
 
 # Plots are drawn in these colours. The page's variables replace them, so one picture serves light, dark and print.
@@ -88,7 +89,7 @@ def svg(figure: Any, name: str, alternative: str, *, tight: bool = True) -> str:
     found = re.sub(r"font: ([^;\"]*?)([\d.]+)px [^;\"]+", r"font: \g<1>\g<2>px system-ui, sans-serif", found)
     for drawn, shown in COLOURS.items():
         found = found.replace(drawn, shown)
-    return found.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alternative, quote=True)}" ', 1)
+    return found.replace("<svg ", f'<svg role="img" aria-label="{html.escape(visible(alternative), quote=True)}" ', 1)
 
 
 def signed(value: float) -> str:
@@ -98,6 +99,7 @@ def signed(value: float) -> str:
 
 def short(name: str) -> str:
     """The start and the end of a name that would leave no room for the plot."""
+    name = visible(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 11]}…{name[-10:]}"
 
 

@@ -10,7 +10,7 @@ import torch
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.model.bases import find_file, refuse_pickles
-from rankwright.rerankers.scorer import Scorer, refuse_one_text, windows
+from rankwright.rerankers.scorer import Scorer, text_groups, windows
 from rankwright.retrieval.dense import check_installed
 
 # Pairs are gathered over queries up to this many before they are scored together, sorted by length.
@@ -65,12 +65,10 @@ class CrossEncoderScorer(Scorer):
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; pairs are batched over queries."""
-        for window in windows(groups, lambda group: len(group[1]), WINDOW_PAIRS):
+        for window in windows(text_groups(groups), lambda group: len(group[1]), WINDOW_PAIRS):
             yield from self._score_window(window)
 
     def _score_window(self, window: Sequence[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
-        for _, documents in window:
-            refuse_one_text(documents)
         pairs = list(dict.fromkeys((query, document) for query, documents in window for document in documents))
         if not pairs:
             yield from ([] for _ in window)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, no_such, one_line
 from rankwright.common.resources import resolve_base
+from rankwright.common.values import list_of_texts, one_text, path_text, whole_number
 from rankwright.model.bases import Origin, find_file, find_origin, refuse_other_kinds, refuse_unread
+from rankwright.model.frames import FRAMES
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import CONTRACT_FILE, EncodedGroup, PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
-from rankwright.rerankers.scorer import Scorer, refuse_one_text, windows
+from rankwright.rerankers.scorer import Scorer, text_groups, windows
 
 # Prompts are gathered over queries up to this many tokens before they are scored together.
 WINDOW_TOKENS = 65536
@@ -57,21 +60,33 @@ class Reranker(Scorer):
     @classmethod
     def load(
         cls,
-        path: str,
+        path: str | Path,
         *,
         mode: str | None = None,
         instruction: str | None = None,
         max_tokens: int | None = None,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
-        base: str | None = None,
+        base: str | Path | None = None,
     ) -> Reranker:
         """An exported folder, an adapter folder, a local base or a hub id.
 
         A folder with rankwright.json is scored under that contract. Any other is scored in the frame it was trained in,
         which its files or its name tell, or `mode` states; raises UserError where neither does.
         base: where the base of an adapter folder lies, when its settings do not name a hub id.
+        device: by default a GPU where there is one. dtype: a floating type of the weights; scores stay in fp32.
+        Raises UserError too for a value that has another type, or that torch does not know.
         """
+        path = path_text("model", path)
+        base = None if base is None else path_text("base", base)
+        mode, instruction = (
+            None if value is None else one_text(name, value)
+            for name, value in (("mode", mode), ("instruction", instruction))
+        )
+        if mode is not None and mode not in FRAMES:
+            raise UserError(f"mode: {no_such(FRAMES.kind, mode, FRAMES)}")
+        max_tokens = None if max_tokens is None else whole_number("max_tokens", max_tokens)
+        _check_device(device, dtype)
         folder = resolve_base(path, "model")
         refuse_unread(folder)
         tokenizer = load_tokenizer(folder)
@@ -96,13 +111,21 @@ class Reranker(Scorer):
         encoder = self.encoder.under(instruction)
         return self if encoder is self.encoder else Reranker(self.model, self.tokenizer, encoder.contract, encoder)
 
-    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
-        """Documents by descending score, ties in input order; all of them, or the best top_k."""
-        scores = self.score(query, documents)
-        order = sorted(range(len(documents)), key=lambda i: (-scores[i], i))[:top_k]
+    def rank(self, query: str, documents: Iterable[str], top_k: int | None = None) -> list[Ranked]:
+        """Documents by descending score, ties in input order; all of them, or the best top_k.
+
+        documents: a list of texts, or what gives texts in an order: a column of pandas, NumPy, Arrow or datasets, a
+        generator. `index` is the place in that order, from 0, whatever labels a column has.
+        Raises UserError for what is not text, and for a top_k that is not a whole number of at least 1.
+        """
+        texts = list_of_texts("documents", documents)
+        if top_k is not None:
+            top_k = whole_number("top_k", top_k)
+        scores = self.score(query, texts)
+        order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[:top_k]
         logits = torch.tensor(scores, dtype=torch.float64)
         probability, calibrated = (torch.sigmoid(logits / t).tolist() for t in (1.0, self.contract.temperature))
-        return [Ranked(i, documents[i], scores[i], probability[i], calibrated[i]) for i in order]
+        return [Ranked(i, texts[i], scores[i], probability[i], calibrated[i]) for i in order]
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""
@@ -110,8 +133,7 @@ class Reranker(Scorer):
             yield from self._score_window(list(map(_distinct, window)))
 
     def _encode(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[EncodedGroup]:
-        for query, documents in groups:
-            refuse_one_text(documents)
+        for query, documents in text_groups(groups):
             encoded = self.encoder.encode(query, documents)
             self.cut_queries += encoded.query_cut
             self.cut_documents += encoded.documents_cut
@@ -128,6 +150,19 @@ class Reranker(Scorer):
         for group, places in window:
             yield [scores[start + place] for place in places]
             start += len(group.tail_ids)
+
+
+def _check_device(device: str | torch.device | None, dtype: torch.dtype) -> None:
+    """Raises UserError for a device that is not here, before anything is read, and for a dtype that is not floating."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"dtype: must be a floating type of torch, such as torch.bfloat16, found {dtype!r}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        why = one_line(str(error).split("\n")[0])
+        raise UserError(
+            f"device: {device!r} cannot be used ({why}): give cpu, cuda or another of this machine"
+        ) from None
 
 
 def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[int]]:
@@ -178,7 +213,7 @@ def native_contract(
             tokenizer,
             mode=origin.mode,
             instruction=origin.instruction if instruction is None else instruction,
-            max_tokens=max_tokens or origin.max_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=next((n for n in (max_tokens, origin.max_tokens) if n is not None), DEFAULT_MAX_TOKENS),
             query_tokens=query_tokens,
         )
     if mode is not None and mode != saved.mode:
@@ -186,8 +221,8 @@ def native_contract(
     if instruction is not None:
         saved = saved.under(instruction, tokenizer)
     if max_tokens is not None or query_tokens is not None:
-        limit = max_tokens or saved.max_tokens
-        saved = saved.replace(max_tokens=limit, query_tokens=query_tokens or limit // 4)
+        limit = saved.max_tokens if max_tokens is None else max_tokens
+        saved = saved.replace(max_tokens=limit, query_tokens=limit // 4 if query_tokens is None else query_tokens)
     return saved
 
 

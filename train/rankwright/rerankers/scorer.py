@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from rankwright.common.errors import UserError
+from rankwright.common.values import list_of_texts, one_text
 from rankwright.data.collection import Collection
 from rankwright.retrieval.candidates import Candidates
 
@@ -21,9 +21,9 @@ class Scorer(Protocol):
         """Raw scores of each (query, documents) in turn, in the order of the documents."""
         ...
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Raw scores of the documents, in their order."""
-        return next(iter(self.score_groups([(query, documents)])))
+    def score(self, query: str, documents: Iterable[str]) -> list[float]:
+        """Raw scores of the documents, in their order. Raises UserError for what is not a list of texts."""
+        return next(iter(self.score_groups([(query, list_of_texts("documents", documents))])))
 
     @property
     def cut(self) -> Mapping[str, int]:
@@ -50,10 +50,10 @@ class Scorer(Protocol):
         return self
 
 
-def refuse_one_text(documents: Sequence[str]) -> None:
-    """Raises UserError for one text in place of a list of texts, whose letters would be scored."""
-    if isinstance(documents, str):
-        raise UserError("documents: must be a list of texts, found one text")
+def text_groups(groups: Iterable[tuple[str, Iterable[str]]]) -> Iterator[tuple[str, list[str]]]:
+    """Each (query, documents) as it is scored, streamed. Raises UserError as list_of_texts does."""
+    for query, documents in groups:
+        yield one_text("query", query), list_of_texts("documents", documents)
 
 
 def windows(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:

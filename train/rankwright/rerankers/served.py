@@ -17,9 +17,10 @@ from typing import Any
 import requests.auth
 
 from rankwright.common.errors import UserError
+from rankwright.common.values import list_of_texts, one_text
 from rankwright.rerankers.endpoints import SHAPES, Fault, one_line, read_answer
 from rankwright.rerankers.pair_scores import ScoreCache, score_key
-from rankwright.rerankers.scorer import Scorer, refuse_one_text
+from rankwright.rerankers.scorer import Scorer
 
 # About one request: too long, empty, or otherwise impossible to score. llama.cpp answers 500 to long texts.
 _REFUSALS = (400, 413, 422, 424, 500)
@@ -112,12 +113,12 @@ class ServedReranker(Scorer):
     def one_process(self) -> bool:
         return True
 
-    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+    def score(self, query: str, documents: Iterable[str]) -> list[float]:
         """Scores of the documents, in their order; their scale is the server's.
 
         Raises UserError when the server refuses, or still fails after all retries; what it did answer is cached.
         """
-        refuse_one_text(documents)
+        query, documents = one_text("query", query), list_of_texts("documents", documents)
         asked = self.shape_name + (json.dumps(self.extra, sort_keys=True) if self.extra else "")
         keys = {d: score_key(self.endpoint, asked, self.model, query, d) for d in documents}
         cached = {} if self._cache is None else {d: self._cache.find(key) for d, key in keys.items()}

@@ -18,7 +18,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import cache_folder
 from rankwright.common.processes import Processes
-from rankwright.common.resources import resolve_base
+from rankwright.common.resources import resolve_base, resolve_model
 from rankwright.data.store.views import KeyedTexts
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, best_candidates
@@ -274,7 +274,7 @@ def _models(recipe: Recipe) -> list[Model]:
 
 def _check(recipe: Recipe) -> list[str]:
     faults = []
-    for check in (check_installed, lambda: resolve_base(_options(recipe, None)["model"], "dense.model")):
+    for check in (check_installed, lambda: resolve_model(_options(recipe, None)["model"], "dense.model")):
         try:
             check()
         except UserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_lines_atomic
+from rankwright.common.values import finite_number, one_text, path_text
 from rankwright.data.formats.compression import check_place
 from rankwright.data.formats.fields import number_of
 from rankwright.recipe.schema import Recipe
@@ -109,19 +110,35 @@ def columns_of(ids: Mapping[str, object], where: str) -> Columns:
 UNREADABLE_RUN = re.compile("[\udc80-\udcff]")
 
 
-def write_trec_run(path: Path, run: Run, tag: str) -> None:
+def write_trec_run(path: str | Path, run: Run, tag: str) -> None:
     """A TREC run file, `query Q0 document rank score tag`, best first by candidates.ranked; scores are exact.
 
     White space inside an id is written as %20 and the like, because it separates the columns.
+    Raises UserError for ids and a tag that are not text or are empty, and for scores that are not finite numbers.
     """
-    write_lines_atomic(
-        path,
-        (
-            f"{trec_column(q)} Q0 {trec_column(d)} {rank} {score!r} {trec_column(tag)}"
-            for q in sorted(run)
-            for rank, (d, score) in enumerate(ranked(q, run[q]), start=1)
-        ),
-    )
+    if not isinstance(run, Mapping) or not all(isinstance(scores, Mapping) for scores in run.values()):
+        raise UserError("run: must be a mapping: query id -> document id -> score")
+    last = _written("tag", tag)
+    query_ids = sorted(run, key=lambda q: _written("run: a query id", q))
+
+    def lines() -> Iterator[str]:
+        for q in query_ids:
+            scores = {d: finite_number(f"run: query {q!r}, document {d!r}", score) for d, score in run[q].items()}
+            first = _written("run: a query id", q)
+            for document_id in scores:
+                _written(f"run: query {q!r}: a document id", document_id)
+            for rank, (d, score) in enumerate(ranked(q, scores), start=1):
+                yield f"{first} Q0 {trec_column(d)} {rank} {score!r} {last}"
+
+    write_lines_atomic(Path(path_text("path", path)), lines())
+
+
+def _written(name: str, text: object) -> str:
+    """An id as a column. Raises UserError for one that no reader would find again."""
+    column = trec_column(one_text(name, text))
+    if not column:
+        raise UserError(f"{name}: must not be empty")
+    return column
 
 
 def trec_column(text: str) -> str:

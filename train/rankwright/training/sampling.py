@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from rankwright.common import console
@@ -243,9 +242,7 @@ def describe_mix(mix: dict[str, Any], recipe: Recipe) -> None:
         table.add_column(column, justify="left" if column in ("set", "instruction") else "right")
     for row in mix["sets"]:
         counts = (f"{row['queries']:,}", f"{row['weight']:g}", f"{row['draws_an_epoch']:,.5g}", f"{row['share']:.1%}")
-        table.add_row(
-            escape(row["set"]), *counts, f"{row['planned_groups']:,}", escape(shortened(row["instruction"])) or "-"
-        )
+        table.add_row(row["set"], *counts, f"{row['planned_groups']:,}", shortened(row["instruction"]) or "-")
     console.show(table)
     trained = training_instructions(recipe)
     if recipe.export_targets and (len(trained) > 1 or frozen_instruction(recipe) not in trained):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError
 from rankwright.common.resources import is_there, nearby
+from rankwright.common.values import one_text, path_text
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import is_beir, read_beir
 from rankwright.data.formats.compression import check_place
@@ -21,7 +22,7 @@ _AT_AN_END = re.compile(rf"(?P<word>{'|'.join(SPLITS)})(?P<rest>.+)|(?P<start>.+
 
 
 def read_collection(
-    path: Path,
+    path: str | Path,
     *,
     name: str,
     split: str | None = None,
@@ -42,8 +43,15 @@ def read_collection(
     Raises UserErrors, `file:line: what, how to fix it`, with the first 20 faults and the number of the others. With
     faults=Faults("drop") faulty rows are left out and counted in `faults`.
     """
+    one_text("name", name)
+    for option, value in (("split", split), ("format", format), ("group_key", group_key)):
+        if value is not None:
+            one_text(option, value)
+    for option, given in (("columns", columns), ("labels", labels)):
+        if given is not None and not isinstance(given, Mapping):
+            raise UserError(f"{option}: must be a mapping, such as {{'query': 'question'}} or {{'yes': 1}}")
     reading = Reading(name, split, Faults() if faults is None else faults, say, columns or {}, group_key, labels or {})
-    return read_path(path, format, reading)
+    return read_path(Path(path_text("path", path)), format, reading)
 
 
 def read_path(path: Path, format: str | None, reading: Reading) -> Collection:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
+from rankwright.common.console import visible
 from rankwright.common.errors import UserError, UserErrors, no_such, one_line
 
 Say = Callable[[str], None]
@@ -17,8 +18,6 @@ OnFault = Literal["stop", "drop"]
 Row = Mapping[str, Any]
 # (line number from 1, or a RowNumber, row)
 Rows = Iterator[tuple[int, Row]]
-# Readers report through `say` what they leave out; the default is the log.
-log_say: Say = logging.getLogger("rankwright").info
 # Our names of columns -> what they hold. `columns` of a recipe maps them to those of a file.
 COLUMNS = {
     "query": "the query",
@@ -43,6 +42,13 @@ COLUMNS = {
     "instruction": "the instruction of the set",
     "clicked": "whether a document that was shown was clicked, or which ones of a list",
 }
+
+
+def log_say(line: str) -> None:
+    """Where readers report what they leave out, unless they are given another `say`."""
+    logging.getLogger("rankwright").info("%s", visible(line))
+
+
 MOST_FAULTS = 20
 # Names of columns in a message, and characters of each.
 MOST_LISTED, LONGEST_LISTED = 30, 200

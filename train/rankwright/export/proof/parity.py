@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from rankwright.common.errors import UserError, one_line
+from rankwright.common.errors import UserError, UserErrors, one_line
 from rankwright.common.files import read_json_object
 from rankwright.common.foreign_code import refuse_foreign_modules
 from rankwright.export.golden import GOLDEN_FILE, read_golden
@@ -45,12 +45,12 @@ def check_folders(
 ) -> dict[str, dict[str, Any]]:
     """measure_fresh() with every difference as an error.
 
-    Raises UserError naming the runtime, the worst pair, both values and the likely cause.
+    Raises UserErrors naming the runtime, the worst pair, both values and the likely cause.
     """
     reports = measure_fresh(folders, tolerance, base)
     failures = [f"export {name}: {f}" for name, report in reports.items() for f in report["failures"]]
     if failures:
-        raise UserError("\n".join(failures))
+        raise UserErrors(failures)
     return reports
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from rankwright.common import console
@@ -124,7 +123,7 @@ def verify_folder(opened: Opened, *, as_json: bool = False) -> bool:
     report["failures"] = [*opened.faults, *report["failures"]]
     if as_json:
         whole = {"folder": str(folder), "kind_of_export": opened.exported.kind, "notes": opened.notes, **report}
-        print(json.dumps(_finite(whole), ensure_ascii=False))
+        print(json.dumps(_finite(whole)))
     else:
         _show(report)
     return not report["failures"]
@@ -147,7 +146,7 @@ def _show(report: dict[str, Any]) -> None:
     for column in columns:
         table.add_column(column, justify="left" if column == "runtime" else "right", no_wrap=True)
     for name, figures in report["engines"].items():
-        table.add_row(escape(name), *_cells(figures))
+        table.add_row(name, *_cells(figures))
     console.show(table)
     console.say("versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     for name, figures in report["engines"].items():

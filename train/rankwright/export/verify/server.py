@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from rankwright.common import console
@@ -64,7 +63,7 @@ def verify_server(
     say = (lambda line: None) if as_json else console.say
     finding = find_difference(opened.exported, asked, limits, say)
     if as_json:
-        print(json.dumps(_as_json(opened, url, api, asked, finding), ensure_ascii=False))
+        print(json.dumps(_as_json(opened, url, api, asked, finding)))
     else:
         console.say(
             f"{url} ({api}) against {shown(opened.exported.path)}: {len(asked.decides)} of {len(rows)} pairs decide"
@@ -185,7 +184,7 @@ def _show(asked: Asked, finding: Finding | None) -> None:
         found, distances = one.alone[place], _distances(asked, place)
         numbers = [f"{distances[s]:.1e}" if s in distances else "-" for s in ("probability", "logit")]
         mark = "refused" if place in asked.refused else "" if row["gate"] else "does not decide"
-        texts = [escape(short(row[key], TEXT_COLUMNS)) for key in ("query", "document")]
+        texts = [short(row[key], TEXT_COLUMNS) for key in ("query", "document")]
         score = "-" if found is None else f"{found:.6f}"
         table.add_row(row["kind"], *texts, f"{row[one.scale]:.6f}", score, *numbers, mark)
     console.show(table)
