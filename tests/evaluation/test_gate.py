@@ -170,6 +170,9 @@ def test_faults_of_the_section() -> None:
     assert metric.startswith("gate.metric: 'nDGC@10' is not measured, did you mean 'nDCG@10'?") and "RR" in metric
     assert twice == "gate.guard: 'b' is named twice"
     assert unknown.startswith("gate.guard: unknown test set 'legla', did you mean 'legal'?")
+    (never,) = check_gate(Gate(min_gain=5), [], None)
+    assert never == "gate.min_gain: 5, must be below 1: nDCG@10 is from 0 to 1"
+    assert check_gate(Gate(metric="NumRelRet", min_gain=5), ["NumRelRet"], None) == []
     (every,) = check_gate(Gate(guard=("a", "b")), [], ["a", "b"])
     assert every.startswith("gate.guard: all test sets are guards")
     assert check_override(None, None) == [] and check_override("why", Gate()) == []
