@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,67 @@ PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus
 
 # Settings of a model that name the program that wrote them.
 OF_THE_FILE = ("transformers_version", "architectures")
+# Classes that the settings of a model may name: modules of the library, and activations of torch.
+LIBRARY_MODULE = re.compile(r"sentence_transformers(\.[A-Za-z_]\w*)+")
+TORCH_ACTIVATION = re.compile(r"torch\.nn\.(modules\.(activation|linear)\.)?[A-Z]\w*")
 
 
 def check_installed(what: str = "dense retrieval") -> None:
     """Raises UserError when sentence-transformers is missing; what: that which needs it."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise UserError(f"{what} needs sentence-transformers: pip install 'rankwright[dense]'")
+
+
+def refuse_foreign_modules(model: str, revision: str | None = None) -> None:
+    """Raises UserError for a folder or hub repository whose settings name a class of its own, before it is loaded.
+
+    Version 5 of sentence-transformers imports such a class from a local folder, which runs its code.
+    """
+    listed = _read_settings(model, "modules.json", revision)
+    found = listed if isinstance(listed, list) else []
+    todo = [(str(m.get("type", "")), str(m.get("path", ""))) for m in found if isinstance(m, dict)]
+    seen = set()
+    while todo:
+        kind, path = todo.pop()
+        if not LIBRARY_MODULE.fullmatch(kind):
+            raise UserError(
+                f"{model}: its settings name the module {kind!r}, which is not one of sentence-transformers, and code "
+                "of a repository is never run here: choose another model, or serve it (kind: served)"
+            )
+        if path in seen:
+            continue
+        seen.add(path)
+        for file in ("config.json", "router_config.json"):
+            settings = _read_settings(model, f"{path}/{file}".lstrip("/"), revision)
+            if not isinstance(settings, dict):
+                continue
+            activation = settings.get("activation_function")
+            if kind.endswith(".Dense") and isinstance(activation, str) and not TORCH_ACTIVATION.fullmatch(activation):
+                raise UserError(f"{model}: {path}/{file}: the activation {activation!r} is not one of torch.nn")
+            # A router: its parts by path.
+            parts = settings.get("types") if kind.endswith((".Router", ".Asym")) else None
+            if isinstance(parts, dict):
+                todo += [(str(part), f"{path}/{place}".lstrip("/")) for place, part in parts.items()]
+
+
+def _read_settings(model: str, file: str, revision: str | None) -> Any:
+    """A JSON file of a local folder or a hub repository; None where there is none."""
+    from transformers.utils import cached_file
+
+    if Path(model).is_dir():
+        path = Path(model) / file
+        found = str(path) if path.is_file() else None
+    else:
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        try:
+            found = cached_file(model, file, revision=revision, **quiet)
+        except (OSError, ValueError):
+            # The load that follows raises with the reason.
+            found = None
+    try:
+        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{model}: {file} is not JSON: write it again") from None
 
 
 def dense(
@@ -129,8 +185,9 @@ class BiEncoder:
         from sentence_transformers import SentenceTransformer
 
         folder = resolve_base(model, "dense.model")
+        refuse_foreign_modules(folder, revision)
         try:
-            self._model: Any = SentenceTransformer(folder, revision=revision)
+            self._model: Any = SentenceTransformer(folder, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
@@ -274,12 +331,19 @@ def _models(recipe: Recipe) -> list[Model]:
 
 def _check(recipe: Recipe) -> list[str]:
     faults = []
-    for check in (check_installed, lambda: resolve_base(_options(recipe, None)["model"], "dense.model")):
+    checks: list[Callable[[], None]] = [check_installed, lambda: _check_folder(_options(recipe, None)["model"])]
+    for check in checks:
         try:
             check()
         except UserError as error:
             faults.append(str(error))
     return faults
+
+
+def _check_folder(model: str) -> None:
+    folder = resolve_base(model, "dense.model")
+    if Path(folder).is_dir():
+        refuse_foreign_modules(folder)
 
 
 def _prepare(recipe: Recipe, corpus: Mapping[str, str], queries: Mapping[str, str], processes: Processes) -> None:
