@@ -259,12 +259,14 @@ def _recomputed_peak(shape: Architecture, works: Sequence[Work], target: Target,
 
 
 def scoring_bytes(shape: Architecture, work: Work, types: Types) -> int:
-    """The peak of a forward pass without a graph over a row: about one layer's work at a time."""
-    queries = (shape.heads + 2 * shape.key_heads) * shape.head_size
-    attention = 3 * queries * work.tokens + 2 * shape.key_heads * shape.head_size * work.copied_keys
-    gates = 3 * shape.linears["gate_proj"].outputs * work.tokens
+    """The peak of a forward pass without a graph over a row: the fullest moment of one layer."""
+    queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    # Queries are normalised in fp32; queries, keys and values then stand beside the attention's output and its copies.
+    normed = 2 * queries * FP32 + 2 * (queries + keys) * types.compute if shape.qk_norm else 0
+    attention = types.compute * (3 * (queries + keys) * work.tokens + 2 * keys * work.copied_keys)
+    gates = types.compute * 3 * shape.linears["gate_proj"].outputs * work.tokens
     states = work.tokens * (2 * shape.hidden * types.hidden + types.compute * shape.hidden)
-    return states + types.compute * max(attention, gates)
+    return states + max(normed * work.tokens, attention, gates)
 
 
 def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
