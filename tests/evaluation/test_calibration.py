@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rankwright.common.errors import UserError
 from rankwright.evaluation.calibration import (
     PROBABILITIES,
+    SATURATED,
     fit_temperature,
     reliability,
     spread_alarm,
@@ -175,7 +176,9 @@ def test_thresholds_count_what_is_kept(pairs: list[tuple[float, bool]], temperat
     ("scores", "relevant", "said"),
     [
         ([1.5] * 8, [True, False] * 4, "all 8 scores are equal"),
-        ([50.0, -60.0, 1.0, 2.0], [True, False, True, False], "above 30"),
+        ([50.0, -60.0, 1.0, 2.0], [True, False, True, False], "50.0% of the scores are above 16.6"),
+        ([17.0, -3.0, 1.0, 2.0], [True, False, True, False], "above 16.6"),
+        ([16.0, -20.0, 1.0, 2.0], [True, False, True, False], None),
         ([1.0, 2.0, 3.0, 4.0] * 5, ([True, False] * 2) * 5, "nearly the same scores: a relevant one is above"),
         ([0.02 * (i % 2) for i in range(20)], [i % 2 == 1 for i in range(20)], "lie within"),
         ([2.0, -2.0, 3.0, -1.0], [True, False, True, False], None),
@@ -185,6 +188,18 @@ def test_thresholds_count_what_is_kept(pairs: list[tuple[float, bool]], temperat
 def test_the_alarm(scores: list[float], relevant: list[bool], said: str | None) -> None:
     alarm = spread_alarm(scores, relevant)
     assert alarm is None if said is None else alarm is not None and said in alarm and "\n" not in alarm
+
+
+def test_a_probability_is_exactly_1_from_the_scores_that_are_counted() -> None:
+    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    assert set(SATURATED) == set(types)
+    for name, dtype in types.items():
+        grid = torch.linspace(0, 40, 100_001).to(dtype)
+        least = float(grid[torch.sigmoid(grid) == 1].min())
+        # Torch's own sigmoid; neighbouring numbers of bf16 are 0.03 apart there.
+        assert SATURATED[name] == pytest.approx(least, abs=0.04)
+    figures = summary([20.0, 7.0, 1.0, -1.0], [True] * 4, queries=1, temperature=1.0)
+    assert figures["saturated"] == {"fp32": 0.25, "fp16": 0.25, "bf16": 0.5}
 
 
 def test_a_set_with_nothing_relevant_has_figures_all_the_same() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import ir_measures
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rankwright.common.errors import UserError, UserErrors
@@ -80,6 +82,242 @@ def test_order_of_the_input_never_decides(
 
     measures = ["nDCG@3", "RR@10", "P@5"]
     assert measure_run(run, qrels, measures) == measure_run(shuffled(run), shuffled(qrels), measures)
+
+
+# Each measure from its definition: of the labels of the list in order, the labels of all judged documents, and which
+# documents of the list are judged. No code of ours or of a library.
+Formula = Callable[[list[int], list[int], list[bool]], float]
+
+
+def dcg(grades: Sequence[int], gain: Callable[[int], float], cutoff: int | None) -> float:
+    return sum(gain(grade) / math.log2(2 + i) for i, grade in enumerate(list(grades)[:cutoff]))
+
+
+def of_ndcg(gain: Callable[[int], float], cutoff: int | None) -> Formula:
+    def value(order: list[int], judged: list[int], known: list[bool]) -> float:
+        ideal = dcg(sorted((max(0, x) for x in judged), key=gain, reverse=True), gain, cutoff)
+        return dcg([max(0, x) for x in order], gain, cutoff) / ideal if ideal else 0.0
+
+    return value
+
+
+def of_rr(rel: int, cutoff: int | None) -> Formula:
+    return lambda order, judged, known: next((1 / (i + 1) for i, x in enumerate(order[:cutoff]) if x >= rel), 0.0)
+
+
+def of_ap(rel: int, cutoff: int | None, *, whole: bool = False) -> Formula:
+    def value(order: list[int], judged: list[int], known: list[bool]) -> float:
+        hits = [x >= rel for x in order[:cutoff]]
+        found = [sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit]
+        return sum(found) / max(1, sum(x >= rel for x in judged))
+
+    return value
+
+
+def count_at(rel: int, cutoff: int | None, over: Callable[[list[int], list[int]], int]) -> Formula:
+    return lambda order, judged, known: sum(x >= rel for x in order[:cutoff]) / max(1, over(order, judged))
+
+
+def of_bpref(order: list[int], judged: list[int], known: list[bool]) -> float:
+    """Buckley and Voorhees 2004: judged irrelevant documents ahead, at most R of them. Below 0: pooled, not judged."""
+    relevant, others = sum(x > 0 for x in judged), sum(x == 0 for x in judged)
+    total, ahead = 0.0, 0
+    for x, is_known in zip(order, known, strict=True):
+        if x > 0:
+            total += 1 - min(ahead, relevant) / min(relevant, others) if ahead else 1
+        ahead += is_known and x == 0
+    return total / relevant
+
+
+def of_inf_ap(order: list[int], judged: list[int], known: list[bool]) -> float:
+    """Yilmaz and Aslam 2006: the precision at a relevant document is estimated from the judged ones of the pool."""
+    total = 0.0
+    for i, x in enumerate(order):
+        if x > 0:
+            ahead = [one for one, is_known in zip(order[:i], known, strict=False) if is_known]
+            found, others = sum(one > 0 for one in ahead), sum(one == 0 for one in ahead)
+            precision = (found + 1e-5) / (found + others + 2e-5)
+            total += 1 / (i + 1) + (len(ahead) / (i + 1)) * precision
+    return total / sum(x > 0 for x in judged)
+
+
+def of_iprec(recall: float) -> Formula:
+    def value(order: list[int], judged: list[int], known: list[bool]) -> float:
+        # The precision at any place from which on the recall is reached; 0.9: trec_eval's rounding.
+        wanted = int(recall * sum(x > 0 for x in judged) + 0.9)
+        hits = [x > 0 for x in order]
+        reached = [sum(hits[: i + 1]) / (i + 1) for i in range(len(hits)) if sum(hits[: i + 1]) >= wanted]
+        return max(reached, default=0.0)
+
+    return value
+
+
+def of_err(cutoff: int | None) -> Formula:
+    def value(order: list[int], judged: list[int], known: list[bool]) -> float:
+        total = 0.0
+        stops = [(2 ** max(0, x) - 1) / 16 for x in order[:cutoff]]
+        for i in range(len(stops)):
+            total += math.prod(1 - s for s in stops[:i]) * stops[i] / (i + 1)
+        return total
+
+    return value
+
+
+def of_accuracy(rel: int, cutoff: int | None) -> Formula:
+    def value(order: list[int], judged: list[int], known: list[bool]) -> float:
+        hits = [x >= rel for x in order[:cutoff]]
+        pairs = [(i, j) for i, one in enumerate(hits) for j, two in enumerate(hits) if one and not two]
+        return sum(i < j for i, j in pairs) / len(pairs) if pairs else float(any(hits))
+
+    return value
+
+
+def of_compat(p: float) -> Formula:
+    def value(order: list[int], judged: list[int], known: list[bool]) -> float:
+        """Clarke et al. 2021: rank-biased overlap with an ideal list, divided by its best value."""
+        # Documents by number: those of the list, then relevant ones that it lacks.
+        rest = list(judged)
+        for x, is_known in zip(order, known, strict=True):
+            if is_known:
+                rest.remove(x)
+        grades = dict(enumerate([*order, *rest]))
+        ideal = sorted((d for d, x in grades.items() if x > 0), key=lambda d: (-grades[d], d))
+        depth = max(len(order), len(ideal))
+
+        def overlap(one: list[int]) -> float:
+            sums = [len(set(one[: i + 1]) & set(ideal[: i + 1])) / (i + 1) for i in range(depth)]
+            return sum(p**i * s for i, s in enumerate(sums)) / sum(p**i for i in range(depth))
+
+        return overlap(list(range(len(order)))) / overlap(ideal)
+
+    return value
+
+
+def only_judged(formula: Formula) -> Formula:
+    def value(order: list[int], judged: list[int], known: list[bool]) -> float:
+        left = [x for x, is_known in zip(order, known, strict=True) if is_known and x >= 0]
+        return formula(left, judged, [True] * len(left))
+
+    return value
+
+
+FORMULAS: dict[str, Formula] = {
+    "nDCG": of_ndcg(float, None),
+    "nDCG@3": of_ndcg(float, 3),
+    "nDCG(judged_only=True)@3": only_judged(of_ndcg(float, 3)),
+    "nDCG(gains={1: 5, 2: 1})@4": of_ndcg(lambda grade: {1: 5.0, 2: 1.0}.get(grade, float(grade)), 4),
+    "nDCG(dcg='exp-log2')@3": of_ndcg(lambda grade: 2.0**grade - 1, 3),
+    "nDCG(dcg='exp-log2')": of_ndcg(lambda grade: 2.0**grade - 1, None),
+    "ERR": of_err(None),
+    "ERR@3": of_err(3),
+    "RR": of_rr(1, None),
+    "MRR@2": of_rr(1, 2),
+    "RR(rel=2)@4": of_rr(2, 4),
+    "RR(judged_only=True)": only_judged(of_rr(1, None)),
+    "AP": of_ap(1, None),
+    "MAP@3": of_ap(1, 3),
+    "AP(rel=2)@3": of_ap(2, 3),
+    "AP(judged_only=True)": only_judged(of_ap(1, None)),
+    "R@3": count_at(1, 3, lambda order, judged: sum(x > 0 for x in judged)),
+    "Recall@2": count_at(1, 2, lambda order, judged: sum(x > 0 for x in judged)),
+    "P@4": count_at(1, 4, lambda order, judged: 4),
+    "Precision(rel=2)@2": count_at(2, 2, lambda order, judged: 2),
+    "P(judged_only=True)@2": only_judged(count_at(1, 2, lambda order, judged: 2)),
+    "Success@2": lambda order, judged, known: float(any(x > 0 for x in order[:2])),
+    "Success(rel=3)@4": lambda order, judged, known: float(any(x >= 3 for x in order[:4])),
+    "Rprec": lambda order, judged, known: count_at(1, sum(x > 0 for x in judged), lambda o, j: sum(x > 0 for x in j))(
+        order, judged, known
+    ),
+    "Bpref": of_bpref,
+    "BPref": of_bpref,
+    "infAP": of_inf_ap,
+    "IPrec@0.1": of_iprec(0.1),
+    "IPrec@0.5": of_iprec(0.5),
+    "IPrec(recall=1)": of_iprec(1.0),
+    "SetP": count_at(1, None, lambda order, judged: len(order)),
+    "SetRelP": count_at(1, None, lambda order, judged: min(len(order), sum(x > 0 for x in judged))),
+    "SetP(relative=True)": count_at(1, None, lambda order, judged: min(len(order), sum(x > 0 for x in judged))),
+    "SetR": count_at(1, None, lambda order, judged: sum(x > 0 for x in judged)),
+    # The harmonic mean of precision and recall: 2 found / (retrieved + relevant).
+    "SetF": lambda order, judged, known: (
+        2 * sum(x > 0 for x in order) / max(1, len(order) + sum(x > 0 for x in judged))
+    ),
+    "SetAP": lambda order, judged, known: (
+        sum(x > 0 for x in order) ** 2 / max(1, len(order) * sum(x > 0 for x in judged))
+    ),
+    "Accuracy": of_accuracy(1, None),
+    "Accuracy(rel=2)@4": of_accuracy(2, 4),
+    "Judged@4": lambda order, judged, known: sum(known[:4]) / max(1, len(known[:4])),
+    "Judged": lambda order, judged, known: sum(known) / max(1, len(known)),
+    "Compat": of_compat(0.95),
+    "Compat(p=0.8)": of_compat(0.8),
+    "NumQ": lambda order, judged, known: 1.0,
+    "NumRel": lambda order, judged, known: float(sum(x > 0 for x in judged)),
+    "NumRet": lambda order, judged, known: float(len(order)),
+    "NumRet(rel=2)": lambda order, judged, known: float(sum(x >= 2 for x in order)),
+    "NumRelRet": lambda order, judged, known: float(sum(x > 0 for x in order)),
+}
+
+
+ORDERS = st.lists(st.integers(0, 11), max_size=9, unique=True)
+GRADES = st.lists(st.integers(-1, 3), min_size=10, max_size=10)
+
+
+@given(st.lists(st.tuples(ORDERS, GRADES), min_size=1, max_size=3), st.permutations(list(FORMULAS)))
+@settings(max_examples=40, deadline=None)
+def test_every_measure_is_its_definition(drawn: list[tuple[list[int], list[int]]], measures: list[str]) -> None:
+    # Ids that a script could take apart: a dash, a colon, blanks, letters beyond ASCII.
+    queries = dict(zip(("PLAIN-1", "PLAIN-2", "3: a é"), drawn, strict=False))
+    run = {q: {f"d {d}": float(-i) for i, d in enumerate(order)} for q, (order, _) in queries.items()}
+    # Documents 10 and 11 have no judgement.
+    qrels = {q: {f"d {d}": float(x) for d, x in enumerate(labels)} for q, (_, labels) in queries.items()}
+    relevant = sorted(q for q, judged in qrels.items() if max(judged.values()) > 0)
+    assume(relevant)
+    found = measure_run(run, qrels, measures)
+    for name in measures:
+        assert list(found.per_query[name]) == relevant, name
+        for q in relevant:
+            order, labels = queries[q]
+            in_order = [labels[d] if d < 10 else 0 for d in order]
+            expected = FORMULAS[name](in_order, labels, [d < 10 for d in order]) if order else 0.0
+            assert found.per_query[name][q] == pytest.approx(expected, abs=2e-5), (name, q)
+        values = found.per_query[name].values()
+        counts = name.startswith("Num")
+        assert found.mean[name] == pytest.approx(sum(values) if counts else sum(values) / len(relevant))
+
+
+def test_every_measure_of_the_library_is_tested_or_refused() -> None:
+    """With what a measure needs, so that nothing else is the reason; a new version may bring others."""
+    needed = {"cutoff": 5, "recall": 0.5, "max_rel": 3, "rel": 1}
+    tested = {name.partition("@")[0].partition("(")[0] for name in FORMULAS}
+    for name, family in ir_measures.measures.registry.items():
+        required = [key for key, info in family.SUPPORTED_PARAMS.items() if info.required]
+        given = f"{name}({', '.join(f'{key}={needed[key]}' for key in required)})"
+        try:
+            check_measures([given])
+        except UserError as error:
+            assert f"measure {given!r} is not computed here" in str(error) and "\n" not in str(error)
+            assert name not in tested
+        else:
+            assert any(ir_measures.measures.registry[known].NAME == family.NAME for known in tested), name
+
+
+def test_expected_reciprocal_rank_of_ids_with_a_dash() -> None:
+    """Two queries whose ids begin alike, a grade of 3 in second place: (2^3 - 1) / 2^4 / 2."""
+    qrels = {"PLAIN-1": {"a": 3.0}, "PLAIN-2": {"a": 3.0}, "12": {"a": 3.0}}
+    run = {q: {"b": 2.0, "a": 1.0} for q in qrels}
+    assert measure_run(run, qrels, ["ERR@10"]).per_query["ERR@10"] == dict.fromkeys(sorted(qrels), 7 / 32)
+    exponential = measure_run(run, qrels, ["nDCG(dcg='exp-log2')@10"])
+    assert exponential.mean["nDCG(dcg='exp-log2')@10"] == pytest.approx(1 / math.log2(3))
+    # A set with grades above 4 has its own highest one: a probability is never above 1.
+    assert mean({"q": {"a": 1.0}}, {"q": {"a": 5.0}}, "ERR") == 31 / 32
+
+
+def test_labels_that_no_gain_can_be_of() -> None:
+    with pytest.raises(UserError, match=r"'q', document 'a': label 1e\+10 is beyond the 1,000,000 that measures can"):
+        measure_run({"q": {"a": 1.0}}, {"q": {"a": 1e10}}, ["nDCG@10"])
+    with pytest.raises(UserError, match=r"label 60 is beyond the 50 that nDCG\(dcg='exp-log2'\) can take"):
+        measure_run({"q": {"a": 1.0}}, {"q": {"a": 60.0}}, ["nDCG(dcg='exp-log2')"])
 
 
 def test_normalised_by_all_judgements_and_not_by_the_list() -> None:
@@ -156,6 +394,25 @@ def test_parameters_of_measures() -> None:
         ("RR(rel=)@10", "measure 'RR"),
         ("RR(rel=exit())@10", "measure 'RR"),
         ("", "unknown measure ''"),
+        ("nDCG(5)", "parameters are given by name"),
+        ("nDCG(cutoff=5)@10", "cutoff is given twice"),
+        ("nDCG@10.5", "cutoff"),
+        ("nDCG@99999999999999999999", "must be from 1 to 1,000,000"),
+        ("RR(rel=0)@10", "rel=0: cannot be computed, it must be from 1"),
+        ("P(rel=True)@10", "rel=True"),
+        ("IPrec@0.125", r"recall=0\.125: must be from 0 to 1, in hundredths"),
+        ("IPrec@2", "recall"),
+        ("IPrec", "recall"),
+        ("SetF(beta=2.0)", "beta: only 1 is computed here"),
+        ("Compat(p=1.0)", "p=1.0: must be above 0 and below 1"),
+        ("nDCG(gains={1: 0.5})@10", "gains: must be whole numbers"),
+        ("nDCG(dcg='exp-log2', judged_only=True)@10", "cannot be computed"),
+        ("RR(judged_only=True)@10", "cannot be computed"),
+        ("NumRel(rel=2)", "cannot be computed"),
+        ("BPM(max_rel=3)@10", "is not computed here"),
+        ("alpha_nDCG@10", "is not computed here"),
+        ("RBP(rel=1)", "is not computed here"),
+        ("RR(" + "(" * 500 + ")@10", "measure 'RR"),
     ],
 )
 def test_bad_names(name: str, words: str) -> None:
@@ -164,6 +421,8 @@ def test_bad_names(name: str, words: str) -> None:
 
 
 def test_all_bad_names_at_once() -> None:
+    with pytest.raises(UserError, match="names no measure"):
+        check_measures([])
     with pytest.raises(UserErrors) as caught:
         check_measures(["mrr@10", "AP", "banana"])
     assert len(caught.value.messages) == 2

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import PAIRS, add_random_lora
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rankwright.common.errors import UserError
-from rankwright.model.attention import PLAIN, ROUTES, _square, check_attention, choose_route
+from rankwright.model import attention, layout
+from rankwright.model.attention import (
+    PLAIN,
+    ROUTES,
+    _square,
+    attend_scored,
+    attend_scored_in_parts,
+    check_attention,
+    choose_route,
+    has_varlen,
+    route_for,
+)
 from rankwright.model.blocks import project, why_not
-from rankwright.model.layout import CPU_ROW_TOKENS
+from rankwright.model.layout import CPU_ROW_TOKENS, pack
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import EncodedGroup, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
@@ -50,17 +66,17 @@ def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("attention", ["documents", "dense"])
+@pytest.mark.parametrize("route", ["documents", "dense"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("base", BASES)
 def test_scores_and_gradients_are_those_of_the_plain_forward(
-    base: str, method: str, attention: str, checkpointing: bool, request: pytest.FixtureRequest
+    base: str, method: str, route: str, checkpointing: bool, request: pytest.FixtureRequest
 ) -> None:
     model, groups = load(request.getfixturevalue(base), method)
     model.attention = PLAIN
     plain_scores, plain = scores_and_gradients(model, groups)
     assert plain_scores.std() > 1, "scores too alike for this test to see anything"
-    model.attention = attention
+    model.attention = route
     if checkpointing:
         enable_checkpointing(model)
     calls: list[int] = []
@@ -75,11 +91,123 @@ def test_rows_of_any_length_give_the_same(tiny_qwen3: Path, monkeypatch: pytest.
     model, groups = load(tiny_qwen3, "lora")
     assert sum(g.tokens for g in groups) < CPU_ROW_TOKENS
     whole_scores, whole = scores_and_gradients(model, groups)
+    rows: list[int] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
     for row_tokens in (1, 150, 400):
-        monkeypatch.setattr("rankwright.model.layout.CPU_ROW_TOKENS", row_tokens)
+        monkeypatch.setattr(layout, "CPU_ROW_TOKENS", row_tokens)
+        rows.clear()
         scores, gradients = scores_and_gradients(model, groups)
+        assert len(rows) > 1 and (max(rows) <= row_tokens or row_tokens == 1)
         torch.testing.assert_close(scores, whole_scores, **CLOSE)
         assert distance(gradients, whole) < 1e-5
+
+
+class Sizes(TorchDispatchMode):
+    """The numbers of every tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: list[int] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        found = operation(*arguments, **(keywords or {}))
+        self.numbers += [t.numel() for t in tree_leaves(found) if isinstance(t, Tensor)]
+        return found
+
+
+def of_lengths(head: int, documents: list[int]) -> EncodedGroup:
+    return EncodedGroup([1] * head, [[2] * length for length in documents], False, 0)
+
+
+@pytest.mark.parametrize("route", ["documents", PLAIN])
+def test_a_list_of_any_length_is_scored_in_bounded_memory(
+    tiny_qwen3: Path, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a GPU rows and chunks are bounded too, by more tokens.
+    assert [layout.row_tokens(on_cpu) for on_cpu in (True, False)] == [4096, 32768]
+    assert [layout.chunk_tokens(on_cpu) for on_cpu in (True, False)] == [4096, 16384]
+    monkeypatch.setattr(layout, "CPU_ROW_TOKENS", 1000)
+    model, _ = load(tiny_qwen3, "lora")
+    model.eval().attention = route
+    largest = []
+    for documents in (20, 200):
+        with torch.no_grad(), Sizes() as sizes:
+            assert model([of_lengths(50, [100] * documents)]).shape == (documents,)
+        largest.append(max(sizes.numbers))
+    assert largest[1] <= 1.1 * largest[0]
+
+
+@pytest.mark.parametrize(("head", "document"), [(40, 25), (300, 500)])
+def test_the_last_layer_needs_memory_that_grows_with_the_tokens(head: int, document: int) -> None:
+    totals = []
+    for documents in (64, 512):
+        (row,) = pack([of_lengths(head, [document] * documents)], None, layout.SHAPE_MULTIPLE)
+        q_HND = torch.empty(16, len(row.scored_N), 128, device="meta")
+        k_KTD = torch.empty(8, len(row.ids_T), 128, device="meta")
+        with Sizes() as sizes:
+            assert attend_scored_in_parts(q_HND, k_KTD, k_KTD, row, 0.1).shape == (len(row.scored_N), 16, 128)
+        totals.append(sum(sizes.numbers))
+    # Eight times the tokens; under one mask for all documents it would be 64 times.
+    assert totals[1] < 9 * totals[0]
+
+
+@pytest.mark.parametrize("multiple", [1, 128])
+def test_scored_tokens_in_parts_are_those_under_one_mask(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SCORED_AT_ONCE", 3)
+    groups = [of_lengths(5 + i, [1 + (7 * i + j) % 9 for j in range(1 + 2 * i)]) for i in range(5)]
+    (row,) = pack(groups, None, multiple)
+    tokens, scored = len(row.ids_T), len(row.scored_N)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(h, t, 8, generator=generator) for h, t in ((4, scored), (2, tokens), (2, tokens))]
+    found = []
+    for attend in (attend_scored, attend_scored_in_parts):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out_NHD = attend(*leaves, row, 0.3)
+        weights = torch.linspace(-1, 1, out_NHD[: len(row.documents)].numel()).view(-1, 4, 8)
+        (out_NHD[: len(row.documents)] * weights).sum().backward()
+        found.append([out_NHD.detach(), *(leaf.grad for leaf in leaves)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-5)
+
+
+def test_long_documents_need_no_square_of_their_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    (row,) = pack([of_lengths(30, [50, 4, 90]), of_lengths(70, [60])], None)
+    inputs = [torch.randn(h, len(row.ids_T), 8, generator=generator) for h in (4, 2, 2)]
+    expected = ROUTES["documents"](*inputs, row, 0.3)
+    for long_keys in (1, 60, 100):
+        monkeypatch.setattr(attention, "LONG_KEYS", long_keys)
+        torch.testing.assert_close(ROUTES["documents"](*inputs, row, 0.3), expected, rtol=0.0, atol=1e-5)
+    monkeypatch.undo()
+    # 16,000 keys: a square has 256 million numbers.
+    (row,) = pack([of_lengths(1000, [15000])], None)
+    inputs = [torch.zeros(1, len(row.ids_T), 8) for _ in range(3)]
+    with Sizes() as sizes:
+        ROUTES["documents"](*inputs, row, 0.3)
+    assert max(sizes.numbers) < 2**22
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.builds(of_lengths, st.integers(1, 400), st.lists(st.integers(1, 500), min_size=1, max_size=4)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_blocks_of_flex_attention_are_those_with_tokens_that_see_each_other(groups: list[EncodedGroup]) -> None:
+    (row,) = pack(groups, None)
+    places = torch.arange(len(row.ids_T))
+    count = -(-len(row.ids_T) // attention.FLEX_BLOCK)
+    pairs = torch.zeros(2 * [count * attention.FLEX_BLOCK], dtype=torch.bool)
+    pairs[: len(places), : len(places)] = row.allowed(places[:, None], places[None, :])
+    tiles = pairs.view(count, attention.FLEX_BLOCK, count, attention.FLEX_BLOCK).transpose(1, 2).flatten(2)
+    some_QK, whole_QK = attention._blocks_that_meet(row.segments, len(row.ids_T))
+    assert torch.equal(some_QK, tiles.any(dim=2))
+    assert not (whole_QK & ~tiles.all(dim=2)).any()
+    mask = attention._block_mask(row, torch.device("cpu"))
+    assert torch.equal(mask.to_dense()[0, 0].bool(), some_QK)
+    assert torch.equal(mask.full_kv_num_blocks[0, 0].long(), whole_QK.sum(dim=1))
 
 
 def test_training_after_scoring_in_inference_mode(tiny_qwen3: Path) -> None:
@@ -99,6 +227,14 @@ def test_flex_attention_sees_what_the_others_see(tiny_qwen3: Path) -> None:
         expected = model(groups)
         model.attention = "flex"
         torch.testing.assert_close(model(groups), expected, **CLOSE)
+
+
+def test_blocks_of_a_long_row_need_little_memory() -> None:
+    (row,) = pack([of_lengths(500, [300] * 100)], None)
+    with Sizes() as sizes:
+        attention._block_mask(row, torch.device("cpu"))
+    # Pairs of blocks of 128 tokens, not of tokens.
+    assert max(sizes.numbers) <= max((len(row.ids_T) // 128 + 1) ** 2, 2 * len(row.ids_T))
 
 
 def test_bf16_is_close_to_fp32_and_trains(tiny_qwen3: Path) -> None:
@@ -194,6 +330,8 @@ def test_routes_by_device() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert choose_route("auto", cpu, torch.float32)[0] == "documents"
     assert choose_route("auto", gpu, torch.float32)[0] == "flex"
+    assert route_for("auto", "cuda", torch.bfloat16, has_kernel=True)[0] == "varlen"
+    assert route_for("auto", "cuda", torch.bfloat16, has_kernel=False)[0] == "flex"
     assert choose_route("dense", cpu, torch.float32) == ("dense", "chosen in the recipe")
     with pytest.raises(UserError, match="varlen needs a CUDA device and bf16, here cpu and float32"):
         choose_route("varlen", cpu, torch.float32)
@@ -201,3 +339,55 @@ def test_routes_by_device() -> None:
         check_attention(name)
     with pytest.raises(UserError, match=r"unknown attention 'flash'.*documents"):
         check_attention("flash")
+
+
+def old_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    is_causal: bool = False,
+    return_aux: Any = None,
+) -> Tensor:
+    """The signature of torch 2.10."""
+    raise AssertionError("must not be called as `varlen` calls it")
+
+
+@pytest.mark.parametrize("version", ["2.9", "2.10"])
+def test_a_torch_without_the_options_of_varlen_takes_flex(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.nn.attention.varlen as module
+
+    if version == "2.9":
+        # It has no such module.
+        monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    else:
+        monkeypatch.setattr(module, "varlen_attn", old_varlen)
+    has_varlen.cache_clear()
+    try:
+        route, why = route_for("auto", "cuda", torch.bfloat16, has_kernel=True)
+        assert route == "flex" and f"torch {torch.__version__} has no FlashAttention over segments" in why
+        with pytest.raises(UserError, match="varlen needs a newer torch, whose varlen_attn takes enable_gqa"):
+            route_for("varlen", "cuda", torch.bfloat16, has_kernel=True)
+    finally:
+        has_varlen.cache_clear()
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
+def test_plain_attention_of_bases_whose_embeddings_have_another_name(tiny_qwen3: Path, family: str) -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
+
+    sizes = {"vocab_size": 1000, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = GPTNeoXConfig(**sizes, intermediate_size=64) if family == "gpt_neox" else GPT2Config(**sizes)
+    lm = AutoModelForCausalLM.from_config(config).eval()
+    rows_2H = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    model = RankModel(lm, rows_2H, pad_id=0).eval()
+    group = EncodedGroup([5, 6, 7], [[8, 9], [10]], False, 0)
+    for model.attention in ("auto", PLAIN):
+        with torch.no_grad():
+            scores = model([group])
+            states = [lm(torch.tensor([group.head_ids + t]), output_hidden_states=True) for t in group.tail_ids]
+        expected = torch.stack([s.hidden_states[-1][0, -1] @ (rows_2H[1] - rows_2H[0]) for s in states])
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)

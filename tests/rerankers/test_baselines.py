@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from rankwright.common.registry import parameters
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import make_contract
 from rankwright.pipeline.checks import check_names
-from rankwright.recipe.schema import Baseline, Data, Evaluate, Model, Prompt, Recipe, Source
+from rankwright.recipe.schema import Baseline, Data, Dense, Evaluate, Model, Prompt, Recipe, Source
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, _cut_lengths
 from rankwright.rerankers.kinds import BASELINES, baseline_inputs, check_baselines, load_baseline
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.served import ServedReranker
+from rankwright.retrieval.dense import DENSE, BiEncoder
 
 PROMPT = Prompt(max_tokens=320)
 QUERIES = list(dict.fromkeys(query for query, _ in PAIRS))[:5]
@@ -115,7 +117,8 @@ def test_what_is_no_one_label_cross_encoder_is_refused(tiny_qwen3: Path, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
         load_baseline(row("cross-encoder", tmp_path / "empty"), PROMPT, cache=tmp_path)
-    assert str(caught.value).startswith("evaluate.baselines: other: cannot load") and "\n" not in str(caught.value)
+    empty = tmp_path / "empty"
+    assert str(caught.value).startswith(f"evaluate.baselines: other: {empty}: has no config.json: give a folder")
 
 
 # Kinds of our own engine.
@@ -285,6 +288,94 @@ def test_all_faults_of_baselines_are_said_at_once(tiny_qwen3: Path, monkeypatch:
     assert set(faults) <= set(check_names(bad))
 
 
+def copied(source: Path, to: Path, *without: str) -> Path:
+    shutil.copytree(source, to, ignore=shutil.ignore_patterns(*without))
+    return to
+
+
+def test_baselines_that_cannot_be_read_are_refused_by_check(
+    folders: dict[str, Path], cross_encoder: Path, tiny_qwen3: Path, tmp_path: Path
+) -> None:
+    hf = folders["qwen3-portable"]
+    gguf = copied(hf, tmp_path / "gguf", "*.safetensors")
+    (gguf / "model-q8_0.gguf").write_bytes(b"GGUF")
+    onnx = copied(hf, tmp_path / "onnx", "*.safetensors")
+    (onnx / "onnx").mkdir()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_qwen3)}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    lost = copied(hf, tmp_path / "lost")
+    (lost / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    pickled = copied(cross_encoder, tmp_path / "pickled", "*.safetensors")
+    (pickled / "pytorch_model.bin").write_bytes(b"")
+    three = copied(cross_encoder, tmp_path / "three")
+    config = json.loads((three / "config.json").read_text())
+    config |= {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    (three / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "num_labels"}))
+    cases: list[tuple[str, Path, str]] = [
+        ("rankwright", gguf, "an export for other libraries (gguf)"),
+        ("rankwright", onnx, "an export for other libraries (onnx)"),
+        ("rankwright", Path("/etc"), "has no config.json"),
+        ("rankwright", tmp_path / "missing", "no such folder"),
+        ("rankwright", copied(hf, tmp_path / "no-weights", "*.safetensors"), "has no weights (*.safetensors)"),
+        ("rankwright", lost, "no such folder"),
+        ("rankwright", cross_encoder, "is an encoder"),
+        ("zerank", Path("/etc"), "has no config.json"),
+        ("qwen3-reranker", gguf, "an export for other libraries (gguf)"),
+        ("mxbai", hf, "use kind: rankwright"),
+        ("cross-encoder", adapter, "holds adapters, not a whole model"),
+        ("cross-encoder", gguf, "an export for other libraries (gguf)"),
+        ("cross-encoder", onnx, "an export for other libraries (onnx)"),
+        ("cross-encoder", Path("/etc"), "has no config.json"),
+        ("cross-encoder", tmp_path / "missing", "no such folder"),
+        ("cross-encoder", tiny_qwen3, "is a language model, which needs its prompt"),
+        ("cross-encoder", copied(cross_encoder, tmp_path / "bare", "*.safetensors"), "has no weights"),
+        ("cross-encoder", pickled, "pytorch_model.bin, a pickle"),
+        ("cross-encoder", three, "has 3 labels, must have 1"),
+        ("rankwright", hf, ""),
+        ("rankwright", tiny_qwen3, ""),
+        ("cross-encoder", cross_encoder, ""),
+    ]
+    baselines = [row(kind, folder, name=f"row{number}") for number, (kind, folder, _) in enumerate(cases)]
+    faults = check_baselines(recipe_with(*baselines).model_copy(update={"prompt": PROMPT}))
+    by_row = {fault.split(".")[2]: fault for fault in faults}
+    assert len(by_row) == len(faults)
+    for number, (kind, folder, part) in enumerate(cases):
+        fault = by_row.get(str(number), "")
+        assert bool(part) == bool(fault) and part in fault and "\n" not in fault, (kind, folder, fault)
+        assert not fault or fault.startswith(f"evaluate.baselines.{number}.model: ")
+
+
+CODE = "import pathlib\npathlib.Path({marker!r}).touch()\nfrom sentence_transformers.models import Normalize as Mine\n"
+
+
+@pytest.mark.parametrize("place", ["modules.json", "router"])
+def test_a_module_of_its_own_never_runs(place: str, cross_encoder: Path, tmp_path: Path) -> None:
+    """As version 5 of sentence-transformers would import it from a local folder."""
+    folder, marker = copied(cross_encoder, tmp_path / "model"), tmp_path / "ran"
+    (folder / "mine.py").write_text(CODE.format(marker=str(marker)))
+    last = "mine.Mine" if place == "modules.json" else "sentence_transformers.models.Router"
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Last", "type": last},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Last").mkdir()
+    settings = {"types": {"query_0": "mine.Mine"}, "structure": {"query": ["query_0"]}}
+    (folder / "1_Last" / "router_config.json").write_text(json.dumps(settings))
+    wanted = "names the class 'mine.Mine', which is not one of sentence-transformers"
+    with pytest.raises(UserError, match=wanted):
+        load_baseline(row("cross-encoder", folder), PROMPT, cache=tmp_path)
+    (fault,) = check_baselines(recipe_with(row("cross-encoder", folder)))
+    assert fault.startswith("evaluate.baselines.0.model: ") and wanted in fault
+    with pytest.raises(UserError, match=wanted):
+        BiEncoder(str(folder), None, {"query": "", "document": ""})
+    recipe = recipe_with().model_copy(update={"dense": Dense(model=str(folder))})
+    assert wanted in DENSE.check(recipe)[0]
+    assert not marker.exists()
+
+
 def test_kinds_are_spelt_as_recipes_spell_them() -> None:
     assert list(BASELINES) == ["cross-encoder", "qwen3-reranker", "zerank", "mxbai", "bge", "rankwright", "served"]
 
@@ -295,7 +386,9 @@ def test_user_errors_name_the_row(tmp_path: Path) -> None:
     assert not issubclass(UserErrors, KeyError)
 
 
-def test_the_recipe_in_the_documentation_is_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_recipe_in_the_documentation_is_good(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import yaml
 
     monkeypatch.setenv("COHERE_KEY", "secret")
@@ -304,7 +397,7 @@ def test_the_recipe_in_the_documentation_is_good(monkeypatch: pytest.MonkeyPatch
     rows = yaml.safe_load(block)["evaluate"]["baselines"]
     assert {one["kind"] for one in rows} == set(BASELINES)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/finance-old/export/hf").mkdir(parents=True)
+    shutil.copytree(folders["qwen3-portable"], tmp_path / "runs/finance-old/export/hf")
     assert check_baselines(recipe_with(*(Baseline(**one) for one in rows))) == []
     for kind in BASELINES:
         line = next(x for x in text.splitlines() if x.startswith(f"| `{kind}` |"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,22 +10,29 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import zlib
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rerank_server import PATHS, Fault, RerankServer, running_server, true_score
+from rerank_server import PATHS, TOO_LONG, Fault, RerankServer, running_server, true_score
 
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
+from rankwright.recipe.schema import Baseline, Data, Evaluate, Model, Prompt, Recipe
+from rankwright.rerankers import transport
 from rankwright.rerankers.endpoints import SHAPES
+from rankwright.rerankers.kinds import TEACHER, baseline_inputs, check_baselines, load_baseline
 from rankwright.rerankers.pair_scores import ScoreCache, score_key
+from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.rerankers.scorer import rerank
 from rankwright.rerankers.served import Limits, ServedReranker, _retry_after
 from rankwright.retrieval.candidates import Candidate
@@ -461,3 +469,180 @@ def test_the_rate_holds_for_retries_too(server: RerankServer) -> None:
     assert len(times) == 5
     # A request may take a little longer to arrive than the next one; over all of them the pace holds.
     assert times[-1] - times[0] >= 4 * 0.05 - 0.02
+
+
+# Texts that a server refuses as too long.
+
+
+@pytest.mark.parametrize("name", sorted(TOO_LONG))
+def test_a_document_refused_as_too_long_goes_last_and_is_counted(
+    server: RerankServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    documents = ["a", "b" * 50, "c", "d", "e" * 60, "f", "g"]
+    good = [d for d in documents if len(d) < 10]
+    for cache in (None, tmp_path / "scores.jsonl", tmp_path / "scores.jsonl"):
+        server.reset("vllm")
+        server.refuses = (10, *TOO_LONG[name])
+        reranker = served(server, cache=cache, retries=0)
+        reranker.refused_last = True
+        scores = dict(zip(documents, reranker.score("q", documents), strict=True))
+        assert [scores[d] for d in good] == truth("q", good)
+        assert max(scores["b" * 50], scores["e" * 60]) < min(scores[d] for d in good)
+        assert reranker.cut == {"documents_refused": 2} and reranker.score("q", ["a"]) == truth("q", ["a"])
+        assert capsys.readouterr().out.count("WARNING") == 1
+    # Nobody paid for the others again, and what was made up is not kept.
+    assert set(server.documents) == {"b" * 50, "e" * 60}
+    # Without the attribute, as for a teacher, it stops, and names the option to set.
+    server.reset("vllm")
+    server.refuses = (10, *TOO_LONG[name])
+    with pytest.raises(UserError) as error:
+        served(server, batch=1).score("q", documents)
+    assert f"answered {TOO_LONG[name][0]}: " in said(error) and "truncate_prompt_tokens" in said(error)
+    assert len(server.asked) == 2, "asking again would not make it shorter"
+
+
+def test_a_query_whose_documents_are_all_refused_ends_the_evaluation(server: RerankServer) -> None:
+    server.refuses = (10, *TOO_LONG["vllm"])
+    reranker = served(server)
+    reranker.refused_last = True
+    with pytest.raises(UserError, match="it refuses every document of this query: let the server cut texts"):
+        reranker.score("q", ["b" * 50, "e" * 60])
+    # Another refusal is about the request, not about a text.
+    server.refuses = (10, 400, "model 'm' does not exist")
+    with pytest.raises(UserError, match="does not exist"):
+        reranker.score("q", ["a", "b" * 50])
+
+
+def test_refused_documents_are_counted_in_the_facts_of_an_evaluation(server: RerankServer, tmp_path: Path) -> None:
+    server.refuses = (10, *TOO_LONG["tei"])
+    corpus = {"d0": "a", "d1": "b" * 50, "d2": "c"}
+    collection = Collection("set", corpus, {"q0": "x", "q1": "y"}, {})
+    lists = {q: [Candidate(d, 1.0, i) for i, d in enumerate(corpus, start=1)] for q in collection.queries}
+    options = {"url": server.url, "shape": "cohere"}
+    row = Baseline(name="mine", kind="served", model="m", options=options)
+    scorer = load_baseline(row, Prompt(), cache=tmp_path / "cache")
+    scores = BlockScores(tmp_path / "eval", "inputs", lists, tuple(collection.queries))
+    scores.score([0], scorer, collection, rank=0, advance=lambda *_: None, look=lambda: None)
+    run, facts = scores.gather()
+    assert facts["documents_refused"] == 2
+    assert all(min(found, key=found.__getitem__) == "d1" for found in run.values())
+    # A teacher's scores are learned from.
+    with pytest.raises(UserError, match="answered 413"):
+        load_baseline(row, Prompt(), cache=tmp_path / "other", key=TEACHER).score("x", ["b" * 50])
+
+
+def test_extra_of_a_recipe_is_sent_and_checked(server: RerankServer, tmp_path: Path) -> None:
+    def baseline(extra: Any, shape: str = "vllm") -> Baseline:
+        options = {"url": server.url, "shape": shape, "extra": extra}
+        return Baseline(name="mine", kind="served", model="m", options=options)
+
+    server.reset("vllm")
+    extra = {"truncate_prompt_tokens": 224, "nested": {"a": [1, None, "b"]}}
+    load_baseline(baseline(extra), Prompt(), cache=tmp_path).score("q", ["a"])
+    assert server.asked[0].body == {"model": "m", "query": "q", "documents": ["a"], "top_n": 1, **extra}
+    assert baseline_inputs(baseline(extra), Prompt()) != baseline_inputs(baseline({}), Prompt())
+    recipe = Recipe(name="r", model=Model(base="b"), data=Data(), evaluate=Evaluate())
+    for shape, wrong, part in [
+        *(("vllm", {name: "x"}, f"{name!r} is a field that each request has") for name in ("model", "query", "top_n")),
+        ("tei", {"texts": []}, "'texts' is a field that each request has"),
+        ("voyage", {"top_k": 1}, "'top_k' is a field that each request has"),
+        ("vllm", {"day": date(2026, 1, 1)}, "must hold texts, numbers"),
+        ("vllm", {"nan": float("nan")}, "must hold texts, numbers"),
+        ("vllm", ["a"], "extra: Input should be a valid dictionary"),
+    ]:
+        row = baseline(wrong, shape)
+        (fault,) = check_baselines(recipe.model_copy(update={"evaluate": Evaluate(baselines=(row,))}))
+        assert fault.startswith("evaluate.baselines.0.options: ") and part in fault, fault
+
+
+# Answers without an end.
+
+GOOD = json.dumps({"results": [{"index": 0, "relevance_score": 0.5}]}).encode()
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def slowly(content: bytes) -> Iterator[bytes]:
+    for place in range(len(content)):
+        yield content[place : place + 1]
+        time.sleep(0.1)
+
+
+def endless(length: bool) -> Iterator[bytes]:
+    yield HEAD + (b"Content-Length: 1000000000000\r\n\r\n" if length else b"Transfer-Encoding: chunked\r\n\r\n")
+    piece = b" " * 2**16
+    while True:
+        yield piece if length else b"10000\r\n" + piece + b"\r\n"
+
+
+def gzip_bomb() -> Iterator[bytes]:
+    """256 MiB of blanks in 256 KiB."""
+    content = zlib.compressobj(9, wbits=31)
+    blanks = content.compress(b" " * 2**26)
+    packed = blanks + b"".join(content.compress(b" " * 2**26) for _ in range(3)) + content.flush()
+    yield HEAD + f"Content-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n".encode() + packed
+
+
+ENDLESS: dict[str, tuple[Any, str]] = {
+    "slow body": (lambda: chain([HEAD + b"Content-Length: 600\r\n\r\n"], slowly(b" " * 600)), "no answer within 0.5 s"),
+    "slow chunks": (
+        lambda: chain([HEAD + b"Transfer-Encoding: chunked\r\n\r\n"], slowly(b"1\r\n \r\n" * 100)),
+        "no answer within 0.5 s",
+    ),
+    "slow head": (lambda: slowly(HEAD * 10), "no answer within 0.5 s"),
+    "slow error": (
+        lambda: chain([b"HTTP/1.1 400 Bad\r\nContent-Length: 600\r\n\r\n"], slowly(b" " * 600)),
+        "no answer within 0.5 s",
+    ),
+    "endless body": (lambda: endless(True), "answered more than 1 MiB for 1 documents"),
+    "endless chunks": (lambda: endless(False), "answered more than 1 MiB for 1 documents"),
+    "gzip bomb": (gzip_bomb, "answered more than 1 MiB for 1 documents"),
+    "endless error": (
+        lambda: chain([b"HTTP/1.1 400 Bad\r\nContent-Length: 1000000000000\r\n\r\n"], repeat(b"no " * 2**14)),
+        "answered 400: 'no no",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ENDLESS))
+def test_an_answer_is_bounded_in_time_and_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(transport, "LEAST_ANSWER_BYTES", 2**20)
+    pieces, wanted = ENDLESS[name]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(2**16)
+                for piece in pieces():
+                    connection.sendall(piece)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(UserError) as error:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            seconds = 0.5 if name.startswith("slow") else 30.0
+            reranker_of(url, shape="cohere", retries=0, timeout_seconds=seconds).score("q", ["a"])
+        assert wanted in said(error)
+        # Its bodies would take a minute, or forever.
+        assert time.monotonic() - started < 20
+        thread.join(10)
+        assert not thread.is_alive(), "the connection was given up"
+
+
+def test_a_slow_answer_that_ends_in_time_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(HEAD + f"Content-Length: {len(GOOD)}\r\n\r\n".encode() + GOOD[:20])
+                time.sleep(0.3)
+                connection.sendall(GOOD[20:])
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        assert reranker_of(url, shape="cohere", retries=0, timeout_seconds=30.0).score("q", ["a"]) == [0.5]

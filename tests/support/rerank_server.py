@@ -46,6 +46,18 @@ class Fault:
     score: float | str | bool | None = None  # in place of the first row's
 
 
+# What servers answer to a text that is longer than they read: (status, body).
+TOO_LONG = {
+    "vllm": (400, "This model's maximum context length is 224 tokens. However, you requested 300 tokens."),
+    "vllm, older": (400, "The decoder prompt (length 300) is longer than the maximum model length of 224."),
+    "tei": (413, '{"error": "`inputs` must have less than 512 tokens. Given: 600", "error_type": "Validation"}'),
+    "tei, 422": (422, "Input validation error: `inputs` must have less than 512 tokens. Given: 600"),
+    "infinity": (422, "input too long for the model"),
+    "llama_cpp": (500, "input (600 tokens) is too large to process. increase the physical batch size"),
+    "llama_cpp, context": (400, "the request exceeds the available context size, try increasing it"),
+}
+
+
 @dataclass
 class Asked:
     """One request as it arrived."""
@@ -117,6 +129,7 @@ class RerankServer(LocalServer):
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.pause_seconds = 0.0
+        self.refuses: tuple[int, int, str] | None = None  # requests with a longer text than so many letters, and how
 
     @property
     def documents(self) -> list[str]:
@@ -124,6 +137,7 @@ class RerankServer(LocalServer):
 
     def reset(self, shape: str, *faults: Fault) -> None:
         self.shape, self.faults, self.asked, self.pause_seconds = shape, list(faults), [], 0.0
+        self.refuses = None
 
 
 class _Handler(JsonHandler):
@@ -139,6 +153,8 @@ class _Handler(JsonHandler):
             self.close_connection = True
             return
         content = fault.body
+        if server.refuses is not None and max(map(len, asked.documents)) > server.refuses[0]:
+            fault, content = Fault(status=server.refuses[1]), server.refuses[2].encode()
         if content is None:
             content = json.dumps(self._answer(asked, fault)).encode()
         self.send(fault.status if self.path == PATHS[server.shape] else 404, content, fault.headers)

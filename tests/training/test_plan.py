@@ -7,19 +7,26 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import jobs
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rankwright.common.errors import UserError
+from rankwright.model.attention import ROUTES, _gathered
+from rankwright.model.blocks import score_states
+from rankwright.model.layout import SHAPE_MULTIPLE, Row, pack, row_tokens
 from rankwright.model.loading import empty_model, load_model
-from rankwright.model.prompt import make_contract
+from rankwright.model.prompt import EncodedGroup, make_contract
 from rankwright.recipe.loading import load_recipe
+from rankwright.training.estimate.cost import Types, scoring_bytes
 from rankwright.training.estimate.plan import GIB, KNOWN, make_plan, parse_gpus
-from rankwright.training.estimate.shapes import architecture_of
+from rankwright.training.estimate.shapes import architecture_of, row_work, rows_of
 from rankwright.training.setup import make_trainable
 
 WORKER = Path(__file__).parents[1] / "support" / "step_worker.py"
@@ -132,6 +139,58 @@ def test_memory_parts_of_a_known_shape(tmp_path: Path, large: Path) -> None:
     assert sum(f > 0 for f in full.step_flops()) == 4
     # But for what fills rows up to a multiple of 128 tokens.
     assert sum(full.step_flops()) == pytest.approx(sum(make_plan(full.recipe, "h100").step_flops()), rel=0.05)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that live at the same time, at the highest; on the meta device nothing is computed."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.now = self.highest = 0
+        # Without the weights.
+        self.seen = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        found = operation(*arguments, **(keywords or {}))
+        for tensor in tree_leaves(found):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) and tensor.is_meta else None
+            if storage is not None and storage._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.highest = max(self.highest, self.now)
+                weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
+        return found
+
+    def gone(self, place: int, size: int) -> None:
+        self.seen.discard(place)
+        self.now -= size
+
+
+def varlen_on_meta(q_HTD: Any, k_KTD: Any, v_KTD: Any, row: Row, scale: float) -> Any:
+    """The tensors of the route `varlen`, without its kernel."""
+    places_S, _, _ = _gathered(row, q_HTD.device)
+    copies = [x.transpose(0, 1).index_select(0, places_S) for x in (k_KTD, v_KTD)]
+    out_THD = torch.empty_like(q_HTD.transpose(0, 1).contiguous())
+    del copies
+    return out_THD
+
+
+@pytest.mark.parametrize(("head", "document", "documents"), [(45, 460, 300), (100, 40, 1600)])
+def test_lists_of_any_length_are_scored_in_the_memory_of_a_full_row(
+    tmp_path: Path, large: Path, monkeypatch: pytest.MonkeyPatch, head: int, document: int, documents: int
+) -> None:
+    monkeypatch.setitem(ROUTES._known, "varlen", varlen_on_meta)
+    plan = make_plan(recipe_of(tmp_path, large, "prompt.max_tokens=512"), "h200")
+    types = Types.of(full=False, bits16=True)
+    group = EncodedGroup([1] * head, [[2] * document] * documents, False, 0)
+    rows = pack([group], row_tokens(on_cpu=False), SHAPE_MULTIPLE)
+    works = [row_work(row, plan.target) for row in rows_of([group], plan.target)]
+    assert [work.tokens for work in works] == [len(row.ids_T) for row in rows] and len(rows) > 1
+    model = plan.model.eval()
+    with torch.no_grad(), Live(model) as live:
+        score_states(model.decoder, model.blocks, rows[0], "varlen")
+    assert scoring_bytes(plan.shape, works[0], types) == pytest.approx(live.highest, rel=0.05)
+    assert live.highest < 1.5 * GIB, "all 138,000 tokens at once take more than 5 GiB"
 
 
 def test_what_cannot_fit_is_refused_with_what_would(tmp_path: Path, large: Path) -> None:

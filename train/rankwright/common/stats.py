@@ -26,7 +26,7 @@ Name = TypeVar("Name")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """tuned - base: mean over the queries, confidence interval, number of queries, and how many of them differ."""
+    """tuned - base: the mean over the queries, its confidence interval, their number, and how many of them differ."""
 
     mean: float
     low: float

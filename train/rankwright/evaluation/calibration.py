@@ -21,8 +21,11 @@ BINS = 10
 PROBABILITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 # The search for 1/T covers this factor around 1 / (mean size of the scores), both ways.
 RANGE = 1e6
-# Beyond this, sigmoid differs from 0 or 1 by less than 1e-13, so no threshold can tell such scores apart.
-SATURATED = 30.0
+# From about these scores on a sigmoid in this type is exactly 1. Servers of 16 bits get there much earlier, and a raw
+# score cannot be had back from such a probability.
+SATURATED = {name: bits * math.log(2) for name, bits in (("fp32", 24), ("fp16", 12), ("bf16", 9))}
+# Below this it differs from 0 by less than 1e-13; there every type still tells scores apart, but no threshold of use.
+LOWEST = -30.0
 SATURATED_SHARE = 0.01
 # The share of cases in which a relevant pair is above another one, ties as half. Chance gives 0.5.
 LEAST_AUC = 0.55
@@ -155,11 +158,12 @@ def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | Non
         return None
     if float(np.ptp(scores_N)) == 0:
         return f"all {len(scores_N):,} scores are equal ({scores_N[0]:.4g}): the model ranks nothing"
-    saturated = float((np.abs(scores_N) > SATURATED).mean())
+    highest = SATURATED["fp32"]
+    saturated = float(((scores_N >= highest) | (scores_N < LOWEST)).mean())
     if saturated > SATURATED_SHARE:
         return (
-            f"{saturated:.1%} of the scores are above {SATURATED:g} or below {-SATURATED:g}, where a probability is 1 "
-            "or 0 to twelve digits: lower train.learning_rate or train for fewer steps"
+            f"{saturated:.1%} of the scores are above {highest:.1f}, where a sigmoid of 32 bits is exactly 1, or below "
+            f"{LOWEST:g}, where it is 0 to twelve digits: lower train.learning_rate or train for fewer steps"
         )
     found = int(relevant_N.sum())
     others = len(scores_N) - found
@@ -178,7 +182,7 @@ def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | Non
 
 
 def summary(scores: Sequence[float], relevant: Sequence[bool], *, queries: int, temperature: float) -> dict[str, Any]:
-    """All figures of one set, as calibration.json holds them."""
+    """All figures of one set, as calibration.json holds them. saturated: type -> share of pairs of probability 1."""
     scores_N, relevant_N = _arrays(scores, relevant)
     error, plain = reliability(scores, relevant)
     error_fitted, fitted = reliability(scores, relevant, temperature=temperature)
@@ -192,5 +196,6 @@ def summary(scores: Sequence[float], relevant: Sequence[bool], *, queries: int, 
         "bins": plain,
         "bins_fitted": fitted,
         "spread": {k: np.quantile(v, [0.05, 0.5, 0.95]).tolist() if len(v) else None for k, v in kinds.items()},
+        "saturated": {t: float((scores_N >= s).mean()) if len(scores_N) else 0.0 for t, s in SATURATED.items()},
         "alarm": spread_alarm(scores, relevant),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 from rankwright.common.values import list_of_paths, path_text, whole_number
-from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.metrics import HEADLINE, summarise
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries, system_order
 from rankwright.evaluation.runs import EvaluatedRun, Values, experiment_of, read_runs, same_but_for_seed
 
@@ -47,7 +47,7 @@ class Shared:
         return {q: values[measure][q] for q in self.queries}
 
     def means(self, values: Values) -> dict[str, float]:
-        return {m: sum(self.of(values, m).values()) / len(self.queries) for m in self.measures}
+        return {m: summarise(m, self.of(values, m).values()) for m in self.measures}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Comparison:
             m: pool({n: shared.of(system.values(n), m) for n, shared in self.sets.items()}, self.repeated)
             for m in measures
         }
-        return {m: sum(found.values()) / len(found) for m, found in values.items()}
+        return {m: summarise(m, found.values()) for m, found in values.items()}
 
 
 def compare(

@@ -14,7 +14,7 @@ from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.evaluate import read_per_query
-from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.metrics import HEADLINE, is_count
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
 from rankwright.recipe.schema import Gate
 from rankwright.retrieval.first_stages import stage_label
@@ -72,6 +72,8 @@ def check_gate(gate: Gate, measures: Sequence[str], test_sets: Sequence[str] | N
             f"gate.metric: {gate.metric!r} is not measured{did_you_mean(gate.metric, measured)}: choose from "
             f"{', '.join(measured)}, or add it to evaluate.measures"
         )
+    if gate.min_gain >= 1 and gate.metric in measured and not is_count(gate.metric):
+        faults.append(f"gate.min_gain: {gate.min_gain:g}, must be below 1: {gate.metric} is from 0 to 1")
     faults += [
         f"gate.guard: {name!r} is named twice" for name in dict.fromkeys(gate.guard) if gate.guard.count(name) > 1
     ]

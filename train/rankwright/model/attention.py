@@ -7,7 +7,8 @@ D head size. All routes are exact: heads see themselves, a document sees its hea
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from rankwright.common.errors import UserError
 from rankwright.common.registry import Registry
 from rankwright.model.kernels import short_attention
-from rankwright.model.layout import HEAD, Row
+from rankwright.model.layout import HEAD, Row, Segment
 
 Route = Callable[[Tensor, Tensor, Tensor, Row, float], Tensor]
 ROUTES: Registry[Route] = Registry("attention")
@@ -26,6 +27,13 @@ PLAIN = "plain"
 # Up to this many keys, plain products beat the fused kernel's backward pass in bf16 on a CPU.
 SHORT_KEYS = 512
 FEW_SHAPES = 32
+# Beyond this many keys a CPU needs no causal square, whose memory grows with the square of the keys.
+LONG_KEYS = 4096
+# Documents whose scored tokens share one product in the last layer, except on a CPU, where rows are short.
+SCORED_AT_ONCE = 16
+# Tokens of a block of FlexAttention, and what our call of torch's FlashAttention needs.
+FLEX_BLOCK = 128
+VARLEN_OPTIONS = {"scale", "window_size", "enable_gqa"}
 
 
 def check_attention(name: str) -> None:
@@ -41,25 +49,43 @@ def choose_route(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
     Raises UserError for a route that cannot run here.
     """
     of_type = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    has_varlen = of_type and torch.cuda.get_device_capability(device) >= (8, 0)
-    return route_for(wanted, device.type, dtype, has_varlen=has_varlen)
+    has_kernel = of_type and torch.cuda.get_device_capability(device) >= (8, 0)
+    return route_for(wanted, device.type, dtype, has_kernel=has_kernel)
 
 
-def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_varlen: bool) -> tuple[str, str]:
-    """choose_route() for a device that this machine may not have."""
+@functools.lru_cache(maxsize=1)
+def has_varlen() -> bool:
+    """Whether this torch has FlashAttention over segments as `varlen` calls it; old ones lack it, or its options."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+
+        return set(inspect.signature(varlen_attn).parameters) >= VARLEN_OPTIONS
+    except (ImportError, ValueError, TypeError):
+        return False
+
+
+def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_kernel: bool) -> tuple[str, str]:
+    """choose_route() for a device that this machine may not have. has_kernel: whether it runs FlashAttention."""
     if wanted == PLAIN:
         return PLAIN, "chosen in the recipe"
     if wanted != "auto":
-        if wanted == "varlen" and not has_varlen:
+        if wanted == "varlen" and not has_kernel:
             raise UserError(
                 f"model.attention: varlen needs a CUDA device and bf16, here {device_type} and "
                 f"{str(dtype).removeprefix('torch.')}: use `auto`"
             )
+        if wanted == "varlen" and not has_varlen():
+            raise UserError(
+                f"model.attention: varlen needs a newer torch, whose varlen_attn takes "
+                f"{', '.join(sorted(VARLEN_OPTIONS))}; here is {torch.__version__}: use `auto`"
+            )
         return wanted, "chosen in the recipe"
     if device_type == "cpu":
         return "documents", "fastest on a CPU"
-    if has_varlen:
+    if has_kernel and has_varlen():
         return "varlen", "FlashAttention in bf16"
+    if has_kernel:
+        return "flex", f"FlexAttention, since torch {torch.__version__} has no FlashAttention over segments"
     return "flex", "FlexAttention where FlashAttention has no kernel for this type"
 
 
@@ -75,8 +101,24 @@ def documents(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: floa
         if segment.head_end > segment.head_start:
             head = place[segment.head_start]
             keys, values = torch.cat((k[head], keys), dim=1), torch.cat((v[head], values), dim=1)
-        found.append(_attend(q[number], keys, values, scale))
+        if segment.keys > LONG_KEYS:
+            queries = q[number] if segment.tokens == segment.keys else torch.cat((q[head], q[number]), dim=1)
+            found.append(_attend_long(queries, keys, values, scale)[:, segment.keys - segment.tokens :])
+        else:
+            found.append(_attend(q[number], keys, values, scale))
     return torch.cat(found, dim=1).transpose(0, 1)
+
+
+def _attend_long(q_HSD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> Tensor:
+    """Causal attention of as many queries as keys, without a mask in memory.
+
+    The kernel's own causal mask counts from the first query and the first key, so a document comes with the queries of
+    its head, which cost little beside those of so long a document.
+    """
+    out_1HSD: Tensor = F.scaled_dot_product_attention(
+        q_HSD[None], k_KSD[None], v_KSD[None], is_causal=True, scale=scale, enable_gqa=True
+    )
+    return out_1HSD[0]
 
 
 def _attend(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> Tensor:
@@ -139,8 +181,11 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=4)
 def _block_mask(row: Row, device: torch.device) -> Any:
-    """The block mask of a row, which all layers of a forward pass share."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """The block mask of a row, which all layers of a forward pass share.
+
+    torch's create_block_mask asks for every pair of tokens (10 GiB at 32k tokens); segments tell which blocks meet.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     tokens = len(row.ids_T)
     group_T, document_T = row.owner_2T.to(device)
@@ -150,7 +195,33 @@ def _block_mask(row: Row, device: torch.device) -> Any:
         seen = seen & (group_T[key] == group_T[query])
         return seen & (key <= query)
 
-    return create_block_mask(visible, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=str(device))
+    some_QK, whole_QK = _blocks_that_meet(row.segments, tokens)
+    lists = []
+    for meet_QK in (some_QK & ~whole_QK, whole_QK):
+        lists.append(meet_QK.sum(dim=1, dtype=torch.int32)[None, None].to(device))
+        # The numbers of the blocks that meet come first, in their order.
+        order = torch.argsort(meet_QK.to(torch.int8), dim=1, descending=True, stable=True)
+        lists.append(order.to(torch.int32)[None, None].to(device))
+    found, lengths = cast(Any, BlockMask), (tokens, tokens)
+    return found.from_kv_blocks(*lists, BLOCK_SIZE=FLEX_BLOCK, mask_mod=visible, seq_lengths=lengths)
+
+
+def _blocks_that_meet(segments: Sequence[Segment], tokens: int) -> tuple[Tensor, Tensor]:
+    """(some_QK, whole_QK): whether some token, and whether every token, of a block of queries sees one of keys."""
+    count = -(-tokens // FLEX_BLOCK)
+    some_QK, whole_QK = (torch.zeros(count, count, dtype=torch.bool) for _ in range(2))
+    for s in segments:
+        first, last = s.start // FLEX_BLOCK, (s.end - 1) // FLEX_BLOCK
+        own = torch.ones(last + 1 - first, last + 1 - first, dtype=torch.bool).tril()
+        some_QK[first : last + 1, first : last + 1] |= own
+        # Blocks that lie wholly in the segment: below the diagonal all of their tokens see each other's.
+        inner, end = -(-s.start // FLEX_BLOCK), s.end // FLEX_BLOCK
+        if inner < end:
+            whole_QK[inner:end, inner:end] = torch.ones(end - inner, end - inner, dtype=torch.bool).tril(-1)
+        if s.head_end > s.head_start:
+            some_QK[first : last + 1, s.head_start // FLEX_BLOCK : (s.head_end - 1) // FLEX_BLOCK + 1] = True
+            whole_QK[inner:end, -(-s.head_start // FLEX_BLOCK) : s.head_end // FLEX_BLOCK] = True
+    return some_QK, whole_QK
 
 
 @ROUTES.register
@@ -190,8 +261,43 @@ def _gathered(row: Row, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend_scored(q_HND: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
-    """out_NHD of the scored tokens alone, over all keys of the row under a mask: N is small beside T."""
-    scored_N = row.scored_N.to(q_HND.device)
-    places_T = torch.arange(k_KTD.shape[1], device=q_HND.device)
-    mask_NT = row.allowed(scored_N[:, None], places_T[None, :])
-    return _fused(q_HND, k_KTD, v_KTD, mask_NT, scale).transpose(0, 1)
+    """out_NHD of the scored tokens alone, each over its head and its document: N is small beside T.
+
+    On a CPU one product over all keys of the row, under a mask, since rows are short there. Elsewhere a product for
+    each few documents, over what these can see, so that memory grows with the tokens and not with their square.
+    """
+    if q_HND.device.type == "cpu":
+        scored_N = row.scored_N.to(q_HND.device)
+        places_T = torch.arange(k_KTD.shape[1], device=q_HND.device)
+        mask_NT = row.allowed(scored_N[:, None], places_T[None, :])
+        return _fused(q_HND, k_KTD, v_KTD, mask_NT, scale).transpose(0, 1)
+    return attend_scored_in_parts(q_HND, k_KTD, v_KTD, row, scale)
+
+
+def attend_scored_in_parts(q_HND: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+    """attend_scored() for long rows, SCORED_AT_ONCE documents at a time."""
+    device, found = q_HND.device, []
+    # What each scored token sees: its head from : to, and its document from : to. What fills N up sees the first token.
+    sees = [(d.head_start, d.head_end, d.start, d.end) for d in row.documents]
+    sees += [(0, 0, 0, 1)] * (q_HND.shape[1] - len(sees))
+    sees_N4 = torch.tensor(sees, device=device)
+    places_T = torch.arange(k_KTD.shape[1], device=device)
+    for start, end, runs in scored_parts(row.documents, q_HND.shape[1]):
+        places_S = torch.cat([places_T[first:last] for first, last in runs])
+        head_N1, head_end_N1, own_N1, own_end_N1 = sees_N4[start:end, :, None].unbind(dim=1)
+        mask_NS = (places_S >= own_N1) & (places_S < own_end_N1)
+        mask_NS |= (places_S >= head_N1) & (places_S < head_end_N1)
+        k_KSD, v_KSD = (torch.cat([x[:, first:last] for first, last in runs], dim=1) for x in (k_KTD, v_KTD))
+        found.append(_fused(q_HND[:, start:end], k_KSD, v_KSD, mask_NS, scale))
+    return torch.cat(found, dim=1).transpose(0, 1)
+
+
+def scored_parts(documents: Sequence[Segment], scored: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """(first, end, runs of keys) for every few of a row's documents, then for the places that fill `scored` up."""
+    for start in range(0, len(documents), SCORED_AT_ONCE):
+        some = documents[start : start + SCORED_AT_ONCE]
+        # Heads of later groups lie between their documents.
+        head, own = (some[0].head_start, some[0].head_end), (some[0].start, some[-1].end)
+        yield start, start + len(some), [head, own]
+    if len(documents) < scored:
+        yield len(documents), scored, [(0, 1)]

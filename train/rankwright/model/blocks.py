@@ -45,6 +45,12 @@ class Block(nn.Module):
 
     def forward(self, hidden_TC: Tensor, cos_TD: Tensor, sin_TD: Tensor, row: Row, route: str, last: bool) -> Tensor:
         """The layer's output for all tokens, or for the scored ones (N, C) of the last layer."""
+        # Apart, so that without a graph queries, keys and values are gone while the MLP has its wide states.
+        return self._with_mlp(self._with_attention(hidden_TC, cos_TD, sin_TD, row, route, last))
+
+    def _with_attention(
+        self, hidden_TC: Tensor, cos_TD: Tensor, sin_TD: Tensor, row: Row, route: str, last: bool
+    ) -> Tensor:
         layer = cast(Any, self.layer)
         attention = layer.self_attn
         normed_TC = rms_norm(layer.input_layernorm, hidden_TC)
@@ -63,7 +69,10 @@ class Block(nn.Module):
             k_KTD = _heads(key_TX, attention, "k_norm", cos_TD, sin_TD)
             mixed = ROUTES[route](q_HTD, k_KTD, _heads(value_TX, attention), row, attention.scaling)
         (output_TC,) = project(mixed.flatten(1), [attention.o_proj])
-        hidden_TC = hidden_TC + output_TC
+        return hidden_TC + output_TC
+
+    def _with_mlp(self, hidden_TC: Tensor) -> Tensor:
+        layer = cast(Any, self.layer)
         normed_TC = rms_norm(layer.post_attention_layernorm, hidden_TC)
         gate_TX, up_TX = project(normed_TC, [layer.mlp.gate_proj, layer.mlp.up_proj])
         (output_TC,) = project(gated(gate_TX, up_TX), [layer.mlp.down_proj])

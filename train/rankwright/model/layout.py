@@ -12,11 +12,24 @@ from torch import Tensor
 from rankwright.model.prompt import EncodedGroup
 
 # T tokens of a row, N documents (scored prompts) of a row, S keys.
-# Packed rows on a CPU, and padded chunks, have at most this many tokens: larger ones fall out of a CPU's caches.
-CPU_ROW_TOKENS = CHUNK_TOKENS = 4096
+# Packed rows and padded chunks on a CPU have at most this many tokens: larger ones fall out of its caches.
+CPU_ROW_TOKENS = 4096
+# On a GPU more tokens make no product faster, and memory grows with them: a list of any length is scored in rows. What
+# pads has smaller chunks: some layers of transformers hold a square of every prompt.
+GPU_ROW_TOKENS, GPU_CHUNK_TOKENS = 32768, 16384
 # In 16 bits on a CPU every new shape costs a compilation, which takes longer than the product itself.
 SHAPE_MULTIPLE = 128
 HEAD = -1
+
+
+def row_tokens(on_cpu: bool) -> int:
+    """Tokens of a packed row at most, of one prompt alone more."""
+    return CPU_ROW_TOKENS if on_cpu else GPU_ROW_TOKENS
+
+
+def chunk_tokens(on_cpu: bool) -> int:
+    """Padded tokens of a chunk at most, of one prompt alone more."""
+    return CPU_ROW_TOKENS if on_cpu else GPU_CHUNK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +157,7 @@ class Chunk:
     indices: tuple[int, ...]
 
 
-def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Chunk]:
+def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: int = CPU_ROW_TOKENS) -> list[Chunk]:
     """Prompts, longest first, in chunks of at most chunk_tokens padded tokens (at least one prompt each)."""
     assert all(len(p) for p in prompts), "an empty prompt has no token to score"
     lengths = [len(p) for p in prompts]
@@ -157,7 +170,7 @@ def pad_chunks(prompts: Sequence[Sequence[int]], *, pad_id: int, chunk_tokens: i
     return chunks
 
 
-def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CHUNK_TOKENS) -> Iterator[list[int]]:
+def chunk_rows(lengths: Sequence[int], *, chunk_tokens: int = CPU_ROW_TOKENS) -> Iterator[list[int]]:
     """Which prompts of these lengths make up each chunk of pad_chunks; the first of a chunk is its longest."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     start = 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankwright.common.errors import UserError
 from rankwright.model.attention import PLAIN, choose_route
 from rankwright.model.blocks import Block, score_states, why_not
-from rankwright.model.layout import CHUNK_TOKENS, CPU_ROW_TOKENS, SHAPE_MULTIPLE, Chunk, pack, pad_chunks
+from rankwright.model.layout import SHAPE_MULTIPLE, Chunk, chunk_tokens, pack, pad_chunks, row_tokens
 from rankwright.model.prompt import EncodedGroup, PromptContract
 
 # B rows, T tokens, N scored prompts, H hidden size.
@@ -81,7 +81,7 @@ class RankModel(nn.Module):
         """The type that products are computed in: autocast's where it is on."""
         if torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
-        return cast(Any, self.decoder).embed_tokens.weight.dtype  # type: ignore[no-any-return]
+        return cast(torch.dtype, self.causal_lm.get_input_embeddings().weight.dtype)
 
     @property
     def has_dropout(self) -> bool:
@@ -95,13 +95,13 @@ class RankModel(nn.Module):
         at_once = self.sharded and self.training
         if route == PLAIN:
             prompts = [g.head_ids + tail for g in groups for tail in g.tail_ids]
-            limit = UNLIMITED if at_once else CHUNK_TOKENS
+            limit = UNLIMITED if at_once else chunk_tokens(self.device.type == "cpu")
             chunks = pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
             order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
             return torch.cat([self._score(self._padded_states(chunk)) for chunk in chunks])[torch.argsort(order)]
         on_cpu = self.device.type == "cpu"
         multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
-        rows = pack(groups, CPU_ROW_TOKENS if on_cpu and not at_once else None, multiple)
+        rows = pack(groups, None if at_once else row_tokens(on_cpu), multiple)
         return torch.cat([self._score(score_states(self.decoder, self.blocks, row, route)) for row in rows])
 
     def _padded_states(self, chunk: Chunk) -> Tensor:

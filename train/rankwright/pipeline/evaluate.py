@@ -267,12 +267,13 @@ class Evaluation:
         left_out = {"queries_without_relevant": job.chosen.without_relevant}
         facts = {**facts, **left_out, **stage, **best, "inputs": self.inputs[system]}
         write_evaluation(job.folder / system, run, measured, tag=f"rankwright-{system}", facts=facts)
-        empty = len(measured.missing)
+        empty, refused = len(measured.missing), facts.get("documents_refused", 0)
         console.say(
             f"{job.collection.name} {system}: {HEADLINE} {measured.mean[HEADLINE]:.3f}"
             + (f", {facts['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in facts else "")
             + (f", tie rate {measured.tie_rate:.1%}" if measured.tie_rate else "")
             + (f", queries without candidates (they count 0): {empty:,}" if empty else "")
+            + (f", documents refused as too long, ranked last: {facts['documents_refused']:,}" if refused else "")
         )
         if system == recipe.evaluate.first_stage and (
             warning := few_lists(job.collection.name, empty, len(job.chosen.query_ids))

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
-from rankwright.model.bases import find_file, refuse_pickles
+from rankwright.common.foreign_code import refuse_foreign_modules
+from rankwright.model.bases import (
+    ADAPTER_FILE,
+    architecture,
+    find_file,
+    read_json,
+    refuse_pickles,
+    refuse_unread,
+)
 from rankwright.rerankers.scorer import Scorer, text_groups, windows
 from rankwright.retrieval.dense import check_installed
 
@@ -44,7 +53,7 @@ class CrossEncoderScorer(Scorer):
         cross-encoder with one label.
         """
         check_installed("a cross-encoder")
-        refuse_pickles(model)
+        check_cross_encoder(model, revision, remote_code=remote_code)
         self.batch = batch
         options = {"revision": revision, "trust_remote_code": remote_code}
         _refuse_other_kinds(model, options, dtype)
@@ -94,6 +103,37 @@ class CrossEncoderScorer(Scorer):
         return {(query, document): _cut_lengths(length[query], length[document], room) for query, document in pairs}
 
 
+def check_cross_encoder(model: str, revision: str | None = None, *, remote_code: bool = False) -> None:
+    """Raises UserError for what its settings, without its weights, show not to be a cross-encoder with one label."""
+    refuse_pickles(model)
+    refuse_unread(model)
+    if find_file(model, ADAPTER_FILE, revision) is not None:
+        raise UserError(
+            f"{model}: holds adapters, not a whole model: merge them into their base, or use kind: rankwright"
+        )
+    if not remote_code:
+        refuse_foreign_modules(model, revision)
+    config = read_json(model, "config.json", revision)
+    has_modules = find_file(model, "modules.json", revision) is not None
+    if config is None:
+        if Path(model).is_dir() and not has_modules:
+            raise UserError(f"{model}: has no config.json: give a folder with config.json, weights and tokenizer")
+        return
+    kind = architecture(config)
+    if kind.endswith("ForCausalLM") and not has_modules:
+        raise UserError(
+            f"{model}: {kind} is a language model, which needs its prompt: use the kind of its family "
+            "(qwen3-reranker, zerank, mxbai, bge), or rankwright"
+        )
+    # transformers' own default is two.
+    names = config.get("id2label")
+    labels = config.get("num_labels") or len(names if isinstance(names, dict) else ()) or 2
+    if kind.endswith("ForSequenceClassification") and labels != 1:
+        raise UserError(f"{model}: has {labels} labels, must have 1: several classes give no single score")
+    if Path(model).is_dir() and not any(Path(model).rglob("*.safetensors")):
+        raise UserError(f"{model}: has no weights (*.safetensors): copy them there, or name another folder")
+
+
 def _cut_lengths(query: int, document: int, room: int) -> tuple[bool, bool]:
     """Whether a query and a document of these lengths are cut by the tokenizers library's `longest_first`."""
     if query + document <= room:
@@ -135,7 +175,7 @@ def _score_in_fp32(encoder: Any) -> None:
 
 
 def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype) -> None:
-    """Raises UserError for a language model that needs a prompt, and for weights that are missing.
+    """Raises UserError for weights that are missing.
 
     sentence-transformers would only warn and continue with a random head, and the scores would be noise.
     """
@@ -144,18 +184,13 @@ def _refuse_other_kinds(model: str, options: dict[str, Any], dtype: torch.dtype)
 
     try:
         config = AutoConfig.from_pretrained(model, **options)
-        architecture = (config.architectures or [""])[0]
+        kind = (config.architectures or [""])[0]
         has_modules = find_file(model, "modules.json", options["revision"]) is not None
-        if has_modules and not architecture.endswith("ForSequenceClassification"):
+        if has_modules and not kind.endswith("ForSequenceClassification"):
             # Its own modules make the score; sentence-transformers fails where their weights are missing.
             return
-        if architecture.endswith("ForCausalLM"):
-            raise UserError(
-                f"{model}: {architecture} is a language model, which needs its prompt: use the kind of its family "
-                "(qwen3-reranker, zerank, mxbai, bge), or rankwright"
-            )
         auto = transformers.AutoModelForSequenceClassification
-        labels = {} if architecture.endswith("ForSequenceClassification") else {"num_labels": 1}
+        labels = {} if kind.endswith("ForSequenceClassification") else {"num_labels": 1}
         loaded, info = auto.from_pretrained(
             model, dtype=dtype, use_safetensors=True, output_loading_info=True, **labels, **options
         )

@@ -15,12 +15,12 @@ from rankwright.common.errors import UserError, no_such
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.registry import Registry
 from rankwright.common.resources import resolve_base
-from rankwright.model.bases import refuse_other_kinds
+from rankwright.model.bases import ADAPTER_FILE, adapter_base, refuse_other_kinds, refuse_pickles, refuse_unread
 from rankwright.model.frames import FRAMES
-from rankwright.model.loading import load_model, load_tokenizer
+from rankwright.model.loading import empty_model, load_model, load_tokenizer
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract, make_contract
 from rankwright.recipe.schema import DEFAULT_INSTRUCTION, EXPORTED, Baseline, Prompt, Recipe
-from rankwright.rerankers.cross_encoder import CrossEncoderScorer
+from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_cross_encoder
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
 from rankwright.rerankers.scorer import Scorer
@@ -156,14 +156,8 @@ def rankwright(
     base: where the base of an adapter folder lies, when its settings do not name a hub id.
     """
     folder = resolve_base(baseline.model, "model")
-    tokenizer = load_tokenizer(folder, baseline.revision)
-    contract = saved_contract(folder, baseline.revision) or native_contract(
-        folder,
-        tokenizer,
-        name=baseline.model,
-        own=Own(_instruction(prompt), prompt.max_tokens, prompt.query_tokens),
-        revision=baseline.revision,
-    )
+    refuse_unread(folder)
+    tokenizer, contract = _own_contract(baseline, prompt)
     if contract.max_tokens != prompt.max_tokens:
         console.say(
             f"{baseline.name}: its contract allows {contract.max_tokens} tokens, base and tuned {prompt.max_tokens}"
@@ -181,6 +175,7 @@ def served(
     url: str,
     shape: str,
     key_variable: str | None = None,
+    extra: dict[str, Any] | None = None,
     batch: int | None = None,
     requests_per_minute: float | None = None,
     timeout_seconds: float = 60.0,
@@ -195,8 +190,29 @@ def served(
     limits = Limits(requests_per_minute, timeout_seconds, retries, backoff_seconds, longest_wait_seconds)
     file = cache / f"served-{baseline.name}.jsonl"
     return ServedReranker(
-        url, shape=shape, model=baseline.model, key_variable=key_variable, cache=file, batch=batch, limits=limits
+        url,
+        shape=shape,
+        model=baseline.model,
+        key_variable=key_variable,
+        extra=extra,
+        cache=file,
+        batch=batch,
+        limits=limits,
     )
+
+
+def _own_contract(baseline: Baseline, prompt: Prompt) -> tuple[Any, PromptContract]:
+    """(tokenizer, the contract that the model carries, or else the one of its native frame)."""
+    folder = resolve_base(baseline.model, "model")
+    tokenizer = load_tokenizer(folder, baseline.revision)
+    contract = saved_contract(folder, baseline.revision) or native_contract(
+        folder,
+        tokenizer,
+        name=baseline.model,
+        own=Own(_instruction(prompt), prompt.max_tokens, prompt.query_tokens),
+        revision=baseline.revision,
+    )
+    return tokenizer, contract
 
 
 ROWS, TEACHER = "evaluate.baselines", "mine.teacher"
@@ -217,6 +233,9 @@ def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path, key: str =
     """
     with _named(baseline, key):
         scorer: Scorer = BASELINES.bind(baseline.kind, baseline.options)(baseline, prompt, cache)
+    if isinstance(scorer, ServedReranker):
+        # A row counts such documents and goes on; a teacher's scores are learned from.
+        scorer.refused_last = key == ROWS
     return scorer
 
 
@@ -304,13 +323,35 @@ def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
 def _check_model(baseline: Baseline, prompt: Prompt) -> None:
     if baseline.kind == "bge":
         refuse_other_bge(baseline.model)
-    if (
-        baseline.kind != "served"
-        and Path(resolve_base(baseline.model, "model")).is_dir()
-        and baseline.kind in KIND_FRAMES
-    ):
-        # Whether the frame fits is known now for a local folder, and not only after training.
-        vendor_contract(baseline, prompt, KIND_FRAMES[baseline.kind])
+    if baseline.kind == "served" or not Path(folder := resolve_base(baseline.model, "model")).is_dir():
+        return
+    # What the files of a local folder show is known now, and not only after training.
+    if baseline.kind == "cross-encoder":
+        check_cross_encoder(folder, remote_code=baseline.options.get("remote_code") is True)
+        return
+    refuse_no_model(folder)
+    if baseline.kind in KIND_FRAMES:
+        _, tokenizer, contract = vendor_contract(baseline, prompt, KIND_FRAMES[baseline.kind])
+    else:
+        tokenizer, contract = _own_contract(baseline, prompt)
+    below = adapter_base(folder)
+    base = baseline.options.get("base") or (None if below is None else below[0])
+    if base is not None and not Path(resolve_base(str(base), "options.base")).is_dir():
+        # `check` does not ask the hub for a base.
+        return
+    with torch.device("meta"):
+        empty_model(folder if base is None else resolve_base(str(base)), contract, tokenizer, dtype=torch.float32)
+
+
+def refuse_no_model(folder: str) -> None:
+    """Raises UserError for a local folder that no language model, and no adapters of one, can be loaded from."""
+    refuse_unread(folder)
+    refuse_pickles(folder)
+    path = Path(folder)
+    if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+        raise UserError(f"{folder}: has no config.json: give a folder with config.json, weights and tokenizer")
+    if not any(path.glob("*.safetensors")):
+        raise UserError(f"{folder}: has no weights (*.safetensors): copy them there, or name another folder")
 
 
 def _served_faults(baseline: Baseline) -> Iterator[str]:

@@ -89,7 +89,7 @@ class BlockScores:
             scores = [[run[q][c.document_id] for c in self.candidates[q]] for q in blocks[number]]
             _refuse_not_finite(scores, blocks[number])
             row: Row = {"inputs": self.inputs, "block": number, "scores": scores, "seconds": round(seconds, 4)}
-            row |= {name: count - before[name] for name, count in _counts(scorer).items()}
+            row |= {name: count - before.get(name, 0) for name, count in _counts(scorer).items()}
             if scorer.mode is not None:
                 row["prompt_mode"] = scorer.mode
             append_lines(path, [json.dumps(row)])
@@ -132,7 +132,7 @@ def _facts(rows: Sequence[Row]) -> Row:
         seconds = sum(row["seconds"] for row in timed)
         facts["pairs_per_s"] = round(sum(map(_pairs, timed)) / seconds, 1) if seconds else 0.0
     facts["seconds"] = round(sum(row["seconds"] for row in rows), 2)
-    for name in ("documents_cut", "queries_cut", "documents_cached"):
+    for name in ("documents_cut", "queries_cut", "documents_cached", "documents_refused"):
         if any(name in row for row in rows):
             facts[name] = sum(row.get(name, 0) for row in rows)
     modes = {row["prompt_mode"] for row in rows if "prompt_mode" in row}

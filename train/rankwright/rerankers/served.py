@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,26 @@ from typing import Any
 
 import requests.auth
 
+from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.values import list_of_texts, one_text
-from rankwright.rerankers.endpoints import SHAPES, Fault, one_line, read_answer
+from rankwright.rerankers.endpoints import SHAPES, Fault, Shape, one_line, read_answer
 from rankwright.rerankers.pair_scores import ScoreCache, score_key
 from rankwright.rerankers.scorer import Scorer
+from rankwright.rerankers.transport import TooLarge, Transport
 
+# How servers word that a text is longer than they read: vLLM, TEI, llama.cpp, Infinity, Cohere, Jina, Voyage.
+_TOO_LONG = re.compile(
+    r"(context|model|sequence|input|prompt)[ _-]?(length|size|window)|too (long|large|many tokens)|longer than"
+    r"|exceed|(less|fewer|more) than \d+ tokens|payload too large|max(imum)?[ _-](model|input|sequence|token|length)",
+    re.IGNORECASE,
+)
 # About one request: too long, empty, or otherwise impossible to score. llama.cpp answers 500 to long texts.
 _REFUSALS = (400, 413, 422, 424, 500)
+_SHORTER = (
+    "let the server cut texts (vLLM: options.extra: {truncate_prompt_tokens: N}; TEI: --auto-truncate; llama.cpp: a "
+    "larger --ctx-size and --ubatch-size)"
+)
 _FIXES = {
     401: "check the key",
     403: "check the key and what it may use",
@@ -33,14 +46,19 @@ _FIXES = {
 
 
 class Refused(UserError):
-    """The server is there and refuses to score this request; it may score others."""
+    """The server is there and refuses to score this request; it may score others.
+
+    too_long: by its words, since a text is longer than it reads.
+    """
+
+    too_long = False
 
 
 @dataclass(frozen=True)
 class Limits:
     """How a server is asked, which changes no score.
 
-    requests_per_minute: of one ServedReranker, retries included. timeout_seconds: to connect, and between two bytes.
+    requests_per_minute: of one ServedReranker, retries included. timeout_seconds: for a whole answer.
     retries: after the first request, for 429, 500-599, no connection, a timeout and a wrong answer. Waits are
     backoff_seconds, twice that, and so on up to longest_wait_seconds, with jitter. A Retry-After is waited for, but
     one of more than longest_wait_seconds is an error. Raises UserError for a number out of range.
@@ -87,23 +105,30 @@ class ServedReranker(Scorer):
 
         url: the server's address, or the whole address of its rerank endpoint. shape: a name of SHAPES.
         key_variable: environment variable with the API key; the key goes into the request's header and nowhere else.
-        extra: further fields of every request, such as a shape's `logits`.
+        extra: further fields of every request, such as a shape's `logits`; not those that a request has anyway.
         cache: file of scores, made when absent. batch: documents per request; by default what the shape allows.
         """
         self.shape_name, self.shape, self.model = shape, SHAPES[shape](), model
         self.endpoint = self.shape.endpoint(url)
-        self.extra = dict(extra or {})
+        self.extra = _checked_extra(extra, self.shape)
         self.batch = self.shape.batch if batch is None else batch
         self.limits = limits or Limits()
         _check_at_least("batch", self.batch, 1)
         self._key = _Key(key_variable)
         self._pace = _Pace(self.limits.requests_per_minute)
         self._cache = None if cache is None else ScoreCache(cache)
-        self._session = requests.Session()
+        self._transport = Transport(self.limits.timeout_seconds)
         self._random = random.Random()
         self.requests_sent = 0
         self.documents_asked = 0
         self.documents_cached = 0
+        self.refused_last = False
+        self.documents_refused = 0
+        self._refusal = ""
+
+    @property
+    def cut(self) -> dict[str, int]:
+        return {"documents_refused": self.documents_refused} if self.documents_refused else {}
 
     @property
     def cached(self) -> int:
@@ -116,7 +141,10 @@ class ServedReranker(Scorer):
     def score(self, query: str, documents: Iterable[str]) -> list[float]:
         """Scores of the documents, in their order; their scale is the server's.
 
-        Raises UserError when the server refuses, or still fails after all retries; what it did answer is cached.
+        refused_last (an attribute): a document that the server refuses as too long goes below all others of its list,
+        and `documents_refused` counts it; without it such a document ends the scoring, since a teacher must not learn
+        from a made-up score. Raises UserError when the server refuses anything else, or still fails after all retries;
+        what it did answer is cached.
         """
         query, documents = one_text("query", query), list_of_texts("documents", documents)
         asked = self.shape_name + (json.dumps(self.extra, sort_keys=True) if self.extra else "")
@@ -127,12 +155,39 @@ class ServedReranker(Scorer):
         missing = [d for d in keys if d not in scores]
         for start in range(0, len(missing), self.batch):
             part = missing[start : start + self.batch]
-            answered = dict(zip(part, self._ask(query, part), strict=True))
-            if self._cache is not None:
+            answered = self._ask_apart(query, part)
+            if self._cache is not None and answered:
                 self._cache.add({keys[d]: score for d, score in answered.items()})
             self.documents_asked += len(part)
             scores |= answered
-        return [scores[d] for d in documents]
+        return self._with_refused(scores, documents)
+
+    def _ask_apart(self, query: str, documents: Sequence[str]) -> dict[str, float]:
+        """Document -> score, without those that the server refuses as too long where these go last."""
+        try:
+            return dict(zip(documents, self._ask(query, documents), strict=True))
+        except Refused as error:
+            if not (self.refused_last and error.too_long):
+                raise
+            if len(documents) == 1:
+                self._refusal = str(error)
+                return {}
+        # One of them is too long: halves find it in few requests.
+        half = len(documents) // 2
+        return self._ask_apart(query, documents[:half]) | self._ask_apart(query, documents[half:])
+
+    def _with_refused(self, scores: Mapping[str, float], documents: Sequence[str]) -> list[float]:
+        """The scores, with refused documents below all others. Raises Refused where every document was refused."""
+        refused = [d for d in documents if d not in scores]
+        if not refused:
+            return [scores[d] for d in documents]
+        if not scores:
+            raise Refused(f"{self._refusal}; it refuses every document of this query: {_SHORTER}")
+        if not self.documents_refused:
+            console.say(f"WARNING: {self._refusal}; such documents go last in their lists: {_SHORTER}")
+        self.documents_refused += len(refused)
+        last = min(scores.values()) - 1.0
+        return [scores.get(d, last) for d in documents]
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed."""
@@ -173,14 +228,12 @@ class ServedReranker(Scorer):
         self._pace.wait()
         self.requests_sent += 1
         try:
-            answer = self._session.post(
-                self.endpoint,
-                json=self.shape.body(self.model, query, documents, self.extra),
-                auth=self._key,
-                timeout=self.limits.timeout_seconds,
-                # A redirected POST would arrive as a GET.
-                allow_redirects=False,
-            )
+            body = self.shape.body(self.model, query, documents, self.extra)
+            answer = self._transport.post(self.endpoint, body, self._key)
+        except TooLarge as error:
+            raise UserError(
+                f"{self.endpoint}: answered {error} for {len(documents)} documents: check url and shape"
+            ) from None
         except requests.Timeout:
             raise Fault(f"no answer within {self.limits.timeout_seconds:g} s") from None
         # The last two are what requests raises when a connection breaks in the middle of an answer.
@@ -194,16 +247,37 @@ class ServedReranker(Scorer):
             raise Fault(f"no connection: {self._key.show(str(cause))}") from None
         except requests.RequestException as error:
             raise UserError(f"{self.endpoint}: {self._key.show(str(error))}: check url") from None
-        status = answer.status_code
+        status = answer.status
         if 200 <= status < 300:
             return answer.content
         text = self._key.show(answer.content)
-        if status == 429 or status >= 500:
+        too_long = status in _REFUSALS and (status == 413 or bool(_TOO_LONG.search(text)))
+        # Asking again would not make it shorter.
+        if (status == 429 or status >= 500) and not too_long:
             wait_seconds = _retry_after(answer.headers.get("Retry-After", ""))
             raise Fault(f"answered {status}: {text!r}", wait_seconds, refused=status in _REFUSALS)
         fix = _FIXES.get(status, "check url, shape, model and batch")
-        kind = Refused if status in _REFUSALS else UserError
-        raise kind(f"{self.endpoint}: answered {status}: {text!r}: {fix}")
+        if too_long and len(documents) == 1:
+            fix = _SHORTER
+        what = f"{self.endpoint}: answered {status}: {text!r}: {fix}"
+        if status not in _REFUSALS:
+            raise UserError(what)
+        refused = Refused(what)
+        refused.too_long = too_long
+        raise refused
+
+
+def _checked_extra(extra: Mapping[str, Any] | None, shape: Shape) -> dict[str, Any]:
+    """The further fields of a request. Raises UserError for those that each request has of its own, and no JSON."""
+    found = dict(extra or {})
+    own = [name for name in found if name in {"model", "query", "documents", "texts", shape.top}]
+    if own:
+        raise UserError(f"extra: {own[0]!r} is a field that each request has of its own: leave it out")
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise UserError("extra: must hold texts, numbers, true, false, lists and objects only") from None
+    return found
 
 
 class _Key(requests.auth.AuthBase):

@@ -17,6 +17,7 @@ import numpy as np
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import cache_folder
+from rankwright.common.foreign_code import refuse_foreign_modules
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base, resolve_model
 from rankwright.data.store.views import KeyedTexts
@@ -129,8 +130,9 @@ class BiEncoder:
         from sentence_transformers import SentenceTransformer
 
         folder = resolve_base(model, "dense.model")
+        refuse_foreign_modules(folder, revision)
         try:
-            self._model: Any = SentenceTransformer(folder, revision=revision)
+            self._model: Any = SentenceTransformer(folder, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
@@ -274,12 +276,19 @@ def _models(recipe: Recipe) -> list[Model]:
 
 def _check(recipe: Recipe) -> list[str]:
     faults = []
-    for check in (check_installed, lambda: resolve_model(_options(recipe, None)["model"], "dense.model")):
+    checks: list[Callable[[], None]] = [check_installed, lambda: _check_folder(_options(recipe, None)["model"])]
+    for check in checks:
         try:
             check()
         except UserError as error:
             faults.append(str(error))
     return faults
+
+
+def _check_folder(model: str) -> None:
+    folder = resolve_model(model, "dense.model")
+    if Path(folder).is_dir():
+        refuse_foreign_modules(folder)
 
 
 def _prepare(recipe: Recipe, corpus: Mapping[str, str], queries: Mapping[str, str], processes: Processes) -> None:

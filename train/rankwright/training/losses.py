@@ -220,15 +220,17 @@ def ranknet(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 @LOSSES.register
 @of_relevant
 def lambda_rank(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, k: int = 10) -> Tensor:
-    """RankNet's pairs, each weighted by what swapping the two documents would change in nDCG@k, summed: loss_Q.
+    """RankNet's pairs, each weighted by what swapping the two documents would change in nDCG, summed: loss_Q.
 
     | labels | range of a label | paper |
     |---|---|---|
     | graded or binary, at least one above 0 | gain is max(label, 0) | Burges et al. 2006; as a loss, Wang et al. 2018 |
 
     Weight = |1/log2(1 + place of i) - 1/log2(1 + place of j)| * |gain i - gain j| / ideal DCG@k, without gradient, over
-    pairs of which at least one document is among the model's first k. Places among equal scores: lower labels first,
-    so that a tie is never free; equal labels share the mean place, whatever their order in the input.
+    pairs of which at least one document is among the model's first k. Within these places that is the change of nDCG@k.
+    Across the cut it is less: the discount of the lower place counts too, as in a list that is not cut. Places among
+    equal scores: lower labels first, so that a tie is never free; equal labels share the mean place, whatever their
+    order in the input.
 
     sentence-transformers' LambdaLoss with LambdaRankScheme() and reduction_log="natural" has the same weights and
     pairs, but for its gain of 2^label - 1 (ours is the evaluation's linear one: the same for labels 0 and 1), its

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rankwright.common.processes import Processes
-from rankwright.model.attention import PLAIN
+from rankwright.model.attention import LONG_KEYS, PLAIN, SCORED_AT_ONCE
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 from rankwright.training.estimate.shapes import (
@@ -191,7 +191,10 @@ def last_layer_bytes(shape: Architecture, work: Work, target: Target, types: Typ
     whole += 2 * keys * number + (keys * number + shape.key_heads * FP32 if shape.qk_norm else 0)
     queries = shape.heads * shape.head_size
     few = 3 * shape.hidden * types.hidden + 4 * queries * number + 3 * shape.linears["gate_proj"].outputs * number
-    mask = scored * tokens * number
+    # A mask on a CPU; elsewhere masks, probabilities and copies of the keys that a part sees.
+    mask = work.scored_pairs * number
+    if not target.on_cpu:
+        mask += 2 * number * (work.scored_pairs * shape.heads + work.scored_pairs // SCORED_AT_ONCE * keys)
     return whole * tokens + few * scored + mask + _adapters_bytes(shape, work, types, last=True)
 
 
@@ -255,11 +258,15 @@ def _recomputed_peak(shape: Architecture, works: Sequence[Work], target: Target,
     return max(peak, kept + shape.layers * casts)
 
 
-def scoring_bytes(shape: Architecture, tokens: int, types: Types) -> int:
-    """The peak of a forward pass without a graph over a row of so many tokens: about one layer's work at a time."""
-    queries = (shape.heads + 2 * shape.key_heads) * shape.head_size
-    inner = shape.linears["gate_proj"].outputs
-    return tokens * (2 * shape.hidden * types.hidden + types.compute * (shape.hidden + max(3 * queries, 3 * inner)))
+def scoring_bytes(shape: Architecture, work: Work, types: Types) -> int:
+    """The peak of a forward pass without a graph over a row: the fullest moment of one layer."""
+    queries, keys = shape.heads * shape.head_size, shape.key_heads * shape.head_size
+    # Queries are normalised in fp32; queries, keys and values then stand beside the attention's output and its copies.
+    normed = 2 * queries * FP32 + 2 * (queries + keys) * types.compute if shape.qk_norm else 0
+    attention = types.compute * (3 * (queries + keys) * work.tokens + 2 * keys * work.copied_keys)
+    gates = types.compute * 3 * shape.linears["gate_proj"].outputs * work.tokens
+    states = work.tokens * (2 * shape.hidden * types.hidden + types.compute * shape.hidden)
+    return states + max(normed * work.tokens, attention, gates)
 
 
 def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
@@ -268,7 +275,7 @@ def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, typ
     total = tokens * (INDEX_BYTES + 2 * shape.head_size * types.hidden)
     if target.route == "documents":
         # Causal squares are made once for each power of two and kept: 1 + 1/4 + 1/16 + ... of the largest.
-        side = 1 << (max(w.longest_keys for w in works) - 1).bit_length()
+        side = 1 << (min(max(w.longest_keys for w in works), LONG_KEYS) - 1).bit_length()
         total += side * side * FP32 * 4 // 3
     if target.route == "dense":
         total += max(w.tokens for w in works) ** 2 * (1 + types.compute)

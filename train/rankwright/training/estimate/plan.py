@@ -17,12 +17,11 @@ from rankwright.common.errors import UserError, no_such
 from rankwright.model.attention import PLAIN, route_for
 from rankwright.model.blocks import why_not
 from rankwright.model.instructions import training_instructions
-from rankwright.model.layout import CPU_ROW_TOKENS
+from rankwright.model.layout import row_tokens
 from rankwright.model.loading import empty_model
 from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
 from rankwright.recipe.schema import Recipe
-from rankwright.rerankers.reranker import WINDOW_TOKENS
 from rankwright.training.estimate.cost import FP32, Types, matmul_peak, scoring_bytes, step_bytes, step_flops
 from rankwright.training.estimate.shapes import Architecture, Target, architecture_of, row_work, rows_of, step_parts
 from rankwright.training.gradients import REDUCE_NUMBERS
@@ -129,8 +128,8 @@ class Plan:
             wanted = PLAIN
         on_cpu, dtype = self.device.on_cpu, torch.bfloat16 if self.bits16 else torch.float32
         # All devices of the table have the kernel.
-        has_varlen = self.bits16 and not on_cpu
-        route, _ = route_for(wanted, "cpu" if on_cpu else "cuda", dtype, has_varlen=has_varlen)
+        has_kernel = self.bits16 and not on_cpu
+        route, _ = route_for(wanted, "cpu" if on_cpu else "cuda", dtype, has_kernel=has_kernel)
         return Target(route, on_cpu, self.bits16, self.sharded)
 
     @cached_property
@@ -147,9 +146,12 @@ class Plan:
         return parts
 
     def _evaluation(self, types: Types) -> dict[str, int]:
-        """Beside weights, gradients and optimizer: see reranker.WINDOW_TOKENS and sharding.gathered."""
-        tokens = CPU_ROW_TOKENS if self.device.on_cpu else WINDOW_TOKENS
-        found = {"scoring of dev": scoring_bytes(self.shape, tokens, types)}
+        """Beside weights, gradients and optimizer: the fullest row of dev's lists, and see sharding.gathered."""
+        # Lists are of any length, so rows are full.
+        target = dataclasses.replace(self.target, sharded=False)
+        most = row_tokens(self.device.on_cpu)
+        works = [row_work(row, target) for row in rows_of([self.group] * (most // self.group.tokens + 2), target)]
+        found = {"scoring of dev": max(scoring_bytes(self.shape, work, types) for work in works)}
         if self.sharded:
             found["the whole model for dev"] = types.compute * sum(p.numel() for p in self.model.parameters())
         return found

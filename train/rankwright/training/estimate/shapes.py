@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rankwright.common.errors import UserError
-from rankwright.model.attention import FEW_SHAPES, PLAIN, SHORT_KEYS
+from rankwright.model.attention import FEW_SHAPES, PLAIN, SHORT_KEYS, scored_parts
 from rankwright.model.layout import (
-    CHUNK_TOKENS,
-    CPU_ROW_TOKENS,
     SHAPE_MULTIPLE,
+    Segment,
     batch_parts,
     chunk_rows,
+    chunk_tokens,
     place,
     plan_step,
+    row_tokens,
 )
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import UNLIMITED, RankModel
@@ -100,7 +101,7 @@ class Target:
     @property
     def row_tokens(self) -> int | None:
         """Tokens of a row at most; None: a micro-batch is one row."""
-        return CPU_ROW_TOKENS if self.on_cpu and not self.sharded else None
+        return None if self.sharded else row_tokens(self.on_cpu)
 
     @property
     def multiple(self) -> int:
@@ -148,7 +149,7 @@ def rows_of(groups: Sequence[EncodedGroup], target: Target) -> list[Segments]:
     """
     if target.route == PLAIN:
         lengths = [len(g.head_ids) + len(tail) for g in groups for tail in g.tail_ids]
-        limit = UNLIMITED if target.sharded else CHUNK_TOKENS
+        limit = UNLIMITED if target.sharded else chunk_tokens(target.on_cpu)
         return [[(lengths[chunk[0]], 0)] * len(chunk) for chunk in chunk_rows(lengths, chunk_tokens=limit)]
     rows: list[Segments] = []
     for placed in place(groups, target.row_tokens):
@@ -187,7 +188,21 @@ def row_work(row: Segments, target: Target) -> Work:
         # Pairs behind the mask are skipped.
         pairs = sum(length * head + length * (length + 1) // 2 for length, head in row)
         copied = sum(keys) if target.route == "varlen" else 0
-    return Work(tokens, scored, pairs, scored * tokens, copied, kept, max(keys))
+    scored_pairs = scored * tokens if target.on_cpu else _scored_pairs(row)
+    return Work(tokens, scored, pairs, scored_pairs, copied, kept, max(keys))
+
+
+def _scored_pairs(row: Segments) -> int:
+    """Pairs of the last layer where attention.attend_scored computes it in parts."""
+    documents, start, head_start = [], 0, 0
+    for length, head in row:
+        if head:
+            documents.append(Segment(start, start + length, head_start, head_start + head))
+        else:
+            head_start = start
+        start += length
+    parts = scored_parts(documents, len(documents))
+    return sum((end - first) * sum(last - begin for begin, last in runs) for first, end, runs in parts)
 
 
 def tokens_through(name: str, work: Work, last: bool) -> int:
