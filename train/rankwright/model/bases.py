@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import functools
 import json
 import re
@@ -13,13 +14,14 @@ from typing import Any
 import yaml
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, one_line
+from rankwright.common.resources import resolve_base
 from rankwright.model.frames import CUT, FRAMES, FrameTexts, known_frame, single_token_id
 
 QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
 README = "README.md"
 TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Weights whose loading may run code.
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
@@ -216,12 +218,15 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
             f"model.base: {name}: {kind} is not a class of transformers, and code of a repository is never run for a "
             f"base: {INSTEAD}, or serve it (kind: served)"
         )
+    if family is not None and not isinstance(family, str):
+        raise UserError(f"model.base: {name}: config.json: model_type {family!r}: must be the name of an architecture")
     is_encoder = family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_MASKED_LM_MAPPING
     if is_encoder or config.get("is_encoder_decoder"):
         raise UserError(f"model.base: {name}: {kind or family} is an encoder, must be a decoder: {INSTEAD}")
     if kind.endswith("ForSequenceClassification"):
+        names = config.get("id2label")
         # transformers' own default is two.
-        labels = config.get("num_labels") or len(config.get("id2label") or ()) or 2
+        labels = config.get("num_labels") or len(names if isinstance(names, dict) else ()) or 2
         if labels != 1:
             raise UserError(f"model.base: {name}: {kind} has {labels} labels, must have 1: {INSTEAD}")
 
@@ -251,14 +256,54 @@ def refuse_pickles(folder: str) -> None:
 
 
 def architecture(config: dict[str, Any]) -> str:
-    """The class that wrote the weights, \"\" if the config names none."""
-    return str((config.get("architectures") or [""])[0])
+    """The class that wrote the weights, \"\" if the config names none. Raises UserError if it is not a name."""
+    named = config.get("architectures") or [""]
+    if not isinstance(named, list) or not isinstance(named[0], str):
+        raise UserError(f"model.base: config.json: architectures {named!r}: must be a list with the name of a class")
+    return named[0]
 
 
 def adapter_base(folder: str, revision: str | None = None) -> tuple[str, str | None] | None:
-    """(base, revision) of a folder or hub repository of adapters as it names them; None for any other."""
+    """(base, revision) of a folder or hub repository of adapters as it names them; None for any other.
+
+    Raises UserError for adapters that name no base.
+    """
     settings = read_json(folder, ADAPTER_FILE, revision)
-    return None if settings is None else (str(settings["base_model_name_or_path"]), settings.get("revision"))
+    if settings is None:
+        return None
+    base, own = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base.strip() or not isinstance(own, str | None):
+        raise UserError(
+            f"model.base: {folder}: {ADAPTER_FILE} names no base: write its folder or hub id there, as "
+            "base_model_name_or_path"
+        )
+    return base, own
+
+
+def below_adapters(folder: str, revision: str | None = None, base: str | None = None) -> tuple[str, str | None]:
+    """(folder or hub id, revision) of the base below adapters, which may lie on others; a base itself is returned.
+
+    base: where the base of the first adapters lies, in place of what they name. Raises UserError for a circle.
+    """
+    seen = [folder]
+    while (named := adapter_base(folder, revision)) is not None:
+        folder, revision = (resolve_base(named[0]), named[1]) if base is None else (resolve_base(base), None)
+        base = None
+        if any(_is_same(folder, other) for other in seen):
+            raise UserError(
+                f"model.base: {folder}: these adapters lie on themselves (by their base_model_name_or_path, or by "
+                "base=FOLDER): name the folder of the base that they were trained on"
+            )
+        seen.append(folder)
+    return folder, revision
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two places hold the same adapters; a copy under another name does too."""
+    if one == other or Path(one).resolve() == Path(other).resolve():
+        return True
+    mine, theirs = (Path(folder) / ADAPTER_WEIGHTS for folder in (one, other))
+    return mine.is_file() and theirs.is_file() and filecmp.cmp(mine, theirs, shallow=False)
 
 
 def modules(folder: str, revision: str | None = None) -> list[dict[str, str]]:
@@ -274,9 +319,12 @@ def read_json(folder: str, file: str, revision: str | None = None, *, kind: type
         return None
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"model.base: {folder}: {file} is not JSON ({error}): write it again") from None
-    return found if isinstance(found, kind) else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"model.base: {folder}: {file} is not JSON ({one_line(str(error))}): write it again") from None
+    if not isinstance(found, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise UserError(f"model.base: {folder}: {file}: must hold {wanted} of JSON: write it again")
+    return found
 
 
 def read_text(folder: str, file: str, revision: str | None = None) -> str | None:
