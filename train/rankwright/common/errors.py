@@ -62,7 +62,10 @@ def in_one_line(what: str, advice: str) -> Iterator[None]:
     except (UserError, Stopped, PeerFailed):
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        # A bare key or number explains nothing without the kind of the error.
-        said = lines[0] if lines and not isinstance(error, LookupError) else f"{type(error).__name__} {' '.join(lines)}"
-        raise UserError(f"{what} ({one_line(said.strip())}): {advice}") from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        # The first line may only announce the second.
+        said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        if not said or isinstance(error, LookupError):
+            # A bare key explains nothing without the kind of the error.
+            said = f"{type(error).__name__} {said}".strip()
+        raise UserError(f"{what} ({one_line(said)}): {advice}") from None

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from rankwright.model.weight_files import header, refuse_not_finite
 AGAIN = "write the adapters again, or take another folder"
 # Names of layers; anything else is a regular expression.
 PLAIN_NAME = re.compile(r"[\w.-]+")
-PATTERN_SECONDS = 10
+PATTERN_SECONDS = 5
 # Matches patterns, given as JSON on standard input, with names; in a process that can be ended.
 MATCH = (
     "import json, re, sys\n"
@@ -57,7 +58,9 @@ def put_on(model: RankModel, folder: str, revision: str | None = None) -> RankMo
     _bound_patterns(folder, config, [name for name, _ in model.causal_lm.named_modules()])
     # Nothing is trained by it, and the type decides the class of peft's wrapper.
     config.inference_mode = True
-    with in_one_line(f"model.base: {folder}: its adapters do not fit the base", AGAIN):
+    with in_one_line(f"model.base: {folder}: its adapters do not fit the base", AGAIN), warnings.catch_warnings():
+        # Weights that are missing: an error, below.
+        warnings.simplefilter("ignore")
         if model.device.type == "meta":
             model.lm = PeftModel(cast(Any, model.lm), config)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import functools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
 README = "README.md"
 TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
 ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Numbers of a decoder's config; the deepest have about 130 layers, and building very many would not end.
+SIZES = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "max_position_embeddings"),
+)
+MOST_LAYERS, MOST_SIZE = 1000, 100_000_000
 # Weights whose loading may run code.
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
@@ -208,6 +215,35 @@ def refuse_other_kinds(name: str, folder: str, revision: str | None = None) -> N
         _refuse_config(name, config)
 
 
+def refuse_damaged(folder: str) -> None:
+    """Raises UserError for a local config.json that is not one, before any library reads it."""
+    if not Path(folder).is_dir():
+        return
+    config = read_json(folder, "config.json") or {}
+    where = f"model.base: {folder}: config.json"
+    if not isinstance(config.get("model_type"), str | None):
+        raise UserError(f"{where}: model_type {config['model_type']!r}: must be the name of an architecture")
+    if type(config.get("num_labels", 1)) is not int or not isinstance(config.get("id2label") or {}, dict):
+        raise UserError(f"{where}: num_labels must be a number, and id2label an object")
+    architecture(config)
+
+
+def check_values(folder: str, config: Any) -> None:
+    """Raises UserError for sizes and other numbers of a decoder's config that cannot be, or that no model has."""
+    where = f"model.base: {folder}: config.json"
+    for key in SIZES:
+        value, most = getattr(config, key, None), MOST_LAYERS if key == "num_hidden_layers" else MOST_SIZE
+        if value is not None and not (type(value) is int and 0 < value <= most):
+            raise UserError(f"{where}: {key} {value!r}: must be a whole number from 1 to {most:,}")
+    for key, value in vars(config).items():
+        if key.endswith(("_eps", "_epsilon")) and isinstance(value, float | int) and not 0 <= value <= 1:
+            raise UserError(f"{where}: {key} {value!r}: must be a small number above 0")
+    positions = getattr(config, "rope_parameters", None)
+    theta = positions.get("rope_theta") if isinstance(positions, dict) else None
+    if theta is not None and not (isinstance(theta, float | int) and 0 < theta < math.inf):
+        raise UserError(f"{where}: rope_theta {theta!r}: must be a number above 0")
+
+
 def _refuse_config(name: str, config: dict[str, Any]) -> None:
     import transformers
     from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -218,8 +254,6 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
             f"model.base: {name}: {kind} is not a class of transformers, and code of a repository is never run for a "
             f"base: {INSTEAD}, or serve it (kind: served)"
         )
-    if family is not None and not isinstance(family, str):
-        raise UserError(f"model.base: {name}: config.json: model_type {family!r}: must be the name of an architecture")
     is_encoder = family in CONFIG_MAPPING and CONFIG_MAPPING[family] in MODEL_FOR_MASKED_LM_MAPPING
     if is_encoder or config.get("is_encoder_decoder"):
         raise UserError(f"model.base: {name}: {kind or family} is an encoder, must be a decoder: {INSTEAD}")

@@ -11,7 +11,15 @@ import torch
 from rankwright.common.errors import UserError, in_one_line
 from rankwright.common.resources import resolve_base
 from rankwright.model.adapters import adapter_weights, put_on
-from rankwright.model.bases import INSTEAD, adapter_base, below_adapters, refuse_other_kinds, refuse_pickles
+from rankwright.model.bases import (
+    INSTEAD,
+    adapter_base,
+    below_adapters,
+    check_values,
+    refuse_damaged,
+    refuse_other_kinds,
+    refuse_pickles,
+)
 from rankwright.model.frames import choose_pad_token
 from rankwright.model.heads import check_scores, head_factor
 from rankwright.model.prompt import PromptContract, control_tokens
@@ -19,8 +27,6 @@ from rankwright.model.rank_model import UNLIMITED, RankModel, scored_rows
 from rankwright.model.weight_files import check_fit, refuse_not_finite, refuse_unfit
 
 Precision = Literal["fp32", "bf16"]
-# The deepest decoders have about 130: a number far above it is a mistake, and building so many would not end.
-MOST_LAYERS = 1000
 # Keys of config.json by which a base draws random numbers in training.
 OWN_NOISE = re.compile(r"dropout|drop_path|pdrop|layerdrop|jitter")
 
@@ -29,6 +35,7 @@ def load_tokenizer(folder: str, revision: str | None = None) -> Any:
     """The base's tokenizer with a pad token that differs from eos. Raises UserError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
+    refuse_damaged(folder)
     tokenizer = _from_pretrained(AutoTokenizer, folder, revision=revision)
     _keep_line_breaks(tokenizer)
     # The contract has the budgets; the tokenizer's own limit would only warn about texts that are cut later.
@@ -187,9 +194,7 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
     text = config.get_text_config()
     if getattr(text, "final_logit_softcapping", None):
         raise UserError(f"model.base: {folder}: its logits are capped, which our head does not do: choose another base")
-    layers = getattr(text, "num_hidden_layers", 1)
-    if not isinstance(layers, int) or not 0 < layers <= MOST_LAYERS:
-        raise UserError(f"model.base: {folder}: config.json: num_hidden_layers {layers!r}: must be 1 to {MOST_LAYERS}")
+    check_values(folder, text)
     positions = getattr(text, "max_position_embeddings", None)
     if isinstance(positions, int) and contract.max_tokens > positions:
         raise UserError(f"prompt.max_tokens: {contract.max_tokens}, but {folder} has {positions} positions: lower it")
@@ -220,6 +225,7 @@ def _refuse_vocabulary(folder: str, text: Any, contract: PromptContract, tokeniz
     Control tokens do not come from users' texts, so that only those of the frame matter: some tokenizers have one for
     images beyond the rows of a model without images.
     """
+    contract.check_tokens(tokenizer)
     rows = getattr(text, "vocab_size", None)
     if not isinstance(rows, int):
         return

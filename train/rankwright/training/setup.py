@@ -167,6 +167,9 @@ def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContra
     Before any weights are read: files that do not fit config.json, layers that adapters cannot be on, a head whose
     logits the scored rows cannot give. weights=False: the weights need not be there.
     """
+    if (saved := saved_contract(base, recipe.model.revision)) is not None:
+        # The base's own row is scored under it.
+        saved.check_tokens(tokenizer)
     model = check_files(base, contract, tokenizer, recipe.model.revision, weights=weights)
     config = model.causal_lm.config
     with torch.device("meta"):
