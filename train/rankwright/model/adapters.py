@@ -102,7 +102,7 @@ def _refuse_head(folder: str, model: RankModel, stored: Iterable[str]) -> None:
     """The scored rows are copied from the base's head: adapters that change it would be left out."""
     lm = model.causal_lm
     heads = [lm.get_output_embeddings(), getattr(lm, "score", None)]
-    if lm.config.get_text_config().tie_word_embeddings:
+    if getattr(lm.config.get_text_config(), "tie_word_embeddings", False):
         heads.append(lm.get_input_embeddings())
     places = [name for name, module in lm.named_modules() if any(module is head for head in heads)]
     for name in stored:

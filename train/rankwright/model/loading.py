@@ -28,7 +28,7 @@ from rankwright.model.weight_files import check_fit, refuse_not_finite, refuse_u
 
 Precision = Literal["fp32", "bf16"]
 # Keys of config.json by which a base draws random numbers in training.
-OWN_NOISE = re.compile(r"dropout|drop_path|pdrop|layerdrop|jitter")
+OWN_NOISE = re.compile(r"^(?!classifier|summary).*(dropout|drop_path|pdrop|layerdrop|jitter)")
 
 
 def load_tokenizer(folder: str, revision: str | None = None) -> Any:
@@ -77,7 +77,7 @@ def load_model(
     kind = class_of(folder, config, auto)
     if Path(folder).is_dir():
         # Before wrong sizes are given memory.
-        check_fit(folder, config, kind)
+        check_fit(folder, own_config(config, kind), kind)
     dropout = _without_dropout(config)
     options = {"revision": revision, "config": config, "dtype": dtype, "output_loading_info": True}
     # A pickle may run code when it is loaded.
@@ -88,7 +88,7 @@ def load_model(
     for module in lm.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-    model = _with_rows(folder, lm, contract, tokenizer, head_factor(folder, config, kind))
+    model = _with_rows(folder, lm, contract, tokenizer, head_factor(folder, own_config(config, kind), kind))
     model.own_dropout = dropout
     check_scores(folder, model, contract, tokenizer)
     return model
@@ -141,6 +141,7 @@ def empty_model(
     Under `torch.device("meta")` it takes neither memory nor time.
     """
     config, auto = _config(folder, contract, tokenizer, revision)
+    class_of(folder, config, auto)
     dropout = _without_dropout(config)
     with in_one_line(f"model.base: {folder}: no model can be made of its config.json", "mend the values there"):
         lm = auto.from_config(config, dtype=dtype)
@@ -217,6 +218,12 @@ def class_of(folder: str, config: Any, auto: Any) -> Any:
         form = "causal" if auto is AutoModelForCausalLM else "classifier's"
         raise UserError(f"model.base: {folder}: {config.model_type} has no {form} form in transformers: {INSTEAD}")
     return known[type(config)]
+
+
+def own_config(config: Any, kind: Any) -> Any:
+    """The part of a config that a class reads: that of the texts, for a language model of a base that sees too."""
+    text = config.get_text_config()
+    return text if kind.config_class is type(text) else config
 
 
 def _refuse_vocabulary(folder: str, text: Any, contract: PromptContract, tokenizer: Any) -> None:

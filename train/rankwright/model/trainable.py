@@ -48,7 +48,7 @@ def add_lora(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=sorted(names),
-        exclude_modules=_towers(model),
+        exclude_modules=_excluded(model, names),
         use_rslora=rslora,
         use_dora=dora,
         task_type=TaskType.CAUSAL_LM if is_causal else None,
@@ -76,12 +76,15 @@ def linear_names(model: RankModel) -> set[str]:
 
     Those that peft cannot adapt are left out: fused kernels of Mamba read their weights past any adapter.
     """
+    found = {name.rsplit(".", 1)[-1] for name, m in model.text_decoder.named_modules() if _is_plain(m)}
+    return found - (FUSED if model.causal_lm.config.model_type in MAMBA else set())
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer is one product: not one of a class that makes something else of it, as some routers do."""
     from transformers.pytorch_utils import Conv1D
 
-    found = {
-        name.rsplit(".", 1)[-1] for name, m in model.text_decoder.named_modules() if isinstance(m, nn.Linear | Conv1D)
-    }
-    return found - (FUSED if model.causal_lm.config.model_type in MAMBA else set())
+    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
 
 
 def expert_weights(model: RankModel) -> dict[str, int]:
@@ -94,13 +97,17 @@ def expert_weights(model: RankModel) -> dict[str, int]:
     }
 
 
-def _towers(model: RankModel) -> str | None:
-    """A pattern of all that lies outside the decoder of texts, such as a vision tower; None where nothing does."""
+def _excluded(model: RankModel, names: set[str]) -> str | None:
+    """A pattern of the layers that get no adapters although they have one of these names; None where there are none.
+
+    These are layers outside the decoder of texts, such as a vision tower, and those that are not plain.
+    """
+    modules = dict(model.causal_lm.named_modules())
     text = model.text_decoder
-    if text is model.decoder:
-        return None
-    [place] = [name for name, module in model.causal_lm.named_modules() if module is text]
-    return rf"(?!{re.escape(place)}\.).*"
+    [place] = [name for name, module in modules.items() if module is text]
+    outside = [rf"(?!{re.escape(place)}\.).*"] if text is not model.decoder else []
+    odd = [name for name, module in modules.items() if name.rsplit(".", 1)[-1] in names and not _is_plain(module)]
+    return "|".join([*outside, *(re.escape(name) for name in odd if name.startswith(f"{place}."))]) or None
 
 
 def _refuse_unknown(targets: Sequence[str], names: set[str]) -> None:
