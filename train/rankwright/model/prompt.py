@@ -92,7 +92,8 @@ class PromptContract:
         # A rule may rely on those before it.
         rules: list[tuple[str, Callable[[], bool], str]] = [
             *((key, functools.partial(self._is_text, key), "a text") for key in texts),
-            ("mode", lambda: self.mode in FRAMES, f"a known prompt frame ({', '.join(FRAMES)})"),
+            # Scoring needs no registered frame of that name.
+            ("mode", lambda: re.fullmatch(r"[\w-]{1,100}", self.mode) is not None, "the name of a prompt frame"),
             ("prefix", lambda: self.prefix.count("{instruction}") <= 1, "a text with one place for an instruction"),
             ("no_token", lambda: isinstance(self.no_token, str | None), "a text, or null"),
             ("yes_id", lambda: is_whole(self.yes_id, 0, math.inf), "a token's number"),
