@@ -124,7 +124,11 @@ HF: list[Case] = [
     ("the contract is a list", write("rankwright.json", "[]"), "not a prompt contract"),
     ("another version", contract(version="1"), "version '1'"),
     ("a key nobody knows", contract(color="red"), "not a prompt contract"),
-    ("a mode that is no name", contract(mode="no such\nframe"), r"mode 'no such\\nframe': must be the name of a prompt"),
+    (
+        "a mode that is no name",
+        contract(mode="no such\nframe"),
+        r"mode 'no such\\nframe': must be the name of a prompt",
+    ),
     ("an empty mode", contract(mode=""), "mode '': must be the name of a prompt frame"),
     ("a mode that is a number", contract(mode=3), "mode 3: must be a text"),
     ("a prefix that is a number", contract(prefix=1), "prefix 1"),

@@ -22,19 +22,8 @@ PROBE_TOKENS, PROBE_ROWS = 16, 64
 EXACT = 1e-5
 
 
-class _Decoder(nn.Module):
-    """Gives chosen hidden states in place of a decoder's, whatever it is asked."""
-
-    def __init__(self, states_1NH: Tensor) -> None:
-        super().__init__()
-        self.states_1NH = states_1NH
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        return _Output(self.states_1NH)
-
-
 class _Output:
-    """An output of a decoder that has nothing but hidden states."""
+    """What a decoder returns, with nothing but hidden states."""
 
     def __init__(self, states_1NH: Tensor) -> None:
         self.last_hidden_state = states_1NH
@@ -69,7 +58,8 @@ def head_factor(name: str, config: Any, kind: Any) -> float:
             if tensor is not None:
                 setattr(lm, place, type(tensor)(drawn(*tensor.shape)) if tensor.requires_grad else drawn(*tensor.shape))
         states_1NH = drawn(1, STATES, head.weight.shape[1]) * 4
-        setattr(lm, own, _Decoder(states_1NH))
+        # Its attributes stay: some heads read their factor there.
+        getattr(lm, own).forward = lambda *_, **__: _Output(states_1NH)
         with torch.no_grad():
             logits_NV = lm.eval()(input_ids=torch.zeros(1, STATES, dtype=torch.long), use_cache=False).logits[0]
     except Exception:

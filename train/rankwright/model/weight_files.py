@@ -96,7 +96,11 @@ def refuse_unfit(folder: str, lm: Any, info: dict[str, Any]) -> None:
 
     A reranker with such weights scores noise.
     """
-    tied = set(getattr(lm, "_tied_weights_keys", None) or ()) if getattr(lm.config, "tie_word_embeddings", False) else set()
+    tied = (
+        set(getattr(lm, "_tied_weights_keys", None) or ())
+        if getattr(lm.config, "tie_word_embeddings", False)
+        else set()
+    )
     bad = sorted(k for k in info["missing_keys"] if k not in tied)
     # (name, shape in the file, shape by the config).
     bad += sorted(f"{k[0]} {list(k[1])}, by config.json {list(k[2])}" for k in info.get("mismatched_keys", ()))
