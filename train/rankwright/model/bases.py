@@ -17,6 +17,7 @@ import yaml
 from rankwright.common import console
 from rankwright.common.errors import UserError, one_line
 from rankwright.common.resources import resolve_base
+from rankwright.model.chat_templates import rendered
 from rankwright.model.frames import CUT, FRAMES, FrameTexts, known_frame, single_token_id
 
 QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
@@ -97,15 +98,10 @@ def _frames(tokenizer: Any) -> Iterator[tuple[str, FrameTexts]]:
 
 
 def _texts(tokenizer: Any) -> Iterator[str]:
-    from jinja2 import TemplateError
-
     messages = [{"role": "query", "content": QUERY}, {"role": "document", "content": DOCUMENT}]
-    for ends_with_answer in (False, True) if tokenizer.chat_template else ():
-        try:
-            yield tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends_with_answer)
-        except (TemplateError, TypeError, ValueError, KeyError):
-            # The template is for another task, with other roles.
-            continue
+    for ends_with_answer in (False, True):
+        if (text := rendered(tokenizer, messages, ends_with_answer=ends_with_answer)) is not None:
+            yield text
     yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
 
 
