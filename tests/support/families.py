@@ -69,11 +69,12 @@ SIZES: dict[str, Any] = {
     "expert_layer_offset": 1,
 }
 # Families whose own sizes depend on each other; None: the default of the family.
-LATENT = {"head_dim": None}
 OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("deepseek_v3", "axk1", "glm4_moe_lite", "youtu", "sarvam_mla", "falcon"), LATENT),
+    **{key: {"head_dim": None} for key in ("deepseek_v3", "axk1", "glm4_moe_lite", "youtu", "sarvam_mla", "falcon")},
+    **{key: {"head_dim": 8} for key in ("deepseek_v32", "axk2", "glm_moe_dsa", "longcat_flash")},
     "bamba": {"attn_layer_indices": [1]},
     "falcon_h1": {"lm_head_multiplier": 0.5},
+    "gemma4_text": {"vocab_size_per_layer_input": ROWS, "hidden_size_per_layer_input": 8, "sliding_window": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "granite": {"logits_scaling": 8.0},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},

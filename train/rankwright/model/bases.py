@@ -228,16 +228,25 @@ def check_values(folder: str, config: Any) -> None:
     """Raises UserError for sizes and other numbers of a decoder's config that cannot be, or that no model has."""
     where = f"model.base: {folder}: config.json"
     for key in SIZES:
-        value, most = getattr(config, key, None), MOST_LAYERS if key == "num_hidden_layers" else MOST_SIZE
+        value, most = config_value(config, key), MOST_LAYERS if key == "num_hidden_layers" else MOST_SIZE
         if value is not None and not (type(value) is int and 0 < value <= most):
             raise UserError(f"{where}: {key} {value!r}: must be a whole number from 1 to {most:,}")
     for key, value in vars(config).items():
         if key.endswith(("_eps", "_epsilon")) and isinstance(value, float | int) and not 0 <= value <= 1:
             raise UserError(f"{where}: {key} {value!r}: must be a small number above 0")
-    positions = getattr(config, "rope_parameters", None)
+    positions = config_value(config, "rope_parameters")
     theta = positions.get("rope_theta") if isinstance(positions, dict) else None
     if theta is not None and not (isinstance(theta, float | int) and 0 < theta < math.inf):
         raise UserError(f"{where}: rope_theta {theta!r}: must be a number above 0")
+
+
+def config_value(config: Any, key: str) -> Any:
+    """A value of a config of transformers; None where it has none, or where the value differs by layer."""
+    try:
+        return getattr(config, key, None)
+    except Exception:
+        # transformers' own error for such a value is not an AttributeError.
+        return None
 
 
 def _refuse_config(name: str, config: dict[str, Any]) -> None:

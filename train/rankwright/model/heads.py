@@ -18,6 +18,8 @@ from rankwright.model.rank_model import RankModel, trunk_name
 STATES, ROWS = 4, 64
 # The head of a base is compared on these last tokens of a prompt, and on so many rows.
 PROBE_TOKENS, PROBE_ROWS = 16, 64
+# Parts of torch's messages about tensors that do not fit each other.
+WRONG_SIZES = ("must match the size of tensor", "shapes cannot be multiplied")
 # Some classes give their logits in fp32, whatever is computed before.
 EXACT = 1e-5
 
@@ -58,12 +60,16 @@ def head_factor(name: str, config: Any, kind: Any) -> float:
             if tensor is not None:
                 setattr(lm, place, type(tensor)(drawn(*tensor.shape)) if tensor.requires_grad else drawn(*tensor.shape))
         states_1NH = drawn(1, STATES, head.weight.shape[1]) * 4
-        # Its attributes stay: some heads read their factor there.
-        getattr(lm, own).forward = lambda *_, **__: _Output(states_1NH)
+        trunk = getattr(lm, own)
+        for decoder in (trunk, trunk.get_decoder() if hasattr(trunk, "get_decoder") else trunk):
+            # Its attributes stay: some heads read their factor there.
+            decoder.forward = lambda *_, **__: _Output(states_1NH)
         with torch.no_grad():
             logits_NV = lm.eval()(input_ids=torch.zeros(1, STATES, dtype=torch.long), use_cache=False).logits[0]
     except Exception:
         # Classes differ in what they ask of their decoder.
+        return 1.0
+    if logits_NV.is_meta:
         return 1.0
     products_NV = states_1NH[0] @ head.weight.detach().T
     return _fitted(name, config, logits_NV, products_NV)
@@ -107,6 +113,21 @@ def _fill(module: nn.Module, drawn: Any) -> None:
         for place, buffer in list(part._buffers.items()):
             if buffer is not None:
                 part._buffers[place] = drawn(*buffer.shape)
+
+
+def try_forward(name: str, model: RankModel) -> None:
+    """Raises UserError for a model on the meta device whose forward needs more than token ids, or has wrong sizes.
+
+    What depends on values, such as which expert a token goes to, does not run there and is left to check_scores().
+    """
+    try:
+        with torch.no_grad():
+            model.states([EncodedGroup([0] * PROBE_TOKENS, [[0]], False, 0)])
+    except (ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in WRONG_SIZES):
+            return
+        with in_one_line(f"model.base: {name}: {type(model.causal_lm).__name__} cannot be scored", INSTEAD):
+            raise
 
 
 def check_scores(name: str, model: RankModel, contract: PromptContract, tokenizer: Any) -> None:

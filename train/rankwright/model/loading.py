@@ -16,6 +16,7 @@ from rankwright.model.bases import (
     adapter_base,
     below_adapters,
     check_values,
+    config_value,
     refuse_damaged,
     refuse_other_kinds,
     refuse_pickles,
@@ -70,6 +71,19 @@ def load_model(
     PEFT adapter folders.
     base: where the base of adapters lies, if their own settings do not name a hub id.
     """
+    with in_one_line(f"model.base: {folder}: cannot be loaded", INSTEAD):
+        return _load(folder, contract, tokenizer, revision=revision, dtype=dtype, base=base)
+
+
+def _load(
+    folder: str,
+    contract: PromptContract,
+    tokenizer: Any,
+    *,
+    revision: str | None,
+    dtype: torch.dtype,
+    base: str | None,
+) -> RankModel:
     refuse_pickles(folder)
     if (named := adapter_base(folder, revision)) is not None:
         return _load_adapter(folder, named, contract, tokenizer, revision=revision, dtype=dtype, base=base)
@@ -159,7 +173,8 @@ def check_files(
     Returns the model on the meta device; for a folder of adapters, the base below them.
     """
     try:
-        return _checked(folder, contract, tokenizer, revision, weights)
+        with in_one_line(f"model.base: {folder}: cannot be read", INSTEAD):
+            return _checked(folder, contract, tokenizer, revision, weights)
     except UserError as error:
         if (named := adapter_base(folder, revision)) is None or folder in str(error):
             raise
@@ -193,10 +208,10 @@ def _config(folder: str, contract: PromptContract, tokenizer: Any, revision: str
     config = _from_pretrained(AutoConfig, folder, revision=revision)
     config.pad_token_id = tokenizer.pad_token_id
     text = config.get_text_config()
-    if getattr(text, "final_logit_softcapping", None):
+    if config_value(text, "final_logit_softcapping"):
         raise UserError(f"model.base: {folder}: its logits are capped, which our head does not do: choose another base")
     check_values(folder, text)
-    positions = getattr(text, "max_position_embeddings", None)
+    positions = config_value(text, "max_position_embeddings")
     if isinstance(positions, int) and contract.max_tokens > positions:
         raise UserError(f"prompt.max_tokens: {contract.max_tokens}, but {folder} has {positions} positions: lower it")
     _refuse_vocabulary(folder, text, contract, tokenizer)
@@ -233,7 +248,7 @@ def _refuse_vocabulary(folder: str, text: Any, contract: PromptContract, tokeniz
     images beyond the rows of a model without images.
     """
     contract.check_tokens(tokenizer)
-    rows = getattr(text, "vocab_size", None)
+    rows = config_value(text, "vocab_size")
     if not isinstance(rows, int):
         return
     scored = {contract.yes_token: contract.yes_id, contract.no_token: contract.no_id}

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rankwright.common.errors import UserError, in_one_line
-from rankwright.model.bases import read_json, refuse_pickles
+from rankwright.model.bases import config_value, read_json, refuse_pickles
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TYPES = {
@@ -82,7 +82,7 @@ def check_fit(folder: str, config: Any, kind: Any) -> None:
     if getattr(config, "quantization_config", None) is not None:
         return
     state = headers(folder)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    layers = config_value(config.get_text_config(), "num_hidden_layers") or 0
     if layers > len(state):
         raise UserError(f"model.base: {folder}: config.json has {layers} layers, and the files {len(state)} weights")
     options = {"config": copy.deepcopy(config), "state_dict": state, "device_map": {"": "meta"}}

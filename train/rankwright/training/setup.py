@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.errors import UserError, UserErrors, in_one_line
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
 from rankwright.model.attention import PLAIN
-from rankwright.model.bases import Origin, find_origin, refuse_other_kinds, refuse_unread
+from rankwright.model.bases import INSTEAD, Origin, find_origin, refuse_other_kinds, refuse_unread
 from rankwright.model.blocks import FAMILIES
+from rankwright.model.heads import try_forward
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
 from rankwright.model.loading import Precision, check_files, load_merged, load_model, load_tokenizer
@@ -174,7 +175,9 @@ def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContra
     config = model.causal_lm.config
     with torch.device("meta"):
         if config.model_type not in FAMILIES:
-            make_trainable(recipe, model)
+            with in_one_line(f"model.base: {base}: {config.model_type} cannot be trained here", INSTEAD):
+                make_trainable(recipe, model)
+            try_forward(base, model)
         elif recipe.model.method == "lora":
             # All that can be wrong, without the seconds that peft takes to be imported.
             target_names(model, recipe.model.targets)
