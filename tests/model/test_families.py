@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,11 @@ def test_the_causal_export_of_a_scaled_head_is_exact(family: str, tiny_qwen3: Pa
             own = own_scores(lm, [reranker.encoder.encode(QUERY, DOCUMENTS)], contract.yes_id, contract.no_id)
         assert own.tolist() == pytest.approx(scores, abs=EXACT)
         assert Reranker.load(str(folder)).score(QUERY, DOCUMENTS) == pytest.approx(scores, abs=EXACT)
+
+
+def test_unknown_targets_are_refused_by_check(tiny_qwen3: Path, tmp_path: Path) -> None:
+    make_base(tmp_path / "base", "mixtral", tiny_qwen3)
+    for folder in (tiny_qwen3, tmp_path / "base"):
+        [fault] = check_targets(recipe_on(folder, targets=("nope",)))
+        assert re.match(r"model\.targets: no linear layer of this base is named 'nope': choose from", fault)
+        assert check_targets(recipe_on(folder, targets=("q_proj",))) == []

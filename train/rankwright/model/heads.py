@@ -18,10 +18,10 @@ from rankwright.model.rank_model import RankModel, trunk_name
 STATES, ROWS = 4, 64
 # The head of a base is compared on these last tokens of a prompt, and on so many rows.
 PROBE_TOKENS, PROBE_ROWS = 16, 64
-# Parts of torch's messages about tensors that do not fit each other.
-WRONG_SIZES = ("must match the size of tensor", "shapes cannot be multiplied")
 # Some classes give their logits in fp32, whatever is computed before.
 EXACT = 1e-5
+# Architectures (model_type) of which a test has shown that they are exact: `check` need not read their weights.
+TRIED: frozenset[str] = frozenset()
 
 
 class _Output:
@@ -113,21 +113,6 @@ def _fill(module: nn.Module, drawn: Any) -> None:
         for place, buffer in list(part._buffers.items()):
             if buffer is not None:
                 part._buffers[place] = drawn(*buffer.shape)
-
-
-def try_forward(name: str, model: RankModel) -> None:
-    """Raises UserError for a model on the meta device whose forward needs more than token ids, or has wrong sizes.
-
-    What depends on values, such as which expert a token goes to, does not run there and is left to check_scores().
-    """
-    try:
-        with torch.no_grad():
-            model.states([EncodedGroup([0] * PROBE_TOKENS, [[0]], False, 0)])
-    except (ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(text in str(error) for text in WRONG_SIZES):
-            return
-        with in_one_line(f"model.base: {name}: {type(model.causal_lm).__name__} cannot be scored", INSTEAD):
-            raise
 
 
 def check_scores(name: str, model: RankModel, contract: PromptContract, tokenizer: Any) -> None:

@@ -16,7 +16,7 @@ from rankwright.common.resources import resolve_base
 from rankwright.model.attention import PLAIN
 from rankwright.model.bases import INSTEAD, Origin, find_origin, refuse_other_kinds, refuse_unread
 from rankwright.model.blocks import FAMILIES
-from rankwright.model.heads import try_forward
+from rankwright.model.heads import TRIED
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
 from rankwright.model.loading import Precision, check_files, load_merged, load_model, load_tokenizer
@@ -165,8 +165,8 @@ def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
 def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract, *, weights: bool = True) -> Any:
     """config.json of the base, or of the one below adapters. Raises UserError for what its files tell to be wrong.
 
-    Before any weights are read: files that do not fit config.json, layers that adapters cannot be on, a head whose
-    logits the scored rows cannot give. weights=False: the weights need not be there.
+    Files that do not fit config.json, layers that adapters cannot be on, a head whose logits the scored rows cannot
+    give. Weights are read for architectures that were never tried. weights=False: the weights need not be there.
     """
     if (saved := saved_contract(base, recipe.model.revision)) is not None:
         # The base's own row is scored under it.
@@ -177,10 +177,12 @@ def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContra
         if config.model_type not in FAMILIES:
             with in_one_line(f"model.base: {base}: {config.model_type} cannot be trained here", INSTEAD):
                 make_trainable(recipe, model)
-            try_forward(base, model)
         elif recipe.model.method == "lora":
             # All that can be wrong, without the seconds that peft takes to be imported.
             target_names(model, recipe.model.targets)
+    if weights and config.model_type not in TRIED and Path(base).is_dir():
+        # Nothing but a forward pass tells whether such a base can be scored.
+        load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=stored_dtype(recipe))
     return config
 
 
