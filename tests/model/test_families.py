@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rankwright.common.errors import UserError
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
+from rankwright.model.heads import TRIED
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import EncodedGroup, make_contract
 from rankwright.model.rank_model import RankModel
@@ -130,7 +132,9 @@ def test_every_family_is_exact_or_refused_by_check(family: str, tiny_qwen3: Path
         make_base(tmp_path / "base", family, tiny_qwen3)
     except Exception as error:
         pytest.skip(f"no tiny model of it is made here: {type(error).__name__}: {str(error)[:200]}")
-    outcome(tmp_path / "base")
+    found = outcome(tmp_path / "base")
+    named = json.loads((tmp_path / "base" / "config.json").read_text())["model_type"]
+    assert (named in TRIED) is isinstance(found, float), "the table of what was tried"
 
 
 def describe_of(folder: Path, **model: Any) -> tuple[RankModel, list[str]]:
