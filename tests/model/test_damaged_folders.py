@@ -116,6 +116,10 @@ QWEN3: list[Case] = [
     ("tokenizer.json is gone", without("tokenizer.json"), "cannot load|portable needs a tokenizer"),
     ("tokenizer.json is cut", cut("tokenizer.json"), "cannot load"),
     ("tokenizer.json is another object", write("tokenizer.json", '{"model": 3}'), "cannot load"),
+    ("tokenizer_config.json is a list", write("tokenizer_config.json", "[]"), "cannot load"),
+    ("tokenizer_config.json is cut", cut("tokenizer_config.json"), "cannot load"),
+    ("no token for padding", lambda f: _no_padding(f), "no pad token that differs"),
+    ("a tokenizer without places", lambda f: _slow_tokenizer(f), "CTRLTokenizer gives no places of tokens"),
     ("a module of another kind", write("modules.json", '{"type": "x"}'), "modules.json: must hold a list"),
     ("capped logits", config(final_logit_softcapping=30.0), "logits are capped"),
 ]
@@ -178,6 +182,10 @@ ADAPTER: list[Case] = [
     ("a pattern without an end", adapter_config(target_modules="(([a-z_.0-9]+)*)*x!"), "a pattern takes too long"),
     ("a broken pattern", adapter_config(target_modules="(q_proj"), "is not a regular expression"),
     ("a pattern of ranks without an end", adapter_config(rank_pattern={"(([a-z_.0-9]+)*)*x!": 8}), "takes too long"),
+    ("ranks that are no object", adapter_config(rank_pattern=5), "fit|damaged|read|loaded"),
+    ("a scale as text", adapter_config(lora_alpha="x"), "fit|damaged"),
+    ("a scale that is no number", adapter_config(lora_alpha=float("nan")), f"{LATE}not finite numbers"),
+    ("DoRA without its weights", adapter_config(use_dora=True), "adapter weights do not fit"),
     ("another head", damage.extra_adapter("lm_head"), "change the head"),
 ]
 FOLDERS = {"qwen3": QWEN3, "hf": HF, "adapter": ADAPTER}
@@ -214,6 +222,19 @@ def _prompt_tuning(folder: Path) -> None:
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     settings = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+
+
+def _no_padding(folder: Path) -> None:
+    damage.edit_json(folder / "tokenizer_config.json", pad_token="<|im_end|>", unk_token=None)
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace("<|endoftext|>", "<|nothing|>"))
+
+
+def _slow_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text('{"<unk>": 0, "a</w>": 1}')
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer"}')
 
 
 def _renamed(tensors: dict[str, Any], old: str, new: str) -> None:
@@ -272,6 +293,11 @@ def renamed_buffers(folder: Path) -> None:
     )
 
 
+def _odd_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    damage.edit_json(folder / "tokenizer_config.json", chat_template=5)
+
+
 FINE: list[tuple[str, str, damage.Change]] = [
     ("qwen3", "the tied head is stored twice", damage.same_twice("model.embed_tokens.weight", "lm_head.weight")),
     ("qwen3", "frequencies of positions are stored", renamed_buffers),
@@ -279,6 +305,9 @@ FINE: list[tuple[str, str, damage.Change]] = [
     ("qwen3", "layers for further tokens", damage.extra("model.mtp.layers.0.weight", 2, 2)),
     ("qwen3", "an index beside one file", write(INDEX, "{}")),
     ("qwen3", "a pickle beside safetensors", write("pytorch_model.bin", "x")),
+    ("qwen3", "a README with a date that is none", write("README.md", "---\ndate: 2024-13-45\n---\n# x\n")),
+    ("qwen3", "a README of brackets", write("README.md", f"---\nx: {'[' * 50_000}\n---\n# x\n")),
+    ("qwen3", "a chat template that is a number", _odd_template),
     ("hf", "several files with an index", damage.sharded),
     ("hf", "as it was written", lambda folder: None),
     ("adapter", "as it was written", lambda folder: None),

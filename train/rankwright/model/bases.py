@@ -144,7 +144,8 @@ def _front_matter(readme: str) -> dict[str, Any]:
     found = re.match(r"---\n(.*?)\n---\s*\n", readme, re.DOTALL)
     try:
         values = yaml.safe_load(found.group(1)) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # Also for a date that is none, and brackets without an end.
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -38,10 +38,16 @@ def load_tokenizer(folder: str, revision: str | None = None) -> Any:
 
     refuse_damaged(folder)
     tokenizer = _from_pretrained(AutoTokenizer, folder, revision=revision)
-    _keep_line_breaks(tokenizer)
-    # The contract has the budgets; the tokenizer's own limit would only warn about texts that are cut later.
-    tokenizer.model_max_length = UNLIMITED
-    tokenizer.pad_token = choose_pad_token(tokenizer)
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            f"model.base: {folder}: {type(tokenizer).__name__} gives no places of tokens in a text: take a base with a "
+            "tokenizer.json"
+        )
+    with in_one_line(f"model.base: {folder}: its tokenizer cannot be used", "copy the folder again"):
+        _keep_line_breaks(tokenizer)
+        # The contract has the budgets; the tokenizer's own limit would only warn about texts that are cut later.
+        tokenizer.model_max_length = UNLIMITED
+        tokenizer.pad_token = choose_pad_token(tokenizer)
     return tokenizer
 
 
