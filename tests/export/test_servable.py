@@ -19,7 +19,7 @@ from rankwright.export.target import Trained, is_rendered
 from rankwright.export.targets import TARGETS
 from rankwright.export.weights import in_fp32
 from rankwright.model.frames import FRAMES
-from rankwright.model.loading import base_config, load_tokenizer
+from rankwright.model.loading import check_files, load_tokenizer
 from rankwright.model.prompt import PromptContract, make_contract
 from rankwright.pipeline.checks import check_targets
 from rankwright.pipeline.stages import Pipeline
@@ -27,11 +27,14 @@ from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
 
 ALL = ("hf", "causal", "adapter", "onnx", "gguf")
+SIZES: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 2048}
 
 
 def faults_of(base: Path, contract: PromptContract, *targets: str) -> list[str]:
     tokenizer = load_tokenizer(str(base))
-    return unservable(targets, base_config(str(base), contract, tokenizer), tokenizer, contract)
+    config = check_files(str(base), contract, tokenizer).causal_lm.config
+    return unservable(targets, config, tokenizer, contract)
 
 
 @pytest.mark.parametrize("mode", FRAMES)
@@ -77,11 +80,11 @@ def test_all_mistakes_of_targets_are_said_at_once(tiny_qwen3: Path) -> None:
 
 
 def granite(folder: Path, tiny_qwen3: Path) -> Path:
-    """A base without weights, of a kind that has neither a classifier's form nor a place in llama.cpp."""
+    """A base of a kind that has neither a classifier's form nor a place in llama.cpp."""
     folder.mkdir(exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tiny_qwen3 / name).read_bytes())
-    transformers.GraniteConfig(architectures=["GraniteForCausalLM"], vocab_size=4096).save_pretrained(folder)
+    transformers.GraniteForCausalLM(transformers.GraniteConfig(**SIZES)).save_pretrained(folder)
     return folder
 
 
@@ -89,9 +92,9 @@ def test_a_base_that_a_target_cannot_hold_is_refused(tmp_path: Path, tiny_qwen3:
     base = granite(tmp_path, tiny_qwen3)
     faults = check_targets(recipe_on(base, {target: {} for target in ALL}))
     assert [fault.split(": ")[1] for fault in faults] == ["hf", "onnx", "gguf"]
-    transformers.PhiConfig(architectures=["PhiForCausalLM"], vocab_size=4096).save_pretrained(base)
+    transformers.PhiForCausalLM(transformers.PhiConfig(**SIZES)).save_pretrained(base)
     [fault] = check_targets(recipe_on(base, {"causal": {}}))
-    assert "causal: the head of this base has a bias" in fault
+    assert "the head of phi adds an offset (bias)" in fault
 
 
 def test_a_base_that_is_not_here_is_no_mistake(tmp_path: Path, tiny_qwen3: Path) -> None:
@@ -102,7 +105,8 @@ def test_a_base_that_is_not_here_is_no_mistake(tmp_path: Path, tiny_qwen3: Path)
         [fault] = check_targets(absent, offline=offline)
         assert "unknown export target 'hff'" in fault
     (tmp_path / "empty").mkdir()
-    assert check_targets(recipe_on(tmp_path / "empty", {"hf": {}})) == []
+    [fault] = check_targets(recipe_on(tmp_path / "empty", {"hf": {}}))
+    assert fault.startswith("model.base: cannot load") and "\n" not in fault
 
 
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {

@@ -14,7 +14,7 @@ from rankwright.common.errors import UserError
 from rankwright.export.servable import unservable
 from rankwright.export.tokenizer import write_tokenizer
 from rankwright.model.frames import FRAMES, check_prompt_mode, known_frame
-from rankwright.model.loading import base_config, load_model, load_tokenizer
+from rankwright.model.loading import check_files, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.pipeline.checks import check_names
 from rankwright.recipe.schema import Data, Model, Prompt, Recipe
@@ -65,7 +65,7 @@ def test_a_frame_of_another_module_is_found_everywhere(short: str, tiny_qwen3: P
     assert contract.mode == short and len(set(scores)) == len(scores)
     # Exports hold it as a chat template, which is proven when it is written; targets without one refuse it.
     folder, tokenizer, contract = recipe_prompt(chosen)
-    config = base_config(folder, contract, tokenizer)
+    config = check_files(folder, contract, tokenizer).causal_lm.config
     (tmp_path / "export").mkdir()
     write_tokenizer(tokenizer, contract, tmp_path / "export")
     assert PromptContract.load(tmp_path / "export") == contract

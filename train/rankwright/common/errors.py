@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -55,3 +56,20 @@ def no_such(kind: str, name: str, known: Iterable[str], advice: str = "") -> str
     words = sorted(known)
     found = f"unknown {kind} {name!r}{did_you_mean(name, words)} (known: {', '.join(words) or 'none'})"
     return f"{found}: {advice}" if advice else found
+
+
+@contextmanager
+def in_one_line(what: str, advice: str) -> Iterator[None]:
+    """Inside, an exception of another library becomes `what (its first line): advice`; a UserError passes unchanged."""
+    try:
+        yield
+    except (UserError, Stopped, PeerFailed):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        # The first line may only announce the second.
+        said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        if not said or isinstance(error, LookupError):
+            # A bare key explains nothing without the kind of the error.
+            said = f"{type(error).__name__} {said}".strip()
+        raise UserError(f"{what} ({one_line(said)}): {advice}") from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import functools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +16,21 @@ from typing import Any
 import yaml
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, one_line
+from rankwright.common.resources import resolve_base
+from rankwright.model.chat_templates import rendered
 from rankwright.model.frames import CUT, FRAMES, FrameTexts, known_frame, single_token_id
 
 QUERY, DOCUMENT = "what is a bond?", "A bond is a loan."
 README = "README.md"
 TRANSFORMER, LOGIT_SCORE = "Transformer", "LogitScore"
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Numbers of a decoder's config; the deepest have about 130 layers, and building very many would not end.
+SIZES = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size", "max_position_embeddings"),
+)
+MOST_LAYERS, MOST_SIZE = 1000, 100_000_000
 # Weights whose loading may run code.
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
@@ -96,15 +106,10 @@ def _frames(tokenizer: Any) -> Iterator[tuple[str, FrameTexts]]:
 
 
 def _texts(tokenizer: Any) -> Iterator[str]:
-    from jinja2 import TemplateError
-
     messages = [{"role": "query", "content": QUERY}, {"role": "document", "content": DOCUMENT}]
-    for ends_with_answer in (False, True) if tokenizer.chat_template else ():
-        try:
-            yield tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends_with_answer)
-        except (TemplateError, TypeError, ValueError, KeyError):
-            # The template is for another task, with other roles.
-            continue
+    for ends_with_answer in (False, True):
+        if (text := rendered(tokenizer, messages, ends_with_answer=ends_with_answer)) is not None:
+            yield text
     yield tokenizer.decode(tokenizer(QUERY, DOCUMENT)["input_ids"], skip_special_tokens=False)
 
 
@@ -155,7 +160,8 @@ def _front_matter(readme: str) -> dict[str, Any]:
     found = re.match(r"---\n(.*?)\n---\s*\n", readme, re.DOTALL)
     try:
         values = yaml.safe_load(found.group(1)) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # Also for a date that is none, and brackets without an end.
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -222,6 +228,44 @@ def refuse_other_kinds(name: str, folder: str, revision: str | None = None) -> N
         _refuse_config(name, config)
 
 
+def refuse_damaged(folder: str) -> None:
+    """Raises UserError for a local config.json that is not one, before any library reads it."""
+    if not Path(folder).is_dir():
+        return
+    config = read_json(folder, "config.json") or {}
+    where = f"model.base: {folder}: config.json"
+    if not isinstance(config.get("model_type"), str | None):
+        raise UserError(f"{where}: model_type {config['model_type']!r}: must be the name of an architecture")
+    if type(config.get("num_labels", 1)) is not int or not isinstance(config.get("id2label") or {}, dict):
+        raise UserError(f"{where}: num_labels must be a number, and id2label an object")
+    architecture(config)
+
+
+def check_values(folder: str, config: Any) -> None:
+    """Raises UserError for sizes and other numbers of a decoder's config that cannot be, or that no model has."""
+    where = f"model.base: {folder}: config.json"
+    for key in SIZES:
+        value, most = config_value(config, key), MOST_LAYERS if key == "num_hidden_layers" else MOST_SIZE
+        if value is not None and not (type(value) is int and 0 < value <= most):
+            raise UserError(f"{where}: {key} {value!r}: must be a whole number from 1 to {most:,}")
+    for key, value in vars(config).items():
+        if key.endswith(("_eps", "_epsilon")) and isinstance(value, float | int) and not 0 <= value <= 1:
+            raise UserError(f"{where}: {key} {value!r}: must be a small number above 0")
+    positions = config_value(config, "rope_parameters")
+    theta = positions.get("rope_theta") if isinstance(positions, dict) else None
+    if theta is not None and not (isinstance(theta, float | int) and 0 < theta < math.inf):
+        raise UserError(f"{where}: rope_theta {theta!r}: must be a number above 0")
+
+
+def config_value(config: Any, key: str) -> Any:
+    """A value of a config of transformers; None where it has none, or where the value differs by layer."""
+    try:
+        return getattr(config, key, None)
+    except Exception:
+        # transformers' own error for such a value is not an AttributeError.
+        return None
+
+
 def _refuse_config(name: str, config: dict[str, Any]) -> None:
     import transformers
     from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -236,8 +280,9 @@ def _refuse_config(name: str, config: dict[str, Any]) -> None:
     if is_encoder or config.get("is_encoder_decoder"):
         raise UserError(f"model.base: {name}: {kind or family} is an encoder, must be a decoder: {INSTEAD}")
     if kind.endswith("ForSequenceClassification"):
+        names = config.get("id2label")
         # transformers' own default is two.
-        labels = config.get("num_labels") or len(config.get("id2label") or ()) or 2
+        labels = config.get("num_labels") or len(names if isinstance(names, dict) else ()) or 2
         if labels != 1:
             raise UserError(f"model.base: {name}: {kind} has {labels} labels, must have 1: {INSTEAD}")
 
@@ -267,14 +312,54 @@ def refuse_pickles(folder: str) -> None:
 
 
 def architecture(config: dict[str, Any]) -> str:
-    """The class that wrote the weights, \"\" if the config names none."""
-    return str((config.get("architectures") or [""])[0])
+    """The class that wrote the weights, \"\" if the config names none. Raises UserError if it is not a name."""
+    named = config.get("architectures") or [""]
+    if not isinstance(named, list) or not isinstance(named[0], str):
+        raise UserError(f"model.base: config.json: architectures {named!r}: must be a list with the name of a class")
+    return named[0]
 
 
 def adapter_base(folder: str, revision: str | None = None) -> tuple[str, str | None] | None:
-    """(base, revision) of a folder or hub repository of adapters as it names them; None for any other."""
+    """(base, revision) of a folder or hub repository of adapters as it names them; None for any other.
+
+    Raises UserError for adapters that name no base.
+    """
     settings = read_json(folder, ADAPTER_FILE, revision)
-    return None if settings is None else (str(settings["base_model_name_or_path"]), settings.get("revision"))
+    if settings is None:
+        return None
+    base, own = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base.strip() or not isinstance(own, str | None):
+        raise UserError(
+            f"model.base: {folder}: {ADAPTER_FILE} names no base: write its folder or hub id there, as "
+            "base_model_name_or_path"
+        )
+    return base, own
+
+
+def below_adapters(folder: str, revision: str | None = None, base: str | None = None) -> tuple[str, str | None]:
+    """(folder or hub id, revision) of the base below adapters, which may lie on others; a base itself is returned.
+
+    base: where the base of the first adapters lies, in place of what they name. Raises UserError for a circle.
+    """
+    seen = [folder]
+    while (named := adapter_base(folder, revision)) is not None:
+        folder, revision = (resolve_base(named[0]), named[1]) if base is None else (resolve_base(base), None)
+        base = None
+        if any(_is_same(folder, other) for other in seen):
+            raise UserError(
+                f"model.base: {folder}: these adapters lie on themselves (by their base_model_name_or_path, or by "
+                "base=FOLDER): name the folder of the base that they were trained on"
+            )
+        seen.append(folder)
+    return folder, revision
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two places hold the same adapters; a copy under another name does too."""
+    if one == other or Path(one).resolve() == Path(other).resolve():
+        return True
+    mine, theirs = (Path(folder) / ADAPTER_WEIGHTS for folder in (one, other))
+    return mine.is_file() and theirs.is_file() and filecmp.cmp(mine, theirs, shallow=False)
 
 
 def modules(folder: str, revision: str | None = None) -> list[dict[str, str]]:
@@ -290,9 +375,12 @@ def read_json(folder: str, file: str, revision: str | None = None, *, kind: type
         return None
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"model.base: {folder}: {file} is not JSON ({error}): write it again") from None
-    return found if isinstance(found, kind) else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"model.base: {folder}: {file} is not JSON ({one_line(str(error))}): write it again") from None
+    if not isinstance(found, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise UserError(f"model.base: {folder}: {file}: must hold {wanted} of JSON: write it again")
+    return found
 
 
 def read_text(folder: str, file: str, revision: str | None = None) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.registry import Records
+from rankwright.model.chat_templates import rendered
 from rankwright.recipe.schema import DEFAULT_INSTRUCTION
 
 # Marks a place where a frame's vendor tokenises what stands before and behind it separately. Only texts of frames are
@@ -107,11 +108,13 @@ FRAMES.add(
 def portable_frame(tokenizer: Any, instruction: str = "") -> FrameTexts:
     """The turn tokens that the base was trained on, with roles system, query, document and assistant.
 
-    Knows ChatML (Qwen, SmolLM2 and others) and Llama 3. Raises UserError for any other tokenizer.
+    Knows ChatML (Qwen, SmolLM2 and others), with a begin-of-sequence token in front where the base was trained with
+    one, and Llama 3. Raises UserError for any other tokenizer.
     """
     vocabulary = tokenizer.get_added_vocab()
     if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
-        opening, closing, start = "<|im_start|>{role}\n", "<|im_end|>\n", ""
+        opening, closing = "<|im_start|>{role}\n", "<|im_end|>\n"
+        start = _first_token(tokenizer, "<|im_start|>")
         thought = "<think>\n\n</think>\n\n" if "<think>" in vocabulary else ""
     elif "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
         opening, closing = "<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"
@@ -124,6 +127,18 @@ def portable_frame(tokenizer: Any, instruction: str = "") -> FrameTexts:
     turn = functools.partial(opening.replace, "{role}")
     prefix = f"{start}{turn('system')}{PORTABLE_TASK}\n{{instruction}}{closing}{turn('query')}"
     return FrameTexts(prefix, f"{closing}{turn('document')}", "", f"{closing}{turn('assistant')}{thought}")
+
+
+def _first_token(tokenizer: Any, turn: str) -> str:
+    """The begin-of-sequence token where the base's chat template has it in front, or its tokenizer if there is none."""
+    bos = tokenizer.bos_token
+    if bos is None or bos == turn:
+        return ""
+    text = rendered(tokenizer, [{"role": "user", "content": "x"}])
+    if text is not None:
+        return str(bos) if text.startswith(bos + turn) else ""
+    ids = tokenizer("x")["input_ids"]
+    return str(bos) if ids and ids[0] == tokenizer.bos_token_id else ""
 
 
 FRAMES.add(

@@ -7,17 +7,18 @@ import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, one_line
 from rankwright.model.frames import CUT, FRAMES, Frame, single_token_id
 
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
 LEAST_DOCUMENT_TOKENS = 8
+MOST_TOKENS = 10_000_000
 # Texts that reveal a fault at a boundary between pieces.
 PROBES = [
     ("what is a bond?", "A bond is a loan."),
@@ -71,13 +72,59 @@ class PromptContract:
             return None
         try:
             contract = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: not a prompt contract of this version ({error}): export it again") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}: not a prompt contract of this version ({one_line(str(error))}): export it again"
+            ) from None
         if contract.version != CONTRACT_VERSION:
-            raise UserError(f"{path}: version {contract.version}, must be {CONTRACT_VERSION}: export it again")
-        if not isinstance(contract.temperature, int | float) or not 0 < contract.temperature < math.inf:
-            raise UserError(f"{path}: temperature {contract.temperature!r}: must be a number above 0: export it again")
+            raise UserError(f"{path}: version {contract.version!r}, must be {CONTRACT_VERSION}: export it again")
+        if wrong := contract._wrong():
+            raise UserError(f"{path}: {wrong}: export it again")
         return contract
+
+    def _wrong(self) -> str | None:
+        """What is wrong with the first value that cannot be right; None where nothing is."""
+
+        def is_whole(value: Any, least: int = 1, most: float = MOST_TOKENS) -> bool:
+            return type(value) is int and least <= value <= most
+
+        def is_above_zero(value: Any) -> bool:
+            return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+        texts = ("mode", "prefix", "middle", "document_prefix", "suffix", "instruction", "yes_token")
+        # A rule may rely on those before it.
+        rules: list[tuple[str, Callable[[], bool], str]] = [
+            *((key, functools.partial(self._is_text, key), "a text") for key in texts),
+            # Scoring needs no registered frame of that name.
+            ("mode", lambda: re.fullmatch(r"[\w-]{1,100}", self.mode) is not None, "the name of a prompt frame"),
+            ("prefix", lambda: self.prefix.count("{instruction}") <= 1, "a text with one place for an instruction"),
+            ("no_token", lambda: isinstance(self.no_token, str | None), "a text, or null"),
+            ("yes_id", lambda: is_whole(self.yes_id, 0, math.inf), "a token's number"),
+            ("no_id", lambda: self.no_id is None or is_whole(self.no_id, 0, math.inf), "a token's number, or null"),
+            ("no_id", lambda: (self.no_id is None) == (self.no_token is None), "the number of no_token"),
+            ("no_id", lambda: self.no_id != self.yes_id, "another token than yes_id"),
+            ("max_tokens", lambda: is_whole(self.max_tokens), f"a whole number up to {MOST_TOKENS:,}"),
+            ("query_tokens", lambda: is_whole(self.query_tokens, most=self.max_tokens), "at most max_tokens, above 0"),
+            ("padding_side", lambda: self.padding_side == "left", "left"),
+            ("temperature", lambda: is_above_zero(self.temperature), "a number above 0"),
+            ("scale", lambda: is_above_zero(self.scale), "a number above 0"),
+        ]
+        for key, is_right, wanted in rules:
+            if not is_right():
+                return f"{key} {one_line(repr(getattr(self, key)))}: must be {wanted}"
+        return None
+
+    def _is_text(self, key: str) -> bool:
+        return isinstance(getattr(self, key), str)
+
+    def check_tokens(self, tokenizer: Any) -> None:
+        """Raises UserError where the scored words are other tokens of this tokenizer than the contract's."""
+        for token, number in ((self.yes_token, self.yes_id), (self.no_token, self.no_id)):
+            if token is not None and single_token_id(tokenizer, token) != number:
+                raise UserError(
+                    f"{CONTRACT_FILE}: {token!r} is token {number} there, and {single_token_id(tokenizer, token)} in "
+                    "the tokenizer: they belong to different models: export it again"
+                )
 
     @property
     def takes_instruction(self) -> bool:

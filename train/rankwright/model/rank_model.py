@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -25,11 +26,15 @@ class RankModel(nn.Module):
     rows_2H: fp32 buffer with the scaled rows of "no" and "yes"; (0, w) for one scored token or a one-label head w.
     attention: a route of attention.ROUTES, `plain`, or `auto`: see route().
     sharded: this rank holds only a part of the weights, see sharding.shard.
+    head_factor: logits of the language model are this times its head's rows times the hidden state; in rows_2H already.
+    own_dropout: config keys of the base's own dropout and noise -> their values, all of which are off.
     """
 
     rows_2H: Tensor
     attention = "auto"
     sharded = False
+    head_factor = 1.0
+    own_dropout: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, lm: nn.Module, rows_2H: Tensor, pad_id: int) -> None:
         super().__init__()
@@ -47,9 +52,15 @@ class RankModel(nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """Embeddings, layers and final norm."""
+        """Embeddings, layers and final norm; for bases that see or hear, their towers too."""
         lm = self.causal_lm
-        return cast(nn.Module, getattr(lm, lm.base_model_prefix))
+        return cast(nn.Module, getattr(lm, trunk_name(lm)))
+
+    @property
+    def text_decoder(self) -> nn.Module:
+        """The decoder without towers: what a text goes through."""
+        decoder = cast(Any, self.decoder)
+        return cast(nn.Module, decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder)
 
     @property
     def score_weight_H(self) -> Tensor:
@@ -90,6 +101,17 @@ class RankModel(nn.Module):
 
     def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
         """scores_N fp32 of all documents of all groups, in order; every group has at least one."""
+        parts, order = self._states(groups)
+        scores_N = torch.cat([self._score(states_NH) for states_NH in parts])
+        return scores_N if order is None else scores_N[order]
+
+    def states(self, groups: Sequence[EncodedGroup]) -> Tensor:
+        """states_NH: the last hidden state of each prompt, in order, of which scores are products."""
+        parts, order = self._states(groups)
+        return torch.cat(parts) if order is None else torch.cat(parts)[order]
+
+    def _states(self, groups: Sequence[EncodedGroup]) -> tuple[list[Tensor], Tensor | None]:
+        """The states row by row or chunk by chunk, and the places of the prompts in them, None for their own order."""
         route, _ = self.route()
         # Every row or chunk gathers sharded weights, and all ranks must gather the same number of times.
         at_once = self.sharded and self.training
@@ -98,18 +120,18 @@ class RankModel(nn.Module):
             limit = UNLIMITED if at_once else chunk_tokens(self.device.type == "cpu")
             chunks = pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
             order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
-            return torch.cat([self._score(self._padded_states(chunk)) for chunk in chunks])[torch.argsort(order)]
+            return [self._padded_states(chunk) for chunk in chunks], torch.argsort(order)
         on_cpu = self.device.type == "cpu"
         multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
         rows = pack(groups, None if at_once else row_tokens(on_cpu), multiple)
-        return torch.cat([self._score(score_states(self.decoder, self.blocks, row, route)) for row in rows])
+        return [score_states(self.decoder, self.blocks, row, route) for row in rows], None
 
     def _padded_states(self, chunk: Chunk) -> Tensor:
         """Rows are padded on the right: under a causal mask padding then comes after every scored token and
         needs no mask, and positions are those of the unpadded prompt.
         """
         ids_BT, last_B = chunk.ids_BT.to(self.device), chunk.last_B.to(self.device)
-        hidden_BTH = self.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        hidden_BTH = cast(Any, self.text_decoder)(input_ids=ids_BT, use_cache=False).last_hidden_state
         return cast(Tensor, hidden_BTH[torch.arange(len(last_B), device=self.device), last_B])
 
     def _score(self, states_NH: Tensor) -> Tensor:
@@ -117,8 +139,24 @@ class RankModel(nn.Module):
             return states_NH.float() @ self.score_weight_H
 
 
-def scored_rows(rows_VH: Tensor, contract: PromptContract) -> Tensor:
-    """fp32 (2, H): the rows of "no" (zero where one token is scored) and "yes", times the contract's scale."""
+def scored_rows(rows_VH: Tensor, contract: PromptContract, factor: float = 1.0) -> Tensor:
+    """fp32 (2, H): the rows of "no" (zero where one token is scored) and "yes", times the contract's scale.
+
+    factor: the RankModel.head_factor of the head that the rows are of.
+    """
     yes_H = rows_VH[contract.yes_id].detach().float()
     no_H = torch.zeros_like(yes_H) if contract.no_id is None else rows_VH[contract.no_id].detach().float()
-    return torch.stack([no_H, yes_H]) * contract.scale
+    return torch.stack([no_H, yes_H]) * (contract.scale * factor)
+
+
+def trunk_name(lm: Any) -> str:
+    """The name under which a model of transformers holds its decoder. Raises UserError where there is none."""
+    from transformers import PreTrainedModel
+
+    if isinstance(getattr(lm, lm.base_model_prefix, None), nn.Module):
+        return cast(str, lm.base_model_prefix)
+    # Some classes are named for a part of a larger model: Llama 4's text model.
+    found = [name for name, child in lm.named_children() if isinstance(child, PreTrainedModel)]
+    if len(found) != 1:
+        raise UserError(f"model.base: {type(lm).__name__} has no decoder that is read here: choose another base")
+    return str(found[0])

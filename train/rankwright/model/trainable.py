@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rankwright.common.errors import UserError, nearest
+from rankwright.common.errors import UserError, in_one_line, nearest
 from rankwright.model.rank_model import RankModel
 from rankwright.model.sharding import as_stored, whole
+
+FULL_INSTEAD = "train all weights (model.method=full), or choose another base"
+# Families in which peft refuses layers of these names.
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+FUSED = {"out_proj", "conv1d"}
 
 
 def add_lora(
@@ -24,7 +30,9 @@ def add_lora(
     dora: bool = False,
     targets: Sequence[str] | None = None,
 ) -> RankModel:
-    """LoRA on the decoder's linear layers of these names, or on all; adapters are always fp32.
+    """LoRA on the linear layers of these names that read text, or on all; adapters are always fp32.
+
+    Weights of experts that are one tensor of three dimensions have no adapters: see expert_weights().
 
     rslora: scale by alpha / sqrt(rank) instead of alpha / rank; Kalajdzievski 2023, arXiv 2312.03732.
     dora: also train the length of each row of a weight; Liu et al. 2024, arXiv 2402.09353.
@@ -33,29 +41,73 @@ def add_lora(
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    names = linear_names(model)
-    if targets is not None:
-        _refuse_unknown(targets, names)
-        names = set(targets)
+    names = target_names(model, targets)
     is_causal = model.lm.get_output_embeddings() is not None  # type: ignore[operator]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=sorted(names),
+        exclude_modules=_excluded(model, names),
         use_rslora=rslora,
         use_dora=dora,
         task_type=TaskType.CAUSAL_LM if is_causal else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.lm = get_peft_model(cast(Any, model.lm), config)
+        with in_one_line(f"model.method: lora: peft cannot adapt {type(model.causal_lm).__name__}", FULL_INSTEAD):
+            model.lm = get_peft_model(cast(Any, model.lm), config)
     return model
 
 
+def target_names(model: RankModel, targets: Sequence[str] | None) -> set[str]:
+    """Names of the layers that get adapters: `targets`, or all. Raises UserError for names that no layer has."""
+    names = linear_names(model)
+    if not names:
+        raise UserError(f"model.method: lora: {type(model.causal_lm).__name__} has no linear layers: {FULL_INSTEAD}")
+    if targets is None:
+        return names
+    _refuse_unknown(targets, names)
+    return set(targets)
+
+
 def linear_names(model: RankModel) -> set[str]:
-    """Names of the decoder's linear layers, each without its place: q_proj, up_proj, ..."""
-    return {name.rsplit(".", 1)[-1] for name, m in model.decoder.named_modules() if isinstance(m, nn.Linear)}
+    """Names of the linear layers that read text, each without its place: q_proj, up_proj, ...
+
+    Those that peft cannot adapt are left out: fused kernels of Mamba read their weights past any adapter.
+    """
+    found = {name.rsplit(".", 1)[-1] for name, m in model.text_decoder.named_modules() if _is_plain(m)}
+    return found - (FUSED if model.causal_lm.config.model_type in MAMBA else set())
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer is one product: not one of a class that makes something else of it, as some routers do."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
+
+
+def expert_weights(model: RankModel) -> dict[str, int]:
+    """Names and sizes of the experts' weights that LoRA leaves as they are: all experts of a layer in one tensor."""
+    return {
+        name: parameter.numel()
+        for name, parameter in model.text_decoder.named_parameters()
+        # The third dimension of a convolution's weight is beside one of size 1.
+        if parameter.ndim == 3 and min(parameter.shape[1:]) > 1 and "lora_" not in name
+    }
+
+
+def _excluded(model: RankModel, names: set[str]) -> str | None:
+    """A pattern of the layers that get no adapters although they have one of these names; None where there are none.
+
+    These are layers outside the decoder of texts, such as a vision tower, and those that are not plain.
+    """
+    modules = dict(model.causal_lm.named_modules())
+    text = model.text_decoder
+    [place] = [name for name, module in modules.items() if module is text]
+    outside = [rf"(?!{re.escape(place)}\.).*"] if text is not model.decoder else []
+    odd = [name for name, module in modules.items() if name.rsplit(".", 1)[-1] in names and not _is_plain(module)]
+    return "|".join([*outside, *(re.escape(name) for name in odd if name.startswith(f"{place}."))]) or None
 
 
 def _refuse_unknown(targets: Sequence[str], names: set[str]) -> None:
@@ -73,8 +125,12 @@ def _refuse_unknown(targets: Sequence[str], names: set[str]) -> None:
 
 
 def train_all(model: RankModel) -> RankModel:
-    """Full fine-tuning with frozen input embeddings: tied bases would otherwise drift from the head."""
-    model.requires_grad_(True)
+    """Full fine-tuning with frozen input embeddings: tied bases would otherwise drift from the head.
+
+    What no text goes through (a vision tower) is frozen: it has no gradient, and weight decay would move it.
+    """
+    model.requires_grad_(False)
+    model.text_decoder.requires_grad_(True)
     model.causal_lm.get_input_embeddings().weight.requires_grad_(False)
     head = model.causal_lm.get_output_embeddings()
     for module in (head, getattr(model.causal_lm, "score", None)):
@@ -85,7 +141,8 @@ def train_all(model: RankModel) -> RankModel:
 
 def enable_checkpointing(model: RankModel) -> None:
     """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work."""
-    model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    with in_one_line("model.gradient_checkpointing: this base cannot", "set it to false"):
+        model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def trainable_state(model: RankModel) -> dict[str, Tensor]:

@@ -23,14 +23,13 @@ from rankwright.model.instructions import (
     recipe_instruction,
     stated_instructions,
 )
-from rankwright.model.loading import base_config
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
 from rankwright.retrieval.bm25 import Words
 from rankwright.retrieval.first_stages import check_first_stages
 from rankwright.training.losses import OF_TEACHER, bind_loss, reads_teacher
 from rankwright.training.optim import SCHEDULES
-from rankwright.training.setup import load_base_tokenizer, recipe_contract
+from rankwright.training.setup import check_base, load_base_tokenizer, recipe_contract
 from rankwright.training.tracking import check_trackers
 
 
@@ -109,27 +108,33 @@ def _check_above(recipe: Recipe) -> list[str]:
     return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]
 
 
-def check_targets(recipe: Recipe, *, offline: bool = False) -> list[str]:
+def check_targets(recipe: Recipe, *, offline: bool = False, weights: bool = True) -> list[str]:
     """Why exports of this recipe would fail: wrong names and options, and a base or prompt that a target cannot serve.
 
-    Reads tokenizer and config.json of the base, not its weights. offline: asks no hub, and so skips a base that is not
-    here. Where the tokenizer cannot be had, the stage that needs it reports that.
+    Also all that is wrong with the base itself, as far as its tokenizer, config.json and the headers of its weights
+    tell; weights=False for a base without weights. offline: asks no hub, and so skips a base that is not here. Where
+    the hub does not give the tokenizer, the stage that needs it reports that.
     """
     faults = impossible(recipe.export_targets, lora=recipe.model.method == "lora")
     known = [name for name in recipe.export_targets if name in TARGETS]
     revision = recipe.model.revision
     try:
-        if not known or (offline and not Path(resolve_base(recipe.model.base)).is_dir()):
-            return faults
+        is_here = Path(resolve_base(recipe.model.base)).is_dir()
+    except UserError:
+        # Pipeline.check() reports a folder that is not there.
+        return faults
+    if offline and not is_here:
+        return faults
+    try:
         base, tokenizer = load_base_tokenizer(recipe)
         below = adapter_base(base, revision)
         if offline and below is not None and not Path(resolve_base(below[0])).is_dir():
             return faults
-    except UserError:
-        return faults
+    except UserError as error:
+        return faults + ([str(error)] if is_here else [])
     try:
         contract = recipe_contract(recipe, base, tokenizer)
-        config = base_config(base, contract, tokenizer, revision)
+        config = check_base(recipe, base, tokenizer, contract, weights=weights)
     except UserError as error:
         return faults + (error.messages if isinstance(error, UserErrors) else [str(error)])
     return faults + unservable(known, config, tokenizer, contract, on_adapters=below is not None)

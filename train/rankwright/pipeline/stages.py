@@ -87,11 +87,11 @@ class Pipeline:
         return self.run_to("report")
 
     def check(self, *, data: bool = True, offline: bool = False) -> dict[str, list[str]]:
-        """Find all mistakes in names, base, exports and, unless data=False, sets and licences.
+        """Find all mistakes in names, base, exports and, unless data=False, sets, licences and files of weights.
 
         Returns split -> its sets. offline: do not ask the hub for the base.
         """
-        found = check_names(self.recipe) + check_targets(self.recipe, offline=offline)
+        found = check_names(self.recipe) + check_targets(self.recipe, offline=offline, weights=data)
         test_sets: list[str] | None = None
         try:
             if data:

@@ -10,17 +10,26 @@ from typing import Any
 import torch
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.errors import UserError, UserErrors, in_one_line
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
 from rankwright.model.attention import PLAIN
-from rankwright.model.bases import Origin, find_origin, refuse_other_kinds, refuse_unread
+from rankwright.model.bases import INSTEAD, Origin, find_origin, refuse_other_kinds, refuse_unread
+from rankwright.model.blocks import FAMILIES
+from rankwright.model.heads import TRIED
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
-from rankwright.model.loading import Precision, load_merged, load_model, load_tokenizer
+from rankwright.model.loading import Precision, check_files, load_merged, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
-from rankwright.model.trainable import add_lora, enable_checkpointing, parameter_counts, train_all
+from rankwright.model.trainable import (
+    add_lora,
+    enable_checkpointing,
+    expert_weights,
+    parameter_counts,
+    target_names,
+    train_all,
+)
 from rankwright.recipe.schema import Model, Recipe
 from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
 from rankwright.training.checkpoint import load_checkpoint
@@ -153,6 +162,30 @@ def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
     return model
 
 
+def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContract, *, weights: bool = True) -> Any:
+    """config.json of the base, or of the one below adapters. Raises UserError for what its files tell to be wrong.
+
+    Files that do not fit config.json, layers that adapters cannot be on, a head whose logits the scored rows cannot
+    give. Weights are read for architectures that were never tried. weights=False: the weights need not be there.
+    """
+    if (saved := saved_contract(base, recipe.model.revision)) is not None:
+        # The base's own row is scored under it.
+        saved.check_tokens(tokenizer)
+    model = check_files(base, contract, tokenizer, recipe.model.revision, weights=weights)
+    config = model.causal_lm.config
+    with torch.device("meta"):
+        if config.model_type not in FAMILIES:
+            with in_one_line(f"model.base: {base}: {config.model_type} cannot be trained here", INSTEAD):
+                make_trainable(recipe, model)
+        elif recipe.model.method == "lora":
+            # All that can be wrong, without the seconds that peft takes to be imported.
+            target_names(model, recipe.model.targets)
+    if weights and config.model_type not in TRIED and Path(base).is_dir():
+        # Nothing but a forward pass tells whether such a base can be scored.
+        load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=stored_dtype(recipe))
+    return config
+
+
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
     """Report what was decided and why."""
     trained, total = parameter_counts(model)
@@ -169,6 +202,14 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
     with torch.autocast(device().type, torch.bfloat16, enabled=precision(recipe) == "bf16"):
         route, reason = model.route()
     say(f"attention {route}: {reason}" + ("" if route == PLAIN else "; a query's head is computed once a row"))
+    if layers and (experts := expert_weights(model)):
+        say(
+            f"experts: {len(experts)} tensors with {sum(experts.values()) / total:.0%} of the parameters have no "
+            "adapters and stay as they are (model.method=full trains them)"
+        )
+    if model.own_dropout:
+        values = ", ".join(f"{key} {value:g}" for key, value in model.own_dropout.items())
+        say(f"the base's own dropout is off ({values}); model.dropout is that of the adapters")
     say(
         f"prompt {contract.mode}: at most {contract.max_tokens} tokens, the query at most {contract.query_tokens}; "
         + (f"instruction {contract.instruction!r}" if contract.takes_instruction else "no place for an instruction")

@@ -28,6 +28,7 @@ from rankwright.export.weights import (
     without_adapters,
     write_folder,
 )
+from rankwright.model.heads import head_factor
 from rankwright.model.prompt import PromptContract
 from rankwright.model.rank_model import RankModel, scored_rows
 
@@ -74,18 +75,24 @@ def merge_causal(model: RankModel, contract: PromptContract) -> RankModel:
 
     merged = without_adapters(model)
     head = merged.causal_lm.get_output_embeddings()
-    if head is not None and torch.equal(scored_rows(head.weight, contract.replace(scale=1.0)), merged.rows_2H):
+    own = contract.replace(scale=1.0)
+    if head is not None and torch.equal(scored_rows(head.weight, own, merged.head_factor), merged.rows_2H):
         return merged
     config = copy.deepcopy(merged.causal_lm.config)
     config.tie_word_embeddings = False
-    lm = transplant(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, merged.decoder)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    lm = transplant(kind, config, merged.decoder)
+    # Some families multiply their logits by a factor, which the rows must not hold twice.
+    factor = head_factor(kind.__name__, config, kind)
     embeddings_VH = merged.causal_lm.get_input_embeddings().weight
     weight_VH = torch.zeros_like(embeddings_VH) if head is None else head.weight.detach().clone()
-    weight_VH[contract.yes_id] = merged.rows_2H[1]
+    weight_VH[contract.yes_id] = merged.rows_2H[1] / factor
     if contract.no_id is not None:
-        weight_VH[contract.no_id] = merged.rows_2H[0]
+        weight_VH[contract.no_id] = merged.rows_2H[0] / factor
     lm.lm_head.weight = nn.Parameter(weight_VH.detach())
-    return RankModel(lm, merged.rows_2H, merged.pad_id).eval()
+    made = RankModel(lm, merged.rows_2H, merged.pad_id).eval()
+    made.head_factor = factor
+    return made
 
 
 def write_modules(contract: PromptContract, folder: Path) -> None:

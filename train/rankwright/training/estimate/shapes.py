@@ -112,29 +112,46 @@ class Target:
 def architecture_of(model: RankModel) -> Architecture:
     """The shapes of a model, on whatever device (`meta` too), its adapters included.
 
-    Raises UserError for layers that are not of queries, keys, values, output and a gated MLP.
+    Raises UserError for layers that are not all of queries, keys, values, output and a gated MLP, and nothing else.
     """
-    decoder, config = cast(Any, model.decoder), model.causal_lm.config
-    layer = decoder.layers[0]
-    found = {n.rsplit(".", 1)[-1]: m for n, m in layer.named_modules() if n.endswith(NAMES)}
-    if set(found) != set(NAMES) or getattr(config, "num_experts", None):
+    decoder, config = cast(Any, model.text_decoder), model.causal_lm.config
+    layers = list(getattr(decoder, "layers", ()))
+    known = list(map(_known_linears, layers))
+    layer = layers[0] if layers else None
+    if not all(known) or len(set(map(_sizes, known))) != 1 or not hasattr(getattr(layer, "self_attn", 0), "head_dim"):
         raise UserError(
             f"model.base: layers of the architecture {config.model_type} are not counted here: plan knows those with "
-            f"{', '.join(NAMES)}; try `rankwright train` with train.max_steps=2 instead"
+            f"{', '.join(NAMES)} and nothing else; try `rankwright train` with train.max_steps=2 instead"
         )
+    found = known[0]
+    assert layer is not None
     head_size = layer.self_attn.head_dim
     return Architecture(
-        layers=len(decoder.layers),
-        hidden=config.hidden_size,
+        layers=len(layers),
+        hidden=config.get_text_config().hidden_size,
         heads=found["q_proj"].out_features // head_size,
         key_heads=found["k_proj"].out_features // head_size,
         head_size=head_size,
         linears={name: _linear(found[name]) for name in NAMES},
-        full=layer.input_layernorm.weight.requires_grad,
+        full=getattr(found["q_proj"], "base_layer", found["q_proj"]).weight.requires_grad,
         qk_norm=hasattr(layer.self_attn, "q_norm"),
         recompute=getattr(decoder, "gradient_checkpointing", False) is True,
         dropout=model.has_dropout,
     )
+
+
+def _known_linears(layer: Any) -> dict[str, Any]:
+    """The linear layers of a layer by their names in NAMES; empty where it has other matrices too, or lacks some."""
+    found = {n.rsplit(".", 1)[-1]: m for n, m in layer.named_modules() if n.endswith(NAMES)}
+    if set(found) != set(NAMES):
+        return {}
+    counted = {id(p) for module in found.values() for p in module.parameters()}
+    others = [p for p in layer.parameters() if p.ndim > 1 and id(p) not in counted]
+    return {} if others or not all(hasattr(m, "in_features") for m in found.values()) else found
+
+
+def _sizes(linears: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    return tuple((linears[name].in_features, linears[name].out_features) for name in sorted(linears))
 
 
 def _linear(module: Any) -> Linear:
