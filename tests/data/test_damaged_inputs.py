@@ -50,7 +50,7 @@ DAMAGED: dict[str, tuple[Files, str | tuple[int, int]]] = {
     ),
     "JSON, a number of 5,000 digits": (
         {"a.jsonl": '{"query": "q", "document": "d", "label": ' + "9" * 5000 + "}"},
-        "DIR/a.jsonl:1: not JSON (Exceeds the limit (4300 digits)",
+        "DIR/a.jsonl:1: not JSON (a number of more than 4,300 digits)",
     ),
     "JSON, infinity": (
         {"a.jsonl": '{"query": "q", "document": "d", "label": 1e999}'},
