@@ -15,8 +15,9 @@ from rankwright.cli.data_check import check_path
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.data.formats.reading import Faults
-from rankwright.data.sources import locate, read
-from rankwright.recipe.schema import Source
+from rankwright.data.sources import locate, locate_all, read
+from rankwright.data.statistics import share_of_code
+from rankwright.recipe.schema import Data, Source
 
 ROW = '{"query": "q", "pos": ["p"], "neg": ["n"]}\n'
 BIG = 40 << 20
@@ -49,7 +50,7 @@ DAMAGED: dict[str, tuple[Files, str | tuple[int, int]]] = {
     ),
     "JSON, a number of 5,000 digits": (
         {"a.jsonl": '{"query": "q", "document": "d", "label": ' + "9" * 5000 + "}"},
-        "DIR/a.jsonl:1: not JSON (Exceeds the limit (4300 digits)",
+        "DIR/a.jsonl:1: not JSON (a number of more than 4,300 digits)",
     ),
     "JSON, infinity": (
         {"a.jsonl": '{"query": "q", "document": "d", "label": 1e999}'},
@@ -299,6 +300,23 @@ def test_a_long_name_and_a_missing_root(tmp_path: Path) -> None:
     ) as caught:
         locate(Source(path="set"), root=str(tmp_path / "missing"), split="train")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_missing_root_is_one_line_for_all_sets(tmp_path: Path) -> None:
+    data = Data(root=str(tmp_path / "missing"), train=(Source(path="a"), Source(path="b")), test=(Source(path="c"),))
+    with pytest.raises(UserError, match=r"^data\.root: .*missing: no such folder") as caught:
+        locate_all(data)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_texts_that_expressions_could_search_forever(tmp_path: Path) -> None:
+    """Quadratic searches of these would take minutes."""
+    assert share_of_code(["\n" * 300_000, "}" + " " * 300_000]) == 0
+    files = {"topics.tsv": "q\tx\n", "qrels.txt": "q 0 d 1\n", "corpus.txt": "<DOC>" + "<a" * 200_000 + "\n</DOC>\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = outcome(tmp_path)
+    assert isinstance(found, str) and "a document without <DOCNO>" in found
 
 
 def test_a_folder_with_a_link_to_itself_is_read_once(tmp_path: Path) -> None:

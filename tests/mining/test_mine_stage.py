@@ -25,7 +25,7 @@ from rankwright.data.normalisation import normalised
 from rankwright.data.split_files import write_split
 from rankwright.mining import shards as mine_shards
 from rankwright.mining.filters import MiningView
-from rankwright.mining.pools import PROMOTED, Negative, filled, read_negatives
+from rankwright.mining.pools import ALWAYS, PROMOTED, Negative, filled, read_negatives
 from rankwright.pipeline.mine import MOST_REMOVED, make_shards, mine
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval import vectors
@@ -221,7 +221,7 @@ def test_what_every_filter_removed(run: RunFolder, capsys: pytest.CaptureFixture
     for row in facts["filters"]:
         left -= row["removed"]
         assert row["left"] == left >= 0
-    assert [row["filter"] for row in facts["filters"][3:]] == list(FILTERS)
+    assert [row["filter"] for row in facts["filters"][len(ALWAYS) :]] == list(FILTERS)
     pools = read_negatives(run.path / "negatives.jsonl")
     assert left == facts["counts"]["kept"] == sum(n.reason == "unjudged" for pool in pools.values() for n in pool)
     rows = [json.loads(line) for line in (run.path / "removed.jsonl").read_text().splitlines()]

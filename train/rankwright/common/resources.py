@@ -67,6 +67,10 @@ def find_yaml(text: str, known: dict[str, Path], *, kind: str, folder: Path = Pa
     return known[text]
 
 
+# In the message of a path below data.root that is not there.
+ROOT_STARTS = "relative paths start at data.root, which is"
+
+
 def resolve_path(text: str, *, root: str | None) -> Path:
     """The file or folder that a recipe's `path` means.
 
@@ -80,7 +84,7 @@ def resolve_path(text: str, *, root: str | None) -> Path:
         start = ""
     elif root is not None:
         path = expand(root) / path
-        start = f"; relative paths start at data.root, which is {root!r}"
+        start = f"; {ROOT_STARTS} {root!r}"
     else:
         start = "; relative paths start at the working directory, unless data.root is set: data.root=FOLDER"
     kind = kind_of_path(path)

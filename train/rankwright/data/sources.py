@@ -165,6 +165,9 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
     Where test is taken out of train, its entries are those of train.
     """
     faults: list[str] = []
+    # One line about the root takes the place of one for every set below it.
+    rootless = data.root is not None and not resources.is_there(Path(data.root).expanduser())
+    below_root = False
     entries: dict[str, Sequence[Source]] = {"train": data.train}
     if not isinstance(data.test, TestFromTrain):
         entries["test"] = data.test
@@ -177,12 +180,17 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
             try:
                 found[split].append(locate(source, root=data.root, split=split))
             except UserError as error:
-                faults += [f"data.{split}.{number}: {line}" for line in str(error).splitlines()]
+                lost = rootless and resources.ROOT_STARTS in str(error)
+                below_root = below_root or lost
+                faults += [] if lost else [f"data.{split}.{number}: {line}" for line in str(error).splitlines()]
         names = [located.name for located in found[split]]
         faults += [
             f"data.{split}: two entries are named {name!r}: give one of them another `name`"
             for name in sorted({n for n in names if names.count(n) > 1})
         ]
+    if below_root:
+        root = Path(data.root or "").expanduser()
+        faults.insert(0, f"data.root: {root}: no such folder{resources.nearby(root)}: give the folder of the sets")
     if faults:
         raise UserErrors(faults)
     return {**found, "test": found.get("test", found["train"])}

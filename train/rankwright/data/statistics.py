@@ -24,7 +24,7 @@ MOST_TEXTS = 5000
 SIGNS_OF_CODE, SHARE_OF_CODE = 2, 0.5
 _CODE = re.compile(
     r"""(?mx)
-    ^\s*(?:def\ |class\ \w+[:({]|import\ \w|from\ \w+\ import\ |\#include|public\ |private\ |static\ |function\ |
+    ^[^\S\n]*(?:def\ |class\ \w+[:({]|import\ \w|from\ \w+\ import\ |\#include|public\ |private\ |static\ |function\ |
         const\ |let\ |var\ |return\b|package\ \w+;|func\ |fn\ )
     | [{}]\s*$ | \ =>\  | \bself\. | \w::\w | </\w+> | \w\([^()\n]*\)\s*[:{;] | \$\{?[A-Za-z_]
     | \b[a-z0-9]+_[a-z0-9_]+\b | \b[a-z]+[A-Z]\w*\( | \b\w+\.\w+\( | (?:^|\s)--?[a-zA-Z][\w-]*\b

@@ -211,7 +211,7 @@ class Bm25(Section):
     """Search by words, the same way in mining, evaluation, slices and the search for duplicates."""
 
     language: Line = "english"
-    """Language of stemmer and stop words; `none` takes words as they are."""
+    """Language of stemmer and stop words; `none` takes words as they are. Chinese, Thai and others need none."""
     code: bool = False
     """For code: parts of camelCase and snake_case are words too, and near duplicates are compared without comments."""
 

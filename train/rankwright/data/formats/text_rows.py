@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,11 @@ class Json:
             return self._decoder.raw_decode(text, start)
         except RecursionError:
             raise ValueError("nested too deeply") from None
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            # Python's own message advises to lift its limit.
+            raise ValueError(f"a number of more than {sys.get_int_max_str_digits():,} digits") from None
 
     def refuse_doubled(self) -> None:
         """Raise ValueError when the value that was decoded last has a key twice."""

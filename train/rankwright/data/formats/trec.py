@@ -16,7 +16,8 @@ _CORPUS = re.compile(r"(?:corpus|collection|docs?|documents)\b.*", re.IGNORECASE
 _QRELS = re.compile(r".*qrels.*", re.IGNORECASE)
 _RUN = re.compile(r"(?:.*[._-])?run\b.*", re.IGNORECASE)
 _ID_NAMES = {"id", "_id", "qid", "docid", "docno", "pid", "query_id", "query-id", "doc_id"}
-_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)\b[^>]*>")
+# Attributes are short: a file without any > must not be searched to its end from every <.
+_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)\b[^<>]{0,1000}>")
 _LABEL = re.compile(r"^\s*(?:Number|Topic|Description|Narrative)\s*:", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"</?P>", re.IGNORECASE)
 _TOPIC_FIELDS = ("num", "title", "desc", "narr")
