@@ -43,13 +43,19 @@ Override = Annotated[
 
 
 def _pipeline(
-    recipe: str, overrides: list[str] | None, folder: RunFolder | None = None, override: str | None = None
+    recipe: str,
+    overrides: list[str] | None,
+    folder: RunFolder | None = None,
+    override: str | None = None,
+    *,
+    verify: bool = False,
 ) -> Pipeline:
     from rankwright.pipeline.stages import Pipeline
     from rankwright.recipe.loading import load_recipe
 
     console.quiet_libraries()
-    return Pipeline(load_recipe(recipe, overrides or []), folder, override, command=("rankwright", *sys.argv[1:]))
+    command = ("rankwright", *sys.argv[1:])
+    return Pipeline(load_recipe(recipe, overrides or []), folder, override, command=command, verify=verify)
 
 
 def _show_results(pipeline: Pipeline) -> None:
@@ -67,14 +73,22 @@ def _show_results(pipeline: Pipeline) -> None:
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    override: Override = None,
+    verify_files: Annotated[
+        bool, typer.Option("--verify", help="read all files of finished stages, not only those of another time or size")
+    ] = False,
+) -> None:
     """Run all stages of a recipe, or continue them.
 
-    The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped.
+    The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped while their
+    files are as they were written.
     """
     from rankwright.evaluation.gate import GateRefused
 
-    pipeline = _pipeline(recipe, overrides, override=override)
+    pipeline = _pipeline(recipe, overrides, override=override, verify=verify_files)
     try:
         pipeline.run()
     except GateRefused:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwright.common.errors import UserError
+from rankwright.common.hashing import file_sha256
 
 T = TypeVar("T")
 
@@ -38,7 +41,12 @@ def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file that replaces it when the block succeeds, and is removed when it fails."""
+    """A name beside `path` for a file that replaces it when the block succeeds, and is removed when it fails.
+
+    Raises UserError where a folder is in its place.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder is where a file belongs: move it away or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unlike tempfile's, this file gets the permissions that the user's umask gives to any other file.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -123,7 +131,8 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """A record that we wrote, or None when it is missing or damaged: the caller then writes it again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        # A pipe in its place would never end.
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -147,13 +156,28 @@ def make_cache_folder(folder: Path, what: str) -> None:
         ) from None
 
 
+def write_kept(folder: Path, keys: Iterable[bytes], rows: Any) -> Path:
+    """Keep an array as folder/KEYS-CONTENT.npy, named by the hashes of its keys and of its bytes, for read_kept."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, rows)
+    names = [hashlib.sha256(part).hexdigest()[:32] for part in (b"".join(keys), content.getvalue())]
+    path = folder / f"{'-'.join(names)}.npy"
+    with atomic_file(path) as draft:
+        draft.write_bytes(content.getvalue())
+    return path
+
+
 def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None], again: str) -> T | None:
-    """read(path), or None for a damaged file, which is reported and removed.
+    """read(path) of a file of write_kept, or None for a damaged one, which is reported and removed.
 
     again: what follows from that, such as `its texts are encoded again`. Raises UserError when the disk does not give
     the file: it may be whole, and its content may have been paid for.
     """
     try:
+        if not path.name.endswith(f"-{file_sha256(path)[:32]}.npy"):
+            raise ValueError("not as it was written")
         return read(path)
     except FileNotFoundError:
         # Another process found it damaged.

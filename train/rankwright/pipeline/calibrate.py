@@ -11,6 +11,7 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import json_line, read_jsonl, write_lines_atomic
+from rankwright.common.outputs import sealed, unsealed
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
@@ -80,7 +81,7 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str, tra
     done = _read_scores(path, inputs)
     todo = [(collection, q) for collection, q in wanted if q not in done]
     if todo:
-        lines = [_line({"inputs": inputs}), *(_line({"query_id": q, "scores": s}) for q, s in done.items())]
+        lines = [_line(sealed({"inputs": inputs})), *(_score_line(q, s) for q, s in done.items())]
         # Written again as a whole: the last line of a killed process may be incomplete.
         write_lines_atomic(path, lines)
         with path.open("a", encoding="utf-8") as file, console.progress("tuned on dev", len(wanted)) as advance:
@@ -89,7 +90,7 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str, tra
                 tuned_reranker(recipe, checkpoint, inputs=trained), recipe, todo, candidates
             ):
                 done[query_id] = scores
-                file.write(_line({"query_id": query_id, "scores": scores}) + "\n")
+                file.write(_score_line(query_id, scores) + "\n")
                 file.flush()
                 advance(1)
     pairs = Pairs([], [], len(wanted))
@@ -119,13 +120,19 @@ def _read_scores(path: Path, inputs: str) -> dict[str, list[float]]:
     """Query id -> scores that an earlier process kept for the same inputs."""
     done: dict[str, list[float]] = {}
     try:
-        rows = read_jsonl(path, dict, "a row of scores")
+        if not path.is_file():
+            return done
+        rows = read_jsonl(path, unsealed, "a row of scores")
         if next(rows, None) == {"inputs": inputs}:
             done.update((row["query_id"], row["scores"]) for row in rows)
     except (OSError, UserError, LookupError):
         # The last line of a killed process may be incomplete.
         pass
     return done
+
+
+def _score_line(query_id: str, scores: Sequence[float]) -> str:
+    return _line(sealed({"query_id": query_id, "scores": scores}))
 
 
 def _line(row: Mapping[str, Any]) -> str:
