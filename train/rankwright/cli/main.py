@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -13,6 +12,7 @@ from rankwright.cli.data import data_app
 from rankwright.cli.exits import EXIT_STOPPED, EXIT_USER, complain, interrupted, leave, let_the_first_speak
 from rankwright.cli.models import push, score, verify
 from rankwright.common import console
+from rankwright.common.disk import why_full
 from rankwright.common.errors import PeerFailed, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -319,13 +319,18 @@ def main() -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         interrupted()
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        why = why_full(error)
+        if why is not None:
+            complain(f"error: {error.filename or 'disk'}: {why}: make room; the same command then continues")
+        elif error.filename is not None:
+            complain(f"error: {error.filename}: {error.strerror}: choose another folder, or mend its rights")
+        else:
             raise
-        complain(
-            f"error: {error.filename or 'disk'}: {error.strerror}: choose another folder, free space or mend its rights"
-        )
         leave(EXIT_USER)
     except Exception as error:
+        if (why := why_full(error)) is not None:
+            complain(f"error: {why} ({str(error).splitlines()[0]}): make room; the same command then continues")
+            leave(EXIT_USER)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
             complain(
                 f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower train.budget_tokens, or set "

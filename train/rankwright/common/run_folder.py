@@ -16,7 +16,7 @@ from typing import Any
 
 from rankwright import __version__
 from rankwright.common.errors import UserError
-from rankwright.common.files import read_json_object, write_text_atomic
+from rankwright.common.files import read_json_object, remove_drafts, write_text_atomic
 from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of, put_aside, read_sealed, remove, sealed
 
 PACKAGE = Path(__file__).parents[1]
@@ -119,6 +119,10 @@ class RunFolder:
             raise UserError(
                 f"run_dir: cannot write to {self.path} ({error.strerror}): give another one, e.g. run_dir=PATH"
             ) from None
+
+    def tidy(self) -> None:
+        """Remove what killed commands left of unfinished files; for the holder of the folder's lock."""
+        remove_drafts(self.path)
 
     def is_done(self, stage: str, inputs: str) -> bool:
         """Whether `stage` finished with exactly these inputs, by a record that nobody has changed."""

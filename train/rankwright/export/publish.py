@@ -71,9 +71,11 @@ def publish(folder: Path, trained: Trained, writers: Mapping[str, Writer], facts
             contract = PromptContract.load(draft) or trained.contract
             base_name = portable_name(trained.base_name)
             write_card(draft, facts, contract, figures[name], base_name=base_name, revision=trained.revision)
+            rights = draft.stat().st_mode & 0o777
             for path in draft.rglob("*"):
-                # safetensors files are written 0600, which a server under another user cannot read.
-                path.chmod(0o755 if path.is_dir() else 0o644)
+                # safetensors files are written 0600, which a server under another user cannot read where the umask
+                # lets it read others.
+                path.chmod(rights if path.is_dir() else rights & 0o666)
             try:
                 scan(draft, private)
             except UserError as error:

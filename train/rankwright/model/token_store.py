@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rankwright.common import console
+from rankwright.common.disk import room_for
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import text_key
 from rankwright.common.outputs import content_of, is_there, read_sealed, remove, sealed
@@ -169,16 +170,17 @@ def _write(folder: Path, keys: Sequence[Sequence[bytes]], rows: Iterable[Sequenc
     draft.mkdir(parents=True)
     ends = array("q")
     try:
-        with (draft / IDS).open("wb") as file:
-            end = 0
-            for row in rows:
-                file.write(np.asarray(row, dtype="<i4").tobytes())
-                end += len(row)
-                ends.append(end)
-        np.save(draft / ENDS, np.frombuffer(ends, dtype=np.int64))
-        halves = np.frombuffer(b"".join(itertools.chain.from_iterable(keys)), dtype=">u8").reshape(-1, 2)
-        np.save(draft / KEYS, np.ascontiguousarray(halves.T, dtype=np.uint64))
-        write_text_atomic(draft / HASHES, json.dumps(sealed(_hashes(draft))) + "\n")
+        with room_for(folder, draft=draft):
+            with (draft / IDS).open("wb") as file:
+                end = 0
+                for row in rows:
+                    file.write(np.asarray(row, dtype="<i4").tobytes())
+                    end += len(row)
+                    ends.append(end)
+            np.save(draft / ENDS, np.frombuffer(ends, dtype=np.int64))
+            halves = np.frombuffer(b"".join(itertools.chain.from_iterable(keys)), dtype=">u8").reshape(-1, 2)
+            np.save(draft / KEYS, np.ascontiguousarray(halves.T, dtype=np.uint64))
+            write_text_atomic(draft / HASHES, json.dumps(sealed(_hashes(draft))) + "\n")
         draft.rename(folder)
     except OSError:
         if not folder.is_dir():

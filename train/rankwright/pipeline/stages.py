@@ -186,6 +186,8 @@ class Pipeline:
             self.systems = choose_systems(self.recipe, only)
             with self.processes.together():
                 self._lock(held)
+                if self.processes.is_first:
+                    self.folder.tidy()
                 self.processes.meet()
             stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
             if last == "evaluate" and not self.needs_training:

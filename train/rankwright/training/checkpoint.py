@@ -140,7 +140,9 @@ class Checkpoints:
         if not is_first:
             return folder
         self.root.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as draft:
+        tensors = [*weights.values(), *(v for s in optimizer_state["state"].values() for v in s.values())]
+        needed = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
+        with atomic_folder(folder, needed) as draft:
             save_file(weights, draft / WEIGHTS)
             torch.save(optimizer_state, draft / OPTIMIZER)
             self._contract.save(draft)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rankwright.common.disk import room_for
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import write_lines_atomic, write_text_atomic
 from rankwright.common.run_folder import RunFolder
@@ -32,11 +33,13 @@ class JsonlTracker:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] <= resumed_step] if resumed_step else []
         write_lines_atomic(path, (json.dumps(row) for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        # Without a buffer: what there is no room for must not be written once more at the end.
+        self._file = path.open("ab", buffering=0)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with room_for(self._path):
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
 
     def close(self) -> None:
         self._file.close()
