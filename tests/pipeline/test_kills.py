@@ -132,7 +132,8 @@ def test_one_of_two_processes_is_killed_and_both_continue_to_the_same_bytes(tmp_
         return done.returncode
 
     assert evaluate(tmp_path / "whole", "") == 0
-    assert all(evaluate(tmp_path / "run", point) != 0 for point in ("/mining/", "/ids.bin", "/scores-1.jsonl"))
+    for point in ("/mining/", "/ids.bin", "/held-out/candidates.jsonl"):
+        assert evaluate(tmp_path / "run", point) != 0, point
     assert evaluate(tmp_path / "run", "") == 0
     for name in ("negatives.jsonl", "checkpoints/step-4/model.safetensors", "checkpoints/step-4/optimizer.pt"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

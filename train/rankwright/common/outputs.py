@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,31 @@ def is_there(path: Path) -> bool:
 
 def _is_damage(error: OSError) -> bool:
     # A link that leads nowhere, or a file where a folder should be. Anything else may pass: a right, a disk's fault.
-    return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or error.errno == 40  # ELOOP
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+
+
+@contextmanager
+def right_places(root: Path) -> Iterator[None]:
+    """Turns an error about a file where a folder under `root` belongs, or the other way round, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        fault = _misplaced(error, root)
+        if fault is None:
+            raise
+        raise fault from None
+
+
+def _misplaced(error: OSError, root: Path) -> UserError | None:
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else root
+    if error.errno not in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP) or not path.is_relative_to(root):
+        return None
+    if path.is_dir():
+        return UserError(f"{path}: a folder is where a file belongs: move it away or delete it")
+    for place in [*reversed(path.parents), path]:
+        if place.is_relative_to(root) and place != root and is_there(place) and not place.is_dir():
+            return UserError(f"{place}: is not a folder, which belongs there: move it away or delete it")
+    return None
 
 
 def unreadable(path: Path, error: OSError) -> UserError:

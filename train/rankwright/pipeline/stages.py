@@ -16,7 +16,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.files import read_json_object
 from rankwright.common.folder_lock import folder_lock
 from rankwright.common.hashing import content_hash
-from rankwright.common.outputs import CHANGED
+from rankwright.common.outputs import CHANGED, right_places
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
 from rankwright.data.licences.derived import licence_faults, settle_licences, write_ledger
@@ -179,6 +179,7 @@ class Pipeline:
         with ExitStack() as held:
             if not self.progress:
                 held.enter_context(console.silence())
+            held.enter_context(right_places(self.folder.path))
             if launched() == 1 and self.folder.path.is_dir():
                 # Before the checks, which may take long. Several processes must know each other first.
                 self._lock(held)
