@@ -29,9 +29,11 @@ class Tracker(Protocol):
 class JsonlTracker:
     """A JSON object per line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
+    def __init__(self, path: Path, *, resumed_step: int, say: Callable[[str], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(path) if row["step"] <= resumed_step] if resumed_step else []
+        if lost := resumed_step - len({row["step"] for row in kept} - {0}):
+            say(f"{path}: has no rows of {lost} steps before this one: the report's curves leave them out")
         write_lines_atomic(path, (json.dumps(row) for row in kept))
         self._path = path
         # Without a buffer: what there is no room for must not be written once more at the end.
@@ -107,13 +109,15 @@ class Reports:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl; a line cut off by a kill is left out."""
+    """Rows of metrics.jsonl; a line cut off by a kill, or damaged, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 
@@ -140,7 +144,7 @@ def open_trackers(
     wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
     wandb runs offline: each start then leaves its own folder, under the same id.
     """
-    trackers: list[Tracker] = [JsonlTracker(RunFolder(folder).metrics, resumed_step=resumed_step)]
+    trackers: list[Tracker] = [JsonlTracker(RunFolder(folder).metrics, resumed_step=resumed_step, say=say)]
     run_id = _run_id(folder, resumed_step) if names else ""
     for name in names:
         try:
