@@ -1,4 +1,4 @@
-"""Run folders in states that no command leaves: the next run ends with the same numbers, or a line says what to delete."""
+"""Run folders in states that no command leaves: the next run ends with the same numbers, or says what to delete."""
 
 from __future__ import annotations
 

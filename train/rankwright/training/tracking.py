@@ -29,9 +29,10 @@ class Tracker(Protocol):
 class JsonlTracker:
     """A JSON object per line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
 
-    def __init__(self, path: Path, *, resumed_step: int, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, resumed_step: int, say: Callable[[str], None] = lambda line: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] <= resumed_step] if resumed_step else []
+        rows = [row for row in read_metrics(path) if isinstance(row, dict) and isinstance(row.get("step"), int)]
+        kept = [row for row in rows if row["step"] <= resumed_step] if resumed_step else []
         if lost := resumed_step - len({row["step"] for row in kept} - {0}):
             say(f"{path}: has no rows of {lost} steps before this one: the report's curves leave them out")
         write_lines_atomic(path, (json.dumps(row) for row in kept))
@@ -109,15 +110,13 @@ class Reports:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl; a line cut off by a kill, or damaged, is left out."""
+    """Rows of metrics.jsonl; a line cut off by a kill is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except ValueError:
             continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            rows.append(row)
     return rows
 
 
