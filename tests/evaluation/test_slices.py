@@ -89,15 +89,20 @@ def test_attributes_are_written_again_only_when_what_they_are_made_from_changed(
     folder = tmp_path / "copy"
     shutil.copytree(run, folder)
     one, two = (folder / "eval" / name / "queries.jsonl" for name in ("one", "two"))
-    one.write_text("marker\n"), two.write_text("marker\n")
+    before = [path.stat().st_ino for path in (one, two)]
     write_attributes(read_recipe(folder), RunFolder(folder))
-    assert one.read_text() == two.read_text() == "marker\n"
+    assert [path.stat().st_ino for path in (one, two)] == before
     candidates = folder / "eval" / "two" / "candidates.jsonl"
     candidates.write_text("".join(candidates.read_text().splitlines(keepends=True)[1:]))
     write_attributes(read_recipe(folder), RunFolder(folder))
-    assert one.read_text() == "marker\n" and len(read_attributes(two)) == 23
+    assert one.stat().st_ino == before[0] and len(read_attributes(two)) == 23
+    # So is a file that is no longer as it was written.
+    written = one.read_bytes()
+    one.write_text("marker\n")
     with pytest.raises(UserError, match=r"one.queries\.jsonl:1: not a row of query attributes"):
         read_attributes(one)
+    write_attributes(read_recipe(folder), RunFolder(folder))
+    assert one.read_bytes() == written
 
 
 def test_a_cards_new_domain_is_seen(run: Path, tmp_path: Path) -> None:

@@ -164,6 +164,18 @@ def test_whatever_a_kill_leaves_is_continued(tmp_path: Path, seed: int) -> None:
     assert go(chosen, run, 2) == whole
 
 
+def test_a_changed_shard_is_made_again(tmp_path: Path) -> None:
+    whole, run = go(recipe(), prepared(tmp_path / "whole")), prepared(tmp_path / "run")
+    make_shards(recipe(), run, inputs="i", run_files={}, processes=Processes())
+    paths = sorted((run.path / "mining").iterdir())
+    for number, path in enumerate(paths):
+        content = path.read_bytes()
+        digit = max(place for place in range(len(content)) if content[place] in b"01234567")
+        changed = content[:digit] + bytes([content[digit] ^ 1]) + content[digit + 1 :]
+        path.write_bytes([changed, content[: digit // 2], b"[]", b"null\n{}\n"][number % 4])
+    assert go(recipe(), run) == whole
+
+
 def test_shards_of_other_inputs_are_not_used(run: RunFolder) -> None:
     make_shards(recipe(depth=3), run, inputs="other", run_files={}, processes=Processes())
     go(recipe(), run)

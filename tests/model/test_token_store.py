@@ -45,6 +45,19 @@ def test_texts_that_are_not_stored_are_tokenised(encoder: PromptEncoder, tmp_pat
     assert store.encode(QUERIES[0], DOCUMENTS[:1], cut=False) == encoder.encode(QUERIES[0], DOCUMENTS[:1], cut=False)
 
 
+@pytest.mark.parametrize("name", ["ids.bin", "ends.npy", "keys.npy", "sha256.json"])
+def test_a_changed_store_is_made_again(encoder: PromptEncoder, tmp_path: Path, name: str) -> None:
+    token_store(tmp_path, encoder, {None: QUERIES}, DOCUMENTS, lambda _: None)
+    (folder,) = tmp_path.iterdir()
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    said: list[str] = []
+    store = token_store(tmp_path, encoder, {None: QUERIES}, DOCUMENTS, lambda _: None, said.append)
+    assert said == [f"{folder}: damaged: removed, the texts are tokenised again"]
+    assert (folder / name).read_bytes() == content
+    assert store.encode(QUERIES[0], DOCUMENTS) == encoder.encode(QUERIES[0], DOCUMENTS)
+
+
 def test_another_text_or_prompt_is_another_store(encoder: PromptEncoder, tmp_path: Path) -> None:
     token_store(tmp_path, encoder, {None: QUERIES}, DOCUMENTS, lambda _: None)
     token_store(tmp_path, encoder, {None: QUERIES}, [*DOCUMENTS, "one more"], lambda _: None)

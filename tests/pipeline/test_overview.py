@@ -49,7 +49,7 @@ def test_a_run_before_and_after_it(tmp_path: Path, tiny_qwen3: Path) -> None:
     assert "changed" in other["train"].why
     (tmp_path / "run" / "negatives.jsonl").unlink()
     lost = {one.name: one for one in preview(Pipeline(load_recipe(str(path))))}
-    assert lost["mine"].why == "files of it are missing" and lost["data"].state == "done"
+    assert lost["mine"].why == "negatives.jsonl is gone" and lost["data"].state == "done"
 
 
 def test_a_dry_run_finds_mistakes(tmp_path: Path, tiny_qwen3: Path) -> None:

@@ -355,6 +355,23 @@ def test_a_second_object_asks_only_what_is_missing(server: RerankServer, tmp_pat
         assert len(server.asked) == 1
 
 
+def test_a_changed_answer_is_asked_for_again_and_one_of_before_seals_is_kept(
+    server: RerankServer, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache.jsonl"
+    served(server, cache=cache).score("q", DOCUMENTS)
+    rows = [json.loads(line) for line in cache.read_text().splitlines()]
+    rows[1]["score"] += 1
+    # As earlier versions kept it.
+    del rows[2]["seal"]
+    cache.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server.reset("cohere")
+    again = served(server, cache=cache)
+    assert ScoreCache(cache).damaged_lines == 1
+    assert again.score("q", DOCUMENTS) == truth("q", DOCUMENTS)
+    assert server.documents == DOCUMENTS[1:2]
+
+
 def test_a_cache_cut_at_any_byte_is_continued(server: RerankServer, tmp_path: Path) -> None:
     whole, cache = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     documents = DOCUMENTS[:3]

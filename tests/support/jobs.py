@@ -113,6 +113,6 @@ def evaluation_files(run: Path, systems: Sequence[str] = ("bm25", "base", "tuned
     for system in systems:
         folder = run / "eval" / "held-out" / system
         values = json.loads((folder / "metrics.json").read_text())
-        found[system] = {k: v for k, v in values.items() if k not in ("pairs_per_s", "seconds")}
+        found[system] = {k: v for k, v in values.items() if k not in ("pairs_per_s", "seconds", "seal")}
         found[f"{system} files"] = [(folder / name).read_bytes() for name in ("run.trec", "per_query.jsonl")]
     return found

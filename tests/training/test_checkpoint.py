@@ -236,7 +236,7 @@ def test_a_rank_of_one_is_not_spread_over_more(tmp_path: Path, tiny_qwen3: Path,
 def test_state_json_names_every_file(tmp_path: Path, job: Job) -> None:
     folder = save(tmp_path, job, 1)
     written = json.loads((folder / STATE).read_text())
-    assert set(written) == {*(f.name for f in dataclasses.fields(TrainState)), "sha256"}
+    assert set(written) == {*(f.name for f in dataclasses.fields(TrainState)), "sha256", "seal"}
     assert {*written["sha256"], STATE} == {p.name for p in folder.iterdir()}
 
 

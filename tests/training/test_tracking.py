@@ -70,6 +70,14 @@ def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows] == [0.0, 0.5, 1.0, 1.5, 9.0]
 
 
+def test_rows_that_are_missing_or_odd_are_counted_once(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    path.write_text('{"step": 0}\n[1]\nnull\n{"step": "x"}\n{"step": 2, "loss": 1.0}\n{"step": 4}\n')
+    JsonlTracker(path, resumed_step=3, say=said.append).close()
+    assert [row["step"] for row in read_metrics(path)] == [0, 2]
+    assert said == [f"{path}: has no rows of 2 steps before this one: the report's curves leave them out"]
+
+
 def test_a_start_from_the_beginning_keeps_nothing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, 5)

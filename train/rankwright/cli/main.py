@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import io
 import json
 import sys
@@ -27,6 +26,7 @@ from rankwright.cli.exits import (
 from rankwright.cli.models import push, score, verify
 from rankwright.cli.recipes import keys, recipes_app
 from rankwright.common import console
+from rankwright.common.disk import why_full
 from rankwright.common.errors import PeerFailed, Refused, Stopped, UserError, UserErrors
 from rankwright.common.resources import check_output
 
@@ -76,7 +76,12 @@ Override = Annotated[
 
 
 def _pipeline(
-    recipe: str, overrides: list[str] | None, folder: RunFolder | None = None, override: str | None = None
+    recipe: str,
+    overrides: list[str] | None,
+    folder: RunFolder | None = None,
+    override: str | None = None,
+    *,
+    verify: bool = False,
 ) -> Pipeline:
     from rankwright.recipe.loading import load_recipe
 
@@ -85,7 +90,7 @@ def _pipeline(
     from rankwright.pipeline.stages import Pipeline
 
     console.quiet_libraries()
-    return Pipeline(loaded, folder, override, command=("rankwright", *sys.argv[1:]))
+    return Pipeline(loaded, folder, override, command=("rankwright", *sys.argv[1:]), verify=verify)
 
 
 def _show_results(pipeline: Pipeline) -> None:
@@ -113,16 +118,20 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="print the results as JSON, and everything else to standard error")
     ] = False,
+    verify_files: Annotated[
+        bool, typer.Option("--verify", help="read all files of finished stages, not only those of another time or size")
+    ] = False,
 ) -> None:
     """Run all stages of a recipe, or continue them.
 
-    The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped.
+    The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped while their
+    files are as they were written.
     """
     from rankwright.evaluation.gate import GateRefused
 
     if as_json:
         console.console.stderr = True
-    pipeline = _pipeline(recipe, overrides, override=override)
+    pipeline = _pipeline(recipe, overrides, override=override, verify=verify_files)
     if dry_run:
         _preview(pipeline, as_json=as_json)
         return
@@ -366,13 +375,18 @@ def main() -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         interrupted()
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
+        why = why_full(error)
+        if why is not None:
+            complain(f"error: {error.filename or 'disk'}: {why}: make room; the same command then continues")
+        elif error.filename is not None:
+            complain(f"error: {error.filename}: {error.strerror}: choose another folder, or mend its rights")
+        else:
             raise
-        complain(
-            f"error: {error.filename or 'disk'}: {error.strerror}: choose another folder, free space or mend its rights"
-        )
         leave(EXIT_USER)
     except Exception as error:
+        if (why := why_full(error)) is not None:
+            complain(f"error: {why} ({str(error).splitlines()[0]}): make room; the same command then continues")
+            leave(EXIT_USER)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
             complain(
                 f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower train.budget_tokens, or set "

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rankwright.common.disk import room_for
 from rankwright.common.errors import UserError
+from rankwright.common.hashing import file_sha256
 
 T = TypeVar("T")
+# The names of files and folders that are not complete, also those of RunFolder.create and of token stores.
+DRAFT = re.compile(r"\..+\.tmp|\.write-test-\d+")
+DAY_S = 86400.0
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -38,24 +47,31 @@ def lines_atomic(path: Path) -> Iterator[Callable[[str], object]]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file that replaces it when the block succeeds, and is removed when it fails."""
+    """A name beside `path` for a file that replaces it when the block succeeds, and is removed when it fails.
+
+    Raises UserError where a folder is in its place.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder is where a file belongs: move it away or delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unlike tempfile's, this file gets the permissions that the user's umask gives to any other file.
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
+        with room_for(path, draft=draft):
+            yield draft
+            with draft.open("rb+") as file:
+                os.fsync(file.fileno())
+            draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, needed_bytes: int | None = None) -> Iterator[Path]:
     """A temporary folder beside `path`; it replaces `path` when the block succeeds and is removed when it fails.
 
+    needed_bytes: how much its files take, for the message when there is no room for them.
     Only one process may write to a path; it removes what a killed one left behind. A process that is killed
     between the two renames of a replacement leaves the old folder as `.NAME.old`; the next writer puts it back.
     """
@@ -66,9 +82,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     for left in (draft, old):
         if left.exists():
             shutil.rmtree(left)
-    draft.mkdir()
     try:
-        yield draft
+        with room_for(path, needed_bytes, draft=draft):
+            draft.mkdir()
+            yield draft
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -76,6 +93,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.rename(old)
     draft.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_drafts(folder: Path, *, older_than_s: float = 0) -> int:
+    """Remove what killed writers left in a folder and below it; returns how many files and folders.
+
+    older_than_s: where other processes may be writing at this moment.
+    """
+    latest = time.time() - older_than_s
+    drafts = [path for path in folder.rglob(".*") if DRAFT.fullmatch(path.name)]
+    drafts = [path for path in drafts if not older_than_s or path.lstat().st_mtime < latest]
+    for path in drafts:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(drafts)
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -110,7 +143,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
     After a line that a kill cut short they begin on a line of their own.
     """
-    with path.open("a+b") as file:
+    with room_for(path), path.open("a+b") as file:
         cut = False
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -141,20 +174,41 @@ def cache_folder() -> Path:
 def make_cache_folder(folder: Path, what: str) -> None:
     """Make the folder of a cache. Raises UserError when `what` cannot be kept there."""
     try:
+        root = cache_folder()
+        if not os.environ.get("RANKWRIGHT_CACHE") and folder.is_relative_to(root):
+            # Scores and vectors of private texts, in a place that others of this machine may read.
+            root.parent.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(folder, older_than_s=DAY_S)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot keep {what} there ({error.strerror}): set RANKWRIGHT_CACHE to a folder of yours"
         ) from None
 
 
+def write_kept(folder: Path, keys: Iterable[bytes], rows: Any) -> Path:
+    """Keep an array as folder/KEYS-CONTENT.npy, named by the hashes of its keys and of its bytes, for read_kept."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, rows)
+    names = [hashlib.sha256(part).hexdigest()[:32] for part in (b"".join(keys), content.getvalue())]
+    path = folder / f"{'-'.join(names)}.npy"
+    with atomic_file(path) as draft:
+        draft.write_bytes(content.getvalue())
+    return path
+
+
 def read_kept(path: Path, read: Callable[[Path], T], say: Callable[[str], None], again: str) -> T | None:
-    """read(path), or None for a damaged file, which is reported and removed.
+    """read(path) of a file of write_kept, or None for a damaged one, which is reported and removed.
 
     again: what follows from that, such as `its texts are encoded again`. Raises UserError when the disk does not give
     the file: it may be whole, and its content may have been paid for.
     """
     try:
+        if not path.name.endswith(f"-{file_sha256(path)[:32]}.npy"):
+            raise ValueError("not as it was written")
         return read(path)
     except FileNotFoundError:
         # Another process found it damaged.

@@ -80,6 +80,8 @@ def _take(folder: Path, command: Sequence[str], say: Callable[[str], None]) -> I
     try:
         # Not emptied: it may be another's.
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666), "r+b", buffering=0)
+        if not path.is_file():
+            raise OSError(errno.EINVAL, "not a file")
     except OSError as error:
         raise UserError(f"{path}: cannot be locked ({error.strerror}): delete it, or give run_dir=PATH") from None
     try:

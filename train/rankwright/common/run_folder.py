@@ -16,7 +16,8 @@ from typing import Any
 
 from rankwright import __version__
 from rankwright.common.errors import UserError
-from rankwright.common.files import read_json_object, write_text_atomic
+from rankwright.common.files import read_json_object, remove_drafts, write_text_atomic
+from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of, put_aside, read_sealed, remove, sealed
 
 PACKAGE = Path(__file__).parents[1]
 STAGES = ("data", "mine", "train", "evaluate", "calibrate", "export", "report")
@@ -121,23 +122,53 @@ class RunFolder:
                 f"run_dir: cannot write to {self.path} ({error.strerror}): give another one, e.g. run_dir=PATH"
             ) from None
 
-    def is_done(self, stage: str, inputs: str) -> bool:
-        """Whether `stage` finished with exactly these inputs."""
-        return self.facts(stage).get("inputs") == inputs
+    def tidy(self) -> None:
+        """Remove what killed commands left of unfinished files; for the holder of the folder's lock."""
+        remove_drafts(self.path)
 
-    def finish(self, stage: str, inputs: str, *, seconds: float, **facts: Any) -> None:
-        """Record that `stage` is done; written after all of its files."""
+    def is_done(self, stage: str, inputs: str) -> bool:
+        """Whether `stage` finished with exactly these inputs, by a record that nobody has changed."""
+        return (read_sealed(self._record_path(stage)) or {}).get("inputs") == inputs
+
+    def finish(self, stage: str, inputs: str, *, seconds: float, outputs: Iterable[Path] = (), **facts: Any) -> None:
+        """Record that `stage` is done; written after all of its files.
+
+        outputs: files, or folders with all their files, that the stage wrote: changed() compares them.
+        """
         record = {"inputs": inputs, "seconds": round(seconds, 1), "finished": time.strftime("%FT%TZ", time.gmtime())}
-        self._record_path(stage).parent.mkdir(exist_ok=True)
-        write_text_atomic(self._record_path(stage), json.dumps({**record, **facts}, indent=2) + "\n")
+        self._write_record(stage, {**record, **facts, "outputs": outputs_of(self.path, outputs)})
+
+    def _write_record(self, stage: str, record: Mapping[str, Any]) -> None:
+        write_text_atomic(self._record_path(stage), json.dumps(sealed(record), indent=2) + "\n")
+
+    def bind(self, stage: str, path: Path) -> None:
+        """Record a file of a finished stage again, which was written after the stage."""
+        record = read_sealed(self._record_path(stage))
+        if record is not None:
+            self._write_record(stage, {**record, "outputs": {**record["outputs"], **outputs_of(self.path, [path])}})
+
+    def changed(self, stage: str, *, verify: bool = False, keep_times: bool = True) -> dict[str, str]:
+        """File -> `gone` or `changed`, for what `stage` wrote; see changed_outputs, whose new times are kept."""
+        record = read_sealed(self._record_path(stage)) or {}
+        outputs: Outputs = record.get("outputs", {})
+        before = json.dumps(outputs)
+        found = changed_outputs(self.path, outputs, verify=verify)
+        if keep_times and json.dumps(outputs) != before:
+            self._write_record(stage, record)
+        return found
+
+    def put_aside(self, name: str) -> bool:
+        """Rename a changed file of the run to NAME.changed; whether it was there."""
+        return put_aside(self.path / name) is not None
 
     def forget(self, stage: str) -> None:
         """Remove the record of `stage`, so that it runs again."""
-        self._record_path(stage).unlink(missing_ok=True)
+        remove(self._record_path(stage))
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What finish() recorded; empty where the stage is not done."""
-        return read_json_object(self._record_path(stage)) or {}
+        """The facts that finish() recorded; empty where the stage is not done."""
+        record = read_json_object(self._record_path(stage)) or {}
+        return {key: value for key, value in record.items() if key not in ("outputs", SEAL)}
 
     def _record_path(self, stage: str) -> Path:
         assert stage in STAGES, stage

@@ -11,7 +11,8 @@ from typing import Any
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import json_line, read_jsonl, write_lines_atomic, write_text_atomic
-from rankwright.common.hashing import stable_hash
+from rankwright.common.hashing import file_sha256, stable_hash
+from rankwright.common.outputs import content_of, read_sealed, remove, sealed
 from rankwright.common.values import list_of_texts
 from rankwright.data.collection import Collection, Qrels
 from rankwright.evaluation.metrics import Measured, measure_run
@@ -22,6 +23,9 @@ from rankwright.retrieval.candidates import Candidates
 from rankwright.retrieval.first_stages import possible_stages
 from rankwright.retrieval.retriever import retrievers
 from rankwright.retrieval.run_file import write_trec_run
+
+# Beside metrics.json.
+EVALUATION_FILES = ("run.trec", "per_query.jsonl")
 
 
 def system_names(recipe: Recipe) -> tuple[str, ...]:
@@ -74,10 +78,13 @@ def measure(run: Reranked, qrels: Qrels, query_ids: Sequence[str], measures: Seq
 
 
 def write_evaluation(folder: Path, run: Reranked, measured: Measured, *, tag: str, facts: Mapping[str, Any]) -> None:
-    """Write run.trec, per_query.jsonl, and last metrics.json, which has one key for each measure."""
+    """Write run.trec, per_query.jsonl, and last metrics.json, which has one key for each measure.
+
+    It also has the hashes of the two files and its own: see read_evaluation.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Without metrics.json nothing here counts as finished.
-    (folder / "metrics.json").unlink(missing_ok=True)
+    remove(folder / "metrics.json")
     write_trec_run(folder / "run.trec", run, tag=tag)
     names = list(measured.per_query)
     query_ids = sorted({q for values in measured.per_query.values() for q in values})
@@ -91,7 +98,20 @@ def write_evaluation(folder: Path, run: Reranked, measured: Measured, *, tag: st
         "tie_rate": measured.tie_rate,
         **facts,
     }
-    write_text_atomic(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    summary["sha256"] = {name: file_sha256(folder / name) for name in EVALUATION_FILES}
+    write_text_atomic(folder / "metrics.json", json.dumps(sealed(summary), indent=2) + "\n")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """metrics.json of one system, or None where it or a file beside it is missing or not as it was written.
+
+    Raises UserError for a file that the disk does not give.
+    """
+    values = read_sealed(folder / "metrics.json")
+    if values is None or not isinstance(values.get("sha256"), dict):
+        return None
+    written = {name: content_of(folder / name) for name in EVALUATION_FILES}
+    return values if values["sha256"] == written else None
 
 
 def read_per_query(folder: Path, name: str) -> dict[str, float]:

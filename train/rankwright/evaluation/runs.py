@@ -97,7 +97,9 @@ def read_run(folder: Path, name: str) -> EvaluatedRun:
 def not_a_run(folder: Path) -> UserError:
     """The error for a folder without a readable recipe.json."""
     near = Path("runs") / folder
-    hint = f"did you mean {near}?" if (near / "recipe.json").is_file() else "give folders such as runs/quickstart"
+    hint = "give folders such as runs/quickstart, or the command that made it again"
+    if near != folder and (near / "recipe.json").is_file():
+        hint = f"did you mean {near}?"
     return UserError(f"{folder}: not a run folder (it has no readable recipe.json): {hint}")
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.files import write_lines_atomic
+from rankwright.common.errors import UserError
+from rankwright.common.files import json_line, write_lines_atomic
 from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes
 from rankwright.data.collection import Collection
@@ -53,7 +54,8 @@ class Job:
 class Shards:
     """The shards of some jobs under `folder`; inputs: hash of what decides their content beside the job's name.
 
-    A file holds one row `shard, said`, and one row per query (pools.rows_of). It appears whole or not at all.
+    A file holds one row `shard, said, sha256`, and one row per query (pools.rows_of). It appears whole or not at all.
+    sha256: hash of the other rows; a file that no longer fits it is made again.
     """
 
     folder: Path
@@ -70,7 +72,7 @@ class Shards:
     def missing(self) -> list[tuple[Job, int]]:
         """The shards that are not made yet."""
         all_of_them = [(job, number) for job in self.jobs for number in range(len(job.shards))]
-        return [(job, number) for job, number in all_of_them if not self.path(job, number).is_file()]
+        return [(job, number) for job, number in all_of_them if _rows(self.path(job, number)) is None]
 
     def make(self, processes: Processes) -> None:
         """Make what is missing, each process its share, and wait for the others."""
@@ -101,10 +103,9 @@ class Shards:
         else:
             found = sift(collection, retrieved, own)
             apply(found, job.filters, self.view(job, collection))
-        rows: list[dict[str, Any]] = [{"shard": number, "said": dict(found.said)}, *rows_of(found)]
-        write_lines_atomic(
-            self.path(job, number), (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
-        )
+        rows = list(rows_of(found))
+        head = {"shard": number, "said": dict(found.said), "sha256": content_hash(rows)}
+        write_lines_atomic(self.path(job, number), map(json_line, [head, *rows]))
 
     def view(self, job: Job, collection: Collection) -> MiningView:
         """What filters see of a job, without candidates."""
@@ -114,8 +115,10 @@ class Shards:
     def read(self, job: Job) -> Iterator[Sifted]:
         """The shards of a job, in order, once all are made."""
         for number in range(len(job.shards)):
-            with self.path(job, number).open(encoding="utf-8") as file:
-                head, *rows = map(json.loads, file)
+            found = _rows(self.path(job, number))
+            if found is None:
+                raise UserError(f"{self.path(job, number)}: damaged or gone: give the command again")
+            head, *rows = found
             yield read_rows(rows, head["said"])
 
     @staticmethod
@@ -123,6 +126,18 @@ class Shards:
         """Remove all shards, whatever their inputs, and what a kill left of one."""
         if folder.is_dir():
             shutil.rmtree(folder)
+
+
+def _rows(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a shard, or None where it is missing or not as it was written."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open(encoding="utf-8") as file:
+            head, *rows = map(json.loads, file)
+        return [head, *rows] if head["sha256"] == content_hash(rows) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 class _Searchers:

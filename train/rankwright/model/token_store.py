@@ -15,13 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from rankwright.common import console
+from rankwright.common.disk import room_for
+from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import text_key
+from rankwright.common.outputs import content_of, is_there, read_sealed, remove, sealed
 from rankwright.data.store.views import KeyedTexts
 from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
 
 BATCH = 1024
 # Token ids (int32), where each text ends, and the key of each text.
 IDS, ENDS, KEYS = "ids.bin", "ends.npy", "keys.npy"
+# The hashes of these files.
+HASHES = "sha256.json"
 Advance = Callable[..., None]
 # The encoder of each instruction, with the queries that are read under it.
 Heads = Sequence[tuple[PromptEncoder, KeyedTexts]]
@@ -104,11 +110,12 @@ def token_store(
     queries: Mapping[str | None, Iterable[str]],
     documents: Iterable[str],
     advance: Advance,
+    say: Callable[[str], None] = console.say,
 ) -> TokenStore:
     """The store of these texts under `root`, made where it is missing; any number of processes may ask at once.
 
     queries: instruction (None: the encoder's own) -> queries of the sets that are read under it. KeyedTexts are read
-    piece by piece, and only where the store is missing. advance(count) is called as texts are tokenised.
+    piece by piece, and only where the store is missing or damaged. advance(count) is called as texts are tokenised.
     """
     by_contract: dict[PromptContract, tuple[PromptEncoder, set[str]]] = {}
     for instruction, found in queries.items():
@@ -118,10 +125,17 @@ def token_store(
     heads = [(under, KeyedTexts.of(found)) for under, found in ordered]
     texts = KeyedTexts.of(documents)
     folder = root / _content_hash(encoder, heads, texts)
+    if is_there(folder) and read_sealed(folder / HASHES) != _hashes(folder):
+        say(f"{folder}: damaged: removed, the texts are tokenised again")
+        remove(folder)
     if not folder.is_dir():
         keys = [*(part.keys for _, part in heads), texts.keys]
         _write(folder, keys, _rows(encoder, heads, texts, advance))
     return TokenStore(encoder, Stored(folder, {under.contract: len(part) for under, part in heads}))
+
+
+def _hashes(folder: Path) -> dict[str, str | None]:
+    return {name: content_of(folder / name) for name in (IDS, ENDS, KEYS)}
 
 
 def _content_hash(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts) -> str:
@@ -156,15 +170,17 @@ def _write(folder: Path, keys: Sequence[Sequence[bytes]], rows: Iterable[Sequenc
     draft.mkdir(parents=True)
     ends = array("q")
     try:
-        with (draft / IDS).open("wb") as file:
-            end = 0
-            for row in rows:
-                file.write(np.asarray(row, dtype="<i4").tobytes())
-                end += len(row)
-                ends.append(end)
-        np.save(draft / ENDS, np.frombuffer(ends, dtype=np.int64))
-        halves = np.frombuffer(b"".join(itertools.chain.from_iterable(keys)), dtype=">u8").reshape(-1, 2)
-        np.save(draft / KEYS, np.ascontiguousarray(halves.T, dtype=np.uint64))
+        with room_for(folder, draft=draft):
+            with (draft / IDS).open("wb") as file:
+                end = 0
+                for row in rows:
+                    file.write(np.asarray(row, dtype="<i4").tobytes())
+                    end += len(row)
+                    ends.append(end)
+            np.save(draft / ENDS, np.frombuffer(ends, dtype=np.int64))
+            halves = np.frombuffer(b"".join(itertools.chain.from_iterable(keys)), dtype=">u8").reshape(-1, 2)
+            np.save(draft / KEYS, np.ascontiguousarray(halves.T, dtype=np.uint64))
+            write_text_atomic(draft / HASHES, json.dumps(sealed(_hashes(draft))) + "\n")
         draft.rename(folder)
     except OSError:
         if not folder.is_dir():

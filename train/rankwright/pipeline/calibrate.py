@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
-from rankwright.common.files import json_line, read_jsonl, write_lines_atomic
+from rankwright.common.files import append_lines, read_jsonl, write_lines_atomic
+from rankwright.common.outputs import sealed, unsealed
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
@@ -80,17 +82,16 @@ def dev_pairs(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str, tra
     done = _read_scores(path, inputs)
     todo = [(collection, q) for collection, q in wanted if q not in done]
     if todo:
-        lines = [_line({"inputs": inputs}), *(_line({"query_id": q, "scores": s}) for q, s in done.items())]
+        lines = [_line(sealed({"inputs": inputs})), *(_score_line(q, s) for q, s in done.items())]
         # Written again as a whole: the last line of a killed process may be incomplete.
         write_lines_atomic(path, lines)
-        with path.open("a", encoding="utf-8") as file, console.progress("tuned on dev", len(wanted)) as advance:
+        with console.progress("tuned on dev", len(wanted)) as advance:
             advance(len(done))
             for query_id, scores in _score(
                 tuned_reranker(recipe, checkpoint, inputs=trained), recipe, todo, candidates
             ):
                 done[query_id] = scores
-                file.write(_line({"query_id": query_id, "scores": scores}) + "\n")
-                file.flush()
+                append_lines(path, [_score_line(query_id, scores)])
                 advance(1)
     pairs = Pairs([], [], len(wanted))
     for collection, query_id in wanted:
@@ -119,7 +120,9 @@ def _read_scores(path: Path, inputs: str) -> dict[str, list[float]]:
     """Query id -> scores that an earlier process kept for the same inputs."""
     done: dict[str, list[float]] = {}
     try:
-        rows = read_jsonl(path, dict, "a row of scores")
+        if not path.is_file():
+            return done
+        rows = read_jsonl(path, unsealed, "a row of scores")
         if next(rows, None) == {"inputs": inputs}:
             done.update((row["query_id"], row["scores"]) for row in rows)
     except (OSError, UserError, LookupError):
@@ -128,9 +131,13 @@ def _read_scores(path: Path, inputs: str) -> dict[str, list[float]]:
     return done
 
 
+def _score_line(query_id: str, scores: Sequence[float]) -> str:
+    return _line(sealed({"query_id": query_id, "scores": scores}))
+
+
 def _line(row: Mapping[str, Any]) -> str:
     try:
-        return json_line(row)
+        return json.dumps(row, allow_nan=False)
     except ValueError:
         raise UserError(
             f"calibrate: query {row['query_id']!r}: a score is not a finite number: lower train.learning_rate"

@@ -12,6 +12,7 @@ from typing import Any
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.hashing import content_hash, files_hash
+from rankwright.common.outputs import CHANGED, remove
 from rankwright.common.run_folder import RunFolder
 from rankwright.data import leakage, splits
 from rankwright.data.collection import Collection
@@ -32,6 +33,10 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     Returns the stage's facts: the queries of each split, the corpora, the training sets with a teacher's scores.
     """
     # Corpora too large for memory are spilled into the run's folder, where they are kept: nothing is copied.
+    # A corpus is named by its texts, so that one of an earlier run would be taken for this one, even if it is damaged.
+    for path in (run.data / "corpora").glob("*"):
+        if path.suffix != CHANGED:
+            remove(path)
     with spilling_to(run.data):
         return _prepare_data(recipe, run)
 
@@ -186,8 +191,10 @@ def _content(corpus: Mapping[str, str]) -> bytes:
     return digest.digest()
 
 
-def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
+def add_token_lengths(recipe: Recipe, run: RunFolder) -> bool:
     """Put token lengths into data_report.json where they are missing, or come from another tokenizer or prompt.
+
+    Returns whether it was written.
 
     This comes after the data stage: another prompt reads no set again. A missing tokenizer is reported.
     """
@@ -195,20 +202,21 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> None:
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     own = _tokenizer_inputs(recipe)
     if report.get("tokens_of") == own:
-        return
+        return False
     from rankwright.training.setup import recipe_encoder
 
     try:
         encoder = recipe_encoder(recipe)
     except UserError as error:
         console.say(f"lengths in tokens are left out of {path.name}, the tokenizer is missing: {error}")
-        return
+        return False
     reports = SetReports(code=recipe.bm25.code)
     for split, rows in report["splits"].items():
         for row, collection in zip(rows, read_split(run.data, split), strict=True):
             row["tokens"] = reports.tokens(collection, encoder)
             console.say(f"  {collection.name} ({split}): {cut_sentence(row['tokens'])}")
     run.write_json(run.data_report, {**report, "tokens_of": own})
+    return True
 
 
 def _tokenizer_inputs(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.files import json_line, read_json_object, write_lines_atomic, write_text_atomic
 from rankwright.common.hashing import content_hash, file_sha256
+from rankwright.common.outputs import content_of, remove
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
 from rankwright.common.run_folder import RunFolder
@@ -23,6 +24,7 @@ from rankwright.evaluation.evaluate import (
     choose_queries,
     first_stage_run,
     measure,
+    read_evaluation,
     system_names,
     write_evaluation,
 )
@@ -52,7 +54,7 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
         if not (folder / "candidates.jsonl").is_file():
             continue
         inputs = {"inputs": _inputs(recipe, run, folder / "candidates.jsonl")}
-        if not ((folder / FILE).is_file() and read_json_object(folder / "queries.json") == inputs):
+        if read_json_object(folder / "queries.json") != {**inputs, "sha256": content_of(folder / FILE)}:
             todo.append((collection, folder, inputs))
     if not todo:
         return
@@ -63,9 +65,9 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
         candidates = read_candidates(folder / "candidates.jsonl")
         domain = domains.get(collection.name, collection.name)
         rows = attributes(collection, candidates, encoder.under(collection.instruction), words, seen, domain)
-        (folder / "queries.json").unlink(missing_ok=True)
+        remove(folder / "queries.json")
         write_lines_atomic(folder / FILE, (json_line(dataclasses.asdict(row)) for row in rows))
-        write_text_atomic(folder / "queries.json", json.dumps(inputs) + "\n")
+        write_text_atomic(folder / "queries.json", json.dumps({**inputs, "sha256": file_sha256(folder / FILE)}) + "\n")
 
 
 def _domains(recipe: Recipe) -> dict[str, str]:
@@ -144,7 +146,7 @@ class Evaluation:
                 self._forget_others(job)
                 if reranked or first in only:
                     lists, path = self._lists(job, first), job.folder / "candidates.jsonl"
-                    if not (path.exists() and file_sha256(path) == file_sha256(lists)):
+                    if content_of(path) != file_sha256(lists):
                         write_text_atomic(path, lists.read_text(encoding="utf-8"))
             if "tuned" in only:
                 forget_other_speed(self.run, self._speed_inputs)
@@ -166,14 +168,14 @@ class Evaluation:
         """Remove numbers of other settings, so that a kill leaves none of them beside new ones. Scores are kept."""
         for path in sorted(job.folder.glob("*/metrics.json")):
             system = path.parent.name
+            if read_evaluation(path.parent) is None:
+                console.say(f"{path.parent}: not as it was written: measured again")
             if system not in self.inputs or not job.has(system) or not self._is_done(job, system):
-                path.unlink(missing_ok=True)
+                remove(path)
 
     def _is_done(self, job: Job, system: str) -> bool:
-        folder = job.folder / system
-        done = read_json_object(folder / "metrics.json")
-        whole = all((folder / name).is_file() for name in ("run.trec", "per_query.jsonl"))
-        return whole and done is not None and done.get("inputs") == self.inputs[system]
+        done = read_evaluation(job.folder / system)
+        return done is not None and done.get("inputs") == self.inputs[system]
 
     def _say_choice(self, job: Job) -> None:
         recipe, chosen = self.recipe, job.chosen
@@ -192,8 +194,8 @@ class Evaluation:
         path, record = folder / "candidates.jsonl", folder / "candidates.json"
         wanted = {"inputs": self.scores[job.collection.name][name], "queries": list(job.chosen.query_ids)}
         # With the hash of the file, so that a damaged file is written again.
-        if not (path.exists() and read_json_object(record) == {**wanted, "sha256": file_sha256(path)}):
-            record.unlink(missing_ok=True)
+        if read_json_object(record) != {**wanted, "sha256": content_of(path)}:
+            remove(record)
             chosen = job.collection.subset(job.chosen.query_ids)
             lists = retrieve(self.recipe, name, chosen, self.recipe.evaluate.depth, job.run_file)
             write_candidates(path, lists)

@@ -50,7 +50,10 @@ def _state(p: Pipeline, stage: Stage) -> StageState:
         p.gate = None if recorded is None else {k: v for k, v in recorded.items() if k != "inputs"}
     if record.get("inputs") != stage.inputs(p):
         return StageState(stage.name, "would run", f"its recipe keys, files or code changed{why}", seconds, hours)
-    if not all(path is not None and path.exists() for path in stage.outputs(p)):
+    if changed := p.folder.changed(stage.name, keep_times=False):
+        name, what = next(iter(sorted(changed.items())))
+        return StageState(stage.name, "would run", f"{name} is {what}{why}", seconds, hours)
+    if not stage.by_parts and not stage.is_whole(p):
         return StageState(stage.name, "would run", f"files of it are missing{why}", seconds, hours)
     return StageState(stage.name, "done", "unchanged", seconds)
 

@@ -16,6 +16,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.files import read_json_object
 from rankwright.common.folder_lock import folder_lock
 from rankwright.common.hashing import content_hash
+from rankwright.common.outputs import CHANGED, right_places
 from rankwright.common.processes import Processes, launched
 from rankwright.common.run_folder import RunFolder, provenance
 from rankwright.common.values import path_text
@@ -26,6 +27,7 @@ from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
 from rankwright.evaluation.results import result_rows
 from rankwright.evaluation.runs import experiment_of
+from rankwright.export.card import CARD, SERVE
 from rankwright.export.publish import ExportFailed
 from rankwright.mining.shards import Shards
 from rankwright.pipeline.calibrate import calibrate
@@ -52,7 +54,8 @@ class Pipeline:
     stages run, no other command writes to the folder: see folder_lock.
 
     folder: None for the recipe's run_dir, or runs/NAME. override: why the export is wanted although the gate refuses.
-    progress: whether anything is printed. command: for provenance.json.
+    progress: whether anything is printed. command: for provenance.json. verify: read all files of finished stages,
+    not only those whose time or size differs from the record.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Pipeline:
         *,
         progress: bool = True,
         command: Sequence[str] = (),
+        verify: bool = False,
     ) -> None:
         if not isinstance(loaded, LoadedRecipe):
             raise UserError(f"Pipeline: must be given what load_recipe returns, found {type(loaded).__name__}")
@@ -73,6 +77,7 @@ class Pipeline:
         self.folder = folder or RunFolder(resources.expand(self.recipe.run_dir or f"runs/{self.recipe.name}"))
         self.override = override
         self.progress = progress
+        self.verify = verify
         self.command = command or ("rankwright", "run", resources.shown(loaded.path), *loaded.overrides)
         # What the evaluate stage looks at.
         self.systems: Sequence[str] = ()
@@ -180,6 +185,7 @@ class Pipeline:
         with ExitStack() as held:
             if not self.progress:
                 held.enter_context(console.silence())
+            held.enter_context(right_places(self.folder.path))
             if launched() == 1 and self.folder.path.is_dir():
                 # Before the checks, which may take long. Several processes must know each other first.
                 self._lock(held)
@@ -187,6 +193,8 @@ class Pipeline:
             self.systems = choose_systems(self.recipe, only)
             with self.processes.together():
                 self._lock(held)
+                if self.processes.is_first:
+                    self.folder.tidy()
                 self.processes.meet()
             stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
             if last == "evaluate" and not self.needs_training:
@@ -223,11 +231,11 @@ class Pipeline:
             return
         console.heading(stage.name)
         inputs = stage.inputs(self)
-        whole = not stage.by_parts and all(path is not None and path.exists() for path in stage.outputs(self))
-        done = whole and self.folder.is_done(stage.name, inputs)
+        done = self.processes.is_first and self._is_done(stage, inputs)
         if stage.processes == "all":
-            # All have looked before the first one changes what they look at.
+            # What the first one finds counts: to another machine a file may seem to have another time.
             self.processes.meet()
+            done = self.processes.from_first(done)
         if done:
             console.say("unchanged, skipped")
         else:
@@ -238,9 +246,24 @@ class Pipeline:
             facts = stage.work(self)
             if self.processes.is_first:
                 seconds = time.perf_counter() - started
-                self.folder.finish(stage.name, inputs, seconds=seconds, **facts)
+                self.folder.finish(stage.name, inputs, seconds=seconds, outputs=stage.outputs(self, facts), **facts)
         if self.processes.is_first:
             stage.afterwards(self)
+
+    def _is_done(self, stage: Stage, inputs: str) -> bool:
+        """Whether a stage finished with these inputs and its files are as it wrote them; puts changed ones aside."""
+        run = self.folder
+        if not stage.by_parts and not run.is_done(stage.name, inputs):
+            return False
+        changed = run.changed(stage.name, verify=self.verify)
+        if changed:
+            # An export is replaced as a whole. Its files hold nothing that a person has written.
+            kept = sum(run.put_aside(name) for name in changed) if stage.name != "export" else 0
+            names = [f"{name} ({what})" for name, what in sorted(changed.items())]
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            aside = f"; kept as *{CHANGED}: {kept}" if kept else ""
+            console.say(f"not as the {stage.name} stage wrote them: {shown}: made again{aside}")
+        return not changed and not stage.by_parts and stage.is_whole(self)
 
     @cached_property
     def processes(self) -> Processes:
@@ -281,14 +304,18 @@ class Pipeline:
 
     def best_checkpoint(self) -> Path | None:
         """The checkpoint that the train stage chose, if it is whole and of this training."""
-        folder = self.folder.checkpoint(self.folder.facts("train").get("best_step", 0))
+        step = self.folder.facts("train").get("best_step")
+        folder = self.folder.checkpoint(step if isinstance(step, int) else 0)
         state = read_state(folder)
         return folder if state is not None and state.inputs == self.inputs.train else None
 
     def trained_checkpoint(self) -> Path:
         """The best checkpoint, for the stages after training."""
         checkpoint = self.best_checkpoint()
-        assert checkpoint is not None
+        if checkpoint is None:
+            raise UserError(
+                f"{self.folder.checkpoints}: the best checkpoint is gone or damaged: give the command again"
+            )
         return checkpoint
 
 
@@ -301,14 +328,15 @@ def _roles(recipe: Recipe) -> Roles:
 # What each stage does.
 
 
-def _data_outputs(p: Pipeline) -> list[Path]:
-    corpora = [p.folder.data / name for name in p.folder.facts("data").get("corpora", [])]
+def _data_outputs(p: Pipeline, facts: Mapping[str, Any]) -> list[Path]:
+    corpora = [p.folder.data / name for name in facts.get("corpora", [])]
     return [*(p.folder.split(name) for name in ("train", "dev", "test")), *corpora, p.folder.data_report]
 
 
 def _after_data(p: Pipeline) -> None:
     """What another prompt, run file or licence changes without reading a set again."""
-    add_token_lengths(p.recipe, p.folder)
+    if add_token_lengths(p.recipe, p.folder):
+        p.folder.bind("data", p.folder.data_report)
     check_run_files(p.recipe, p.folder, {split: p.run_files(split) for split in ("train", "test")})
     p.ledger()
 
@@ -317,7 +345,7 @@ def _mine(p: Pipeline) -> dict[str, Any]:
     return mine(p.recipe, p.folder, inputs=p.inputs.shards, run_files=p.run_files("train"), processes=p.processes)
 
 
-def _mine_outputs(p: Pipeline) -> list[Path]:
+def _mine_outputs(p: Pipeline, facts: Mapping[str, Any]) -> list[Path]:
     run = p.folder
     lists = [run.negatives, run.candidates, run.removed, run.dev_candidates]
     return [*lists, run.teacher_scores] if p.recipe.mine.teacher else lists
@@ -376,6 +404,17 @@ def _export(p: Pipeline) -> dict[str, Any]:
     return export_stage(p.recipe, p.folder, p.trained_checkpoint(), p.inputs, p.ledger(), gate=p.gate)
 
 
+def _export_outputs(p: Pipeline, facts: Mapping[str, Any]) -> list[Path]:
+    # A person may add to the cards.
+    files = [path for target in p.recipe.export_targets for path in p.folder.export(target).rglob("*")]
+    return [path for path in files if path.suffix != ".md" and path.is_file()]
+
+
+def _has_cards(p: Pipeline) -> bool:
+    folders = [p.folder.export(target) for target in p.recipe.export_targets]
+    return all((folder / name).is_file() for folder in folders for name in (CARD, SERVE))
+
+
 def _report(p: Pipeline) -> dict[str, Any]:
     console.heading("report")
     write_attributes(p.recipe, p.folder)
@@ -388,7 +427,8 @@ class Stage:
     """One stage. work: does it, and returns the facts of its record.
 
     inputs: hash of what it depends on; None: it runs every time and keeps no record.
-    outputs: what must be there when it is done, None for what is not there.
+    outputs: (the pipeline, its facts) -> the files and folders that it wrote, which its record is bound to.
+    is_whole: whether what it has no record of is there and whole.
     processes: `all` share the work; the `first` works while the others wait; `one` works when the others are done.
     by_parts: it finds out itself which parts are done, and its record stays until the next one.
     afterwards: called on the first process, whether the stage ran or was skipped.
@@ -397,10 +437,11 @@ class Stage:
     name: str
     work: Callable[[Pipeline], Mapping[str, Any]]
     inputs: Callable[[Pipeline], str] | None
-    outputs: Callable[[Pipeline], Collection[Path | None]]
+    outputs: Callable[[Pipeline, Mapping[str, Any]], Collection[Path]]
     processes: Literal["all", "first", "one"]
     by_parts: bool = False
     afterwards: Callable[[Pipeline], None] = lambda p: None
+    is_whole: Callable[[Pipeline], bool] = lambda p: True
 
 
 STAGES = [
@@ -425,24 +466,34 @@ STAGES = [
         "train",
         lambda p: train(p.recipe, p.folder, p.inputs.train),
         lambda p: p.inputs.train,
-        lambda p: [p.folder.mix, p.best_checkpoint()],
+        lambda p, facts: [p.folder.mix, p.folder.metrics],
         "all",
+        # Checkpoints hold the hashes of their files.
+        is_whole=lambda p: p.best_checkpoint() is not None,
     ),
-    Stage("evaluate", _evaluate, lambda p: content_hash(p.inputs.systems), lambda p: [], "all", by_parts=True),
+    Stage(
+        "evaluate",
+        _evaluate,
+        lambda p: content_hash(p.inputs.systems),
+        lambda p, facts: [p.folder.speed],
+        "all",
+        by_parts=True,
+    ),
     Stage(
         "calibrate",
         lambda p: calibrate(p.recipe, p.folder, p.trained_checkpoint(), p.inputs.tuned, p.inputs.train),
         lambda p: p.inputs.calibrate,
-        lambda p: [p.folder.calibration],
+        lambda p, facts: [p.folder.calibration, p.folder.dev_scores],
         "one",
     ),
-    Stage("gate", _gate, None, lambda p: [], "one"),
+    Stage("gate", _gate, None, lambda p, facts: [], "one"),
     Stage(
         "export",
         _export,
         lambda p: p.inputs.export(p.gate, p.ledger()),
-        lambda p: [p.folder.export(target) for target in p.recipe.export_targets],
+        _export_outputs,
         "one",
+        is_whole=_has_cards,
     ),
-    Stage("report", _report, None, lambda p: [], "one"),
+    Stage("report", _report, None, lambda p, facts: [], "one"),
 ]

@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None where there is no such file. Raises UserError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}): delete it and give `rankwright run` again") from None

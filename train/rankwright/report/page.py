@@ -57,7 +57,10 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
     recipe = gather.read_recipe(folder)
     run = RunFolder(folder)
     data = gather.read_json(run.data_report)
-    sets = [str(row["set"]) for row in data["splits"]["test"]] if data else []
+    try:
+        sets = [str(row["set"]) for row in data["splits"]["test"]] if data else []
+    except (LookupError, TypeError):
+        raise UserError(f"{run.data_report}: has no test sets: delete it and give `rankwright run` again") from None
     if inputs is None and sets and all((run.eval_folder(s, "tuned") / "metrics.json").is_file() for s in sets):
         read_run(folder, folder.name)
     path = output or run.report

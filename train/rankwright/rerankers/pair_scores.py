@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from rankwright.common.errors import UserError
-from rankwright.common.files import append_lines, atomic_file, json_line, make_cache_folder, read_kept
+from rankwright.common.files import append_lines, json_line, make_cache_folder, read_kept, write_kept
+from rankwright.common.outputs import SEAL, sealed, unsealed
 from rankwright.data.store.rows import read_query_rows
 
 KEY_BYTES = 16
@@ -39,10 +40,10 @@ def pair_key(query: str, document: str) -> bytes:
 
 
 class ScoreCache:
-    """JSON lines {"key": ..., "score": ...}, read whole at the start and appended to.
+    """JSON lines {"key": ..., "score": ..., "seal": ...}, read whole at the start and appended to.
 
-    A line that a kill cut short is counted in `damaged_lines` and its score is asked for again. Several processes
-    may append to one file of a local disk; each sees what was there when it started.
+    A line that a kill cut short, or that no longer fits its seal, is counted in `damaged_lines` and its score is asked
+    for again. Several processes may append to one file of a local disk; each sees what was there when it started.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,13 +75,15 @@ class ScoreCache:
 
     def add(self, scores: Mapping[str, float]) -> None:
         """Keep these; they are on the disk when this returns."""
-        append_lines(self.path, (json.dumps({"key": key, "score": score}) for key, score in scores.items()))
+        append_lines(self.path, (json.dumps(sealed({"key": key, "score": s})) for key, s in scores.items()))
         self._scores.update(scores)
 
 
 def _parse(line: bytes) -> tuple[str, float] | None:
     try:
         row = json.loads(line)
+        # Answers of earlier versions have no seal, and were paid for.
+        row = unsealed(row) if SEAL in row else row
         key, score = row["key"], row["score"]
     except (ValueError, KeyError, TypeError):
         return None
@@ -93,7 +96,7 @@ _ROW = np.dtype([("key", f"V{KEY_BYTES}"), ("score", "<f8")])
 
 
 class PairScores:
-    """A folder of files `HASH.npy`, each with the keys and scores of the pairs that were scored together.
+    """A folder of files of write_kept, each with the keys and scores of the pairs that were scored together.
 
     The folder's name stands for all that decides a score beside the pair's texts. Files appear whole or not at all, and
     an existing one never changes: any number of processes may read and write at once.
@@ -131,11 +134,8 @@ class PairScores:
         rows = np.zeros(len(scores), dtype=_ROW)
         rows["key"] = np.frombuffer(b"".join(scores), dtype=f"V{KEY_BYTES}")
         rows["score"] = list(scores.values())
-        # By its keys: two processes that score the same pairs at the same time keep one file.
-        name = f"{hashlib.sha256(b''.join(scores)).hexdigest()[:32]}.npy"
-        with atomic_file(self.folder / name) as draft, draft.open("xb") as file:
-            np.save(file, rows)
-        self._read.add(name)
+        # Two processes that score the same pairs at the same time keep one file.
+        self._read.add(write_kept(self.folder, scores, rows).name)
         self._scores.update(scores)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import append_lines, write_lines_atomic
+from rankwright.common.outputs import sealed, unsealed
 from rankwright.data.collection import Collection
 from rankwright.rerankers.scorer import Reranked, Scorer, rerank, windows
 from rankwright.retrieval.candidates import Candidates
@@ -92,7 +93,7 @@ class BlockScores:
             row |= {name: count - before.get(name, 0) for name, count in _counts(scorer).items()}
             if scorer.mode is not None:
                 row["prompt_mode"] = scorer.mode
-            append_lines(path, [json.dumps(row)])
+            append_lines(path, [json.dumps(sealed(row))])
 
     def gather(self) -> tuple[Reranked, Row]:
         """(run with a list, maybe empty, for every query; facts of the scoring), once all blocks are done.
@@ -105,7 +106,7 @@ class BlockScores:
         rows = [done[number] for number in range(len(blocks))]
         parts = sorted(self.folder.glob("scores-*.jsonl"))
         if parts:
-            write_lines_atomic(self.folder / "scores.jsonl", map(json.dumps, rows))
+            write_lines_atomic(self.folder / "scores.jsonl", (json.dumps(sealed(row)) for row in rows))
             for part in parts:
                 part.unlink(missing_ok=True)
         run: Reranked = {query_id: {} for query_id in self.query_ids}
@@ -150,13 +151,13 @@ def _refuse_not_finite(scores: Sequence[Sequence[float]], query_ids: Sequence[st
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """The rows of a file; a line that a kill cut short is skipped."""
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    continue
-    except FileNotFoundError:
+    """The rows of a file; a line that a kill cut short, or that was changed since, is skipped."""
+    # A pipe in its place would never end.
+    if not path.is_file():
         return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield unsealed(json.loads(line))
+            except (ValueError, AttributeError):
+                continue

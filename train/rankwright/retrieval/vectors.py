@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rankwright.common.errors import UserError
-from rankwright.common.files import atomic_file, make_cache_folder, read_kept
+from rankwright.common.files import make_cache_folder, read_kept, write_kept
 from rankwright.common.hashing import text_key
 from rankwright.data.store.views import KeyedTexts
 
@@ -24,7 +23,7 @@ Encode = Callable[[Sequence[str]], tuple[Any, Any]]
 
 
 class VectorStore:
-    """A folder of files `HASH.npy`, each with the keys and vectors of up to SHARD_TEXTS texts.
+    """A folder of files of write_kept, each with the keys and vectors of up to SHARD_TEXTS texts.
 
     The folder's name stands for all that decides a vector beside the text. Files appear whole or not at all, and an
     existing one never changes: any number of processes may read and write at once. Texts that two of them encode at
@@ -82,10 +81,7 @@ class VectorStore:
         keys = [text_key(text) for text in texts]
         rows["key"] = np.array(keys, dtype="V16")
         rows["cut"], rows["vector"] = cut, vectors
-        path = self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.npy"
-        with atomic_file(path) as draft, draft.open("xb") as file:
-            np.save(file, rows)
-        return path
+        return write_kept(self.folder, keys, rows)
 
     def missing(self, texts: KeyedTexts) -> int:
         """How many of these are not there."""

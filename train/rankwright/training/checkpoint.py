@@ -17,6 +17,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder
 from rankwright.common.hashing import file_sha256
+from rankwright.common.outputs import content_of, is_there, put_aside, read_sealed, remove, sealed
 from rankwright.common.processes import Processes
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract
 from rankwright.model.rank_model import RankModel
@@ -80,16 +81,23 @@ class Checkpoints:
         self._say = say
 
     def prepare(self) -> None:
-        """Rename damaged checkpoints to damaged-step-N, and move those of other inputs out of the way.
+        """Rename what training cannot continue from, and move checkpoints of other inputs out of the way.
 
-        They are kept, but take no place among the checkpoints that training continues from. For one process alone.
+        damaged-step-N: damaged or incomplete. passed-over-step-N: whole, but the checkpoint that it names as the best
+        so far is not, so that training could not end with it. Both are kept, but take no place among the others. For
+        one process alone.
         """
-        for folder in self._steps():
-            if read_state(folder) is None:
-                kept = self.root / f"damaged-{folder.name}"
-                shutil.rmtree(kept, ignore_errors=True)
-                folder.rename(kept)
-                self._say(f"checkpoint {folder.name} is damaged or incomplete: passed over, and kept as {kept.name}")
+        if is_there(self.root) and not self.root.is_dir():
+            self._say(f"{self.root} is not a folder: kept as {put_aside(self.root)}")
+        states = {folder: read_state(folder) for folder in self._steps()}
+        whole = {state.step for state in states.values() if state is not None}
+        for folder, state in states.items():
+            if state is None:
+                aside = self._rename(folder, "damaged")
+                self._say(f"checkpoint {folder.name} is damaged or incomplete: passed over, and kept as {aside}")
+            elif state.best_step and state.best_step not in whole:
+                aside = self._rename(folder, "passed-over")
+                self._say(f"checkpoint {folder.name} needs step-{state.best_step}, the best: kept as {aside}")
         found = self.newest()
         if found is None or found[1].inputs == self.inputs:
             return
@@ -98,6 +106,12 @@ class Checkpoints:
         kept = next(path for path in map(self.root.with_name, names) if not path.exists())
         self.root.rename(kept)
         self._say(f"the recipe, the data or the code changed: earlier checkpoints are kept in {kept.name}")
+
+    def _rename(self, folder: Path, why: str) -> str:
+        kept = self.root / f"{why}-{folder.name}"
+        remove(kept)
+        folder.rename(kept)
+        return kept.name
 
     def newest(self) -> tuple[Path, TrainState] | None:
         """The newest checkpoint that is whole."""
@@ -126,12 +140,15 @@ class Checkpoints:
         if not is_first:
             return folder
         self.root.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as draft:
+        tensors = [*weights.values(), *(v for s in optimizer_state["state"].values() for v in s.values())]
+        needed = sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
+        with atomic_folder(folder, needed) as draft:
             save_file(weights, draft / WEIGHTS)
             torch.save(optimizer_state, draft / OPTIMIZER)
             self._contract.save(draft)
             hashes = {name: file_sha256(draft / name) for name in (WEIGHTS, OPTIMIZER, CONTRACT_FILE)}
-            text = json.dumps({**dataclasses.asdict(state), "sha256": hashes}, indent=2, allow_nan=False)
+            values = sealed({**dataclasses.asdict(state), "sha256": hashes})
+            text = json.dumps(values, indent=2, allow_nan=False)
             (draft / STATE).write_text(text + "\n", encoding="utf-8")
         self._prune()
         return folder
@@ -157,13 +174,19 @@ def _best_step(folder: Path) -> int | None:
 
 
 def read_state(folder: Path) -> TrainState | None:
-    """The state of a checkpoint whose files are whole, or None."""
+    """The state of a checkpoint whose files are whole, or None.
+
+    Raises UserError for a file that the disk does not give: the checkpoint may be whole.
+    """
+    # Asked for first: a record that is missing for another reason must not look like a damaged one.
+    values = read_sealed(folder / STATE) if content_of(folder / STATE) is not None else None
     try:
-        values = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if values is None:
+            return None
         hashes = values.pop("sha256")
-        whole = all(file_sha256(folder / name) == digest for name, digest in hashes.items())
+        whole = all(content_of(folder / name) == digest for name, digest in hashes.items())
         return TrainState(**values) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return None
 
 

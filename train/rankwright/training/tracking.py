@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rankwright.common.disk import room_for
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import write_lines_atomic, write_text_atomic
 from rankwright.common.run_folder import RunFolder
@@ -28,15 +29,20 @@ class Tracker(Protocol):
 class JsonlTracker:
     """A JSON object per line: `{"step": 1, "loss": ...}`. Rows after the resumed step are dropped: they come again."""
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
+    def __init__(self, path: Path, *, resumed_step: int, say: Callable[[str], None] = lambda line: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_metrics(path) if row["step"] <= resumed_step] if resumed_step else []
+        rows = [row for row in read_metrics(path) if isinstance(row, dict) and isinstance(row.get("step"), int)]
+        kept = [row for row in rows if row["step"] <= resumed_step] if resumed_step else []
+        if lost := resumed_step - len({row["step"] for row in kept} - {0}):
+            say(f"{path}: has no rows of {lost} steps before this one: the report's curves leave them out")
         write_lines_atomic(path, (json.dumps(row) for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        # Without a buffer: what there is no room for must not be written once more at the end.
+        self._file = path.open("ab", buffering=0)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with room_for(self._path):
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
 
     def close(self) -> None:
         self._file.close()
@@ -106,7 +112,7 @@ class Reports:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl; a line cut off by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -137,7 +143,7 @@ def open_trackers(
     wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
     wandb runs offline: each start then leaves its own folder, under the same id.
     """
-    trackers: list[Tracker] = [JsonlTracker(RunFolder(folder).metrics, resumed_step=resumed_step)]
+    trackers: list[Tracker] = [JsonlTracker(RunFolder(folder).metrics, resumed_step=resumed_step, say=say)]
     run_id = _run_id(folder, resumed_step) if names else ""
     for name in names:
         try:
