@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from rankwright.common import console
 from rankwright.common.errors import UserError, no_such
@@ -88,7 +89,7 @@ def cross_encoder(
     cache: Path,
     *,
     remote_code: bool = False,
-    batch: int = 32,
+    batch: Annotated[int, Field(ge=1)] = 32,
     precision: Precision = "auto",
 ) -> Scorer:
     """Any one-label CrossEncoder of sentence-transformers: BGE-reranker base to v2-m3, MiniLM, gte, ModernBERT ...
@@ -97,8 +98,6 @@ def cross_encoder(
     """
     if remote_code and baseline.revision is None:
         raise UserError("options.remote_code runs the code of the repository: name the revision that you have read")
-    if batch < 1:
-        raise UserError(f"options.batch: {batch}, must be at least 1")
     return CrossEncoderScorer(
         resolve_base(baseline.model, "model"),
         revision=baseline.revision,
