@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, no_such
+from rankwright.common.errors import UserError, no_such, one_line
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.registry import Registry
 from rankwright.common.resources import resolve_base
@@ -351,4 +351,4 @@ def _named(baseline: Baseline, key: str) -> Iterator[None]:
 
 def _own_words(error: UserError) -> str:
     """What is wrong, without the key of the recipe's own base."""
-    return str(error).removeprefix("model.base: ").removeprefix("model: ").removeprefix("options: ")
+    return one_line(str(error)).removeprefix("model.base: ").removeprefix("model: ").removeprefix("options: ")
