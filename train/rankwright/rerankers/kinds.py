@@ -328,7 +328,7 @@ def _served_faults(baseline: Baseline) -> Iterator[str]:
         # It asks nothing yet: address, shape, numbers and the key's variable are checked.
         ServedReranker(**others, model=baseline.model, limits=Limits(**limits))
     except UserError as error:
-        yield f"options: {error}"
+        yield f"options: {one_line(str(error))}"
 
 
 def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
