@@ -236,3 +236,39 @@ def test_what_exports_refuse_is_refused_by_check(key: str, job: tuple[Path, dict
         assert not checked(folder / "recipe.yaml", f"{key}={json.dumps(text)}", "export.targets=[]")
     other = [f"prompt.instruction={json.dumps(str(Path.home() / 'x'))}", "export.instruction=Find passages"]
     assert not checked(folder / "recipe.yaml", *other)
+
+
+OPTIONS = bad_recipes.options()
+# No option takes them: a number is not guessed from a text or from true, and has a size that can be computed with.
+NEVER = [True, 10**30, -(10**30), 1e300, [[]], {"nope": {}}]
+
+
+def try_options(job: tuple[Path, dict[str, Any]], option: str, values: list[Any]) -> list[list[str]]:
+    folder, recipe = job
+    key, shape = OPTIONS[option]
+    found = []
+    for value in values:
+        whole = with_value(recipe, key, bad_recipes.placed(shape, value), model=recipe["model"]["base"])
+        if key == "evaluate.baselines":
+            whole["evaluate"]["baselines"][0]["model"] = recipe["model"]["base"]
+        path = folder / "tried.yaml"
+        path.write_text(json.dumps(whole))
+        found.append(checked(path))
+        assert all("\n" not in line and len(line) < 4000 for line in found[-1]), found[-1]
+    return found
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_that_never_work(option: str, job: tuple[Path, dict[str, Any]]) -> None:
+    values = [
+        value for value in NEVER if value is not True or not option.endswith(("remote_code", "lowest", "symlink"))
+    ]
+    for value, found in zip(values, try_options(job, option, values), strict=True):
+        assert any(option.split()[-1] in line for line in found), (value, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_value_of_an_option(option: str, job: tuple[Path, dict[str, Any]]) -> None:
+    assert len(OPTIONS) > 20
+    try_options(job, option, VALUES)

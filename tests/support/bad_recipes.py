@@ -33,6 +33,7 @@ NEEDS: dict[str, Any] = {
     "licence.decisions": [{"input": "x", "by": "me", "why": "so"}],
     "gate": {},
 }
+SERVED = {"served": {"url": "http://127.0.0.1:1", "shape": "jina"}}
 
 
 def with_value(recipe: dict[str, Any], key: str, value: Any, *, model: Path | str) -> dict[str, Any]:
@@ -89,3 +90,41 @@ def bounds(constraints: list[Any]) -> dict[str, Any]:
         for part in getattr(one, "metadata", [one]):
             found |= {name: getattr(part, name) for name in ("gt", "ge", "lt", "le") if hasattr(part, name)}
     return found
+
+
+def options() -> dict[str, tuple[str, Any]]:
+    """Name of each option of what a recipe chooses by name -> (key of the recipe, its value with VALUE in it)."""
+    from rankwright.common.registry import parameters
+    from rankwright.export.targets import TARGETS
+    from rankwright.mining.filters import FILTERS
+    from rankwright.mining.samplers import SAMPLERS
+    from rankwright.rerankers.kinds import BASELINES
+    from rankwright.training.losses import LOSSES
+
+    found: dict[str, tuple[str, Any]] = {}
+    for name in LOSSES:
+        for key in parameters(LOSSES[name]):
+            found[f"loss {name} {key}"] = ("loss", {"name": name, "options": {key: "VALUE"}})
+    for name in SAMPLERS:
+        for key in parameters(SAMPLERS[name]):
+            found[f"sampler {name} {key}"] = ("mine.sampler", {name: {key: "VALUE"}})
+    for name in FILTERS:
+        for key in parameters(FILTERS[name].decide):
+            found[f"filter {name} {key}"] = ("mine.filters", {name: {key: "VALUE"}})
+    for name in TARGETS:
+        for key in parameters(TARGETS[name].write):
+            found[f"target {name} {key}"] = ("export.targets", {name: {key: "VALUE"}})
+    for kind in BASELINES:
+        for key in parameters(BASELINES[kind]):
+            row = {"name": "b", "kind": kind, "model": "MODEL", "options": {**SERVED.get(kind, {}), key: "VALUE"}}
+            found[f"baseline {kind} {key}"] = ("evaluate.baselines", [row])
+    return found
+
+
+def placed(value: Any, wanted: Any) -> Any:
+    """A copy of `value` with `wanted` in the place of VALUE."""
+    if isinstance(value, dict):
+        return {key: placed(inner, wanted) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [placed(inner, wanted) for inner in value]
+    return wanted if value == "VALUE" else value

@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+# Characters of a wrong name that a message repeats.
+LONGEST_QUOTE = 200
+
 
 class UserError(ValueError):
     """One line for the user: what, where, how to fix. The command line prints it and exits with 2."""
@@ -54,7 +57,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def no_such(kind: str, name: str, known: Iterable[str], advice: str = "") -> str:
     """`unknown loss 'bec', did you mean 'bce'? (known: bce, mse)`, for all names that a user may choose from."""
     words = sorted(known)
-    found = f"unknown {kind} {name!r}{did_you_mean(name, words)} (known: {', '.join(words) or 'none'})"
+    shown = name if len(name) <= LONGEST_QUOTE else f"{name[:LONGEST_QUOTE]}..."
+    found = f"unknown {kind} {shown!r}{did_you_mean(name, words)} (known: {', '.join(words) or 'none'})"
     return f"{found}: {advice}" if advice else found
 
 

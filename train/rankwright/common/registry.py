@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from rankwright.common.errors import UserError, did_you_mean, no_such
+from rankwright.common.errors import UserError, did_you_mean, no_such, one_line
+
+# No option is meant beyond it, and whole numbers of C and floats of 32 bits overflow.
+LARGEST = 10**9
+LONGEST_MESSAGE = 500
 
 
 class Named(Protocol):
@@ -109,11 +114,19 @@ def bind(what: str, function: Callable[..., Any], options: Mapping[str, Any]) ->
     fields: dict[str, Any] = {
         k: (hints.get(k, Any), ... if p.default is inspect.Parameter.empty else p.default) for k, p in known.items()
     }
-    model = create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid"), **fields)
+    # Strict, as the recipe's own keys: true is not 1, and '3' is not a number.
+    model = create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid", strict=True), **fields)
     try:
-        values = model(**options).model_dump()
+        # Through JSON, because a strict tuple is taken only from a JSON array.
+        values = model.model_validate_json(json.dumps(options)).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{what}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+        # It may repeat a value of any length.
+        message = one_line(first["msg"].removeprefix("Value error, "))
+        raise UserError(f"{what}: {key}: {message[:LONGEST_MESSAGE]}") from None
+    for key, value in values.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not -LARGEST <= value <= LARGEST:
+            raise UserError(f"{what}: {key}: must be from {-LARGEST:,} to {LARGEST:,}")
     return functools.partial(function, **values)

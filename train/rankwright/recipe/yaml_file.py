@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from rankwright.common import resources
 from rankwright.common.errors import UserErrors, did_you_mean, one_line
-from rankwright.recipe.schema import MOVED, Key, Recipe, Section, keys_of, recipe_keys, sections_in
+from rankwright.recipe.schema import LONGEST_TEXT, MOVED, Key, Recipe, Section, keys_of, recipe_keys, sections_in
 
 S = TypeVar("S", bound=Section)
 MISSING = "missing, must be given"
@@ -194,6 +194,8 @@ def scalar(text: str, *, plain: bool = True) -> Any:
 
     PyYAML follows YAML 1.1, which reads `2e-5` as text, `no` as false, `1:30` as ninety. Raises ValueError.
     """
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"has {len(text):,} characters, must have at most {LONGEST_TEXT:,}")
     if plain and text in ("", "~", "null", "Null", "NULL"):
         return None
     if plain and text in ("true", "True", "TRUE", "false", "False", "FALSE"):

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from rankwright.common import console
-from rankwright.common.errors import UserError, no_such
+from rankwright.common.errors import UserError, no_such, one_line
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.registry import Registry
 from rankwright.common.resources import resolve_base
@@ -88,7 +89,7 @@ def cross_encoder(
     cache: Path,
     *,
     remote_code: bool = False,
-    batch: int = 32,
+    batch: Annotated[int, Field(ge=1)] = 32,
     precision: Precision = "auto",
 ) -> Scorer:
     """Any one-label CrossEncoder of sentence-transformers: BGE-reranker base to v2-m3, MiniLM, gte, ModernBERT ...
@@ -97,8 +98,6 @@ def cross_encoder(
     """
     if remote_code and baseline.revision is None:
         raise UserError("options.remote_code runs the code of the repository: name the revision that you have read")
-    if batch < 1:
-        raise UserError(f"options.batch: {batch}, must be at least 1")
     return CrossEncoderScorer(
         resolve_base(baseline.model, "model"),
         revision=baseline.revision,
@@ -370,7 +369,7 @@ def _served_faults(baseline: Baseline) -> Iterator[str]:
         # It asks nothing yet: address, shape, numbers and the key's variable are checked.
         ServedReranker(**others, model=baseline.model, limits=Limits(**limits))
     except UserError as error:
-        yield f"options: {error}"
+        yield f"options: {one_line(str(error))}"
 
 
 def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
@@ -393,4 +392,4 @@ def _named(baseline: Baseline, key: str) -> Iterator[None]:
 
 def _own_words(error: UserError) -> str:
     """What is wrong, without the key of the recipe's own base."""
-    return str(error).removeprefix("model.base: ").removeprefix("model: ").removeprefix("options: ")
+    return one_line(str(error)).removeprefix("model.base: ").removeprefix("model: ").removeprefix("options: ")
