@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from rankwright.common import resources
 from rankwright.common.errors import UserErrors, did_you_mean, one_line
-from rankwright.recipe.schema import LONGEST_TEXT, MOVED, Key, Recipe, Section, keys_of, recipe_keys, sections_in
+from rankwright.recipe.kinds import LONGEST_TEXT
+from rankwright.recipe.schema import MOVED, Key, Recipe, Section, keys_of, recipe_keys, sections_in
 
 S = TypeVar("S", bound=Section)
 MISSING = "missing, must be given"
