@@ -90,7 +90,7 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 
 
 def test_json_files_are_whole_and_readable(run: RunFolder) -> None:
-    run.write_json("report/data.json", {"name": "Zürich", "value": 1 / 3})
+    run.write_json(run.path / "report/data.json", {"name": "Zürich", "value": 1 / 3})
     text = (run.path / "report" / "data.json").read_text(encoding="utf-8")
     assert "Zürich" in text
     assert json.loads(text) == {"name": "Zürich", "value": 1 / 3}

@@ -50,9 +50,9 @@ def make_run(
     recipe = Recipe.model_validate({"name": "job", "seed": seed, "model": {"base": "b"}, "data": {}, **sections})
     run = RunFolder(folder)
     run.create()
-    run.write_json("recipe.json", json.loads(recipe_json(recipe)))
-    run.write_json("provenance.json", {"command": COMMAND})
-    run.write_json("data_report.json", {"splits": {"test": [{"set": name} for name in sets]}})
+    run.write_json(run.path / "recipe.json", json.loads(recipe_json(recipe)))
+    run.write_json(run.path / "provenance.json", {"command": COMMAND})
+    run.write_json(run.path / "data_report.json", {"splits": {"test": [{"set": name} for name in sets]}})
     inputs = {"bm25": "i-bm25", "base": "i-base", "tuned": f"i-{folder.name}"}
     for name in sets:
         place = folder / "eval" / name

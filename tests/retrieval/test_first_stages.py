@@ -125,7 +125,7 @@ def test_what_a_run_file_lacks_or_has_too_much_is_counted(tmp_path: Path, capsys
         (("x Q0 d1 1 1 t",), "none of its queries, such as 'x'"),
         (("q1 Q0 gone 1 1 t",), "none of its documents"),
         (("q1 Q0 d1 1 t",), "x.run:1: 5 columns"),
-        (("q1 Q0 d1 1 one t",), "score 'one' is not a number"),
+        (("q1 Q0 d1 1 one t",), "score 'one' is not a finite number"),
         (("q1 Q0 d1 1 nan t",), "is not a finite number"),
         (("q1 Q0 d1 1 inf t",), "is not a finite number"),
         (("q1 Q0 d1 1 1 t", "q1 Q0 d1 2 1 t"), "x.run:2: document 'd1' appears twice"),

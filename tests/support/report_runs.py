@@ -66,8 +66,8 @@ def make_report_run(folder: Path, base: Path | str, *, seed: int = 0, tuned: flo
     recipe = Recipe.model_validate_json(json.dumps(values))
     run = RunFolder(folder)
     run.create()
-    run.write_json("recipe.json", json.loads(recipe_json(recipe)))
-    run.write_json("provenance.json", {"command": ["rankwright", "run", "job.yaml"], "seed": seed})
+    run.write_json(run.path / "recipe.json", json.loads(recipe_json(recipe)))
+    run.write_json(run.path / "provenance.json", {"command": ["rankwright", "run", "job.yaml"], "seed": seed})
     tests = [collection("one"), collection("two")]
     run.write_json(
         run.licences,
@@ -135,7 +135,7 @@ def _write_counts(run: RunFolder, train: Collection, tests: Sequence[Collection]
 
     overlap = {"same_queries": 0, "same_pairs": 0, "same_positives": 1, "queries_with_seen_positive": 4}
     run.write_json(
-        "data_report.json",
+        run.path / "data_report.json",
         {
             "splits": {"train": [counts(train)], "dev": [], "test": [counts(c) for c in tests]},
             "overlap_with_train": [{"train": "tatqa", "split": "test", "held_out": "one", **overlap}],
@@ -181,7 +181,7 @@ def _write_proofs(run: RunFolder) -> None:
 
     thresholds = [{"probability": 0.5, "score": 0.125, "precision": 0.625, "recall": 0.5, "f1": 0.556, "kept": 0.125}]
     run.write_json(
-        "calibration.json",
+        run.path / "calibration.json",
         {
             "temperature": 1.625,
             "fitted_on": "dev",
@@ -200,10 +200,10 @@ def _write_proofs(run: RunFolder) -> None:
         "passed": False,
         "sentence": "two is worse",
     }
-    run.write_json("gate.json", {"accepted": False, "rules": [rule, guard], "override": f"why {HOSTILE}"})
+    run.write_json(run.path / "gate.json", {"accepted": False, "rules": [rule, guard], "override": f"why {HOSTILE}"})
     speed = {"device": "cpu", "threads": 2, "precision": "fp32", "lists": 20, "documents": 9, "p50_ms": 141.0}
     speed |= {"p95_ms": 203.0, "pairs_per_s": 1139.0, "peak_memory_mb": 812.0, "note": f"note {HOSTILE}"}
-    run.write_json("speed.json", {"tuned": speed})
+    run.write_json(run.path / "speed.json", {"tuned": speed})
     engine = {"rows": 35, "ids_differ": 0, "max_d_logit": 4.5e-7, "max_d_logit_batch": 5e-6, "max_d_probability": 4e-8}
     parity = {
         "rows": 37,
@@ -211,4 +211,4 @@ def _write_proofs(run: RunFolder) -> None:
         "tolerance": 1e-4,
         "engines": {"transformers": engine, "peft": "not checked"},
     }
-    run.write_json("export/hf/parity.json", {**parity, "failures": []})
+    run.write_json(run.path / "export/hf/parity.json", {**parity, "failures": []})

@@ -47,11 +47,12 @@ def _number_or_auto(value: Any) -> Any:
     # By hand: a plain union would report the faults of both readings.
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST):
         return value
-    raise ValueError(f"must be auto, or a whole number from 1 to 1,000,000,000, found {value!r}")
+    what = f"the number {value}" if isinstance(value, int | float) else repr(value)
+    raise ValueError(f"must be auto, or a whole number from 1 to {MOST:,}, found {what}")
 
 
 NumberOrAuto = Annotated[
-    int | Literal["auto"],
+    Positive | Literal["auto"],
     PlainValidator(_number_or_auto),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "exclusiveMinimum": 0, "maximum": MOST}]}),
 ]
