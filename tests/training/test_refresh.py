@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from rankwright.common.outputs import sealed, unsealed
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.split_files import qualified, read_split
 from rankwright.mining.pools import read_negatives
@@ -195,11 +196,11 @@ def test_a_checkpoint_goes_on_with_the_pool_that_it_names_or_says_that_it_is_gon
     (pool,) = (tmp_path / "run" / "pools").glob("step-4-*.jsonl")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
     # As if it were to train further: step 6 draws from the pool that step 5 drew from.
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step-5" / "state.json").read_text())
+    state = unsealed(json.loads((tmp_path / "run" / "checkpoints" / "step-5" / "state.json").read_text()))
     pool.write_bytes(pool.read_bytes()[:-1])
     folder = tmp_path / "run" / "checkpoints" / "step-3"
     (tmp_path / "run" / "checkpoints" / "step-5").rename(folder)
-    (folder / "state.json").write_text(json.dumps({**state, "step": 3}))
+    (folder / "state.json").write_text(json.dumps(sealed({**state, "step": 3, "best_step": 3})))
     done = jobs.rankwright("train", *settings)
     assert done.returncode == 2, done.stdout
     assert "pools/step-4-" in done.stderr and "gone or damaged" in done.stderr
