@@ -32,6 +32,7 @@ NEEDS: dict[str, Any] = {
     "loss.plus": [{"name": "pairwise_logistic"}],
     "licence.decisions": [{"input": "x", "by": "me", "why": "so"}],
     "gate": {},
+    "data.test": {"from": "train"},
 }
 SERVED = {"served": {"url": "http://127.0.0.1:1", "shape": "jina"}}
 
