@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rankwright.data.collection import Collection
 from rankwright.data.statistics import conflicts, counts, encoding_faults, findings, text_facts
 from rankwright.model.lengths import document_lengths, percentiles, token_report
+from rankwright.pipeline.data import cut_warning
 
 TEXTS = st.sampled_from(
     ["", " ", "one bond", "One  BOND", "a loan", "the court held", "court", "caf\ufffd", "\x07 bell"]
@@ -136,8 +137,19 @@ def test_what_is_cut_is_what_the_encoder_cuts(tiny_qwen3: Path) -> None:
         whole = encoder.encode(query, list(corpus.values()), cut=False)
         cut += group.documents_cut
         lost += sum(len(w) - len(g) for w, g in zip(whole.tail_ids, group.tail_ids, strict=True))
+    p99 = report["judged_pairs"].pop("p99")
     assert report["judged_pairs"] == {"pairs": 44, "cut": cut, "tokens_lost": lost, "budget": 140}
     assert cut and lost
+    # With the budget that the warning names at most one pair in a hundred is cut.
+    enough, less = (
+        token_report(Collection("s", corpus, queries, qrels), one, document_lengths(corpus, one, lambda count: None))
+        for one in (encoder_of(tiny_qwen3, p99, 8), encoder_of(tiny_qwen3, p99 - 1, 8))
+    )
+    assert enough["judged_pairs"]["cut"] <= 0.01 * 44 < less["judged_pairs"]["cut"]
+    assert cut_warning(report | {"judged_pairs": report["judged_pairs"] | {"p99": p99}}) == (
+        f"{cut / 44:.0%} of the judged pairs are cut; prompt.max_tokens={p99} would cut 1 %"
+    )
+    assert cut_warning(enough) == ""
     lengths = sorted(len(ids) for ids in encoder.encode_documents(list(corpus.values())))
     assert [report["documents"][p] for p in ("p50", "p90", "p99", "max")] == [lengths[5], lengths[9], *lengths[-1:] * 2]
     longer = [q for q in queries.values() if encoder.encode_head(q)[1]]

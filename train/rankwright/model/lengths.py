@@ -121,10 +121,17 @@ def token_report(collection: Collection, encoder: PromptEncoder, lengths: Mappin
     over = [n - room for n in lengths.values() if n > room]
     judged = [(q, d) for q, row in collection.qrels.items() if q in heads for d in row if d in lengths]
     pairs = [n for q, d in judged if (n := lengths[d] - (space - heads[q])) > 0]
+    whole = [heads[q] + lengths[d] + len(encoder.suffix_ids) for q, d in judged]
     return {
         "queries": {**percentiles(queries), **_cut(lost), "budget": contract.query_tokens},
         "documents": {**percentiles(list(lengths.values())), **_cut(over), "budget": room, "measured": len(lengths)},
-        "judged_pairs": {"pairs": len(judged), **_cut(pairs), "budget": contract.max_tokens},
+        "judged_pairs": {
+            "pairs": len(judged),
+            **_cut(pairs),
+            "budget": contract.max_tokens,
+            # With this budget 1 % would be cut.
+            "p99": percentile(whole, 99),
+        },
     }
 
 

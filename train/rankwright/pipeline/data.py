@@ -26,6 +26,9 @@ from rankwright.model.prompt import PromptEncoder
 from rankwright.recipe.schema import DevFromTrain, Recipe, TestFromTrain
 from rankwright.retrieval import run_file
 
+# Of the judged pairs: where more are cut, a warning states what would keep them whole.
+MOST_CUT = 0.1
+
 
 def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """Write data/{train,dev,test}.jsonl, data/corpora and data_report.json.
@@ -215,6 +218,8 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> bool:
         for row, collection in zip(rows, read_split(run.data, split), strict=True):
             row["tokens"] = reports.tokens(collection, encoder)
             console.say(f"  {collection.name} ({split}): {cut_sentence(row['tokens'])}")
+            if warning := cut_warning(row["tokens"]):
+                console.say(f"  WARNING: {collection.name} ({split}): {warning}")
     run.write_json(run.data_report, {**report, "tokens_of": own})
     return True
 
@@ -225,6 +230,15 @@ def _tokenizer_inputs(recipe: Recipe) -> str:
     content = files_hash([file]) if file.is_file() else None
     stated = "instruction" in recipe.prompt.model_fields_set
     return content_hash(recipe.model.base, recipe.model.revision, content, recipe.prompt.model_dump(), stated)
+
+
+def cut_warning(tokens: Mapping[str, Any]) -> str:
+    """What to set where more than MOST_CUT of the judged pairs are cut; empty where they are not."""
+    pairs = tokens["judged_pairs"]
+    if pairs["cut"] <= MOST_CUT * pairs["pairs"]:
+        return ""
+    share = pairs["cut"] / pairs["pairs"]
+    return f"{share:.0%} of the judged pairs are cut; prompt.max_tokens={pairs['p99']} would cut 1 %"
 
 
 def cut_sentence(tokens: Mapping[str, Any]) -> str:
