@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rankwright.common.errors import UserError, UserErrors
-from rankwright.evaluation.metrics import ceiling, check_measures, measure_run
+from rankwright.evaluation.metrics import ceiling, check_measures, measure_run, measures_of
+from rankwright.recipe.schema import Evaluate
 from rankwright.retrieval.candidates import ranked, tie_order, tie_rate
 from rankwright.retrieval.run_file import read_trec_run, write_trec_run
 
@@ -499,3 +500,11 @@ def test_bad_run_files(tmp_path: Path, text: str, words: str) -> None:
 def test_a_mark_at_the_start_of_a_run_file_is_no_part_of_the_first_id(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("q Q0 a 1 1 t\n", encoding="utf-8-sig")
     assert read_trec_run(tmp_path / "run") == {"q": {"a": 1.0}}
+
+
+def test_recall_is_named_by_the_depth_of_the_lists() -> None:
+    measures = ("R@100", "R@10", "Success(rel=2)@50", "nDCG@100", "P@100", "R@20")
+    assert measures_of(Evaluate(depth=20, measures=measures)) == [
+        *("nDCG@10", "R@20", "R@10", "Success(rel=2)@20", "nDCG@100", "P@100")
+    ]
+    assert measures_of(Evaluate(depth=100, measures=measures)) == ["nDCG@10", *measures]

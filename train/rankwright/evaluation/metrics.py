@@ -13,6 +13,7 @@ import ir_measures
 
 from rankwright.common.errors import UserError, UserErrors, nearest
 from rankwright.data.collection import Qrels
+from rankwright.recipe.schema import Evaluate
 from rankwright.retrieval.candidates import Run, ranked, tie_rate
 
 # What every table compares systems by.
@@ -53,6 +54,20 @@ class Measured:
     without_relevant: tuple[str, ...]
     missing: tuple[str, ...]
     tie_rate: float
+
+
+# Of what is retrieved at all: deeper than the lists they are what they are at their depth.
+_WITHIN = re.compile(r"((?:R|Recall|Success)(?:\(.*\))?@)(\d+)")
+
+
+def measures_of(evaluation: Evaluate) -> list[str]:
+    """The measures of an evaluation, nDCG@10 first; on lists of 20 `R@100` is named what it is, `R@20`."""
+
+    def within(name: str) -> str:
+        found = _WITHIN.fullmatch(name)
+        return f"{found[1]}{min(int(found[2]), evaluation.depth)}" if found else name
+
+    return list(dict.fromkeys(map(within, (HEADLINE, *evaluation.measures))))
 
 
 def check_measures(measures: Sequence[str]) -> dict[str, Any]:

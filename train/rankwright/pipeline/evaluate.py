@@ -28,7 +28,7 @@ from rankwright.evaluation.evaluate import (
     system_names,
     write_evaluation,
 )
-from rankwright.evaluation.metrics import HEADLINE, ceiling
+from rankwright.evaluation.metrics import HEADLINE, ceiling, measures_of
 from rankwright.evaluation.results import few_lists
 from rankwright.evaluation.slices import FILE, attributes, seen_in_training
 from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
@@ -260,7 +260,7 @@ class Evaluation:
     def _finish(self, job: Job, system: str, run: Reranked, facts: dict[str, Any]) -> None:
         """Measure and write. When only the measures changed, scores that were kept are measured again."""
         recipe, query_ids = self.recipe, job.chosen.query_ids
-        measures = list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures]))
+        measures = measures_of(recipe.evaluate)
         measured = measure(run, job.collection.qrels, query_ids, measures)
         qrels = {q: job.collection.qrels[q] for q in query_ids}
         stage = {} if system in retrievers() else {"first_stage": recipe.evaluate.first_stage}

@@ -13,6 +13,7 @@ from rankwright.common.resources import resolve_base
 from rankwright.common.run_folder import PACKAGE, code_hash
 from rankwright.data.sources import Located
 from rankwright.evaluation.evaluate import system_names
+from rankwright.evaluation.metrics import measures_of
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.recipe.schema import EXPORTED, Recipe, result_values
@@ -204,7 +205,7 @@ class StageInputs:
     @cached_property
     def systems(self) -> dict[str, str]:
         """System -> what its numbers depend on: its scores on all test sets, and how they are measured."""
-        measured = (list(self.recipe.evaluate.measures), self._code("measures"))
+        measured = (measures_of(self.recipe.evaluate), self._code("measures"))
         names = system_names(self.recipe)
         return {name: content_hash([own.get(name) for own in self.scores.values()], *measured) for name in names}
 

@@ -25,6 +25,7 @@ from rankwright.data.licences.ledger import Roles
 from rankwright.data.sources import Located, locate_all
 from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override, decide, forget_stale, refusal
+from rankwright.evaluation.metrics import measures_of
 from rankwright.evaluation.results import result_rows
 from rankwright.evaluation.runs import experiment_of
 from rankwright.export.card import CARD, SERVE
@@ -105,7 +106,7 @@ class Pipeline:
         except UserErrors as error:
             found += error.messages
         if self.recipe.gate is not None:
-            found += check_gate(self.recipe.gate, self.recipe.evaluate.measures, test_sets)
+            found += check_gate(self.recipe.gate, measures_of(self.recipe.evaluate), test_sets)
         found += check_override(self.override, self.recipe.gate)
         try:
             resources.resolve_base(self.recipe.model.base)

@@ -16,7 +16,7 @@ from rankwright.common.run_folder import STAGES, RunFolder
 from rankwright.common.stats import Difference
 from rankwright.common.templates import template_environment
 from rankwright.data.split_files import read_split
-from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.metrics import HEADLINE, measures_of
 from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
 from rankwright.evaluation.runs import evaluate_command, read_run
 from rankwright.evaluation.slices import (
@@ -119,7 +119,7 @@ def context(
         "rows": rows,
         "notes": notes,
         "verdict": verdict(rows_of(rows)),
-        "measures": list(dict.fromkeys([HEADLINE, *recipe.evaluate.measures])),
+        "measures": measures_of(recipe.evaluate),
         "systems": list(dict.fromkeys(s for row in rows for s in row.values)),
         "differences": plots.differences(
             _intervals(rows), "results", f"Difference in {HEADLINE} (tuned minus the other), 95 % interval"
