@@ -56,7 +56,7 @@ class Measured:
     tie_rate: float
 
 
-# Of what is retrieved at all: deeper than the lists they are what they are at their depth.
+# Measures of what is found at all: deeper than the lists they are the same as at their depth.
 _WITHIN = re.compile(r"((?:R|Recall|Success)(?:\(.*\))?@)(\d+)")
 
 

@@ -26,7 +26,7 @@ from rankwright.model.prompt import PromptEncoder
 from rankwright.recipe.schema import DevFromTrain, Recipe, TestFromTrain
 from rankwright.retrieval import run_file
 
-# Of the judged pairs: where more are cut, a warning states what would keep them whole.
+# The share of judged pairs above which a warning states what would keep them whole.
 MOST_CUT = 0.1
 
 
