@@ -51,7 +51,10 @@ def test_a_recipe_and_its_keys_are_shown(tmp_path: Path) -> None:
     whole.write_text(jobs.rankwright("recipes", "show", "quickstart", "train.epochs=2").stdout, encoding="utf-8")
     assert load_recipe(str(whole)).recipe == load_recipe("quickstart", ["train.epochs=2"]).recipe
     keys = jobs.rankwright("keys", "train.patience").stdout.splitlines()
-    assert keys[0] == "train.patience: whole number above 0; no default" and keys[-1] == "    for example: 5"
+    assert (
+        keys[0] == "train.patience: whole number above 0 and at most 1,000,000,000; no default"
+        and keys[-1] == "    for example: 5"
+    )
     assert complaints("keys", "trian")[0].startswith("error: unknown section or key 'trian', did you mean 'train'?")
 
 
@@ -203,7 +206,7 @@ def test_a_model_folder_without_weights_is_a_clear_line(tmp_path: Path, tiny_qwe
     documents = tmp_path / "documents.txt"
     documents.write_text("text\n")
     (line,) = complaints("score", folder, "--query", "bond", "--documents", documents)
-    assert "model.base" in line and "cannot load" in line
+    assert "model.base" in line and "neither model.safetensors nor model.safetensors.index.json is there" in line
 
 
 def test_a_recipe_may_extend_another(tmp_path: Path, tiny_qwen3: Path) -> None:

@@ -73,7 +73,7 @@ MISTAKES: list[tuple[list[str], str]] = [
         "run_dir: cannot write to /dev/null/x: /dev/null is a pipe",
     ),
     (["train", "recipe.yaml", "run_dir=file"], "run_dir: cannot write to file: it is a file"),
-    (["recipes", "x"], "unexpected extra argument"),
+    (["recipes", "x"], "no such command"),
     (["nosuch"], "No such command"),
 ]
 
@@ -92,20 +92,25 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
     return folder
 
 
+def files_of(place: Path) -> list[str]:
+    """All paths but those of locks, which stay, unlocked."""
+    return sorted(str(path) for path in place.rglob("*") if path.name != ".lock")
+
+
 def refused(
     command: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> str:
     """What the command writes to standard error; it must be soon, and leave the folder as it was."""
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.argv", ["rankwright", *command])
-    before = sorted(str(path) for path in place.rglob("*"))
+    before = files_of(place)
     start = time.monotonic()
     with pytest.raises(SystemExit) as left:
         cli.main()
     shown = capsys.readouterr().err
     assert left.value.code == 2 and "Traceback" not in shown and "\x1b" not in shown
     assert time.monotonic() - start < SECONDS
-    assert sorted(str(path) for path in place.rglob("*")) == before
+    assert files_of(place) == before
     return shown
 
 

@@ -77,7 +77,7 @@ def test_a_file_that_the_disk_does_not_give_is_not_taken_for_a_damaged_one(tmp_p
         "    try: print(ask())\n"
         "    except UserError as error: print(error)\n"
     )
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
         folder.chmod(0o755)
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, env=jobs.environment(), capture_output=True, text=True, check=False)

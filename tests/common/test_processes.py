@@ -61,6 +61,7 @@ def test_killed_and_continued_by_two_processes_gives_the_same_bytes(whole: Path,
     assert not list((run / "eval" / "held-out" / "base").glob("scores-*.jsonl"))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one(whole: Path, again: tuple[Path, str]) -> None:
     run, setting = again
     shutil.rmtree(run / "eval")
@@ -73,6 +74,7 @@ def test_two_processes_give_the_bytes_of_one(whole: Path, again: tuple[Path, str
     assert (run / "speed.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once_and_ends_all_processes(whole: Path, again: tuple[Path, str]) -> None:
     done = jobs.rankwright("evaluate", whole / "recipe.yaml", again[1], "--only", "bm52", launcher=TWO)
     assert done.returncode != 0

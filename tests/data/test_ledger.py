@@ -421,6 +421,7 @@ def test_check_and_export_are_stopped_beside_all_other_mistakes(tmp_path: Path, 
         Pipeline(load_recipe(str(recipe), [])).ledger()
 
 
+@pytest.mark.slow
 def test_a_decision_is_kept_in_the_ledger_and_in_the_model_card(tmp_path: Path, tiny_qwen3: Path) -> None:
     decision = {"input": "one", "by": "A. Lawyer", "why": "bought in 2026"}
     recipe = licensed(tmp_path, tiny_qwen3, require="commercial", decisions=[decision])

@@ -74,6 +74,7 @@ def test_a_system_more_keeps_the_others(
     assert "q41" not in read_trec_run(run / "eval" / "held-out" / "base" / "run.trec")
 
 
+@pytest.mark.slow
 def test_numbers_of_other_settings_go_and_their_scores_stay(whole: Path, again: tuple[Path, str]) -> None:
     run, setting = again
     before = jobs.evaluation_files(run)
@@ -102,6 +103,7 @@ def test_what_was_deleted_or_damaged_since_is_made_again(whole: Path, again: tup
     assert lists.read_text() == text and jobs.evaluation_files(run) == before
 
 
+@pytest.mark.slow
 def test_a_test_set_more_scores_only_that_set(whole: Path, again: tuple[Path, str], tmp_path: Path) -> None:
     run, setting = again
     other = jobs.write_set(tmp_path / "other", "test", first=60, queries=4)

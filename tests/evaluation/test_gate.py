@@ -243,6 +243,7 @@ def dev_rows(run: Path) -> list[str]:
     return (run / "dev_scores.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_override_exports_with_its_reason_and_holds_for_the_same_model_only(
     refused: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

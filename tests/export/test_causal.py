@@ -75,6 +75,7 @@ def figures_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_runtime_reads_the_yes_no_form(sources: dict[str, Trained], causal: dict[str, Path]) -> None:
     for name, report in check_folders(causal).items():
         assert report["failures"] == [], name
@@ -112,6 +113,7 @@ def test_the_files_of_sentence_transformers(causal: dict[str, Path]) -> None:
         assert json.loads((folder / "config_sentence_transformers.json").read_text())["model_type"] == "CrossEncoder"
 
 
+@pytest.mark.slow
 def test_weights_in_shards_and_rounded(causal: dict[str, Path], trained: dict[str, Trained], tmp_path: Path) -> None:
     TARGETS["hf"].bind({"shard_size": "100KB", "dtype": "auto"})(trained["qwen3-portable"], tmp_path)
     for folder in (causal["sharded"], tmp_path):

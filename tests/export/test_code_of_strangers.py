@@ -69,7 +69,7 @@ def test_a_yes_at_the_terminal_runs_nothing(hostile: Path, monkeypatch: pytest.M
 def test_a_foreign_part_of_a_cross_encoder_is_refused_before_anything_is_loaded(hostile: Path) -> None:
     (hostile / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]))
     for read in (open_export, lambda folder: measure(folder, 1e-4)):
-        with pytest.raises(UserError, match=r"modules\.json: names the class 'evil\.Evil'"):
+        with pytest.raises(UserError, match=r"modules\.json names the class 'evil\.Evil'"):
             read(hostile)
     assert not (hostile.parent / "MARKER").exists()
 

@@ -63,6 +63,7 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     return float((flat(a) - flat(b)).norm() / flat(b).norm())
 
 
+@pytest.mark.slow
 def test_two_and_three_sharded_processes_accumulate_the_gradient_of_one(tmp_path: Path, tiny_qwen3: Path) -> None:
     wanted = gradients(tmp_path, tiny_qwen3, 1, CASES, sharded=False)
     for processes, count in ((2, len(CASES)), (3, 5)):

@@ -115,6 +115,7 @@ def test_merging_with_the_base_trains_nothing_again(finished: tuple[Path, str], 
     assert "model.merge_with_base" in (tmp_path / "run" / "export" / "hf" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_deleted_export_is_made_again(finished: tuple[Path, str]) -> None:
     folder = finished[0]
     for path in (folder / "run" / "export" / "adapter").iterdir():
@@ -172,6 +173,7 @@ def test_a_deleted_file_of_a_stage_is_made_again(finished: tuple[Path, str]) -> 
     assert sorted((folder / "run" / "data" / "corpora").iterdir()) == corpora
 
 
+@pytest.mark.slow
 def test_another_recipes_checkpoint_is_never_exported_as_this_ones(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     assert jobs.rankwright("train", recipe).returncode == 0

@@ -112,7 +112,7 @@ def test_numbers_are_found_in_the_schema() -> None:
         ("train.groups_per_step=1e12", "train.groups_per_step: must be a whole number, found the number 1000000000000"),
         ("train.groups_per_step=1000000000000", "train.groups_per_step: must be at most 100000, found the number 1000"),
         ("evaluate.measures=[]", "evaluate.measures: must hold at least 1"),
-        ("gate={min_gain: 5}", "gate.min_gain: must be less than 1.0, found the number 5"),
+        ("gate={min_gain: 5}", "gate.min_gain: 5, must be below 1: nDCG@10 is from 0 to 1"),
         ("prompt.query_tokens=160", "query_tokens: 160 must be less than max_tokens, 160"),
         ("prompt.query_tokens=150", "prompt.max_tokens: 160 is too small"),
         ("name=" + "a" * 255, "name: must have at most 100 characters, found text 'aaa"),

@@ -180,6 +180,7 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     return float((flat_a - flat_b).norm() / flat_b.norm())
 
 
+@pytest.mark.slow
 def test_one_two_and_three_processes_accumulate_the_same_gradient(tmp_path: Path, tiny_qwen3: Path) -> None:
     one = gradients(tmp_path, tiny_qwen3, 1)
     assert max(float(g.abs().max()) for g in one.values()) > 0
@@ -191,6 +192,7 @@ def test_one_two_and_three_processes_accumulate_the_same_gradient(tmp_path: Path
     assert relative_difference(two_groups, one) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -227,7 +229,8 @@ def test_two_processes_train_like_one(tmp_path: Path, tiny_qwen3: Path, launcher
 def test_a_loss_that_is_not_finite_stops_with_the_queries_and_keeps_checkpoints(
     tmp_path: Path, tiny_qwen3: Path
 ) -> None:
-    recipe = jobs.job(tmp_path, tiny_qwen3, train={"max_steps": 40, "learning_rate": 1e18, "clip_norm": 1e9})
+    # Scores divided by so little are infinite.
+    recipe = jobs.job(tmp_path, tiny_qwen3, loss={"name": "listwise_softmax", "options": {"temperature": 1e-300}})
     done = jobs.rankwright("train", recipe)
     assert done.returncode == 2
     assert "not a finite number" in done.stderr or "not finite" in done.stderr

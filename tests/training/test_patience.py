@@ -101,6 +101,7 @@ def killed_at(recipe: Path, run: Path, lines: int, delay: float) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lines", "delay"), [pytest.param(4, 0.0, marks=pytest.mark.slow), (5, 0.0)])
 def test_killed_around_the_stopping_point_ends_at_the_same_step(
     ended: tuple[Path, str], tmp_path: Path, tiny_qwen3: Path, lines: int, delay: float

@@ -204,6 +204,7 @@ def test_what_cannot_fit_is_refused_with_what_would(tmp_path: Path, large: Path)
     make_plan(changed, "2xl4", sharded="--fsdp2" in said)
 
 
+@pytest.mark.slow
 def test_a_model_that_no_change_makes_fit(tmp_path: Path, tiny_qwen3: Path) -> None:
     sizes = {"hidden_size": 8192, "intermediate_size": 32768, "num_hidden_layers": 80, "layer_types": None}
     huge = shape_only(tmp_path / "huge", tiny_qwen3, **sizes)

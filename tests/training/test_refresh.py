@@ -148,6 +148,7 @@ def test_all_that_a_refresh_may_score_or_draw_is_tokenised_before(
         assert store.under(collection.instruction).encode(collection.queries[query_id], texts).tail_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "number"),
     [

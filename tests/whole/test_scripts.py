@@ -115,6 +115,7 @@ def test_accelerate_reads_the_configs(path: Path) -> None:
     assert config.mixed_precision == "no"
 
 
+@pytest.mark.slow
 def test_the_gpu_check_runs_as_far_as_a_cpu_lets_it(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     command = [sys.executable, str(ROOT / "scripts" / "cluster" / "gpu_check.py"), "--device", "cpu", "--shape", "tiny"]

@@ -143,7 +143,7 @@ def check_path(
         ]
         if not found:
             raise UserError(f"{path}: {no_such('split', split, names)}")
-    recipe = Recipe(name="check", model=Model(base=base or ""), data=Data())
+    recipe = Recipe(name="check", model=Model(base=base or "none"), data=Data())
     if base is None:
         encoder, tokens = None, "no lengths in tokens: a path has no tokenizer; check a recipe, or use --base MODEL"
     else:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from rankwright.common.errors import UserError, did_you_mean, no_such, one_line
 
@@ -98,6 +98,15 @@ def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def _validated(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
+    try:
+        # Through JSON, because a strict tuple is taken only from a JSON array.
+        return model.model_validate_json(json.dumps(options))
+    except TypeError:
+        # Values that no file of a recipe holds, such as the path of a run file.
+        return model.model_validate(options)
+
+
 def bind(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> functools.partial[Any]:
     """The function with `options` fixed, after checking their names and types; what: as in `loss 'bce'`.
 
@@ -117,8 +126,7 @@ def bind(what: str, function: Callable[..., Any], options: Mapping[str, Any]) ->
     # Strict, as the recipe's own keys: true is not 1, and '3' is not a number.
     model = create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid", strict=True), **fields)
     try:
-        # Through JSON, because a strict tuple is taken only from a JSON array.
-        values = model.model_validate_json(json.dumps(options)).model_dump()
+        values = _validated(model, options).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

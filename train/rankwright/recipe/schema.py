@@ -348,7 +348,7 @@ class Gate(Section):
     """The measure that decides."""
     against: Annotated[tuple[Literal["base", "first_stage"], ...], Field(min_length=1)] = ("base",)
     """What tuned must be better than: the base, the search whose lists it reorders, or both."""
-    min_gain: Annotated[float, Field(ge=-2, lt=1)] = 0.0
+    min_gain: Annotated[float, Field(ge=-(10**6), le=10**6)] = 0.0
     """The lower end of the interval of the difference, over all test sets except guard sets, must exceed this."""
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
     """Confidence of the interval; the randomisation test must have a p value of at most 1 less this."""
