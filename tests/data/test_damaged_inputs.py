@@ -117,7 +117,10 @@ DAMAGED: dict[str, tuple[Files, str | tuple[int, int]]] = {
     "an array that is cut off": ({"a.json": f"[{ROW}"}, "DIR/a.json:2: the array is not closed"),
     "an array with more behind it": ({"a.json": f"[{ROW}] x"}, "DIR/a.json:2: there is more after the end"),
     "an array of lists": ({"a.json": "[[1]]"}, "DIR/a.json:1: a JSON list, needs an object"),
-    "an object, not rows": ({"a.json": '{"query": "q"}'}, "DIR/a.json: the columns query (text) fit none of"),
+    "an object, not rows": (
+        {"a.json": '{"query": "q"}'},
+        "DIR/a.json: the columns query (text) are those of no format",
+    ),
     "UTF-16": ({"a.jsonl": ROW.encode("utf-16")}, "DIR/a.jsonl:1: UTF-16 text"),
     "UTF-16 without a mark": ({"a.jsonl": ROW.encode("utf-16-be")}, "DIR/a.jsonl:1: UTF-16 text"),
     "UTF-32": ({"a.jsonl": ROW.encode("utf-32")}, "DIR/a.jsonl:1: UTF-16 text"),

@@ -156,10 +156,10 @@ def test_wrong_column_maps_are_named_all_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"a": "x", "b": "y"}, "the columns a (text), b (text) fit none of groups, flagembedding"),
+        ({"a": "x", "b": "y"}, "the columns a (text), b (text) are those of no format."),
         ({"query": "x", "pos": ["y"], "positives": ["y"]}, "fit groups and flagembedding: give `format: NAME`"),
-        ({"query": "x", "anchor": "y", "positive": "z"}, "fit none of"),
-        ({"query": "x", "positive": "y", "passage": "z"}, "fit none of"),
+        ({"query": "x", "anchor": "y", "positive": "z"}, "are those of no format"),
+        ({"query": "x", "positive": "y", "passage": "z"}, "are those of no format"),
     ],
 )
 def test_content_that_fits_none_or_several(tmp_path: Path, row: dict[str, Any], words: str) -> None:

@@ -345,6 +345,18 @@ def test_without_a_rule_there_is_one_line_of_warning(tmp_path: Path) -> None:
     assert faults(inputs, recipe.licence) == []
 
 
+def test_a_local_set_without_a_licence_is_a_note(tmp_path: Path) -> None:
+    mine = {"path": "SET", "name": "ratings"}
+    recipe, inputs = inputs_of(Case("", "", train=(mine,)), tmp_path)
+    assert warning(inputs, recipe.licence) == (
+        "no licence is stated for ratings: if the texts are yours, write `licence: own` there"
+    )
+    recipe, inputs = inputs_of(Case("", "", train=(mine, NON_COMMERCIAL)), tmp_path)
+    line = warning(inputs, recipe.licence)
+    assert line is not None and line.startswith("WARNING: not cleared for commercial use: nc (no: CC-BY-NC-4.0); ")
+    assert line.endswith(". Also, no licence is stated for ratings: if the texts are yours, write `licence: own` there")
+
+
 def test_names_of_licences() -> None:
     for name in ("apache-2.0", "Apache 2.0", "APACHE_LICENSE_2.0", "Apache"):
         term = find_term(name)

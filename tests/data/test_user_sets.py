@@ -199,7 +199,7 @@ SETS: dict[str, tuple[dict[str, str], dict[str, Any], Counts | str]] = {
     "a file without a header or a format": (
         {"a.tsv": "how do i clean it?\tTo clean it, use a cloth.\nx\ty\n"},
         {},
-        r"the columns column 1 \(text\), column 2 \(text\) fit none of",
+        r"the columns column 1 \(text\), column 2 \(text\) are those of no format",
     ),
     "grades as they are": ({"a.jsonl": GRADED}, {}, (1, 3, 0)),
     "grades from 2 on": ({"a.jsonl": GRADED}, {"relevant_from": 2}, (1, 2, 1)),

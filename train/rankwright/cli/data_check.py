@@ -225,7 +225,7 @@ class _Checker:
 
     def _of_rows(self, entry: Located, split: str, faults: Faults) -> Iterator[Problem]:
         level: Level = "error" if self.on_fault == "stop" else "warning"
-        what = "stop a run" if self.on_fault == "stop" else "dropped by on_fault: drop"
+        what = "would stop a run" if self.on_fault == "stop" else "dropped by on_fault: drop"
         for row in faults.dropped:
             examples = tuple(Example((), (), text) for text in row.examples)
             yield Problem(level, split, entry.name, "rows", row.kind, f"{row.file}: {what}", row.count, examples)

@@ -164,7 +164,6 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
     """(format, roles of the columns where the format needs them). Raises UserError when none or several fit."""
     fitting = [name for name, form in FORMS.items() if form.fits(kinds)] if given is None else [given]
     if len(fitting) != 1:
-        what = f"fit {' and '.join(fitting)}" if fitting else f"fit none of {', '.join(FORMS)}"
         judgements = dict.fromkeys(_judgements(kinds))
         rest = {name: kind for name, kind in kinds.items() if name not in judgements}
         if FORMS["pairs"].fits(rest) and not fitting:
@@ -173,9 +172,15 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
                 f"{where}: the columns {_shown(kinds)} are those of pairs, or is {name!r} the label? Give `columns: "
                 f"{{label: {name}}}`, above 0 is relevant, or `format: pairs`, which reads every row as relevant"
             )
+        if fitting:
+            raise UserError(
+                f"{where}: the columns {_shown(kinds)} fit {' and '.join(fitting)}: give `format: NAME`, or name the "
+                "columns, `columns: {query: ..., positives: ...}`"
+            )
         raise UserError(
-            f"{where}: the columns {_shown(kinds)} {what}: give `format: NAME`, or name the columns, "
-            "`columns: {query: ..., positives: ...}`"
+            f"{where}: the columns {_shown(kinds)} are those of no format. Which one is the query and which one the "
+            "document? For example `columns: {query: question, document: passage, label: rating}`, or `format: NAME` "
+            f"for one of {', '.join(FORMS)}"
         )
     lists = FORMS[fitting[0]].lists
     if lists is None:

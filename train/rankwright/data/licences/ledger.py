@@ -286,12 +286,21 @@ def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequenc
 
 
 def warning(inputs: Sequence[Input], rule: LicenceRule) -> str | None:
-    """One line about inputs that are not cleared for commercial use, where the recipe requires nothing."""
+    """A line about inputs that are not cleared for commercial use, where the recipe requires nothing.
+
+    A set without any licence is mostly the user's own: a note of its own names what to write.
+    """
     doubtful = [one for one in inputs if one.refused_by("commercial") is not None]
     if rule.require is not None or not doubtful:
         return None
+    own = [one for one in doubtful if one.place.startswith("path ") and one.kind == "data set"]
+    bare = [one.name for one in own if not one.known.statements]
+    note = f"no licence is stated for {', '.join(bare)}: if the texts are yours, write `licence: own` there"
+    doubtful = [one for one in doubtful if one.name not in bare]
+    if not doubtful:
+        return note
     shown = ", ".join(f"{one.name} ({one.known.commercial}: {one.known.licence})" for one in doubtful)
     return (
         f"WARNING: not cleared for commercial use: {shown}; sources in licences.json; "
-        "licence.require=commercial refuses"
+        "licence.require=commercial refuses" + (f". Also, {note}" if bare else "")
     )
