@@ -351,7 +351,8 @@ def test_a_local_set_without_a_licence_is_a_note(tmp_path: Path) -> None:
     assert warning(inputs, recipe.licence) == (
         "no licence is stated for ratings: if the texts are yours, write `licence: own` there"
     )
-    recipe, inputs = inputs_of(Case("", "", train=(mine, NON_COMMERCIAL)), tmp_path)
+    (tmp_path / "other").mkdir()
+    recipe, inputs = inputs_of(Case("", "", train=(mine, NON_COMMERCIAL)), tmp_path / "other")
     line = warning(inputs, recipe.licence)
     assert line is not None and line.startswith("WARNING: not cleared for commercial use: nc (no: CC-BY-NC-4.0); ")
     assert line.endswith(". Also, no licence is stated for ratings: if the texts are yours, write `licence: own` there")
