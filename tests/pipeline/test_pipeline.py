@@ -10,6 +10,9 @@ import jobs
 import pytest
 
 from rankwright.data.store.texts import read_texts
+from rankwright.pipeline.overview import summary
+from rankwright.pipeline.stages import Pipeline
+from rankwright.recipe.loading import load_recipe
 from rankwright.rerankers.reranker import Reranker
 
 
@@ -61,6 +64,15 @@ def test_the_table_shows_what_the_files_say(finished: tuple[Path, str]) -> None:
         assert values["queries"] == 12
         assert values["nDCG@10"] <= values["ceiling"] + 1e-12
     assert "tuned - base [95 %]" in output
+
+
+def test_the_card_leads_with_what_decides(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    found = summary(Pipeline(load_recipe(str(folder / "recipe.yaml"), [f"run_dir={folder / 'run'}"])))
+    first, *others = found["verdict"]["sentences"]
+    card = (folder / "run" / "export" / "hf" / "README.md").read_text(encoding="utf-8")
+    assert f"**{first}**" in card and card.index(first) < card.index("## Use")
+    assert all(sentence in card and sentence in output for sentence in others)
 
 
 def test_the_mean_of_the_per_query_values_is_the_headline(finished: tuple[Path, str]) -> None:

@@ -44,7 +44,7 @@ class CardFacts:
 
     name: of the model, one word. results: nDCG@10 on each test set. calibration: calibration.json. gate: gate.json,
     where the recipe has a gate. ledger: licences.json; without it the card states no licence. training: how the weights
-    were made, in sentences.
+    were made, in sentences. verdict: what the results mean, first the sentence that decides.
     """
 
     title: str = "Reranker"
@@ -55,6 +55,7 @@ class CardFacts:
     gate: Mapping[str, Any] | None = None
     ledger: dict[str, Any] | None = None
     training: Sequence[str] = ()
+    verdict: Sequence[str] = ()
 
 
 def write_card(
@@ -97,6 +98,7 @@ def write_card(
         ledger=None if facts.ledger is None else public(facts.ledger),
         figures=dict(facts.figures),
         training=list(facts.training),
+        verdict=list(facts.verdict),
         calibration=facts.calibration,
         gate=facts.gate,
         parity=parity,

@@ -15,7 +15,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import mean_interval
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.results import ALL, SetResults, read_results
+from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
 from rankwright.export.card import CardFacts, SetResult
 from rankwright.export.proof.parity import is_as_proven
 from rankwright.export.publish import ExportFailed, export_targets
@@ -109,6 +109,7 @@ def _export(
         name=recipe.name,
         results=_set_results(recipe, results, ledger),
         training=_training(recipe, run),
+        verdict=verdict(rows_of(results)).sentences,
         figures=_card_figures(recipe, results),
         calibration=calibration,
         gate=gate,
