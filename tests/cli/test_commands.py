@@ -73,7 +73,7 @@ MISTAKES: list[tuple[list[str], str]] = [
         "run_dir: cannot write to /dev/null/x: /dev/null is a pipe",
     ),
     (["train", "recipe.yaml", "run_dir=file"], "run_dir: cannot write to file: it is a file"),
-    (["recipes", "x"], "no such command"),
+    (["recipes", "x"], "No such command"),
     (["nosuch"], "No such command"),
 ]
 

@@ -565,7 +565,7 @@ def test_extra_of_a_recipe_is_sent_and_checked(server: RerankServer, tmp_path: P
         ("voyage", {"top_k": 1}, "'top_k' is a field that each request has"),
         ("vllm", {"day": date(2026, 1, 1)}, "must hold texts, numbers"),
         ("vllm", {"nan": float("nan")}, "must hold texts, numbers"),
-        ("vllm", ["a"], "extra: Input should be a valid dictionary"),
+        ("vllm", ["a"], "extra: Input should be an object"),
     ]:
         row = baseline(wrong, shape)
         (fault,) = check_baselines(recipe.model_copy(update={"evaluate": Evaluate(baselines=(row,))}))
