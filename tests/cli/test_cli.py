@@ -163,6 +163,7 @@ def test_a_run_folder_that_cannot_be_written_is_a_clear_line(tmp_path: Path, tin
     assert "run_dir" in line and "cannot write" in line
 
 
+@pytest.mark.slow
 def test_control_c_stops_with_one_line_and_the_same_command_continues(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3, train={"max_steps": 400, "groups_per_step": 24})
     command = [sys.executable, "-m", "rankwright", "train", str(recipe)]

@@ -81,6 +81,7 @@ def test_a_mistake_is_said_once_and_ends_all_processes(whole: Path, again: tuple
     assert done.stderr.count("--only: unknown system 'bm52', did you mean 'bm25'? (known: ") == 1
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_second_process_is_said_once_and_ends_both(whole: Path, again: tuple[Path, str]) -> None:
     run, setting = again
     shutil.rmtree(run / "eval" / "held-out" / "base")

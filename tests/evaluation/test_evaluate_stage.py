@@ -43,6 +43,7 @@ def test_other_measures_are_taken_of_the_same_scores(whole: Path, again: tuple[P
     ]
 
 
+@pytest.mark.slow
 def test_a_system_more_keeps_the_others(
     whole: Path, again: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_numbers_of_other_settings_go_and_their_scores_stay(whole: Path, again: 
     assert json.loads((run / "eval" / "held-out" / "base" / "metrics.json").read_text())["seconds"] == seconds
 
 
+@pytest.mark.slow
 def test_what_was_deleted_or_damaged_since_is_made_again(whole: Path, again: tuple[Path, str]) -> None:
     run, setting = again
     before = jobs.evaluation_files(run)

@@ -81,6 +81,7 @@ def test_a_recipe_may_name_it(noted: str, tmp_path: Path, tiny_qwen3: Path) -> N
     ]
 
 
+@pytest.mark.slow
 def test_it_is_exported_proven_described_and_verified(
     noted: str, trained: dict[str, Trained], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

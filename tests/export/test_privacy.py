@@ -140,6 +140,7 @@ def test_pickles_and_code_are_refused(name: str, private: Private, tmp_path: Pat
         scan(tmp_path, private)
 
 
+@pytest.mark.slow
 def test_every_target_is_clean_and_readable_by_all(
     trained: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

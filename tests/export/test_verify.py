@@ -35,6 +35,7 @@ def proven(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
+@pytest.mark.slow
 def test_a_renamed_copy_is_proven_again_by_the_command(proven: Path) -> None:
     done = jobs.rankwright("verify", proven)
     assert done.returncode == 0, done.stderr

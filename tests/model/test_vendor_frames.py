@@ -277,6 +277,7 @@ def test_a_base_in_its_vendors_frame_through_the_public_api(tiny_qwen3: Path, tm
         Reranker.load(str(folder), instruction="Find the clause")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_base_with_one_scored_token_is_exported_as_it_scores(tiny_qwen3: Path, tmp_path: Path) -> None:
     """transformers, sentence-transformers and peft give the golden scores of a tuned zerank base."""

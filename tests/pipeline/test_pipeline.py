@@ -151,6 +151,7 @@ def test_provenance_says_the_command_as_a_user_types_it(finished: tuple[Path, st
     assert command[0] == "rankwright" and command[1] in ("run", "export")
 
 
+@pytest.mark.slow
 def test_evaluate_only_needs_no_training(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     done = jobs.rankwright("evaluate", recipe, "--only", "bm25,base")
@@ -163,6 +164,7 @@ def test_evaluate_only_needs_no_training(tmp_path: Path, tiny_qwen3: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_and_bce_and_a_llama(tmp_path: Path, tiny_llama: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_llama, model={"method": "full"}, loss={"name": "bce"})
     done = jobs.rankwright("run", recipe, "train.learning_rate=1e-4", "model.gradient_checkpointing=true")
@@ -171,6 +173,7 @@ def test_full_fine_tuning_and_bce_and_a_llama(tmp_path: Path, tiny_llama: Path) 
     assert not (tmp_path / "run" / "export" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_a_deleted_file_of_a_stage_is_made_again(finished: tuple[Path, str]) -> None:
     folder = finished[0]
     negatives = folder / "run" / "negatives.jsonl"

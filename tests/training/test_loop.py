@@ -143,6 +143,7 @@ def test_killed_at_twenty_random_moments_gives_the_same_bits(tmp_path: Path, tin
     assert [r["step"] for r in jobs.metrics(tmp_path / "killed" / "run")] == list(range(61))
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     assert jobs.rankwright("train", recipe).returncode == 0
@@ -239,6 +240,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_queries_and_keeps_checkpoints(
     assert not (tmp_path / "run" / "stages" / "train.json").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_recipe_are_set_aside_not_continued(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     assert jobs.rankwright("train", recipe).returncode == 0

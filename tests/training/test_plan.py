@@ -60,6 +60,7 @@ def case_name(case: dict[str, Any]) -> str:
     return "-".join(str(value) if value is not True else key for key, value in case.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [*CASES[:2], *(pytest.param(c, marks=pytest.mark.slow) for c in CASES[2:])], ids=case_name
 )
@@ -68,6 +69,7 @@ def test_flops_are_those_that_torch_counts(case: dict[str, Any]) -> None:
     assert plan == pytest.approx(real, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the highest memory is read as Linux has it")
 @pytest.mark.parametrize(
     "case",
@@ -212,6 +214,7 @@ def test_a_model_that_no_change_makes_fit(tmp_path: Path, tiny_qwen3: Path) -> N
         make_plan(recipe_of(tmp_path, huge), "l4")
 
 
+@pytest.mark.slow
 def test_the_command_shows_parts_and_hours(tmp_path: Path, large: Path) -> None:
     recipe = jobs.job(tmp_path / "job", large, train={"max_steps": None, "epochs": 2})
     done = jobs.rankwright("plan", recipe, "--gpus", "8xh100", "--queries", 1000, "--mean-tokens", 100)
