@@ -100,7 +100,7 @@ def test_a_run_on_a_full_disk_stops_with_one_line_and_continues(tmp_path: Path, 
     assert len(stopped) >= 3
     done = jobs.rankwright("run", recipe)
     assert done.returncode == 0, done.stderr
-    assert not [path for path in run.rglob(".*") if path.name not in (".lock", ".model")]
+    assert not [path for path in run.rglob(".*") if path.name not in (".lock", ".model", ".proven.json")]
     whole = jobs.job(tmp_path / "whole", tiny_qwen3, export={"targets": ["hf"]})
     assert jobs.rankwright("run", whole).returncode == 0
     assert jobs.evaluation_files(run) == jobs.evaluation_files(tmp_path / "whole" / "run")
