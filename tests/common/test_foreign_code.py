@@ -32,6 +32,28 @@ def test_a_foreign_class_is_refused_in_one_line(file: str, content: Any, tmp_pat
     assert file in str(caught.value) and str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("inner", ["types", "activation_function"])
+def test_a_part_of_a_part_is_looked_at_too(inner: str, tmp_path: Path) -> None:
+    router = "sentence_transformers.models.Router"
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": router, "path": "1_Last"}]))
+    for place, content in [
+        ("1_Last", {"types": {"query": router}}),
+        ("1_Last/query", {"types": {"deep": OWN}}),
+        ("1_Last/query/deep", {inner: {"x": "evil.Evil"} if inner == "types" else "evil.Evil"}),
+    ]:
+        (tmp_path / place).mkdir()
+        file = "router_config.json" if inner == "types" else "config.json"
+        (tmp_path / place / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"1_Last/query/deep/\w+\.json names the class 'evil\.Evil'"):
+        refuse_foreign_modules(tmp_path)
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "router_config.json").write_text(json.dumps({"types": {"again": OWN}}))
+    (tmp_path / "again").symlink_to(tmp_path)
+    refuse_foreign_modules(tmp_path)
+
+
 def test_the_librarys_own_classes_pass(tmp_path: Path) -> None:
     refuse_foreign_modules(tmp_path)
     (tmp_path / "modules.json").write_text(json.dumps([{"type": OWN}, {"name": "no type"}, 3]))

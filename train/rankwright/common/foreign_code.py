@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rankwright.common.errors import UserError, one_line
 
-# Each holds the classes of a model's parts, as the value of `type` or as values of `types`.
-FILES = ("modules.json", "router_config.json")
+# Settings of a model, in its folder, and of a part, in the folder of the part.
+MODULES, OF_PARTS = "modules.json", ("router_config.json", "config.json")
 # Classes that settings may name: modules of the library, and activations of torch.
 LIBRARY_MODULE = re.compile(r"sentence_transformers(\.[A-Za-z_]\w*)+")
 TORCH_ACTIVATION = re.compile(r"torch\.nn\.(modules\.(activation|linear)\.)?[A-Z]\w*")
@@ -23,18 +23,17 @@ def refuse_foreign_modules(model: str | Path, revision: str | None = None) -> No
     Version 5 of sentence-transformers imports such a class from a local folder, which runs its code, without asking.
     """
     for file, content in _settings(str(model), revision):
-        if found := foreign_classes(content):
+        if found := _foreign_classes(file, content):
             raise UserError(
                 f"{model}: {file} names the class {one_line(found[0])!r}, which is not one of sentence-transformers, "
                 "and code of a folder is never run here: choose another model, or serve it (kind: served)"
             )
 
 
-def foreign_classes(content: Any) -> list[str]:
-    """The classes in the settings of a model or of one of its parts that no library has."""
-    listed = content if isinstance(content, list) else [content]
-    parts = [part for part in listed if isinstance(part, dict)]
-    types = [part["type"] for part in parts if "type" in part]
+def _foreign_classes(file: str, content: Any) -> list[str]:
+    """The classes in settings that no library has: parts by `type` or `types`, functions of layers."""
+    parts = _parts(content)
+    types = [part["type"] for part in parts if "type" in part and PurePosixPath(file).name == MODULES]
     types += [kind for part in parts if isinstance(part.get("types"), dict) for kind in part["types"].values()]
     foreign = [str(kind) for kind in types if not (isinstance(kind, str) and LIBRARY_MODULE.fullmatch(kind))]
     activations = [part["activation_function"] for part in parts if isinstance(part.get("activation_function"), str)]
@@ -42,25 +41,31 @@ def foreign_classes(content: Any) -> list[str]:
     return foreign + [name for name in activations if "." in name and not TORCH_ACTIVATION.fullmatch(name)]
 
 
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return [part for part in (content if isinstance(content, list) else [content]) if isinstance(part, dict)]
+
+
 def _settings(model: str, revision: str | None) -> Iterator[tuple[str, Any]]:
-    """(name, content) of the settings in which a model may name classes."""
-    if Path(model).is_dir():
-        folder = Path(model)
-        files = [path for name in FILES for path in (folder / name, *folder.glob(f"*/{name}"))]
-        for path in sorted([*files, *folder.glob("*/config.json")]):
-            if path.is_file():
-                yield path.relative_to(folder).as_posix(), _read(path, path)
-        return
-    todo = ["modules.json"]
+    """(name, content) of the settings in which a model may name classes: its own, then those of its parts in turn."""
+    folder = Path(model) if Path(model).is_dir() else None
+    todo = [MODULES, *OF_PARTS]
+    if folder is not None:
+        # Also those of parts that no other file names.
+        todo += sorted(path.relative_to(folder).as_posix() for name in todo for path in folder.glob(f"*/{name}"))
+    seen: set[Path] = set()
     for file in todo:
-        fetched = _of_hub(model, file, revision)
-        if fetched is None:
+        path = _of_hub(model, file, revision) if folder is None else folder / file
+        # Links may lead in a circle.
+        if path is None or not path.is_file() or path.resolve() in seen:
             continue
-        content = _read(fetched, f"{model}: {file}")
+        seen.add(path.resolve())
+        content = _read(path, f"{model}: {file}" if folder is None else path)
         yield file, content
-        parts = content if isinstance(content, list) else []
-        places = [str(part.get("path", "")) for part in parts if isinstance(part, dict)]
-        todo += [f"{place}/{name}".lstrip("/") for place in places for name in ("router_config.json", "config.json")]
+        for part in _parts(content):
+            types = part.get("types")
+            places = [part.get("path"), *(types if isinstance(types, dict) else ())]
+            inside = [PurePosixPath(file).parent / place for place in places if isinstance(place, str)]
+            todo += [(place / name).as_posix() for place in inside for name in OF_PARTS]
 
 
 def _of_hub(model: str, file: str, revision: str | None) -> Path | None:
