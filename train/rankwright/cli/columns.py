@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwright.common.errors import UserError
-from rankwright.data.formats.fields import number_of
-from rankwright.data.formats.reading import COLUMNS
 
 COLUMNS_HELP = "our name of a column = the file's: --columns query=question document=passage label=clicked"
 LABELS_HELP = "what the values of the label column mean: --labels 'yes=1,no=0'; above 0 is relevant"
@@ -18,6 +16,8 @@ def columns_of(given: Sequence[str], others: Sequence[str]) -> tuple[dict[str, s
     given: the values of --columns, each `OURS=THEIRS` or several of them with commas. others: the arguments, among
     which further ones may stand where --columns is given. Raises UserError for what is not of that form.
     """
+    from rankwright.data.formats.reading import COLUMNS
+
     more = [text for text in others if given and text.partition("=")[0] in COLUMNS and "=" in text]
     pieces = [piece.strip() for text in [*given, *more] for piece in text.split(",")]
     pairs = [piece.partition("=") for piece in pieces if piece]
@@ -32,6 +32,8 @@ def columns_of(given: Sequence[str], others: Sequence[str]) -> tuple[dict[str, s
 
 def labels_of(text: str | None) -> dict[str, float]:
     """Value -> label, of `yes=1,no=0`. Raises UserError for what is not of that form."""
+    from rankwright.data.formats.fields import number_of
+
     found: dict[str, float] = {}
     for piece in (text or "").split(","):
         if not piece.strip():

@@ -20,7 +20,7 @@ from rankwright.data.statistics import Finding, Level
 from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import SetReports, run_file_faults, stops_a_run
 from rankwright.recipe.loading import LoadedRecipe
-from rankwright.recipe.schema import Data, DevFromTrain, Model, Recipe, Source, TestFromTrain
+from rankwright.recipe.schema import Data, DevFromTrain, Model, Recipe, TestFromTrain
 
 # Limits per kind: rows with faults that are kept, and findings whose line is looked up. The report counts them all.
 MOST_ROWS = 1000
@@ -156,9 +156,7 @@ def check_path(
             raise UserError(format.question)
         if format.columns and not columns:
             console.say(f"{one.path}: columns guessed by their names: {columns_text(format)}")
-        source = Source(
-            path=str(one.path), split=one.upstream or split, columns=dict(format.columns), labels=dict(format.labels)
-        )
+        source = format.source(str(one.path), one.upstream or split)
         run = run_file(one.path, one.upstream) if one.path.is_dir() and is_trec(one.path) else None
         entry = Located(source, one.name, one.upstream or split or "", one.path, run=run)
         checker.look(entry, one.split or one.upstream or split or "all")

@@ -27,7 +27,7 @@ from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import stops_a_run
 from rankwright.recipe.kinds import LONGEST_NAME
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe, Source
+from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe
 
 # The JSON schema beside the recipe, for editors.
 SCHEMA = "rankwright.schema.json"
@@ -153,9 +153,9 @@ def _read(
         path = _written(one.path)
         faults = Faults(wishes.on_fault)
         try:
-            columns, labels = dict(format.columns), dict(format.labels)
-            source = Source(path=path, split=one.upstream, columns=columns, labels=labels)
-            collection = read(Located(source, one.name, one.upstream or split, one.path), _say, faults)
+            collection = read(
+                Located(format.source(path, one.upstream), one.name, one.upstream or split, one.path), _say, faults
+            )
         except UserError as error:
             mistakes += str(error).splitlines()
             continue

@@ -16,11 +16,6 @@ from rich.table import Column, Table
 from rankwright.common import console
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.resources import kind_of_path, nearby
-from rankwright.data.collection import join_title
-from rankwright.data.formats.fields import Fields
-from rankwright.data.formats.reading import Faults, Reading
-from rankwright.data.formats.tables import is_table, table_rows
-from rankwright.data.formats.text_rows import text_lines
 
 if TYPE_CHECKING:
     from rankwright.rerankers.reranker import Ranked
@@ -101,11 +96,12 @@ def score(
     top_k: Annotated[int | None, typer.Option(help="show only this many of the best", min=1)] = None,
 ) -> None:
     """Rank the documents of a file for one query."""
-    from rankwright.rerankers.reranker import Reranker
-
     if not query.strip():
         raise UserError("--query: must not be empty")
     texts = read_documents(documents)
+    # After the mistakes that need no torch.
+    from rankwright.rerankers.reranker import Reranker
+
     console.quiet_libraries()
     reranker = Reranker.load(model, mode=mode, instruction=instruction, base=base)
     show_ranking(reranker.rank(query, texts, top_k), calibrated=reranker.contract.temperature != 1)
@@ -142,19 +138,21 @@ def read_documents(path: Path) -> list[str]:
 
 
 def _documents_of(path: Path, name: str) -> list[str]:
-    faults = Faults()
-    reading = Reading(name, faults=faults)
-    has_rows = is_table(path)
-    if not has_rows:
+    from rankwright.data.collection import join_title
+    from rankwright.data.formats.fields import Fields
+    from rankwright.data.formats.reading import Faults, Reading
+    from rankwright.data.formats.tables import is_table, table_rows
+    from rankwright.data.formats.text_rows import text_lines
+
+    if not is_table(path):
+        faults = Faults()
         lines = [line for _, line in text_lines(path, faults)]
-        has_rows = bool(lines) and _is_json_object(lines[0])
-        if not has_rows:
+        if not lines or not _is_json_object(lines[0]):
             faults.check()
             return lines
-        faults = Faults()
-        reading = Reading(name, faults=faults)
         console.say(f"{name}: read as JSONL, because its first line is a JSON object")
-    texts = []
+    faults, texts = Faults(), []
+    reading = Reading(name, faults=faults)
     for number, row in table_rows(path, faults):
         fields = Fields(row, path, number, reading)
         title, text = fields.text("title") or "", fields.required_text("text")

@@ -15,8 +15,8 @@ from rankwright.data.formats.fields import paths_of, renamed, value_at
 from rankwright.data.formats.reading import Faults, Row, listed, name_words
 from rankwright.data.formats.rows import is_judgement, roles_by_name, words_of
 from rankwright.data.formats.tables import is_saved, table_rows
-from rankwright.data.formats.text_rows import CsvRow
 from rankwright.data.formats.trec import is_trec
+from rankwright.recipe.schema import Source
 
 # Words in the names of columns, in English, German, French and Spanish.
 _GUESSES = {
@@ -50,6 +50,10 @@ class Format:
     guessed: bool = False
     question: str = ""
 
+    def source(self, path: str, split: str | None) -> Source:
+        """The entry of a recipe that reads the set so."""
+        return Source(path=path, split=split, columns=dict(self.columns), labels=dict(self.labels))
+
 
 def format_of(
     one: FoundSet, columns: Mapping[str, str] | None = None, labels: Mapping[str, float] | None = None
@@ -73,7 +77,7 @@ def format_of(
         return Format("rows", columns, labels)
     for guessed in ({}, *_guesses(sample, kinds)):
         named = {**guessed, **columns}
-        ours = kinds_of(_ours(row, named) for row in sample)
+        ours = kinds_of(renamed(row, named) for row in sample)
         try:
             chosen = choose(ours, None, path)[0]
         except UserError:
@@ -84,11 +88,6 @@ def format_of(
         return Format(chosen, named, meant, bool(guessed.keys() - columns.keys()) or meant != labels)
     shown = listed(f"{name} ({kind})" for name, kind in kinds.items())
     return Format("rows", columns, labels, question=_question(path, list(kinds), shown))
-
-
-def _ours(row: Row, columns: Mapping[str, str]) -> Row:
-    found = renamed(row, columns)
-    return CsvRow(found) if isinstance(row, CsvRow) else found
 
 
 def _question(path: Path, names: Sequence[str], shown: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,9 @@ def preview(pipeline: Pipeline) -> list[StageState]:
     Raises UserErrors for mistakes of the recipe, as `check` does.
     """
     pipeline.check()
+    if pipeline.recipe.gate is not None and (recorded := read_json_object(pipeline.folder.gate)) is not None:
+        # The decision that let the model through is an input of the exports.
+        pipeline.gate = {key: value for key, value in recorded.items() if key != "inputs"}
     return [_state(pipeline, stage) for stage in STAGES]
 
 
@@ -41,21 +45,23 @@ def _state(p: Pipeline, stage: Stage) -> StageState:
         if stage.name == "gate" and p.recipe.gate is None:
             return StageState(stage.name, "done", "the recipe has none")
         return StageState(stage.name, "would run", "runs every time, in seconds")
-    hours, why = _train_hours(p) if stage.name == "train" else (None, "")
+    why = _why_again(p, stage, record)
+    if why is None:
+        return StageState(stage.name, "done", "unchanged", seconds)
+    hours, more = _train_hours(p) if stage.name == "train" else (None, "")
+    return StageState(stage.name, "would run", why + more, seconds, hours)
+
+
+def _why_again(p: Pipeline, stage: Stage, record: Mapping[str, Any]) -> str | None:
+    assert stage.inputs is not None
     if not record:
-        return StageState(stage.name, "would run", f"not done yet{why}", None, hours)
-    if p.recipe.gate is not None:
-        # The decision that let the model through is an input of the exports.
-        recorded = read_json_object(p.folder.gate)
-        p.gate = None if recorded is None else {k: v for k, v in recorded.items() if k != "inputs"}
+        return "not done yet"
     if record.get("inputs") != stage.inputs(p):
-        return StageState(stage.name, "would run", f"its recipe keys, files or code changed{why}", seconds, hours)
+        return "its recipe keys, files or code changed"
     if changed := p.folder.changed(stage.name, keep_times=False):
         name, what = next(iter(sorted(changed.items())))
-        return StageState(stage.name, "would run", f"{name} is {what}{why}", seconds, hours)
-    if not stage.by_parts and not stage.is_whole(p):
-        return StageState(stage.name, "would run", f"files of it are missing{why}", seconds, hours)
-    return StageState(stage.name, "done", "unchanged", seconds)
+        return f"{name} is {what}"
+    return None if stage.by_parts or stage.is_whole(p) else "files of it are missing"
 
 
 def _train_hours(p: Pipeline) -> tuple[float | None, str]:
@@ -95,16 +101,17 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
 
     results: as Pipeline.results() gives them. gate: gate.json, or None. exports: target -> folder.
     """
-    run = pipeline.folder
-    results, _ = read_results(run.path, pipeline.recipe, pipeline.test_sets, pipeline.inputs.systems)
-    found = verdict(rows_of(results))
+    run, recipe = pipeline.folder, pipeline.recipe
+    results, _ = read_results(run.path, recipe, pipeline.test_sets, pipeline.inputs.systems)
+    rows = rows_of(results, p_values=True, seed=recipe.seed)
+    found = verdict(rows)
     return {
         "run": str(run.path),
         "stages": dict(_seconds(pipeline)),
         "verdict": {"tone": found.tone, "sentences": list(found.sentences)},
-        "results": pipeline.results(),
-        "gate": read_json_object(run.gate) if pipeline.recipe.gate is not None else None,
-        "exports": {t: str(run.export(t)) for t in pipeline.recipe.export_targets if run.export(t).is_dir()},
+        "results": [dataclasses.asdict(row) for row in rows],
+        "gate": read_json_object(run.gate) if recipe.gate is not None else None,
+        "exports": {t: str(run.export(t)) for t in recipe.export_targets if run.export(t).is_dir()},
         "report": str(run.report) if run.report.is_file() else None,
     }
 

@@ -179,8 +179,8 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
             )
         raise UserError(
             f"{where}: the columns {_shown(kinds)} are those of no format. Which one is the query and which one the "
-            "document? For example `columns: {query: question, document: passage, label: rating}`, or `format: NAME` "
-            f"for one of {', '.join(FORMS)}"
+            "document? Name them, `columns: {query: ..., positives: ...}` (or `document` with `label`), or give `format: "
+            f"NAME` ({', '.join(FORMS)})"
         )
     lists = FORMS[fitting[0]].lists
     if lists is None:
@@ -209,7 +209,7 @@ def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, readi
         if not sample:
             continue
         missing_columns(reading.columns, [row for _, row in sample], where)
-        kinds = _decided(kinds_of(_ours(row, reading) for _, row in sample), reading.columns)
+        kinds = _decided(kinds_of(renamed(row, reading.columns) for _, row in sample), reading.columns)
         name, roles = choose(kinds, format, where)
         if roles is not None and format is not None and roles_by_name(kinds) is None:
             rest = f", {', '.join(map(repr, roles.negatives))} as negatives" if roles.negatives else ""
@@ -259,13 +259,6 @@ def _decided(kinds: Kinds, columns: Mapping[str, str]) -> Kinds:
     return {name: kind for name, kind in kinds.items() if name in columns or name not in others} | mapped
 
 
-def _ours(row: Row, reading: Reading) -> Row:
-    if not reading.columns:
-        return row
-    found = renamed(row, reading.columns)
-    return CsvRow(found) if isinstance(row, CsvRow) else found
-
-
 class _Table:
     """A table of one format being read into the groups."""
 
@@ -291,7 +284,7 @@ class _Table:
     def read(self, rows: Iterable[tuple[int, Row]]) -> None:
         for line, original in rows:
             self.reading.rows += 1
-            row = _ours(original, self.reading)
+            row = renamed(original, self.reading.columns)
             fields = Fields(row, self.where, line, self.reading, self.roles)
             self._check_names(fields, original)
             found = self.reader(fields)

@@ -80,11 +80,14 @@ def value_at(row: Row, name: str) -> Any:
     return None if value is ABSENT else value
 
 
-def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     """The row under our names; another column of the file that already has one of these names is left out."""
+    if not columns:
+        return row
     found = {ours: value_at(row, theirs) for ours, theirs in columns.items()}
     used = set(columns.values())
-    return found | {name: value for name, value in row.items() if name not in used and name not in columns}
+    found |= {name: value for name, value in row.items() if name not in used and name not in columns}
+    return CsvRow(found) if isinstance(row, CsvRow) else found
 
 
 def number_of(value: object) -> float | None:
