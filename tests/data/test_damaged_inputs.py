@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rankwright import read_collection
 from rankwright.cli.data_check import check_path
 from rankwright.common import console
 from rankwright.common.errors import UserError
@@ -290,6 +292,14 @@ def test_odd_places(tmp_path: Path, make: Callable[[Path], Path], expected: str)
     found = outcome(path)
     assert isinstance(found, str) and len(found.splitlines()) == 1
     assert found.startswith(str(path)) and expected in found, found
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"], ids=["too long", "a NUL"])
+def test_paths_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_collection(tmp_path / name, name="s")
+    assert len(str(caught.value).splitlines()) == 1
+    assert re.search("no such file or folder|a character that no path has", str(caught.value))
 
 
 def test_a_long_name_and_a_missing_root(tmp_path: Path) -> None:

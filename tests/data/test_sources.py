@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from rankwright.common.errors import UserErrors
 from rankwright.data.sources import locate_all
@@ -28,6 +29,14 @@ def test_names_that_are_no_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserErrors, match=r"^data\.test\.0: the set is named .*: give it another `name`") as caught:
         locate_all(data_of(tmp_path, name=name))
     assert len(caught.value.messages) == 1
+
+
+@pytest.mark.parametrize("name", [" ", "a\nb", "a\x00"])
+def test_names_that_are_no_line(tmp_path: Path, name: str) -> None:
+    """Refused by the recipe's own schema, before a folder is thought of."""
+    with pytest.raises(ValidationError, match=r"must (not be empty|be one line without control characters)") as caught:
+        data_of(tmp_path, name=name)
+    assert caught.value.error_count() == 1
 
 
 def test_a_path_that_names_nothing_asks_for_a_name(tmp_path: Path) -> None:

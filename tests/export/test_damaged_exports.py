@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -193,7 +192,7 @@ def test_verify_ends_in_one_line(damage: Damage, summed: bool, proven: Path, tmp
     damage(folder)
     with pytest.raises(UserError) as caught:
         open_export(folder)
-    assert re.search("copy|is neither a folder here nor a hub id", one_line(caught.value))
+    assert "copy" in one_line(caught.value)
 
 
 @pytest.mark.timeout(60)

@@ -101,7 +101,7 @@ def _find_base(exported: Exported) -> None:
         assert isinstance(name, str)
     except (ValueError, TypeError, KeyError, AssertionError):
         raise UserError(f"{shown(file)}: damaged, or names no base: {COPY_AGAIN}") from None
-    path = resolve_base(name, "--base" if exported.base else "base_model_name_or_path")
+    path = resolve_base(name, "--base" if exported.base else f"{shown(file)}: base_model_name_or_path")
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     revision = settings.get("revision") if exported.base is None else None
     try:
