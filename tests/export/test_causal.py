@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from proof import check_folders
 from tiny import PAIRS, trained_of
 
 from rankwright.common.errors import UserError
 from rankwright.export.card import EXAMPLE, CardFacts, write_card
-from rankwright.export.proof.parity import check_folders
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.model.loading import load_model

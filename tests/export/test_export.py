@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from proof import check_folders
 from tiny import PAIRS, make_tiny_llama, trained_of
 
 from rankwright.common.errors import UserError
@@ -18,7 +19,6 @@ from rankwright.data.licences.ledger import Input
 from rankwright.data.licences.terms import known, state
 from rankwright.export.card import CardFacts
 from rankwright.export.golden import make_golden, write_golden
-from rankwright.export.proof.parity import check_folders
 from rankwright.export.proof.sums import read_sums
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from proof import check_folders
 from tiny import PAIRS, trained_of
 
 from rankwright.common.errors import UserError
 from rankwright.export.card import EXAMPLE, CardFacts
-from rankwright.export.proof.parity import check_folders, measure
+from rankwright.export.proof.parity import measure
 from rankwright.export.proof.runtimes.onnx import MODEL_FILE, QUANTIZED_FILE
 from rankwright.export.publish import export_targets, publish
 from rankwright.export.target import Trained

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from proof import check_folders
 
 from rankwright.common.errors import UserError
 from rankwright.export.card import CardFacts
 from rankwright.export.proof.comparing import compare
-from rankwright.export.proof.parity import NOT_CHECKED, check_folders, is_as_proven, measure, read_exported
+from rankwright.export.proof.parity import NOT_CHECKED, is_as_proven, measure, read_exported
 from rankwright.export.proof.runtimes.base import Answer, exact, in_both_orders, sigmoid
 from rankwright.export.publish import ExportFailed, publish
 from rankwright.export.target import Trained

@@ -75,7 +75,7 @@ def changed_outputs(folder: Path, outputs: Outputs, *, verify: bool = False) -> 
             else:
                 faults[name] = "changed"
         except OSError as error:
-            if is_there(path) and not _is_damage(error):
+            if os.path.lexists(path) and not _is_damage(error):
                 raise unreadable(path, error) from None
             faults[name] = "gone"
     return faults
@@ -87,14 +87,9 @@ def content_of(path: Path) -> str | None:
         # A pipe in its place would never end.
         return file_sha256(path) if stat.S_ISREG(path.stat().st_mode) else None
     except OSError as error:
-        if is_there(path) and not _is_damage(error):
+        if os.path.lexists(path) and not _is_damage(error):
             raise unreadable(path, error) from None
         return None
-
-
-def is_there(path: Path) -> bool:
-    """Whether anything is at a path, a link to nowhere too."""
-    return os.path.lexists(path)
 
 
 def _is_damage(error: OSError) -> bool:
@@ -121,7 +116,7 @@ def _misplaced(error: OSError, root: Path) -> UserError | None:
     if path.is_dir():
         return UserError(f"{path}: a folder is where a file belongs: move it away or delete it")
     for place in [*reversed(path.parents), path]:
-        if place.is_relative_to(root) and place != root and is_there(place) and not place.is_dir():
+        if place.is_relative_to(root) and place != root and os.path.lexists(place) and not place.is_dir():
             return UserError(f"{place}: is not a folder, which belongs there: move it away or delete it")
     return None
 
@@ -133,7 +128,7 @@ def unreadable(path: Path, error: OSError) -> UserError:
 
 def put_aside(path: Path) -> Path | None:
     """Rename what is at a path to NAME.changed, in place of an earlier one; None where nothing is there."""
-    if not is_there(path):
+    if not os.path.lexists(path):
         return None
     kept = path.with_name(path.name + CHANGED)
     remove(kept)

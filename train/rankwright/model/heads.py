@@ -155,10 +155,7 @@ def check_scores(name: str, model: RankModel, contract: PromptContract, tokenize
             f"model.base: {name}: its logits are not finite numbers: a value of config.json (a norm's epsilon, the "
             "base of positions) is wrong, or the weights are damaged"
         )
-    number = torch.finfo(model.compute_dtype)
-    tolerance = max(1.0, float(own.abs().max())) * (1e-3 if number.bits >= 32 else 0.1)
-    # A logit near zero is a sum of large parts, each of which is rounded.
-    tolerance = max(tolerance, number.eps * float(rows_VH.norm(dim=1).max() * state_H.norm()) * model.head_factor)
+    tolerance = model.rounding(own, float(rows_VH.norm(dim=1).max() * state_H.norm()) * model.head_factor)
     worst = float((own - ours).abs().max())
     if not worst <= tolerance:
         raise UserError(

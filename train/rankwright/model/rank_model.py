@@ -94,6 +94,14 @@ class RankModel(nn.Module):
             return torch.get_autocast_dtype(self.device.type)
         return cast(torch.dtype, self.causal_lm.get_input_embeddings().weight.dtype)
 
+    def rounding(self, scores: Tensor, parts: float) -> float:
+        """How far from `scores` another right computation of them may be, in the type that the model computes in.
+
+        parts: the size of what is summed up to a score: one near zero is a sum of large parts, all of them rounded.
+        """
+        number = torch.finfo(self.compute_dtype)
+        return max(max(1.0, float(scores.abs().max())) * (1e-3 if number.bits >= 32 else 0.1), number.eps * parts)
+
     @property
     def has_dropout(self) -> bool:
         """Whether training draws random masks."""

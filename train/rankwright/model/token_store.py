@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import uuid
 from array import array
@@ -19,7 +20,7 @@ from rankwright.common import console
 from rankwright.common.disk import room_for
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import text_key
-from rankwright.common.outputs import content_of, is_there, read_sealed, remove, sealed
+from rankwright.common.outputs import content_of, read_sealed, remove, sealed
 from rankwright.data.store.views import KeyedTexts
 from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
 
@@ -125,7 +126,7 @@ def token_store(
     heads = [(under, KeyedTexts.of(found)) for under, found in ordered]
     texts = KeyedTexts.of(documents)
     folder = root / _content_hash(encoder, heads, texts)
-    if is_there(folder) and read_sealed(folder / HASHES) != _hashes(folder):
+    if os.path.lexists(folder) and read_sealed(folder / HASHES) != _hashes(folder):
         say(f"{folder}: damaged: removed, the texts are tokenised again")
         remove(folder)
     if not folder.is_dir():

@@ -91,7 +91,7 @@ def _check_private(recipe: Recipe) -> list[str]:
     private = Private.of_this_machine()
     found = {key: private.first_in([text.encode()]) for key, text in texts.items()}
     return [
-        f"{key}: holds {what}: it stands in the exports, which must not have it: write it otherwise"
+        f"{key}: holds {what}: it stands in the exports, which must not have it: word it differently"
         for key, what in found.items()
         if what is not None
     ]

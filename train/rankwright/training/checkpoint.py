@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder
 from rankwright.common.hashing import file_sha256
-from rankwright.common.outputs import content_of, is_there, put_aside, read_sealed, remove, sealed
+from rankwright.common.outputs import content_of, put_aside, read_sealed, remove, sealed
 from rankwright.common.processes import Processes
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract
 from rankwright.model.rank_model import RankModel
@@ -87,7 +88,7 @@ class Checkpoints:
         so far is not, so that training could not end with it. Both are kept, but take no place among the others. For
         one process alone.
         """
-        if is_there(self.root) and not self.root.is_dir():
+        if os.path.lexists(self.root) and not self.root.is_dir():
             self._say(f"{self.root} is not a folder: kept as {put_aside(self.root)}")
         states = {folder: read_state(folder) for folder in self._steps()}
         whole = {state.step for state in states.values() if state is not None}

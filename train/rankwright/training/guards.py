@@ -97,11 +97,8 @@ def _compare_first_group(model: RankModel, group: EncodedGroup) -> None:
         hook.remove()
         model.attention = wanted
         model.train(was_training)
-    number = torch.finfo(model.compute_dtype)
-    tolerance = max(1.0, float(plain.abs().max())) * (1e-3 if number.bits >= 32 else 0.1)
-    # A score near zero is a sum of large parts, each of which is rounded.
     parts = max(lengths) * float(model.score_weight_H.norm())
-    tolerance = max(tolerance, ROUNDED_SHARE * number.eps * parts)
+    tolerance = model.rounding(plain, ROUNDED_SHARE * parts)
     worst = float((packed - plain).abs().max())
     if not worst <= tolerance:
         raise UserError(

@@ -179,8 +179,8 @@ def choose(kinds: Kinds, given: str | None, where: object) -> tuple[str, Roles |
             )
         raise UserError(
             f"{where}: the columns {_shown(kinds)} are those of no format. Which one is the query and which one the "
-            "document? Name them, `columns: {query: ..., positives: ...}` (or `document` with `label`), or give `format: "
-            f"NAME` ({', '.join(FORMS)})"
+            "document? Name them, `columns: {query: ..., positives: ...}` (or `document` with `label`), or give "
+            f"`format: NAME` ({', '.join(FORMS)})"
         )
     lists = FORMS[fitting[0]].lists
     if lists is None:

@@ -223,6 +223,19 @@ def listed(names: Iterable[object]) -> str:
     return one_line(", ".join(name[:LONGEST_LISTED] for name in first[:MOST_LISTED])) + more
 
 
+def column_names(cells: Iterable[object], where: object, line: int, faults: Faults, advice: str = "") -> list[str]:
+    """The names in a header; a column without one is `column N`. Raises UserErrors for one that stands twice."""
+    names = [("" if cell is None else str(cell)).strip() or f"column {n}" for n, cell in enumerate(cells, start=1)]
+    refuse_twice(names, where, line, faults, advice)
+    return names
+
+
+def refuse_twice(names: Sequence[str], where: object, line: int, faults: Faults, advice: str = "") -> None:
+    """Raise UserErrors where two columns have one name: the first would be lost."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        give_up(faults, where, line, f"two columns are named {twice[0]!r}: rename one of them{advice}")
+
+
 def name_words(name: str) -> list[str]:
     """The words of a file's or column's name in lower case: `shopTrain_2.jsonl` has shop, train, jsonl."""
     # Without accents: `Réponse` is reponse.

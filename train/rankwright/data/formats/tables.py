@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rankwright.common.errors import UserError, one_line
 from rankwright.data.formats.compression import DAMAGED, is_packed, open_bytes, packing, plain_name
-from rankwright.data.formats.reading import Faults, RowNumber, Rows, choose_split, give_up
+from rankwright.data.formats.reading import Faults, RowNumber, Rows, choose_split, give_up, refuse_twice
 from rankwright.data.formats.text_rows import LINES, array_rows, csv_rows, json_rows
 from rankwright.data.formats.workbooks import workbook_rows
 
@@ -89,10 +88,7 @@ def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
     try:
         with _seekable(path) as file:
             for batch in _batches(file, start):
-                names = batch.schema.names
-                if len(set(names)) < len(names):
-                    twice = next(name for name, count in Counter(names).items() if count > 1)
-                    give_up(faults, path, RowNumber(1), f"two columns are named {twice!r}: rename one of them")
+                refuse_twice(batch.schema.names, path, RowNumber(1), faults)
                 for offset, row in _values(batch):
                     number += 1
                     if row is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from rankwright.data.formats.compression import CHUNK_BYTES, DAMAGED, LONGEST_ROW, byte_lines, open_bytes, packing
-from rankwright.data.formats.reading import Faults, LineOfRow, Rows, give_up
+from rankwright.data.formats.reading import Faults, LineOfRow, Rows, column_names, give_up
 
 # Files of lines; a JSON array has no line per row.
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
@@ -127,10 +127,7 @@ def _records(reader: Any, path: Path, faults: Faults) -> Iterator[tuple[int, lis
 def _names(cells: list[str] | None, path: Path, faults: Faults) -> list[str]:
     if cells is None or any(_NOT_UTF8.search(cell) for cell in cells):
         give_up(faults, path, 1, "the header cannot be read: save the file as UTF-8, with a header")
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        give_up(faults, path, 1, f"two columns are named {twice[0]!r}: rename one of them, or add a header")
-    return names
+    return column_names(cells, path, 1, faults, ", or add a header")
 
 
 def array_rows(path: Path, faults: Faults) -> Rows:

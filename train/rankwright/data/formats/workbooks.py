@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common.errors import UserError, one_line
-from rankwright.data.formats.reading import Faults, RowNumber, Rows, give_up
+from rankwright.data.formats.reading import Faults, RowNumber, Rows, column_names, give_up
 
 # A workbook whose parts are larger than this, and this many times as large as the file, is not read.
 MOST_BYTES, MOST_RATIO = 1 << 30, 100
@@ -61,9 +61,7 @@ def _rows(path: Path, sheet: Any, faults: Faults) -> Iterator[tuple[int, dict[st
         if all(value is None for value in values):
             continue
         if names is None:
-            names = [str(value).strip() if value is not None else f"column {n}" for n, value in enumerate(values, 1)]
-            if twice := [name for name in names if names.count(name) > 1]:
-                give_up(faults, path, RowNumber(number), f"two columns are named {twice[0]!r}: rename one of them")
+            names = column_names(values, path, RowNumber(number), faults)
             continue
         yield RowNumber(number), dict(zip(names, values, strict=False))
 

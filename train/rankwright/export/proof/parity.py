@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from rankwright.common.errors import UserError, UserErrors, one_line
+from rankwright.common.errors import UserError, one_line
 from rankwright.common.files import read_json_object
 from rankwright.common.foreign_code import refuse_foreign_modules
 from rankwright.export.golden import GOLDEN_FILE, read_golden
@@ -38,20 +38,6 @@ PARITY_FILE = "parity.json"
 NOT_CHECKED = "not installed: not checked"
 # It reads the files of every installed package.
 packages_distributions = functools.cache(importlib.metadata.packages_distributions)
-
-
-def check_folders(
-    folders: Mapping[str, Path], tolerance: float = 1e-4, base: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """measure_fresh() with every difference as an error.
-
-    Raises UserErrors naming the runtime, the worst pair, both values and the likely cause.
-    """
-    reports = measure_fresh(folders, tolerance, base)
-    failures = [f"export {name}: {f}" for name, report in reports.items() for f in report["failures"]]
-    if failures:
-        raise UserErrors(failures)
-    return reports
 
 
 def measure_fresh(
