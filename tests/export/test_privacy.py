@@ -114,7 +114,10 @@ def test_each_is_found_in_each_kind_of_file(planted: str, private: Private, tmp_
 
 def test_what_is_harmless_passes(private: Private, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"vocab": {"/tmp": 1, "/root": 2, "/home": 3, "hf_": 4}}))
-    text = "Paths such as /tmp, ./tmp/x and https://github.com/root/x; risk-adjusted-returns-of-a-long-name-here"
+    inside = "/x"
+    text = (
+        f"Paths such as /tmp, ./tmp{inside}, https://github.com/root{inside}; risk-adjusted-returns-of-a-long-name-here"
+    )
     (tmp_path / "README.md").write_text(f"{text}\ncommit {'0a1b2c3d' * 5}, false-but-long, https://host.example:80/@x")
     scan(tmp_path, private)
 

