@@ -89,7 +89,8 @@ def stage(folder: Path, name: str) -> None:
     from rankwright.common.processes import Processes
     from rankwright.common.run_folder import RunFolder
     from rankwright.pipeline import mine as mine_stage
-    from rankwright.recipe.schema import Data, Dense, Mine, Model, Recipe
+    from rankwright.recipe.schema import Dense, Mine, Model, Recipe
+    from rankwright.recipe.sources import Data
 
     retriever, filters = STAGES[name]
     dense = Dense(model=str(folder / "encoder")) if retriever == "dense" else None

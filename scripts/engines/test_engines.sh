@@ -35,6 +35,7 @@ reads() {
     case $1 in
         transformers_js) echo onnx ;;
         *llama*) echo gguf ;;
+        libraries) echo hf onnx ;;
         *) echo hf ;;
     esac
 }

@@ -38,9 +38,10 @@ def main() -> None:
     if not parser.parse_args().write:
         print(table())
         return
+    # First, since the table is made from it.
+    (RECIPES / "schema.json").write_text(schema_text(), encoding="utf-8")
     readme = RECIPES / "README.md"
     readme.write_text(updated(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    (RECIPES / "schema.json").write_text(schema_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from typing import Any
 import jobs
 import pytest
 from format_fixtures import write_trec
+from typer.testing import CliRunner
 
 from rankwright.cli import data as data_check_output
 from rankwright.cli import data_check
+from rankwright.cli.main import app
 from rankwright.common.errors import UserError
 from rankwright.data.discovery import find_lines, find_sets, our_split, wanted_judgement, wanted_text
 from rankwright.recipe.loading import load_recipe
@@ -89,10 +91,10 @@ def test_a_recipe_is_checked_with_its_tokenizer_and_between_its_splits(tmp_path:
     assert list(check.statistics) == ["train", "test"]
     assert check.statistics["train"][0]["tokens"]["queries"]["cut"] > 20
     errors = [p.what for p in check.problems if p.level == "error"]
-    assert len(errors) == 1 and "are in test too: same query 1" in errors[0]
+    assert len(errors) == 1 and "is in test too: same query 1" in errors[0]
     check = data_check.check_recipe(load_recipe(str(recipe), ["data.on_leak=drop"]))
     assert check.count("error") == 0
-    assert any("1 queries are in test too, dropped by on_leak: drop" in p.what for p in check.problems)
+    assert any("1 query is in test too, dropped by on_leak: drop" in p.what for p in check.problems)
 
 
 def test_a_tokenizer_that_cannot_be_had_is_said(tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_exit_codes_and_json(tmp_path: Path) -> None:
     clean = jobs.write_set(tmp_path / "clean", "train", first=0, queries=5)
     done = jobs.rankwright("data", "check", clean, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
-    assert "clean: nothing found" in done.stdout
+    assert "clean: nothing found\nNext:\n    rankwright init " in done.stdout
     assert json.loads((tmp_path / "found.json").read_text())["statistics"]["train"][0]["queries"] == 5
     done = jobs.rankwright("data", "check", write_bad(tmp_path / "bad"))
     assert done.returncode == 2 and "corpus.jsonl:8: not JSON" in done.stdout and not done.stderr
@@ -173,7 +175,7 @@ def test_what_the_splits_of_a_path_share_is_a_fault(tmp_path: Path, capsys: pyte
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"query": "the same", "positives": [f"of {name}"]}))
     [problem] = [p for p in data_check.check_path(tmp_path, None, None).problems if p.level == "error"]
-    assert problem.what.startswith("data.train: 1 of 1 queries are in test too: same query 1")
+    assert problem.what.startswith("data.train: 1 of 1 query is in test too: same query 1")
     capsys.readouterr()
     assert not data_check.check_path(tmp_path, "test", None).problems
     # Where there is nothing to compare, nothing is said to be apart.
@@ -242,3 +244,14 @@ def test_places_in_lines_of_any_form(tmp_path: Path) -> None:
         3: "test.tsv:2",
         4: "a.jsonl:2",
     }
+
+
+@pytest.mark.parametrize("whole", [list, lambda rows: {"data": list(rows)}])
+def test_a_json_file_of_rows_is_data_and_one_of_a_recipe_is_a_recipe(tmp_path: Path, whole: Any) -> None:
+    path, runner = tmp_path / "rows.json", CliRunner()
+    path.write_text(json.dumps(whole([{"query": f"who pays {n}", "document": f"He pays {n}."} for n in range(4)])))
+    done = runner.invoke(app, ["data", "check", str(path)])
+    assert done.exit_code == 0 and "clean: nothing found" in done.output, done.output
+    path.write_text(json.dumps({"name": "a", "model": {"base": "b"}}))
+    refused = runner.invoke(app, ["data", "check", str(path)])
+    assert "data: missing" in str(refused.exception)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jobs
 import pytest
+import yaml
 
 from rankwright.cli.init import Wishes, init
 from rankwright.cli.show import describe_recipe
@@ -61,7 +62,7 @@ def test_a_folder_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     out = capsys.readouterr().out
     assert "rankwright check recipe.yaml\n    rankwright run recipe.yaml" in out
     recipe = loaded.recipe
-    assert recipe.name == "recipe" and recipe.bm25.code
+    assert recipe.name == "mine" and recipe.bm25.code
     assert [(s.name, s.path, s.split) for s in recipe.data.train] == [("mine", "mine/train", "train")]
     assert [(s.name, s.path, s.split) for s in recipe.data.test] == [("mine", "mine/test", "test")]
     assert "licence: own" in Path("recipe.yaml").read_text()
@@ -69,6 +70,23 @@ def test_a_folder_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     pairs = report["splits"]["train"][0]["tokens"]["judged_pairs"]
     # The budget holds what it says it holds.
     assert pairs["cut"] <= 0.1 * pairs["pairs"]
+
+
+def test_the_same_rows_in_two_formats_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    rows = [(f"question {i} of {i % 7}", f"text {i} about {j}", int(j == 0)) for i in range(20) for j in range(2)]
+    names = ("query", "document", "label")
+    (tmp_path / "shop").mkdir()
+    monkeypatch.chdir(tmp_path / "shop")
+    with Path("sales.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+    # The same rows in another order.
+    Path("sales.jsonl").write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows[::-1]))
+    loaded = write(Path(), output=Path("recipe.yaml"))
+    out = capsys.readouterr().out
+    assert "sales.csv and sales.jsonl hold the same rows, which count 2 times" in out
+    assert "sales.csv: columns used: query, document, label" in out and "a folder in BEIR layout" in out
+    assert loaded.recipe.name == "shop"
+    assert {s.name for s in loaded.recipe.data.train} == {"sales-csv", "sales-jsonl"}
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -93,9 +111,34 @@ def test_one_file_gets_a_test_set_taken_out(tmp_path: Path, monkeypatch: pytest.
     assert not loaded.recipe.bm25.code
     report = passes_check(loaded, tmp_path / "run")
     counts = {split: sum(row["queries"] for row in rows) for split, rows in report["splits"].items()}
-    assert counts == {"train": 135, "dev": 15, "test": 50}
+    assert counts == {"train": 126, "dev": 24, "test": 50}
     # Both have the whole corpus, so that the test set is not made easier.
     assert {row["documents"] for rows in report["splits"].values() for row in rows} == {90}
+
+
+def test_a_recipe_works_from_any_folder_and_moves_with_its_data(
+    tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, moved, elsewhere = (tmp_path / name for name in ("project", "moved", "elsewhere"))
+    shutil.copytree(tiny_qwen3, project / "bases" / "small")
+    for folder in (project / "recipes", elsewhere):
+        folder.mkdir()
+    for split in ("train", "test"):
+        groups_file(project / f"{split}.jsonl", FIXTURES / "legal" / split)
+    monkeypatch.chdir(project)
+    loaded = write(Path("train.jsonl"), Path("test.jsonl"), base="bases/small", output=Path("recipes/mine.yaml"))
+    written = yaml.safe_load(Path("recipes/mine.yaml").read_text())
+    assert written["model"]["base"] == "../bases/small" and written["data"]["train"][0]["path"] == "../train.jsonl"
+    here = Pipeline(loaded).inputs
+    before = (here.data, here.train, here.scores)
+    monkeypatch.chdir(elsewhere)
+    project.rename(moved)
+    there = Pipeline(load_recipe(moved / "recipes" / "mine.yaml")).inputs
+    assert (there.data, there.train, there.scores) == before
+    done = jobs.rankwright("mine", "../moved/recipes/mine.yaml", "mine.depth=5", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    # What is written lies where the command was given.
+    assert (elsewhere / "runs" / "mine" / "negatives.jsonl").is_file()
 
 
 def test_files_named_after_splits_and_one_that_is_not(tmp_path: Path, capsys: Any) -> None:
@@ -115,7 +158,7 @@ def test_a_leak_is_written_down(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text((tmp_path / "train.jsonl").read_text() + "\n" + first)
     loaded = write(tmp_path, output=tmp_path / "r.yaml")
     assert loaded.recipe.data.on_leak == "drop"
-    assert "1 of 201 queries are in test too: same query 1" in (tmp_path / "r.yaml").read_text()
+    assert "1 of 201 queries is in test too: same query 1" in (tmp_path / "r.yaml").read_text()
     assert passes_check(loaded, tmp_path / "run")["leakage"]
 
 
@@ -237,8 +280,8 @@ def test_the_command_and_a_run_of_what_it_wrote(tmp_path: Path) -> None:
     pipeline = Pipeline(loaded, RunFolder(tmp_path / "run"))
     pipeline.start()
     describe_recipe(loaded, pipeline.ledger(), offline=False)
-    # Two steps gain nothing, and the recipe asks for a gain over both.
-    with pytest.raises(GateRefused, match=r"(?s)tuned - base .* tuned - BM25 .* on dev nDCG@10 was"):
+    # Two steps gain nothing, and the recipe asks for a gain of the combination over the search.
+    with pytest.raises(GateRefused, match=r"(?s)combined - BM25 .* on dev nDCG@10 was"):
         pipeline.report()
     assert (tmp_path / "run" / "report.html").is_file()
     assert json.loads((tmp_path / "run" / "eval" / "fin" / "tuned" / "metrics.json").read_text())["queries"] == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import jobs
 import pytest
 
-from rankwright import read_collection
+from rankwright import Reranker, read_collection
 from rankwright.cli import data_check
 from rankwright.cli.init import Wishes, init
 from rankwright.common.errors import UserError
@@ -95,6 +96,26 @@ def workbook(path: Path) -> None:
     book.save(path)
 
 
+def spreadsheet(path: Path, separator: str, encoding: str) -> None:
+    """A table as Excel exports it on a German machine."""
+    rows = [["Frage", "Antwort", "Bewertung"], *((f"{q} \u2013 für Käufer?", d, x) for q, d, x in judged("ja", "nein"))]
+    text = "".join(separator.join(map(str, row)) + "\r\n" for row in rows)
+    path.write_bytes(text.encode(encoding))
+
+
+def joined(folder: Path, header: Sequence[Sequence[str]], names: Sequence[str], yes: object, no: object) -> None:
+    """Tables of queries, documents and labels, joined by ids."""
+    folder.mkdir()
+    sides: tuple[dict[str, int], dict[str, int]] = {}, {}
+    pairs = []
+    for query, text, label in judged(yes, no):
+        places = [side.setdefault(one, len(side)) for side, one in zip(sides, (query, text), strict=True)]
+        pairs.append([*places, label, "anna"])
+    for name, columns, side in zip(names, header, sides, strict=False):
+        write_csv(folder / name, columns, [[place, text, "2024-05-01"] for text, place in side.items()])
+    write_csv(folder / names[2], header[2], pairs)
+
+
 CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], dict[str, float]]] = {
     "booleans of a spreadsheet": (
         "table.csv",
@@ -156,6 +177,44 @@ CASES: dict[str, tuple[str, Callable[[Path], None], dict[str, str], dict[str, fl
         {"query": "data.query", "document": "data.text", "label": "annotations.0.result.0.value.choices"},
         {"Not relevant": 0, "Relevant": 1},
     ),
+    "CSV of a German Excel": (
+        "tabelle.csv",
+        lambda path: spreadsheet(path, ";", "cp1252"),
+        {"query": "Frage", "document": "Antwort", "label": "Bewertung"},
+        {"ja": 1, "nein": 0},
+    ),
+    "Unicode text of Excel": (
+        "tabelle.txt",
+        lambda path: spreadsheet(path, "\t", "utf-16"),
+        {"query": "Frage", "document": "Antwort", "label": "Bewertung"},
+        {"ja": 1, "nein": 0},
+    ),
+    "tables joined by ids": (
+        "shop",
+        lambda path: joined(
+            path,
+            [["id", "query", "created"], ["id", "text", "created"], ["query_id", "doc_id", "label", "annotator"]],
+            ["queries.csv", "documents.csv", "labels.csv"],
+            *(1, 0),
+        ),
+        {},
+        {},
+    ),
+    "German tables joined by ids": (
+        "laden",
+        lambda path: joined(
+            path,
+            [
+                ["AnfrageNr", "Anfrage", "Datum"],
+                ["DokId", "Inhalt", "Datum"],
+                ["AnfrageNr", "DokId", "Relevanz", "Wer"],
+            ],
+            ["Suchanfragen.csv", "Dokumente.csv", "Bewertungen.csv"],
+            *("ja", "nein"),
+        ),
+        {"document_id": "DokId"},
+        {"ja": 1, "nein": 0},
+    ),
     "an Excel workbook": (
         "table.xlsx",
         workbook,
@@ -204,6 +263,7 @@ def test_the_labels_are_those_of_the_file(tmp_path: Path, case: str) -> None:
     }
     for number in range(QUERIES):
         query, right, wrong = texts(number)
+        query += " \u2013 für Käufer?" if "of a German" in case or "Unicode" in case else ""
         assert found[query, right] > 0 and found[query, wrong] == 0
 
 
@@ -253,7 +313,7 @@ def test_rows_without_a_label_are_faults_and_not_relevant(tmp_path: Path) -> Non
         task["annotations"] = []
     (tmp_path / "tasks.json").write_text(json.dumps(tasks))
     named = {"query": "data.query", "document": "data.text", "label": "annotations.0.result.0.value.choices.0"}
-    with pytest.raises(UserError, match=r"has no label: .*\(16 lines like this\)"):
+    with pytest.raises(UserError, match=r"has no label: .*\(16 lines like this: "):
         read_collection(tmp_path / "tasks.json", name="s", columns=named, labels={"Relevant": 1, "Not relevant": 0})
 
 
@@ -301,6 +361,11 @@ def test_workbooks_that_cannot_be_read(tmp_path: Path) -> None:
     book.create_sheet("more").append(["query", "document"])
     book.save(tmp_path / "two.xlsx")
     assert "2 sheets have rows ('Sheet', 'more')" in fault(tmp_path / "two.xlsx")
+    wide = openpyxl.Workbook()
+    for row in (["query", "document"], ["a", "b", None], ["c", "d", "lost"]):
+        wide.active.append(row)
+    wide.save(tmp_path / "wide.xlsx")
+    assert "row 3: 3 cells, the header has 2 columns" in fault(tmp_path / "wide.xlsx")
     twice = openpyxl.Workbook()
     twice.active.append(["query", "query"])
     twice.save(tmp_path / "twice.xlsx")
@@ -312,3 +377,29 @@ def test_workbooks_that_cannot_be_read(tmp_path: Path) -> None:
     assert "\n" not in fault(tmp_path / "flipped.xlsx")
     (tmp_path / "old.xls.csv").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
     assert "old Excel workbook" in fault(tmp_path / "old.xls.csv")
+
+
+@pytest.mark.slow
+def test_german_tables_in_cp1252_become_an_export_whose_texts_are_right(tmp_path: Path, tiny_qwen3: Path) -> None:
+    header = [
+        ["AnfrageNr", "Anfrage", "Datum"],
+        ["DokId", "Inhalt", "Datum"],
+        ["AnfrageNr", "DokId", "Relevanz", "Wer"],
+    ]
+    names = ["Suchanfragen.csv", "Dokumente.csv", "Bewertungen.csv"]
+    joined(tmp_path / "Größe", header, names, "ja", "nein")
+    for name in names:
+        text = (tmp_path / "Größe" / name).read_text(encoding="utf-8")
+        german = text.replace("what does", "für wen gilt \u2013").replace("must be", "müsse").replace(",", ";")
+        (tmp_path / "Größe" / name).write_bytes(german.encode("cp1252"))
+    done = jobs.rankwright("init", "Größe", "-o", "recipe.yaml", "--base", tiny_qwen3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("read as cp1252, a guess") == 2
+    settings = ["train.max_steps=2", "train.groups_per_step=2", "mine.depth=10", "evaluate.depth=8", "gate=null"]
+    done = jobs.rankwright("run", "recipe.yaml", *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "Grosse"
+    rows = [json.loads(line) for line in (run / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows and all(row["query"].startswith("für wen gilt \u2013 rule") for row in rows)
+    scores = Reranker.load(str(run / "export" / "hf")).score(rows[0]["query"], ["Es müsse so sein.", "Nein."])
+    assert len(scores) == 2 and all(map(math.isfinite, scores))

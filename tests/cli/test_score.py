@@ -17,7 +17,7 @@ import pandas
 import pytest
 
 from rankwright.cli import main as cli
-from rankwright.cli.models import read_documents
+from rankwright.cli.models import read_documents, read_scores
 from rankwright.common.errors import UserError
 
 ROWS = [{"text": "first"}, {"title": "T", "text": "body"}, {"title": "", "text": "a[i]"}]
@@ -39,6 +39,7 @@ READ: dict[str, tuple[bytes, list[str]]] = {
     "array.txt": (b'["a", "b"]\n', ['["a", "b"]']),
     "number.txt": (b"1\n2\n", ["1", "2"]),
     "one-line.txt": ("a\u2028b\x0cc\n".encode(), ["a\u2028b\x0cc"]),
+    "utf16.txt": ("ab\nç\n".encode("utf-16"), ["ab", "ç"]),
     "empty-text.jsonl": (b'{"text": ""}\n{"text": "x"}\n', ["", "x"]),
 }
 REFUSED: dict[str, tuple[bytes, str]] = {
@@ -53,7 +54,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "line.jsonl": (b'{"text": "a"}\nb\n', ":2: not JSON"),
     "half.jsonl": (b'{"text": "\\ud800"}\n', ":1: `text`"),
     "binary.txt": (b"\x80\x81\xff\n", ":1: not UTF-8"),
-    "utf16.txt": ("ab\n".encode("utf-16"), ":1: not UTF-8"),
     "zip.jsonl": (b"PK\x03\x04rest", ":1: a zip archive"),
     "cut.jsonl.gz": (gzip.compress(JSONL * 50)[:-20], "damaged gzip file"),
 }
@@ -153,3 +153,35 @@ def test_markup_in_documents_is_shown_as_it_is(tmp_path: Path, tiny_qwen3: Path)
     shown: Any = done.stdout.decode("ascii")
     for text in ("a[i] * b[i]", "//div[/span]", "[bold]x[/bold]", r"\x1b[31mred", r"\xe9t\xe9"):
         assert text in shown
+
+
+def test_scores_of_the_first_stage(tmp_path: Path) -> None:
+    path = tmp_path / "scores.txt"
+    path.write_bytes(b"\xef\xbb\xbf12.5\n\n -1e3 \r\n0")
+    assert read_scores(path, 4) == [12.5, None, -1000.0, 0.0]
+    for text, fault in (
+        ("1\n2\n", ": 2 lines for 3 documents: give one for each, empty where the search did not find it"),
+        ("1\n2,5\n3\n", ":2: '2,5' is not a finite number"),
+        ("1\n2\nnan\n", ":3: 'nan' is not a finite number"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=re.escape(f"--first-stage-scores: {path}{fault}")):
+            read_scores(path, 3)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_scores(path, 1)
+    with pytest.raises(UserError, match="no such file"):
+        read_scores(tmp_path / "none", 1)
+
+
+def test_a_ranking_shows_both_scores_and_what_they_were_combined_by(tiny_qwen3: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("A bond is a loan.\nThe river rises.\nprint(item)\n")
+    (tmp_path / "s.txt").write_text("3.5\n\n1.25\n")
+    done = jobs.rankwright(
+        *("score", tiny_qwen3, "--mode", "portable", "-q", "what is a bond?", "-d", tmp_path / "d.txt"),
+        *("--first-stage-scores", tmp_path / "s.txt"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"rank +score +probability +first stage +combined +document +text", done.stdout)
+    assert "3.5000" in done.stdout and "1.2500" in done.stdout
+    assert "combined: this model carries no weight below 1, so its own score decides" in done.stdout

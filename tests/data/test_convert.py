@@ -177,7 +177,7 @@ def test_the_command(tmp_path: Path) -> None:
     done = run("--to", "flagembedding", "--columns", "query=question", "--columns", "positives=answer")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out.jsonl").read_text())["pos"] == ["a, b"]
-    assert "out.jsonl: 1 rows" in done.stdout
+    assert "out.jsonl: 1 row" in done.stdout
     again = run("--to", "flagembedding")
     assert again.returncode == 2 and "is there already" in again.stderr
     assert "must be OURS=THEIRS" in run("--to", "pairs", "--columns", "query").stderr

@@ -19,7 +19,7 @@ from rankwright.data.formats.reading import Faults, kind_of
 from rankwright.data.sources import Located, read_all
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Source
+from rankwright.recipe.sources import Source
 
 GOOD_CORPUS = ['{"_id": "d", "text": "good"}', '{"_id": "e", "text": "also good"}']
 GOOD_QUERIES = ['{"_id": "q", "text": "good?"}']
@@ -122,7 +122,7 @@ def test_beir_rows_in_are_rows_kept_and_rows_dropped(corpus: list[str], queries:
     with tempfile.TemporaryDirectory() as root:
         folder = beir(Path(root) / "set", *files)
         read = read_collection(folder, name="set", split="train", say=said.append, faults=faults)
-        repeats = sum(int(line.split(": ")[1].split()[0]) for line in said if "repeated judgements" in line)
+        repeats = sum(int(line.split(": ")[1].split()[0]) for line in said if "repeated judgement" in line)
         kept = len(read.corpus) + len(read.queries) + sum(map(len, read.qrels.values())) + repeats
         assert rows_in == kept + faults.rows_dropped
         assert faults.rows_dropped == sum(d.count for d in faults.dropped)
@@ -195,7 +195,7 @@ def test_what_is_dropped_is_said_and_recorded_by_file_and_kind(tmp_path: Path) -
     ]
     assert dropped[0]["examples"][0].startswith(f"{tmp_path}/corpus.jsonl:3: not JSON")
     assert f"{tmp_path}/corpus.jsonl: 2 rows dropped, not JSON; first: {tmp_path}/corpus.jsonl:3" in said[0]
-    assert said[-1].endswith("1 queries, 1 judgements, 3 rows with faults dropped")
+    assert said[-1].endswith("1 query, 1 judgement, 3 rows with faults dropped")
     with pytest.raises(UserErrors, match=r"corpus\.jsonl:3"):
         read_all([located(tmp_path)], said.append)
 
@@ -241,7 +241,7 @@ def test_a_run_drops_counts_and_goes_back_to_stopping(
     with pytest.raises(UserError, match=r"corpus\.jsonl:31: not JSON"):
         mine(recipe)
     run = mine(recipe, "data.on_fault=drop")
-    assert "1 rows dropped, not JSON" in capsys.readouterr().out
+    assert "1 row dropped, not JSON" in capsys.readouterr().out
     report = json.loads((run.path / "data_report.json").read_text())
     [row] = report["dropped"]
     assert (row["set"], row["split"], row["kind"], row["count"]) == ("one", "train", "not JSON", 1)

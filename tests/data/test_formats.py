@@ -13,7 +13,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.hashing import content_id
 from rankwright.data.formats.read import read_collection
 from rankwright.data.sources import locate
-from rankwright.recipe.schema import Source
+from rankwright.recipe.sources import Source
 
 
 def messages(path: Path, **options: Any) -> list[str]:
@@ -105,7 +105,7 @@ def test_folders_of_files_by_split(tmp_path: Path) -> None:
     said: list[str] = []
     read = read_collection(tmp_path, name="set", split="train", say=said.append)
     assert len(read.queries) == len(expected("pairs").queries) + 1
-    assert said[0] == f"{tmp_path}: 2 file(s) of split 'train' read, 1 of other names left out"
+    assert said[0] == f"{tmp_path}: 2 files of split 'train' read, 1 of other names left out"
     assert plain(read_collection(tmp_path, name="set", split="test")) == expected("triplets")
 
 
@@ -199,7 +199,7 @@ def test_a_score_without_a_label_is_not_guessed(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "set.jsonl", [{"query": "one", "answer": text, "score": 0.5} for text in "ab"])
     [message] = messages(path)
     assert message.startswith("set.jsonl:1: a score that is not a whole number: is it a label or a teacher's?")
-    assert message.endswith("(2 lines like this)")
+    assert "(2 lines like this: " in message
     read = read_collection(path, name="set", columns={"label": "score"})
     assert set(read.qrels[content_id("one")].values()) == {0.5}
     whole = write_rows(

@@ -13,7 +13,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.hashing import content_id
 from rankwright.data.formats.read import read_collection
 from rankwright.data.sources import locate_all
-from rankwright.recipe.schema import Data, Source
+from rankwright.recipe.sources import Data, Source
 
 
 def messages(path: Path, **options: Any) -> list[str]:

@@ -17,7 +17,7 @@ from rankwright.data.formats.hub import read_hub
 from rankwright.data.formats.reading import Faults, Reading, Say, log_say
 from rankwright.data.sources import Located
 from rankwright.data.sources import read as read_source
-from rankwright.recipe.schema import Source
+from rankwright.recipe.sources import Source
 
 CORPUS = [
     {"_id": "d1", "title": "Alpha", "text": "first", "language": "en"},
@@ -86,7 +86,7 @@ def test_configurations_of_a_readme(tmp_path: Path, end: str) -> None:
     assert found.corpus == {"d1": "Alpha\nfirst", "d2": "second"}
     assert found.queries == {"q1": "one"}
     assert found.qrels == {"q1": {"d1": 1.0, "d2": 0.0}}
-    assert said == [f"{tmp_path}/default/test: 1 of 2 queries are of other splits: left out"]
+    assert said == [f"{tmp_path}/default/test: 1 of 2 queries is of this split"]
     assert read(tmp_path, split="train").qrels == {"q2": {"d2": 2.0}}
 
 

@@ -204,7 +204,7 @@ def test_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     keep_apart(train, [], test, on_leak="drop", say=console.say)
     assert "leakage: 2 of 3 train queries dropped: same query 1 (mine/1 = held/8)" in capsys.readouterr().out
-    with pytest.raises(UserErrors, match="set 'mine': all 1 queries are in test too"):
+    with pytest.raises(UserErrors, match="set 'mine': its only query is in test too"):
         keep_apart([one_set("mine", {"1": "same"})], [], test, on_leak="drop", say=console.say)
 
 

@@ -14,7 +14,7 @@ import yaml
 from rankwright.cli.data import list_sets
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.data.licences.derived import derive, ledger_json
-from rankwright.data.licences.ledger import Input, Roles, faults, make_inputs, warning
+from rankwright.data.licences.ledger import Input, Roles, Use, faults, make_inputs, warning
 from rankwright.data.licences.terms import find_model, find_term, known, read_statements, state, strictest
 from rankwright.data.sources import locate_all
 from rankwright.pipeline.stages import Pipeline
@@ -75,7 +75,7 @@ NEMOTRON = "nvidia/llama-nemotron-rerank-1b-v2"
 BGE = {"name": "bge", "kind": "bge", "model": "BAAI/bge-reranker-v2-gemma"}
 CASES = [
     Case("permissive", "apache-2.0"),
-    Case("own data", "apache-2.0", train=(OWN,)),
+    Case("own data", "other: proprietary", train=(OWN,)),
     Case("share-alike data", "cc-by-sa-4.0", train=(FREE, SHARE_ALIKE)),
     Case("share-alike evaluation data", "apache-2.0", test=(SHARE_ALIKE,)),
     Case("two versions of share-alike", "cc-by-sa-4.0", train=({**FREE, "licence": "cc by sa 3.0"}, SHARE_ALIKE)),
@@ -341,8 +341,49 @@ def test_two_decisions_about_one_input_under_two_of_its_names(tmp_path: Path) ->
 def test_without_a_rule_there_is_one_line_of_warning(tmp_path: Path) -> None:
     recipe, inputs = inputs_of(Case("", "", train=(NON_COMMERCIAL, UNKNOWN), test=(NC_SHARE_ALIKE,)), tmp_path)
     line = warning(inputs, recipe.licence)
-    assert line is not None and "nc (no: CC-BY-NC-4.0), unknown (unknown: unknown)" in line and "ncsa" not in line
+    assert line is not None and "commercial use: nc (no: CC-BY-NC-4.0); sources" in line and "ncsa" not in line
+    assert line.endswith(". Also, no licence is stated for unknown: write `licence: NAME` there")
     assert faults(inputs, recipe.licence) == []
+
+
+def of(name: str, kind: str, use: Use, licence: str | None) -> Input:
+    return Input(name, kind, f"hub {name}", None, (use,), known([state(licence, "x")] if licence else []))
+
+
+BASES = ("Apache-2.0", "CC0-1.0", "MIT", "CC-BY-NC-4.0")
+# The licences of the training sets -> the licence of the weights, for each of BASES.
+COMBINED: dict[tuple[str | None, ...], tuple[str, str, str, str]] = {
+    ("own",): (*["other: proprietary"] * 3, "other: cc-by-nc-4.0-and-proprietary"),
+    (None,): ("unknown",) * 4,
+    ("own", None): ("unknown",) * 4,
+    ("CC0-1.0",): ("apache-2.0", "cc0-1.0", "mit", "cc-by-nc-4.0"),
+    ("CC-BY-4.0",): ("apache-2.0", "cc-by-4.0", "mit", "cc-by-nc-4.0"),
+    ("CC-BY-NC-4.0",): ("cc-by-nc-4.0",) * 4,
+    ("CC-BY-SA-4.0",): (*["cc-by-sa-4.0"] * 3, "other: cc-by-nc-4.0-and-cc-by-sa-4.0"),
+    ("own", "CC-BY-4.0"): (*["other: proprietary"] * 3, "other: cc-by-nc-4.0-and-proprietary"),
+    ("own", "CC-BY-NC-4.0"): ("other: cc-by-nc-4.0-and-proprietary",) * 4,
+    ("own", "CC-BY-SA-4.0"): (
+        *["other: cc-by-sa-4.0-and-proprietary"] * 3,
+        "other: cc-by-nc-4.0-and-cc-by-sa-4.0-and-proprietary",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sets", "expected"), COMBINED.items())
+def test_a_base_beside_training_sets(sets: tuple[str | None, ...], expected: tuple[str, ...]) -> None:
+    for base, licence in zip(BASES, expected, strict=True):
+        found = derive([of("base", "base", "base", base), *(of(str(s), "data set", "train", s) for s in sets)])
+        assert (f"other: {found.name}" if found.hub == "other" else found.hub) == licence, (base, sets)
+        assert ("CC-BY-4.0" in sets) == any("CC-BY-4.0: CC-BY-4.0" in line for line in found.attribution)
+        contradict = "own" in sets and "CC-BY-SA-4.0" in sets
+        assert contradict == any("contradict each other" in sentence for sentence in found.why)
+
+
+def test_an_own_teacher_or_test_set_leaves_the_licence_of_the_base() -> None:
+    uses: list[tuple[str, Use]] = [("teacher", "distil"), ("data set", "evaluate"), ("data set", "mine")]
+    for kind, use in uses:
+        found = derive([of("base", "base", "base", "MIT"), of("ours", kind, use, "own")])
+        assert (found.hub, found.name) == ("mit", None)
 
 
 def test_a_local_set_without_a_licence_is_a_note(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rankwright.data.collection import Collection
 from rankwright.data.sources import as_stated, limited
-from rankwright.recipe.schema import Source
+from rankwright.recipe.sources import Source
 from rankwright.training.mixture import Draw, Mixture
 
 WEIGHTS = st.one_of(

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, UserErrors
 from rankwright.data.formats.read import read_collection
-from rankwright.data.formats.reading import choose_split
+from rankwright.data.formats.reading import Faults, choose_split
 
 DATA = Path(os.environ.get("RANKWRIGHT_DATA", Path(__file__).parents[3] / "shared/data"))
 CORPUS = [
@@ -52,7 +52,10 @@ def test_layout_of_beir_keeps_the_queries_of_the_split_and_counts_the_rest(tmp_p
     assert read.queries == {"q1": "one", "q2": "two"}
     assert read.qrels == {"q1": {"d1": 1.0, "d2": 0.0}, "q2": {"3": 2.0}}
     assert read.name == "set"
-    assert [line.split(": ", 1)[1] for line in said] == ["1 of 3 queries are of other splits: left out"]
+    assert [line.split(": ", 1)[1] for line in said] == ["1 of 3 queries is judged in no split: left out"]
+    write(tmp_path / "qrels" / "train.tsv", QRELS.replace("q1", "q3").replace("q2", "q3"))
+    said.clear()
+    assert len(read_collection(tmp_path, name="set", split="test", say=said.append).queries) == 2 and not said
 
 
 @pytest.mark.parametrize("end", ["", ".gz"])
@@ -64,7 +67,7 @@ def test_flat_layout_keeps_all_queries_of_its_file(tmp_path: Path, end: str) -> 
     read = read_collection(tmp_path, name="set", split="dev", say=said.append)
     assert list(read.queries) == ["q1", "q2", "q3"]
     assert read.qrels == {"q1": {"d1": 1.0, "d2": 0.0}, "q2": {"3": 2.0}}
-    assert [line.split(": ", 1)[1] for line in said] == ["1 of 3 queries have no judgement"]
+    assert [line.split(": ", 1)[1] for line in said] == ["1 of 3 queries without a judgement"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,8 @@ def test_labels_that_are_no_numbers(tmp_path: Path) -> None:
 def test_missing_columns_name_those_that_are_there_once(tmp_path: Path) -> None:
     found = messages(beir(tmp_path, corpus=[{"_id": str(i), "texts": "x", "url": ""} for i in range(50)]))
     assert found == [
-        "corpus.jsonl:1: no column `text`, did you mean 'texts'?; columns found: _id, texts, url (50 lines like this)"
+        "corpus.jsonl:1: no column `text`, did you mean 'texts'?; columns found: _id, texts, url "
+        "(50 lines like this: 1, 2, 3, 4, 5, ...)"
     ]
 
 
@@ -134,19 +138,29 @@ def test_a_header_with_other_names(tmp_path: Path) -> None:
     ]
 
 
-def test_twenty_faults_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
+def test_faults_of_one_kind_take_one_message_and_the_rest_is_counted(tmp_path: Path) -> None:
     found = messages(beir(tmp_path, corpus="{\n" * 45))
-    assert len(found) == 21
-    assert found[-1] == "and 25 more faults"
+    assert len(found) == 1 and found[0].startswith("corpus.jsonl:1: not JSON")
+    assert found[0].endswith("(45 lines like this: 1, 2, 3, 4, 5, ...)")
+    # Three have a message each.
+    found = messages(beir(tmp_path, corpus="{\n" * 3))
+    assert [line.split(": ")[0] for line in found] == [f"corpus.jsonl:{n}" for n in (1, 2, 3)]
+    # Kinds of their own.
+    faults = Faults()
+    for n in range(45):
+        faults.add("a", n, f"{'x' * n} is wrong")
+    with pytest.raises(UserErrors) as caught:
+        faults.check()
+    assert len(caught.value.messages) == 21 and caught.value.messages[-1] == "and 25 more faults"
 
 
 def test_judgements_of_what_is_not_there_are_fatal(tmp_path: Path) -> None:
     rows = "".join(f"q1\tx{i}\t1\n" for i in range(7))
     found = messages(beir(tmp_path, qrels=QRELS + rows + "q9\td1\t1\n"))
     assert found == [
-        "qrels/test.tsv:5: 7 judgement(s) name a document that is not in the corpus: 'x0', 'x1', 'x2', 'x3', 'x4' "
+        "qrels/test.tsv:5: 7 judgements name a document that is not in the corpus: 'x0', 'x1', 'x2', 'x3', 'x4' "
         "and 2 more. Add the missing rows to the corpus, or remove the judgements",
-        "qrels/test.tsv:12: 1 judgement(s) name a query that is not in the queries: 'q9'. Add the missing rows to "
+        "qrels/test.tsv:12: 1 judgement names a query that is not in the queries: 'q9'. Add the missing rows to "
         "the queries, or remove the judgements",
     ]
 
@@ -158,7 +172,7 @@ def test_judgements_that_disagree_and_repeat(tmp_path: Path) -> None:
     ]
     said: list[str] = []
     read_collection(beir(tmp_path, qrels=QRELS + "q1\td1\t1\n"), name="set", split="test", say=said.append)
-    assert "1 repeated judgements read once" in said[0]
+    assert "1 repeated judgement read once" in said[0]
 
 
 def test_no_relevant_document(tmp_path: Path) -> None:
@@ -189,11 +203,13 @@ def test_a_file_twice(tmp_path: Path) -> None:
 
 def test_not_utf8_and_damaged_gzip(tmp_path: Path) -> None:
     beir(tmp_path)
-    (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "d1", "text": "a"}\n{"_id": "d2", "text": "caf\xe9"}\n')
+    (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "d1", "text": "\xc3\xa9"}\n{"_id": "d2", "text": "caf\xe9"}\n')
     (tmp_path / "queries.jsonl").unlink()
     (tmp_path / "queries.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "q1", "text": "a"}\n' * 9)[:-9])
     found = messages(tmp_path)
-    assert found[0] == "corpus.jsonl:2: not UTF-8 at byte 26 of the line: save the file as UTF-8"
+    assert found[0].startswith(
+        "corpus.jsonl:2: not UTF-8 at byte 26 of the line: save the file as UTF-8, or give `encoding:"
+    )
     assert any(line.startswith("queries.jsonl.gz:") and "damaged gzip" in line for line in found)
 
 

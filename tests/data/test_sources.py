@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rankwright.common.errors import UserErrors
 from rankwright.data.sources import locate_all
-from rankwright.recipe.schema import Data
+from rankwright.recipe.sources import Data
 
 
 def data_of(folder: Path, **entry: str) -> Data:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rankwright.data.collection import Collection
 from rankwright.data.statistics import conflicts, counts, encoding_faults, findings, text_facts
 from rankwright.model.lengths import document_lengths, percentiles, token_report
-from rankwright.pipeline.data import cut_warning
+from rankwright.pipeline.data import cut_sentence, cut_warning
 
 TEXTS = st.sampled_from(
     ["", " ", "one bond", "One  BOND", "a loan", "the court held", "court", "caf\ufffd", "\x07 bell"]
@@ -147,13 +148,42 @@ def test_what_is_cut_is_what_the_encoder_cuts(tiny_qwen3: Path) -> None:
     )
     assert enough["judged_pairs"]["cut"] <= 0.01 * 44 < less["judged_pairs"]["cut"]
     assert cut_warning(report | {"judged_pairs": report["judged_pairs"] | {"p99": p99}}) == (
-        f"{cut / 44:.0%} of the judged pairs are cut; prompt.max_tokens={p99} would cut 1 %"
+        f"{cut / 44:.0%} of the judged pairs are cut; prompt.max_tokens={p99} would cut 1 %, and "
+        "prompt.long_documents=max or =blocks reads what lies beyond"
     )
+    # What is read in windows is not cut.
+    assert cut_warning(report | {"long_documents": "max"}) == ""
     assert cut_warning(enough) == ""
     lengths = sorted(len(ids) for ids in encoder.encode_documents(list(corpus.values())))
     assert [report["documents"][p] for p in ("p50", "p90", "p99", "max")] == [lengths[5], lengths[9], *lengths[-1:] * 2]
     longer = [q for q in queries.values() if encoder.encode_head(q)[1]]
     assert report["queries"]["cut"] == len(longer) > 0 and report["queries"]["tokens_lost"] > 0
+
+
+def test_relevant_documents_beyond_the_budget_and_what_a_cut_loses(tiny_qwen3: Path) -> None:
+    encoder = encoder_of(tiny_qwen3, 300, 20)
+    filler = "The river rises in the mountains in spring. " * 200
+    answer = "It pays interest until it matures."
+    corpus = {
+        "early": f"{answer} {filler}",
+        "late": f"{filler} {answer} {filler}",
+        "short": answer,
+        "other": filler,
+        "unjudged": filler * 2,
+    }
+    queries = {"q": "what pays interest?", "n": "zebra"}
+    qrels = {"q": dict.fromkeys(("early", "late", "short"), 1.0), "n": {"other": 2.0, "early": 0.0}}
+    collection = Collection("s", corpus, queries, qrels, answers={"q": answer, "n": "nowhere"})
+    report = token_report(collection, encoder, document_lengths(corpus, encoder, lambda count: None))
+    expected = {"pairs": 4, "beyond": 3, "looked": 3, "best_known": 2, "best_cut": 1}
+    assert report["relevant_pairs"] == {**expected, "answers_known": 2, "answers_cut": 1}
+    assert cut_sentence(report).endswith(
+        "; 3 of 4 relevant documents are beyond the budget, the block that BM25 finds best for the query lies beyond a "
+        "cut in 1 of 2, the answer lies beyond a cut in 1 of 2"
+    )
+    plain = replace(collection, answers={})
+    report = token_report(plain, encoder, document_lengths(corpus, encoder, lambda count: None))
+    assert report["relevant_pairs"] == {**expected, "answers_known": 0, "answers_cut": 0}
 
 
 def test_a_sets_own_instruction_leaves_less_room(tiny_qwen3: Path) -> None:

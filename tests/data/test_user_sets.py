@@ -12,7 +12,7 @@ from rankwright.common.errors import UserError
 from rankwright.data.formats.reading import Faults
 from rankwright.data.sources import locate, read, read_all
 from rankwright.data.statistics import findings, text_facts
-from rankwright.recipe.schema import Source
+from rankwright.recipe.sources import Source
 
 # Queries, judged relevant, judged not relevant.
 Counts = tuple[int, int, int]
@@ -105,7 +105,7 @@ SETS: dict[str, tuple[dict[str, str], dict[str, Any], Counts | str]] = {
     "a text where a list must be": (
         {"a.jsonl": lines(*[{"query": "q", "positives": "p", "negatives": ["n"]}] * 30)},
         {},
-        r":1: `positives` has type str, needs a list: `columns: \{positives: positives\}` .* \(30 lines like this\)",
+        r":1: `positives` has type str, needs a list: `columns: \{positives: positives\}` .* \(30 lines like this: ",
     ),
     "the same, by that advice": (
         {"a.jsonl": lines({"query": "q", "positives": "p", "negatives": ["n"]})},
@@ -139,7 +139,7 @@ SETS: dict[str, tuple[dict[str, str], dict[str, Any], Counts | str]] = {
     "a list as Python writes it": (
         {"a.csv": CSV + "".join(f"q{n},\"['a', 'b']\"\n" for n in range(30))},
         {},
-        r":2: `answer` holds a list as Python writes it: write lists as JSON.*\(30 lines like this\)",
+        r":2: `answer` holds a list as Python writes it: write lists as JSON.*\(30 lines like this: ",
     ),
     "a document that looks like one": (
         {"a.csv": CSV + 'q,"[""[\'a\']""]"\nr,x\n'},

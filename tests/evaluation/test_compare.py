@@ -23,7 +23,8 @@ from rankwright.common.stats import holm, paired_difference, randomisation_test
 from rankwright.evaluation import compare as comparing
 from rankwright.evaluation.compare import Comparison
 from rankwright.evaluation.evaluate import first_stage_run, measure, write_evaluation
-from rankwright.evaluation.runs import evaluate_command, experiment_of, run_names
+from rankwright.evaluation.metrics import LINEAR, Scale
+from rankwright.evaluation.runs import experiment_of, run_names
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, write_candidates
@@ -44,6 +45,7 @@ def make_run(
     base_skill: float = 0.2,
     measures: Sequence[str] = MEASURES,
     relevant: str = "d7",
+    scale: Scale = LINEAR,
     **sections: Any,
 ) -> Path:
     """A run folder as `rankwright evaluate` leaves it, of models that see a relevant document with some skill."""
@@ -66,8 +68,8 @@ def make_run(
         }
         qrels = {q: {relevant: 1.0} for q in queries}
         for system, scores in runs.items():
-            measured = measure(scores, qrels, queries, measures)
-            facts = {"depth": depth, "inputs": inputs[system]}
+            measured = measure(scores, qrels, queries, measures, scale)
+            facts = {"depth": depth, "inputs": inputs[system], **scale.as_json()}
             write_evaluation(place / system, scores, measured, tag=system, facts=facts)
     made_with = {"experiment": experiment_of(json.loads(recipe_json(recipe))), "seed": seed}
     run.finish("evaluate", content_hash(inputs), seconds=1.0, systems=list(inputs), system_inputs=inputs, **made_with)
@@ -250,6 +252,20 @@ def test_sets_measures_depths_and_lists_that_differ_are_said(tmp_path: Path, goo
         compared(good, apart)
 
 
+def test_runs_to_which_labels_mean_different_things_are_not_compared(tmp_path: Path, good: Path) -> None:
+    scale = Scale(1, {0: 0, 1: 2})
+    other = make_run(tmp_path / "gains", skill=0.9, scale=scale)
+    with pytest.raises(UserError) as caught:
+        compared(good, other)
+    assert str(caught.value) == (
+        "good and gains cannot be compared: labels mean different things to their measures (relevant from label 1, "
+        "each label its own gain; relevant from label 1, gains {0: 0, 1: 2}): evaluate both with the same "
+        "evaluate.relevance_level and evaluate.gains"
+    )
+    same = compared(other, make_run(tmp_path / "too", skill=0.1, scale=scale))
+    assert same.measure == "nDCG(gains={1: 2})@10" == compare_output.as_json(same)["measure"]
+
+
 def test_other_judgements_are_said(tmp_path: Path, good: Path) -> None:
     other = make_run(tmp_path / "other", skill=0.3, relevant="d3")
     (note,) = compared(good, other).sets["one"].notes
@@ -365,7 +381,7 @@ def test_an_unfinished_evaluation_is_one_line(
 
 
 def test_the_command_without_a_record(tmp_path: Path) -> None:
-    assert evaluate_command(tmp_path) == f"rankwright evaluate RECIPE run_dir={tmp_path}"
+    assert RunFolder(tmp_path).command("evaluate") == f"rankwright evaluate RECIPE run_dir={tmp_path}"
 
 
 def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good: Path, weak: Path) -> None:
@@ -396,7 +412,7 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
 
 def test_a_mistake_is_a_line_and_exit_code_2(tmp_path: Path, good: Path) -> None:
     for arguments, said in (
-        ([good, tmp_path / "nosuch"], "not a run folder"),
+        ([good, tmp_path / "nosuch"], "no such folder"),
         ([good, good], "given twice"),
         ([], "RUN"),
     ):

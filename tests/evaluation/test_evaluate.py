@@ -65,6 +65,14 @@ def test_a_limit_takes_a_fixed_part(count: int, limit: int, seed: int, random: o
     assert set(chosen.query_ids) <= set(choose_queries(collection, limit=limit + 1, seed=seed).query_ids)
 
 
+def test_the_relevance_level_decides_which_queries_count() -> None:
+    qrels = {"q0": {"d": 1.0}, "q1": {"d": 2.0}, "q2": {"d": -1.0}}
+    graded = Collection("set", {"d": "text"}, dict.fromkeys(qrels, "?"), qrels)
+    assert choose_queries(graded, limit=None, seed=0).query_ids == ("q0", "q1")
+    chosen = choose_queries(graded, limit=None, seed=0, level=2)
+    assert (chosen.query_ids, chosen.without_relevant) == (("q1",), 2)
+
+
 def test_another_seed_takes_another_part() -> None:
     parts = {choose_queries(of(90), limit=10, seed=seed).query_ids for seed in range(5)}
     assert len(parts) == 5

@@ -7,15 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import ir_measures
 import jobs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_encoder import make_tiny_encoder
 
+from rankwright.cli.data_check import check_recipe
+from rankwright.recipe.loading import load_recipe
 from rankwright.rerankers.score_blocks import BLOCK_PAIRS, BlockScores, _facts
 from rankwright.rerankers.scorer import Scorer
-from rankwright.retrieval.candidates import Candidate
+from rankwright.retrieval.candidates import Candidate, ranked
 from rankwright.retrieval.run_file import read_trec_run, write_trec_run
 
 TIMES = ("pairs_per_s", "seconds")
@@ -59,12 +62,12 @@ def test_a_system_more_keeps_the_others(
     done = jobs.rankwright("evaluate", *arguments)
     assert done.returncode == 0, done.stderr
     kept = [line.split(":")[0] for line in done.stdout.splitlines() if line.endswith("unchanged, kept")]
-    assert kept == ["bm25", "base", "tuned"]
+    assert kept == ["bm25", "base", "tuned", "combined"]
     assert "documents that are not in the corpus, left out 1; queries that are not in the file 1" in done.stdout
     assert "held-out run: nDCG@10" in done.stdout and "queries without candidates (they count 0): 1" in done.stdout
     header = next(line for line in done.stdout.splitlines() if "test set" in line and "┃" in line)
     assert [c.strip() for c in header.split("┃")[1:8]] == [
-        *("test set", "queries", "BM25", "dense", "fusion", "run file", "best possible"),
+        *("test set", "queries", "BM25", "dense", "fusion", "run file", "at best"),
     ]
     # Other lists: the rerankers are scored again, and say on whose lists.
     done = jobs.rankwright("evaluate", *arguments, "evaluate.first_stage=run", "--only", "run,base")
@@ -209,6 +212,7 @@ def faults(recipe: Path, *settings: object) -> list[str]:
     return done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_what_evaluation_would_refuse_is_refused_before_training(tiny_qwen3: Path, tmp_path: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3)
     # A run file that has some queries of the set, and none of those that are evaluated.
@@ -220,3 +224,68 @@ def test_what_evaluation_would_refuse_is_refused_before_training(tiny_qwen3: Pat
     assert faults(recipe) == [
         "error: set 'held-out': the ids 'a b' and 'a%20b' are the same text in a run file: rename one",
     ]
+
+
+HARD = ["evaluate.relevance_level=2", "evaluate.gains={0: 0, 1: 0, 2: 1}"]
+
+
+@pytest.mark.slow
+def test_levels_and_gains_are_those_of_ir_measures_in_a_run(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """Half of the queries have a label of 2, the others only one of 1."""
+    recipe = jobs.job(tmp_path, tiny_qwen3)
+    qrels = tmp_path / "sets" / "held-out" / "qrels" / "test.tsv"
+    # A document judged 1 beside the relevant one, and a negative label.
+    qrels.write_text(qrels.read_text() + "q41\td40\t1\nq43\td42\t1\nq45\td44\t-1\n")
+    done = jobs.rankwright("evaluate", recipe, *HARD, "--only", "bm25")
+    assert done.returncode == 0, done.stderr
+    assert "6 of 12 queries, 6 without a relevant document (a label of 2 or more) left out" in done.stdout
+    assert "nDCG(gains={1: 0, 2: 1})@10 on the test queries" in done.stdout
+    folder = tmp_path / "run" / "eval" / "held-out" / "bm25"
+    found = json.loads((folder / "metrics.json").read_text())
+    judged: dict[str, dict[str, int]] = {}
+    for line in qrels.read_text().splitlines()[1:]:
+        query, document, label = line.split("\t")
+        judged.setdefault(query, {})[document] = int(label)
+    judged = {q: labels for q, labels in judged.items() if 2 in labels.values()}
+    # Equal scores are ordered by our rule, not by trec_eval's.
+    lists = {q: ranked(q, scores) for q, scores in read_trec_run(folder / "run.trec").items()}
+    run = {q: {d: float(-place) for place, (d, _) in enumerate(order)} for q, order in lists.items()}
+    theirs = {"nDCG@10": "nDCG(gains={0: 0, 1: 0, 2: 1})@10", "MAP": "AP(rel=2)", "MRR@10": "RR(rel=2)@10"}
+    for ours, name in theirs.items():
+        value = ir_measures.calc_aggregate([ir_measures.parse_measure(name)], judged, run)
+        assert found[ours] == pytest.approx(next(iter(value.values())), abs=1e-6), name
+    assert (found["queries"], found["relevance_level"], found["gains"]) == (6, 2, {"0": 0.0, "1": 0.0, "2": 1.0})
+    # Every list holds its relevant document, so the best order is worth 1.
+    assert found["ceiling"] == 1.0
+    # By the labels themselves, the same lists are measured again.
+    assert jobs.rankwright("evaluate", recipe, "--only", "bm25").returncode == 0
+    linear = json.loads((folder / "metrics.json").read_text())
+    assert (linear["queries"], "gains" in linear) == (12, False)
+    assert faults(recipe, "evaluate.gains={0: 0, 1: 1}") == [
+        f"error: evaluate.gains: the label 2 of set {name!r} has no gain: add `2: GAIN`" for name in ("one", "held-out")
+    ]
+    checked = check_recipe(load_recipe(str(recipe), ["evaluate.gains={0: 0, 1: 1}"]))
+    assert {p.what for p in checked.problems if "evaluate.gains" in p.what} == {
+        f"evaluate.gains: the label 2 of set {name!r} has no gain: add `2: GAIN`" for name in ("one", "held-out")
+    }
+    assert faults(recipe, "evaluate.relevance_level=3", "data.test.0.relevant_from=2") == [
+        "error: data.dev: no query has a document with a label of 3 or more, the evaluate.relevance_level: the labels "
+        "are 2, as relevant_from of a set leaves them: set it to one of them"
+    ]
+
+
+@pytest.mark.slow
+def test_levels_and_gains_reach_every_figure(tiny_qwen3: Path, tmp_path: Path) -> None:
+    recipe = jobs.job(tmp_path, tiny_qwen3, data={"dev": {"from": "train", "fraction": 0.3}}, gate={"min_gain": -1.0})
+    done = jobs.rankwright("run", recipe, *HARD, 'export.targets=["hf"]', "--override", "a test")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    assert "nDCG(gains={1: 0, 2: 1})@10 on the test queries" in done.stdout
+    card = (run / "export" / "hf" / "README.md").read_text()
+    assert "metric: nDCG" not in card and "name: nDCG(gains={1: 0, 2: 1})@10" in card.replace("'", "")
+    assert "nDCG(gains={1: 0, 2: 1})@10" in (run / "report.html").read_text()
+    calibration = json.loads((run / "calibration.json").read_text())
+    # One document of each of the six queries has a label of 2.
+    assert calibration["test"]["held-out"]["relevant"] == 6 == calibration["test"]["held-out"]["queries"]
+    attributes = [json.loads(line) for line in (run / "eval" / "held-out" / "queries.jsonl").read_text().splitlines()]
+    assert [row["relevant"] for row in attributes] == [1] * 6

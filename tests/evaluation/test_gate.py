@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import jobs
@@ -80,6 +81,33 @@ def test_the_first_stage_is_a_rule_of_its_own() -> None:
     (alone,) = judge(Gate(against=("first_stage",)), values, seed=0, first=first, first_stage="run")
     assert not alone.passed
     assert judge(Gate(), values, seed=0, first=first) == (gain,)
+
+
+def test_at_least_allows_one_standard_error() -> None:
+    values = [-0.2, 0.1, 0.1, -0.1]
+    pairs = {"a": ({f"q{i}": 0.5 for i in range(4)}, {f"q{i}": 0.5 + x for i, x in enumerate(values)})}
+    error = stdev(values) / 2
+    for system in ("tuned", "combined"):
+        gate = Gate(system=system, against=(), at_least=("base",))
+        (rule,) = judge(gate, pairs, seed=0)
+        assert (rule.rule, rule.passed, rule.value, rule.low) == pytest.approx(
+            ("at least base", True, -0.025, -0.025 - error)
+        )
+        assert rule.sentence == (
+            f"nDCG@10 of {system} - base -0.0250 over 4 queries of a: at most one standard error, {error:.4f}, below"
+        )
+    # The same loss of many queries is more than that.
+    many = {"a": tuple({f"{n}{q}": v for n in range(50) for q, v in side.items()} for side in pairs["a"])}
+    gate = Gate(system="combined", against=("first_stage",), at_least=("base", "first_stage"))
+    rules = judge(gate, many, seed=0, first=many, first_stage="bm25")
+    assert [(rule.rule, rule.passed) for rule in rules] == [
+        ("gain over first stage", False),
+        ("at least base", False),
+        ("at least first stage", False),
+    ]
+    # An equal result is no loss.
+    same = {"a": (pairs["a"][0], pairs["a"][0])}
+    assert all(rule.passed for rule in judge(Gate(against=(), at_least=("base",)), same, seed=0))
 
 
 def changed(differences: Sequence[float], queries: int) -> tuple[dict[str, float], dict[str, float]]:

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rankwright.common.errors import UserError, UserErrors
-from rankwright.evaluation.metrics import ceiling, check_measures, measure_run, measures_of
+from rankwright.evaluation.metrics import Scale, ceiling, check_measures, measure_run, measures_of
 from rankwright.recipe.schema import Evaluate
 from rankwright.retrieval.candidates import ranked, tie_order, tie_rate
 from rankwright.retrieval.run_file import read_trec_run, write_trec_run
@@ -508,3 +508,129 @@ def test_recall_is_named_by_the_depth_of_the_lists() -> None:
         *("nDCG@10", "R@20", "R@10", "Success(rel=2)@20", "nDCG@100", "P@100")
     ]
     assert measures_of(Evaluate(depth=100, measures=measures)) == ["nDCG@10", *measures]
+
+
+# Labels of CoREB: 2 is relevant, 1 is a hard negative without gain.
+HARD = Scale(2, {0: 0, 1: 0, 2: 1})
+# Ours, and what is asked of ir-measures in its place, with {level} and {gains}.
+AT_A_LEVEL = {
+    "nDCG@5": "nDCG(gains={gains})@5",
+    "nDCG": "nDCG(gains={gains})",
+    "nDCG(dcg='log2')@3": "nDCG(dcg='log2')@3",
+    "MRR@3": "RR(rel={level})@3",
+    "MAP": "AP(rel={level})",
+    "AP@4": "AP(rel={level})@4",
+    "R@4": "R(rel={level})@4",
+    "P@5": "P(rel={level})@5",
+    "Success@2": "Success(rel={level})@2",
+    "Rprec": "Rprec(rel={level})",
+    "Bpref": "Bpref(rel={level})",
+    "SetF": "SetF(rel={level})",
+    "IPrec@0.5": "IPrec(rel={level})@0.5",
+    "RR(rel=3)": "RR(rel=3)",
+    "P(rel=1)@3": "P(rel=1)@3",
+}
+
+
+@given(
+    RUNS,
+    st.dictionaries(
+        st.sampled_from(["q1", "q2", "q3"]), st.dictionaries(DOCUMENTS, st.integers(-2, 3).map(float)), min_size=1
+    ),
+    st.integers(1, 3),
+    st.lists(st.integers(0, 5), min_size=4, max_size=4).filter(any),
+)
+@settings(max_examples=60, deadline=None)
+def test_levels_and_gains_are_those_of_ir_measures(
+    run: dict[str, dict[str, float]], qrels: dict[str, dict[str, float]], level: int, gains: list[int]
+) -> None:
+    relevant = sorted(q for q, judged in qrels.items() if any(label >= level for label in judged.values()))
+    assume(relevant)
+    scale = Scale(level, dict(enumerate(gains)))
+    found = measure_run(run, qrels, list(AT_A_LEVEL), scale)
+    judged = {q: {d: int(label) for d, label in qrels[q].items()} for q in relevant}
+    # Its own rule for ties must not decide.
+    lists = {q: [d for d, _ in ranked(q, run[q])] for q in relevant if run.get(q)}
+    falling = {q: {d: float(-place) for place, d in enumerate(order)} for q, order in lists.items()}
+    for name, theirs in AT_A_LEVEL.items():
+        measure = ir_measures.parse_measure(theirs.format(level=level, gains=scale.gains))
+        values = {r.query_id: r.value for r in ir_measures.iter_calc([measure], judged, falling)}
+        assert list(found.per_query[name]) == relevant
+        for q in relevant:
+            assert found.per_query[name][q] == pytest.approx(values.get(q, 0.0), abs=2e-5), (name, q)
+
+
+def test_a_hard_negative_without_gain_by_hand() -> None:
+    run = {"q": {"hard": 3.0, "good": 2.0, "minus": 1.5, "unjudged": 1.0}, "only hard": {"x": 1.0}}
+    qrels = {"q": {"hard": 1.0, "good": 2.0, "minus": -1.0}, "only hard": {"x": 1.0}}
+    found = measure_run(run, qrels, ["nDCG@10", "MRR@10", "MAP", "R@1", "P@2", "Accuracy", "NumRel"], HARD)
+    second = 1 / math.log2(3)
+    assert found.per_query == {
+        "nDCG@10": {"q": pytest.approx(second)},
+        "MRR@10": {"q": 0.5},
+        "MAP": {"q": 0.5},
+        "R@1": {"q": 0.0},
+        "P@2": {"q": 0.5},
+        # Ahead of `good` is one of the three others.
+        "Accuracy": {"q": pytest.approx(2 / 3)},
+        "NumRel": {"q": 1.0},
+    }
+    assert found.without_relevant == ("only hard",)
+    # By the labels themselves: both are relevant, and so is the other query.
+    linear = measure_run(run, qrels, ["nDCG@10", "MRR@10"])
+    assert linear.per_query["nDCG@10"] == {
+        "only hard": 1.0,
+        "q": pytest.approx((1 + 2 * second) / (2 + second)),
+    }
+    assert linear.per_query["MRR@10"]["q"] == 1.0
+
+
+def test_gains_may_be_fractions_and_fall() -> None:
+    run, qrels = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"a": 2.0, "b": 1.0, "c": 3.0}}
+    scale = Scale(1, {1: 3.0, 2: 0.5, 3: 0.0})
+    second = 1 / math.log2(3)
+    assert measure_run(run, qrels, ["nDCG@10"], scale).mean["nDCG@10"] == pytest.approx(
+        (0.5 + 3 * second) / (3 + 0.5 * second)
+    )
+    # The best order goes by the gains, not by the labels.
+    assert ceiling(run, qrels, "nDCG@10", scale) == pytest.approx(1.0)
+    assert ceiling(run, {"q": {"c": 2.0, "a": 1.0}}, "MRR@10", Scale(2)) == 1.0
+
+
+def test_a_measure_with_its_own_level_or_gains_keeps_them() -> None:
+    run, qrels = {"q": {"a": 3.0, "b": 2.0}}, {"q": {"a": 1.0, "b": 2.0}}
+    names = ["RR(rel=1)", "RR", "nDCG(gains={1: 1, 2: 1})@10", "nDCG(dcg='exp-log2')@10", "ERR", "NumRelRet", "NumRet"]
+    found = measure_run(run, qrels, names, HARD).mean
+    plain = measure_run(run, qrels, names).mean
+    assert {name for name in names if found[name] != plain[name]} == {"RR", "NumRelRet"}
+    assert (found["RR"], found["NumRelRet"], found["NumRet"]) == (0.5, 1.0, 2.0)
+
+
+def test_a_query_without_a_gain_counts_0() -> None:
+    scale = Scale(1, {0: 0, 1: 0, 2: 1})
+    found = measure_run({"q": {"a": 1.0}}, {"q": {"a": 1.0}}, ["nDCG@10", "RR"], scale)
+    assert found.mean == {"nDCG@10": 0.0, "RR": 1.0}
+
+
+def test_levels_and_gains_are_in_the_names_of_tables() -> None:
+    names = ["nDCG@10", "MRR@10", "MAP", "R@100", "AP(judged_only=True)", "RR(rel=1)", "ERR@10", "NumRet", "x"]
+    assert [HARD.name(name) for name in names] == [
+        *("nDCG(gains={1: 0, 2: 1})@10", "MRR(rel=2)@10", "MAP(rel=2)", "R(rel=2)@100"),
+        *("AP(judged_only=True, rel=2)", "RR(rel=1)", "ERR@10", "NumRet", "x"),
+    ]
+    # What they are called is what ir-measures computes.
+    parsed = [ir_measures.parse_measure(name) for name in (HARD.name("nDCG@10"), HARD.name("MAP"))]
+    assert parsed == [ir_measures.nDCG(gains={1: 0, 2: 1}) @ 10, ir_measures.AP(rel=2)]
+    # A label that is its own gain needs no mention.
+    assert [Scale(1, {0: 0, 1: 1, 3: 3}).name(name) for name in names] == names
+    assert Scale.read(HARD.as_json()) == HARD and Scale().as_json() == {}
+
+
+def test_a_label_without_a_gain_is_refused() -> None:
+    run, qrels = {"q": {"a": 1.0}}, {"q": {"a": 2.0, "b": 3.0, "c": -1.0}}
+    words = r"query 'q', document 'b': the label 3 has no gain in evaluate.gains: add `3: GAIN`"
+    with pytest.raises(UserError, match=words):
+        measure_run(run, qrels, ["nDCG@10"], HARD)
+    assert measure_run(run, qrels, ["MRR@10"], HARD).mean["MRR@10"] == 1.0
+    with pytest.raises(UserError, match=r"a label of 4 or more, evaluate\.relevance_level"):
+        measure_run(run, qrels, ["MRR@10"], Scale(4))

@@ -149,7 +149,7 @@ def test_export_leaves_the_model_usable_and_names_its_figures(
     keys = ["query", "document", "instruction", "token_ids", "logit", "probability", "gate", "kind"]
     assert all(list(row) == keys for row in rows)
     kinds = {row["kind"] for row in rows}
-    assert kinds == {"real", "benign", "unicode", "spaces", "code", "numbers", "long", "control", "empty"}
+    assert kinds == {"real", "neutral", "benign", "unicode", "spaces", "code", "numbers", "long", "control", "empty"}
     assert {row["kind"] for row in rows if not row["gate"]} == {"control"}
     assert sum(row["kind"] == "real" for row in rows) >= 20
     cut = [row for row in rows if len(row["token_ids"]) == one.contract.max_tokens]

@@ -66,7 +66,7 @@ def test_llama_cpp_itself_scores_like_the_trainer(reports: dict[str, dict[str, A
         for kind in TYPES:
             figures = report["engines"][f"llama-server {kind}"]
             assert figures["ids_differ"] == 0 and figures["rows"] == report["gate_rows"]
-        assert report["engines"]["llama-server f32"]["max_d_probability"] < 1e-6
+        assert report["engines"]["llama-server f32"]["max_d_probability"] < 5e-6
 
 
 def test_an_absent_engine_is_said(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,10 @@ def test_the_hub_reads_licence_base_and_ndcg_with_its_interval(card_of: Any) -> 
     assert "| llama.cpp | 30 |  |  | 1.0e-04 |" in card.text
 
 
+# Libraries that are not among the tests' packages.
+ELSEWHERE = r"^(from|import) (langchain_community|llama_index|haystack|mteb|rerankers)\b"
+
+
 def test_a_card_without_facts_says_nothing_that_it_does_not_know(card_of: Any) -> None:
     folder = card_of("qwen3-portable")
     data = ModelCard.load(folder / "README.md").data.to_dict()
@@ -117,6 +121,11 @@ def test_the_snippets_of_both_files_run(
     reranker = Reranker.load(str(folder))
     wanted = reranker.rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability
     snippets = [*blocks(folder / "README.md", "python"), *blocks(folder / "SERVE.md", "python")]
+    # Run by scripts/engines/libraries.sh. rerankers renders no chat template.
+    elsewhere = [snippet for snippet in snippets if re.search(ELSEWHERE, snippet, re.M)]
+    assert len(elsewhere) == (5 if name == "qwen3-portable" else 4)
+    assert all(ast.parse(snippet) for snippet in elsewhere)
+    snippets = [snippet for snippet in snippets if snippet not in elsewhere]
     assert len(snippets) == 5
     for snippet in snippets:
         shown: list[Any] = []
@@ -231,3 +240,37 @@ def test_the_snippets_of_an_adapter_run(mode: str, trained: dict[str, Trained], 
     found: dict[str, Any] = {}
     exec(loads.replace('"PATH"', place), found)
     assert found["reranker"].rank(EXAMPLE[0], [EXAMPLE[1]])[0].probability == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_model_with_a_weight_is_served_together_with_the_first_stage(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bm25s
+
+    folder = Path(shutil.copytree(folders["qwen3-portable"], tmp_path / "model"))
+    contract = contract_of(folder).replace(combine_weight=0.3, combine_depth=4)
+    contract.save(folder)
+    write_card(folder, CardFacts(title="Tiny", name="tiny"), contract, PARITY, base_name="org/base", revision=None)
+    for name in ("README.md", "SERVE.md"):
+        text = (folder / name).read_text()
+        assert "0.3 z(score" in text and "best 4" in text and "{{" not in text and "{%" not in text
+
+    reranker = Reranker.load(str(folder))
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CORPUS))
+    texts = [join_title(row.get("title", ""), row["text"]) for row in CORPUS]
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(texts, show_progress=False), show_progress=False)
+    words = bm25s.tokenize(EXAMPLE[0], show_progress=False)
+    places, first = (row[0].tolist() for row in index.retrieve(words, k=len(texts), show_progress=False))
+    ranked = reranker.rank(EXAMPLE[0], [texts[place] for place in places], first_stage_scores=first)
+    monkeypatch.chdir(tmp_path)
+    function, search = blocks(folder / "SERVE.md", "python")[0], blocks(folder / "SERVE.md", "python")[-1]
+    shown: list[Any] = []
+    exec(search.replace('"PATH"', repr(str(folder))), {"print": shown.append})
+    assert [name for name, _ in shown[0]] == [CORPUS[places[row.index]]["_id"] for row in ranked]
+    assert [score for _, score in shown[0]] == pytest.approx([row.combined for row in ranked], abs=1e-4)
+    names: dict[str, Any] = {}
+    exec(function, names)
+    in_order = sorted(ranked, key=lambda row: row.index)
+    found = names["combine"]([row.score for row in in_order], first)
+    assert found == pytest.approx([row.combined for row in in_order], abs=1e-6)

@@ -24,7 +24,8 @@ from rankwright.model.prompt import PromptContract, make_contract
 from rankwright.pipeline.checks import check_targets
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
+from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+from rankwright.recipe.sources import Data
 
 ALL = ("hf", "causal", "adapter", "onnx", "gguf")
 SIZES: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}

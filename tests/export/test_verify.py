@@ -94,7 +94,7 @@ MISTAKES: list[tuple[Callable[[Path], Any], str]] = [
     (remove("config.json"), "config.json: cannot be read"),
     (other_contract, "rankwright.json: not the file that was exported"),
     (another_pair, "golden.jsonl: not the file that was exported"),
-    (half_a_line, "golden.jsonl:35: not a golden row"),
+    (half_a_line, "golden.jsonl:51: not a golden row"),
     (not_a_number, "golden.jsonl:4: not a golden row"),
     (damaged_record, "parity.json: damaged"),
     (endless_tolerance, "parity.json: damaged"),

@@ -51,7 +51,7 @@ def test_a_right_server_is_equal_by_every_api(
     folder = folders["qwen3-portable"]
     equal, found = verified(capsys, folder, folder, api)
     assert equal and found["failures"] == [] and found["diagnosis"] is None
-    assert found["rows"] == 33 and len(found["pairs"]) == 35
+    assert found["rows"] == 49 and len(found["pairs"]) == 51
     assert found["max_d_probability"] < 1e-5
     has_logits = api in ("vllm", "tei", "infinity")
     assert ("max_d_logit" in found) == has_logits and found.get("max_d_logit", 0) < 1e-4
@@ -116,7 +116,7 @@ def test_what_a_server_refuses_is_said_and_no_fault(
         verify(folder, url=server.url, api="tei")
     shown = capsys.readouterr().out
     assert "refused: empty pair 'what is a bond?'" in shown and "answered 422" in shown
-    assert "32 of 35 pairs decide" in shown and "equal: largest difference probability" in shown
+    assert "48 of 51 pairs decide" in shown and "equal: largest difference probability" in shown
     with serving(folder, "tei") as server, pytest.raises(UserError, match="answered 404"):
         verify(folder, url=server.url, api="cohere")
 
@@ -135,7 +135,7 @@ def test_a_looser_tolerance_accepts_fewer_bits(folders: dict[str, Path], capsys:
     [
         ({"not_a_number": True}, "answered no finite number"),
         ({"fewer": True}, "is missing: gave up"),
-        ({"refuse_after": 5}, "refused 28 of 33 pairs: nothing is proven"),
+        ({"refuse_after": 5}, "refused 44 of 49 pairs: nothing is proven"),
     ],
 )
 def test_answers_that_are_none_are_never_equal(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from tiny import PAIRS, add_random_lora, make_tiny_gemma, trained_of
 from rankwright.common.errors import UserError
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
-from rankwright.model.bases import find_origin
+from rankwright.model.bases import find_file, find_origin
 from rankwright.model.loading import load_merged, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, make_contract
 from rankwright.rerankers.reranker import Reranker
@@ -190,7 +193,8 @@ def test_a_recipe_states_what_is_not_found(
     exported: dict[str, Any], tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankwright.pipeline.checks import check_targets
-    from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
+    from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+    from rankwright.recipe.sources import Data
     from rankwright.training.setup import base_reranker, recipe_contract
 
     folder = bare(tmp_path, exported["hf-official"], "unknown")
@@ -326,3 +330,25 @@ def test_adapters_of_the_hub(exported: dict[str, Any], tmp_path: Path, monkeypat
     again = Reranker.load("me/mine", base=one.base_name)
     assert again.contract == one.contract
     assert again.score(QUERY, DOCUMENTS) == pytest.approx(scores_of(one), abs=1e-4)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    asked.append(connection.recv(1 << 12).split(b" ")[0])
+                    connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"^model.base: me/mine is not in .* does not answer: .*--base FOLDER"):
+                load_tokenizer("me/mine")
+        assert find_file("me/mine", "config.json") is None
+    assert asked == [b"HEAD"]

@@ -33,7 +33,8 @@ from rankwright.common.errors import UserError
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.pipeline.checks import check_targets
-from rankwright.recipe.schema import Data, Export, Model, Prompt, Recipe
+from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+from rankwright.recipe.sources import Data
 from rankwright.rerankers.reranker import Reranker
 
 QUERY, DOCUMENTS = PAIRS[0][0], [document for _, document in PAIRS[:6]]

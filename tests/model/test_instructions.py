@@ -151,7 +151,7 @@ def test_a_set_with_another_instruction_is_scored_under_the_exports_as_well(mixe
     assert tuned != exported and tuned.keys() == exported.keys()
     header = next(line for line in said.splitlines() if "test set" in line and "┃" in line)
     assert [c.strip() for c in header.split("┃")[1:8]] == [
-        *("test set", "queries", "BM25", "best possible", "base", "tuned", "exported")
+        *("test set", "queries", "BM25", "at best", "base", "tuned", "exported")
     ]
     assert "<b>exported</b> is tuned with the instruction" in (run / "report.html").read_text()
     done = jobs.rankwright("compare", run)

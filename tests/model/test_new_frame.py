@@ -17,7 +17,8 @@ from rankwright.model.frames import FRAMES, check_prompt_mode, known_frame
 from rankwright.model.loading import check_files, load_model, load_tokenizer
 from rankwright.model.prompt import PromptContract, PromptEncoder
 from rankwright.pipeline.checks import check_names
-from rankwright.recipe.schema import Data, Model, Prompt, Recipe
+from rankwright.recipe.schema import Model, Prompt, Recipe
+from rankwright.recipe.sources import Data
 from rankwright.rerankers.reranker import Own, Reranker, native_contract
 from rankwright.training.setup import recipe_encoder, recipe_prompt
 

@@ -309,7 +309,8 @@ def test_recipes_on_other_rerankers_say_before_training_what_they_cannot(tiny_qw
     import shutil
 
     from rankwright.pipeline.checks import check_targets
-    from rankwright.recipe.schema import Data, Model, Prompt, Recipe
+    from rankwright.recipe.schema import Model, Prompt, Recipe
+    from rankwright.recipe.sources import Data
     from rankwright.training.setup import base_reranker, recipe_contract
 
     def recipe_of(name: str, prompt: Prompt) -> Recipe:

@@ -57,7 +57,7 @@ FILES = (
     *("checkpoints/step-4/model.safetensors", "checkpoints/step-4/optimizer.pt", "export/hf/model.safetensors"),
     *("export/hf/tokenizer.json", "export/hf/golden.jsonl", "export/hf/rankwright.json"),
 )
-CLOCK = ("pairs_per_s", "tokens_per_s", "mfu")
+CLOCK = ("pairs_per_s", "tokens_per_s", "mfu", "step_seconds", "dev_seconds")
 
 
 def drive(recipe: Path, run: Path, number: int, points: list[str]) -> list[list[str]]:

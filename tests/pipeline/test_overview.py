@@ -16,6 +16,7 @@ from rankwright.recipe.loading import load_recipe
 STAGES = ["data", "mine", "train", "evaluate", "calibrate", "gate", "export", "report"]
 
 
+@pytest.mark.slow
 def test_a_run_before_and_after_it(tmp_path: Path, tiny_qwen3: Path) -> None:
     path = jobs.job(
         tmp_path, tiny_qwen3, train={"max_steps": 2}, export={"targets": ["adapter"]}, gate={"min_gain": -2}

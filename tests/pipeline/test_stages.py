@@ -10,7 +10,8 @@ import pytest
 from rankwright.common import run_folder
 from rankwright.common.errors import UserError
 from rankwright.evaluation.runs import experiment_of
-from rankwright.pipeline.stages import STAGES, Pipeline
+from rankwright.pipeline.stage_table import STAGES
+from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import result_values, walk_keys
 
@@ -62,6 +63,7 @@ def test_marked_keys_change_no_result() -> None:
         "model.attention",
         "train.save_every",
         "train.trackers",
+        "train.track_report",
     }
     values = {"name": "x", "seed": 1, "train": {"save_every": 1, "epochs": 2}, "unknown": {"name": "y"}, "data": None}
     kept = {"seed": 1, "train": {"epochs": 2}, "unknown": {"name": "y"}, "data": None}

@@ -21,7 +21,8 @@ from rankwright.common.resources import recipe_files
 from rankwright.data.cards import load_card
 from rankwright.evaluation.runs import experiment_of
 from rankwright.recipe.loading import list_recipes, load_recipe, merge_under, recipe_json, recipe_yaml
-from rankwright.recipe.schema import DevFromTrain, Mine, Recipe, recipe_keys
+from rankwright.recipe.schema import Mine, Recipe, recipe_keys
+from rankwright.recipe.sources import DevFromTrain
 from rankwright.recipe.yaml_file import YamlFile, read_yaml
 
 GOOD = "name: mine\nmodel: {base: some/base}\ndata: {test: [{card: fiqa, split: test}]}\n"

@@ -165,6 +165,10 @@ def test_the_other_parts_are_those_of_the_files(run: Path, page: Page) -> None:
         *("\N{MINUS SIGN}0.300", "\N{EN DASH}", "\N{MINUS SIGN}0.010", "NO", "two is worse"),
     ]
     assert page.row("speed-table", "tuned") == ["tuned", "141", "203", "1,139", "812", "9", "20", "cpu", "2", "fp32"]
+    assert page.row("combine-table", "5") == ["5", "0.500", "0.000", "0.250", "yes"]
+    assert "0.15 z(tuned) + 0.85 z(BM25), over its first 5 documents" in page.text
+    curve = "nDCG@10 on dev by the weight of the reranker, from 0.4900 at 0 to 0.1789 at 1"
+    assert ("svg", "aria-label", curve) in page.attributes
     assert page.row("data-table", "test", "one")[2:4] == ["12", "24"]
     assert page.row("overlap-table", "test one") == ["test one", "tatqa", "0", "0", "1", "4"]
     licence = page.row("licences-table", "two")
@@ -228,6 +232,7 @@ def test_equal_files_give_equal_bytes(run: Path, page: Page, tmp_path: Path) -> 
         (["eval/one/tuned", "eval/two/tuned"], "needs tuned and another system", "cases"),
         (["metrics.jsonl"], "metrics.jsonl is missing", "curves"),
         (["calibration.json"], "no calibration.json", "calibration-table"),
+        (["combine.json"], "no combine.json", "combine-table"),
         (["gate.json"], "The recipe has no gate", "gate-table"),
         (["speed.json"], "no speed.json", "speed-table"),
         (["data_report.json"], "data_report.json is missing", "data-table"),
@@ -396,7 +401,7 @@ def test_the_command_line(run: Path, others: list[Path], tmp_path: Path) -> None
     assert done.returncode == 0 and (tmp_path / "out" / "side.html").is_file(), done.stderr
     assert not (folder / "report.html").exists()
     done = jobs.rankwright("report", tmp_path / "nosuch")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not a run folder" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such folder" in done.stderr
 
 
 def _break(name: str, text: str) -> Callable[[Path], None]:

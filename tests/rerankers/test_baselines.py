@@ -20,7 +20,8 @@ from rankwright.common.registry import parameters
 from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import make_contract
 from rankwright.pipeline.checks import check_names
-from rankwright.recipe.schema import Baseline, Data, Dense, Evaluate, Model, Prompt, Recipe, Source
+from rankwright.recipe.schema import Baseline, Dense, Evaluate, Model, Prompt, Recipe
+from rankwright.recipe.sources import Data, Source
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, _cut_lengths
 from rankwright.rerankers.kinds import BASELINES, baseline_inputs, check_baselines, load_baseline
 from rankwright.rerankers.reranker import Reranker

@@ -27,7 +27,8 @@ from rerank_server import PATHS, TOO_LONG, Fault, RerankServer, running_server, 
 
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
-from rankwright.recipe.schema import Baseline, Data, Evaluate, Model, Prompt, Recipe
+from rankwright.recipe.schema import Baseline, Evaluate, Model, Prompt, Recipe
+from rankwright.recipe.sources import Data
 from rankwright.rerankers import transport
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs, check_baselines, load_baseline
@@ -610,9 +611,9 @@ ENDLESS: dict[str, tuple[Any, str]] = {
         lambda: chain([b"HTTP/1.1 400 Bad\r\nContent-Length: 600\r\n\r\n"], slowly(b" " * 600)),
         "no answer within 0.5 s",
     ),
-    "endless body": (lambda: endless(True), "answered more than 1 MiB for 1 documents"),
-    "endless chunks": (lambda: endless(False), "answered more than 1 MiB for 1 documents"),
-    "gzip bomb": (gzip_bomb, "answered more than 1 MiB for 1 documents"),
+    "endless body": (lambda: endless(True), "answered more than 1 MiB for 1 document"),
+    "endless chunks": (lambda: endless(False), "answered more than 1 MiB for 1 document"),
+    "gzip bomb": (gzip_bomb, "answered more than 1 MiB for 1 document"),
     "endless error": (
         lambda: chain([b"HTTP/1.1 400 Bad\r\nContent-Length: 1000000000000\r\n\r\n"], repeat(b"no " * 2**14)),
         "answered 400: 'no no",

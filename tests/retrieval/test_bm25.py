@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from rankwright.common.errors import UserError
 from rankwright.data.formats.read import read_collection
+from rankwright.data.words import Words, languages, stop_words
 from rankwright.evaluation.metrics import measure_run
-from rankwright.retrieval.bm25 import Words, bm25, languages, stop_words
+from rankwright.retrieval.bm25 import bm25
 from rankwright.retrieval.candidates import Candidate, ranked
 from rankwright.retrieval.retriever import retrievers
 

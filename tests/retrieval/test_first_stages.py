@@ -55,7 +55,7 @@ def test_a_document_with_the_id_of_its_query_is_no_result(capsys: pytest.Capture
     queries = {"q": "red bond", "r": "red bond", "s": "red bond"}
     found = Collection("set", corpus, queries, {"q": {"d1": 1.0}, "r": {"r": 1.0}, "s": {"d1": 1.0}})
     lists = retrieve(recipe(), "bm25", found, 2)
-    assert "set bm25: 1 documents with the id of their query left out of its list" in capsys.readouterr().out
+    assert "set bm25: 1 document with the id of its query left out of its list" in capsys.readouterr().out
     kept = retrieve(recipe(data={"ignore_identical_ids": False}), "bm25", found, 4)
     assert capsys.readouterr().out == ""
     for query_id, expected in kept.items():
@@ -158,7 +158,7 @@ def test_the_systems_of_a_recipe_in_order(tmp_path: Path) -> None:
     assert possible_stages(recipe()) == ("bm25",)
     baselines = ({"name": "bge", "kind": "x", "model": "y"},)
     everything = recipe(dense={"model": "m"}, data=HALF_RUN, evaluate={"baselines": baselines, "first_stage": "run"})
-    assert system_names(everything) == ("bm25", "dense", "fusion", "run", "base", "tuned", "bge")
+    assert system_names(everything) == ("bm25", "dense", "fusion", "run", "base", "tuned", "combined", "bge")
     assert training_stage(everything) == "bm25"
     assert training_stage(recipe(evaluate={"first_stage": "fusion"})) == "fusion"
 
@@ -193,7 +193,7 @@ def test_mistakes_of_a_recipe_are_found_together(sections: dict[str, Any], fault
 
 def test_a_missing_run_file_is_found_with_the_sets(tmp_path: Path) -> None:
     from rankwright.data.sources import locate_all
-    from rankwright.recipe.schema import Data
+    from rankwright.recipe.sources import Data
 
     (tmp_path / "one").mkdir()
     write(tmp_path / "good.run")

@@ -21,7 +21,8 @@ from tiny_encoder import make_tiny_cross_encoder
 
 from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
-from rankwright.recipe.schema import Baseline, Data, Mine, Model, Prompt, Recipe
+from rankwright.recipe.schema import Baseline, Mine, Model, Prompt, Recipe
+from rankwright.recipe.sources import Data
 from rankwright.rerankers.kinds import check_teacher, load_baseline
 from rankwright.rerankers.pair_scores import PairScores, pair_key
 from rankwright.supervision import teacher as module

@@ -191,7 +191,7 @@ def test_the_audit_page_shows_what_was_decided_and_takes_answers(models: tuple[P
     assert len(cases) == 5
     pools = read_negatives(pipeline.folder.path / "negatives.jsonl")
     for case in cases:
-        (query_id,) = re.findall(r'data-reviewed="([^"]+)"', case)
+        (query_id,) = re.findall(r'<h3>.*?<span class="soft">([^<]+)<', case)
         asked = re.findall(r'data-document="([^"]+)" data-kind="([^"]+)"', case)
         unjudged = [n.document_id for n in pools[query_id] if n.reason == "unjudged"]
         assert [d for d, kind in asked if kind == "negative"] == unjudged[
@@ -203,7 +203,7 @@ def test_the_audit_page_shows_what_was_decided_and_takes_answers(models: tuple[P
     assert "no estimate, its filter left none by these scores" in page
     # Other queries with another seed, and more of them come after the same first ones.
     more = write_audit(pipeline.folder, 9, tmp_path / "more.html").read_text(encoding="utf-8")
-    chosen = [re.findall(r'data-reviewed="([^"]+)"', text) for text in (page, more)]
+    chosen = [re.findall(r'<h3>.*?<span class="soft">([^<]+)<', text) for text in (page, more)]
     assert chosen[1][:5] == chosen[0]
 
 
@@ -213,7 +213,7 @@ def test_the_audit_page_asks_about_negatives_however_many_are_soft(models: tuple
     pools = read_negatives(pipeline.folder.path / "negatives.jsonl")
     seen = 0
     for case in page.split('<section class="case"')[1:]:
-        (query_id,) = re.findall(r'data-reviewed="([^"]+)"', case)
+        (query_id,) = re.findall(r'<h3>.*?<span class="soft">([^<]+)<', case)
         kinds = re.findall(r'data-kind="([^"]+)"', case)
         soft = sum(n.label is None for n in pools[query_id])
         plain = sum(n.label == 0 and n.source != "judged" for n in pools[query_id])

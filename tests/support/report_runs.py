@@ -21,7 +21,8 @@ from rankwright.data.split_files import write_split
 from rankwright.evaluation.evaluate import first_stage_run, measure, write_evaluation
 from rankwright.mining.pools import Negative
 from rankwright.recipe.loading import recipe_json
-from rankwright.recipe.schema import Recipe, Source
+from rankwright.recipe.schema import Recipe
+from rankwright.recipe.sources import Source
 from rankwright.retrieval.candidates import Candidate, write_candidates
 from rankwright.retrieval.first_stages import ordering_models
 
@@ -201,6 +202,11 @@ def _write_proofs(run: RunFolder) -> None:
         "sentence": "two is worse",
     }
     run.write_json(run.path / "gate.json", {"accepted": False, "rules": [rule, guard], "override": f"why {HOSTILE}"})
+    curve = [{"weight": n / 20, "mean": 0.5 - (n - 3) ** 2 / 900, "lost": (n - 3) ** 2 / 900} for n in range(21)]
+    depths = [{"depth": n, "mean": 0.5, "lost": 0.0, "standard_error": 0.25} for n in (5, 9)]
+    combine = {"weight": 0.15, "depth": 5, "normaliser": "zscore", "dev_queries": 24, "note": None, "by_set": {}}
+    combine |= {"measure": "nDCG@10", "prefer": "first_stage", "first_stage": "bm25", "depths": depths}
+    run.write_json(run.combine, {**combine, "weights": [{**row, "standard_error": 0.01} for row in curve]})
     speed = {"device": "cpu", "threads": 2, "precision": "fp32", "lists": 20, "documents": 9, "p50_ms": 141.0}
     speed |= {"p95_ms": 203.0, "pairs_per_s": 1139.0, "peak_memory_mb": 812.0, "note": f"note {HOSTILE}"}
     run.write_json(run.path / "speed.json", {"tuned": speed})

@@ -22,7 +22,8 @@ from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import EncodedGroup, PromptEncoder, make_contract
 from rankwright.pipeline.train import make_accelerator
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Data, Model, Recipe, Train
+from rankwright.recipe.schema import Model, Recipe, Train
+from rankwright.recipe.sources import Data
 from rankwright.training.gradients import StepSums, prepare
 from rankwright.training.guards import WATCHED_STEPS, SpreadWatch, check_first_group, refuse_not_finite, stop_on_signals
 from rankwright.training.sampling import TrainGroup
@@ -124,7 +125,7 @@ def test_queries_of_a_value_that_is_not_finite_are_written(tmp_path: Path) -> No
         refuse_not_finite(FINE, float("nan"), GROUPS, 3, path, True)
     assert json.loads(path.read_text())["query_ids"] == [g.query_id for g in GROUPS]
     bad = StepSums(float("nan"), 0, 0, stop=False, not_finite=("q5",))
-    with pytest.raises(UserError, match="the loss of 1 groups is not a finite number"):
+    with pytest.raises(UserError, match="the loss of 1 group is not a finite number"):
         refuse_not_finite(bad, 1.0, GROUPS, 4, path, False)
     assert json.loads(path.read_text())["step"] == 3, "other ranks do not write"
 
@@ -145,6 +146,7 @@ def test_scores_that_collapse_are_said_once() -> None:
     assert "run away" in said[1]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_exits_with_75_and_the_same_command_continues(tmp_path: Path, tiny_qwen3: Path) -> None:
     recipe = jobs.job(tmp_path, tiny_qwen3, train={"max_steps": 300, "evaluate_every": 1000, "save_every": 1000})
     command = [sys.executable, "-m", "rankwright", "train", str(recipe)]

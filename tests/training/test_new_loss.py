@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rankwright.pipeline.checks import check_names
-from rankwright.recipe.schema import Data, Loss, Model, Recipe
+from rankwright.recipe.schema import Loss, Model, Recipe
+from rankwright.recipe.sources import Data
 from rankwright.training.losses import LOSSES, NEED_POSITIVE, OF_TEACHER, bind_loss, needs_positive, reads_teacher
 
 MODULE = '''

@@ -155,8 +155,8 @@ def test_all_that_a_refresh_may_score_or_draw_is_tokenised_before(
         # In the middle of the second refresh: ten blocks belong to the first.
         ("score_blocks.append_lines", 13),
         # All is scored, and the pool is not there yet; it is there, and nobody was told its name.
-        pytest.param("refresh.write_text_atomic", 2, marks=pytest.mark.slow),
-        pytest.param("Processes.from_first", 4, marks=pytest.mark.slow),
+        ("refresh.write_text_atomic", 2),
+        ("Processes.from_first", 6),
     ],
 )
 def test_killed_in_a_refresh_and_continued_gives_the_same_bits(
@@ -184,7 +184,7 @@ def test_a_refresh_that_never_comes_is_said(whole: tuple[Path, str], tmp_path: P
     settings = [whole[0] / "recipe.yaml", f"run_dir={tmp_path / 'run'}", "train.max_steps=1", "mine.refresh_steps=2"]
     done = jobs.rankwright("train", *settings)
     assert done.returncode == 0, done.stderr
-    assert "WARNING: mine.refresh_steps: 2: never, training has 1 steps" in done.stdout
+    assert "WARNING: mine.refresh_steps: 2: never, training has 1 step" in done.stdout
 
 
 def test_a_checkpoint_goes_on_with_the_pool_that_it_names_or_says_that_it_is_gone(

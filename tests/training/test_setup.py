@@ -12,7 +12,8 @@ from tiny import PAIRS
 from rankwright.common.errors import UserError
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
-from rankwright.recipe.schema import Data, Model, Prompt, Recipe
+from rankwright.recipe.schema import Model, Prompt, Recipe
+from rankwright.recipe.sources import Data
 from rankwright.rerankers.reranker import Reranker
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.optim import make_optimizer

@@ -32,11 +32,11 @@ def test_a_run_stage_by_stage(tmp_path: Path, tiny_qwen3: Path, capfd: pytest.Ca
     assert run.report().read_text(encoding="utf-8").startswith("<!doctype html>")
     assert capfd.readouterr().out == ""
 
-    assert [row["system"] for row in rows] == ["bm25", "base", "tuned"]
+    assert [row["system"] for row in rows] == ["bm25", "base", "tuned", "combined"]
     for row in rows:
         metrics = json.loads((run.folder.eval_folder("held-out", row["system"]) / "metrics.json").read_text())
         assert row["value"] == metrics["nDCG@10"] and row["queries"] == 12 and row["test_set"] == "held-out"
-    base, tuned = rows[1:]
+    base, tuned = rows[1:3]
     assert base["difference"] is None
     assert tuned["difference"] == pytest.approx(tuned["value"] - base["value"])
     assert tuned["low"] <= tuned["difference"] <= tuned["high"]
@@ -45,7 +45,7 @@ def test_a_run_stage_by_stage(tmp_path: Path, tiny_qwen3: Path, capfd: pytest.Ca
 
         frame = pandas.DataFrame(run.results())
         assert {"test_set", "system", "measure", "value", "difference", "low", "high", "queries"} <= set(frame.columns)
-        assert len(frame) == 3
+        assert len(frame) == 4
 
     # The next cell, or another day: nothing is done twice, and it can be watched.
     weights = exports["hf"]["folder"] / "model.safetensors"
@@ -77,7 +77,7 @@ def test_a_gate_that_refuses_raises_after_the_report(tmp_path: Path, tiny_qwen3:
     with pytest.raises(UserError, match="gate: refused"):
         run.run()
     assert run.folder.report.is_file() and not run.folder.exports.exists()
-    assert len(run.results()) == 3
+    assert len(run.results()) == 4
 
 
 def test_the_package_is_light_and_offers_its_names() -> None:

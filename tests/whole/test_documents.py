@@ -91,18 +91,19 @@ def test_scripts_and_modules_that_are_named_exist(path: Path) -> None:
 def test_commands_that_are_typed_exist(path: Path) -> None:
     known = commands()
     typed = re.findall(
-        r"\brankwright ((?:data )?[a-z]+)(?![\w/.:-])",
+        r"\brankwright ((?:(?:data|audit) )?[a-z]+)(?![\w/.:-])",
         "\n".join(re.findall(r"`[^`\n]+`|^    .+$", text_of(path), re.MULTILINE)),
     )
     assert {command for command in typed if command not in known and command.split()[0] not in known} - {
-        "data"
+        "data",
+        "audit",
     } == set()
 
 
 def test_the_table_of_commands_is_complete() -> None:
     table = section(ROOT / "README.md", "Commands")
     first_cells = "\n".join(line.split(" | ")[0] for line in table.splitlines() if line.startswith("|"))
-    named = set(re.findall(r"`rankwright ((?:(?:data|recipes(?= show)) )?[a-z]+)", first_cells))
+    named = set(re.findall(r"`rankwright ((?:(?:data|audit|recipes(?= show)) )?[a-z]+)", first_cells))
     assert named == commands()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -34,5 +35,6 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert any("nDCG@10 on dev:" in text for text in printed)
     tables = [out["data"] for cell in notebook.cells for out in cell.get("outputs", ()) if "data" in out]
     assert any("tuned" in data.get("text/plain", "") and "bm25" in data["text/plain"] for data in tables)
-    assert (tmp_path / "runs" / "recipe" / "export" / "hf" / "model.safetensors").is_file()
-    assert printed[-1].count("\n") == 3
+    assert (tmp_path / "runs" / "questions" / "export" / "hf" / "model.safetensors").is_file()
+    # One line for each document; a bar of transformers may stand above them.
+    assert len(re.findall(r"^ *-?\d+\.\d+  \S.*$", printed[-1], re.M)) == 3

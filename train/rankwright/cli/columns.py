@@ -1,12 +1,14 @@
-"""Options of several commands: `--columns` and `--labels`, by which a user names what stands in a file."""
+"""Options of several commands: `--columns`, `--labels` and `--encoding`, by which a user names what is in a file."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rankwright.common.errors import UserError
 
 COLUMNS_HELP = "our name of a column = the file's: --columns query=question document=passage label=clicked"
+ENCODING_HELP = "the encoding of the text files, such as cp1252; without it, their bytes show it"
 LABELS_HELP = "what the values of the label column mean: --labels 'yes=1,no=0'; above 0 is relevant"
 
 
@@ -35,7 +37,8 @@ def labels_of(text: str | None) -> dict[str, float]:
     from rankwright.data.formats.fields import number_of
 
     found: dict[str, float] = {}
-    for piece in (text or "").split(","):
+    # A comma between digits may be the decimal comma of a value: `0,5=0.5`.
+    for piece in re.findall(r"((?:[^,=]|(?<=\d),(?=\d+\s*=)|=(?![^,=]*(?:,|$)))*(?:=[^,=]*)?)(?:,|$)", text or ""):
         if not piece.strip():
             continue
         value, mark, number = piece.rpartition("=")

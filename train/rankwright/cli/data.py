@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from rankwright.cli.columns import COLUMNS_HELP, LABELS_HELP, columns_of, labels_of
+from rankwright.cli.columns import COLUMNS_HELP, ENCODING_HELP, LABELS_HELP, columns_of, labels_of
 from rankwright.cli.exits import EXIT_USER
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import write_text_atomic
+from rankwright.common.plurals import counted
 
 if TYPE_CHECKING:
     from rankwright.cli.data_check import DataCheck, Example, Problem
@@ -45,6 +48,7 @@ def check(
         list[str] | None, typer.Option(metavar="OURS=THEIRS", help=f"with a PATH: {COLUMNS_HELP}")
     ] = None,
     labels: Annotated[str | None, typer.Option(metavar="VALUE=NUMBER", help=f"with a PATH: {LABELS_HELP}")] = None,
+    encoding: Annotated[str | None, typer.Option(metavar="NAME", help=f"with a PATH: {ENCODING_HELP}")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 2 for warnings too")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything to this file")] = None,
 ) -> None:
@@ -53,15 +57,16 @@ def check(
     Faults have file and line. The exit code is 2 when one would stop a run.
     """
     from rankwright.cli import data_check
+    from rankwright.data.guesses import Named
     from rankwright.recipe.loading import load_recipe
 
     if json_file is not None:
         resources.check_output("--json", json_file)
-    is_recipe = target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
+    is_recipe = _is_recipe(target)
     if is_recipe:
-        if any(option is not None for option in (split, base, columns, labels)):
+        if any(option is not None for option in (split, base, columns, labels, encoding)):
             raise UserError(
-                "--split, --base, --columns and --labels are for a PATH; a recipe has its own keys: "
+                "--split, --base, --columns, --labels and --encoding are for a PATH; a recipe has its own keys: "
                 "data.train.0.split=..., model.base=..."
             )
         found = data_check.check_recipe(load_recipe(target, overrides or []))
@@ -71,8 +76,23 @@ def check(
             raise UserError(
                 f"{rest[0]!r}: settings go with a recipe, and {target!r} is not one (its file ends in .yaml)"
             )
-        found = data_check.check_path(_path(target), split, base, columns=named, labels=labels_of(labels))
+        given = Named(named, labels_of(labels), encoding)
+        found = data_check.check_path(_path(target), split, base, given)
     _report(found, strict=strict, json_file=json_file)
+    if not is_recipe and not found.count("error"):
+        console.say(f"Next:\n    rankwright init {shlex.quote(target)}")
+
+
+def _is_recipe(target: str) -> bool:
+    """Whether a target is a recipe. A .json file may be data too: a recipe is an object with `model` or `extends`."""
+    if not target.endswith(".json"):
+        return target.endswith(resources.YAML_SUFFIXES) or target in resources.recipe_files()
+    try:
+        found = json.loads(Path(target).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        # A file that cannot be read so is data with faults; one that is not there may be meant as a recipe.
+        return not Path(target).is_file()
+    return isinstance(found, dict) and not {"model", "extends"}.isdisjoint(found)
 
 
 def _report(found: DataCheck, *, strict: bool, json_file: Path | None) -> None:
@@ -103,6 +123,7 @@ def convert(
     columns: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help=COLUMNS_HELP)] = None,
     labels: Annotated[str | None, typer.Option(metavar="VALUE=NUMBER", help=LABELS_HELP)] = None,
     group_key: Annotated[str | None, typer.Option(help="the column of the groups")] = None,
+    encoding: Annotated[str | None, typer.Option(metavar="NAME", help=ENCODING_HELP)] = None,
 ) -> None:
     """Write a set in another format.
 
@@ -121,6 +142,7 @@ def convert(
         columns=named,
         labels=labels_of(labels),
         group_key=group_key,
+        encoding=encoding,
     )
 
 
@@ -149,10 +171,10 @@ def list_sets(
         table.add_row(card.name, card.domain, ", ".join(card.splits), where, known.licence, known.commercial)
     console.show(table)
     if others := len(cards) - len(chosen):
-        console.say(f"left out: {others} sets of other domains")
+        console.say(f"left out: {counted(others, 'set')} of other domains")
     if refused:
         names = ", ".join(f"{card.name} ({card.known.commercial})" for card in refused)
-        console.say(f"left out by --commercial: {len(refused)} sets: {names}")
+        console.say(f"left out by --commercial: {counted(len(refused), 'set')}: {names}")
     console.say("sources and dates of the statements are in the cards; unknown counts as no until it is settled")
 
 
@@ -203,6 +225,10 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str
         lines["cut queries, tokens lost"] = lambda row: _cut(row["tokens"]["queries"])
         lines["  documents (beside the median query)"] = lambda row: _cut(row["tokens"]["documents"])
         lines["  judged pairs"] = lambda row: _cut(row["tokens"]["judged_pairs"])
+        lines["relevant documents beyond the budget"] = lambda row: _share(row["tokens"]["relevant_pairs"], "beyond")
+        for known, what in (("best", "best block by BM25"), ("answers", "answer")):
+            if any("tokens" in row and row["tokens"]["relevant_pairs"][f"{known}_known"] for row in rows):
+                lines[f"  of which a cut loses the {what}"] = functools.partial(_lost, known=known)
     return lines
 
 
@@ -221,6 +247,14 @@ def _percentiles(lengths: Mapping[str, Any]) -> str:
 
 def _cut(lengths: Mapping[str, Any]) -> str:
     return f"{lengths['cut']:,}, {lengths['tokens_lost']:,}"
+
+
+def _share(relevant: Mapping[str, int], name: str, of: str = "pairs") -> str:
+    return f"{relevant[name]:,} of {relevant[of]:,}"
+
+
+def _lost(row: Mapping[str, Any], *, known: str) -> str:
+    return _share(row["tokens"]["relevant_pairs"], f"{known}_cut", f"{known}_known")
 
 
 def _show_problem(problem: Problem) -> None:

@@ -9,23 +9,34 @@ from typing import Any
 
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, no_such
+from rankwright.common.plurals import counted
 from rankwright.data import leakage, sources
 from rankwright.data.collection import Collection
-from rankwright.data.discovery import Wanted, find_lines, find_sets, wanted_judgement, wanted_text
+from rankwright.data.discovery import Wanted, find_lines, find_sets, unread, wanted_judgement, wanted_text
 from rankwright.data.formats.reading import Faults, OnFault
+from rankwright.data.formats.tables import is_table
 from rankwright.data.formats.trec import is_trec, run_file
-from rankwright.data.guesses import columns_text, read_as
+from rankwright.data.guesses import Named, columns_text, read_as
 from rankwright.data.sources import Located, locate_all
 from rankwright.data.statistics import Finding, Level
+from rankwright.evaluation.metrics import Scale
+from rankwright.model.long_documents import BLOCKS, CUT_OFF, MAX
 from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import SetReports, run_file_faults, stops_a_run
 from rankwright.recipe.loading import LoadedRecipe
-from rankwright.recipe.schema import Data, DevFromTrain, Model, Recipe, TestFromTrain
+from rankwright.recipe.schema import Model, Recipe
+from rankwright.recipe.sources import Data, DevFromTrain, TestFromTrain
 
 # Limits per kind: rows with faults that are kept, and findings whose line is looked up. The report counts them all.
 MOST_ROWS = 1000
 MOST_PLACES = 200
 SPLITS = ("train", "dev", "test")
+# What happens to the documents that are counted as cut below.
+LONG = {
+    CUT_OFF: "",
+    MAX: "; longer documents are read in windows (prompt.long_documents: max), and not cut",
+    BLOCKS: "; of longer documents the best blocks are read (prompt.long_documents: blocks), and not the start",
+}
 # A problem of a whole set: its text is complete.
 SET, UNUSABLE = "set", "cannot be used"
 
@@ -76,7 +87,7 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
     entries = locate_all(recipe.data)
     encoder, tokens = _encoder(recipe)
     check = DataCheck(f"recipe {recipe.name} ({resources.shown(loaded.path)})", tokens)
-    checker = _Checker(check, SetReports(code=recipe.bm25.code), encoder, recipe.data.on_fault, recipe)
+    checker = _Checker(check, SetReports(recipe.bm25), encoder, recipe.data.on_fault, recipe)
     if isinstance(recipe.data.test, TestFromTrain):
         del entries["test"]
         console.say(f"test: {recipe.data.test.fraction:.0%} of the training queries, taken out by a run")
@@ -97,7 +108,7 @@ def _between_splits(recipe: Recipe, read: Mapping[str, Sequence[Collection]]) ->
         if isinstance(recipe.data.dev, DevFromTrain) and kept:
             fraction = recipe.data.dev.fraction
             for taken in leakage.take_out("dev", kept, fraction=fraction, seed=recipe.seed, say=lambda line: None)[1]:
-                lines = stops_a_run(taken, "dev")
+                lines = stops_a_run(taken, "dev", Scale.of(recipe.evaluate))
                 problems += [Problem("error", "dev", taken.name, SET, UNUSABLE, line, 1, ()) for line in lines]
     except UserError as error:
         problems += _of_train(error)
@@ -114,7 +125,10 @@ def _leaks(on_leak: OnFault, read: Mapping[str, Sequence[Collection]]) -> tuple[
         return [], _of_train(error)
     for row in leaks:
         kinds = ", ".join(f"{kind} {found['queries']:,}" for kind, found in row["kinds"].items())
-        what = f"{row['leaking']:,} queries are in {row['held_out']} too, dropped by on_leak: drop ({kinds})"
+        what = (
+            f"{counted(row['leaking'], 'query is', 'queries are')} in {row['held_out']} too, dropped by "
+            f"on_leak: drop ({kinds})"
+        )
         problems.append(Problem("warning", row["split"], "all sets", SET, "leak", what, row["leaking"], ()))
     return kept, problems
 
@@ -127,15 +141,14 @@ def check_path(
     path: Path,
     split: str | None,
     base: str | None,
-    *,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[str, float] | None = None,
+    given: Named = Named(),  # noqa: B008 (frozen)
 ) -> DataCheck:
     """Check a file or folder, all its splits or one. base: a model whose tokenizer counts, under its default prompt.
 
-    columns, labels: as in a recipe; what is not given is guessed as `init` does.
+    given: as in a recipe; what is not given is guessed as `init` does.
     """
-    found = find_sets(path)
+    found = find_sets(path, given.encoding)
+    left = unread(path, found)
     if split is not None:
         names = sorted({name for one in found for name in (one.split, one.upstream) if name})
         found = [one for one in found if split in (one.split, one.upstream)] or [
@@ -145,23 +158,27 @@ def check_path(
             raise UserError(f"{path}: {no_such('split', split, names)}")
     recipe = Recipe(name="check", model=Model(base=base or "none"), data=Data())
     if base is None:
-        encoder, tokens = None, "no lengths in tokens: a path has no tokenizer; check a recipe, or use --base MODEL"
+        encoder, tokens = None, "Lengths in tokens need a model: add --base MODEL, or check a recipe."
     else:
         encoder, tokens = _encoder(recipe)
     check = DataCheck(str(path), tokens)
-    checker = _Checker(check, SetReports(code=False), encoder, "stop", recipe)
+    checker = _Checker(check, SetReports(recipe.bm25), encoder, "stop", recipe)
     for one in sorted(found, key=lambda one: SPLITS.index(one.split) if one.split else len(SPLITS)):
-        format = read_as(one, columns, labels)
+        format = read_as(one, given)
         if format.question:
             raise UserError(format.question)
-        if format.columns and not columns:
-            console.say(f"{one.path}: columns guessed by their names: {columns_text(format)}")
+        if format.guessed and not given.columns:
+            console.say(f"{one.path}: guessed by names and values: {columns_text(format)}")
         source = format.source(str(one.path), one.upstream or split)
         run = run_file(one.path, one.upstream) if one.path.is_dir() and is_trec(one.path) else None
         entry = Located(source, one.name, one.upstream or split or "", one.path, run=run)
         checker.look(entry, one.split or one.upstream or split or "all")
     if len(checker.read.keys() & set(SPLITS)) > 1:
         check.problems += _leaks("stop", checker.read)[1]
+    for file, why in left.items():
+        # A file that looks like rows is missed; a PDF beside them mostly is not.
+        level: Level = "warning" if is_table(file) else "note"
+        check.problems.append(Problem(level, "all", resources.shown(file), SET, "not read", f"not read: {why}", 1, ()))
     return check
 
 
@@ -177,7 +194,7 @@ def _encoder(recipe: Recipe) -> tuple[PromptEncoder | None, str]:
     contract = encoder.contract
     return encoder, (
         f"tokens of {recipe.model.base}, prompt {contract.mode}: at most {contract.max_tokens}, the query at most "
-        f"{contract.query_tokens}"
+        f"{contract.query_tokens}" + LONG[contract.long_documents.strategy]
     )
 
 
@@ -208,7 +225,8 @@ class _Checker:
         repeated = tuple(row.examples[0] for row in faults.dropped)
         stopped = [line for line in stopped if not line.startswith(repeated)] if repeated else stopped
         if collection is not None:
-            stopped += [*stops_a_run(collection, split), *run_file_faults(self.recipe, collection, entry.run, split)]
+            stopped += stops_a_run(collection, split, Scale.of(self.recipe.evaluate))
+            stopped += run_file_faults(self.recipe, collection, entry.run, split)
             row, findings = self.reports.look(collection)
             if self.encoder is not None:
                 row["tokens"] = self.reports.tokens(collection, self.encoder)
@@ -238,7 +256,7 @@ def located(findings: Sequence[Finding], collection: Collection, entry: Located,
             mine = list(_wanted(finding, ids, collection))
             wanted += mine
             slots += [(number, place)] * len(mine)
-    places = {} if entry.path is None else find_lines(wanted, entry.path, entry.split or None)
+    places = {} if entry.path is None else find_lines(wanted, entry.path, entry.split or None, entry.source.encoding)
     where: dict[tuple[int, int], list[str]] = {}
     for number, slot in enumerate(slots):
         where.setdefault(slot, []).append(places.get(number, ""))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,35 +16,47 @@ from typing import NoReturn
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.files import write_text_atomic
+from rankwright.common.plurals import counted
 from rankwright.data import leakage
 from rankwright.data.collection import Collection
-from rankwright.data.discovery import FoundSet, find_sets, take_test, write_taken
+from rankwright.data.discovery import FoundSet, find_sets, take_test, unread, write_taken
+from rankwright.data.formats.detect import kinds_of
 from rankwright.data.formats.read import read_collection
 from rankwright.data.formats.reading import Faults, OnFault
-from rankwright.data.guesses import Format, columns_text, read_as
+from rankwright.data.formats.rows import DOCUMENTS, QUERIES, is_judgement, negatives_of
+from rankwright.data.guesses import Format, Named, columns_text, first_rows, read_as
+from rankwright.data.normalisation import normalised_key
 from rankwright.data.sources import Located, read
 from rankwright.data.statistics import SHARE_OF_CODE, drawn, share_of_code
 from rankwright.model.lengths import Budget, choose_budget
 from rankwright.model.prompt import PromptEncoder
-from rankwright.pipeline.data import stops_a_run
+from rankwright.pipeline.data import dev_share, stops_a_run
 from rankwright.recipe.kinds import LONGEST_NAME
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Data, DevFromTrain, Model, Prompt, Recipe
+from rankwright.recipe.schema import Model, Prompt, Recipe
+from rankwright.recipe.sources import Data, DevFromTrain
 
 # The JSON schema beside the recipe, for editors.
 SCHEMA = "rankwright.schema.json"
+DEFAULT_STEM = "recipe"
 DEFAULT_BASE = "Qwen/Qwen3-Reranker-0.6B"
+# Stands in a draft for what the user knows.
+FILL_IN = "FILL_IN"
 # Longer than any text that is measured.
 UNBOUNDED_TOKENS = 10**6
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user states: columns (ours -> theirs), labels (value -> label), and what happens to rows with faults."""
+    """What the user states: columns (ours -> theirs), labels (value -> label), and what happens to rows with faults.
+
+    encoding: that of the text files.
+    """
 
     columns: Mapping[str, str]
     labels: Mapping[str, float]
     on_fault: OnFault
+    encoding: str | None = None
 
 
 def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fraction: float, wishes: Wishes) -> None:
@@ -55,13 +69,19 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     _refuse(output)
     folder = output.with_name(f"{output.name.split('.')[0]}-data")
     resources.resolve_base(base)
-    found = [one for path in paths for one in find_sets(path)]
+    name = name or _own_name(output, paths)
+    by_path = {path: find_sets(path, wishes.encoding) for path in paths}
+    found = [one for sets in by_path.values() for one in sets]
     chosen, left_out = _choose(found)
-    entries = _read(chosen, wishes, lambda questions: _draft(output, base, name, chosen, questions))
+    home = output.parent
+    entries = _read(chosen, wishes, home, lambda formats: _draft(output, base, name, chosen, formats))
     said = [f"{one.path}: left out, no split in its name" for one in left_out]
+    said += [line for entry in entries for line in _all_above(entry)]
+    said += _same_rows(entries)
+    said += [f"{file}: not read: {why}" for path in paths for file, why in unread(path, by_path[path]).items()]
     if not any(entry.split == "test" for entry in entries):
         _refuse(folder)
-        entries, more = _take_out(entries, folder, fraction)
+        entries, more = _take_out(entries, folder, home, fraction)
         said += more
     leaks = _rehearse(entries)
     train = [entry.collection for entry in entries if entry.split == "train"]
@@ -72,8 +92,8 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     budget = choose_budget(queries, corpus, relevant, encoder)
     code = {c.name: share for c in train if (share := share_of_code(drawn(c.corpus))) >= SHARE_OF_CODE}
     text = recipe_text(
-        name=name or _slug(output.name.split(".")[0], entries[0].name),
-        base=base,
+        name=name or _slug(entries[0].name),
+        base=_written_base(base, home),
         entries=entries,
         said=said,
         budget=budget,
@@ -96,8 +116,16 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     console.say(f"prompt.max_tokens {budget.max_tokens}: {budget.why}")
     for set_name, share in code.items():
         console.say(f"bm25.code: {share:.0%} of the documents of {set_name} look like code")
+    console.say(_next_steps(output, without_base=bool(missing)))
+
+
+def _next_steps(output: Path, *, without_base: bool) -> str:
     shown = shlex.quote(resources.shown(output))
-    console.say(f"written: {output}. Next:\n    rankwright check {shown}\n    rankwright run {shown}")
+    first = f"    set model.base in {shown} to a base that this machine has, or connect it to the hub\n"
+    return (
+        f"written: {output}. Next:\n{first if without_base else ''}"
+        f"    rankwright check {shown}\n    rankwright run {shown}"
+    )
 
 
 def _rehearse(entries: Sequence[Entry]) -> list[str]:
@@ -141,16 +169,20 @@ def _choose(found: Sequence[FoundSet]) -> tuple[list[tuple[FoundSet, str]], list
 
 
 def _read(
-    chosen: Sequence[tuple[FoundSet, str]], wishes: Wishes, draft: Callable[[Sequence[str]], NoReturn]
+    chosen: Sequence[tuple[FoundSet, str]], wishes: Wishes, home: Path, draft: Callable[[Sequence[Format]], NoReturn]
 ) -> list[Entry]:
-    """The sets. draft: called with the questions about columns, where the files leave some open."""
+    """The sets. home: the recipe's folder.
+
+    draft: called with the formats, where the files leave some open.
+    """
     entries: list[Entry] = []
     mistakes: list[str] = []
-    formats = [read_as(one, wishes.columns, wishes.labels) for one, _ in chosen]
-    if questions := [format.question for format in formats if format.question]:
-        draft(questions)
+    droppable = False
+    formats = [read_as(one, Named(wishes.columns, wishes.labels, wishes.encoding)) for one, _ in chosen]
+    if any(format.question for format in formats):
+        draft(formats)
     for (one, split), format in zip(chosen, formats, strict=True):
-        path = _written(one.path)
+        path = _written(one.path, home)
         faults = Faults(wishes.on_fault)
         try:
             collection = read(
@@ -158,61 +190,125 @@ def _read(
             )
         except UserError as error:
             mistakes += str(error).splitlines()
+            droppable = droppable or faults.noted > faults.whole
             continue
         for row in faults.dropped:
-            _say(f"{row.file}: {row.count:,} rows will be dropped, {row.kind}; first: {row.examples[0]}")
+            _say(f"{row.file}: {counted(row.count, 'row')} will be dropped, {row.kind}; first: {row.examples[0]}")
         entries.append(Entry(split, one.name, path, one.upstream, collection, format))
     if mistakes:
-        raise UserErrors([*mistakes, "mend the files, or use --drop-faults to write on_fault: drop into the recipe"])
+        advice = ["mend the files, or use --drop-faults to write on_fault: drop into the recipe"] if droppable else []
+        raise UserErrors([*mistakes, *advice])
+    return _named_apart(entries)
+
+
+def _named_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """Sets of one split and name get the kinds of their files as well (`sales-csv`, `sales-xlsx`), or else numbers."""
     names = [(entry.split, entry.name) for entry in entries]
-    if twice := sorted({name for split, name in names if names.count((split, name)) > 1}):
-        entries = [
-            replace(entry, name=f"{entry.name}-{number}") if entry.name in twice else entry
-            for number, entry in enumerate(entries, 1)
-        ]
-    return entries
+    twice = {name for split, name in names if names.count((split, name)) > 1}
+    with_kinds = [
+        replace(entry, name=f"{entry.name}-{kind}")
+        if entry.name in twice and (kind := "-".join(Path(entry.path).name.split(".")[1:]))
+        else entry
+        for entry in entries
+    ]
+    kinds = [(entry.split, entry.name) for entry in with_kinds]
+    if len({*kinds}) == len(kinds):
+        return with_kinds
+    return [
+        replace(entry, name=f"{entry.name}-{number}") if entry.name in twice else entry
+        for number, entry in enumerate(entries, 1)
+    ]
+
+
+def _same_rows(entries: Sequence[Entry]) -> Iterator[str]:
+    """A line for sets of one split that hold the same judgements of the same texts, such as a table in two formats."""
+    by_size: dict[tuple[str, int, int], list[Entry]] = {}
+    for entry in entries:
+        c = entry.collection
+        by_size.setdefault((entry.split, len(c.queries), sum(map(len, c.qrels.values()))), []).append(entry)
+    for similar in by_size.values():
+        by_rows: dict[frozenset[tuple[bytes, bytes, float]], list[str]] = {}
+        for entry in similar if len(similar) > 1 else ():
+            c = entry.collection
+            documents = {d: normalised_key(c.corpus[d]) for row in c.qrels.values() for d in row}
+            queries = {q: normalised_key(c.queries[q]) for q in c.qrels}
+            rows = frozenset(
+                (queries[q], documents[d], label) for q, row in c.qrels.items() for d, label in row.items()
+            )
+            by_rows.setdefault(rows, []).append(entry.path)
+        for paths in (paths for paths in by_rows.values() if len(paths) > 1):
+            yield (
+                f"{' and '.join(paths)} hold the same rows, which count {len(paths)} times: remove all but one, or "
+                "name the files to read"
+            )
 
 
 def _draft(
-    output: Path, base: str, name: str | None, chosen: Sequence[tuple[FoundSet, str]], questions: Sequence[str]
+    output: Path, base: str, name: str | None, chosen: Sequence[tuple[FoundSet, str]], formats: Sequence[Format]
 ) -> NoReturn:
-    """Write a recipe whose columns are to be filled in, and raise UserErrors that name them."""
+    """Write a recipe whose columns or labels are to be filled in, and raise UserErrors that name them."""
+    questions = [format.question for format in formats if format.question]
     lines = [
-        "# A draft of `rankwright init`: it could not tell the columns. Replace each FILL_IN by the name of a column.",
+        "# A draft of `rankwright init`: replace each FILL_IN, by the name of a column or a number.",
         *(f"# {question}" for question in questions),
-        f"name: {_text(name or _slug(output.name.split('.')[0]))}",
+        f"name: {_text(name or 'recipe')}",
         "model:",
-        f"  base: {_text(base)}",
+        f"  base: {_text(_written_base(base, output.parent))}",
         "data:",
     ]
     for wanted in ("train", "dev", "test"):
         lines += [f"  {wanted}:"] if any(split == wanted for _, split in chosen) else []
-        for one, _ in (pair for pair in chosen if pair[1] == wanted):
-            lines += [f"    - name: {_text(one.name)}", f"      path: {_text(_written(one.path))}"]
-            lines.append(
-                "      columns: {query: FILL_IN, document: FILL_IN, label: FILL_IN}    # no label: all relevant"
-            )
+        for (one, _), format in (pair for pair in zip(chosen, formats, strict=True) if pair[0][1] == wanted):
+            lines += [f"    - name: {_text(one.name)}", f"      path: {_text(_written(one.path, output.parent))}"]
+            columns = dict(format.columns)
+            if format.question and not format.unclear:
+                columns = {"query": FILL_IN, "document": FILL_IN, "label": FILL_IN} | columns
+            labels = {value: f"{label:g}" for value, label in format.labels.items()}
+            labels |= dict.fromkeys(format.unclear, FILL_IN)
+            for key, pairs in (("columns", columns), ("labels", labels)):
+                inside = ", ".join(f"{_text(k)}: {v if key == 'labels' else _text(v)}" for k, v in pairs.items())
+                remark = "    # without a label all rows are relevant" if FILL_IN in columns.values() else ""
+                lines += [f"      {key}: {{{inside}}}{remark if key == 'columns' else ''}"] if pairs else []
     write_text_atomic(output, "\n".join([*lines, ""]))
     shown = shlex.quote(resources.shown(output))
-    raise UserErrors([*questions, f"a draft is written: fill in its columns, or remove {shown} and give --columns"])
+    raise UserErrors([*questions, f"a draft is written: fill it in, or remove {shown} and give --columns or --labels"])
+
+
+def _all_above(entry: Entry) -> Iterator[str]:
+    """A warning where each of several labels counts as relevant, as those of ratings by 1 to 5 stars do."""
+    found = sorted({label for row in entry.collection.qrels.values() for label in row.values()})
+    if len(found) > 1 and found[0] > 0:
+        shown = ", ".join(f"{label:g}" for label in found[:6])
+        yield (
+            f"{entry.path}: its labels ({shown}) are all above 0, so all documents are relevant: if {found[0]:g} "
+            "means not relevant, give the set `relevant_from` (the lowest relevant label), or --labels with its values"
+        )
 
 
 def _say(line: str) -> None:
     console.say(f"  {line}")
 
 
-def _written(path: Path) -> str:
-    """A path as the recipe has it: relative where it lies below the working directory."""
-    full = path.resolve()
-    here = Path.cwd().resolve()
-    if not full.is_relative_to(here):
+def _written(path: Path, home: Path) -> str:
+    """A path as the recipe in the folder `home` has it.
+
+    Relative to that folder where it lies below it, or where both lie below the working directory; else absolute.
+    """
+    full, home, here = path.resolve(), home.resolve(), Path.cwd().resolve()
+    if not full.is_relative_to(home) and not (full.is_relative_to(here) and home.is_relative_to(here)):
         return full.as_posix()
-    text = full.relative_to(here).as_posix()
+    text = Path(os.path.relpath(full, home)).as_posix()
     # fixtures/... would mean the embedded ones.
     return f"./{text}" if text.startswith(resources.FIXTURES) else text
 
 
-def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[list[Entry], list[str]]:
+def _written_base(base: str, home: Path) -> str:
+    """As _written, for what may also be a hub id or an embedded folder."""
+    plain = base.startswith(resources.FIXTURES) or not Path(base).is_dir() or Path(base).is_absolute()
+    return base if plain else _written(Path(base), home)
+
+
+def _take_out(entries: Sequence[Entry], folder: Path, home: Path, fraction: float) -> tuple[list[Entry], list[str]]:
     """(the entries, with a test set taken out of each training set; what was done, in words)"""
     kept = [entry for entry in entries if entry.split != "train"]
     tests: list[Entry] = []
@@ -228,15 +324,29 @@ def _take_out(entries: Sequence[Entry], folder: Path, fraction: float) -> tuple[
             # Read again: each side is reported as the recipe will find it.
             written = read_collection(place / path, name=entry.name, split=upstream, say=lambda line: None)
             written_as = Format("beir" if path == "." else "groups")
-            new = Entry(split, entry.name, _written(place / path), upstream, written, written_as)
+            new = Entry(split, entry.name, _written(place / path, home), upstream, written, written_as)
             (kept if split == "train" else tests).append(new)
-        if entry.format.columns:
-            said.append(f"{entry.path}: read with {columns_text(entry.format)}")
+        if columns := _columns_read(entry, home):
+            said.append(f"{entry.path}: columns used: {columns}")
         said.append(
-            f"{entry.path}: no test split, so {len(test.queries):,} of {len(entry.collection.queries):,} queries "
-            f"({fraction:.0%} asked for) were taken out of it by a hash of their ids: {_written(place)}"
+            f"{entry.path}: no test split, so {len(test.queries):,} of "
+            f"{counted(len(entry.collection.queries), 'query')} "
+            f"({fraction:.0%} asked for) were taken out of it by a hash of their ids: train and test are both in "
+            f"{_written(place, home)}, a folder {'in BEIR layout' if train_path == '.' else 'with files of groups'}"
         )
     return kept + tests, said
+
+
+def _columns_read(entry: Entry, home: Path) -> str:
+    """The columns of a file that are read, in words; "" for a folder in a layout of its own."""
+    path = home / entry.path
+    if entry.format.columns or entry.format.labels:
+        return columns_text(entry.format)
+    if not path.is_file():
+        return ""
+    kinds = kinds_of(first_rows(path, Named(encoding=entry.format.encoding)))
+    known = {*QUERIES, *DOCUMENTS, *negatives_of(kinds)}
+    return ", ".join(name for name, kind in kinds.items() if name in known or is_judgement(name, kind))
 
 
 def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
@@ -250,9 +360,24 @@ def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
         return None, [f"the tokenizer of {base} cannot be had, lengths are estimated: {error}"]
 
 
+def _own_name(output: Path, paths: Sequence[Path]) -> str:
+    """The recipe's name: that of its file where the user chose it, else that of the folder or file of the data.
+
+    Letters lose their accents, which a name may not have; "" where nothing is left.
+    """
+    chosen = output.name.split(".")[0]
+    found = chosen if chosen != DEFAULT_STEM or not paths else paths[0].resolve().name.split(".")[0]
+    bare = "".join(c for c in unicodedata.normalize("NFKD", found.replace("ß", "ss")) if not unicodedata.combining(c))
+    return _plain(bare)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:LONGEST_NAME]
+
+
 def _slug(text: str, *others: str) -> str:
     """A name that a recipe may have; the next of `others` where nothing is left of the text."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:LONGEST_NAME]
+    plain = _plain(text)
     return plain or _slug(*others) if others else plain or "recipe"
 
 
@@ -275,7 +400,8 @@ class Entry:
         extra = [what for what, has in (("teacher scores", c.teacher_scores), ("weights", c.weights)) if has]
         judged = sum(map(len, c.qrels.values()))
         return (
-            f"{self.format.name}: {len(c.queries):,} queries, {len(c.corpus):,} documents, {judged:,} judgements"
+            f"{self.format.name}: {counted(len(c.queries), 'query')}, {counted(len(c.corpus), 'document')}, "
+            f"{counted(judged, 'judgement')}"
             f" (labels {', '.join(f'{label:g}' for label in labels[:6])}{', ...' if len(labels) > 6 else ''})"
             + "".join(f", {what}" for what in extra)
         )
@@ -298,7 +424,7 @@ def recipe_text(
     """
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
-        "# Written by `rankwright init`. Relative paths start at the working directory, or at data.root.",
+        "# Written by `rankwright init`. Relative paths start at the folder of this file, or at data.root.",
         f"name: {_text(name)}",
         "",
         "model:",
@@ -312,8 +438,9 @@ def recipe_text(
     if leaks:
         lines += [f"  # {line}" for line in leaks]
         lines.append("  on_leak: drop    # they are left out of training, and counted; without this a run stops")
+    share = dev_share(sum(len(entry.collection.queries) for entry in entries if entry.split == "train"))
     for split in ("train", "dev", "test"):
-        lines += _split(split, [entry for entry in entries if entry.split == split])
+        lines += _split(split, [entry for entry in entries if entry.split == split], share)
     lines += ["", "prompt:", f"  # {budget.why}", f"  max_tokens: {budget.max_tokens}"]
     if budget.query_tokens is not None:
         lines.append(f"  query_tokens: {budget.query_tokens}    # the queries are long: more than a quarter")
@@ -324,8 +451,11 @@ def recipe_text(
     lines += [
         "",
         "gate:",
-        "  # Only a model that is better than its base, and than the search whose lists it reorders, is exported.",
-        "  against: [base, first_stage]",
+        "  # What is served is the model combined with the search whose lists it reorders. Only a model that makes",
+        "  # this better than the search alone, and not worse than the base, is exported.",
+        "  system: combined",
+        "  against: [first_stage]",
+        "  at_least: [base]",
         "",
         "# All other keys have defaults: `rankwright keys` prints them.",
         "",
@@ -333,10 +463,10 @@ def recipe_text(
     return "\n".join(lines)
 
 
-def _split(split: str, entries: Sequence[Entry]) -> Iterator[str]:
+def _split(split: str, entries: Sequence[Entry], dev_share: float) -> Iterator[str]:
     if not entries:
         if split == "dev":
-            yield "  dev: {from: train, fraction: 0.1}    # chooses the checkpoint; taken out of train by seed"
+            yield f"  dev: {{from: train, fraction: {dev_share:g}}}    # chooses checkpoint and combination; by seed"
         return
     yield f"  {split}:"
     for entry in entries:
@@ -347,6 +477,8 @@ def _split(split: str, entries: Sequence[Entry]) -> Iterator[str]:
             yield f"      split: {_text(entry.upstream)}"
         if entry.format.guessed:
             yield "      # GUESSED by names and values: our name of a column -> the file's, what its values mean"
+        if entry.format.encoding is not None:
+            yield f"      encoding: {_text(entry.format.encoding)}"
         if columns := entry.format.columns:
             pairs = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
             yield f"      columns: {{{pairs}}}"

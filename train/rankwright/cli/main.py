@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from rankwright.cli.columns import COLUMNS_HELP, LABELS_HELP
+from rankwright.cli.audit import audit_app
+from rankwright.cli.columns import COLUMNS_HELP, ENCODING_HELP, LABELS_HELP
 from rankwright.cli.data import data_app
 from rankwright.cli.exits import (
     EXIT_GATE,
@@ -23,16 +26,17 @@ from rankwright.cli.exits import (
     leave,
     let_the_first_speak,
 )
-from rankwright.cli.models import push, score, verify
+from rankwright.cli.models import mteb, push, score, verify
 from rankwright.cli.recipes import keys, recipes_app
-from rankwright.common import console
+from rankwright.common import collector, console
 from rankwright.common.disk import why_full
 from rankwright.common.errors import PeerFailed, Refused, Stopped, UserError, UserErrors
-from rankwright.common.resources import check_output
+from rankwright.common.resources import RUN, check_output, existing_folder, is_there, nearby, resolve_base
 
 if TYPE_CHECKING:
     from rankwright.common.run_folder import RunFolder
     from rankwright.pipeline.stages import Pipeline
+    from rankwright.recipe.schema import Recipe
 
 app = typer.Typer(
     name="rankwright",
@@ -43,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app)
 app.add_typer(recipes_app)
+app.add_typer(audit_app)
 
 
 def _version(wanted: bool) -> None:
@@ -82,15 +87,35 @@ def _pipeline(
     override: str | None = None,
     *,
     verify: bool = False,
+    files: bool = True,
 ) -> Pipeline:
+    """files: whether sets and a base that are not there are reported at once, and not with all other mistakes."""
     from rankwright.recipe.loading import load_recipe
 
     # Before torch is imported: a mistake of the recipe is reported at once.
     loaded = load_recipe(recipe, overrides or [])
-    from rankwright.pipeline.stages import Pipeline
+    if files:
+        _refuse_missing(loaded.recipe)
+    with collector.paused():
+        from rankwright.pipeline.stages import Pipeline
 
-    console.quiet_libraries()
+        console.quiet_libraries()
     return Pipeline(loaded, folder, override, command=("rankwright", *sys.argv[1:]), verify=verify)
+
+
+def _refuse_missing(recipe: Recipe) -> None:
+    """Raise UserErrors for files of sets and a base that are not there."""
+    from rankwright.data.sources import locate_all
+
+    faults = []
+    checks: list[Callable[[], object]] = [lambda: locate_all(recipe.data), lambda: resolve_base(recipe.model.base)]
+    for check_one in checks:
+        try:
+            check_one()
+        except UserError as error:
+            faults += error.messages if isinstance(error, UserErrors) else [str(error)]
+    if faults:
+        raise UserErrors(faults)
 
 
 def _show_results(pipeline: Pipeline) -> None:
@@ -127,11 +152,11 @@ def run(
     The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped while their
     files are as they were written.
     """
-    from rankwright.evaluation.gate import GateRefused
-
     if as_json:
         console.console.stderr = True
     pipeline = _pipeline(recipe, overrides, override=override, verify=verify_files)
+    from rankwright.evaluation.gate import GateRefused
+
     if dry_run:
         _preview(pipeline, as_json=as_json)
         return
@@ -174,12 +199,13 @@ def check(
     """
     import tempfile
 
-    from rankwright.cli.show import describe_recipe
     from rankwright.common.run_folder import RunFolder
 
     # A check must not change a run: what it reads goes into a temporary folder.
     with tempfile.TemporaryDirectory() as folder:
-        pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)))
+        pipeline = _pipeline(recipe, overrides, RunFolder(Path(folder)), files=False)
+        from rankwright.cli.show import describe_recipe
+
         pipeline.start(offline=offline)
         if not offline:
             pipeline.run_to("data")
@@ -191,12 +217,13 @@ def init(
     paths: Annotated[list[str] | None, typer.Argument(help="your files and folders (else the current folder)")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="the recipe to write")] = Path("recipe.yaml"),
     base: Annotated[str | None, typer.Option(help="hub id or folder (else Qwen/Qwen3-Reranker-0.6B)")] = None,
-    name: Annotated[str | None, typer.Option(help="name of the recipe (else that of its file)")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the recipe (else that of its file, or of the data)")] = None,
     test_fraction: Annotated[
         float, typer.Option(help="share of the queries for testing, where no split is for that", min=0.01, max=0.5)
     ] = 0.2,
     columns: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help=COLUMNS_HELP)] = None,
     labels: Annotated[str | None, typer.Option(metavar="VALUE=NUMBER", help=LABELS_HELP)] = None,
+    encoding: Annotated[str | None, typer.Option(metavar="NAME", help=ENCODING_HELP)] = None,
     drop_faults: Annotated[
         bool, typer.Option("--drop-faults", help="leave out rows with faults, and count them")
     ] = False,
@@ -206,17 +233,22 @@ def init(
     Finds sets and splits in them, and splits off a test set where there is none. Overwrites nothing.
     """
     from rankwright.cli.columns import columns_of, labels_of
-    from rankwright.cli.init import DEFAULT_BASE, Wishes, init
 
-    console.quiet_libraries()
     named, places = columns_of(columns or [], paths or [])
+    for place in map(Path, places):
+        if not is_there(place):
+            raise UserError(f"{place}: no such file or folder{nearby(place)}")
+    with collector.paused():
+        from rankwright.cli.init import DEFAULT_BASE, Wishes, init
+
+        console.quiet_libraries()
     init(
         [Path(place) for place in places] or [Path()],
         output,
         base=base or DEFAULT_BASE,
         name=name,
         fraction=test_fraction,
-        wishes=Wishes(named, labels_of(labels), "drop" if drop_faults else "stop"),
+        wishes=Wishes(named, labels_of(labels), "drop" if drop_faults else "stop", encoding),
     )
 
 
@@ -238,16 +270,17 @@ def plan(
 
     Computes them from the shapes of the base, and reads no weights.
     """
-    from rankwright.cli.show import describe_plan
+    pipeline = _pipeline(recipe, overrides, files=False)
+    from rankwright.cli.show import describe_long_documents, describe_plan
     from rankwright.training.estimate.plan import make_plan
     from rankwright.training.sampling import draws_of_prepared
 
-    pipeline = _pipeline(recipe, overrides)
     pipeline.check(data=False)
     made = make_plan(pipeline.recipe, gpus, sharded=fsdp2)
     describe_plan(
         made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.folder), mean_tokens=mean_tokens
     )
+    describe_long_documents(pipeline.recipe, pipeline.folder)
 
 
 @app.command()
@@ -267,7 +300,9 @@ def mine(
     if audit is not None and console.is_first_process():
         from rankwright.report.audit import write_audit
 
-        console.say(f"audit: {write_audit(pipeline.folder, audit)}")
+        page = write_audit(pipeline.folder, audit)
+        console.say(f"audit: {page}: open it in a browser, judge, and save the answers. Then:")
+        console.say(f"    rankwright audit read ANSWERS.json --run {shlex.quote(str(pipeline.folder.path))}")
 
 
 @app.command()
@@ -304,6 +339,8 @@ def compare(
 
     Shows differences with intervals, p values and the spread over seeds.
     """
+    for folder in runs:
+        existing_folder(folder, RUN)
     from rankwright.cli.show import show, write_json
     from rankwright.evaluation.compare import compare as compare_runs
 
@@ -327,6 +364,8 @@ def report(
 
     Reads the files of the run, without a model. Several runs are shown side by side on one page.
     """
+    for folder in runs:
+        existing_folder(folder, RUN)
     from rankwright.report.page import write_report
     from rankwright.report.side_by_side import write_comparison
 
@@ -348,7 +387,7 @@ def export(recipe: RecipeArgument, overrides: Overrides = None, override: Overri
     _pipeline(recipe, overrides, override=override).run_to("export")
 
 
-for command in (score, verify, push, keys):
+for command in (score, verify, push, mteb, keys):
     app.command()(command)
 
 

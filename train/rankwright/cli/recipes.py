@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rankwright.common import console
+from rankwright.common.resources import schema_file
 
 # Listed first: the first run, and one recipe per domain. Then the others by name.
 FIRST = ("quickstart", "finance", "legal", "code", "mixed")
@@ -29,9 +30,7 @@ def recipes(
     if context.invoked_subcommand is not None:
         return
     if schema:
-        from rankwright.pipeline.json_schema import schema_text
-
-        typer.echo(schema_text(), nl=False)
+        typer.echo(schema_file().read_text(encoding="utf-8"), nl=False)
         return
     from rich.table import Column, Table
 

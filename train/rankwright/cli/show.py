@@ -14,17 +14,21 @@ from rich.table import Table
 
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError
-from rankwright.common.files import write_text_atomic
+from rankwright.common.files import read_json_object, write_text_atomic
+from rankwright.common.plurals import counted
 from rankwright.data.sources import locate_all
 from rankwright.evaluation.compare import Comparison
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import ALL, ResultRow, by_test_set
 from rankwright.recipe.loading import LoadedRecipe
-from rankwright.recipe.schema import DevFromTrain, TestFromTrain
+from rankwright.recipe.schema import Recipe
+from rankwright.recipe.sources import DevFromTrain, TestFromTrain
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.retrieval.retriever import retrievers
 
 if TYPE_CHECKING:
+    from rankwright.common.run_folder import RunFolder
+    from rankwright.pipeline.mteb import PartResult
     from rankwright.pipeline.overview import StageState
     from rankwright.training.estimate.plan import Plan
 
@@ -37,7 +41,7 @@ def results_tables(rows: Sequence[ResultRow], width: int | None = None) -> list[
     width: by default that of the terminal.
     """
     width = console.console.width if width is None else width
-    sets = by_test_set(rows)
+    sets, measure = by_test_set(rows), rows[0].measure if rows else HEADLINE
     tables: list[Table] = []
     names: Column = ("test set", list(sets))
     part: list[Column] = []
@@ -45,11 +49,11 @@ def results_tables(rows: Sequence[ResultRow], width: int | None = None) -> list[
     for column in _columns(sets):
         need = _width(column)
         if part and used + need > width:
-            tables.append(_results_table([names, *part], first=not tables))
+            tables.append(_results_table([names, *part], None if tables else measure))
             part, used = [], 0
         part.append(column)
         used = (used or _width(names) + 1) + need
-    return [*tables, _results_table([names, *part], first=not tables)] if part else tables
+    return [*tables, _results_table([names, *part], None if tables else measure)] if part else tables
 
 
 def _width(column: Column) -> int:
@@ -68,7 +72,7 @@ def _columns(sets: Mapping[str, Mapping[str, ResultRow]]) -> list[Column]:
     best = [next(iter(row.values())).best_possible for row in sets.values()]
     for system in order:
         if len(columns) == 1 + len(stages) and any(value is not None for value in best):
-            columns.append(("best possible", [_number(value) for value in best]))
+            columns.append(("at best", [_number(value) for value in best]))
         values = [row[system].value if system in row else None for row in sets.values()]
         columns.append((stage_label(system), [_number(value) for value in values]))
     tuned = [row.get("tuned") for row in sets.values()]
@@ -92,12 +96,27 @@ def _interval(numbers: Sequence[float | None] | None) -> str:
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _results_table(columns: Sequence[Column], *, first: bool) -> Table:
-    table = Table(title=f"{HEADLINE} on the test queries" if first else None, title_justify="left")
+def _results_table(columns: Sequence[Column], measure: str | None) -> Table:
+    """measure: named in the title, which only the first table has."""
+    table = Table(title=f"{measure} on the test queries" if measure else None, title_justify="left")
     for title, _ in columns:
         table.add_column(title, justify="left" if title == "test set" else "right", no_wrap=True)
     for cells in zip(*(cells for _, cells in columns), strict=True):
         table.add_row(*cells, style="bold" if cells[0] == ALL else None)
+    return table
+
+
+def mteb_table(results: Sequence[PartResult]) -> Table:
+    """Each task: the lists, and nDCG@10 by us and by mteb, with the differences of all measures."""
+    table = Table(title="nDCG@10 by Rankwright and by mteb", title_justify="left")
+    names = ("queries", "lists alone", "Rankwright", "mteb", "difference", "MAP@10 differs", "R@10 differs")
+    for column in ("task", "lists", *names):
+        table.add_column(column, justify="left" if column in ("task", "lists") else "right")
+    for row in results:
+        task = row.task if row.subset == "default" else f"{row.task} ({row.subset})"
+        apart = [f"{row.ours[m] - row.theirs[m]:+.4f}" for m in ("nDCG@10", "AP@10", "R@10")]
+        figures = [f"{x:.4f}" for x in (row.first_stage, row.ours["nDCG@10"], row.theirs["nDCG@10"])]
+        table.add_row(f"{task}, {row.split}", row.lists, f"{row.queries:,}", *figures, *apart)
     return table
 
 
@@ -118,26 +137,26 @@ def show(comparison: Comparison) -> None:
     for note in comparison.notes:
         console.say(note)
     for name, shared in comparison.sets.items():
-        console.show(_compared_table(comparison, f"{name}: {len(shared.queries):,} queries", name))
+        console.show(_compared_table(comparison, f"{name}: {counted(len(shared.queries), 'query')}", name))
         for note in shared.notes:
             console.say(f"{name}: {note}")
     if comparison.pooled:
         console.show(
-            _compared_table(comparison, f"all test sets together: {comparison.pooled_queries:,} queries", None)
+            _compared_table(comparison, f"all test sets together: {counted(comparison.pooled_queries, 'query')}", None)
         )
     if comparison.over_seeds:
         console.show(_seed_table(comparison))
     count = len(comparison.compared) + len(comparison.pooled)
     if count:
         console.say(
-            f"difference: system - {comparison.reference.name} by {HEADLINE}, BCa interval over queries. p: two-sided "
-            f"paired randomisation test. Holm: p adjusted for all {count} comparisons shown"
+            f"difference: system - {comparison.reference.name} by {comparison.measure}, BCa interval over queries. p: "
+            f"two-sided paired randomisation test. Holm: p adjusted for all {count} comparisons shown"
         )
 
 
 def _compared_table(comparison: Comparison, title: str, test_set: str | None) -> Table:
     rows = comparison.rows(test_set)
-    measures = list(rows[comparison.reference.name][0])
+    measures = [comparison.scale.name(m) for m in rows[comparison.reference.name][0]]
     table = Table(title=title, title_justify="left")
     for column in ("system", *measures, "difference [95 %]", "p", "Holm"):
         table.add_column(column, justify="left" if column == "system" else "right", no_wrap=True)
@@ -155,7 +174,7 @@ def _compared_table(comparison: Comparison, title: str, test_set: str | None) ->
 
 
 def _seed_table(comparison: Comparison) -> Table:
-    table = Table(title=f"tuned {HEADLINE} over seeds", title_justify="left")
+    table = Table(title=f"tuned {comparison.measure} over seeds", title_justify="left")
     for column in ("runs", "test set", "seeds", "mean", "deviation", "min", "max"):
         table.add_column(column, justify="left" if column in ("runs", "test set") else "right", no_wrap=True)
     for names, spreads in comparison.over_seeds.items():
@@ -168,7 +187,7 @@ def _seed_table(comparison: Comparison) -> Table:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All numbers, not rounded: what `--json` writes."""
     return {
-        "measure": HEADLINE,
+        "measure": comparison.measure,
         "against": comparison.reference.name,
         "confidence": 0.95,
         "comparisons": len(comparison.compared) + len(comparison.pooled),
@@ -225,7 +244,7 @@ def describe_recipe(loaded: LoadedRecipe, ledger: Mapping[str, Any], *, offline:
         console.say(f"model {recipe.model.base}: on the hub, not fetched; its prompt will be checked before training")
     else:
         _describe_prompt(loaded)
-    console.say(f"recipe {recipe.name} ({resources.shown(loaded.path)}): no mistakes found")
+    console.say(f"{recipe.name} ({resources.shown(loaded.path)}): no mistakes found")
 
 
 def _describe_licences(ledger: Mapping[str, Any]) -> None:
@@ -246,6 +265,28 @@ def _describe_prompt(loaded: LoadedRecipe) -> None:
     console.say(f"prompt {contract.mode}, at most {contract.max_tokens} tokens, {words}")
 
 
+def describe_long_documents(recipe: Recipe, folder: RunFolder) -> None:
+    """Print how many prompts a long document is, by the lengths in data_report.json where the run has read its data."""
+    from rankwright.model.long_documents import BLOCK_TOKENS, BLOCKS, MAX, window_count
+
+    strategy = recipe.prompt.long_documents
+    if strategy == BLOCKS:
+        console.say(f"long documents: one prompt each, of their best blocks of at most {BLOCK_TOKENS} tokens")
+    if strategy != MAX:
+        return
+    console.say("long documents: training reads one window of each; evaluation, refresh and serving score all of them")
+    found = []
+    for split, rows in ((read_json_object(folder.data_report) or {}).get("splits") or {}).items():
+        for row in (row for row in rows if row.get("tokens")):
+            lengths = row["tokens"]["documents"]
+            counts = [window_count(lengths[key] or 0, lengths["budget"]) for key in ("p50", "p90", "max")]
+            found.append(f"  {split} {row['set']}: windows of a document p50, p90, max: {', '.join(map(str, counts))}")
+    room = recipe.prompt.max_tokens
+    default = f"  lengths are not known before the data is read; one of {10 * room:,} tokens has about"
+    for line in found or [f"{default} {window_count(10 * room, room - room // 4)} windows"]:
+        console.say(line)
+
+
 def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: int | None) -> None:
     """Print parameters, memory by part, FLOPs and time. draws: groups of an epoch, None when not known."""
     from rankwright.model.trainable import parameter_counts
@@ -261,7 +302,7 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
     console.say(f"model {recipe.model.base}: {total:,} parameters, {trained:,} of them trained ({method}, {precision})")
     group = plan.group
     console.say(
-        f"longest group: {len(group.tail_ids)} documents, prompts of {recipe.prompt.max_tokens} tokens, "
+        f"longest group: {counted(len(group.tail_ids), 'document')}, prompts of {recipe.prompt.max_tokens} tokens, "
         f"{group.tokens:,} tokens in all; micro-batches of at most {plan.budget_tokens:,} tokens; "
         f"attention {plan.target.route}"
     )
@@ -288,4 +329,4 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
     else:
         hours = steps * seconds / 3600
         most = "at most " if draws is None else ""
-        console.say(f"training: {most}{steps:,} steps, {hours:,.2g} hours, without evaluation")
+        console.say(f"training: {most}{counted(steps, 'step')}, {hours:,.2g} hours, without evaluation")

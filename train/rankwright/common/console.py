@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-# Without a terminal (a log file, CI) progress is a plain line every so often, and tables are not cut to 80 columns.
+# Without a terminal (a log file, CI) progress is a plain line every so often, and tables are not folded at 80
+# columns, unless COLUMNS asks for that.
 LOG_EVERY_S = 15.0
 LOG_COLUMNS = 160
 # Control characters of C0 and C1 but tab and line feed; marks and overrides of direction; line and paragraph
@@ -47,7 +48,7 @@ class VisibleConsole(Console):
 # Markup and emoji codes off: `a[i]` and an id like `a:b:c` must come out as they are.
 console = VisibleConsole(highlight=False, soft_wrap=True, emoji=False, markup=False)
 _has_bar = False
-if not console.is_terminal:
+if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
     console.width = max(console.width, LOG_COLUMNS)
 
 
@@ -69,8 +70,11 @@ def heading(message: str) -> None:
 
 
 def show(renderable: Any) -> None:
-    """Print a rich table or panel."""
+    """Print a rich table or panel; long words of a cell, such as paths, go on in the next line."""
     if is_first_process():
+        for column in getattr(renderable, "columns", ()):
+            # By default a word that is wider than its column is cut.
+            column.overflow = "fold"
         console.print(renderable)
 
 
@@ -80,8 +84,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    # Its retries, two lines each; what could not be had in the end is an error.
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -100,24 +107,24 @@ def silence() -> Iterator[None]:
 def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
     """Yields advance(count=1, **values): a bar with an ETA on a terminal, lines elsewhere, nothing on other ranks.
 
-    advance(0, total=N) changes the total to N. Inside another progress it prints lines too: a terminal has one bar.
+    advance(0, total=N) changes the total to N; left=S states the seconds that are left, where the caller knows better
+    than the mean so far. Inside another progress it prints lines too: a terminal has one bar.
     """
     global _has_bar
     if not is_first_process():
         yield lambda count=1, **values: None
     elif console.is_terminal and not console.quiet and not _has_bar:
-        columns = [
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}", markup=False),
-        ]
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
+        columns += [TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in ("left", "values")]
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(visible(description), total=total, values="")
+            task = bar.add_task(visible(description), total=total, left="", values="")
+            rate = _Rate(total)
 
-            def advance(count: int = 1, *, total: int | None = None, **values: float) -> None:
-                bar.update(task, advance=count, total=total, values=_format(values))
+            def advance(
+                count: int = 1, *, total: int | None = None, left: float | None = None, **values: float
+            ) -> None:
+                words = rate.left(count, total, left, started=not values)
+                bar.update(task, advance=count, total=rate.total, left=words, values=_format(values))
 
             _has_bar = True
             try:
@@ -128,22 +135,53 @@ def progress(description: str, total: int) -> Iterator[Callable[..., None]]:
         yield _line_progress(description, total)
 
 
-def _line_progress(description: str, total: int) -> Callable[..., None]:
-    started = last = time.monotonic()
-    done = first = -1
+class _Rate:
+    """How much is done of `total`, and what is left by the mean so far, without what was done before this start."""
 
-    def advance(count: int = 1, *, total: int = total, **values: float) -> None:
-        nonlocal done, last, first
-        # What was done before this start must not count as speed.
-        first = count if done < 0 and not values else max(first, 0)
-        done = max(done, 0) + count
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.started = time.monotonic()
+        self.done = self.first = -1
+
+    def left(self, count: int, total: int | None, stated: float | None, *, started: bool) -> str:
+        """The time that is left after `count` more, in words; empty before anything is known.
+
+        started: whether the first call may be about an earlier start. stated: seconds that the caller knows.
+        """
+        if self.done < 0:
+            self.first = count if started else 0
+        self.done = max(self.done, 0) + count
+        self.total = self.total if total is None else total
+        here = self.done - self.first
+        if self.done >= self.total:
+            return ""
+        if stated is None and here > 0:
+            stated = (time.monotonic() - self.started) / here * (self.total - self.done)
+        return "" if stated is None else f"{duration(stated)} left"
+
+
+def _line_progress(description: str, total: int) -> Callable[..., None]:
+    rate = _Rate(total)
+    last = rate.started
+
+    def advance(count: int = 1, *, total: int | None = None, left: float | None = None, **values: float) -> None:
+        nonlocal last
+        words = rate.left(count, total, left, started=not values)
         now = time.monotonic()
-        if now - last >= LOG_EVERY_S and done < total:
-            left = (now - started) / max(1, done - first) * (total - done)
-            say(f"{description} {done}/{total}, {left:.0f} s left {_format(values)}".rstrip())
+        if now - last >= LOG_EVERY_S and rate.done < rate.total:
+            comma = ", " if words else ""
+            say(f"{description} {rate.done}/{rate.total}{comma}{words} {_format(values)}".rstrip())
             last = now
 
     return advance
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _format(values: dict[str, float]) -> str:

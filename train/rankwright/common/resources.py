@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.errors import UserError, did_you_mean, one_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FIXTURES = "fixtures/"
-YAML_SUFFIXES = (".yaml", ".yml")
+# JSON is YAML: the recipe.json of a run is a recipe.
+YAML_SUFFIXES = (".yaml", ".yml", ".json")
 LONGEST_HUB_ID = 96
 _HUB_ID = re.compile(rf"(?=.{{1,{LONGEST_HUB_ID}}}$)[\w.-]+(/[\w.-]+)?")
 # The limit of common file systems, in bytes.
@@ -20,6 +21,11 @@ LONGEST_FILE_NAME = 255
 MODEL_FILES = ("config.json", "adapter_config.json", "modules.json")
 # Known names that a message lists.
 MOST_NAMES = 30
+
+
+# What to give in place of a folder that is not there.
+RUN = "give that of a run, such as runs/NAME"
+EXPORTED = "give an exported one, such as runs/NAME/export/hf"
 
 
 def recipes_dir() -> Path:
@@ -74,8 +80,9 @@ ROOT_STARTS = "relative paths start at data.root, which is"
 def resolve_path(text: str, *, root: str | None) -> Path:
     """The file or folder that a recipe's `path` means.
 
-    An absolute path stays; `fixtures/...` is embedded; any other starts at `root` (data.root), or at the
-    working directory when there is none. Raises UserError when nothing is there.
+    An absolute path stays; `fixtures/...` is embedded; any other starts at `root` (data.root), or at the working
+    directory when there is none: paths of recipe files are rewritten to start there when they are loaded. Raises
+    UserError when nothing is there.
     """
     path = expand(text)
     if text.startswith(FIXTURES):
@@ -86,7 +93,8 @@ def resolve_path(text: str, *, root: str | None) -> Path:
         path = expand(root) / path
         start = f"; {ROOT_STARTS} {root!r}"
     else:
-        start = "; relative paths start at the working directory, unless data.root is set: data.root=FOLDER"
+        start = "; relative paths start at the recipe's folder, or at the working directory where typed, unless "
+        start += "data.root is set: data.root=FOLDER"
     kind = kind_of_path(path)
     if kind == "nothing":
         raise UserError(f"{Path.cwd() / path}: no such file or folder{nearby(path)}{start}")
@@ -169,6 +177,13 @@ def kind_of_path(path: Path) -> Literal["file", "folder", "other", "nothing"]:
     if not _is(path, "exists"):
         return "nothing"
     return "file" if _is(path, "is_file") else "folder" if _is(path, "is_dir") else "other"
+
+
+def existing_folder(path: Path, advice: str) -> Path:
+    """The folder that a command is given, known before anything heavy is imported. Raises UserError without one."""
+    if not _is(path, "is_dir"):
+        raise UserError(f"{one_line(str(path))}: no such folder{nearby(path)}: {advice}")
+    return path
 
 
 def check_output(key: str, path: Path, kind: Literal["file", "folder"] = "file") -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -68,6 +69,7 @@ class RunFolder:
     data_report = _Place("data_report.json")
     candidates = _Place("candidates.jsonl")
     dev_candidates = _Place("dev_candidates.jsonl")
+    train_lists = _Place("train_lists.jsonl")
     negatives = _Place("negatives.jsonl")
     removed = _Place("removed.jsonl")
     teacher_scores = _Place("teacher.jsonl")
@@ -80,6 +82,9 @@ class RunFolder:
     mix = _Place("mix.json")
     pools = _Place("pools")
     metrics = _Place("metrics.jsonl")
+    # Other trackers: the run's id there, and which of them have what; the events of tensorboard.
+    tracking = _Place("tracking.json")
+    tensorboard = _Place("tensorboard")
     checkpoints = _Place("checkpoints")
 
     # Evaluation and what follows.
@@ -88,8 +93,11 @@ class RunFolder:
     speed = _Place("speed.json")
     gate = _Place("gate.json")
     dev_scores = _Place("dev_scores.jsonl")
+    combine = _Place("combine.json")
     calibration = _Place("calibration.json")
     exports = _Place("export")
+    # What `rankwright mteb` left: TASK.json is mteb's result, TASK/record.json ours.
+    mteb = _Place("mteb")
     # Target -> what its proven folder was made from.
     proven = _Place("export/.proven.json")
     report = _Place("report.html")
@@ -109,6 +117,28 @@ class RunFolder:
     def export(self, target: str) -> Path:
         """The folder of one export target."""
         return self.exports / target
+
+    def is_run(self) -> bool:
+        """Whether this is a run folder: stages have recorded something, or the recipe stands in it."""
+        return self.recipe_json.is_file() and ((self.path / "stages").is_dir() or self.provenance.is_file())
+
+    def test_sets(self) -> list[str]:
+        """The test sets of the run's data, without folders that an earlier recipe left in eval/."""
+        try:
+            return [str(row["set"]) for row in (read_json_object(self.data_report) or {})["splits"]["test"]]
+        except (LookupError, TypeError):
+            return sorted(path.name for path in self.eval.glob("*") if path.is_dir())
+
+    def command(self, name: str) -> str:
+        """The command `name` on this run again: its recipe, and the settings of its last command."""
+        command = (read_json_object(self.provenance) or {}).get("command")
+        command = command[2:] if isinstance(command, list) else []
+        words = [
+            word
+            for before, word in zip(["", *command], command, strict=False)
+            if not word.startswith("-") and before not in ("--only", "--override", "--audit")
+        ]
+        return shlex.join(["rankwright", name, *(words or ["RECIPE", f"run_dir={self.path}"])])
 
     def create(self) -> None:
         """Make the folder. Raises UserError where files cannot be written there."""
@@ -181,7 +211,7 @@ class RunFolder:
 
 
 def provenance(seed: int, command: Iterable[str]) -> dict[str, Any]:
-    """Commit, versions, kind of machine, seed and command: what a reader needs to repeat the run."""
+    """Commit, versions, kind of machine, seed, command and its start: what a reader needs to repeat the run."""
     versions = {}
     for package in REPORTED_PACKAGES:
         try:
@@ -197,6 +227,7 @@ def provenance(seed: int, command: Iterable[str]) -> dict[str, Any]:
         "packages": versions,
         "seed": seed,
         "command": list(command),
+        "started": time.strftime("%FT%TZ", time.gmtime()),
     }
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy import stats
 
 from rankwright.common.errors import UserError
+from rankwright.common.plurals import counted
 
 # Differences that agree to this count as equal. Otherwise the bootstrap would resample rounding noise.
 SAME = 1e-12
@@ -86,7 +86,8 @@ def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.nd
     if set(base) != set(tuned):
         odd = sorted(set(base) ^ set(tuned))
         raise UserError(
-            f"{len(odd)} queries are in only one of the two results (such as {odd[0]!r}): evaluate both on the "
+            f"{counted(len(odd), 'query is', 'queries are')} in only one of the two results (such as "
+            f"{odd[0]!r}): evaluate both on the "
             "same queries"
         )
     if not base:
@@ -101,6 +102,9 @@ def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.nd
 
 def _interval(values: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[float, float]:
     """BCa, or percentiles where BCa is not defined (all resamples on one side of the mean)."""
+    # scipy.stats takes a second to import, also for commands that compare nothing.
+    from scipy import stats
+
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
@@ -155,6 +159,8 @@ def randomisation_test(
         # Rounding must not separate true ties (1/3 + 1/3 + 1/3 and 1).
         ties: np.ndarray = np.rint(np.abs(signed.sum(axis=axis)) / (sizes * TIE))
         return ties
+
+    from scipy import stats
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

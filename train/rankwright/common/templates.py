@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import escape
 
 from rankwright.common.console import visible
+from rankwright.common.plurals import counted
 
 # A backslash that would act on the character after it; emphasis, code, a link's end before its address.
 _MARKS = re.compile(r"\\(?=[!-/:-@\[-`{-~])|[*`]|~(?=~)|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(")
@@ -31,7 +32,7 @@ def template_environment(package: str, *, html: bool, filters: Mapping[str, Call
         # What is marked as safe is ours, or has passed `exact`.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    made.filters |= {"inline": inline, "cell": cell, "code": code, "exact": escape, **filters}
+    made.filters |= {"inline": inline, "cell": cell, "code": code, "counted": counted, "exact": escape, **filters}
     return made
 
 

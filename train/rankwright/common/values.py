@@ -95,6 +95,15 @@ def finite_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def numbers_or_none(name: str, values: Iterable[float | None]) -> list[float | None]:
+    """Finite numbers, or None, in their order: of a list, a column (pandas, NumPy, Arrow) or a generator.
+
+    Raises UserError as list_of_texts and finite_number do; name: what the caller calls the list.
+    """
+    found = (v.as_py() if callable(getattr(v, "as_py", None)) else v for v in _in_order(name, "numbers", values))
+    return [None if v is None else finite_number(f"{name}[{place}]", v) for place, v in enumerate(found)]
+
+
 def path_text(name: str, value: Any) -> str:
     """A path or a hub id as text, from text or a `pathlib.Path`. Raises UserError for others."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value

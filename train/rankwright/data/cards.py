@@ -13,7 +13,7 @@ from rankwright.common import resources
 from rankwright.common.errors import UserError, no_such
 from rankwright.data.formats.reading import check_columns
 from rankwright.data.licences.terms import Commercial, Date, Known, known, state
-from rankwright.recipe.schema import Section
+from rankwright.recipe.kinds import Section
 from rankwright.recipe.yaml_file import read_yaml, validate
 
 Split = Literal["train", "dev", "test"]

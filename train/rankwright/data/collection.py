@@ -22,6 +22,7 @@ class Collection:
     query_groups, document_groups: id -> value of the set's group key (filing, case, repository), where it has one
     instruction: takes the place of the recipe's
     draws: how often a training query is drawn in an epoch; 0.5 is every other epoch
+    answers: query id -> the text in a relevant document that answers it, where the file has it; only for statistics
     """
 
     name: str
@@ -34,6 +35,7 @@ class Collection:
     document_groups: Mapping[str, str] = field(default_factory=dict)
     instruction: str | None = None
     draws: float = 1.0
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, query_id: str) -> float:
         """The weight of a query in the training loss."""
@@ -53,11 +55,15 @@ class Collection:
             teacher_scores=of(self.teacher_scores),
             weights=of(self.weights),
             query_groups=of(self.query_groups),
+            answers=of(self.answers),
         )
 
-    def positives(self, query_id: str) -> dict[str, float]:
-        """Document id -> label of the relevant documents of a query."""
-        return {d: label for d, label in self.qrels.get(query_id, {}).items() if label > 0}
+    def positives(self, query_id: str, level: int = 1) -> dict[str, float]:
+        """Document id -> label of the relevant documents of a query: those whose label, rounded up, is `level` or more.
+
+        level: 1 in training; evaluate.relevance_level where dev and test are measured.
+        """
+        return {d: label for d, label in self.qrels.get(query_id, {}).items() if label > level - 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,17 @@ from typing import Any
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_folder, write_lines_atomic
+from rankwright.common.plurals import counted
 from rankwright.common.resources import is_there, nearby
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import available_splits, is_beir
 from rankwright.data.formats.compression import check_place, plain_name
-from rankwright.data.formats.reading import SPLITS, Faults, split_words
-from rankwright.data.formats.tables import SUFFIXES, is_saved, is_table, saved_splits
-from rankwright.data.formats.text_rows import LINES, text_lines
-from rankwright.data.formats.trec import is_trec
+from rankwright.data.formats.joined import joined_splits, roles_of
+from rankwright.data.formats.read import folder_kind
+from rankwright.data.formats.reading import SPLITS, quiet, split_words
+from rankwright.data.formats.tables import SUFFIXES, foreign, is_saved, is_table, saved_splits, why_unreadable
+from rankwright.data.formats.text_rows import LINES, delimiter_of, text_lines
+from rankwright.data.formats.trec import is_trec, is_trec_name, trec_splits
 from rankwright.data.formats.writers import WRITERS, beir_qrels, beir_texts, fits_a_table, json_row
 from rankwright.data.leakage import split_apart
 
@@ -43,14 +46,23 @@ def our_split(name: str) -> str | None:
     return SPLITS[found[-1]] if found else None
 
 
-def find_sets(path: Path) -> list[FoundSet]:
-    """All sets at a path: a file, a folder with splits, or a folder of such folders. Raises UserError for none."""
+def find_sets(path: Path, encoding: str | None = None) -> list[FoundSet]:
+    """All sets at a path: a file, a folder with splits, or a folder of such folders. Raises UserError for none.
+
+    Files of a folder in which no row can be read are left out, see unread(), unless there are no others.
+    """
     if not is_there(path):
         raise UserError(f"{path}: no such file or folder{nearby(path)}")
     check_place(path, folder=True)
-    found = [FoundSet(_name(path), path, our_split(path.name), None)] if path.is_file() else list(_walk(path, 0))
+    if path.is_file():
+        return [FoundSet(_name(path), path, our_split(path.name), None)]
+    found = [*_walk(path, 0, whole=False, encoding=encoding)] or [*_walk(path, 0, whole=True, encoding=encoding)]
     if not found:
-        names = ", ".join(sorted(p.name for p in path.iterdir())[:10]) or "nothing"
+        names = ", ".join(
+            f"{p.name} ({_why_unread(p, deep=False)})" if p.is_file() and not is_table(p) else p.name
+            for p in sorted(path.iterdir())[:10]
+        )
+        names = names or "nothing"
         raise UserError(
             f"{path}: no data found: give a folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or "
             f"files of rows ({', '.join(SUFFIXES)}); found: {names}"
@@ -58,32 +70,92 @@ def find_sets(path: Path) -> list[FoundSet]:
     return found
 
 
-def _walk(folder: Path, depth: int) -> Iterator[FoundSet]:
-    upstreams: list[str | None]
-    if is_beir(folder):
-        for split in available_splits(folder):
-            yield FoundSet(_name(folder), folder, our_split(split), split)
+def _walk(folder: Path, depth: int, *, whole: bool, encoding: str | None) -> Iterator[FoundSet]:
+    if (upstreams := _upstreams(folder)) is not None:
+        of_folder = our_split(folder.name) if is_saved(folder) else None
+        for name in upstreams:
+            yield FoundSet(_name(folder), folder, our_split(name) if name else of_folder, name)
         return
-    if is_trec(folder):
-        names = [path.name for path in folder.iterdir() if "qrels" in path.name.lower()]
-        words = {word for name in names for word in split_words(name)}
-        upstreams = [*sorted(words)] or [None]
-        for word in upstreams:
-            yield FoundSet(_name(folder), folder, SPLITS[word] if word else None, word)
-        return
-    if is_saved(folder):
-        try:
-            upstreams = [*saved_splits(folder)] or [None]
-        except UserError:
-            # The reader reports it.
-            upstreams = [None]
-        for upstream in upstreams:
-            yield FoundSet(_name(folder), folder, our_split(upstream or folder.name), upstream)
-        return
-    yield from _of_files(folder, sorted(p for p in folder.iterdir() if p.is_file() and is_data(p)))
+    files = sorted(p for p in folder.iterdir() if p.is_file() and is_data(p))
+    # A broken file that a split needs is kept: its reader stops, and no other set takes its place silently.
+    kept = [p for p in files if whole or our_split(p.name) or why_unreadable(p, encoding) is None]
+    yield from _of_files(folder, kept)
     if depth < MOST_FOLDERS_DOWN:
         for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-            yield from _walk(inner, depth + 1)
+            yield from _walk(inner, depth + 1, whole=whole, encoding=encoding)
+
+
+def _kind(folder: Path) -> str | None:
+    """As folder_kind; BEIR where both fit, which the reader then refuses."""
+    return "beir" if is_beir(folder) and is_trec(folder) else folder_kind(folder)
+
+
+def _upstreams(folder: Path) -> Sequence[str | None] | None:
+    """The splits of a folder that is one set, [None] where it has one without a name; None for files of rows."""
+    kind = _kind(folder)
+    if kind == "beir":
+        return available_splits(folder)
+    if kind == "joined":
+        return joined_splits(folder) or [None]
+    if kind == "trec":
+        return trec_splits(folder) or [None]
+    if not is_saved(folder):
+        return None
+    try:
+        return saved_splits(folder) or [None]
+    except UserError:
+        # The reader reports it.
+        return [None]
+
+
+def unread(path: Path, found: Sequence[FoundSet]) -> dict[Path, str]:
+    """The files of a folder that no set is read from -> why, in words; hidden ones under their folder, with a count."""
+    if not path.is_dir():
+        return {}
+    files = {one.path for one in found if one.path.is_file()}
+    folders = [one for one in found if one.path.is_dir()]
+    why: dict[Path, str] = {}
+    hidden = 0
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        inner = file.relative_to(path).parts
+        in_set = any(file.is_relative_to(one.path) and _is_part(file, one) for one in folders)
+        if any(part.startswith(".") for part in inner):
+            hidden += 1
+        elif file not in files and not in_set:
+            why[file] = _why_unread(file, deep=len(inner) > MOST_FOLDERS_DOWN + 1)
+    if hidden:
+        why[path] = f"{counted(hidden, 'hidden file')} left out"
+    return why
+
+
+def _is_part(file: Path, one: FoundSet) -> bool:
+    """Whether a file of a folder is read for a set of that folder, by its name."""
+    if is_saved(one.path):
+        return True
+    kind = _kind(one.path)
+    if kind in ("beir", "trec"):
+        return is_trec_name(file.name) or file.name.startswith(("queries", "qrels")) or file.parent.name == "qrels"
+    if kind == "joined":
+        return any(file in paths for paths in roles_of(one.path).values())
+    return is_table(file) and file.name.startswith(one.upstream or "")
+
+
+def _why_unread(file: Path, *, deep: bool) -> str:
+    if deep and is_table(file):
+        return f"more than {MOST_FOLDERS_DOWN} folders down: name its folder to have it read"
+    if is_data(file):
+        return why_unreadable(file) or "not needed for the sets beside it"
+    with file.open("rb") as opened:
+        head = opened.read(1 << 12)
+    if not head:
+        return "empty"
+    if (what := foreign(head, file)) is not None:
+        return what
+    if ".json" in file.suffixes:
+        return "beside other files, where .json mostly describes them: name it to have it read"
+    if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "a binary file of an unknown kind"
+    return f"not a file of rows by its name ({', '.join(SUFFIXES)}): name it to have it read"
 
 
 def _of_files(folder: Path, files: list[Path]) -> Iterator[FoundSet]:
@@ -167,7 +239,7 @@ def wanted_judgement(pair: tuple[str, str], texts: tuple[str, str]) -> Wanted:
     return frozenset(pair), frozenset(text.strip() for text in texts)
 
 
-def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[int, str]:
+def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None, encoding: str | None = None) -> dict[int, str]:
     """Place in `wanted` -> `file:line`, for those that are found; files named after the split are searched first."""
     index: dict[str, list[tuple[int, int]]] = {}
     for number, ways in enumerate(wanted):
@@ -178,7 +250,7 @@ def find_lines(wanted: Sequence[Wanted], path: Path, split: str | None) -> dict[
     if not wanted:
         return {}
     for file in data_files(path, split):
-        for line, strings in _row_strings(file):
+        for line, strings in _row_strings(file, encoding):
             for string in strings & index.keys():
                 for number, rank in index[string]:
                     ways = wanted[number]
@@ -195,11 +267,13 @@ def data_files(path: Path, split: str | None) -> list[Path]:
     return sorted(files, key=lambda p: split is None or split not in p.relative_to(path).as_posix())
 
 
-def _row_strings(path: Path) -> Iterator[tuple[int, set[str]]]:
+def _row_strings(path: Path, encoding: str | None) -> Iterator[tuple[int, set[str]]]:
     """(number, all strings and whole numbers in it) of each line that can be read."""
-    delimiter = "," if ".csv" in path.suffixes else "\t"
+    delimiter = "\t"
     # The reader has reported what cannot be read.
-    for number, text in text_lines(path, Faults("drop")):
+    for number, text in text_lines(path, quiet(encoding)):
+        if number == 1 and ".csv" in path.suffixes:
+            delimiter = delimiter_of(text)
         if text.lstrip().startswith("{"):
             try:
                 yield number, set(_strings(json.loads(text)))

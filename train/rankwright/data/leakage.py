@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rankwright.common.errors import UserErrors
+from rankwright.common.plurals import counted
 from rankwright.data import duplicates
 from rankwright.data.collection import Collection
 from rankwright.data.duplicates import QUERY
@@ -115,14 +116,15 @@ def keep_apart(
         rows.append(row)
         if on_leak == "stop":
             faults.append(
-                f"data.{name}: {row['leaking']:,} of {row['queries']:,} queries are in {against} too: "
+                f"data.{name}: {row['leaking']:,} of {counted(row['queries'], 'query')} "
+                f"{'is' if row['leaking'] == 1 else 'are'} in {against} too: "
                 f"{_told(row)}: set data.on_leak: drop to leave them out of {name}, or give other splits"
             )
             return list(ours)
         kept = drop_leaks(ours, leaks)
-        say(f"leakage: {row['leaking']:,} of {row['queries']:,} {name} queries dropped: {_told(row)}")
+        say(f"leakage: {row['leaking']:,} of {counted(row['queries'], f'{name} query')} dropped: {_told(row)}")
         faults.extend(
-            f"data.{name}: set {was.name!r}: all {len(was.queries):,} queries are in {against} too: give other splits"
+            f"data.{name}: set {was.name!r}: {_all(len(was.queries))} in {against} too: give other splits"
             for was, now in zip(ours, kept, strict=True)
             if was.queries and not now.queries
         )
@@ -161,9 +163,13 @@ def _row(
     }
 
 
+def _all(queries: int) -> str:
+    return "its only query is" if queries == 1 else f"all {queries:,} queries are"
+
+
 def _told(row: Mapping[str, Any]) -> str:
     kinds = [f"{kind} {found['queries']:,} ({found['examples'][0]})" for kind, found in row["kinds"].items()]
-    met = f"{row['held_out_leaking']:,} of {row['held_out_queries']:,} {row['held_out']} queries"
+    met = f"{row['held_out_leaking']:,} of {counted(row['held_out_queries'], row['held_out'] + ' query')}"
     return f"{', '.join(kinds)}; they meet {met}"
 
 
@@ -181,12 +187,13 @@ def take_out(
     """(train, `split`) of all sets by `split_apart`; reports how many queries, and where the fraction is not met."""
     parts = split_apart(train, fraction=fraction, seed=seed)
     taken = sum(len(out.queries) for _, out in parts)
-    say(f"{split}: {taken:,} queries taken out of train (fraction {fraction:g})")
+    say(f"{split}: {counted(taken, 'query')} taken out of train (fraction {fraction:g})")
     for whole, (_, out) in zip(train, parts, strict=True):
         wanted = dev_size(len(whole.queries), fraction)
         if len(out.queries) != wanted:
             say(
-                f"{split} of {whole.name}: {len(out.queries):,} queries where {fraction:g} is {wanted:,}: queries that "
+                f"{split} of {whole.name}: {counted(len(out.queries), 'query')} where {fraction:g} is "
+                f"{wanted:,}: queries that "
                 "belong together (group key, same or nearly the same text) stay on one side"
             )
     # They are evaluated, not drawn.

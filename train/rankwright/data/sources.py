@@ -11,16 +11,19 @@ from typing import Any
 from rankwright.common import resources
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.hashing import stable_hash
+from rankwright.common.plurals import counted
 from rankwright.data.cards import Card, Hub, load_card
 from rankwright.data.collection import Collection
 from rankwright.data.formats.compression import check_place
 from rankwright.data.formats.detect import check_format
+from rankwright.data.formats.encodings import check_encoding
 from rankwright.data.formats.hub import has_beir_form, read_hub, read_hub_rows, read_nested
 from rankwright.data.formats.read import read_path
 from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check_columns
 from rankwright.data.formats.trec import is_trec, run_file
+from rankwright.data.judgements import judged
 from rankwright.data.statistics import every_label_relevant, lowest_above_zero
-from rankwright.recipe.schema import Data, DevFromTrain, Source, TestFromTrain
+from rankwright.recipe.sources import Data, DevFromTrain, Source, TestFromTrain
 
 # A set's name is also that of a folder, eval/NAME, and the prefix of its ids, NAME/ID.
 LONGEST_NAME = 200
@@ -30,7 +33,8 @@ LONGEST_NAME = 200
 class Located:
     """Where an entry's rows come from: a local path, or a set on the hub.
 
-    source: the entry as the recipe has it. run: its TREC run file, by the recipe or in a TREC folder.
+    source: the entry as the recipe has it. run: its TREC run file, by the recipe or in a TREC folder. judgements: the
+    file of `audit read` that is laid over it.
     """
 
     source: Source
@@ -41,6 +45,7 @@ class Located:
     hub: str | None = None
     revision: str | None = None
     run: Path | None = None
+    judgements: Path | None = None
 
 
 def locate(source: Source, *, root: str | None, split: str) -> Located:
@@ -51,7 +56,10 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
     """
     check_format(source.format)
     check_columns(source.columns)
+    check_encoding(source.encoding)
     located = _locate(source, root=root, split=split)
+    if source.judgements is not None:
+        located = dataclasses.replace(located, judgements=_file("judgements", source.judgements, root, "audit read"))
     name = located.name
     if name in (".", "..") or name != name.strip() or not name.isprintable() or {"/", "\\"} & {*name} or not name:
         why = "which cannot be the name of a folder"
@@ -63,11 +71,7 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
 
 
 def _locate(source: Source, *, root: str | None, split: str) -> Located:
-    run = None if source.run is None else resources.resolve_path(source.run, root=root)
-    if run is not None:
-        if run.is_dir():
-            raise UserError(f"run: {run} is a folder: give a TREC run file")
-        check_place(run)
+    run = None if source.run is None else _file("run", source.run, root, "TREC run")
     wanted = source.split or split
     if source.card is not None:
         card = load_card(source.card)
@@ -90,13 +94,22 @@ def _locate(source: Source, *, root: str | None, split: str) -> Located:
     return Located(source, name, wanted, hub=source.hub, revision=source.revision, run=run)
 
 
+def _file(key: str, text: str, root: str | None, kind: str) -> Path:
+    path = resources.resolve_path(text, root=root)
+    if path.is_dir():
+        raise UserError(f"{key}: {path} is a folder: give a {kind} file")
+    check_place(path)
+    return path
+
+
 def read(located: Located, say: Say, faults: Faults) -> Collection:
     """Read an entry's rows. Raises UserError(s) with file and line of every fault that stops, see Faults.
 
     The recipe's columns, configuration and group key take precedence over those of the card. Labels are those of the
-    files less what relevant_from states.
+    files less what relevant_from states; judgements come after it.
     """
-    return _relabelled(_read(located, say, faults), located.source.relevant_from)
+    found = _relabelled(_read(located, say, faults), located.source.relevant_from)
+    return found if located.judgements is None else judged(found, located.judgements, say, faults)
 
 
 def _relabelled(collection: Collection, lowest: int) -> Collection:
@@ -121,12 +134,14 @@ def _read(located: Located, say: Say, faults: Faults) -> Collection:
     group_key = source.group_key or (card.group_key if card is not None else None)
     hub = _hub(located)
     columns = source.columns or ({} if hub is None else hub.columns)
-    reading = Reading(located.name, located.split, faults, say, columns, group_key, source.labels)
+    reading = Reading(located.name, located.split, faults, say, columns, group_key, source.labels, source.encoding)
     if hub is None:
         assert located.path is not None
         if source.config is not None:
             raise UserError(f"{located.path}: config: {source.config!r} is for sets on the hub: leave it out")
         return read_path(located.path, source.format, reading)
+    if source.encoding is not None:
+        raise UserError(f"{hub.id}: encoding: {source.encoding}: is for files: leave it out for a set on the hub")
     if _has_rows(hub, source, stated=card is not None):
         return read_hub_rows(hub, source.format, reading)
     given = [key for key in ("config", "columns") if getattr(source, key)]
@@ -218,21 +233,22 @@ def read_all(
             mistakes += str(error).splitlines()
             continue
         for row in faults.dropped:
-            say(f"  {row.file}: {row.count:,} rows dropped, {row.kind}; first: {row.examples[0]}")
+            say(f"  {row.file}: {counted(row.count, 'row')} dropped, {row.kind}; first: {row.examples[0]}")
             if dropped is not None:
                 dropped.append({"set": located.name, "split": located.split, **dataclasses.asdict(row)})
         if faults.rows_dropped and not any(collection.positives(q) for q in collection.queries):
             mistakes.append(
                 f"set {located.name!r} ({located.split}): no query with a relevant document is left after "
-                f"{faults.rows_dropped:,} rows were dropped for their faults (see above): mend the files"
+                f"{counted(faults.rows_dropped, 'row was', 'rows were')} dropped for "
+                f"{'its' if faults.rows_dropped == 1 else 'their'} faults (see above): mend the files"
             )
             continue
         collections.append(collection)
-        judged = sum(map(len, collection.qrels.values()))
-        left_out = f", {faults.rows_dropped:,} rows with faults dropped" if faults.rows_dropped else ""
+        pairs = sum(map(len, collection.qrels.values()))
+        left_out = f", {counted(faults.rows_dropped, 'row')} with faults dropped" if faults.rows_dropped else ""
         say(
-            f"  {collection.name} ({located.split}): {len(collection.corpus):,} documents, "
-            f"{len(collection.queries):,} queries, {judged:,} judgements{left_out}"
+            f"  {collection.name} ({located.split}): {counted(len(collection.corpus), 'document')}, "
+            f"{counted(len(collection.queries), 'query')}, {counted(pairs, 'judgement')}{left_out}"
         )
         if lowest := lowest_above_zero(collection):
             say(f"  WARNING: {collection.name} ({located.split}): {every_label_relevant(lowest)}")
@@ -250,7 +266,7 @@ def as_stated(
         kept = limited(collection, source.limit, seed=seed)
         if len(kept.queries) < len(collection.queries):
             say(
-                f"  {collection.name}: {len(kept.queries):,} of {len(collection.queries):,} queries kept "
+                f"  {collection.name}: {len(kept.queries):,} of {counted(len(collection.queries), 'query')} kept "
                 f"(limit, by seed {seed})"
             )
         found.append(dataclasses.replace(kept, instruction=source.instruction, draws=source.weight))

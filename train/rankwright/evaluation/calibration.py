@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import expit
-from scipy.stats import rankdata
 
 from rankwright.common.errors import UserError
 
@@ -88,6 +86,9 @@ def fit_temperature(scores: Sequence[float], relevant: Sequence[bool]) -> Fitted
     low, high = middle - math.log(RANGE), middle + math.log(RANGE)
     if not slope(low) < 0 < slope(high):
         return Fitted(1.0, "the best temperature lies beyond any sensible range: it stays 1")
+    # Takes long to import, and few commands fit a temperature.
+    from scipy.optimize import brentq
+
     return Fitted(math.exp(-brentq(slope, low, high, xtol=1e-12)))
 
 
@@ -168,6 +169,8 @@ def spread_alarm(scores: Sequence[float], relevant: Sequence[bool]) -> str | Non
     found = int(relevant_N.sum())
     others = len(scores_N) - found
     if found and others:
+        from scipy.stats import rankdata
+
         above = float(rankdata(scores_N)[relevant_N].sum()) - found * (found + 1) / 2
         auc = above / (found * others)
         if auc < LEAST_AUC:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rankwright.common.errors import UserError, no_such
+from rankwright.common.lineage import lineage
+from rankwright.common.plurals import counted
+from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import RESAMPLES, Difference, Spread, holm, paired_difference, randomisation_test, spread
 from rankwright.common.values import list_of_paths, path_text, whole_number
-from rankwright.evaluation.metrics import HEADLINE, summarise
+from rankwright.evaluation.metrics import HEADLINE, Scale, summarise
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries, system_order
 from rankwright.evaluation.runs import EvaluatedRun, Values, experiment_of, read_runs, same_but_for_seed
 
@@ -66,6 +69,7 @@ class Comparison:
     compared: (test set, name of the system) -> its difference from the reference
     pooled: name of the system -> its difference over the queries of all test sets together, each query once (see
         results.repeated_queries); empty for a single set
+    scale: what labels mean to the measures, the same for all runs
     over_seeds: names of runs that differ only in their seed -> test set -> spread of tuned's nDCG@10
     """
 
@@ -78,6 +82,12 @@ class Comparison:
     repeated: Repeated
     over_seeds: Mapping[tuple[str, ...], Mapping[str, Spread]]
     notes: tuple[str, ...]
+    scale: Scale
+
+    @property
+    def measure(self) -> str:
+        """nDCG@10 with its gains, where a label is not its own gain."""
+        return self.scale.name(HEADLINE)
 
     @property
     def pooled_queries(self) -> int:
@@ -115,7 +125,8 @@ def compare(
     the p value of a two-sided paired randomisation test, adjusted by Holm's method over all comparisons of the call.
     They tell what other queries would change, for these trained models. `over_seeds` tells what other seeds change,
     for runs of one recipe.
-    Raises UserError as read_runs does, when no test set or no query is shared, and for an unknown `against`.
+    Raises UserError as read_runs does, when no test set or no query is shared, when labels mean different things to the
+    measures of two runs (metrics.Scale), and for an unknown `against`.
     """
     paths = list_of_paths("runs", folders)
     if not paths:
@@ -126,6 +137,7 @@ def compare(
     if not names:
         have = "; ".join(f"{run.name} has {', '.join(run.sets)}" for run in runs)
         raise UserError(f"no test set that all runs have ({have}): evaluate the runs on the same sets")
+    scale = _one_scale(runs, names)
     sets = {name: _share(runs, name) for name in names}
     # All runs have these queries.
     repeated = repeated_queries(runs[0].folder, {name: shared.queries for name, shared in sets.items()})
@@ -152,7 +164,22 @@ def compare(
         over_seeds=_over_seeds(runs, sets),
         repeated=repeated,
         notes=tuple(_notes(runs, names, repeated)),
+        scale=scale,
     )
+
+
+def _one_scale(runs: Sequence[EvaluatedRun], names: Sequence[str]) -> Scale:
+    """The scale of all runs. Raises UserError where two of them take labels differently."""
+    scale = runs[0].sets[names[0]].scale
+    for run in runs:
+        for name in names:
+            if (other := run.sets[name].scale) != scale:
+                raise UserError(
+                    f"{runs[0].name} and {run.name} cannot be compared: labels mean different things to their measures "
+                    f"({scale.words()}; {other.words()}): evaluate both with the same evaluate.relevance_level and "
+                    "evaluate.gains"
+                )
+    return scale
 
 
 def _headline(sets: Mapping[str, Shared], repeated: Repeated, system: System, name: str | None) -> dict[str, float]:
@@ -178,7 +205,7 @@ def _share(runs: Sequence[EvaluatedRun], name: str) -> Shared:
     left = {run.name: max(len(v[HEADLINE]) for v in run.sets[name].systems.values()) - len(common) for run in runs}
     if any(left.values()):
         counts = ", ".join(f"{run} {count:,}" for run, count in left.items())
-        notes.append(f"compared on the {len(common):,} queries that all have; left out: {counts}")
+        notes.append(f"compared on the {counted(len(common), 'query')} that all have; left out: {counts}")
     if len(shared) < len(measures):
         notes.append(f"measures that not all have, left out: {', '.join(m for m in measures if m not in shared)}")
     return Shared(queries, tuple(shared), (*notes, *_candidate_notes(runs, name, queries)))
@@ -197,7 +224,7 @@ def _candidate_notes(runs: Sequence[EvaluatedRun], name: str, queries: Sequence[
             continue
         differ = {q for q in queries if first.lists.get(q) != other.lists.get(q)}
         if differ:
-            yield f"candidate lists of {run.name} differ from {first_name}'s for {len(differ):,} queries"
+            yield f"candidate lists of {run.name} differ from {first_name}'s for {counted(len(differ), 'query')}"
         one, two = (found.systems.get(found.first_stage or "bm25") for found in (first, other))
         if one and two:
             odd = sum(one[HEADLINE][q] != two[HEADLINE][q] for q in queries if q not in differ)
@@ -253,7 +280,8 @@ def _over_seeds(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> dic
 
 def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str], repeated: Repeated) -> Iterator[str]:
     if repeated:
-        yield f"all test sets together: {count_repeated(repeated):,} queries that an earlier set has count once"
+        one, many = "query that an earlier set has counts", "queries that an earlier set has count"
+        yield f"all test sets together: {counted(count_repeated(repeated), one, many)} once"
     lacking = dict.fromkeys(name for run in runs for name in run.sets if name not in names)
     if lacking:
         yield f"test sets that not all runs have, left out: {', '.join(lacking)}"
@@ -267,6 +295,8 @@ def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str], repeated: Repeate
     for run in runs:
         if experiment_of(run.recipe) != run.experiment:
             yield f"{run.name}: recipe.json changed after the evaluation: it counts as it was evaluated"
+        if line := lineage(RunFolder(run.folder)).line_of("evaluate", "calibrate"):
+            yield f"WARNING: {run.name} is stale: {line}"
     for group in same_but_for_seed(runs):
         seeds = [run.seed for run in group]
         if len(set(seeds)) < len(seeds):

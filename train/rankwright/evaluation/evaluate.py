@@ -15,9 +15,9 @@ from rankwright.common.hashing import file_sha256, stable_hash
 from rankwright.common.outputs import content_of, read_sealed, remove, sealed
 from rankwright.common.values import list_of_texts
 from rankwright.data.collection import Collection, Qrels
-from rankwright.evaluation.metrics import Measured, measure_run
+from rankwright.evaluation.metrics import LINEAR, Measured, Scale, measure_run
 from rankwright.model.instructions import has_exported
-from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe
 from rankwright.rerankers.scorer import Reranked
 from rankwright.retrieval.candidates import Candidates
 from rankwright.retrieval.first_stages import possible_stages
@@ -31,7 +31,9 @@ EVALUATION_FILES = ("run.trec", "per_query.jsonl")
 def system_names(recipe: Recipe) -> tuple[str, ...]:
     """All systems of an evaluation, in the order of every table."""
     exported = (EXPORTED,) if has_exported(recipe) else ()
-    return (*possible_stages(recipe), "base", "tuned", *exported, *(b.name for b in recipe.evaluate.baselines))
+    combined = (COMBINED,) if recipe.evaluate.combine is not None else ()
+    ours = ("base", "tuned", *exported, *combined)
+    return (*possible_stages(recipe), *ours, *(b.name for b in recipe.evaluate.baselines))
 
 
 def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:
@@ -44,9 +46,12 @@ def choose_systems(recipe: Recipe, only: Sequence[str] | None) -> list[str]:
         raise UserError(f"--only: names no system: choose from {', '.join(known)}")
     if unknown := [s for s in only if s not in known]:
         needed = retrievers()[unknown[0]].needs(recipe) if unknown[0] in retrievers() else None
+        needed = "evaluate.combine, which is switched off" if unknown[0] == COMBINED else needed
         advice = f"it needs {needed}" if needed else ""
         raise UserError(f"--only: {no_such('system', unknown[0], known, advice)}")
-    return only
+    # It is made of their scores.
+    needs = [s for s in known if s in ("tuned", EXPORTED) and s not in only] if COMBINED in only else []
+    return [*needs, *only]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +63,12 @@ class TestSet:
     total: int
 
 
-def choose_queries(collection: Collection, *, limit: int | None, seed: int) -> TestSet:
-    """The queries with a relevant document; with a limit, those among them whose hash of (seed, id) is smallest."""
-    relevant = [q for q in collection.queries if collection.positives(q)]
+def choose_queries(collection: Collection, *, limit: int | None, seed: int, level: int = 1) -> TestSet:
+    """The queries with a relevant document; with a limit, those among them whose hash of (seed, id) is smallest.
+
+    level: the lowest label that is relevant.
+    """
+    relevant = [q for q in collection.queries if collection.positives(q, level)]
     without = len(collection.queries) - len(relevant)
     if limit is not None and limit < len(relevant):
         relevant = sorted(relevant, key=lambda q: stable_hash("limit", seed, q))[:limit]
@@ -72,9 +80,11 @@ def first_stage_run(candidates: Candidates, query_ids: Sequence[str]) -> Reranke
     return {q: {c.document_id: c.score for c in candidates.get(q, ())} for q in query_ids}
 
 
-def measure(run: Reranked, qrels: Qrels, query_ids: Sequence[str], measures: Sequence[str]) -> Measured:
-    """Measure over all judgements of the given queries; a query without candidates counts 0."""
-    return measure_run(run, {q: qrels[q] for q in query_ids}, measures)
+def measure(
+    run: Reranked, qrels: Qrels, query_ids: Sequence[str], measures: Sequence[str], scale: Scale = LINEAR
+) -> Measured:
+    """Measure over all judgements of the given queries; a query without candidates counts 0. See measure_run."""
+    return measure_run(run, {q: qrels[q] for q in query_ids}, measures, scale)
 
 
 def write_evaluation(folder: Path, run: Reranked, measured: Measured, *, tag: str, facts: Mapping[str, Any]) -> None:

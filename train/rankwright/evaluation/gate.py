@@ -1,28 +1,30 @@
-"""The accept gate: what tuned must reach on the test sets before it is exported, and the record of the decision."""
+"""The accept gate: what a model must reach on the test sets before it is exported, and the record of the decision."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rankwright.common import console
 from rankwright.common.errors import Refused, did_you_mean, no_such
-from rankwright.common.files import read_json_object
-from rankwright.common.hashing import content_hash
+from rankwright.common.hashing import content_hash, file_sha256
+from rankwright.common.outputs import read_sealed, sealed
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE, is_count
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
-from rankwright.recipe.schema import Gate
+from rankwright.recipe.schema import COMBINED, Gate
 from rankwright.retrieval.first_stages import stage_label
 
 # What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.
 GUARD_MARGIN = 0.01
 
-# (base, tuned), each: query id -> value of the gate's metric.
+# (the other, the system that must pass), each: query id -> value of the gate's metric.
 Pair = tuple[Mapping[str, float], Mapping[str, float]]
 
 
@@ -58,7 +60,7 @@ class Decision:
         return self.accepted or self.override is not None
 
     def as_json(self) -> dict[str, Any]:
-        """What gate.json holds besides its inputs."""
+        """What gate.json holds besides its inputs, and the files with the numbers that were judged."""
         rules = [dataclasses.asdict(rule) for rule in self.rules]
         return {"accepted": self.accepted, "rules": rules, "override": self.override}
 
@@ -82,7 +84,7 @@ def check_gate(gate: Gate, measures: Sequence[str], test_sets: Sequence[str] | N
     unknown = [name for name in dict.fromkeys(gate.guard) if name not in test_sets]
     faults += [f"gate.guard: {no_such('test set', name, test_sets)}" for name in unknown]
     if set(test_sets) <= set(gate.guard):
-        faults.append("gate.guard: all test sets are guards: leave at least one on which tuned must gain")
+        faults.append(f"gate.guard: all test sets are guards: leave at least one on which {gate.system} must gain")
     return faults
 
 
@@ -106,18 +108,20 @@ def judge(
     first: Mapping[str, Pair] | None = None,
     first_stage: str = "first stage",
 ) -> tuple[Rule, ...]:
-    """The results of a gate's rules. values: test set -> values of base and of tuned, query by query.
+    """The results of a gate's rules. values: test set -> values of base and of gate.system, query by query.
 
-    first: the same with those of the first stage, called `first_stage`, in place of the base's; for gate.against.
+    first: the same with those of the first stage, called `first_stage`, in place of the base's; for gate.against and
+    gate.at_least.
 
     gain: the queries of all sets that are not guards are pooled; a query that several of them have (`repeated`, see
-    results.repeated_queries) counts once. The lower end of the two-sided BCa interval of tuned - base must be above
+    results.repeated_queries) counts once. The lower end of the two-sided BCa interval of system - base must be above
     min_gain, so with min_gain 0 a model that changes nothing is refused. And the two-sided paired randomisation test of
     a mean of min_gain must give at most 1 - confidence: where few queries differ, a bootstrap is surer than it may be,
     since three of a thousand that gain keep nearly all its resamples above 0.
     gain over first stage: the same against the search whose lists are reranked.
-    guard SET: tuned must not be worse than the base. Its mean may lose at most GUARD_MARGIN, since the interval of a
-    small set is so wide that it always reaches 0, and a real loss would pass. And the interval must not lie wholly
+    at least base, at least first stage: the mean over the same queries may be lower by one paired standard error.
+    guard SET: the system must not be worse than the base. Its mean may lose at most GUARD_MARGIN, since the interval of
+    a small set is so wide that it always reaches 0, and a real loss would pass. And the interval must not lie wholly
     below 0, since a smaller loss is still a loss once enough queries show it.
 
     There is no correction for several rules. The claim is one, that all rules hold together. Each further rule can only
@@ -131,6 +135,10 @@ def judge(
     if "first_stage" in gate.against and first is not None:
         name = "gain over first stage"
         rules.append(_gain(gate, name, stage_label(first_stage), first, seed=seed, repeated=repeated))
+    for other, label, pairs in (("base", "base", values), ("first_stage", stage_label(first_stage), first)):
+        if other in gate.at_least and pairs is not None:
+            name = f"at least {other.replace('_', ' ')}"
+            rules.append(_not_worse(gate, name, label, pairs, repeated=repeated))
     level = f"{100 * gate.confidence:g} % interval"
     for name in gate.guard:
         d = paired_difference(*values[name], confidence=gate.confidence, seed=seed)
@@ -141,8 +149,8 @@ def judge(
             wrong.append(f"the {level} lies wholly below 0")
         result = " and ".join(wrong) or f"not worse (the mean loses at most {GUARD_MARGIN:g}, the interval reaches 0)"
         sentence = (
-            f"guard {name}: {gate.metric} of tuned - base {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] over "
-            f"{d.queries:,} queries: {result}"
+            f"guard {name}: {gate.metric} of {gate.system} - base {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] over "
+            f"{counted(d.queries, 'query')}: {result}"
         )
         wanted = f"mean >= {-GUARD_MARGIN:g}, interval not below 0"
         rules.append(Rule(f"guard {name}", d.mean, d.low, wanted, not wrong, sentence))
@@ -150,23 +158,48 @@ def judge(
 
 
 def _gain(gate: Gate, rule: str, other: str, values: Mapping[str, Pair], *, seed: int, repeated: Repeated) -> Rule:
-    """Whether tuned is better than `other` over the pooled queries; values: test set -> values of both."""
-    names = [name for name in values if name not in gate.guard]
-    before, tuned = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
+    """Whether the system is better than `other` over the pooled queries; values: test set -> values of both."""
+    names, before, tuned = _pooled(gate, values, repeated)
     d = paired_difference(before, tuned, confidence=gate.confidence, seed=seed)
     above = d.low > gate.min_gain
     p = randomisation_test({q: value + gate.min_gain for q, value in before.items()}, tuned, seed=seed)
     most = 1 - gate.confidence
     shown, level = p <= most, f"{100 * gate.confidence:g} % interval"
     twice = count_repeated(repeated)
+    one, many = "query that is in several sets counts", "queries that are in several sets count"
     sentence = (
-        f"{gate.metric} of tuned - {other} {d.mean:+.4f} over {d.queries:,} queries of {', '.join(names)}"
-        + (f" ({twice:,} queries that are in several sets count once)" if twice else "")
+        f"{gate.metric} of {gate.system} - {other} {d.mean:+.4f} over {counted(d.queries, 'query')} of "
+        f"{', '.join(names)}"
+        + (f" ({counted(twice, one, many)} once)" if twice else "")
         + f", {d.differ:,} of which differ: the lower end of the {level}, {d.low:+.4f}, is "
         + f"{'' if above else 'not '}above {gate.min_gain:g}, and the randomisation test has p = {p:.3g}, "
         + f"{'at most' if shown else 'above'} {most:.3g}"
     )
     return Rule(rule, d.mean, d.low, f"lower end > {gate.min_gain:g}, p <= {most:.3g}", above and shown, sentence)
+
+
+def _not_worse(gate: Gate, rule: str, other: str, values: Mapping[str, Pair], *, repeated: Repeated) -> Rule:
+    """Whether the system is at most one paired standard error below `other` over the pooled queries."""
+    names, before, after = _pooled(gate, values, repeated)
+    differences = [after[q] - before[q] for q in sorted(before)]
+    queries = len(differences)
+    mean = statistics.fmean(differences)
+    error = statistics.stdev(differences) / queries**0.5 if queries > 1 else 0.0
+    passed = mean >= -error
+    sentence = (
+        f"{gate.metric} of {gate.system} - {other} {mean:+.4f} over {counted(queries, 'query')} of {', '.join(names)}: "
+        f"{'at most' if passed else 'more than'} one standard error, {error:.4f}, below"
+    )
+    return Rule(rule, mean, mean - error, "mean >= - standard error", passed, sentence)
+
+
+def _pooled(
+    gate: Gate, values: Mapping[str, Pair], repeated: Repeated
+) -> tuple[list[str], dict[str, float], dict[str, float]]:
+    """(the sets that are not guards, the values of the other, those of the system), of their pooled queries."""
+    names = [name for name in values if name not in gate.guard]
+    before, after = (pool({name: values[name][side] for name in names}, repeated) for side in (0, 1))
+    return names, before, after
 
 
 def _dev_rule(gate: Gate, facts: Mapping[str, Any]) -> Rule:
@@ -183,10 +216,30 @@ def _dev_rule(gate: Gate, facts: Mapping[str, Any]) -> Rule:
     return Rule("dev", best - base, best - base, f"> {least:g}", passed, sentence)
 
 
+def _weight_rule(gate: Gate, run: RunFolder) -> list[Rule]:
+    """Whether combined uses the model at all: with the weight 0 it is the first stage, which needs no model."""
+    found = read_sealed(run.combine) or {}
+    weight = found.get("weight")
+    if gate.system != COMBINED or weight is None:
+        return []
+    words = "it is used" if weight > 0 else "it is not used, so the first stage alone does the same"
+    words = f"it alone is judged, because {found['note']}" if found.get("note") else words
+    return [Rule("weight", weight, weight, "> 0", weight > 0, f"combined gives tuned the weight {weight:g}: {words}")]
+
+
 def gate_inputs(gate: Gate, system_inputs: Mapping[str, str], first_stage: str, seed: int) -> str:
     """Hash of what a decision depends on: the section, the seed, and the inputs of the numbers that it compares."""
-    compared = ["base", "tuned", *([first_stage] if "first_stage" in gate.against else [])]
-    return content_hash(gate.model_dump(mode="json"), *(system_inputs[system] for system in compared), seed)
+    numbers = (system_inputs[system] for system in _compared(gate, first_stage))
+    return content_hash(gate.model_dump(mode="json"), *numbers, seed)
+
+
+def _compared(gate: Gate, first_stage: str) -> list[str]:
+    """The systems whose numbers decide."""
+    return ["base", gate.system, *([first_stage] if _reads_first(gate) else [])]
+
+
+def _reads_first(gate: Gate) -> bool:
+    return "first_stage" in (*gate.against, *gate.at_least)
 
 
 def decide(
@@ -201,7 +254,8 @@ def decide(
 ) -> Decision:
     """Judge the finished evaluation of a run, log the results of the rules, and write gate.json.
 
-    Besides the rules of judge(): dev, on which some step of training must have been better than the base.
+    Besides the rules of judge(): the weight of combined; and dev, on which some step of training must have been better
+    than the base.
 
     An override belongs to one model and one evaluation of it. It is kept when the same command comes again without
     it, and forgotten when anything changes that the decision depends on. It is not recorded when no rule failed.
@@ -211,19 +265,22 @@ def decide(
     def pairs(other: str) -> dict[str, Pair]:
         folders = {name: run.eval_folder(name) for name in test_sets}
         return {
-            name: (read_per_query(folder / other, gate.metric), read_per_query(folder / "tuned", gate.metric))
+            name: (read_per_query(folder / other, gate.metric), read_per_query(folder / gate.system, gate.metric))
             for name, folder in folders.items()
         }
 
-    values, first = pairs("base"), pairs(first_stage) if "first_stage" in gate.against else None
+    values, first = pairs("base"), pairs(first_stage) if _reads_first(gate) else None
     repeated = repeated_queries(run.path, {name: base for name, (base, _) in values.items() if name not in gate.guard})
     rules = judge(gate, values, seed=seed, repeated=repeated, first=first, first_stage=first_stage)
-    decision = Decision((*rules, _dev_rule(gate, run.facts("train"))))
+    decision = Decision((*rules, *_weight_rule(gate, run), _dev_rule(gate, run.facts("train"))))
     if not decision.accepted:
         # On one line, for the card and the console.
         reason = " ".join(override.split()) if override is not None else _recorded(run, inputs).get("override")
         decision = dataclasses.replace(decision, override=reason)
-    run.write_json(run.gate, {**decision.as_json(), "inputs": inputs})
+    judged = _compared(gate, first_stage)
+    files = [run.eval_folder(name) / system / "per_query.jsonl" for name in test_sets for system in judged]
+    numbers = {path.relative_to(run.path).as_posix(): file_sha256(path) for path in files}
+    run.write_json(run.gate, sealed({**decision.as_json(), "inputs": inputs, "numbers": numbers}))
     for rule in decision.rules:
         console.say(f"{'passed' if rule.passed else 'FAILED'}: {rule.sentence}")
     if decision.override is not None:
@@ -242,9 +299,15 @@ def forget_stale(
 
 
 def _recorded(run: RunFolder, inputs: str) -> dict[str, Any]:
-    """gate.json if it has these inputs, else an empty record."""
-    found = read_json_object(run.gate) or {}
+    """gate.json if it has these inputs and nobody has changed it, else an empty record."""
+    found = read_sealed(run.gate) or {}
     return found if found.get("inputs") == inputs else {}
+
+
+def recorded_verdict(run: RunFolder) -> dict[str, Any] | None:
+    """gate.json as Decision.as_json gives it; None without one, or where it was changed."""
+    found = read_sealed(run.gate)
+    return None if found is None else {key: found.get(key) for key in ("accepted", "rules", "override")}
 
 
 def refusal(decision: Decision) -> GateRefused:

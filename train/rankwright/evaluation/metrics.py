@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ir_measures
@@ -38,6 +38,72 @@ _MOST_EXPONENT = 50
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """What labels mean to measures.
+
+    level: binary measures count labels from here on as relevant
+    gains: label -> its gain in nDCG; empty: each label is its own gain. A label below 0 has no gain, as in trec_eval.
+    """
+
+    level: int = 1
+    gains: Mapping[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, evaluation: Evaluate) -> Scale:
+        return cls(evaluation.relevance_level, evaluation.gains)
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> Scale:
+        """That of a metrics.json, see as_json."""
+        gains = facts.get("gains") or {}
+        return cls(int(facts.get("relevance_level", 1)), {int(label): float(gain) for label, gain in gains.items()})
+
+    def as_json(self) -> dict[str, Any]:
+        """What a metrics.json holds of it: nothing where it is the usual one."""
+        level = {"relevance_level": self.level} if self.level != 1 else {}
+        return level | (
+            {"gains": {str(label): self.gains[label] for label in sorted(self.gains)}} if self.gains else {}
+        )
+
+    def words(self) -> str:
+        """`relevant from label 2, gains {0: 0, 1: 0, 2: 1}`."""
+        gains = ", ".join(f"{label}: {self.gains[label]:g}" for label in sorted(self.gains))
+        return f"relevant from label {self.level}, " + (f"gains {{{gains}}}" if gains else "each label its own gain")
+
+    def is_relevant(self, label: float) -> bool:
+        # Fractions are rounded up: at level 1, any label above 0 is relevant.
+        return label > self.level - 1
+
+    def gain(self, label: int) -> float:
+        if label < 0:
+            return 0.0
+        return float(self.gains[label]) if self.gains else float(label)
+
+    def without_gain(self, labels: Iterable[float]) -> list[float]:
+        """The labels, in order, that `gains` does not name. Those below 0 need none."""
+        return sorted({x for x in labels if x >= 0 and x not in self.gains}) if self.gains else []
+
+    def name(self, measure: str) -> str:
+        """The measure with what it goes by beside the usual, in ir-measures notation: `nDCG(gains={1: 0, 2: 1})@10`."""
+        match = _NAME.fullmatch(measure.strip())
+        try:
+            parsed = _parse(measure)
+        except UserError:
+            # A file of another version may hold it.
+            return measure
+        assert match is not None
+        more = ""
+        if _has_gains(parsed, self):
+            changed = {label: gain for label, gain in sorted(self.gains.items()) if gain != label}
+            more = f"gains={{{', '.join(f'{label}: {gain:g}' for label, gain in changed.items())}}}" if changed else ""
+        elif self.level > 1 and _goes_by_level(measure, parsed) and _asks_for_relevant(match["name"], parsed):
+            more = f"rel={self.level}"
+        stated = ", ".join(filter(None, (match["parameters"], more)))
+        at = "" if match["at"] is None else f"@{match['at']}"
+        return f"{match['name']}({stated}){at}" if more else measure
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """The values of a run.
 
@@ -56,6 +122,8 @@ class Measured:
     tie_rate: float
 
 
+# As trec_eval has it by default.
+LINEAR = Scale()
 # Measures of what is found at all: deeper than the lists they are the same as at their depth.
 _WITHIN = re.compile(r"((?:R|Recall|Success)(?:\(.*\))?@)(\d+)")
 
@@ -143,27 +211,39 @@ def _meant(given: str) -> str:
     return f", did you mean '{lower[near[0]]}{at}{cutoff}'?" if near else ""
 
 
-def measure_run(run: Run, qrels: Qrels, measures: Sequence[str]) -> Measured:
+def measure_run(run: Run, qrels: Qrels, measures: Sequence[str], scale: Scale = LINEAR) -> Measured:
     """Measure a run (query id -> document id -> score) against ALL judgements of `qrels`.
 
     measures: names in ir-measures notation (`nDCG@10`, with linear gain as trec_eval has it; `MRR@10` = `RR@10`).
+    scale: which labels are relevant, and their gains in nDCG. A measure with its own `rel`, `gains` or `dcg` goes by
+    that instead; ERR and Compat go by the labels.
     Ties are broken by candidates.ranked before ir-measures sees the lists, so neither the order of the input nor
-    the ids decide. Labels above 0 are relevant.
+    the ids decide.
     Whatever a measure's implementation knows, each has exactly one value for each query with a relevant document.
-    Raises UserError(s) for unknown measures, labels that a graded measure cannot take, NaN scores, and when no
-    query has a relevant document.
+    Raises UserError(s) for unknown measures, labels that a graded measure cannot take, labels without a gain, NaN
+    scores, and when no query has a relevant document.
     """
     parsed = check_measures(measures)
-    relevant = {q: judged for q, judged in qrels.items() if any(label > 0 for label in judged.values())}
+    relevant = {q: judged for q, judged in qrels.items() if any(map(scale.is_relevant, judged.values()))}
     if not relevant:
-        raise UserError("no query has a relevant document: nothing can be measured, check the judgements")
-    _check_labels(relevant, parsed)
-    # Fractions are rounded up: binary measures ask for level 1, and any label above 0 is relevant.
+        level = f" (a label of {scale.level} or more, evaluate.relevance_level)" if scale.level > 1 else ""
+        raise UserError(f"no query has a relevant document{level}: nothing can be measured, check the judgements")
+    _check_labels(relevant, parsed, scale)
     labels = {q: {d: math.ceil(label) for d, label in judged.items()} for q, judged in relevant.items()}
     lists = {q: [document_id for document_id, _ in ranked(q, run[q])] for q in relevant if run.get(q)}
-    values = {measure: _values(measure, labels, lists) for measure in set(parsed.values()) if _is_own(measure)}
-    values |= _through_ir_measures([m for m in set(parsed.values()) if not _is_own(m)], labels, lists)
-    per_query = {name: {q: values[m].get(q, 0.0) for q in sorted(relevant)} for name, m in parsed.items()}
+    binary = labels
+    if scale.level > 1:
+        # Labels below 0 keep their meaning: to trec_eval such a document is not judged.
+        binary = {q: {d: min(x, int(x >= scale.level)) for d, x in judged.items()} for q, judged in labels.items()}
+    per_query: dict[str, dict[str, float]] = {}
+    by_level = {name for name, measure in parsed.items() if _goes_by_level(name, measure)}
+    for some, seen in ((by_level, binary), (set(parsed) - by_level, labels)):
+        measured = {parsed[name] for name in some}
+        own = {m for m in measured if _is_own(m) or _has_gains(m, scale)}
+        values = {measure: _values(measure, seen, lists, scale) for measure in own}
+        values |= _through_ir_measures(list(measured - own), seen, lists)
+        per_query |= {name: {q: values[parsed[name]].get(q, 0.0) for q in sorted(relevant)} for name in some}
+    per_query = {name: per_query[name] for name in parsed}
     return Measured(
         per_query=per_query,
         mean={name: summarise(name, found.values()) for name, found in per_query.items()},
@@ -225,20 +305,43 @@ def _is_own(measure: Any) -> bool:
     return measure.NAME in ("ERR", "Accuracy")
 
 
-def _values(measure: Any, labels: Labels, lists: Lists) -> dict[str, float]:
+def _has_gains(measure: Any, scale: Scale) -> bool:
+    """Whether it is an nDCG by the gains of the scale."""
+    return measure.NAME == "nDCG" and bool(scale.gains) and set(measure.params) <= {"cutoff", "judged_only"}
+
+
+def _asks_for_relevant(name: str, measure: Any) -> bool:
+    """Whether the level changes it. NumRet without `rel` counts everything retrieved."""
+    rel = measure.SUPPORTED_PARAMS.get("rel")
+    return rel is not None and (measure.NAME != "NumRet" or name == "NumRelRet")
+
+
+def _goes_by_level(name: str, measure: Any) -> bool:
+    """Whether it asks only which labels are relevant, and does not state from which label on."""
+    return measure.NAME not in _GRADED and not re.search(r"[(,]\s*rel\s*=", name)
+
+
+def _values(measure: Any, labels: Labels, lists: Lists, scale: Scale) -> dict[str, float]:
     """Query id -> value of a measure that is computed here."""
     cutoff = measure.params.get("cutoff")
     highest = max(_HIGHEST_GRADE, *(label for judged in labels.values() for label in judged.values()))
     found = {}
     for query_id, order in lists.items():
-        grades = [max(0, labels[query_id].get(document_id, 0)) for document_id in order[:cutoff]]
+        judged = labels[query_id]
+        if measure.params.get("judged_only"):
+            order = [document_id for document_id in order if document_id in judged]
+        grades = [max(0, judged.get(document_id, 0)) for document_id in order[:cutoff]]
         if measure.NAME == "ERR":
             found[query_id] = _err(grades, highest)
         elif measure.NAME == "Accuracy":
             found[query_id] = _accuracy([grade >= measure.params.get("rel", 1) for grade in grades])
         else:
-            ideal = sorted((max(0, label) for label in labels[query_id].values()), reverse=True)
-            found[query_id] = _exponential_dcg(grades) / _exponential_dcg(ideal[:cutoff])
+            # Burges et al. 2005: the gain of a label is 2^label - 1.
+            gain = scale.gain if _has_gains(measure, scale) else lambda label: 2.0 ** max(0, label) - 1
+            ideal = _dcg(sorted(map(gain, judged.values()), reverse=True)[:cutoff])
+            gains = [gain(judged[d]) if d in judged else 0.0 for d in order[:cutoff]]
+            # Where no judged document has a gain, every order is worth 0, as in trec_eval.
+            found[query_id] = _dcg(gains) / ideal if ideal else 0.0
     return found
 
 
@@ -268,12 +371,19 @@ def _accuracy(hits: Sequence[bool]) -> float:
     return 1 - wrong / (relevant * others)
 
 
-def _exponential_dcg(grades: Sequence[int]) -> float:
-    """Burges et al. 2005: the gain of a grade is 2^grade - 1."""
-    return sum((2.0**grade - 1) / math.log2(1 + place) for place, grade in enumerate(grades, start=1))
+def _dcg(gains: Sequence[float]) -> float:
+    return sum(gain / math.log2(1 + place) for place, gain in enumerate(gains, start=1))
 
 
-def _check_labels(qrels: Qrels, parsed: Mapping[str, Any]) -> None:
+def _check_labels(qrels: Qrels, parsed: Mapping[str, Any], scale: Scale) -> None:
+    if any(_has_gains(measure, scale) for measure in parsed.values()):
+        for query_id, judged in qrels.items():
+            if lacking := scale.without_gain(judged.values()):
+                document_id = next(d for d, label in judged.items() if label == lacking[0])
+                raise UserError(
+                    f"query {query_id!r}, document {document_id!r}: the label {lacking[0]:g} has no gain in "
+                    f"evaluate.gains: add `{lacking[0]:g}: GAIN`"
+                )
     odd = next(
         ((q, d, label) for q, judged in qrels.items() for d, label in judged.items() if not float(label).is_integer()),
         None,
@@ -294,7 +404,20 @@ def _check_labels(qrels: Qrels, parsed: Mapping[str, Any]) -> None:
         )
 
 
-def ceiling(run: Run, qrels: Qrels, measure: str) -> float:
+def falling(documents: Iterable[str]) -> dict[str, float]:
+    """Document id -> a score, each below the one before: what makes a measure see documents in this order."""
+    return {document_id: float(-place) for place, document_id in enumerate(documents)}
+
+
+def ceiling(run: Run, qrels: Qrels, measure: str, scale: Scale = LINEAR) -> float:
     """The best mean value that any order of the run's lists can reach: the limit that the first stage sets."""
-    best = {q: {d: max(0.0, float(qrels.get(q, {}).get(d, 0.0))) for d in documents} for q, documents in run.items()}
-    return measure_run(best, qrels, [measure]).mean[measure]
+    by_gain = _has_gains(check_measures([measure])[measure], scale)
+
+    def worth(judged: Mapping[str, float], document_id: str) -> float:
+        label = judged.get(document_id)
+        if label is None:
+            return 0.0
+        return scale.gain(math.ceil(label)) if by_gain else max(0.0, float(label))
+
+    best = {q: {d: worth(qrels.get(q, {}), d) for d in documents} for q, documents in run.items()}
+    return measure_run(best, qrels, [measure], scale).mean[measure]

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common.files import read_json_object, read_jsonl
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Difference, paired_difference, randomisation_test
 from rankwright.data.normalisation import normalised
 from rankwright.evaluation.evaluate import read_per_query
-from rankwright.evaluation.metrics import HEADLINE
-from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.evaluation.metrics import HEADLINE, Scale
+from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe
 from rankwright.retrieval.first_stages import stage_label, stage_names
 from rankwright.retrieval.retriever import retrievers
 
@@ -31,8 +32,8 @@ OWN_FIRST = "first stage"
 
 
 def system_order(names: Iterable[str], baselines: Sequence[str] = ()) -> list[str]:
-    """First stages, base, tuned, exported, the baselines in the recipe's order, then all others by name."""
-    known = [*stage_names(), "base", "tuned", EXPORTED, *baselines]
+    """First stages, base, tuned, exported, combined, the baselines in the recipe's order, then all others by name."""
+    known = [*stage_names(), "base", "tuned", EXPORTED, COMBINED, *baselines]
     return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
 
 
@@ -107,7 +108,9 @@ class SetResults:
     first_stage: whose lists were reranked; ceiling: the mean nDCG@10 of the best possible order of these lists
     to_base: system - base, over the same queries, for every other system measured on the same queries as the base
     to_first: tuned - first_stage, or None where one of the two is missing or was measured on other queries
+    combined_to_first: the same of combined; weight: that of the reranker in it
     repeated: how many queries are left out of `all` because an earlier set has them
+    measure: nDCG@10 with its gains, where a label is not its own gain
     """
 
     name: str
@@ -119,7 +122,10 @@ class SetResults:
     ceiling: float | None
     to_base: Mapping[str, Difference]
     to_first: Difference | None
+    combined_to_first: Difference | None = None
+    weight: float | None = None
     repeated: int = 0
+    measure: str = HEADLINE
 
 
 def read_results(
@@ -158,7 +164,9 @@ def _set_results(
     rerankers = [s for s in ("tuned", "base", *metrics) if s in metrics and s not in retrievers()]
     reranked = metrics[rerankers[0]] if rerankers else {}
     first = str(reranked.get("first_stage", "bm25"))
-    return _compared(name, values, metrics, first, reranked.get("ceiling"), seed)
+    measure = Scale.read(next(iter(metrics.values()), {})).name(HEADLINE)
+    found = _compared(name, values, metrics, first, reranked.get("ceiling"), seed)
+    return dataclasses.replace(found, measure=measure)
 
 
 def _pooled(sets: Sequence[SetResults], seed: int, repeated: Repeated) -> SetResults:
@@ -173,7 +181,11 @@ def _pooled(sets: Sequence[SetResults], seed: int, repeated: Repeated) -> SetRes
     whole = not repeated and all(one.ceiling is not None for one in sets)
     weight = sum(one.queries for one in sets)
     ceiling = sum((one.ceiling or 0.0) * one.queries for one in sets) / weight if whole else None
-    return _compared(ALL, values, {}, first, ceiling, seed, count_repeated(repeated))
+    pooled = _compared(ALL, values, {}, first, ceiling, seed, count_repeated(repeated))
+    # One for all sets, unless they are of several evaluations.
+    weights = {one.weight for one in sets}
+    weight_of_all = weights.pop() if len(weights) == 1 else None
+    return dataclasses.replace(pooled, measure=sets[0].measure, weight=weight_of_all)
 
 
 def _compared(
@@ -200,6 +212,8 @@ def _compared(
         ceiling=ceiling,
         to_base={s: difference for s, difference in to_base.items() if difference is not None},
         to_first=less("tuned", first),
+        combined_to_first=less(COMBINED, first),
+        weight=metrics.get(COMBINED, {}).get("combined", {}).get("weight"),
         repeated=repeated,
     )
 
@@ -209,7 +223,8 @@ def few_lists(name: str, missing: int, queries: int) -> str | None:
     if not queries or missing < queries * FEW_LISTS:
         return None
     return (
-        f"WARNING: {name}: {missing:,} of {queries:,} queries have no candidates and count 0 whatever reranks them: "
+        f"WARNING: {name}: {missing:,} of {counted(queries, 'query')} {'has' if missing == 1 else 'have'} "
+        f"no candidates and {'counts' if missing == 1 else 'count'} 0 whatever reranks them: "
         "the first stage finds none of their words (bm25.language), or the corpus is that of other queries"
     )
 
@@ -227,6 +242,10 @@ def _differing(found: SetResults) -> list[str]:
     if len(set(firsts.values())) > 1:
         lists = ", ".join(f"{s} {first}" for s, first in firsts.items())
         notes.append(f"{found.name}: lists of different first stages: {lists}")
+    scales = {s: Scale.read(m) for s, m in found.metrics.items()}
+    if len(set(map(Scale.words, scales.values()))) > 1:
+        meanings = "; ".join(f"{s} {scale.words()}" for s, scale in scales.items())
+        notes.append(f"{found.name}: labels mean different things: {meanings}")
     most = max(found.values, key=lambda s: len(found.values[s]))
     if fewer := [s for s in found.values if set(found.values[s]) != set(found.values[most])]:
         notes.append(f"{found.name}: measured on other queries than {most}: {', '.join(fewer)}")
@@ -239,7 +258,9 @@ class ResultRow:
 
     value: mean of the measure over `queries` queries; best_possible: of the best order of the reranked lists
     difference, low, high: system - base with its 95 % interval; p: two-sided paired randomisation test, where asked for
-    to_first, to_first_low, to_first_high: tuned - first_stage, whose lists it reranks; None for all other systems
+    to_first, to_first_low, to_first_high: tuned or combined - first_stage, whose lists are reranked; None for all
+    other systems
+    weight: of the reranker in combined; None for all other systems
     repeated: how many queries are left out of `all` because an earlier set has them
     """
 
@@ -258,6 +279,7 @@ class ResultRow:
     to_first_high: float | None
     best_possible: float | None
     repeated: int
+    weight: float | None = None
 
 
 def rows_of(results: Sequence[SetResults], *, p_values: bool = False, seed: int = 0) -> list[ResultRow]:
@@ -269,9 +291,10 @@ def rows_of(results: Sequence[SetResults], *, p_values: bool = False, seed: int 
             if p_values and system in one.to_base:
                 p = randomisation_test(one.values["base"], one.values[system], seed=seed)
             to_base = _numbers(one.to_base.get(system))
-            to_first = _numbers(one.to_first if system == "tuned" else None)
-            measured = (one.name, system, HEADLINE, mean, *to_base, p, len(one.values[system]))
-            found.append(ResultRow(*measured, one.first_stage, *to_first, one.ceiling, one.repeated))
+            to_first = _numbers({"tuned": one.to_first, COMBINED: one.combined_to_first}.get(system))
+            weight = one.weight if system == COMBINED else None
+            measured = (one.name, system, one.measure, mean, *to_base, p, len(one.values[system]))
+            found.append(ResultRow(*measured, one.first_stage, *to_first, one.ceiling, one.repeated, weight))
     return found
 
 
@@ -314,6 +337,14 @@ TO_FIRST = {
     "open": "It is not clear whether tuned is better than {}, whose lists it reranks.",
 }
 
+# Why to deploy combined, or not, by its difference from the first stage.
+TOGETHER = {
+    "better": "deploy the combination",
+    "worse": "this is worse too, so deploy neither",
+    "open": "it is not clear whether this is better, so there is no reason to deploy it yet",
+    "none": "",
+}
+
 
 def verdict(found: Sequence[ResultRow]) -> Verdict:
     """The sentences under every table: tuned against the base, against first stages, and where test sets disagree."""
@@ -346,13 +377,22 @@ def _judged(systems: Mapping[str, ResultRow]) -> tuple[str, list[str]]:
     tuned, base, first = systems["tuned"], systems["base"], systems.get(systems["tuned"].first_stage)
     to_base, to_first = _direction(tuned.low, tuned.high), _direction(tuned.to_first_low, tuned.to_first_high)
     sentences = []
+    combined, together = systems.get(COMBINED), ""
+    # With the weight 1 it may be tuned alone.
+    is_more = combined is not None and (combined.weight, combined.value) != (1, tuned.value)
+    if first is not None and combined is not None and tuned.value < first.value and is_more:
+        together = _direction(combined.to_first_low, combined.to_first_high) if combined.weight != 0 else "none"
     if first is not None and to_first == "worse":
         sentences.append(
-            f"Do not deploy: {_stage(first)} alone ranks better ({first.value:.3f} against {tuned.value:.3f})."
+            f"Do not deploy{' tuned alone' * (together == 'better')}: {_stage(first)} alone ranks better "
+            f"({first.value:.3f} against {tuned.value:.3f})."
         )
     elif to_base == "worse":
         sentences.append(f"Do not deploy: the base ranks better ({base.value:.3f} against {tuned.value:.3f}).")
     tone = "worse" if sentences else to_base
+    if first is not None and combined is not None and together in TOGETHER:
+        sentences.append(_together(combined, first, together))
+        tone = "open" if together == "better" else tone
     if first is not None and to_first in TO_FIRST:
         sentences.append(TO_FIRST[to_first].format(f"{_stage(first)} ({first.value:.3f})"))
         tone = tone if to_first == "better" else "open"
@@ -366,6 +406,16 @@ def _judged(systems: Mapping[str, ResultRow]) -> tuple[str, list[str]]:
         sentences.append(f"{stage_label(best.system)} alone scores higher ({best.value:.3f}).")
         tone = "worse" if tone == "worse" else "open"
     return tone, sentences
+
+
+def _together(combined: ResultRow, first: ResultRow, direction: str) -> str:
+    """What the combination gives where tuned alone is below the first stage."""
+    stage, weight = _stage(first), "" if combined.weight is None else f" (w = {combined.weight:g})"
+    if direction == "none":
+        return f"Combined with {stage}, tuned adds nothing: dev gives it the weight 0."
+    measured = (combined.to_first or 0.0, combined.to_first_low or 0.0, combined.to_first_high or 0.0)
+    numbers = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*measured)
+    return f"Combined with {stage}{weight}: {combined.value:.3f}, {numbers} against {stage}: {TOGETHER[direction]}."
 
 
 def _stage(row: ResultRow) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from rankwright.common.files import read_json_object
 from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.evaluate import is_number, read_values
-from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.metrics import HEADLINE, Scale
 from rankwright.evaluation.results import find_finished
 from rankwright.recipe.schema import result_values
 from rankwright.retrieval.candidates import read_candidates
@@ -32,6 +31,7 @@ class EvaluatedSet:
     systems: system -> its values; unfinished: systems that are not evaluated to the end
     depth: candidates per query, first_stage: whose lists were reranked; None where this is not recorded
     lists: query id -> hash of its candidates (ids in order), None without candidates.jsonl
+    scale: what labels meant to the measures
     """
 
     systems: Mapping[str, Values]
@@ -39,6 +39,7 @@ class EvaluatedSet:
     depth: int | None
     first_stage: str | None
     lists: Mapping[str, str] | None
+    scale: Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,15 @@ def read_run(folder: Path, name: str) -> EvaluatedRun:
     recipe = read_json_object(RunFolder(folder).recipe_json)
     if recipe is None:
         raise not_a_run(folder)
+    again = RunFolder(folder).command("evaluate")
     facts = {"experiment": experiment_of(recipe), "seed": recipe.get("seed"), **RunFolder(folder).facts("evaluate")}
     experiment, seed = facts["experiment"], facts["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool):
         place = folder / ("stages/evaluate.json" if seed != recipe.get("seed") else "recipe.json")
-        raise UserError(f"{place}: seed: must be a whole number, found {seed!r}: run `{evaluate_command(folder)}`")
-    names = _test_sets(folder)
+        raise UserError(f"{place}: seed: must be a whole number, found {seed!r}: run `{again}`")
+    names = RunFolder(folder).test_sets()
     if not names:
-        raise UserError(f"{folder}: no test set is evaluated: run `{evaluate_command(folder)}`")
+        raise UserError(f"{folder}: no test set is evaluated: run `{again}`")
     return EvaluatedRun(name, folder, recipe, {n: _read_set(folder, n) for n in names}, str(experiment), seed)
 
 
@@ -124,28 +126,9 @@ def same_but_for_seed(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:
     return [group for group in groups.values() if len({run.seed for run in group}) > 1]
 
 
-def evaluate_command(folder: Path) -> str:
-    """The command that evaluates this run again: its recipe, and the settings of its last command."""
-    command = (read_json_object(RunFolder(folder).provenance) or {}).get("command")
-    command = command[2:] if isinstance(command, list) else []
-    words = [
-        word
-        for before, word in zip(["", *command], command, strict=False)
-        if not word.startswith("-") and before not in ("--only", "--override")
-    ]
-    return shlex.join(["rankwright", "evaluate", *(words or ["RECIPE", f"run_dir={folder}"])])
-
-
-def _test_sets(folder: Path) -> list[str]:
-    """The test sets of the run's data, without folders that an earlier recipe left in eval/."""
-    try:
-        return [str(row["set"]) for row in (read_json_object(RunFolder(folder).data_report) or {})["splits"]["test"]]
-    except (LookupError, TypeError):
-        return sorted(path.name for path in RunFolder(folder).eval.glob("*") if path.is_dir())
-
-
 def _read_set(folder: Path, name: str) -> EvaluatedSet:
-    place, again = RunFolder(folder).eval_folder(name), f"run `{evaluate_command(folder)}`"
+    place, again = RunFolder(folder).eval_folder(name), RunFolder(folder).command("evaluate")
+    again = f"run `{again}`"
     done, unfinished = find_finished(place)
     if "tuned" not in done:
         raise UserError(f"{folder}: tuned is not evaluated on test set {name!r}, or not to the end: {again}")
@@ -166,7 +149,12 @@ def _read_set(folder: Path, name: str) -> EvaluatedSet:
         found = read_candidates(place / "candidates.jsonl")
         lists = {q: content_hash([c.document_id for c in candidates]) for q, candidates in found.items()}
     tuned = done["tuned"]
-    return EvaluatedSet(systems, tuple(unfinished), tuned.get("depth"), tuned.get("first_stage"), lists)
+    try:
+        scale = Scale.read(tuned)
+    except (TypeError, ValueError, AttributeError):
+        path = place / "tuned" / "metrics.json"
+        raise UserError(f"{path}: relevance_level, gains: not as written: delete this file, then {again}") from None
+    return EvaluatedSet(systems, tuple(unfinished), tuned.get("depth"), tuned.get("first_stage"), lists, scale)
 
 
 def _read_values(folder: Path, metrics: Mapping[str, Any], again: str) -> Values:

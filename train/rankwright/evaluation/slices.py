@@ -13,7 +13,7 @@ from rankwright.common.stats import Difference, holm, paired_difference, randomi
 from rankwright.data.collection import Collection
 from rankwright.data.normalisation import normalised_key
 from rankwright.data.store.views import get_many
-from rankwright.retrieval.bm25 import Words
+from rankwright.data.words import Words
 from rankwright.retrieval.candidates import Candidate
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class QueryAttributes:
     """One test query with its candidates and its relevant documents.
 
     query_tokens, document_tokens_*: tokens of the texts alone, before any cut; None without candidates
-    candidates_cut: number of candidates that are cut at the prompt's budget; relevant_cut: of relevant ones among them
+    candidates_cut: number of candidates beyond the prompt's budget, whatever prompt.long_documents reads of them;
+        relevant_cut: of relevant ones among them
     overlap: share of the query's distinct BM25 words that a relevant document has; None for a query without words
     domain: from the set's card, or the set's name where there is no card
     relevant: number of relevant documents; relevant_found: of those among the candidates; relevant_seen: of those
@@ -68,8 +69,12 @@ def attributes(
     words: Words,
     seen_texts: frozenset[bytes],
     domain: str,
+    level: int = 1,
 ) -> list[QueryAttributes]:
-    """The attributes of each query that has a list of candidates, which may be empty; sorted by query id."""
+    """The attributes of each query that has a list of candidates, which may be empty; sorted by query id.
+
+    level: the lowest label that is relevant, see metrics.Scale.
+    """
     ids = sorted({c.document_id for found in candidates.values() for c in found})
     lengths = _document_tokens(ids, collection.corpus, encoder)
     rows = []
@@ -78,7 +83,7 @@ def attributes(
         head, query_cut = encoder.encode_head(query)
         budget = encoder.contract.max_tokens - len(head) - len(encoder.suffix_ids)
         cut = {d for d in listed if lengths[d] > budget}
-        relevant = sorted(collection.positives(query_id))
+        relevant = sorted(collection.positives(query_id, level))
         query_words = set(words(query))
         document_words = {word for d in relevant for word in words(collection.corpus[d])}
         seen = sum(normalised_key(collection.corpus[d]) in seen_texts for d in relevant)
@@ -181,7 +186,7 @@ def ranges(edges: Sequence[int]) -> tuple[tuple[str, ...], Callable[[float | Non
 _QUERY, _query = ranges((8, 16, 32, 64))
 _DOCUMENT, _document = ranges((64, 128, 256, 512))
 _RELEVANT, _relevant = ranges((1, 3, 9))
-_CUT = ("no candidate cut", "some cut, none of them relevant", "a relevant one cut")
+_CUT = ("no candidate", "some candidates, none of them relevant", "a relevant one")
 _OVERLAP = ("below 25 %", "25 to 50 %", "50 to 75 %", "75 % or more")
 _SEEN = {"unseen": "none seen", "partly": "some seen", "seen": "all seen"}
 _FOUND = ("none found", "some found", "all found")
@@ -202,7 +207,7 @@ def _found(row: QueryAttributes) -> str:
 ATTRIBUTES = (
     Attribute("query length, tokens", _QUERY, lambda row: _query(row.query_tokens)),
     Attribute("mean length of the candidates, tokens", _DOCUMENT, lambda row: _document(row.document_tokens_mean)),
-    Attribute("cut at the prompt's budget", _CUT, _cut),
+    Attribute("documents beyond the prompt's budget", _CUT, _cut),
     Attribute("query words found in its relevant documents", _OVERLAP, _overlap),
     Attribute("relevant documents seen in training", tuple(_SEEN.values()), lambda row: _SEEN[row.seen]),
     Attribute("number of relevant documents", _RELEVANT, lambda row: _relevant(row.relevant)),

@@ -15,6 +15,7 @@ import torch
 from rankwright.common import console
 from rankwright.common.files import read_json_object
 from rankwright.common.hashing import stable_hash
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.rerankers.scorer import Scorer
@@ -57,13 +58,16 @@ def measure_speed(
     next(iter(scorer.score_groups([(query, documents)])))
     memory = _PeakMemory(on_gpu)
     seconds: list[float] = []
+    windows = 0
     for scorer, query, documents in groups:
         if seconds and time.perf_counter() - began > SECONDS:
             break
+        windows -= scorer.cut.get("windows", 0)
         started = time.perf_counter()
         # Scores come as numbers, so the GPU has finished when they are here.
         next(iter(scorer.score_groups([(query, documents)])))
         seconds.append(time.perf_counter() - started)
+        windows += scorer.cut.get("windows", 0)
     sizes = [len(documents) for *_, documents in groups[: len(seconds)]]
     p50, p95 = np.percentile(seconds, [50, 95]).tolist()
     values: dict[str, Any] = {
@@ -75,13 +79,14 @@ def measure_speed(
         "p50_ms": round(1000 * p50, 2),
         "p95_ms": round(1000 * p95, 2),
         "pairs_per_s": round(sum(sizes) / sum(seconds), 1),
+        **({"windows": windows} if windows else {}),
         "peak_memory_mb": memory.megabytes(),
-        "note": "; ".join(_notes(sizes, len(groups), memory)),
+        "note": "; ".join(_notes(sizes, len(groups), memory, windows)),
         "inputs": inputs,
     }
     run.write_json(run.speed, {"tuned": values})
     console.say(
-        f"speed of tuned: 1 query x {values['documents']} documents p50 {values['p50_ms']:.0f} ms, "
+        f"speed of tuned: 1 query x {counted(values['documents'], 'document')} p50 {values['p50_ms']:.0f} ms, "
         f"p95 {values['p95_ms']:.0f} ms, {values['pairs_per_s']:.0f} pairs/s, peak memory "
         f"{values['peak_memory_mb'] or '?'} MB ({values['device']}, {values['threads']} threads, "
         f"{values['precision']}, {values['lists']} lists; {values['note']})"
@@ -98,8 +103,9 @@ def _groups(sets: Sequence[tuple[Scorer, Collection, Candidates]], seed: int) ->
     ]
 
 
-def _notes(sizes: Sequence[int], wanted: int, memory: _PeakMemory) -> list[str]:
-    notes = []
+def _notes(sizes: Sequence[int], wanted: int, memory: _PeakMemory, windows: int) -> list[str]:
+    # Windows are more than documents under prompt.long_documents: max, and 0 where there are none.
+    notes = [f"a pair is a document, {windows:,} windows for {sum(sizes):,} of them"] if windows else []
     if len(sizes) < wanted:
         notes.append(f"stopped after {SECONDS:.0f} s: {len(sizes)} of {wanted} lists")
     if min(sizes) < max(sizes):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rankwright.common.files import write_text_atomic
 from rankwright.common.templates import template_environment
 from rankwright.data.licences.derived import hub_sets, public
 from rankwright.export.target import Card, is_hub_id, target_of
@@ -27,6 +28,7 @@ class SetResult:
     """nDCG@10 of the exported weights on a test set: mean and 95 % interval over its queries.
 
     hub: the set's id on the hub, or None. reranked: the lists that were reranked, such as `BM25, best 100`.
+    measure: its name, with the gains of labels that are not their own gain.
     """
 
     name: str
@@ -36,6 +38,7 @@ class SetResult:
     low: float
     high: float
     reranked: str
+    measure: str = "nDCG@10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,9 @@ def write_card(
         "title": facts.title,
         "name": facts.name,
         "contract": contract,
+        "has_tokenizer": (folder / "tokenizer.json").is_file(),
+        # Whether a list is ordered by more than the score of the model.
+        "combines": contract.combine_weight < 1 or contract.combine_depth is not None,
         "query": EXAMPLE[0],
         # As it stands between the quotes of Python, JSON or JavaScript.
         "document": json.dumps(EXAMPLE[1])[1:-1],
@@ -145,7 +151,7 @@ def metadata_yaml(card: Card, facts: CardFacts, *, base_name: str, revision: str
             dataset_type=row.hub or row.name,
             dataset_split="test",
             metric_type="ndcg_at_10",
-            metric_name="nDCG@10",
+            metric_name=row.measure,
             metric_value=round(row.value, 4),
             metric_args={
                 "interval_95": [round(row.low, 4), round(row.high, 4)],
@@ -165,3 +171,69 @@ def metadata_yaml(card: Card, facts: CardFacts, *, base_name: str, revision: str
         **more,
     )
     return data.to_yaml() + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A figure of mteb: nDCG@10 of one split of one subset of a task.
+
+    hub: the data's id there, or the task's own name; value: nDCG@10, first_stage: that of the lists as they came
+    lists: the lists that were reranked, such as `BM25, best 100`; version: of mteb
+    """
+
+    task: str
+    hub: str
+    revision: str | None
+    subset: str
+    split: str
+    queries: int
+    value: float
+    first_stage: float
+    lists: str
+    version: str
+
+
+MTEB = re.compile(r"\n## MTEB\n.*?(?=\n## |\Z)", re.DOTALL)
+
+
+def add_benchmarks(path: Path, rows: Sequence[Benchmark]) -> None:
+    """Put figures of mteb into a card, in place of earlier ones: its metadata, and a section. The rest stays."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    text = path.read_text(encoding="utf-8")
+    card = ModelCard(text, ignore_metadata_errors=True)
+    data = card.data
+    assert isinstance(data, ModelCardData)
+    kept = [row for row in data.eval_results or () if row.source_name != "MTEB"]
+    if not rows and len(kept) == len(data.eval_results or ()):
+        return
+    added = [
+        EvalResult(
+            task_type="text-ranking",
+            task_name="Reranking",
+            dataset_name=f"MTEB {row.task}" + (f" ({row.subset})" if row.subset != "default" else ""),
+            dataset_type=row.hub,
+            dataset_config=row.subset,
+            dataset_split=row.split,
+            dataset_revision=row.revision,
+            metric_type="ndcg_at_10",
+            metric_name="nDCG@10",
+            metric_value=round(row.value, 4),
+            metric_args={
+                "queries": row.queries,
+                "reranked": row.lists,
+                "first_stage": round(row.first_stage, 4),
+                "mteb": row.version,
+            },
+            source_name="MTEB",
+            source_url="https://github.com/embeddings-benchmark/mteb",
+        )
+        for row in rows
+    ]
+    data.eval_results = [*kept, *added] or None
+    body = MTEB.sub("", card.text)
+    if rows:
+        environment = template_environment("rankwright.export", html=False, filters={})
+        section = environment.get_template("part_mteb.md.j2").render(rows=rows)
+        body = f"{body.rstrip()}\n\n{section.strip()}\n"
+    write_text_atomic(path, f"---\n{data.to_yaml()}\n---\n{body}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from rankwright.common.errors import UserError, one_line
 from rankwright.common.files import read_jsonl
+from rankwright.model.long_documents import AS_CUT
 from rankwright.model.prompt import PromptEncoder
 from rankwright.rerankers.reranker import Reranker
 
@@ -25,8 +26,30 @@ KEYS: dict[str, Any] = {
     "token_ids": list,
     "gate": bool,
 }
+# The kind of pairs from the test sets. All others are texts of ours, which may be handed to anybody.
+REAL = "real"
+# Neutral sentences in several languages, scripts and lengths; they stand in for real texts where those stay at home.
+NEUTRAL = [
+    ("boiling point of water", "Water boils at 100 degrees Celsius at sea level."),
+    ("boiling point of water", "Bread is baked from flour, water, salt and yeast."),
+    ("how do plants make food?", "Plants make sugar from carbon dioxide and water. The energy comes from sunlight."),
+    ("why do leaves fall?", "Trees live on reserves until spring."),
+    ("Wie viele Tage hat ein Schaltjahr?", "Ein Schaltjahr hat 366 Tage; der zusätzliche Tag ist der 29. Februar."),
+    ("Wie viele Tage hat ein Schaltjahr?", "Der Zug nach Süden fährt täglich um acht Uhr ab."),
+    ("capitale de la France", "Paris est la capitale de la France et se trouve au bord de la Seine."),
+    ("¿de qué color es el cielo?", "En un día claro el cielo es azul."),
+    ("столица Италии", "Рим — столица Италии, город стоит на реке Тибр."),
+    ("水的沸点", "水在一百摄氏度沸腾。"),
+    ("富士山の高さ", "富士山の高さは三千七百七十六メートルです。"),
+    ("عاصمة مصر", "القاهرة هي عاصمة مصر وتقع على نهر النيل."),
+    ("भारत", "नई दिल्ली राजधानी है।"),
+    ("한국의 수도", "서울은 대한민국의 수도입니다."),
+    ("sort a list in place", "values.sort()  # the list itself is changed, nothing is returned"),
+    ("opening hours", "Monday to Friday: 9:00 to 17:30\nSaturday: 10:00 to 14:00\nSunday: closed"),
+]
 # (kind, query, document); the document of `long` is repeated until it must be cut.
 FIXED = [
+    *(("neutral", query, document) for query, document in NEUTRAL),
     ("benign", "what is a bond?", "A bond is a loan that an investor makes to a company or a government."),
     ("benign", "what is a bond?", "The river rises in the mountains in spring."),
     # With a title.
@@ -51,12 +74,16 @@ def make_golden(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[Ro
     """Rows of golden.jsonl: query, document (raw texts), instruction, token_ids, logit, probability, gate, kind.
 
     pairs: real (query, document) texts, bounded by within_bounds(). When there are fewer than 20, each query is also
-    paired with documents of others. Fixed pairs of hard kinds follow. The logits are the reranker's, one prompt at a
-    time. gate: whether every runtime must match the row. It is false where a runtime that only sees texts cannot: for
-    control tokens without a template that breaks them, and for a query beyond its budget.
+    paired with documents of others. Neutral pairs and fixed ones of hard kinds follow, see without_texts(). The logits
+    are the reranker's, one prompt at a time. gate: whether every runtime must match the row. It is false where a
+    runtime that only sees texts cannot: for control tokens without a template that breaks them, and for a query beyond
+    its budget. Every row is one prompt: what other runtimes do with a document beyond the budget is to cut it, see
+    golden_texts().
     """
     rows = []
-    for kind, query, document in golden_texts(reranker.encoder, pairs):
+    texts = golden_texts(reranker.encoder, pairs)
+    reranker = reranker.reading(AS_CUT)
+    for kind, query, document in texts:
         encoded = reranker.encoder.encode(query, [document])
         logit = reranker.score(query, [document])[0]
         rows.append(
@@ -81,15 +108,20 @@ def within_bounds(pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[tup
 
 
 def golden_texts(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-    """(kind, query, document) of all golden rows, without duplicates."""
-    fixed = [(kind, *_fill(encoder, kind, query, document)) for kind, query, document in FIXED]
+    """(kind, query, document) of all golden rows, without duplicates.
+
+    Where long documents are not cut, a real one is the window or the blocks that the model reads of it.
+    """
+    cutting = encoder.reading(AS_CUT)
+    fixed = [(kind, *_fill(cutting, kind, query, document)) for kind, query, document in FIXED]
     taken = {(query, document) for _, query, document in fixed}
+    pairs = [(query, encoder.texts(query, document, every=False)[0]) for query, document in pairs]
     real = [pair for pair in dict.fromkeys(pairs) if pair not in taken]
     if len(real) < LEAST_REAL_PAIRS:
         crossed = itertools.product([q for q, _ in real], [d for _, d in real])
         more = (pair for pair in dict.fromkeys([*real, *crossed]) if pair not in taken)
         real = list(itertools.islice(more, LEAST_REAL_PAIRS))
-    yield from (("real", query, document) for query, document in real)
+    yield from ((REAL, query, document) for query, document in real)
     yield from fixed
 
 
@@ -159,7 +191,16 @@ def _checked(row: Row) -> Row:
     return row
 
 
+def without_texts(rows: Sequence[Row]) -> list[Row]:
+    """The rows without texts of the owner of the test sets; they prove a folder too."""
+    return [row for row in rows if row["kind"] != REAL]
+
+
+def golden_text(rows: Sequence[Row]) -> str:
+    """The content of golden.jsonl."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def write_golden(folder: Path, rows: Sequence[Row]) -> None:
     """golden.jsonl in `folder`."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / GOLDEN_FILE).write_text(text, encoding="utf-8")
+    (folder / GOLDEN_FILE).write_text(golden_text(rows), encoding="utf-8")

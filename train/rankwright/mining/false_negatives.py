@@ -9,6 +9,7 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.hashing import stable_hash
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import Share, clustered_share
 from rankwright.data.collection import Collection
@@ -174,7 +175,7 @@ def leaves_none_above(recipe: Recipe) -> bool:
 def share_text(share: Share) -> str:
     """`3.1 % [2.0, 4.4] (31 of 1,000, of 140 queries)`."""
     value, low, high = (f"{100 * number:.1f}" for number in (share.share, share.low, share.high))
-    return f"{value} % [{low}, {high}] ({share.part:,} of {share.whole:,}, of {share.groups:,} queries)"
+    return f"{value} % [{low}, {high}] ({share.part:,} of {share.whole:,}, of {counted(share.groups, 'query')})"
 
 
 def read_estimate(facts: Mapping[str, Any]) -> list[tuple[str, Share]]:

@@ -14,6 +14,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import json_line, write_lines_atomic
 from rankwright.common.hashing import content_hash
+from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes
 from rankwright.data.collection import Collection
 from rankwright.mining.filters import Filter, MiningView, TeacherOf, recipe_view
@@ -29,7 +30,10 @@ SHARD_QUERIES = 512
 
 @dataclass(frozen=True)
 class Job:
-    """One set to mine, with qualified ids; plain: the same set with the ids of its files, which run files use."""
+    """One set to mine, with qualified ids; plain: the same set with the ids of its files, which run files use.
+
+    kind: `train`, whose candidates are filtered; `dev` and `train_lists`, whose lists stay as they are retrieved.
+    """
 
     kind: str
     collection: Collection
@@ -97,7 +101,7 @@ class Shards:
         collection = job.collection.subset(job.shards[number])
         retrieved = search(collection.queries)
         own = own_of(self.recipe, collection)
-        if job.kind == "dev":
+        if job.kind != "train":
             lists = without_own(retrieved, own, self.recipe.evaluate.depth) if own else retrieved
             found = Sifted(lists, {query_id: {} for query_id in lists})
         else:
@@ -156,7 +160,7 @@ class _Searchers:
         return lambda queries: {query_id: found[: job.depth] for query_id, found in search(queries).items()}
 
     def _make(self, job: Job) -> Searcher:
-        console.say(f"  {job.collection.name}: {job.retriever} over {len(job.collection.corpus):,} documents")
+        console.say(f"  {job.collection.name}: {job.retriever} over {counted(len(job.collection.corpus), 'document')}")
         depth = job.depth
         if job.stage.nested:
             depth = max(other.depth for other in self._jobs if other.retriever == job.retriever)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from rankwright.common.bounded import OutOfBounds, Refusal, run_bounded
 from rankwright.common.errors import UserError, in_one_line
 from rankwright.model.bases import ADAPTER_WEIGHTS, find_file
 from rankwright.model.rank_model import RankModel
@@ -22,14 +20,15 @@ AGAIN = "write the adapters again, or take another folder"
 # Names of layers; anything else is a regular expression.
 PLAIN_NAME = re.compile(r"[\w.-]+")
 PATTERN_SECONDS = 5
-# Matches patterns, given as JSON on standard input, with names; in a process that can be ended.
-MATCH = (
-    "import json, re, sys\n"
-    "patterns, names = json.load(sys.stdin)\n"
-    "for pattern in patterns:\n"
-    "    for name in names:\n"
-    "        re.fullmatch(pattern, name)\n"
-)
+# Matches patterns with names; one that is not a pattern is refused.
+MATCH = """
+import re
+def ask(asked):
+    patterns, names = asked
+    for pattern in patterns:
+        for name in names:
+            re.fullmatch(pattern, name)
+"""
 
 
 def adapter_weights(folder: str, revision: str | None = None) -> Path:
@@ -125,17 +124,12 @@ def _bound_patterns(folder: str, config: Any, names: list[str]) -> None:
     if not patterns:
         return
     # peft looks for these at the end of a name.
-    asked = json.dumps([[*patterns, *(rf"(.*\.)?({p})$" for p in patterns)], names])
-    command = [sys.executable, "-I", "-S", "-c", MATCH]
+    asked = [[*patterns, *(rf"(.*\.)?({p})$" for p in patterns)], names]
     try:
-        done = subprocess.run(
-            command, input=asked, text=True, capture_output=True, timeout=PATTERN_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode:
-        what = "takes too long" if done is None else "is not a regular expression"
+        run_bounded(MATCH, asked, seconds=PATTERN_SECONDS)
+    except (Refusal, OutOfBounds) as error:
+        what = "takes too long" if isinstance(error, OutOfBounds) else "is not a regular expression"
         raise UserError(
             f"model.base: {folder}: adapter_config.json: a pattern {what} ({', '.join(map(repr, patterns))}): name the "
             "layers instead, e.g. target_modules: [q_proj, v_proj]"
-        )
+        ) from None

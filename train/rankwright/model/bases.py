@@ -33,6 +33,8 @@ SIZES = (
 MOST_LAYERS, MOST_SIZE = 1000, 100_000_000
 # Weights whose loading may run code.
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# How long the hub may take to answer at all.
+HUB_SECONDS = 10
 INSTEAD = "choose another base (as a row of an evaluation: kind: cross-encoder)"
 
 
@@ -400,8 +402,31 @@ def find_file(folder: str, file: str, revision: str | None = None) -> Path | Non
         folder,
         file,
         revision=revision,
+        local_files_only=why_no_hub() is not None,
         # A repository that cannot be reached was reported before: the tokenizer is read first.
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else Path(found)
+
+
+def why_no_hub() -> str | None:
+    """Why the hub does not answer, None where it does, or where HF_HUB_OFFLINE forbids to ask.
+
+    Asked once in a process: huggingface_hub itself tries six times for each file, half a minute each.
+    """
+    from huggingface_hub import constants
+
+    return None if constants.HF_HUB_OFFLINE else _why_silent(constants.ENDPOINT)
+
+
+@functools.cache
+def _why_silent(endpoint: str) -> str | None:
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    try:
+        # Any answer will do: what is missing or forbidden is reported for its file.
+        get_session().head(endpoint, timeout=HUB_SECONDS)
+    except Exception as error:  # of the HTTP library, which differs by the version of huggingface_hub
+        return f"{endpoint} does not answer: {one_line(str(error)) or type(error).__name__}"
+    return None

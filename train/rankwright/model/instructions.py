@@ -11,7 +11,8 @@ from pathlib import Path
 from rankwright.common.errors import UserError
 from rankwright.common.resources import resolve_base
 from rankwright.model.prompt import PromptContract
-from rankwright.recipe.schema import Recipe, Source
+from rankwright.recipe.schema import Recipe
+from rankwright.recipe.sources import Source
 
 SHOWN_CHARACTERS = 60
 

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import heapq
 import math
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rankwright.common.hashing import stable_hash
 from rankwright.data.collection import Collection
 from rankwright.data.store.views import get_many
+from rankwright.model.long_documents import Blocks, LongDocuments
 from rankwright.model.prompt import PromptEncoder
+
+if TYPE_CHECKING:
+    from rankwright.data.words import Words
 
 # Estimates without a tokenizer: UTF-8 bytes per token, and tokens of a frame with its instruction; on the safe side.
 BYTES_PER_TOKEN, FRAME_TOKENS = 3.0, 110
 LEAST_TOKENS, MOST_TOKENS, STEP_TOKENS = 128, 1024, 64
 # At most this many documents of a corpus are measured, drawn by hash, so that the time has a bound.
 MOST_DOCUMENTS = 300_000
+# Relevant documents beyond the budget that are searched for what makes them relevant.
+MOST_LOOKED = 500
 BATCH = 512
 PERCENTILES = (50, 90, 99)
 
@@ -69,7 +77,10 @@ def choose_budget(
         f"95 % of the {kind} {document} (longest {max(of_documents, default=0)}) tokens"
     )
     if wanted > size:
-        why += f"; together {wanted}, more than is usual to pay for: raise it if the ends of documents matter"
+        why += (
+            f"; together {wanted}, more than is usual to pay for: raise it if the ends of documents matter, or set "
+            "prompt.long_documents"
+        )
     return Budget(size, query_tokens, why)
 
 
@@ -100,10 +111,14 @@ def document_lengths(corpus: Mapping[str, str], encoder: PromptEncoder, advance:
     return lengths
 
 
-def token_report(collection: Collection, encoder: PromptEncoder, lengths: Mapping[str, int]) -> dict[str, Any]:
+def token_report(
+    collection: Collection, encoder: PromptEncoder, lengths: Mapping[str, int], words: Words | None = None
+) -> dict[str, Any]:
     """Percentiles of queries and documents, and what is cut and lost; lengths: those of the corpus's documents.
 
     A document's room is the budget beside the split's median query; each judged pair is measured beside its own query.
+    Under another prompt.long_documents than `cut` the same texts are beyond the budget, and none is simply cut.
+    words: how BM25 reads texts (see relevant_report); None: as English.
     """
     encoder = encoder.under(collection.instruction)
     contract = encoder.contract
@@ -132,7 +147,43 @@ def token_report(collection: Collection, encoder: PromptEncoder, lengths: Mappin
             # With this budget 1 % would be cut.
             "p99": percentile(whole, 99),
         },
+        "relevant_pairs": relevant_report(collection, encoder, lengths, heads, words or LongDocuments().words),
+        "long_documents": contract.long_documents.strategy,
     }
+
+
+def relevant_report(
+    collection: Collection,
+    encoder: PromptEncoder,
+    lengths: Mapping[str, int],
+    heads: Mapping[str, int],
+    words: Words,
+) -> dict[str, int]:
+    """How many relevant documents are beyond the budget, and whether what makes them relevant lies beyond a cut.
+
+    heads: query id -> tokens of its head. best_known, best_cut: in how many of them some block has a word of the query,
+    and in how many the best block by BM25 ends beyond the budget. answers_known, answers_cut: the same for the query's
+    own answer (Collection.answers) where the document has that text. Both of at most MOST_LOOKED documents, chosen by
+    hash: `looked`.
+    """
+    space = encoder.contract.max_tokens - len(encoder.suffix_ids)
+    relevant = [(q, d) for q in heads for d in collection.positives(q) if d in lengths]
+    long = [(q, d) for q, d in relevant if lengths[d] > space - heads[q]]
+    looked = heapq.nsmallest(MOST_LOOKED, long, key=lambda pair: stable_hash("long", *pair))
+    known: Counter[str] = Counter()
+    for query_id, document_id in looked:
+        text, room = encoder.clean(collection.corpus[document_id]), space - heads[query_id]
+        tokens = encoder.tokens(text)
+        needed = Blocks(text, tokens, words).tokens_to_best(words(collection.queries[query_id]))
+        known["best_known"] += needed is not None
+        known["best_cut"] += needed is not None and needed > room
+        answer = encoder.clean(collection.answers.get(query_id, ""))
+        place = text.find(answer) if answer else -1
+        known["answers_known"] += place >= 0
+        known["answers_cut"] += place >= 0 and bisect_left(tokens.starts, place + len(answer)) > room
+    names = ("best_known", "best_cut", "answers_known", "answers_cut")
+    counts = {name: known[name] for name in names}
+    return {"pairs": len(relevant), "beyond": len(long), "looked": len(looked), **counts}
 
 
 def _tokens(encoder: PromptEncoder, text: str) -> int:

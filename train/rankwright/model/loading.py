@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 
 from rankwright.common.errors import UserError, in_one_line
+from rankwright.common.plurals import counted
 from rankwright.common.resources import resolve_base
 from rankwright.model.adapters import adapter_weights, put_on
 from rankwright.model.bases import (
@@ -20,10 +21,11 @@ from rankwright.model.bases import (
     refuse_damaged,
     refuse_other_kinds,
     refuse_pickles,
+    why_no_hub,
 )
 from rankwright.model.frames import choose_pad_token
 from rankwright.model.heads import check_scores, head_factor
-from rankwright.model.prompt import PromptContract, control_tokens
+from rankwright.model.prompt import CONTRACT_FILE, PromptContract, PromptEncoder, control_tokens
 from rankwright.model.rank_model import UNLIMITED, RankModel, scored_rows
 from rankwright.model.weight_files import check_fit, refuse_not_finite, refuse_unfit
 
@@ -49,6 +51,14 @@ def load_tokenizer(folder: str, revision: str | None = None) -> Any:
         tokenizer.model_max_length = UNLIMITED
         tokenizer.pad_token = choose_pad_token(tokenizer)
     return tokenizer
+
+
+def load_encoder(folder: str | Path) -> PromptEncoder:
+    """The prompts of an exported folder, without its weights. Raises UserError for a folder without a contract."""
+    contract = PromptContract.load(Path(folder))
+    if contract is None:
+        raise UserError(f"{folder}: no {CONTRACT_FILE}: name a folder that Rankwright exported")
+    return PromptEncoder(contract, load_tokenizer(str(folder)))
 
 
 def _keep_line_breaks(tokenizer: Any) -> None:
@@ -269,7 +279,8 @@ def _refuse_vocabulary(folder: str, text: Any, contract: PromptContract, tokeniz
     used = [t for t in sorted(beyond) if t not in control or t in frame or t == tokenizer.pad_token]
     if used:
         raise UserError(
-            f"model.base: {folder}: the tokenizer has {len(beyond)} tokens beyond the {rows} rows of the embeddings "
+            f"model.base: {folder}: the tokenizer has {counted(len(beyond), 'token')} beyond the {rows} "
+            "rows of the embeddings "
             f"(such as {used[0]!r}): take the tokenizer of this base, or resize the embeddings "
             "(resize_token_embeddings) and save it again"
         )
@@ -313,7 +324,15 @@ def _load_adapter(
 
 
 def _from_pretrained(auto: Any, folder: str, **options: Any) -> Any:
-    """`auto.from_pretrained` whose failures are one line for the user."""
+    """`auto.from_pretrained` whose failures are one line for the user. Without the hub only its cache is read."""
+    if not Path(folder).is_dir() and (why := why_no_hub()) is not None:
+        try:
+            return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
+        except OSError:
+            raise UserError(
+                f"model.base: {folder} is not in the hub's cache, and {why}: take a folder (--base FOLDER for init, "
+                "model.base=FOLDER for a recipe; fixtures/tiny-base to try)"
+            ) from None
     advice = "give a folder with config.json, safetensors and tokenizer, or a hub id that this machine can reach"
     with in_one_line(f"model.base: cannot load {folder!r}", advice):
         return auto.from_pretrained(folder, trust_remote_code=False, **options)

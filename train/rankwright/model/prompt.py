@@ -14,11 +14,29 @@ from typing import Any, Literal
 
 from rankwright.common.errors import UserError, one_line
 from rankwright.model.frames import CUT, FRAMES, Frame, single_token_id
+from rankwright.model.long_documents import (
+    AS_CUT,
+    BLOCK_TOKENS,
+    BLOCKS,
+    CUT_OFF,
+    MAX,
+    Blocks,
+    LongDocuments,
+    Part,
+    Tokens,
+    best_window,
+    windows,
+)
 
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
 LEAST_DOCUMENT_TOKENS = 8
 MOST_TOKENS = 10_000_000
+# Long documents whose blocks an encoder keeps: those of some queries' lists.
+KEPT_DOCUMENTS = 512
+# How the scores of a first stage are made comparable before they are combined with ours.
+ZSCORE, RECIPROCAL_RANK = "zscore", "reciprocal_rank"
+COMBINE_NORMALISERS = (ZSCORE, RECIPROCAL_RANK)
 # Texts that reveal a fault at a boundary between pieces.
 PROBES = [
     ("what is a bond?", "A bond is a loan."),
@@ -58,10 +76,21 @@ class PromptContract:
     # Between a document's title, where it has one, and its text: what data.collection.join_title puts there. For
     # callers, who have both apart; a document comes here as one text.
     title_join: str = "\n"
+    # What is read of a document beyond the budget; not in the file where that is its beginning.
+    long_documents: LongDocuments = AS_CUT
+    # Fitted on dev: in a list that a search found, documents are ordered by combine_weight * z(score) + (1 -
+    # combine_weight) * z(first stage), see rerankers/combination.py. A folder without these keys reads as 1, the score
+    # alone; and without a depth all documents of the list are reranked.
+    combine_weight: float = 1.0
+    combine_normaliser: str = "zscore"
+    combine_depth: int | None = None
 
     def save(self, folder: Path) -> None:
         """Write rankwright.json into `folder`."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        values = dataclasses.asdict(self)
+        if self.long_documents == AS_CUT:
+            del values["long_documents"]
+        text = json.dumps(values, indent=2, ensure_ascii=False)
         (folder / CONTRACT_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -71,7 +100,10 @@ class PromptContract:
         if not path.is_file():
             return None
         try:
-            contract = cls(**json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if "long_documents" in values:
+                values["long_documents"] = LongDocuments(**values["long_documents"])
+            contract = cls(**values)
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: not a prompt contract of this version ({one_line(str(error))}): export it again"
@@ -92,6 +124,7 @@ class PromptContract:
             return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
         texts = ("mode", "prefix", "middle", "document_prefix", "suffix", "instruction", "yes_token")
+        combine_normalisers = " or ".join(COMBINE_NORMALISERS)
         # A rule may rely on those before it.
         rules: list[tuple[str, Callable[[], bool], str]] = [
             *((key, functools.partial(self._is_text, key), "a text") for key in texts),
@@ -108,6 +141,10 @@ class PromptContract:
             ("padding_side", lambda: self.padding_side == "left", "left"),
             ("temperature", lambda: is_above_zero(self.temperature), "a number above 0"),
             ("scale", lambda: is_above_zero(self.scale), "a number above 0"),
+            ("long_documents", lambda: self.long_documents.wrong() is None, "what this version reads"),
+            ("combine_weight", lambda: self._is_share("combine_weight"), "a number from 0 to 1"),
+            ("combine_normaliser", lambda: self.combine_normaliser in COMBINE_NORMALISERS, combine_normalisers),
+            ("combine_depth", lambda: self.combine_depth is None or is_whole(self.combine_depth), "above 0, or null"),
         ]
         for key, is_right, wanted in rules:
             if not is_right():
@@ -116,6 +153,10 @@ class PromptContract:
 
     def _is_text(self, key: str) -> bool:
         return isinstance(getattr(self, key), str)
+
+    def _is_share(self, key: str) -> bool:
+        value = getattr(self, key)
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
     def check_tokens(self, tokenizer: Any) -> None:
         """Raises UserError where the scored words are other tokens of this tokenizer than the contract's."""
@@ -187,13 +228,15 @@ class PromptContract:
 class EncodedGroup:
     """Token ids of a query with its documents: head_ids + tail_ids[i] is the prompt of document i.
 
-    A document's ids end with the suffix. documents_cut: how many documents were cut to the budget.
+    A document's ids end with the suffix. documents_cut: of how many documents only a part is here.
+    windows: how many prompts each document has, one after the other, where that is not one.
     """
 
     head_ids: list[int]
     tail_ids: list[list[int]]
     query_cut: bool
     documents_cut: int
+    windows: tuple[int, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -208,6 +251,7 @@ def make_contract(
     instruction: str | None = None,
     max_tokens: int = 512,
     query_tokens: int | None = None,
+    long_documents: LongDocuments = AS_CUT,
 ) -> PromptContract:
     """The contract of a frame with a tokenizer, after a proof on probe texts that pieces give the ids of the whole.
 
@@ -232,6 +276,7 @@ def make_contract(
         max_tokens=max_tokens,
         query_tokens=max_tokens // 4 if query_tokens is None else query_tokens,
         scale=texts.scale,
+        long_documents=long_documents,
     )
     assert not (frame.rendered and contract.in_pieces), f"frame {mode}: what is cut is not rendered"
     encoder = PromptEncoder(contract, tokenizer)
@@ -255,19 +300,33 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.control_tokens = control_tokens(tokenizer)
         self.suffix_ids = self._pieces_ids(contract.suffix.split(CUT))
-        least = len(self._pieces_ids(contract.head_pieces(""))) + len(self.suffix_ids) + contract.query_tokens
-        least += LEAST_DOCUMENT_TOKENS
-        if least > contract.max_tokens:
-            raise UserError(
-                f"prompt.max_tokens: {contract.max_tokens} is too small: frame, instruction and "
-                f"{contract.query_tokens} query tokens leave no room for a document; use at least {least}, "
-                "or lower prompt.query_tokens"
-            )
+        self._blocks = functools.lru_cache(maxsize=KEPT_DOCUMENTS)(self._blocks_of)
+        frame = len(self._pieces_ids(contract.head_pieces(""))) + len(self.suffix_ids)
+        for room, why in ((LEAST_DOCUMENT_TOKENS, ""), *self._room_wanted):
+            least = frame + contract.query_tokens + room
+            if least > contract.max_tokens:
+                raise UserError(
+                    f"prompt.max_tokens: {contract.max_tokens} is too small: frame, instruction and "
+                    f"{contract.query_tokens} query tokens leave no room for {why or 'a document'}; use at least "
+                    f"{least}, or lower prompt.query_tokens"
+                )
+
+    @property
+    def _room_wanted(self) -> list[tuple[int, str]]:
+        if self.contract.long_documents.strategy != BLOCKS:
+            return []
+        return [(BLOCK_TOKENS, f"a block of {BLOCK_TOKENS} tokens (prompt.long_documents: {BLOCKS})")]
 
     def under(self, instruction: str | None) -> PromptEncoder:
         """The encoder under another instruction; itself for None and for an instruction that changes nothing."""
         contract = self.contract if instruction is None else self.contract.under(instruction, self.tokenizer)
         return self if contract is self.contract else PromptEncoder(contract, self.tokenizer)
+
+    def reading(self, long_documents: LongDocuments) -> PromptEncoder:
+        """The encoder that reads other parts of long documents."""
+        if long_documents == self.contract.long_documents:
+            return self
+        return PromptEncoder(self.contract.replace(long_documents=long_documents), self.tokenizer)
 
     def clean(self, text: str) -> str:
         """Text as it enters the prompt: stripped, control tokens neutralised."""
@@ -285,8 +344,27 @@ class PromptEncoder:
             query, was_cut = query[:end].rstrip(), True
 
     def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
-        """Token ids of one query with its documents (raw user texts)."""
-        return self.assemble(*self.encode_head(query), self.encode_documents(documents), cut=cut)
+        """Token ids of one query with its documents (raw user texts), a prompt for each.
+
+        Under `max` a document beyond the budget is its window with the best BM25 score: the one that training labels.
+        cut=False: whole documents.
+        """
+        head, ids = self.encode_head(query), self.encode_documents(documents)
+        return self.fitted(query, documents, head, ids) if cut else self.assemble(*head, ids, cut=False)
+
+    def encode_scored(self, query: str, documents: Sequence[str]) -> EncodedGroup:
+        """All prompts whose scores decide: as encode(), but under `max` every window of each document."""
+        return self.fitted(query, documents, self.encode_head(query), self.encode_documents(documents), every=True)
+
+    def texts(self, query: str, document: str, *, every: bool = True) -> list[str]:
+        """What a runtime that only cuts must be given in place of a document, so that the largest score is ours.
+
+        every: all windows under `max`, else the one that training labels. A document that fits is given as it is.
+        """
+        room = self._room(self.encode_head(query)[0])
+        if self.contract.long_documents.strategy == CUT_OFF or len(self.encode_documents([document])[0]) <= room:
+            return [document]
+        return [part.text for part in self._parts(query, document, room, every=every)]
 
     def encode_head(self, query: str) -> tuple[list[int], bool]:
         """Ids of everything before the document, and whether the query was cut."""
@@ -302,10 +380,58 @@ class PromptEncoder:
         self, head_ids: list[int], query_cut: bool, documents_ids: Sequence[list[int]], *, cut: bool = True
     ) -> EncodedGroup:
         """A group from the results of encode_head and encode_documents: documents cut to the budget, suffix added."""
-        budget = self.contract.max_tokens - len(head_ids) - len(self.suffix_ids)
+        budget = self._room(head_ids)
         documents_cut = sum(len(ids) > budget for ids in documents_ids) if cut else 0
         tails = [(ids[:budget] if cut else list(ids)) + self.suffix_ids for ids in documents_ids]
         return EncodedGroup(head_ids, tails, query_cut, documents_cut)
+
+    def fitted(
+        self,
+        query: str,
+        documents: Sequence[str],
+        head: tuple[list[int], bool],
+        ids: Sequence[list[int]],
+        *,
+        every: bool = False,
+    ) -> EncodedGroup:
+        """The group of raw texts whose ids are known: of documents beyond the budget at least more than the budget.
+
+        every: see texts().
+        """
+        strategy, room = self.contract.long_documents.strategy, self._room(head[0])
+        if strategy == CUT_OFF:
+            return self.assemble(*head, ids)
+        found = [
+            [own] if len(own) <= room else [p.ids for p in self._parts(query, document, room, every=every)]
+            for document, own in zip(documents, ids, strict=True)
+        ]
+        # A block alone, or a single character, may still be too long.
+        tails = [part[:room] + self.suffix_ids for parts in found for part in parts]
+        counts = tuple(map(len, found))
+        if strategy == MAX and every:
+            return EncodedGroup(head[0], tails, head[1], 0, counts)
+        return EncodedGroup(head[0], tails, head[1], sum(len(own) > room for own in ids))
+
+    def _room(self, head_ids: Sequence[int]) -> int:
+        """Tokens of a document beside this head."""
+        return self.contract.max_tokens - len(head_ids) - len(self.suffix_ids)
+
+    def _parts(self, query: str, document: str, room: int, *, every: bool) -> list[Part]:
+        """What is scored in place of a document beyond the budget, which its strategy is not to cut."""
+        own, text = self.contract.long_documents, self.clean(document)
+        if own.strategy == BLOCKS:
+            return [self._blocks(text).packed(own.words(query), room, self.tokens)]
+        parts = windows(text, room, self.tokens)
+        return parts if every else [best_window(query, parts, own.words)]
+
+    def _blocks_of(self, text: str) -> Blocks:
+        return Blocks(text, self.tokens(text), self.contract.long_documents.words)
+
+    def tokens(self, text: str) -> Tokens:
+        """Tokens of a clean document, as they stand in a prompt, not cut."""
+        before = self.contract.document_prefix
+        found = self.tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True)
+        return Tokens.of(list(found["input_ids"]), found["offset_mapping"], len(before))
 
     def render(self, query: str, document: str) -> str:
         """The whole prompt as one string, the document not cut: what a chat template renders."""

@@ -78,12 +78,24 @@ class TokenStore(PromptEncoder):
 
     def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
         """Token ids of one query with its documents (raw user texts), as PromptEncoder.encode gives them."""
-        places = [self._of.documents.find(document) for document in documents] if cut else []
-        head_place = self._heads.find(query) if cut and self._heads is not None else None
+        found = self._stored(query, documents) if cut else None
+        return super().encode(query, documents, cut=cut) if found is None else self.fitted(query, documents, *found)
+
+    def encode_scored(self, query: str, documents: Sequence[str]) -> EncodedGroup:
+        """As PromptEncoder.encode_scored gives them."""
+        found = self._stored(query, documents)
+        if found is None:
+            return super().encode_scored(query, documents)
+        return self.fitted(query, documents, *found, every=True)
+
+    def _stored(self, query: str, documents: Sequence[str]) -> tuple[tuple[list[int], bool], list[list[int]]] | None:
+        """The head and the documents, None where one is missing."""
+        places = [self._of.documents.find(document) for document in documents]
+        head_place = self._heads.find(query) if self._heads is not None else None
         if head_place is None or None in places:
-            return super().encode(query, documents, cut=cut)
+            return None
         head = self._of.row(head_place)
-        return self.assemble(head[1:], bool(head[0]), [self._of.row(p) for p in places if p is not None])
+        return (head[1:], bool(head[0])), [self._of.row(p) for p in places if p is not None]
 
 
 class _Keys:

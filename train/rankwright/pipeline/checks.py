@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.resources import check_output, expand, resolve_base
+from rankwright.data.words import Words
 from rankwright.evaluation.metrics import check_measures
 from rankwright.export.privacy import Private
 from rankwright.export.servable import impossible, unservable
@@ -23,14 +24,14 @@ from rankwright.model.instructions import (
     recipe_instruction,
     stated_instructions,
 )
-from rankwright.recipe.schema import Recipe
+from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
-from rankwright.retrieval.bm25 import Words
-from rankwright.retrieval.first_stages import check_first_stages
-from rankwright.training.losses import OF_TEACHER, bind_loss, reads_teacher
+from rankwright.retrieval.first_stages import check_first_stages, training_stage
+from rankwright.retrieval.retriever import retrievers
+from rankwright.training.losses import OF_TEACHER, bind_loss, reads_teacher, refusing_offset
 from rankwright.training.optim import SCHEDULES
 from rankwright.training.setup import check_base, load_base_tokenizer, recipe_contract
-from rankwright.training.tracking import check_trackers
+from rankwright.training.trackers import check_trackers
 
 
 def check_names(recipe: Recipe) -> list[str]:
@@ -58,6 +59,8 @@ def check_names(recipe: Recipe) -> list[str]:
             texts = error.messages if isinstance(error, UserErrors) else [str(error)]
             faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
     faults += check_first_stages(recipe) + check_mixture(recipe) + check_filters(recipe.mine) + _check_above(recipe)
+    if recipe.train.first_stage_offset:
+        faults += _check_offset(recipe)
     if recipe.evaluate.baselines:
         faults += check_baselines(recipe)
     if recipe.mine.teacher is not None:
@@ -106,6 +109,24 @@ def _check_above(recipe: Recipe) -> list[str]:
         return []
     known = ", ".join(sorted(OF_TEACHER))
     return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]
+
+
+def _check_offset(recipe: Recipe) -> list[str]:
+    """What is trained with the first stage's offset is one part of a sum: the other must be there, and be added."""
+    key, first = "train.first_stage_offset", recipe.evaluate.first_stage
+    faults = [
+        f"{key}: {where}: {name} gives each pair a score of its own, which no offset of its list may be part of: take "
+        "kl_distil or margin_mse, or remove the offset"
+        for where, name in refusing_offset(recipe.loss)
+    ]
+    if first in retrievers() and training_stage(recipe) != first:
+        faults.append(f"{key}: evaluate.first_stage is {first}, which training queries have no lists of: take another")
+    lacks = f"tuned alone lacks what {first} knows"
+    if recipe.evaluate.combine is None:
+        faults.append(f"{key}: {lacks}, and evaluate.combine is switched off: remove one of the two lines")
+    if recipe.gate is not None and recipe.gate.system != COMBINED:
+        faults.append(f"{key}: {lacks}, and gate.system is {recipe.gate.system}: write gate.system: {COMBINED}")
+    return faults
 
 
 def check_targets(recipe: Recipe, *, offline: bool = False, weights: bool = True) -> list[str]:

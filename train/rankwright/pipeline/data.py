@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,25 @@ from rankwright.common import console, resources
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.outputs import CHANGED, remove
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.data import leakage, splits
 from rankwright.data.collection import Collection
+from rankwright.data.judgements import counts_of
 from rankwright.data.sources import as_stated, locate_all, read_all
 from rankwright.data.split_files import read_split, write_split
 from rankwright.data.statistics import Finding, TextFacts, counts, findings, text_facts
 from rankwright.data.store.texts import spilling_to
+from rankwright.data.words import Words
 from rankwright.evaluation.evaluate import choose_queries
+from rankwright.evaluation.metrics import LINEAR, Scale
 from rankwright.model.lengths import document_lengths, token_report
+from rankwright.model.long_documents import BLOCKS, CUT_OFF, MAX
 from rankwright.model.prompt import PromptEncoder
-from rankwright.recipe.schema import DevFromTrain, Recipe, TestFromTrain
+from rankwright.recipe.schema import LEAST_DEV_QUERIES, Bm25, Recipe
+from rankwright.recipe.sources import DevFromTrain, TestFromTrain
 from rankwright.retrieval import run_file
+from rankwright.retrieval.first_stages import training_stage
 
 # The share of judged pairs above which a warning states what would keep them whole.
 MOST_CUT = 0.1
@@ -65,20 +73,35 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         # After leaks into test were removed: dev then has none, and keeps its size.
         fraction = recipe.data.dev.fraction
         train, dev = leakage.take_out("dev", train, fraction=fraction, seed=recipe.seed, say=console.say)
+    _warn_of_few_dev_queries(recipe, dev)
     by_split = {"train": train, "dev": dev, "test": test}
     for split, collections in by_split.items():
-        if not any(c.positives(q) for c in collections for q in c.queries):
-            raise UserError(f"data.{split}: no query has a relevant document: give judgements with a score above 0")
+        level = recipe.evaluate.relevance_level if split != "train" else 1
+        if not any(c.positives(q, level) for c in collections for q in c.queries):
+            raise UserError(_nothing_relevant(split, collections, level))
     for collection in test:
         # Its evaluation writes run files that are read again after training.
         for ids in (collection.queries, collection.corpus):
             run_file.columns_of(ids, f"set {collection.name!r}")
     _require_whole_labels([*dev, *test])
+    _require_gains(recipe, [*dev, *test])
     corpora = {file for split, found in by_split.items() for file in write_split(run.data, split, found)}
-    reports = SetReports(code=recipe.bm25.code)
+    reports = SetReports(recipe.bm25)
     counts = {split: [reports.look(c)[0] for c in collections] for split, collections in by_split.items()}
     overlaps = _overlaps(train, {"dev": dev, "test": test})
-    report = {"splits": counts, "dropped": dropped, "overlap_with_train": overlaps, "leakage": leaks}
+    laid = [
+        {"set": one.name, "split": split, "file": one.judgements.name, **counts_of(one.judgements)}
+        for split in ("train", *(s for s in ("dev", "test") if entries.get(s) is not entries["train"]))
+        for one in entries.get(split, ())
+        if one.judgements is not None
+    ]
+    report = {
+        "splits": counts,
+        "judgements": laid,
+        "dropped": dropped,
+        "overlap_with_train": overlaps,
+        "leakage": leaks,
+    }
     run.write_json(run.data_report, report)
     queries = {split: sum(row["queries"] for row in rows) for split, rows in counts.items()}
     return {**queries, "corpora": sorted(corpora), "teacher_scores": [c.name for c in train if c.teacher_scores]}
@@ -105,13 +128,34 @@ def run_file_faults(recipe: Recipe, collection: Collection, path: Path | None, s
     query_ids: Sequence[str] = list(collection.queries)
     depth = recipe.mine.depth
     if split == "test":
-        chosen = choose_queries(collection, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
+        level, limit = recipe.evaluate.relevance_level, recipe.evaluate.limit_queries
+        chosen = choose_queries(collection, limit=limit, seed=recipe.seed, level=level)
         query_ids, depth = chosen.query_ids, recipe.evaluate.depth
     try:
         run_file.read_lists(path, collection.corpus, {q: collection.queries[q] for q in query_ids}, depth)
     except UserError as error:
         return str(error).splitlines()
     return []
+
+
+def dev_share(queries: int) -> float:
+    """The share of this many training queries that dev takes: a tenth, or up to three tenths for evaluate.combine."""
+    return min(0.3, max(0.1, math.ceil(120 * LEAST_DEV_QUERIES / max(queries, 1)) / 100))
+
+
+def _warn_of_few_dev_queries(recipe: Recipe, dev: Sequence[Collection]) -> None:
+    """Before hours of training: the combination with the first stage cannot be chosen on so few."""
+    level, evaluation = recipe.evaluate.relevance_level, recipe.evaluate
+    if evaluation.combine is None or training_stage(recipe) != evaluation.first_stage:
+        return
+    found = min(sum(bool(c.positives(q, level)) for c in dev for q in c.queries), recipe.train.dev_queries)
+    if found < LEAST_DEV_QUERIES:
+        more = "data.dev.fraction" if isinstance(recipe.data.dev, DevFromTrain) else "data.dev"
+        more = more if recipe.train.dev_queries >= LEAST_DEV_QUERIES else "train.dev_queries"
+        console.say(
+            f"WARNING: dev has {counted(found, 'query')} with a relevant document, and evaluate.combine needs "
+            f"{LEAST_DEV_QUERIES}: tuned will not be combined with the first stage (w = 1): raise {more}"
+        )
 
 
 def _require_whole_labels(collections: Sequence[Collection]) -> None:
@@ -126,9 +170,36 @@ def _require_whole_labels(collections: Sequence[Collection]) -> None:
                     )
 
 
-def stops_a_run(collection: Collection, split: str) -> list[str]:
-    """What the data stage would refuse in a set that can be read: one line per mistake."""
-    mistakes = []
+def _require_gains(recipe: Recipe, collections: Sequence[Collection]) -> None:
+    """Raise UserErrors for labels that `evaluate.gains` does not name: one line for each label of a set."""
+    faults = [line for collection in collections for line in _without_gains(collection, Scale.of(recipe.evaluate))]
+    if faults:
+        # Dev and test may have sets of one name.
+        raise UserErrors(list(dict.fromkeys(faults)))
+
+
+def _without_gains(collection: Collection, scale: Scale) -> list[str]:
+    labels = {label for judged in collection.qrels.values() for label in judged.values()}
+    return [
+        f"evaluate.gains: the label {label:g} of set {collection.name!r} has no gain: add `{label:g}: GAIN`"
+        for label in scale.without_gain(labels)
+    ]
+
+
+def _nothing_relevant(split: str, collections: Sequence[Collection], level: int) -> str:
+    if level == 1:
+        return f"data.{split}: no query has a relevant document: give judgements with a score above 0"
+    labels = sorted({label for c in collections for judged in c.qrels.values() for label in judged.values()})
+    return (
+        f"data.{split}: no query has a document with a label of {level} or more, the evaluate.relevance_level: the "
+        f"labels are {', '.join(f'{x:g}' for x in labels)}, as relevant_from of a set leaves them: set it to one"
+        " of them"
+    )
+
+
+def stops_a_run(collection: Collection, split: str, scale: Scale = LINEAR) -> list[str]:
+    """What the data stage would refuse in a set that can be read: one line per mistake. scale: of the recipe."""
+    mistakes = [] if split == "train" else _without_gains(collection, scale)
     if split != "train":
         try:
             _require_whole_labels([collection])
@@ -159,8 +230,9 @@ def _overlaps(train: Sequence[Collection], held_out: Mapping[str, Sequence[Colle
 class SetReports:
     """Statistics and findings of sets; two sets with equal corpora share what depends on the corpus alone."""
 
-    def __init__(self, *, code: bool) -> None:
-        self.code = code
+    def __init__(self, bm25: Bm25) -> None:
+        self.code = bm25.code
+        self._words = Words(**bm25.model_dump())
         self._documents: dict[bytes, TextFacts] = {}
         self._lengths: dict[bytes, dict[str, int]] = {}
 
@@ -179,7 +251,7 @@ class SetReports:
         if key not in self._lengths:
             with console.progress(f"  {collection.name}: tokens", len(collection.corpus)) as advance:
                 self._lengths[key] = document_lengths(collection.corpus, encoder, advance)
-        return token_report(collection, encoder, self._lengths[key])
+        return token_report(collection, encoder, self._lengths[key], self._words)
 
     def _facts(self, name: str, texts: Mapping[str, str], *, queries: bool) -> TextFacts:
         what = "queries" if queries else "documents"
@@ -213,7 +285,7 @@ def add_token_lengths(recipe: Recipe, run: RunFolder) -> bool:
     except UserError as error:
         console.say(f"lengths in tokens are left out of {path.name}, the tokenizer is missing: {error}")
         return False
-    reports = SetReports(code=recipe.bm25.code)
+    reports = SetReports(recipe.bm25)
     for split, rows in report["splits"].items():
         for row, collection in zip(rows, read_split(run.data, split), strict=True):
             row["tokens"] = reports.tokens(collection, encoder)
@@ -229,24 +301,42 @@ def _tokenizer_inputs(recipe: Recipe) -> str:
     file = Path(base) / "tokenizer.json"
     content = files_hash([file]) if file.is_file() else None
     stated = "instruction" in recipe.prompt.model_fields_set
-    return content_hash(recipe.model.base, recipe.model.revision, content, recipe.prompt.model_dump(), stated)
+    return content_hash(
+        recipe.model.base, recipe.model.revision, content, recipe.prompt.model_dump(), recipe.bm25.model_dump(), stated
+    )
 
 
 def cut_warning(tokens: Mapping[str, Any]) -> str:
     """What to set where more than MOST_CUT of the judged pairs are cut; empty where they are not."""
     pairs = tokens["judged_pairs"]
-    if pairs["cut"] <= MOST_CUT * pairs["pairs"]:
+    if pairs["cut"] <= MOST_CUT * pairs["pairs"] or tokens["long_documents"] != CUT_OFF:
         return ""
     share = pairs["cut"] / pairs["pairs"]
-    return f"{share:.0%} of the judged pairs are cut; prompt.max_tokens={pairs['p99']} would cut 1 %"
+    return (
+        f"{share:.0%} of the judged pairs are cut; prompt.max_tokens={pairs['p99']} would cut 1 %, and "
+        "prompt.long_documents=max or =blocks reads what lies beyond"
+    )
 
 
 def cut_sentence(tokens: Mapping[str, Any]) -> str:
     """Lengths and what the budgets cut, in words."""
-    queries, pairs = tokens["queries"], tokens["judged_pairs"]
+    queries, pairs, relevant = tokens["queries"], tokens["judged_pairs"], tokens["relevant_pairs"]
+    ends = {
+        CUT_OFF: f"cut to {pairs['budget']}, {counted(pairs['tokens_lost'], 'token')} lost",
+        MAX: f"beyond {pairs['budget']}, read in windows",
+        BLOCKS: f"beyond {pairs['budget']}, read by their best blocks",
+    }
     return (
         f"queries p50 {queries['p50']}, max {queries['max']} tokens, {queries['cut']:,} cut to {queries['budget']}; "
         f"documents p50 {tokens['documents']['p50']}, max {tokens['documents']['max']} tokens; "
-        f"{pairs['cut']:,} of {pairs['pairs']:,} judged pairs cut to {pairs['budget']}, {pairs['tokens_lost']:,} "
-        "tokens lost"
-    )
+        f"{pairs['cut']:,} of {pairs['pairs']:,} judged pairs {ends[tokens['long_documents']]}"
+    ) + (f"; {beyond_sentence(relevant)}" if relevant["beyond"] else "")
+
+
+def beyond_sentence(relevant: Mapping[str, int]) -> str:
+    """What relevant_report found, in words."""
+    parts = [f"{relevant['beyond']:,} of {relevant['pairs']:,} relevant documents are beyond the budget"]
+    for known, what in (("best", "the block that BM25 finds best for the query"), ("answers", "the answer")):
+        if relevant[f"{known}_known"]:
+            parts.append(f"{what} lies beyond a cut in {relevant[f'{known}_cut']:,} of {relevant[f'{known}_known']:,}")
+    return ", ".join(parts)

@@ -11,14 +11,23 @@ from typing import Any
 
 from rankwright.common import console
 from rankwright.common.files import json_line, read_json_object, write_lines_atomic, write_text_atomic
-from rankwright.common.hashing import content_hash, file_sha256
+from rankwright.common.hashing import content_hash, file_sha256, stable_hash
 from rankwright.common.outputs import content_of, remove
+from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import load_card
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import read_split
+from rankwright.data.words import Words
+from rankwright.evaluation.combine import (
+    CROSS_FITTED_QUERIES,
+    cross_fitted,
+    depths_within,
+    grid_values,
+    scored_lists,
+)
 from rankwright.evaluation.evaluate import (
     TestSet,
     choose_queries,
@@ -28,17 +37,18 @@ from rankwright.evaluation.evaluate import (
     system_names,
     write_evaluation,
 )
-from rankwright.evaluation.metrics import HEADLINE, ceiling, measures_of
+from rankwright.evaluation.metrics import HEADLINE, Scale, ceiling, measures_of
 from rankwright.evaluation.results import few_lists
 from rankwright.evaluation.slices import FILE, attributes, seen_in_training
 from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed_is_known
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
-from rankwright.pipeline.inputs import code_of
-from rankwright.recipe.schema import EXPORTED, Baseline, Recipe
+from rankwright.pipeline.combine import combine_measure, fit_combination, is_fitted
+from rankwright.pipeline.inputs import StageInputs, code_of
+from rankwright.recipe.schema import COMBINED, EXPORTED, Baseline, Recipe
+from rankwright.rerankers.combination import Combination, combined_run, normaliser_of
 from rankwright.rerankers.kinds import baseline_under, load_baseline
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.rerankers.scorer import Reranked, Scorer
-from rankwright.retrieval.bm25 import Words
 from rankwright.retrieval.candidates import Candidates, read_candidates, write_candidates
 from rankwright.retrieval.first_stages import retrieve
 from rankwright.retrieval.retriever import retrievers
@@ -64,7 +74,8 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
     for collection, folder, inputs in todo:
         candidates = read_candidates(folder / "candidates.jsonl")
         domain = domains.get(collection.name, collection.name)
-        rows = attributes(collection, candidates, encoder.under(collection.instruction), words, seen, domain)
+        under, level = encoder.under(collection.instruction), recipe.evaluate.relevance_level
+        rows = attributes(collection, candidates, under, words, seen, domain, level)
         remove(folder / "queries.json")
         write_lines_atomic(folder / FILE, (json_line(dataclasses.asdict(row)) for row in rows))
         write_text_atomic(folder / "queries.json", json.dumps({**inputs, "sha256": file_sha256(folder / FILE)}) + "\n")
@@ -83,7 +94,7 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     words = recipe.bm25.model_dump()
     model = (recipe.model.base, recipe.model.revision)
     # The domain in a card may change while its path does not.
-    texts = (words, data, _domains(recipe))
+    texts = (words, data, _domains(recipe), recipe.evaluate.relevance_level)
     return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_of("attributes"))
 
 
@@ -107,32 +118,31 @@ class Job:
 
 
 class Evaluation:
-    """What one evaluation works with.
-
-    scores: test set -> system -> hash of what its scores on this set depend on
-    inputs: system -> hash of what its numbers on all sets depend on
-    trained: the inputs of the training that the checkpoint must be of
-    """
+    """What one evaluation works with. made_from: what everything depends on."""
 
     def __init__(
         self,
         recipe: Recipe,
         run: RunFolder,
         *,
-        scores: Mapping[str, Mapping[str, str]],
-        inputs: Mapping[str, str],
+        made_from: StageInputs,
         run_files: Mapping[str, Path | None],
         processes: Processes,
         checkpoint: Path | None,
-        trained: str,
     ) -> None:
         self.recipe, self.run = recipe, run
-        self.scores, self.inputs = scores, inputs
+        self.made_from = made_from
+        # Test set -> system -> hash of what its scores on this set depend on.
+        self.scores = made_from.scores
+        # System -> hash of what its numbers on all sets depend on.
+        self.inputs = made_from.systems
         self.processes = processes
-        self.checkpoint, self.trained = checkpoint, trained
+        self.checkpoint = checkpoint
         self.jobs = []
         for test in read_split(run.data, "test"):
-            chosen = choose_queries(test, limit=recipe.evaluate.limit_queries, seed=recipe.seed)
+            evaluation = recipe.evaluate
+            level, limit = evaluation.relevance_level, evaluation.limit_queries
+            chosen = choose_queries(test, limit=limit, seed=recipe.seed, level=level)
             otherwise = is_read_otherwise(recipe, test.instruction)
             self.jobs.append(Job(test, chosen, run.eval_folder(test.name), run_files.get(test.name), otherwise))
 
@@ -148,6 +158,8 @@ class Evaluation:
                     lists, path = self._lists(job, first), job.folder / "candidates.jsonl"
                     if content_of(path) != file_sha256(lists):
                         write_text_atomic(path, lists.read_text(encoding="utf-8"))
+            if COMBINED not in self.inputs or not is_fitted(self.run, self.made_from.combine):
+                remove(self.run.combine)
             if "tuned" in only:
                 forget_other_speed(self.run, self._speed_inputs)
         self.processes.meet()
@@ -155,6 +167,8 @@ class Evaluation:
             todo = [job for job in self.jobs if job.has(system) and not self._is_done(job, system)]
             if not todo:
                 console.say(f"{system}: unchanged, kept")
+            elif system == COMBINED:
+                self._combine(todo)
             elif system not in retrievers():
                 self._rerank(system, todo)
             elif self.processes.is_first:
@@ -180,10 +194,15 @@ class Evaluation:
     def _say_choice(self, job: Job) -> None:
         recipe, chosen = self.recipe, job.chosen
         limited = len(chosen.query_ids) < chosen.total - chosen.without_relevant
+        scale, left_out = Scale.of(recipe.evaluate), chosen.without_relevant > 0
+        level = f" (a label of {scale.level} or more)" if scale.level > 1 else ""
+        judged = (job.collection.qrels[q].values() for q in chosen.query_ids) if scale.gains else ()
+        flat = sum(not any(scale.gain(int(label)) for label in labels) for labels in judged)
         console.say(
-            f"test set {job.collection.name}: {len(chosen.query_ids):,} of {chosen.total:,} queries"
+            f"test set {job.collection.name}: {len(chosen.query_ids):,} of {counted(chosen.total, 'query')}"
             + (f" (evaluate.limit_queries, by seed {recipe.seed})" if limited else "")
-            + (f", {chosen.without_relevant} without a relevant document left out" if chosen.without_relevant else "")
+            + (f", {chosen.without_relevant} without a relevant document{level} left out" if left_out else "")
+            + (f", {flat:,} without a document that has a gain: they count 0 in {HEADLINE}" if flat else "")
             + f"; {recipe.evaluate.first_stage} top {recipe.evaluate.depth} reranked"
             + f"; exports read it under another instruction (row {EXPORTED})" * job.is_read_otherwise
         )
@@ -215,7 +234,10 @@ class Evaluation:
                 share = numbers if rank == 0 else []
             kept = sum(len(block) for number, block in enumerate(scores.blocks) if number not in set(numbers))
             if kept and numbers:
-                console.say(f"{system} on {job.collection.name}: {kept:,} queries were scored before: continuing")
+                console.say(
+                    f"{system} on {job.collection.name}: {counted(kept, 'query was', 'queries were')} "
+                    "scored before: continuing"
+                )
             if scorer is not None and share:
                 self._score(job, system, self._under(system, scorer, job.collection), scores, share)
             self.processes.meet()
@@ -225,6 +247,60 @@ class Evaluation:
             self.processes.meet()
         if system == "tuned" and scorer is not None:
             self._speed(scorer)
+
+    def _combine(self, todo: Sequence[Job]) -> None:
+        """Combine the scores that an export gives with those of the first stage, on the first process."""
+        parts = [(job, EXPORTED if job.is_read_otherwise else "tuned") for job in todo]
+        # Evaluated before; but a file of scores may be damaged since.
+        for system in ("tuned", EXPORTED):
+            files = [(job, self._files(job, system)) for job, part in parts if part == system]
+            damaged = [job for job, scores in files if len(scores.done()) < len(scores.blocks)]
+            # Every process must have read before any of them writes.
+            self.processes.meet()
+            if damaged:
+                self._rerank(system, damaged)
+        if self.processes.is_first:
+            assert self.checkpoint is not None
+            made = self.made_from
+            hashes = {"inputs": made.combine, "tuned": made.tuned, "trained": made.train}
+            chosen = fit_combination(self.recipe, self.run, self.checkpoint, **hashes)
+            for job, system in parts:
+                lists = read_candidates(job.folder / "candidates.jsonl")
+                reranked, _ = self._files(job, system).gather()
+                combination = Combination(chosen["weight"], chosen["normaliser"], chosen["depth"])
+                run = combined_run(reranked, first_stage_run(lists, job.chosen.query_ids), combination)
+                facts = {key: chosen[key] for key in ("weight", "depth", "normaliser")}
+                crossed, queries = self._cross_fitted(job, lists, reranked)
+                if chosen["note"] and crossed is not None:
+                    console.say(
+                        f"{job.collection.name}: {combine_measure(self.recipe)} {crossed:.3f} when each half of the "
+                        "queries is combined as the other half would choose"
+                    )
+                facts = {"combined": facts | {"cross_fitted": crossed, "cross_fitted_queries": queries}}
+                self._finish(job, COMBINED, run, facts)
+        self.processes.meet()
+
+    def _cross_fitted(self, job: Job, lists: Candidates, reranked: Reranked) -> tuple[float | None, int]:
+        """The mean on a test set when each half is combined as the other half would choose; see cross_fitted.
+
+        With it the number of queries: of a large set those whose hash is smallest.
+        """
+        combine = self.recipe.evaluate.combine
+        assert combine is not None
+        measure, qrels = combine_measure(self.recipe), job.collection.qrels
+        asked = job.chosen.query_ids
+        if len(asked) > CROSS_FITTED_QUERIES:
+            asked = tuple(sorted(asked, key=lambda q: stable_hash("cross-fitted", self.recipe.seed, q)))
+            asked = tuple(sorted(asked[:CROSS_FITTED_QUERIES]))
+        scored = scored_lists(lists, reranked, asked)
+        depths = depths_within(combine.depths, self.recipe.evaluate.depth)
+        normaliser = normaliser_of([c.score for c in lists[one.query_id]] for one in scored)
+        if not scored:
+            return None, len(asked)
+        values_DWQ = grid_values(scored, qrels, measure, depths, normaliser, Scale.of(self.recipe.evaluate))
+        values_Q = cross_fitted(values_DWQ, combine.prefer, seed=self.recipe.seed)
+        # Queries without candidates count 0.
+        return None if values_Q is None else float(values_Q.sum()) / len(asked), len(asked)
 
     def _files(self, job: Job, system: str) -> BlockScores:
         path = job.folder / "candidates.jsonl"
@@ -244,8 +320,9 @@ class Evaluation:
             return base_reranker(self.recipe)
         if system in ("tuned", EXPORTED):
             assert self.checkpoint is not None
-            return tuned_reranker(self.recipe, self.checkpoint, inputs=self.trained)
-        scorer: Scorer = load_baseline(self._baseline(system), self.recipe.prompt, cache=self.run.cache)
+            return tuned_reranker(self.recipe, self.checkpoint, inputs=self.made_from.train)
+        recipe, cache = self.recipe, self.run.cache
+        scorer: Scorer = load_baseline(self._baseline(system), recipe.prompt, cache=cache, bm25=recipe.bm25)
         return scorer
 
     def _baseline(self, system: str) -> Baseline:
@@ -260,19 +337,24 @@ class Evaluation:
     def _finish(self, job: Job, system: str, run: Reranked, facts: dict[str, Any]) -> None:
         """Measure and write. When only the measures changed, scores that were kept are measured again."""
         recipe, query_ids = self.recipe, job.chosen.query_ids
-        measures = measures_of(recipe.evaluate)
-        measured = measure(run, job.collection.qrels, query_ids, measures)
+        measures, scale = measures_of(recipe.evaluate), Scale.of(recipe.evaluate)
+        measured = measure(run, job.collection.qrels, query_ids, measures, scale)
         qrels = {q: job.collection.qrels[q] for q in query_ids}
         stage = {} if system in retrievers() else {"first_stage": recipe.evaluate.first_stage}
-        best = {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE)}
+        best = {"depth": recipe.evaluate.depth, "ceiling": ceiling(run, qrels, HEADLINE, scale)}
         # Counted over the whole set: these queries are not among query_ids.
         left_out = {"queries_without_relevant": job.chosen.without_relevant}
-        facts = {**facts, **left_out, **stage, **best, "inputs": self.inputs[system]}
+        facts = {**facts, **left_out, **stage, **best, **scale.as_json(), "inputs": self.inputs[system]}
         write_evaluation(job.folder / system, run, measured, tag=f"rankwright-{system}", facts=facts)
         empty, refused = len(measured.missing), facts.get("documents_refused", 0)
         console.say(
-            f"{job.collection.name} {system}: {HEADLINE} {measured.mean[HEADLINE]:.3f}"
+            f"{job.collection.name} {system}: {scale.name(HEADLINE)} {measured.mean[HEADLINE]:.3f}"
             + (f", {facts['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in facts else "")
+            + (
+                f", {counted(facts['windows'], 'window')} for {counted(facts['pairs'], 'document')}"
+                if "windows" in facts
+                else ""
+            )
             + (f", tie rate {measured.tie_rate:.1%}" if measured.tie_rate else "")
             + (f", queries without candidates (they count 0): {empty:,}" if empty else "")
             + (f", documents refused as too long, ranked last: {facts['documents_refused']:,}" if refused else "")

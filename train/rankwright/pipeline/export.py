@@ -11,18 +11,22 @@ from typing import Any
 from rankwright.common import console
 from rankwright.common.files import read_json_object, write_text_atomic
 from rankwright.common.hashing import stable_hash
+from rankwright.common.lineage import OF
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import mean_interval
 from rankwright.data.split_files import read_split
-from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
-from rankwright.export.card import CardFacts, SetResult
+from rankwright.export.card import CARD, CardFacts, SetResult, add_benchmarks
 from rankwright.export.proof.parity import is_as_proven
 from rankwright.export.publish import ExportFailed, export_targets
 from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
+from rankwright.pipeline.combine import read_combination
 from rankwright.pipeline.inputs import StageInputs
+from rankwright.pipeline.mteb import benchmarks
 from rankwright.recipe.schema import EXPORTED, Recipe
+from rankwright.rerankers.combination import Combination
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
@@ -47,13 +51,17 @@ def export_stage(
     ledger: licences.json, which the licence in the model card comes from.
     gate: the verdict that let this model through (gate.json), or None where the recipe has no gate.
     """
-    wanted = {name: inputs.export(gate, ledger, name) for name in recipe.export_targets}
+    of = inputs.of("export")
+    wanted = {name: {"inputs": inputs.export(gate, ledger, name), OF: of} for name in recipe.export_targets}
+    # Targets of an earlier recipe stay known as long as their folders stay.
+    before = (read_json_object(run.proven) or {}).items()
+    others = {name: made for name, made in before if name not in wanted and run.export(name).is_dir()}
     kept = _proven_before(run, wanted)
     for name in kept:
         console.say(f"  {run.path / 'export' / name}: proven before with the same inputs, kept")
     targets = {name: options for name, options in recipe.export_targets.items() if name not in kept}
     # A kill may come at any time: from here on these are the only ones known to be proven.
-    run.write_json(run.proven, {name: wanted[name] for name in kept})
+    run.write_json(run.proven, {**others, **{name: wanted[name] for name in kept}})
     failure: ExportFailed | None = None
     try:
         figures = _export(recipe, run, checkpoint, inputs, ledger, gate, targets)
@@ -63,7 +71,10 @@ def export_stage(
     # Where nothing was put in place, an unknown model's exports stay unknown.
     if proven or (run.exports / EXPORTED_MODEL).is_file():
         put_others_aside(run, proven, inputs.tuned)
-    run.write_json(run.proven, {name: wanted[name] for name in proven})
+    if "hf" in figures:
+        # A card that was written anew lacks them, though the model may be the same.
+        add_benchmarks(run.export("hf") / CARD, benchmarks(run))
+    run.write_json(run.proven, {**others, **{name: wanted[name] for name in proven}})
     for target in figures:
         console.say(f"  {run.path / 'export' / target}: {_parity_line(figures[target])}")
     if failure is not None:
@@ -73,7 +84,7 @@ def export_stage(
     return {"targets": list(recipe.export_targets)}
 
 
-def _proven_before(run: RunFolder, wanted: Mapping[str, str]) -> list[str]:
+def _proven_before(run: RunFolder, wanted: Mapping[str, Any]) -> list[str]:
     """The targets whose folders were proven with these inputs and hold the same files still."""
     before = read_json_object(run.proven) or {}
     same = [name for name, made_from in wanted.items() if before.get(name) == made_from]
@@ -95,10 +106,16 @@ def _export(
     calibration = json.loads(run.calibration.read_text(encoding="utf-8"))
     sets = [collection.name for collection in read_split(run.data, "test")]
     results, _ = read_results(run.path, recipe, sets, inputs.systems)
+    combination = read_combination(run) if recipe.evaluate.combine is not None else Combination()
     made = Trained(
         reranker.model,
         reranker.tokenizer,
-        reranker.contract.replace(temperature=calibration["temperature"]),
+        reranker.contract.replace(
+            temperature=calibration["temperature"],
+            combine_weight=combination.weight,
+            combine_normaliser=combination.normaliser,
+            combine_depth=combination.depth,
+        ),
         recipe.model.base,
         recipe.model.revision,
         golden_pairs(recipe, run),
@@ -169,7 +186,8 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         for query_id in sorted(candidates, key=lambda q: stable_hash("golden", recipe.seed, q)):
             best = [c.document_id for c in candidates[query_id][:1]]
-            for document_id in dict.fromkeys([*sorted(collection.positives(query_id))[:1], *best]):
+            relevant = sorted(collection.positives(query_id, recipe.evaluate.relevance_level))
+            for document_id in dict.fromkeys([*relevant[:1], *best]):
                 found.append((collection.queries[query_id], collection.corpus[document_id]))
             if len(found) >= share:
                 break
@@ -183,7 +201,7 @@ def _card_figures(recipe: Recipe, results: Sequence[SetResults]) -> dict[str, st
         values = ", ".join(f"{stage_label(system)} {mean:.3f}" for system, mean in row.means.items())
         d = row.to_base.get("tuned")
         interval = f"; tuned - base {d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" if d is not None else ""
-        figures[f"{HEADLINE}, {row.name} ({row.queries} queries)"] = values + interval
+        figures[f"{row.measure}, {row.name} ({counted(row.queries, 'query')})"] = values + interval
     if recipe.model.merge_with_base:
         figures["share of the base in the weights (model.merge_with_base)"] = recipe.model.merge_with_base
     return figures
@@ -201,7 +219,16 @@ def _set_results(recipe: Recipe, results: Sequence[SetResults], ledger: Mapping[
         low, high = mean_interval([values[q] for q in sorted(values)], seed=recipe.seed)
         lists = f"{stage_label(row.first_stage)}, best {recipe.evaluate.depth}"
         found.append(
-            SetResult(row.name, hubs.get(row.name), len(values), sum(values.values()) / len(values), low, high, lists)
+            SetResult(
+                row.name,
+                hubs.get(row.name),
+                len(values),
+                sum(values.values()) / len(values),
+                low,
+                high,
+                lists,
+                row.measure,
+            )
         )
     return found
 
@@ -211,13 +238,20 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
     provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
     record = run.facts("train")
     sets = json.loads(run.data_report.read_text(encoding="utf-8"))["splits"]["train"]
-    trained = "; ".join(f"{row['set']} ({row['queries']:,} queries, {row['documents']:,} documents)" for row in sets)
+    trained = "; ".join(
+        f"{row['set']} ({counted(row['queries'], 'query')}, {counted(row['documents'], 'document')})" for row in sets
+    )
     said = [f"Trained on {trained}; the negatives are from {recipe.mine.retriever}."]
     if "seconds" in record:
         hours, processes = record["seconds"] / 3600, record.get("processes", 1)
         said.append(
             f"Method {recipe.model.method}, loss {recipe.loss.name}, the best checkpoint on dev: step "
             f"{record.get('best_step')} of {record.get('planned_steps')}; {hours:.2f} hours, processes: {processes}."
+        )
+    if recipe.train.first_stage_offset:
+        said.append(
+            f"Trained on score + {recipe.train.first_stage_offset:g} z({recipe.evaluate.first_stage}), so that it "
+            f"adds to what {recipe.evaluate.first_stage} knows: it is meant to be combined with it."
         )
     packages = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
     commit = provenance["commit"] or "unknown"
@@ -234,5 +268,7 @@ def _parity_line(figures: dict[str, Any]) -> str:
         else:
             logit = "max_d_logit" in values
             worst = max(values["max_d_logit"], values["max_d_logit_batch"]) if logit else values["max_d_probability"]
-            parts.append(f"{name} max |d {'logit' if logit else 'probability'}| {worst:.1e} on {values['rows']} pairs")
+            parts.append(
+                f"{name} max |d {'logit' if logit else 'probability'}| {worst:.1e} on {counted(values['rows'], 'pair')}"
+            )
     return ", ".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from rankwright.common.resources import resolve_base
 from rankwright.common.run_folder import PACKAGE, code_hash
 from rankwright.data.sources import Located
 from rankwright.evaluation.evaluate import system_names
-from rankwright.evaluation.metrics import measures_of
+from rankwright.evaluation.metrics import Scale, measures_of
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
-from rankwright.recipe.schema import EXPORTED, Recipe, result_values
+from rankwright.model.long_documents import CUT_OFF
+from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe, result_values
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs
 from rankwright.retrieval.first_stages import possible_stages, training_stage
 from rankwright.retrieval.retriever import retrievers
@@ -37,8 +38,22 @@ CODE = {
     "measures": "evaluation common recipe data model retrieval rerankers pipeline/evaluate.py",
     # Attributes of test queries, which the report divides them by: eval/TESTSET/queries.jsonl.
     "attributes": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/evaluate.py",
-    "calibrate": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/calibrate.py",
+    "calibrate": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/calibrate.py "
+    "pipeline/dev_scores.py",
+    "combine": "evaluation common recipe data model retrieval rerankers training/setup.py pipeline/combine.py "
+    "pipeline/dev_scores.py",
     "export": "export common data model rerankers pipeline/export.py",
+}
+
+
+# Stage -> what its record names.
+MADE_FROM = {
+    "data": ("training texts", "training data", "test data"),
+    "mine": ("training texts", "negatives"),
+    "train": ("training data", "negatives", "training", "training settings"),
+    "evaluate": ("training", "test data", "test settings", "tuned", "results"),
+    "calibrate": ("training", "tuned", "calibration"),
+    "export": ("training", "tuned", "results", "calibration"),
 }
 
 
@@ -78,12 +93,13 @@ class StageInputs:
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
         content = entry.path and self._content(entry.path)
         reading = entry.source.model_dump(
-            include={"format", "columns", "labels", "config", "relevant_from", "group_key"}
+            include={"format", "columns", "labels", "encoding", "config", "relevant_from", "group_key"}
         )
         # The seed chooses the queries of a limit.
         limit = entry.source.limit and (entry.source.limit, self.recipe.seed)
         where = (entry.name, entry.split, entry.hub, entry.revision)
-        return content_hash(*where, reading, limit, card, content, self._code("data"))
+        laid = [] if entry.judgements is None else [self._content(entry.judgements)]
+        return content_hash(*where, *laid, reading, limit, card, content, self._code("data"))
 
     def _sets(self, split: str) -> list[str]:
         return [self._set(entry) for entry in self.located.get(split, ())]
@@ -108,11 +124,17 @@ class StageInputs:
         # Files are read the same way whatever on_fault is: what comes after the data stage depends on the files alone,
         # and the data stage decides anew whether their faults stop it.
         # bm25.code: how data_report.json counts duplicates.
-        stated = (self._mixture, self._instructions("test"), self.recipe.bm25.code)
+        # The scale: which labels of dev and test are refused.
+        stated = (self._mixture, self._instructions("test"), self.recipe.bm25.code, self._scale)
         return content_hash(self._training_data, self._sets("test"), data.on_fault, data.on_leak, *stated)
 
     def _instructions(self, split: str) -> list[str | None]:
         return [entry.source.instruction for entry in self.located.get(split, ())]
+
+    @property
+    def _scale(self) -> Any:
+        """What labels mean to measures."""
+        return Scale.of(self.recipe.evaluate).as_json()
 
     @property
     def _mixture(self) -> Any:
@@ -140,12 +162,14 @@ class StageInputs:
         teacher = None
         if mine.teacher is not None:
             # It scores a set under the set's own instruction.
-            scores = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER)
+            scores = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER, bm25=self.recipe.bm25)
             teacher = (scores, self._instructions("train"), self._code("teacher"))
+        # The lists of the training queries too, where they are an offset: how large it is makes no difference.
+        lists = ["train_lists"] if self.recipe.train.first_stage_offset else []
         options = [(name, mine.filters[name]) for name in alone]
         depths = (mine.depth, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
         return content_hash(
-            self._training_data, found, dev, depths, options, self.recipe.bm25.code, teacher, self._code("mine")
+            self._training_data, found, dev, depths, options, self.recipe.bm25.code, teacher, self._code("mine"), *lists
         )
 
     @cached_property
@@ -159,21 +183,27 @@ class StageInputs:
     def _base(self) -> str:
         """The base, which is scored in its own prompt whatever prompt.mode is."""
         base = resolve_base(self.recipe.model.base)
-        weights = self._content(Path(base)) if Path(base).is_dir() else self.recipe.model.revision
+        # A local base by content and by its folder's name, which may show its kind: it may be reached by several paths.
+        is_here = Path(base).is_dir()
+        name = Path(base).resolve().name if is_here else base
+        weights = self._content(Path(base)) if is_here else self.recipe.model.revision
         prompt = {k: v for k, v in self._sections["prompt"].items() if k != "mode"}
         stated = "instruction" in self.recipe.prompt.model_fields_set
-        return content_hash(self.recipe.model.base, weights, prompt, stated)
+        # BM25 chooses what is read of a long document.
+        words = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
+        return content_hash(name, weights, prompt, stated, *words)
 
     @cached_property
     def model(self) -> str:
         # Merging with the base comes after training.
-        model = {k: v for k, v in self._sections["model"].items() if k != "merge_with_base"}
+        model = {k: v for k, v in self._sections["model"].items() if k not in ("base", "merge_with_base")}
         return content_hash(model, self.recipe.prompt.mode, self._base)
 
     @cached_property
     def train(self) -> str:
         sections = [self._sections[name] for name in ("mine", "loss", "train")]
-        return content_hash(self.mine, self.model, sections, self._mixture, self._code("train"))
+        # The checkpoint is chosen by nDCG@10 on dev.
+        return content_hash(self.mine, self.model, sections, self._mixture, self._scale, self._code("train"))
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:
@@ -181,14 +211,19 @@ class StageInputs:
         rerankers = {
             "base": content_hash(self._base, self.recipe.train.precision),
             "tuned": content_hash(self.train, self.recipe.model.merge_with_base),
-            **{b.name: baseline_inputs(b, self.recipe.prompt) for b in self.recipe.evaluate.baselines},
+            **{
+                b.name: baseline_inputs(b, self.recipe.prompt, bm25=self.recipe.bm25)
+                for b in self.recipe.evaluate.baselines
+            },
         }
         evaluation = self.recipe.evaluate
         # The seed chooses the queries of a limit, and nothing else of a test set.
         limit = evaluation.limit_queries and (evaluation.limit_queries, self.recipe.seed)
         found = {}
         for entry in self.located["test"]:
-            asked = (limit, evaluation.depth, self.recipe.data.ignore_identical_ids, self._taken_test)
+            # The level: which queries have a relevant document.
+            chosen_by = (limit, evaluation.relevance_level)
+            asked = (*chosen_by, evaluation.depth, self.recipe.data.ignore_identical_ids, self._taken_test)
             chosen = content_hash(self._set(entry), *asked)
             stages = {
                 name: content_hash(chosen, self._retriever(name, entry.run), self._code("lists"))
@@ -205,9 +240,20 @@ class StageInputs:
     @cached_property
     def systems(self) -> dict[str, str]:
         """System -> what its numbers depend on: its scores on all test sets, and how they are measured."""
-        measured = (measures_of(self.recipe.evaluate), self._code("measures"))
+        measured = (measures_of(self.recipe.evaluate), self._scale, self._code("measures"))
         names = system_names(self.recipe)
-        return {name: content_hash([own.get(name) for own in self.scores.values()], *measured) for name in names}
+        found = {name: content_hash([own.get(name) for own in self.scores.values()], *measured) for name in names}
+        if COMBINED in found:
+            parts = [own.get(EXPORTED, own["tuned"]) for own in self.scores.values()]
+            found[COMBINED] = content_hash(parts, self.combine, *measured)
+        return found
+
+    @cached_property
+    def combine(self) -> str:
+        """What weight and depth of the combination with the first stage depend on."""
+        evaluation, gate = self._sections["evaluate"], self.recipe.gate
+        chosen = (evaluation["combine"], evaluation["first_stage"], gate and gate.metric)
+        return content_hash(self.tuned, chosen, self._scale, self._code("combine"))
 
     @cached_property
     def tuned(self) -> str:
@@ -220,6 +266,33 @@ class StageInputs:
         # On test sets it looks at the scores that an export gives.
         systems = [self.systems.get(name) for name in ("tuned", EXPORTED)]
         return content_hash(self.tuned, systems, self._code("calibrate"))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the recipe states for training and for the evaluation, without the files: see lineage.OWNERS."""
+        stated = self._sections
+        merging = {"merge_with_base": stated["model"]["merge_with_base"]}
+        data = {**stated["data"], "test": self._taken_test}
+        trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "loss", "train")]
+        test = (stated["evaluate"], stated["data"]["test"], stated["prompt"], stated["bm25"], stated["dense"], merging)
+        model = {**stated["model"], "merge_with_base": None}
+        return {"training settings": content_hash(trained, model, data), "test settings": content_hash(*test)}
+
+    def of(self, stage: str) -> dict[str, str]:
+        """What the stage's part of the run is made from, and what it makes: for its record, see lineage.OWNERS."""
+        made: dict[str, Callable[[], str]] = {
+            "training texts": lambda: self._training_data,
+            "training data": lambda: content_hash(self._training_data, self._mixture),
+            "test data": lambda: content_hash(self._sets("test"), self._instructions("test"), self._taken_test),
+            "negatives": lambda: self.mine,
+            "training": lambda: self.train,
+            "tuned": lambda: content_hash([self.systems.get(name) for name in ("tuned", EXPORTED)]),
+            "results": lambda: content_hash(self.systems),
+            "calibration": lambda: self.calibrate,
+            "training settings": lambda: self.settings["training settings"],
+            "test settings": lambda: self.settings["test settings"],
+        }
+        return {name: made[name]() for name in MADE_FROM[stage]}
 
     def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any], target: str | None = None) -> str:
         """gate: the verdict that lets the model through; ledger: licences.json; target: None for all of them."""

@@ -35,7 +35,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The schema as `rankwright recipes --schema` prints it, and as recipes/schema.json holds it."""
+    """The schema as recipes/schema.json holds it, which `rankwright recipes --schema` prints."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rankwright.common.errors import UserError, did_you_mean
-from rankwright.pipeline.json_schema import recipe_schema
+from rankwright.common.resources import schema_file
 from rankwright.recipe.schema import recipe_keys
 
 LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
@@ -28,11 +28,13 @@ EXAMPLES = {
     "data.train[].format": "pairs",
     "data.train[].columns": "{query: question, document: passage}",
     "data.train[].labels": "{Relevant: 1, Not relevant: 0}",
+    "data.train[].encoding": "cp1252",
     "data.train[].config": "default",
     "data.train[].split": "train",
     "data.train[].name": "contracts",
     "data.train[].revision": "main",
     "data.train[].run": "contracts/bm25.run",
+    "data.train[].judgements": "contracts-judgements/contracts-judgements.jsonl",
     "data.train[].limit": "5000",
     "data.train[].instruction": "Given a question about a contract, retrieve the clauses that answer it",
     "data.train[].group_key": "filing",
@@ -57,7 +59,10 @@ EXAMPLES = {
     "train.patience": "5",
     "train.trackers": "[tensorboard]",
     "evaluate.limit_queries": "500",
+    "evaluate.gains": "{0: 0, 1: 0, 2: 1}",
     "evaluate.baselines": "[{name: qwen, kind: rankwright, model: Qwen/Qwen3-Reranker-0.6B}]",
+    "evaluate.combine": "{prefer: reranker}",
+    "gate.at_least": "[first_stage]",
     "gate.guard": "[finance]",
     "licence.require": "commercial",
     "licence.decisions[].input": "contracts",
@@ -85,24 +90,25 @@ class KeyRow:
 
 def key_rows(section: str | None = None) -> list[KeyRow]:
     """All keys in the schema's order, or those of one section or one key. Raises UserError for an unknown one."""
-    rows = list(_rows())
+    keys = recipe_keys()
     if section is None:
-        return rows
+        return list(_rows(keys))
     wanted = section.strip(".").replace("[]", "")
-    found = [row for row in rows if f"{row.key.replace('[]', '')}.".startswith(f"{wanted}.")]
+    found = [key for key in keys if f"{key.replace('[]', '')}.".startswith(f"{wanted}.")]
     if not found:
-        parts = [row.key.replace("[]", "").split(".") for row in rows]
+        parts = [key.replace("[]", "").split(".") for key in keys]
         known = dict.fromkeys(".".join(path[:depth]) for path in parts for depth in range(1, len(path) + 1))
         sections = ", ".join(dict.fromkeys(path[0] for path in parts if len(path) > 1))
         raise UserError(f"unknown section or key {section!r}{did_you_mean(wanted, known)} (sections: {sections})")
-    return found
+    return [row for row in _rows(keys) if row.key in found]
 
 
-def _rows() -> Iterator[KeyRow]:
-    schema = recipe_schema()
+def _rows(keys: Sequence[str]) -> Iterator[KeyRow]:
+    # The shipped file, which a test compares: to make it anew brings torch with the names of losses.
+    schema = json.loads(schema_file().read_text(encoding="utf-8"))
     # Section -> where its keys are listed.
     listed: dict[str, str] = {}
-    for dotted in recipe_keys():
+    for dotted in keys:
         key, required = find_key(schema, dotted, listed)
         default = None if required or key.get("default") is None else value_of(key["default"])
         example = EXAMPLES.get(dotted) or default
@@ -161,7 +167,7 @@ def _type_of(key: dict[str, Any], listed: dict[str, str]) -> str:
     if "enum" in key:
         return ", ".join(f"`{name}`" for name in key["enum"])
     if "const" in key:
-        return f"`{key['const']}`"
+        return f"`{key['const'] if isinstance(key['const'], str) else value_of(key['const'])}`"
     kind = key.get("type")
     if kind == "array":
         return f"list of: {_type_of(key['items'], listed)}"

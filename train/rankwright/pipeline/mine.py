@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from rankwright.common import console
 from rankwright.common.files import json_line, lines_atomic
+from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
@@ -51,7 +52,7 @@ def mine(
 
     inputs: hash of what decides candidates and the filters that look at a query alone; run_files: of training sets.
     """
-    teacher = None if recipe.mine.teacher is None else Teacher(recipe.mine.teacher, recipe.prompt)
+    teacher = None if recipe.mine.teacher is None else Teacher(recipe.mine.teacher, recipe.prompt, bm25=recipe.bm25)
     of = None if teacher is None else teacher.of
     shards = make_shards(recipe, run, inputs=inputs, run_files=run_files, processes=processes, teacher=of)
     facts = gather(recipe, run, shards) if processes.is_first else {}
@@ -77,23 +78,32 @@ def make_shards(
     filters = bind_filters(recipe.mine.filters)
     alone, _ = split_filters(filters)
     jobs = []
+    stage = training_stage(recipe)
     for plain in read_split(run.data, "train"):
         own = {name: filters[name] for name in alone}
         run_file = run_files.get(plain.name)
-        jobs.append(Job("train", qualified(plain), plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
-    stage = training_stage(recipe)
+        collection = qualified(plain)
+        jobs.append(Job("train", collection, plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
+        if recipe.train.first_stage_offset:
+            # What evaluation reranks, whatever is mined from.
+            jobs.append(Job("train_lists", collection, plain, stage, _list_depth(recipe, plain), None, {}))
     for plain in read_split(run.data, "dev"):
-        # One more where a list may lose its query's own document.
-        depth = recipe.evaluate.depth + bool(own_of(recipe, plain))
-        jobs.append(Job("dev", qualified(plain), plain, stage, depth, None, {}))
+        jobs.append(Job("dev", qualified(plain), plain, stage, _list_depth(recipe, plain), None, {}))
     used = f"; on dev {stage}'s lists are reranked: run files are for train and test sets"
     console.say(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
         + used * (stage != recipe.evaluate.first_stage)
+        + f"; train: {stage} top {recipe.evaluate.depth} for train.first_stage_offset"
+        * bool(recipe.train.first_stage_offset)
     )
     shards = Shards(run.mining, inputs, recipe, jobs, teacher)
     shards.make(processes)
     return shards
+
+
+def _list_depth(recipe: Recipe, collection: Collection) -> int:
+    """How much is retrieved of lists that are reranked: one more where one may lose its query's own document."""
+    return recipe.evaluate.depth + bool(own_of(recipe, collection))
 
 
 def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
@@ -104,10 +114,13 @@ def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
     with ExitStack() as files:
         paths = (run.candidates, run.negatives, run.removed, run.dev_candidates)
         candidates, negatives, removed, dev = (files.enter_context(lines_atomic(path)) for path in paths)
+        lists = {"dev": dev}
+        if recipe.train.first_stage_offset:
+            lists["train_lists"] = files.enter_context(lines_atomic(run.train_lists))
         for job in jobs:
-            if job.kind == "dev":
+            if job.kind in lists:
                 for found in shards.read(job):
-                    _write(dev, candidates_line, found.retrieved)
+                    _write(lists[job.kind], candidates_line, found.retrieved)
                 continue
             for found, pools in _pools(recipe, shards, job):
                 _write(candidates, candidates_line, found.retrieved)
@@ -224,9 +237,14 @@ class _Tally:
             console.say(f"{words}: {count:,}")
         wanted = self._mine.negatives
         if self.filled:
-            console.say(f"{self.filled:,} negatives filled in at random from the corpus (mine.fill), marked as such")
+            console.say(
+                f"{counted(self.filled, 'negative')} filled in at random from the corpus (mine.fill), marked as such"
+            )
         if self.short:
-            console.say(f"{self.short:,} of {self.queries:,} queries have fewer than {wanted} negatives: kept short")
+            console.say(
+                f"{self.short:,} of {counted(self.queries, 'query')} {'has' if self.short == 1 else 'have'} "
+                f"fewer than {counted(wanted, 'negative')}: kept short"
+            )
         counts = {**dict(sorted(self.reasons.items())), "kept_judged": self.judged, "filled": self.filled}
         return {
             "counts": {reason: count for reason, count in counts.items() if count},

@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import read_json_object
+from rankwright.common.plurals import counted
+from rankwright.evaluation.gate import recorded_verdict
 from rankwright.evaluation.results import read_results, rows_of, verdict
-from rankwright.pipeline.stages import STAGES, Pipeline, Stage
+from rankwright.pipeline.stage_table import STAGES, Stage
+from rankwright.pipeline.stages import Pipeline
 
 MFU = 0.35  # as `rankwright plan` assumes
 
@@ -32,9 +35,9 @@ def preview(pipeline: Pipeline) -> list[StageState]:
     Raises UserErrors for mistakes of the recipe, as `check` does.
     """
     pipeline.check()
-    if pipeline.recipe.gate is not None and (recorded := read_json_object(pipeline.folder.gate)) is not None:
+    if pipeline.recipe.gate is not None:
         # The decision that let the model through is an input of the exports.
-        pipeline.gate = {key: value for key, value in recorded.items() if key != "inputs"}
+        pipeline.gate = recorded_verdict(pipeline.folder)
     return [_state(pipeline, stage) for stage in STAGES]
 
 
@@ -76,13 +79,13 @@ def _train_hours(p: Pipeline) -> tuple[float | None, str]:
         return None, "; steps are not known before the data is read"
     device = _device(KNOWN)
     if device is None:
-        return None, f"; {steps:,} steps, at an unknown speed: see `rankwright plan`"
+        return None, f"; {counted(steps, 'step')}, at an unknown speed: see `rankwright plan`"
     try:
         seconds = make_plan(p.recipe, device).step_seconds(MFU)
     except UserError as error:
-        return None, f"; {steps:,} steps ({error})"
+        return None, f"; {counted(steps, 'step')} ({error})"
     most = "at most " if draws is None else ""
-    return steps * seconds / 3600, f"; {most}{steps:,} steps, hours if every prompt had its full length"
+    return steps * seconds / 3600, f"; {most}{counted(steps, 'step')}, hours if every prompt had its full length"
 
 
 def _device(known: Any) -> str | None:

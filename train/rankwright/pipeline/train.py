@@ -12,27 +12,31 @@ import torch
 
 from rankwright.common import console
 from rankwright.common.hashing import stable_hash
+from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
 from rankwright.data.store.views import Joined, KeyedTexts
 from rankwright.evaluation.evaluate import measure
-from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.metrics import HEADLINE, Scale
 from rankwright.mining.pools import read_negatives
 from rankwright.model import sharding
 from rankwright.model.instructions import frozen_instruction
+from rankwright.model.long_documents import PART_READ
 from rankwright.model.prompt import PromptEncoder
 from rankwright.model.token_store import TokenStore, token_store
 from rankwright.recipe.schema import Recipe
+from rankwright.rerankers.combination import normaliser_of
 from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.scorer import rerank
-from rankwright.retrieval.candidates import read_candidates
+from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.guards import stop_on_signals
 from rankwright.training.loop import Job, evaluation_interval, fit
 from rankwright.training.losses import bind_loss, needs_positive
+from rankwright.training.offset import FirstStageOffset
 from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
 from rankwright.training.setup import (
@@ -43,7 +47,7 @@ from rankwright.training.setup import (
     recipe_prompt,
     total_steps,
 )
-from rankwright.training.tracking import Reports, open_trackers
+from rankwright.training.tracking import Reports, open_trackers, read_metrics
 
 # Another process may still be mining a large corpus while this one waits for it.
 WAIT_HOURS = 12
@@ -102,9 +106,10 @@ def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
     job = Job(model, source, loss, recipe.train, steps, tokens, recipe.seed, accelerator)
     settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "say": console.say}
     trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, **settings)
+    earlier = read_metrics(run.metrics) if processes.is_first else []
     with (
         console.progress("train", steps) as advance,
-        closing(Reports(trackers if processes.is_first else lambda step: [], advance, console.say)) as reports,
+        closing(Reports(trackers if processes.is_first else lambda step: [], advance, console.say, earlier)) as reports,
         stop_on_signals(console.say) as stop,
     ):
         evaluate = dev_evaluation(recipe, run, reranker)
@@ -151,7 +156,7 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
 
 def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSource:
     """The run's training groups, from data/train.jsonl and negatives.jsonl."""
-    return GroupSource(
+    source = GroupSource(
         [qualified(c) for c in read_split(run.data, "train")],
         Pools.read(run.negatives),
         encoder,
@@ -161,11 +166,23 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         shuffle_labels=recipe.train.shuffle_labels,
         teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.teacher_scores),
     )
+    if recipe.train.first_stage_offset:
+        source.offset = first_stage_offset(recipe, run, read_candidates(run.train_lists))
+    return source
+
+
+def first_stage_offset(recipe: Recipe, run: RunFolder, lists: Candidates) -> FirstStageOffset:
+    """train.first_stage_offset of these lists, normalised as those of dev need it, where evaluate.combine is fitted."""
+    dev = read_candidates(run.dev_candidates)
+    shares = dev_queries(recipe, [qualified(c) for c in read_split(run.data, "dev")])
+    normaliser = normaliser_of([c.score for c in dev.get(q, ())] for _, query_ids in shares for q in query_ids)
+    return FirstStageOffset(recipe.train.first_stage_offset, lists, normaliser)
 
 
 def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple[Collection, list[str]]]:
     """The dev queries of each set that are scored during training: at most train.dev_queries, fixed by seed."""
-    relevant = [(c, q) for c in collections for q in c.queries if c.positives(q)]
+    level = recipe.evaluate.relevance_level
+    relevant = [(c, q) for c in collections for q in c.queries if c.positives(q, level)]
     relevant.sort(key=lambda pair: stable_hash("dev", recipe.seed, pair[0].name, pair[1]))
     chosen = {(c.name, q) for c, q in relevant[: recipe.train.dev_queries]}
     return [(c, [q for q in c.queries if (c.name, q) in chosen]) for c in collections]
@@ -174,12 +191,14 @@ def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple
 def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callable[[], float]:
     """A function that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares.
 
-    A sharded model is whole on every rank for that time: see sharding.gathered.
+    With train.first_stage_offset, documents are ranked by what is trained: score + offset. A sharded model is whole on
+    every rank for that time: see sharding.gathered.
     """
     collections = [qualified(c) for c in read_split(run.data, "dev")]
     candidates = read_candidates(run.dev_candidates)
     shares = dev_queries(recipe, collections)
-    processes = Processes.of_group()
+    offset = first_stage_offset(recipe, run, candidates) if recipe.train.first_stage_offset else None
+    processes, scale = Processes.of_group(), Scale.of(recipe.evaluate)
 
     def evaluate() -> float:
         values: list[float] = []
@@ -189,8 +208,10 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
                 share = query_ids[processes.rank :: processes.count]
                 mine = rerank(under, collection, candidates, share, lambda *_: None)
                 scored = {q: scores for part in processes.gather(mine) for q, scores in part.items()}
+                scored = scored if offset is None else offset.added(scored)
                 if query_ids:
-                    values += measure(scored, collection.qrels, query_ids, [HEADLINE]).per_query[HEADLINE].values()
+                    found = measure(scored, collection.qrels, query_ids, [HEADLINE], scale)
+                    values += found.per_query[HEADLINE].values()
         return sum(values) / len(values)
 
     return evaluate
@@ -205,16 +226,26 @@ def flat_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _describe_data(recipe: Recipe, source: GroupSource, steps: int, processes: Processes) -> None:
-    ranks = processes.count
     queries, draws = len(source.query_ids), source.mixture.draws_an_epoch
     each = f" of {draws:,.6g} groups" if draws != queries else ""
-    left_out = f", {source.left_out} queries without a positive or a negative left out" if source.left_out else ""
-    console.say(
-        f"train on {queries} queries{left_out}: {steps} steps of {recipe.train.groups_per_step} groups "
-        f"({steps * recipe.train.groups_per_step / draws:.2f} epochs{each}), up to {recipe.mine.positives} positives "
-        f"and {recipe.mine.negatives} negatives a group, {ranks} process{'es' if ranks > 1 else ''}; dev is evaluated "
-        f"every {evaluation_interval(recipe.train, steps)} steps"
+    left_out = (
+        f", {counted(source.left_out, 'query')} without a positive or a negative left out" if source.left_out else ""
     )
+    console.say(
+        f"train on {counted(queries, 'query')}{left_out}: {counted(steps, 'step')} of "
+        f"{counted(recipe.train.groups_per_step, 'group')} "
+        f"({steps * recipe.train.groups_per_step / draws:.2f} epochs{each}), up to "
+        f"{counted(recipe.mine.positives, 'positive')} "
+        f"and {counted(recipe.mine.negatives, 'negative')} a group, {counted(processes.count, 'process')}; "
+        "dev is evaluated "
+        f"every {counted(evaluation_interval(recipe.train, steps), 'step')}"
+    )
+    if recipe.train.first_stage_offset:
+        added = f"{recipe.train.first_stage_offset:g} z({recipe.evaluate.first_stage})"
+        console.say(
+            f"train.first_stage_offset: the loss and dev nDCG@10 are of score + {added}; tuned alone lacks what "
+            f"{recipe.evaluate.first_stage} knows: look at combined"
+        )
     if recipe.train.shuffle_labels:
         console.say("train.shuffle_labels: labels are shuffled in this run, which is a control")
 
@@ -235,4 +266,7 @@ def _describe_end(state: TrainState, source: GroupSource) -> None:
     if state.best_value <= state.base_value:
         console.say("WARNING: no step was better than the base on dev")
     if source.cut_documents or source.cut_queries:
-        console.say(f"cut in training: {source.cut_queries} queries, {source.cut_documents} documents")
+        console.say(
+            f"cut in training: {counted(source.cut_queries, 'query')}, {counted(source.cut_documents, 'document')}"
+            + PART_READ[next(iter(source.encoders.values())).contract.long_documents.strategy]
+        )

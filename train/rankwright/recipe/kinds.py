@@ -1,11 +1,11 @@
-"""Kinds of values in a recipe: numbers with bounds, and texts that are safe to print and to name files with."""
+"""The base of every section of a recipe, and kinds of values: bounded numbers, texts that are safe to print."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from rankwright.common.console import visible
 
@@ -56,3 +56,25 @@ NumberOrAuto = Annotated[
     PlainValidator(_number_or_auto),
     WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "exclusiveMinimum": 0, "maximum": MOST}]}),
 ]
+
+
+def _whole_keys(value: Any) -> Any:
+    """The mapping with numbers as keys: YAML and JSON give them as texts."""
+    if not isinstance(value, dict):
+        return value
+    odd = [key for key in value if isinstance(key, str) and not re.fullmatch(r"[0-9]{1,7}", key)]
+    if odd:
+        raise ValueError(f"each label must be a whole number from 0 to {MOST_GRADE:,}, found {odd[0]!r}")
+    return {int(key) if isinstance(key, str) else key: gain for key, gain in value.items()}
+
+
+MOST_GRADE = 10**6
+Grade = Annotated[int, Field(ge=0, le=MOST_GRADE)]
+# The gain of each grade.
+Gains = Annotated[dict[Grade, Annotated[float, Field(ge=0, le=10**6)]], BeforeValidator(_whole_keys)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, no guessing of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)

@@ -14,6 +14,7 @@ import yaml
 from rankwright.common import resources
 from rankwright.common.errors import UserError
 from rankwright.common.values import list_of_texts, path_text
+from rankwright.recipe.paths import start_paths
 from rankwright.recipe.schema import Key, Recipe
 from rankwright.recipe.yaml_file import DEEPEST, MISSING, Place, YamlFile, parse_value, read_yaml, validate
 
@@ -43,7 +44,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     """Read a recipe by its name in recipes/ or by its path, with overrides such as `train.max_steps=10`.
 
     An override sets its key: a mapping given there replaces, it does not merge. When two
-    set one key, the last counts. Raises UserError when the recipe is not found, and UserErrors with all its mistakes.
+    set one key, the last counts. Relative paths in a file start at its folder, those of overrides at the working
+    directory. Raises UserError when the recipe is not found, and UserErrors with all its mistakes.
     """
     known = resources.recipe_files()
     overrides = list_of_texts("overrides", overrides)
@@ -58,6 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
             merge_under(tree, base)
     for override in overrides:
         apply_override(tree, override, rank=len(sources))
+    start_paths(tree, sources)
     return LoadedRecipe(validate(Recipe, tree), path, tuple(sources), tuple(overrides))
 
 

@@ -9,143 +9,34 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from rankwright.recipe.kinds import (
+    MOST_GRADE,
     Documents,
     FolderName,
-    Fraction,
+    Gains,
     Line,
     NoResult,
     NumberOrAuto,
     Positive,
+    Section,
     Share,
     Tokens,
     Weight,
     Words,
 )
+from rankwright.recipe.sources import Data
 
 Key = tuple[str | int, ...]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, no unknown keys, no guessing of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-class Source(Section):
-    """One set, by exactly one of: a folder or file, a card of `data/`, or a set on the hub."""
-
-    path: Line | None = None
-    """A folder or file; relative to `data.root` if given, else to the working directory. `fixtures/...` is embedded."""
-    card: Line | None = None
-    """A dataset card of `data/`, by its name (`rankwright data list`) or its path."""
-    hub: Line | None = None
-    """A set on the hub: `OWNER/NAME`."""
-    format: Line | None = None
-    """The format of the files; without it, the content decides."""
-    columns: dict[Line, Line] = {}
-    """Names of columns: ours -> those in the file, or the path to a value inside: `annotations.0.choice`."""
-    labels: dict[str, float] = {}
-    """What the values of the label column mean: `{Relevant: 1, "Not relevant": 0}`; above 0 is relevant."""
-    config: Line | None = None
-    """The configuration of a set on the hub."""
-    split: Line | None = None
-    """The split of the set that is read."""
-    name: Line | None = None
-    """The set's name in tables and folders; without it, that of the card, folder or file."""
-    revision: Line | None = None
-    """A commit or tag of a set on the hub."""
-    run: Line | None = None
-    """A TREC run file with candidate lists, for a test set, or for a training set with `mine.retriever: run`."""
-    weight: Weight = 1.0
-    """How often each training query is drawn in an epoch; 0.5 means every other epoch."""
-    limit: Positive | None = None
-    """At most this many queries are kept, chosen by seed."""
-    instruction: Words | None = None
-    """The instruction of this set, in place of `prompt.instruction`."""
-    relevant_from: Positive = 1
-    """The lowest label that means relevant; it becomes 1, the next one 2, and all below it 0."""
-    group_key: Line | None = None
-    """A column such as filing, case or repository: queries and documents with one value stay on one side of a split."""
-    licence: Line | None = None
-    """The licence of a set without a card, such as `CC-BY-4.0`, or `own`."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Source:
-        given = [k for k in ("path", "card", "hub") if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError("give exactly one of path, card, hub" + (f" (found {', '.join(given)})" if given else ""))
-        return self
-
-
-class DevFromTrain(Section):
-    """Development queries taken out of the training queries, by seed."""
-
-    from_: Literal["train"] = Field(default="train", alias="from")
-    """Dev queries are taken out of train; a list of sets, as in `data.train[]`, may stand in place of this mapping."""
-    fraction: Fraction = 0.1
-    """The share of the training queries that is taken."""
-
-
-class TestFromTrain(Section):
-    """Test queries taken out of the training queries, before dev is."""
-
-    from_: Literal["train"] = Field(default="train", alias="from")
-    """Test queries are taken out of train, the same ones for every seed; a list of sets may stand in place of this."""
-    fraction: Fraction = 0.2
-    """The share of the training queries that is taken."""
-
-
-def _kind_of(held_out: type[Section]) -> Any:
-    def kind(value: Any) -> str | None:
-        # Chosen by shape, not by trial: a plain union would report the faults of both readings.
-        if isinstance(value, dict | held_out):
-            return held_out.__name__
-        return "Source" if isinstance(value, list | tuple) else None
-
-    default = held_out.model_fields["fraction"].default
-    words = f"must be {{from: train, fraction: {default}}} or a list of sets"
-    return Discriminator(kind, custom_error_type="held_out_shape", custom_error_message=words)
-
-
-class Data(Section):
-    """The sets that are trained on, choose the checkpoint, and are reported on."""
-
-    root: Line | None = None
-    """The folder that relative paths of sets start from."""
-    on_fault: Literal["stop", "drop"] = "stop"
-    """What happens to rows with faults: `stop` reports each one, `drop` leaves them out and counts them."""
-    on_leak: Literal["stop", "drop"] = "stop"
-    """What happens to training queries that dev or test has too: `stop` reports them, `drop` leaves them out."""
-    ignore_identical_ids: bool = True
-    """A document with the id of a query is left out of its lists, as BEIR does, unless it is judged for that query."""
-    train: tuple[Source, ...] = ()
-    """Sets to train on; at least one."""
-    dev: Annotated[
-        Annotated[DevFromTrain, Tag("DevFromTrain")] | Annotated[tuple[Source, ...], Tag("Source")],
-        _kind_of(DevFromTrain),
-    ] = DevFromTrain()
-    """Sets that choose the checkpoint and the temperature: a list of sets, or queries taken from train."""
-    test: Annotated[
-        Annotated[TestFromTrain, Tag("TestFromTrain")] | Annotated[tuple[Source, ...], Tag("Source")],
-        _kind_of(TestFromTrain),
-    ] = ()
-    """Sets to report on: a list of at least one, or queries taken from train; nothing is chosen by their results."""
-
-    @property
-    def test_sources(self) -> tuple[Source, ...]:
-        """The entries of the test sets; those of train where test is taken out of it."""
-        return self.train if isinstance(self.test, TestFromTrain) else self.test
 
 
 class Model(Section):
     """The base and how its weights are tuned."""
 
     base: Line
-    """A folder, or a hub id `OWNER/NAME`."""
+    """A folder, relative to the recipe's, or a hub id `OWNER/NAME`."""
     revision: Line | None = None
     """A commit or tag of a base on the hub."""
     method: Literal["lora", "full"] = "lora"
@@ -193,9 +84,11 @@ class Prompt(Section):
     instruction: Words = DEFAULT_INSTRUCTION
     """The task in one sentence, for prompts that have a place for it."""
     max_tokens: Tokens = 512
-    """At most this many tokens are in a whole prompt; longer documents are cut to fit, and counted."""
+    """At most this many tokens are in a whole prompt; of longer documents `long_documents` chooses what is read."""
     query_tokens: Tokens | None = None
     """At most this many tokens of a query are read; without it, a quarter of `max_tokens`."""
+    long_documents: Literal["cut", "max", "blocks"] = "cut"
+    """Documents beyond the budget: `cut` reads the start, `max` all in windows, `blocks` the best 128-token blocks."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Prompt:
@@ -220,7 +113,7 @@ class Dense(Section):
     """A bi-encoder of sentence-transformers: the first stage `dense`, and `fusion` of it and BM25."""
 
     model: Line
-    """A folder or a hub id of the bi-encoder."""
+    """A folder, relative to the recipe's, or a hub id of the bi-encoder."""
     revision: Line | None = None
     """A commit or tag of it on the hub."""
     query_prompt: Words = ""
@@ -237,7 +130,7 @@ class Baseline(Section):
     kind: Line
     """The kind of reranker, which decides prompt and score."""
     model: Line
-    """A folder, a hub id, or the name that a server knows it by."""
+    """A folder, relative to the recipe's, a hub id, or the name that a server knows it by."""
     revision: Line | None = None
     """A commit or tag of it on the hub."""
     options: dict[str, Any] = {}
@@ -322,8 +215,30 @@ class Train(Section):
     """At most this many dev queries are evaluated, chosen by seed."""
     trackers: Annotated[tuple[Line, ...], NoResult] = ()
     """Trackers of Accelerate that log beside `metrics.jsonl`, such as `wandb`, `trackio` or `tensorboard`."""
+    track_report: Annotated[bool, NoResult] = True
+    """Shows the report page in wandb and trackio too, with its queries and documents; `false`: only its numbers."""
+    first_stage_offset: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """While training, this much of the first stage's z-score is added to each score: the model learns what it lacks."""
     shuffle_labels: bool = False
     """Trains on shuffled, meaningless labels: a control that must not gain."""
+
+
+def _tuple_of_list(value: Any) -> Any:
+    # A section under a validator of its own is read as Python values, where a strict tuple takes no list.
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Combine(Section):
+    """The row `combined`: the reranker's scores with those of the first stage. Weight and depth are chosen on dev."""
+
+    prefer: Literal["first_stage", "reranker"] = "first_stage"
+    """Which of the weights that are equally good on dev is taken: the one nearest to this."""
+    depths: Annotated[tuple[Documents, ...], Field(min_length=1), BeforeValidator(_tuple_of_list)] = (10, 20, 50, 100)
+    """How many documents of a list are reranked: one of these, and at most `evaluate.depth`."""
+
+
+def _switched(combine: Any) -> Any:
+    return None if combine is False else combine
 
 
 class Evaluate(Section):
@@ -337,8 +252,22 @@ class Evaluate(Section):
     """At most this many queries of each test set are evaluated, chosen by seed; without it, all."""
     measures: Annotated[tuple[Line, ...], Field(min_length=1)] = ("nDCG@10", "nDCG@5", "MRR@10", "MAP", "R@10", "R@100")
     """Measures, as ir-measures names them; nDCG@10 is always among them."""
+    relevance_level: Annotated[int, Field(ge=1, le=MOST_GRADE)] = 1
+    """The lowest label, as `relevant_from` leaves it, that counts as relevant on dev and test: in MRR, MAP, P, R."""
+    gains: Gains = {}
+    """What each label is worth in nDCG: `{0: 0, 1: 0, 2: 1}`; without it, a label is worth itself."""
     baselines: tuple[Baseline, ...] = ()
     """Other rerankers that score the same lists."""
+    combine: Annotated[
+        Combine | None, BeforeValidator(_switched, json_schema_input_type=Combine | Literal[False] | None)
+    ] = Combine()
+    """The row `combined`, with a weight and a depth that are chosen on dev; `null` or `false`: no such row."""
+
+    @model_validator(mode="after")
+    def _some_gain(self) -> Evaluate:
+        if self.gains and not any(self.gains.values()):
+            raise ValueError("gains: every label is worth 0, so that nDCG would be 0: give one of them a gain above 0")
+        return self
 
 
 class Gate(Section):
@@ -346,14 +275,24 @@ class Gate(Section):
 
     metric: Line = "nDCG@10"
     """The measure that decides."""
-    against: Annotated[tuple[Literal["base", "first_stage"], ...], Field(min_length=1)] = ("base",)
-    """What tuned must be better than: the base, the search whose lists it reorders, or both."""
+    system: Literal["tuned", "combined"] = "tuned"
+    """What must pass: tuned alone, or its combination with the first stage (`evaluate.combine`)."""
+    against: tuple[Literal["base", "first_stage"], ...] = ("base",)
+    """What it must be better than: the base, the search whose lists are reordered, or both."""
+    at_least: tuple[Literal["base", "first_stage"], ...] = ()
+    """What it must not be worse than by more than one standard error."""
     min_gain: Annotated[float, Field(ge=-(10**6), le=10**6)] = 0.0
     """The lower end of the interval of the difference, over all test sets except guard sets, must exceed this."""
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
     """Confidence of the interval; the randomisation test must have a p value of at most 1 less this."""
     guard: tuple[Line, ...] = ()
-    """Names of test sets, such as another domain's, on which tuned must not be worse than the base."""
+    """Names of test sets, such as another domain's, on which it must not be worse than the base."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Gate:
+        if not self.against and not self.at_least:
+            raise ValueError("against: names nothing, and neither does at_least: name base, first_stage or both")
+        return self
 
 
 class Decision(Section):
@@ -409,7 +348,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything that is drawn at random."""
     run_dir: Annotated[Line | None, NoResult] = None
-    """The run's folder; without it, `runs/NAME`."""
+    """The run's folder, relative to the working directory; without it, `runs/NAME` there."""
     model: Model
     data: Data
     prompt: Prompt = Prompt()
@@ -485,5 +424,9 @@ def result_values(values: Mapping[str, Any], section: type[Section] | None = Non
 
 # Tuned, under the instruction of the exports: a row of test sets that have another one.
 EXPORTED = "exported"
+# What the exports score, combined with the first stage.
+COMBINED = "combined"
+# With fewer dev queries the standard error is too uncertain to choose the combination by.
+LEAST_DEV_QUERIES = 20
 # Keys that are now in another section -> where.
 MOVED: dict[Key, str] = {("mine", "language"): "bm25.language", ("mine", "code"): "bm25.code"}

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from rankwright.common import resources
 from rankwright.common.errors import UserErrors, did_you_mean, one_line
-from rankwright.recipe.kinds import LONGEST_TEXT
-from rankwright.recipe.schema import MOVED, Key, Recipe, Section, keys_of, recipe_keys, sections_in
+from rankwright.common.plurals import counted
+from rankwright.recipe.kinds import LONGEST_TEXT, Section
+from rankwright.recipe.schema import MOVED, Key, Recipe, keys_of, recipe_keys, sections_in
 
 S = TypeVar("S", bound=Section)
 MISSING = "missing, must be given"
@@ -250,7 +251,7 @@ def validate(model: type[S], tree: YamlFile) -> S:
     if tree.mistakes:
         found = [text for _, text in sorted(tree.mistakes, key=lambda m: m[0])]
         more += max(0, len(found) - MOST_MISTAKES)
-        rest = [f"{tree.file}: and {more:,} more mistakes: mend these first"] if more else []
+        rest = [f"{tree.file}: and {counted(more, 'more mistake')}: mend these first"] if more else []
         raise UserErrors(found[:MOST_MISTAKES] + rest)
     assert result is not None
     return result

@@ -16,6 +16,7 @@ from rankwright.mining.false_negatives import NONE_ABOVE, leaves_none_above
 from rankwright.mining.filters import FILTERS
 from rankwright.mining.pools import JUDGED, reasons
 from rankwright.report import gather
+from rankwright.report.answers import NOT_RELEVANT, RELEVANT, UNSURE, texts_hash
 from rankwright.report.cases import cut
 from rankwright.report.page import write_page
 
@@ -53,6 +54,7 @@ def write_audit(run: RunFolder, count: int, output: Path | None = None) -> Path:
         most=NEGATIVES_SHOWN,
         # The name under which the browser keeps answers. It belongs to this mining only.
         name=f"{recipe.name}-{facts['inputs']}-{recipe.seed}",
+        answers=(RELEVANT, NOT_RELEVANT, UNSURE),
     )
     return path
 
@@ -68,14 +70,14 @@ def _cases(run: RunFolder, owners: Mapping[str, Collection], *, has_teacher: boo
         scores = {row["document_id"]: row["score"] for row in teacher.get(query_id, ())}
         labels = collection.positives(query_id)
         positives = [
-            _shown(collection, scores, {"document_id": d, "label": label, **places.get(d, {})}, "positive")
+            _shown(collection, query_id, scores, {"document_id": d, "label": label, **places.get(d, {})}, "positive")
             for d, label in sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))
         ]
-        negatives = [_shown(collection, scores, row, _kind(row)) for row in pools.get(query_id, ())]
+        negatives = [_shown(collection, query_id, scores, row, _kind(row)) for row in pools.get(query_id, ())]
         negatives.sort(key=lambda n: (n["source"] == JUDGED, n["rank"] or len(places) + 1))
         shown = _first(negatives)
         gone = removed.get(query_id, {"removed": [], "more": 0})
-        others = [_shown(collection, scores, row, "removed") for row in gone["removed"]]
+        others = [_shown(collection, query_id, scores, row, "removed") for row in gone["removed"]]
         query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
         yield {
             "query_id": query_id,
@@ -107,7 +109,9 @@ def _kind(row: Mapping[str, Any]) -> str:
     return "soft" if label is None else "promoted" if label > 0 else "negative"
 
 
-def _shown(collection: Collection, scores: Mapping[str, float], row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _shown(
+    collection: Collection, query_id: str, scores: Mapping[str, float], row: Mapping[str, Any], kind: str
+) -> dict[str, Any]:
     """A document on the page.
 
     kind: positive, negative, soft, promoted or removed
@@ -121,6 +125,8 @@ def _shown(collection: Collection, scores: Mapping[str, float], row: Mapping[str
     return {
         "document_id": document_id,
         "text": text,
+        # The answers come back with it: they are about these texts.
+        "texts": texts_hash(collection.queries[query_id], collection.corpus[document_id]),
         "rest": rest,
         "kind": kind,
         "label": row.get("label", 0.0),

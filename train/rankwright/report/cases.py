@@ -22,7 +22,10 @@ QUERY_CHARACTERS = 400
 
 @dataclass(frozen=True, slots=True)
 class ShownDocument:
-    """A document at its rank. label: its judgement, None if unjudged; rest: how many characters of the text are cut."""
+    """A document at its rank. label: its judgement, None if unjudged; rest: how many characters of the text are cut.
+
+    level: the lowest label that is relevant.
+    """
 
     rank: int
     document_id: str
@@ -30,10 +33,11 @@ class ShownDocument:
     label: float | None
     text: str
     rest: int
+    level: int = 1
 
     @property
     def relevant(self) -> bool:
-        return self.label is not None and self.label > 0
+        return self.label is not None and self.label > self.level - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,11 @@ class Cases:
     equal: int
 
 
-def read_cases(folder: Path, row: SetResults, collection: Collection) -> list[Cases]:
-    """The cases of base -> tuned and of first stage -> tuned on one test set, as far as they are evaluated."""
+def read_cases(folder: Path, row: SetResults, collection: Collection, level: int = 1) -> list[Cases]:
+    """The cases of base -> tuned and of first stage -> tuned on one test set, as far as they are evaluated.
+
+    level: the lowest label that is relevant.
+    """
     runs: dict[str, Mapping[str, Mapping[str, float]]] = {}
     found = []
     for before in ("base", row.first_stage):
@@ -77,12 +84,16 @@ def read_cases(folder: Path, row: SetResults, collection: Collection) -> list[Ca
             if system not in runs:
                 path = RunFolder(folder).eval_folder(row.name, system) / "run.trec"
                 runs[system] = read_trec_run(path) if path.is_file() else {}
-        found.append(_cases(row, collection, before, runs))
+        found.append(_cases(row, collection, before, runs, level))
     return found
 
 
 def _cases(
-    row: SetResults, collection: Collection, before: str, runs: Mapping[str, Mapping[str, Mapping[str, float]]]
+    row: SetResults,
+    collection: Collection,
+    before: str,
+    runs: Mapping[str, Mapping[str, Mapping[str, float]]],
+    level: int,
 ) -> Cases:
     old, new = row.values[before], row.values["tuned"]
     change = {q: new[q] - old[q] for q in new if q in old}
@@ -97,7 +108,7 @@ def _cases(
     def case(query_id: str) -> Case:
         query, rest = cut(collection.queries[query_id], QUERY_CHARACTERS)
         lists = [
-            _documents(collection, query_id, runs[system].get(trec_column(query_id), {}), id_of)
+            _documents(collection, query_id, runs[system].get(trec_column(query_id), {}), id_of, level)
             for system in (before, "tuned")
         ]
         best = [next((d.rank for d in documents if d.relevant), None) for documents in lists]
@@ -118,14 +129,14 @@ def _cases(
 
 
 def _documents(
-    collection: Collection, query_id: str, scores: Mapping[str, float], id_of: Mapping[str, str]
+    collection: Collection, query_id: str, scores: Mapping[str, float], id_of: Mapping[str, str], level: int
 ) -> list[ShownDocument]:
     scores = {id_of.get(d, d): s for d, s in scores.items()}
     judged = collection.qrels.get(query_id, {})
     documents = []
     for rank, (document_id, score) in enumerate(ranked(query_id, scores), start=1):
         text, rest = cut(collection.corpus.get(document_id, ""), DOCUMENT_CHARACTERS)
-        documents.append(ShownDocument(rank, document_id, score, judged.get(document_id), text, rest))
+        documents.append(ShownDocument(rank, document_id, score, judged.get(document_id), text, rest, level))
     return documents
 
 

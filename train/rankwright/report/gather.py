@@ -18,7 +18,8 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.runs import not_a_run
 from rankwright.mining.false_negatives import read_estimate, share_text
 from rankwright.mining.pools import FILL, IN_POOLS, JUDGED, reasons
-from rankwright.recipe.schema import Recipe, Section
+from rankwright.recipe.kinds import Section
+from rankwright.recipe.schema import Recipe
 
 # The most rows of negatives.jsonl that are counted. A large file would take minutes.
 MOST_POOLS = 20_000

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
+from rankwright.common.lineage import OF, lineage
 from rankwright.common.run_folder import STAGES, RunFolder
 from rankwright.common.stats import Difference
 from rankwright.common.templates import template_environment
 from rankwright.data.split_files import read_split
-from rankwright.evaluation.metrics import HEADLINE, measures_of
+from rankwright.evaluation.metrics import HEADLINE, Scale, measures_of
 from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
-from rankwright.evaluation.runs import evaluate_command, read_run
+from rankwright.evaluation.runs import read_run
 from rankwright.evaluation.slices import (
     ATTRIBUTES,
     FILE,
@@ -37,6 +39,10 @@ from rankwright.report.cases import Cases, read_cases
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.tracking import read_metrics
 
+# Where the head of a page names what is stale; in a page of an earlier version the place above its title.
+BANNER = re.compile(r"<!-- stale -->.*?<!-- /stale -->|(?=<h1[ >])", re.DOTALL)
+# The results that a page shows.
+RESULTS = re.compile(r'<h1 data-results="(\w*)">')
 CURVES = {
     "loss": "training loss",
     f"dev_{HEADLINE}": f"{HEADLINE} on dev",
@@ -71,13 +77,37 @@ def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: 
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{folder}: a file of this run is not as this version writes it ({error}): give "
-            f"`{evaluate_command(folder).replace(' evaluate ', ' run ', 1)}` again"
+            f"`{run.command('run')}` again"
         ) from error
     return path
 
 
+def results_of(run: RunFolder) -> str:
+    """Hash of the results that the folder holds now, as the evaluation recorded it; empty where it did not."""
+    return str(run.facts("evaluate").get(OF, {}).get("results", ""))
+
+
+def mark_report(run: RunFolder) -> None:
+    """Put what is stale now into the head of the report that lies in the folder; the rest of the page stays."""
+    path = run.report
+    if not path.is_file():
+        return
+    page = path.read_text(encoding="utf-8", errors="replace")
+    shown, now = RESULTS.search(page), results_of(run)
+    is_old = shown is not None and shown[1] != now
+    banner = _pages().get_template("banner.html.j2").render(stale=lineage(run), is_old=is_old).strip()
+    marked = BANNER.sub(lambda _: banner, page, count=1)
+    if marked != page:
+        write_text_atomic(path, marked)
+
+
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render a template of this folder, with the pages' ways to write numbers, and write the page."""
+    """Render a template of this folder, and write the page."""
+    write_text_atomic(path, _pages().get_template(template).render(**values))
+
+
+def _pages() -> Environment:
+    """The templates of this folder, with the pages' ways to write numbers."""
     filters: dict[str, Callable[..., str]] = {
         "f3": lambda value: "\N{EN DASH}" if value is None else f"{value:.3f}",
         "signed": plots.signed,
@@ -89,8 +119,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         "yaml": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
-    pages = template_environment("rankwright.report", html=True, filters=filters)
-    write_text_atomic(path, pages.get_template(template).render(**values))
+    return template_environment("rankwright.report", html=True, filters=filters)
 
 
 def interval(difference: Difference | None) -> str:
@@ -111,18 +140,25 @@ def context(
     trained = run.facts("train")
     kept = trained.get("best_step")
     calibration = gather.read_json(run.calibration)
+    scale = Scale.of(recipe.evaluate)
+    headline = rows[0].measure if rows else scale.name(HEADLINE)
     return {
+        "stale": lineage(run),
+        "is_old": False,
+        "results_of": results_of(run),
         "recipe": recipe,
         "recipe_json": recipe.model_dump(mode="json", by_alias=True),
         "changed": list(gather.changed_keys(recipe)),
-        "headline": HEADLINE,
+        "headline": headline,
+        "scale": scale,
         "rows": rows,
+        "left_out": _left_out(rows, data),
         "notes": notes,
         "verdict": verdict(rows_of(rows)),
         "measures": measures_of(recipe.evaluate),
         "systems": list(dict.fromkeys(s for row in rows for s in row.values)),
         "differences": plots.differences(
-            _intervals(rows), "results", f"Difference in {HEADLINE} (tuned minus the other), 95 % interval"
+            _intervals(rows), "results", f"Difference in {headline} (tuned minus the other), 95 % interval"
         ),
         "curves": [svg for key, title in CURVES.items() if (svg := plots.curve(metrics, key, title, best=kept))],
         "no_curve": [title for key, title in CURVES.items() if metrics and not any(key in row for row in metrics)],
@@ -130,19 +166,30 @@ def context(
         "slices": read_slices(folder, rows, recipe.seed),
         "small": SMALL,
         "resamples": RESAMPLES,
-        "cases": _cases(folder, rows),
+        "cases": _cases(folder, rows, scale.level),
         "data": data,
         "ledger": gather.read_json(run.licences),
         "mix": gather.read_json(run.mix),
         "mined": gather.read_mining(run),
         "calibration": calibration,
         "reliability": _reliability(calibration),
+        "combine": (combine := gather.read_json(run.combine)),
+        "combine_curve": plots.combine_curve(combine),
         "gate": gather.read_json(run.gate),
         "speed": gather.read_json(run.speed),
         "parity": gather.read_parity(folder, list(recipe.export_targets)),
         "stages": [(name, facts) for name in STAGES if (facts := run.facts(name))],
         "provenance": gather.read_json(run.provenance),
     }
+
+
+def _left_out(rows: Sequence[SetResults], data: Mapping[str, Any] | None) -> dict[str, int]:
+    """Test set -> its queries without a relevant document: as they were measured, or else as the data have them."""
+    read = {row["set"]: row["queries_without_positive"] for row in data["splits"]["test"]} if data else {}
+    measured = {
+        row.name: next(iter(row.metrics.values())).get("queries_without_relevant") for row in rows if row.metrics
+    }
+    return read | {name: count for name, count in measured.items() if count is not None}
 
 
 def _intervals(rows: Sequence[SetResults]) -> list[tuple[str, list[tuple[str, Difference]]]]:
@@ -185,14 +232,14 @@ def _three(row: SetResults) -> dict[str, Mapping[str, float]]:
     return {s: row.values[s] for s in (row.first_stage, "base", "tuned") if s in row.values}
 
 
-def _cases(folder: Path, rows: Sequence[SetResults]) -> list[Cases]:
+def _cases(folder: Path, rows: Sequence[SetResults], level: int) -> list[Cases]:
     if not RunFolder(folder).split("test").is_file():
         return []
     by_name = {row.name: row for row in rows if row.name != ALL}
     found: list[Cases] = []
     for collection in read_split(RunFolder(folder).data, "test"):
         if collection.name in by_name:
-            found += read_cases(folder, by_name[collection.name], collection)
+            found += read_cases(folder, by_name[collection.name], collection, level)
     # What training changed comes first.
     return sorted(found, key=lambda cases: cases.before != "base")
 

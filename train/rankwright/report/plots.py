@@ -236,6 +236,30 @@ def reliability(name: str, title: str, before: Sequence[Mapping[str, Any]], afte
     return svg(figure, name, f"Reliability on {title}")
 
 
+def combine_curve(combine: Mapping[str, Any] | None) -> str:
+    """The mean on dev by the weight of the reranker, with the chosen one; an empty text where none was fitted.
+
+    The band is one paired standard error below and above the best weight's mean.
+    """
+    rows = (combine or {}).get("weights") or []
+    if not rows or combine is None:
+        return ""
+    figure, axis = pyplot().subplots(figsize=PANEL)
+    xs, ys = [row["weight"] for row in rows], [row["mean"] for row in rows]
+    best = max(ys)
+    axis.fill_between(xs, [best - r["standard_error"] for r in rows], best, color=LINE, linewidth=0, zorder=0)
+    axis.plot(xs, ys, color=BLUE, marker="o", markersize=4, linewidth=1.6)
+    chosen = next((y for x, y in zip(xs, ys, strict=True) if x == combine["weight"]), best)
+    axis.plot(combine["weight"], chosen, "o", color=ORANGE, markersize=8, zorder=3)
+    _mark(axis, combine["weight"], chosen, f"chosen {combine['weight']:g}", offset=(0, -13), ha="center")
+    axis.set(title=f"{combine['measure']} on dev", xlabel="weight of the reranker", xlim=(-0.03, 1.03))
+    axis.margins(y=0.2)
+    axis.locator_params(axis="y", nbins=5)
+    figure.subplots_adjust(left=0.13, right=0.95, top=0.86, bottom=0.19)
+    words = f"{combine['measure']} on dev by the weight of the reranker, from {ys[0]:.4f} at 0 to {ys[-1]:.4f} at 1"
+    return svg(figure, "combine-curve", words, tight=False)
+
+
 def overlaid(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, name: str) -> str:
     """One value of several runs by step, each line named at its end; an empty text where no run has it."""
     curves = {run: points for run, rows in runs.items() if (points := points_of(rows, key))}

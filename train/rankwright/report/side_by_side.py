@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.compare import Comparison, compare
 from rankwright.evaluation.metrics import HEADLINE
@@ -32,7 +33,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
         output,
         "compare.html.j2",
         comparison=comparison,
-        headline=HEADLINE,
+        headline=comparison.measure,
         small=SMALL,
         differing=differing_keys(comparison.runs),
         curves=list(filter(None, curves)),
@@ -100,7 +101,8 @@ def shared_slices(comparison: Comparison) -> tuple[dict[str, tuple[Slice, ...]],
             differ = sum(theirs.get(row.query_id, row) != row for row in rows)
             if differ:
                 notes.append(
-                    f"{name}: {differ:,} queries have other attributes in {run.name}, because its prompt, lists or "
+                    f"{name}: {counted(differ, 'query has', 'queries have')} other attributes in "
+                    f"{run.name}, because its prompt, lists or "
                     f"training data differ; the slices are those of {first.name}"
                 )
     return found, notes

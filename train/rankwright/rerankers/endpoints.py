@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rankwright.common.errors import UserError
+from rankwright.common.plurals import counted
 from rankwright.common.registry import Registry
 
 SHOWN_CHARACTERS = 200
@@ -147,13 +148,15 @@ def read_answer(shape: Shape, content: bytes, count: int, show: Show) -> list[fl
     for row in rows:
         index = row.get("index") if isinstance(row, dict) else None
         if type(index) is not int or not 0 <= index < count:
-            raise Fault(f"answered index {show(repr(index))} for {count} documents")
+            raise Fault(f"answered index {show(repr(index))} for {counted(count, 'document')}")
         if index in scores:
             raise Fault(f"answered index {index} twice")
         scores[index] = _score(row.get(shape.score), f"{shape.score!r} of index {index}", show)
     missing = [index for index in range(count) if index not in scores]
     if missing:
-        raise Fault(f"answered {len(scores)} results for {count} documents, index {missing[0]} is missing")
+        raise Fault(
+            f"answered {counted(len(scores), 'result')} for {counted(count, 'document')}, index {missing[0]} is missing"
+        )
     return [scores[index] for index in range(count)]
 
 

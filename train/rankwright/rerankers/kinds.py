@@ -19,8 +19,9 @@ from rankwright.common.resources import resolve_base
 from rankwright.model.bases import ADAPTER_FILE, adapter_base, refuse_other_kinds, refuse_pickles, refuse_unread
 from rankwright.model.frames import FRAMES
 from rankwright.model.loading import empty_model, load_model, load_tokenizer
+from rankwright.model.long_documents import CUT_OFF, LongDocuments
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract, make_contract
-from rankwright.recipe.schema import DEFAULT_INSTRUCTION, EXPORTED, Baseline, Prompt, Recipe
+from rankwright.recipe.schema import COMBINED, DEFAULT_INSTRUCTION, EXPORTED, Baseline, Bm25, Prompt, Recipe
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_cross_encoder
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
@@ -70,6 +71,7 @@ def vendor_contract(baseline: Baseline, prompt: Prompt, mode: str) -> tuple[str,
         instruction=_instruction(prompt),
         max_tokens=prompt.max_tokens,
         query_tokens=prompt.query_tokens,
+        long_documents=LongDocuments.of(prompt, Bm25()),
     )
     return folder, tokenizer, contract
 
@@ -208,7 +210,7 @@ def _own_contract(baseline: Baseline, prompt: Prompt) -> tuple[Any, PromptContra
         folder,
         tokenizer,
         name=baseline.model,
-        own=Own(_instruction(prompt), prompt.max_tokens, prompt.query_tokens),
+        own=Own(_instruction(prompt), prompt.max_tokens, prompt.query_tokens, LongDocuments.of(prompt, Bm25())),
         revision=baseline.revision,
     )
     return tokenizer, contract
@@ -223,26 +225,43 @@ BUDGETS = ("max_tokens", "query_tokens")
 READS: dict[str, tuple[str, ...]] = {"cross-encoder": ("max_tokens",), "zerank": BUDGETS, "bge": BUDGETS}
 
 
-def load_baseline(baseline: Baseline, prompt: Prompt, *, cache: Path, key: str = ROWS) -> Scorer:
+def load_baseline(
+    baseline: Baseline, prompt: Prompt, *, cache: Path, key: str = ROWS, bm25: Bm25 | None = None
+) -> Scorer:
     """The scorer of a baseline, ready to use.
 
     prompt: the recipe's section. Its budgets hold for every local kind; its instruction, where it is not the default,
     holds for the frames that have a place for one. cache: folder for scores that were paid for. key: the recipe's key
-    that holds the baseline. Raises UserError naming key and row.
+    that holds the baseline. bm25: the recipe's section, for the words of prompt.long_documents. Raises UserError naming
+    key and row.
     """
     with _named(baseline, key):
         scorer: Scorer = BASELINES.bind(baseline.kind, baseline.options)(baseline, prompt, cache)
+        if prompt.long_documents != CUT_OFF:
+            scorer = _reading(scorer, baseline, LongDocuments.of(prompt, bm25 or Bm25()))
     if isinstance(scorer, ServedReranker):
         # A row counts such documents and goes on; a teacher's scores are learned from.
         scorer.refused_last = key == ROWS
     return scorer
 
 
+def _reading(scorer: Scorer, baseline: Baseline, long_documents: LongDocuments) -> Scorer:
+    """The scorer that reads long documents as the recipe states, where it is of our engine and has no own contract."""
+    if isinstance(scorer, Reranker):
+        return scorer if _has_contract(baseline) else scorer.reading(long_documents)
+    console.say(f"{baseline.name}: kind {baseline.kind} cuts documents, whatever prompt.long_documents is")
+    return scorer
+
+
+def _has_contract(baseline: Baseline) -> bool:
+    return saved_contract(resolve_base(baseline.model, "model"), baseline.revision) is not None
+
+
 def baseline_under(baseline: Baseline, scorer: Scorer, instruction: str | None) -> Scorer:
     """The scorer under a test set's own instruction, where its kind reads the recipe's; None: the recipe's."""
     if instruction is None or scorer.mode is None or READS.get(baseline.kind) is not None:
         return scorer
-    if baseline.kind == "rankwright" and saved_contract(resolve_base(baseline.model, "model"), baseline.revision):
+    if baseline.kind == "rankwright" and _has_contract(baseline):
         # It is scored under its own.
         return scorer
     # The default is that of one family: each frame then has its own.
@@ -250,7 +269,7 @@ def baseline_under(baseline: Baseline, scorer: Scorer, instruction: str | None) 
     return scorer.under(own if instruction == DEFAULT_INSTRUCTION else instruction)
 
 
-def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS) -> str:
+def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS, bm25: Bm25 | None = None) -> str:
     """Hash of what the scores depend on beside the lists; an API key never counts.
 
     A local model counts by the content of its files, one of the hub by its id and revision; the prompt counts as far
@@ -270,7 +289,10 @@ def baseline_inputs(baseline: Baseline, prompt: Prompt, *, key: str = ROWS) -> s
             options["base"] = _content(str(options["base"]), None)
     # The name, because an own frame is found by it.
     name = Path(baseline.model).name
-    return content_hash(baseline.kind, name, model, options, [getattr(prompt, key) for key in read])
+    stated = [getattr(prompt, key) for key in read]
+    if prompt.long_documents != CUT_OFF and read and baseline.kind != "cross-encoder":
+        stated.append(dataclasses.astuple(LongDocuments.of(prompt, bm25 or Bm25())))
+    return content_hash(baseline.kind, name, model, options, stated)
 
 
 def _content(model: str, revision: str | None) -> object:
@@ -284,7 +306,7 @@ def check_baselines(recipe: Recipe) -> list[str]:
     seen: dict[str, int] = {}
     for number, baseline in enumerate(recipe.evaluate.baselines):
         key = f"{ROWS}.{number}"
-        if baseline.name.lower() in (*stage_names(), "base", "tuned", EXPORTED):
+        if baseline.name.lower() in (*stage_names(), "base", "tuned", EXPORTED, COMBINED):
             faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
         # Names are names of folders, and some disks take no notice of capitals.
         first = seen.setdefault(baseline.name.lower(), number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +12,17 @@ from typing import Any, NamedTuple
 import torch
 
 from rankwright.common.errors import UserError, no_such, one_line
+from rankwright.common.lineage import model_folder
+from rankwright.common.plurals import counted
 from rankwright.common.resources import resolve_base
-from rankwright.common.values import list_of_texts, one_text, path_text, whole_number
+from rankwright.common.values import list_of_texts, numbers_or_none, one_text, path_text, whole_number
 from rankwright.model.bases import Origin, find_file, find_origin, refuse_other_kinds, refuse_unread
 from rankwright.model.frames import FRAMES
 from rankwright.model.loading import load_model, load_tokenizer
+from rankwright.model.long_documents import AS_CUT, MAX, LongDocuments
 from rankwright.model.prompt import CONTRACT_FILE, EncodedGroup, PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
+from rankwright.rerankers.combination import Combination, combined_scores
 from rankwright.rerankers.scorer import Scorer, text_groups, windows
 
 # Prompts are gathered over queries up to this many tokens before they are scored together.
@@ -30,6 +36,7 @@ class Ranked:
 
     probability: sigmoid(score), as every runtime of an export gives it; calibrated: sigmoid(score / temperature), with
     the temperature that was fitted on dev (1 where none was). The order is the same by all three.
+    first_stage: the first stage's score, where rank() was given those; combined: the score that ordered the list then.
     """
 
     index: int
@@ -37,6 +44,8 @@ class Ranked:
     score: float
     probability: float
     calibrated: float
+    first_stage: float | None = None
+    combined: float | None = None
 
 
 class Reranker(Scorer):
@@ -56,6 +65,7 @@ class Reranker(Scorer):
         self.encoder = encoder or PromptEncoder(contract, tokenizer)
         self.cut_queries = 0
         self.cut_documents = 0
+        self.windows = 0
 
     @classmethod
     def load(
@@ -69,7 +79,9 @@ class Reranker(Scorer):
         dtype: torch.dtype = torch.float32,
         base: str | Path | None = None,
     ) -> Reranker:
-        """An exported folder, an adapter folder, a local base or a hub id.
+        """An exported folder, a run folder (its export is loaded), an adapter folder, a local base or a hub id.
+
+        An export in a run folder that was trained or evaluated again since is loaded with a warning.
 
         A folder with rankwright.json is scored under that contract. Any other is scored in the frame it was trained in,
         which its files or its name tell, or `mode` states; raises UserError where neither does.
@@ -87,7 +99,7 @@ class Reranker(Scorer):
             raise UserError(f"mode: {no_such(FRAMES.kind, mode, FRAMES)}")
         max_tokens = None if max_tokens is None else whole_number("max_tokens", max_tokens)
         _check_device(device, dtype)
-        folder = resolve_base(path, "model")
+        folder = model_folder(resolve_base(path, "model"))
         refuse_unread(folder)
         tokenizer = load_tokenizer(folder)
         own = Own(instruction, max_tokens)
@@ -100,7 +112,9 @@ class Reranker(Scorer):
 
     @property
     def cut(self) -> dict[str, int]:
-        return {"documents_cut": self.cut_documents, "queries_cut": self.cut_queries}
+        counts = {"documents_cut": self.cut_documents, "queries_cut": self.cut_queries}
+        in_windows = self.contract.long_documents.strategy == MAX
+        return counts | ({"windows": self.windows} if in_windows else {})
 
     @property
     def mode(self) -> str:
@@ -111,21 +125,47 @@ class Reranker(Scorer):
         encoder = self.encoder.under(instruction)
         return self if encoder is self.encoder else Reranker(self.model, self.tokenizer, encoder.contract, encoder)
 
-    def rank(self, query: str, documents: Iterable[str], top_k: int | None = None) -> list[Ranked]:
+    def reading(self, long_documents: LongDocuments) -> Reranker:
+        """The same model that reads other parts of long documents, see model/long_documents.py."""
+        encoder = self.encoder.reading(long_documents)
+        return self if encoder is self.encoder else Reranker(self.model, self.tokenizer, encoder.contract, encoder)
+
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        first_stage_scores: Iterable[float | None] | None = None,
+    ) -> list[Ranked]:
         """Documents by descending score, ties in input order; all of them, or the best top_k.
 
         documents: a list of texts, or what gives texts in an order: a column of pandas, NumPy, Arrow or datasets, a
         generator. `index` is the place in that order, from 0, whatever labels a column has.
-        Raises UserError for what is not text, and for a top_k that is not a whole number of at least 1.
+        first_stage_scores: those of the search that found the documents, one for each; None: it did not find this one.
+        With them the order is that of `combined`, by the weight, normaliser and depth that were fitted on dev and that
+        the export carries; see rerankers/combination.py. An export without these orders by its own score.
+        Raises UserError for what is not text, for a top_k that is not a whole number of at least 1, for first-stage
+        scores that are not finite numbers, and for another number of them than of documents.
         """
         texts = list_of_texts("documents", documents)
         if top_k is not None:
             top_k = whole_number("top_k", top_k)
+        found = None if first_stage_scores is None else numbers_or_none("first_stage_scores", first_stage_scores)
+        if found is not None and len(found) != len(texts):
+            raise UserError(
+                f"first_stage_scores: {counted(len(found), 'score')} for {counted(len(texts), 'document')}: "
+                "give one for each"
+            )
         scores = self.score(query, texts)
-        order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[:top_k]
+        combined = None if found is None else combined_scores(scores, found, Combination.of(self.contract))
+        by = scores if combined is None else combined
+        order = sorted(range(len(texts)), key=lambda i: (-by[i], i))[:top_k]
         logits = torch.tensor(scores, dtype=torch.float64)
         probability, calibrated = (torch.sigmoid(logits / t).tolist() for t in (1.0, self.contract.temperature))
-        return [Ranked(i, texts[i], scores[i], probability[i], calibrated[i]) for i in order]
+        ours = [Ranked(i, texts[i], scores[i], probability[i], calibrated[i]) for i in order]
+        if found is None or combined is None:
+            return ours
+        return [dataclasses.replace(one, first_stage=found[one.index], combined=combined[one.index]) for one in ours]
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""
@@ -134,12 +174,13 @@ class Reranker(Scorer):
 
     def _encode(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[EncodedGroup]:
         for query, documents in text_groups(groups):
-            encoded = self.encoder.encode(query, documents)
+            encoded = self.encoder.encode_scored(query, documents)
             self.cut_queries += encoded.query_cut
             self.cut_documents += encoded.documents_cut
+            self.windows += len(encoded.tail_ids)
             yield encoded
 
-    def _score_window(self, window: Sequence[tuple[EncodedGroup, list[int]]]) -> Iterator[list[float]]:
+    def _score_window(self, window: Sequence[tuple[EncodedGroup, list[list[int]]]]) -> Iterator[list[float]]:
         scored = [group for group, _ in window if group.tail_ids]
         was_training = self.model.training
         self.model.eval()
@@ -148,7 +189,7 @@ class Reranker(Scorer):
         self.model.train(was_training)
         start = 0
         for group, places in window:
-            yield [scores[start + place] for place in places]
+            yield [max(scores[start + place] for place in own) for own in places]
             start += len(group.tail_ids)
 
 
@@ -165,11 +206,13 @@ def _check_device(device: str | torch.device | None, dtype: torch.dtype) -> None
         ) from None
 
 
-def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[int]]:
-    """(the group with equal documents once, each document's place in it): equal prompts tie exactly."""
+def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[list[int]]]:
+    """(the group with equal prompts once, the places of each document's prompts): equal prompts tie exactly."""
     found: dict[tuple[int, ...], int] = {}
-    places = [found.setdefault(tuple(tail), len(found)) for tail in group.tail_ids]
-    return EncodedGroup(group.head_ids, list(map(list, found)), group.query_cut, group.documents_cut), places
+    places = iter([found.setdefault(tuple(tail), len(found)) for tail in group.tail_ids])
+    counts = (1,) * len(group.tail_ids) if group.windows is None else group.windows
+    own = [list(itertools.islice(places, count)) for count in counts]
+    return EncodedGroup(group.head_ids, list(map(list, found)), group.query_cut, group.documents_cut), own
 
 
 def saved_contract(folder: str, revision: str | None = None) -> PromptContract | None:
@@ -184,6 +227,7 @@ class Own(NamedTuple):
     instruction: str | None = None
     max_tokens: int | None = None
     query_tokens: int | None = None
+    long_documents: LongDocuments | None = None
 
 
 def native_contract(
@@ -203,7 +247,7 @@ def native_contract(
     mode: the frame of a base that carries no contract, as its user states it; unknown: only where it is not found.
     Raises UserError for a base that is not a decoder with one score, or whose frame is neither found nor stated.
     """
-    instruction, max_tokens, query_tokens = own or Own()
+    instruction, max_tokens, query_tokens, long_documents = own or Own()
     name = name or folder
     refuse_other_kinds(name, folder, revision)
     saved = saved_contract(folder, revision)
@@ -215,6 +259,7 @@ def native_contract(
             instruction=origin.instruction if instruction is None else instruction,
             max_tokens=next((n for n in (max_tokens, origin.max_tokens) if n is not None), DEFAULT_MAX_TOKENS),
             query_tokens=query_tokens,
+            long_documents=long_documents or AS_CUT,
         )
     if mode is not None and mode != saved.mode:
         raise UserError(f"mode: {name} carries its own prompt contract, of the frame {saved.mode}: leave mode out")
@@ -223,7 +268,7 @@ def native_contract(
     if max_tokens is not None or query_tokens is not None:
         limit = saved.max_tokens if max_tokens is None else max_tokens
         saved = saved.replace(max_tokens=limit, query_tokens=limit // 4 if query_tokens is None else query_tokens)
-    return saved
+    return saved if long_documents is None else saved.replace(long_documents=long_documents)
 
 
 def _origin(name: str, folder: str, tokenizer: Any, revision: str | None, unknown: str | None) -> Origin:

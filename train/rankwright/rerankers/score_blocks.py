@@ -133,7 +133,7 @@ def _facts(rows: Sequence[Row]) -> Row:
         seconds = sum(row["seconds"] for row in timed)
         facts["pairs_per_s"] = round(sum(map(_pairs, timed)) / seconds, 1) if seconds else 0.0
     facts["seconds"] = round(sum(row["seconds"] for row in rows), 2)
-    for name in ("documents_cut", "queries_cut", "documents_cached", "documents_refused"):
+    for name in ("documents_cut", "queries_cut", "documents_cached", "documents_refused", "windows"):
         if any(name in row for row in rows):
             facts[name] = sum(row.get(name, 0) for row in rows)
     modes = {row["prompt_mode"] for row in rows if "prompt_mode" in row}

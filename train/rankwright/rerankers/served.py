@@ -19,6 +19,7 @@ import requests.auth
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
+from rankwright.common.plurals import counted
 from rankwright.common.values import list_of_texts, one_text
 from rankwright.rerankers.endpoints import SHAPES, Fault, Shape, one_line, read_answer
 from rankwright.rerankers.pair_scores import ScoreCache, score_key
@@ -232,7 +233,7 @@ class ServedReranker(Scorer):
             answer = self._transport.post(self.endpoint, body, self._key)
         except TooLarge as error:
             raise UserError(
-                f"{self.endpoint}: answered {error} for {len(documents)} documents: check url and shape"
+                f"{self.endpoint}: answered {error} for {counted(len(documents), 'document')}: check url and shape"
             ) from None
         except requests.Timeout:
             raise Fault(f"no answer within {self.limits.timeout_seconds:g} s") from None

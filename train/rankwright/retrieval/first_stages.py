@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rankwright.common import console
 from rankwright.common.errors import no_such
+from rankwright.common.plurals import counted
 from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import Candidate, own_documents, without_own
@@ -89,7 +90,9 @@ def retrieve(
         return lists
     count = sum(any(c.document_id == q for c in lists[q]) for q in own if q in lists)
     console.say(
-        f"{collection.name} {name}: {count:,} documents with the id of their query left out of its list "
+        f"{collection.name} {name}: "
+        f"{counted(count, 'document with the id of its query', 'documents with the id of their query')} "
+        "left out of its list "
         "(data.ignore_identical_ids)"
     )
     return without_own(lists, own, depth)

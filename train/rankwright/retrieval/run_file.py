@@ -9,6 +9,7 @@ from pathlib import Path
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_lines_atomic
+from rankwright.common.plurals import counted
 from rankwright.common.values import finite_number, one_text, path_text
 from rankwright.data.formats.compression import check_place
 from rankwright.data.formats.fields import number_of
@@ -162,7 +163,9 @@ def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
             if not cells:
                 continue
             if len(cells) != 6:
-                raise UserError(f"{path}:{number}: {len(cells)} columns, needs 6: query Q0 document rank score tag")
+                raise UserError(
+                    f"{path}:{number}: {counted(len(cells), 'column')}, needs 6: query Q0 document rank score tag"
+                )
             query_id, _, document_id, _, score, _ = cells
             scores = run.setdefault(query_id, {})
             if document_id in scores:

@@ -10,10 +10,11 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import cache_folder, write_lines_atomic
 from rankwright.common.hashing import content_hash
+from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes, launched
 from rankwright.common.resources import resolve_base
 from rankwright.data.collection import Collection
-from rankwright.recipe.schema import Baseline, Prompt
+from rankwright.recipe.schema import Baseline, Bm25, Prompt
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs, baseline_under, load_baseline
 from rankwright.rerankers.pair_scores import PairScores, pair_key, teacher_line
 from rankwright.rerankers.scorer import Scorer, windows
@@ -35,7 +36,9 @@ class Teacher:
     a killed process continues at its block and gives the same scores. The weights are loaded when a score is missing.
     """
 
-    def __init__(self, baseline: Baseline, prompt: Prompt, *, cache: Path | None = None) -> None:
+    def __init__(
+        self, baseline: Baseline, prompt: Prompt, *, bm25: Bm25 | None = None, cache: Path | None = None
+    ) -> None:
         """Raises UserError for a served teacher among several processes, whose limits are those of one client."""
         if baseline.kind == "served" and launched() > 1:
             raise UserError(
@@ -44,6 +47,7 @@ class Teacher:
         self.baseline = baseline
         self.scored = 0
         self._prompt = prompt
+        self._bm25 = bm25
         self._cache = cache or cache_folder()
         # Instruction of a set -> scorer under it; all of them share the weights.
         self._scorers: dict[str | None, Scorer] = {}
@@ -91,7 +95,9 @@ class Teacher:
     def _scorer(self, stated: str | None) -> Scorer:
         if None not in self._scorers:
             console.say(f"  teacher {self.baseline.name}: loading {self.baseline.model}")
-            self._scorers[None] = load_baseline(self.baseline, self._prompt, cache=self._cache, key=TEACHER)
+            self._scorers[None] = load_baseline(
+                self.baseline, self._prompt, cache=self._cache, key=TEACHER, bm25=self._bm25
+            )
         if stated not in self._scorers:
             self._scorers[stated] = baseline_under(self.baseline, self._scorers[None], stated)
         return self._scorers[stated]
@@ -112,13 +118,16 @@ class Teacher:
         # Here, since the report reads a teacher's scores and loads no torch.
         import torch
 
-        return content_hash(baseline_inputs(self.baseline, prompt, key=TEACHER), commit, torch.cuda.is_available())
+        inputs = baseline_inputs(self.baseline, prompt, key=TEACHER, bm25=self._bm25)
+        return content_hash(inputs, commit, torch.cuda.is_available())
 
     def describe(self, kept: int) -> str:
         """What this process did, in one line; kept: how many pairs teacher.jsonl holds."""
         cut = "".join(f", {name.replace('_', ' ')} {count:,}" for name, count in self.cut.items() if count)
         here = " by this process" if launched() > 1 else ""
-        return f"teacher {self.baseline.name}: {self.scored:,} pairs scored{here}, {kept:,} in teacher.jsonl{cut}"
+        return (
+            f"teacher {self.baseline.name}: {counted(self.scored, 'pair')} scored{here}, {kept:,} in teacher.jsonl{cut}"
+        )
 
     @property
     def cut(self) -> dict[str, int]:

@@ -161,7 +161,9 @@ def to_lists(scores_N: Tensor, groups: Sequence[TrainGroup]) -> tuple[Tensor, Te
 
 
 def _losses(loss: RecipeLoss, scores_N: Tensor, groups: Sequence[TrainGroup]) -> Tensor:
-    """loss_Q from labels and, if the groups have them, a teacher's scores."""
+    """loss_Q of scores and offsets, from labels and, if the groups have them, a teacher's scores."""
+    if groups[0].offset is not None:
+        scores_N = scores_N + torch.tensor([one for g in groups for one in g.offset or ()]).to(scores_N)
     lists = to_lists(scores_N, groups)
     if groups[0].teacher is None:
         return loss(*lists)

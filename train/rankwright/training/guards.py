@@ -16,6 +16,7 @@ import torch
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
+from rankwright.common.plurals import counted
 from rankwright.model.attention import PLAIN
 from rankwright.model.layout import split_group
 from rankwright.model.prompt import EncodedGroup
@@ -114,7 +115,7 @@ def refuse_not_finite(
     if not sums.not_finite and math.isfinite(norm):
         return
     query_ids = list(sums.not_finite) or sorted(g.query_id for g in groups)
-    what = f"the loss of {len(query_ids)} groups" if sums.not_finite else "the gradient"
+    what = f"the loss of {counted(len(query_ids), 'group')}" if sums.not_finite else "the gradient"
     if write:
         write_text_atomic(path, json.dumps({"step": step, "what": what, "query_ids": query_ids}, indent=2) + "\n")
     raise UserError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from rankwright.model.rank_model import RankModel
 from rankwright.recipe.schema import Train
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.estimate.cost import Utilisation
+from rankwright.training.eta import DEV_SECONDS, EVALUATION, REFRESH, SAVE, STEP_SECONDS, Eta
 from rankwright.training.gradients import accumulate, clip, prepare
 from rankwright.training.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
 from rankwright.training.losses import RecipeLoss
@@ -76,19 +78,24 @@ def fit(
         reports.say(f"continuing after step {found.step} of {total_steps}")
     if not model.sharded:
         prepare(model, job.accelerator)
-    state = found or TrainState(step=0, inputs=checkpoints.inputs, base_value=evaluate())
+    eta = _eta(job, every, refresh, reports.earlier if found is not None else ())
     if found is None:
-        reports.say(f"before step 1: dev nDCG@10 {state.base_value:.3f}")
+        with eta.timing(EVALUATION):
+            base_value = evaluate()
+        reports.say(f"before step 1: dev nDCG@10 {base_value:.3f}")
+    state = found or TrainState(step=0, inputs=checkpoints.inputs, base_value=base_value)
     reports.start(state)
     utilisation = _utilisation(job, reports.say)
     spread, first = SpreadWatch(reports.say), state.step + 1
     model.train()
+    eta.start()
     for step in range(first, total_steps + 1):
         if state.out_of_patience(settings.patience):
             reports.end_early(state, total_steps)
             break
         if refresh is not None:
-            state = dataclasses.replace(state, pool=refresh(state))
+            with eta.timing(REFRESH) if refresh.due(state.step) else nullcontext():
+                state = dataclasses.replace(state, pool=refresh(state))
         started = time.perf_counter()
         groups = job.source.step(step, settings.groups_per_step)
         if step == first:
@@ -109,26 +116,36 @@ def fit(
         spread.look(sums.spread, step)
         rate = set_learning_rate(optimizer, settings, step, total_steps)
         optimizer.step()
-        speed = _speed(groups, time.perf_counter() - started, utilisation)
+        seconds = time.perf_counter() - started
+        speed = _speed(groups, seconds, utilisation)
         values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread}
-        values |= {"gradient_norm": norm, "learning_rate": rate}
+        values |= {"gradient_norm": norm, "learning_rate": rate, STEP_SECONDS: seconds}
         state = dataclasses.replace(state, step=step)
         if step % every == 0 or step == total_steps:
-            values["dev_nDCG@10"] = evaluate()
+            with eta.timing(EVALUATION):
+                values["dev_nDCG@10"] = evaluate()
+            values[DEV_SECONDS] = eta.last(EVALUATION)
             state = state.evaluated(values["dev_nDCG@10"])
         reports.log(values | speed, step=step)
         refreshes = refresh is not None and refresh.due(step)
         if step % settings.save_every == 0 or "dev_nDCG@10" in values or refreshes or sums.stop:
-            checkpoints.save(state, model, optimizer)
+            with eta.timing(SAVE):
+                checkpoints.save(state, model, optimizer)
         if sums.stop and step < total_steps:
             # A launcher kills all processes soon after the first has ended: wait while one of them still writes.
             processes.meet()
             raise Stopped(step, interrupted=stop.interrupted)
-        reports.advance(1, loss=sums.loss, dev=state.value_so_far, **speed)
+        eta.step()
+        reports.advance(1, left=eta.left(step), loss=sums.loss, dev=state.value_so_far, **speed)
     # Asked for in the last step, or while it was evaluated: the stages that follow must not begin.
     if any(processes.gather(stop.requested)):
         raise Stopped(state.step, interrupted=stop.interrupted)
     return state
+
+
+def _eta(job: Job, every: int, refresh: Refresh | None, earlier: Sequence[Mapping[str, Any]]) -> Eta:
+    events = {EVALUATION: every, SAVE: job.settings.save_every}
+    return Eta(job.total_steps, events if refresh is None else {**events, REFRESH: refresh.every}, earlier)
 
 
 def _utilisation(job: Job, say: Callable[[str], None]) -> Utilisation | None:

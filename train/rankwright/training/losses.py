@@ -32,6 +32,7 @@ L = TypeVar("L", bound=Loss)
 LOSSES: Registry[Loss] = Registry("loss")
 OF_TEACHER: set[str] = set()
 NEED_POSITIVE: set[str] = set()
+OF_PAIR: set[str] = set()
 
 
 def of_teacher(loss: L) -> L:
@@ -47,6 +48,15 @@ def of_relevant(loss: L) -> L:
     tells the model as much as one above.
     """
     NEED_POSITIVE.add(loss.__name__)
+    return loss
+
+
+def of_pair(loss: L) -> L:
+    """Decorator: a loss that sets the score of a pair by itself, to a target of its own.
+
+    train.first_stage_offset refuses it: what is added there depends on the query's whole list.
+    """
+    OF_PAIR.add(loss.__name__)
     return loss
 
 
@@ -299,6 +309,7 @@ def bce(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 @LOSSES.register
 @of_teacher
+@of_pair
 def mse(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """Squared error between a teacher's raw score and ours, averaged over the group's documents: loss_Q.
 
@@ -348,6 +359,11 @@ def needs_positive(settings: LossSettings) -> bool:
 def reads_teacher(settings: LossSettings) -> bool:
     """Whether a term learns from a teacher's scores."""
     return any(term.name in OF_TEACHER for _, term in _terms(settings))
+
+
+def refusing_offset(settings: LossSettings) -> list[tuple[str, str]]:
+    """(key, name) of the terms that cannot be trained with train.first_stage_offset: see of_pair."""
+    return [(f"{key}.name", term.name) for key, term in _terms(settings) if term.name in OF_PAIR]
 
 
 def _terms(settings: LossSettings) -> Iterator[tuple[str, LossTerm]]:

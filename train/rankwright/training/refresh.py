@@ -15,6 +15,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import content_hash
+from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
@@ -80,7 +81,9 @@ class Refresh:
         self._teacher = None if recipe.mine.teacher is None else read_teacher_scores(run.teacher_scores)
         self._current: str | None = None
         if self.every >= total_steps:
-            console.say(f"WARNING: mine.refresh_steps: {self.every}: never, training has {total_steps} steps")
+            console.say(
+                f"WARNING: mine.refresh_steps: {self.every}: never, training has {counted(total_steps, 'step')}"
+            )
         # Queries of the current pool for which the filters left no negative.
         self._emptied = 0
 
@@ -120,7 +123,10 @@ class Refresh:
             if query_ids
         ]
         pairs = sum(len(found) for one, _ in scores for found in one.candidates.values())
-        console.say(f"mine.refresh_steps: after step {state.step} {len(queries):,} queries, {pairs:,} pairs to score")
+        console.say(
+            f"mine.refresh_steps: after step {state.step} {counted(len(queries), 'query')}, "
+            f"{counted(pairs, 'pair')} to score"
+        )
         with console.progress("refresh", len(queries)) as advance, sharding.gathered(self._reranker.model):
             scored = sum(self._score(blocks, collection, advance) for blocks, collection in scores)
         name = ""
@@ -171,7 +177,8 @@ class Refresh:
         return sum(len(blocks.candidates[q]) for number in missing for q in blocks.blocks[number])
 
     def _pools(self, collection: Collection, run: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[Negative, ...]]:
-        """The model's own ranking after the recipe's filters."""
+        """The model's own ranking, by the scores that the loss sees, after the recipe's filters."""
+        run = run if self._source.offset is None else self._source.offset.added(run)
         lists = {q: best_candidates(q, scores, len(scores)) for q, scores in run.items()}
         part = collection.subset(lists)
         teacher = None if self._teacher is None else known_scores(self._teacher)
@@ -212,9 +219,15 @@ class Refresh:
         if whole:
             console.say(f"{new / whole:.0%} of the {count} hardest negatives of a query are not those mined at first")
         if self._emptied:
-            console.say(f"{self._emptied:,} queries keep the negatives mined at first: the filters left none")
+            console.say(
+                f"{counted(self._emptied, 'query keeps', 'queries keep')} the negatives mined at first: the "
+                "filters left none"
+            )
         if short := sum(count_negatives(pool) < count for pool in pools.values()):
-            console.say(f"{short:,} of {len(pools):,} queries have fewer than {count} negatives: kept short")
+            console.say(
+                f"{short:,} of {counted(len(pools), 'query')} {'has' if short == 1 else 'have'} fewer than "
+                f"{counted(count, 'negative')}: kept short"
+            )
 
 
 def _top(pool: Sequence[Negative], count: int) -> set[str]:

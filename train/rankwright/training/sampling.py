@@ -23,6 +23,7 @@ from rankwright.model.instructions import frozen_instruction, recipe_instruction
 from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
 from rankwright.training.mixture import Mixture
+from rankwright.training.offset import FirstStageOffset
 
 
 class Pools(NamedTuple):
@@ -79,7 +80,8 @@ def build_group(
 class TrainGroup:
     """One query's token ids and the labels of its documents, in the same order; weight: its share in the loss.
 
-    teacher: a teacher's raw score of each document, NaN if unknown. Either all groups of a training have it or none.
+    teacher: a teacher's raw score of each document, NaN if unknown. offset: what is added to each score before the
+    loss. Either all groups of a training have them or none.
     """
 
     query_id: str
@@ -87,6 +89,7 @@ class TrainGroup:
     encoded: EncodedGroup
     weight: float = 1.0
     teacher: tuple[float, ...] | None = None
+    offset: tuple[float, ...] | None = None
 
 
 class GroupSource:
@@ -94,7 +97,10 @@ class GroupSource:
 
     Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
     A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
+    offset: what is added to the scores of its groups (train.first_stage_offset); set it before the first step.
     """
+
+    offset: FirstStageOffset | None = None
 
     def __init__(
         self,
@@ -192,7 +198,8 @@ class GroupSource:
         encoded = self.encoders[self._owner[group.query_id].name].encode(group.query, group.documents)
         self.cut_queries += encoded.query_cut
         self.cut_documents += encoded.documents_cut
-        return TrainGroup(group.query_id, group.labels, encoded, group.weight, group.teacher)
+        offset = None if self.offset is None else self.offset.of(group.query_id, group.document_ids)
+        return TrainGroup(group.query_id, group.labels, encoded, group.weight, group.teacher, offset)
 
 
 def write_mix(

@@ -20,6 +20,7 @@ from rankwright.model.heads import TRIED
 from rankwright.model.instructions import stated_instruction, stated_instructions
 from rankwright.model.layout import CPU_ROW_TOKENS
 from rankwright.model.loading import Precision, check_files, load_merged, load_model, load_tokenizer
+from rankwright.model.long_documents import LongDocuments
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
 from rankwright.model.trainable import (
@@ -93,6 +94,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         instruction=stated if stated is not None or own is None else own.instruction,
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
+        long_documents=LongDocuments.of(recipe.prompt, recipe.bm25),
     )
     _check_instructions(recipe, contract, tokenizer)
     return contract
@@ -230,7 +232,12 @@ def base_reranker(recipe: Recipe) -> Reranker:
         tokenizer,
         name=recipe.model.base,
         unknown=None if recipe.prompt.mode == "auto" else recipe.prompt.mode,
-        own=Own(stated_instruction(recipe), recipe.prompt.max_tokens, recipe.prompt.query_tokens),
+        own=Own(
+            stated_instruction(recipe),
+            recipe.prompt.max_tokens,
+            recipe.prompt.query_tokens,
+            LongDocuments.of(recipe.prompt, recipe.bm25),
+        ),
         revision=recipe.model.revision,
     )
     # Only test sets are scored.

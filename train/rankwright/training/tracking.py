@@ -1,17 +1,17 @@
-"""What a training reports: metrics.jsonl always, other trackers by name (none can stop it), progress, messages."""
+"""What a training reports: metrics.jsonl always, trackers by name (see trackers), progress, messages."""
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rankwright.common.disk import room_for
-from rankwright.common.errors import UserError, no_such
-from rankwright.common.files import write_lines_atomic, write_text_atomic
+from rankwright.common.files import write_lines_atomic
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
+from rankwright.training.trackers import Place, Tracked, TrackingRecord, open_place, reason, replay
 
 if TYPE_CHECKING:
     # It brings torch, which the report does without.
@@ -31,10 +31,9 @@ class JsonlTracker:
 
     def __init__(self, path: Path, *, resumed_step: int, say: Callable[[str], None] = lambda line: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(path) if isinstance(row, dict) and isinstance(row.get("step"), int)]
-        kept = [row for row in rows if row["step"] <= resumed_step] if resumed_step else []
+        kept = [row for row in read_steps(path) if row["step"] <= resumed_step] if resumed_step else []
         if lost := resumed_step - len({row["step"] for row in kept} - {0}):
-            say(f"{path}: has no rows of {lost} steps before this one: the report's curves leave them out")
+            say(f"{path}: has no rows of {counted(lost, 'step')} before this one: the report's curves leave them out")
         write_lines_atomic(path, (json.dumps(row) for row in kept))
         self._path = path
         # Without a buffer: what there is no room for must not be written once more at the end.
@@ -51,35 +50,42 @@ class JsonlTracker:
 class GuardedTracker:
     """A tracker of another library: its first failure is reported, after which it is no longer used."""
 
-    def __init__(self, name: str, tracker: Any, say: Callable[[str], None]) -> None:
-        self._name, self._tracker, self._say = name, tracker, say
+    def __init__(self, name: str, place: Place, say: Callable[[str], None]) -> None:
+        self._name, self._say = name, say
+        self._place: Place | None = place
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        self._guard(lambda tracker: tracker.log(dict(values), step=step))
+        # A step that it has comes again after a kill between two checkpoints.
+        self._guard(lambda place: place.log(values, step) if step >= place.next_step else None)
 
     def close(self) -> None:
-        self._guard(lambda tracker: tracker.finish())
+        self._guard(lambda place: place.close())
 
-    def _guard(self, action: Callable[[Any], None]) -> None:
-        if self._tracker is None:
+    def _guard(self, action: Callable[[Place], None]) -> None:
+        if self._place is None:
             return
         try:
-            action(self._tracker)
+            action(self._place)
         except Exception as error:
-            self._say(f"tracker {self._name} failed ({error}): training goes on without it")
-            self._tracker = None
+            self._say(f"tracker {self._name} failed ({reason(error)}): training goes on without it")
+            self._place = None
 
 
 class Reports:
     """All that a training reports: to its trackers, the progress bar and the console.
 
     open_trackers: (the step that training continues after) -> its trackers. advance: moves the progress bar.
+    earlier: rows of metrics.jsonl, for a training that continues.
     """
 
     def __init__(
-        self, open_trackers: Callable[[int], list[Tracker]], advance: Callable[..., None], say: Callable[[str], None]
+        self,
+        open_trackers: Callable[[int], list[Tracker]],
+        advance: Callable[..., None],
+        say: Callable[[str], None],
+        earlier: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.advance, self.say = advance, say
+        self.advance, self.say, self.earlier = advance, say, earlier
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] = []
 
@@ -120,13 +126,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises UserError for a name that Accelerate has no tracker for."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    for name in names:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            raise UserError(no_such("tracker", name, map(str, LOGGER_TYPE_TO_CLASS)))
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that belong to a step."""
+    return [row for row in read_metrics(path) if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 def open_trackers(
@@ -138,49 +140,25 @@ def open_trackers(
     config: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> list[Tracker]:
-    """metrics.jsonl and the named trackers of Accelerate (wandb, tensorboard, trackio, ...).
+    """metrics.jsonl and the named trackers; a training that continues stays one run in wandb, trackio and tensorboard.
 
-    wandb and trackio: an id is kept in the folder, so that a training that continues stays one run. Without a key
-    wandb runs offline: each start then leaves its own folder, under the same id.
+    Each of these gets the steps that it lacks: of a training that continues, or that began without it.
     """
-    trackers: list[Tracker] = [JsonlTracker(RunFolder(folder).metrics, resumed_step=resumed_step, say=say)]
-    run_id = _run_id(folder, resumed_step) if names else ""
+    run = RunFolder(folder)
+    trackers: list[Tracker] = [JsonlTracker(run.metrics, resumed_step=resumed_step, say=say)]
+    if not names:
+        return trackers
+    record = TrackingRecord(run, new=not resumed_step)
+    tracked, rows = Tracked(folder, run_name, config, record.id), read_steps(run.metrics)
     for name in names:
         try:
-            tracker = _accelerate_tracker(name, folder, run_name, config, run_id)
-            trackers.append(GuardedTracker(name, tracker, say))
+            place = open_place(name, tracked, resumed_step + 1 if resumed_step and name in record.started else 0)
+            replay(place, rows)
         except Exception as error:
-            say(f"tracker {name} could not start ({error}): training goes on without it")
+            say(f"tracker {name} could not start ({reason(error)}): training goes on without it")
+        else:
+            record.start(name)
+            trackers.append(GuardedTracker(name, place, say))
+            if place.where:
+                say(f"tracker {name}: {place.where}")
     return trackers
-
-
-def _run_id(folder: Path, resumed_step: int) -> str:
-    """The id that the folder's run has, or a new one for a training that starts."""
-    path = folder / "tracker_id"
-    if resumed_step and path.is_file():
-        return path.read_text(encoding="ascii").strip()
-    name = uuid.uuid4().hex[:12]
-    write_text_atomic(path, name + "\n")
-    return name
-
-
-def _accelerate_tracker(name: str, folder: Path, run_name: str, config: Mapping[str, Any], run_id: str) -> Any:
-    import os
-
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-    factory = LOGGER_TYPE_TO_CLASS[name]
-    options: dict[str, Any] = {"logging_dir": str(folder)} if factory.requires_logging_directory else {}
-    if name == "wandb":
-        options = {"dir": str(folder), "name": run_name, "id": run_id}
-        if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
-            # Otherwise it waits for a key at the terminal.
-            options["mode"] = "offline"
-        if options.get("mode", os.environ.get("WANDB_MODE")) != "offline":
-            options["resume"] = "allow"
-    if name == "trackio":
-        options |= {"name": f"{run_name}-{run_id}", "resume": "allow"}
-    tracker = factory("rankwright" if name in ("wandb", "trackio") else run_name, **options)
-    getattr(tracker, "start", lambda: None)()
-    tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str)})
-    return tracker

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankwright.common.errors import UserError, did_you_mean, nearest
+from rankwright.common.plurals import counted
 from rankwright.data.collection import Collection, join_title
 from rankwright.data.formats.compression import PACKED
 from rankwright.data.formats.fields import Fields, number_of
-from rankwright.data.formats.reading import MOST_EXAMPLES, Faults, Reading, Rows, choose_split, give_up
+from rankwright.data.formats.reading import MOST_EXAMPLES, Faults, Reading, Rows, choose_split, give_up, quiet
 from rankwright.data.formats.text_rows import json_rows, text_lines
 from rankwright.data.normalisation import is_blank
 from rankwright.data.store.texts import TextBuilder
@@ -29,6 +31,15 @@ class Texts:
 
     texts: Mapping[str, str]
     groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The columns of judgements. label: None where every pair is relevant."""
+
+    query: str = QRELS_COLUMNS[0]
+    document: str = QRELS_COLUMNS[1]
+    label: str | None = QRELS_COLUMNS[2]
 
 
 def is_beir(folder: Path) -> bool:
@@ -74,11 +85,20 @@ def read_beir(folder: Path, reading: Reading) -> Collection:
             f"{folder}: files of the BEIR layout are missing: corpus.jsonl, queries.jsonl, qrels/{split}.tsv"
         )
     corpus_path, queries_path, qrels_path = paths
-    corpus = read_texts(json_rows(corpus_path, faults), corpus_path, reading, titled=True)
-    queries = read_texts(json_rows(queries_path, faults), queries_path, reading, titled=False)
-    qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, reading, corpus, queries)
+    corpus = read_texts(json_rows(corpus_path, reading), corpus_path, reading, titled=True)
+    queries = read_texts(json_rows(queries_path, reading), queries_path, reading, titled=False)
+    qrels = read_judgements(qrels_rows(qrels_path, reading), qrels_path, reading, corpus, queries)
     shared = queries_path.name.startswith("queries.jsonl")
-    return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared)
+    others = _judged_elsewhere(folder, split, reading) if shared else None
+    return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared, others=others)
+
+
+def _judged_elsewhere(folder: Path, split: str, reading: Reading) -> set[str]:
+    """The first cells of the other splits' qrels: ids of queries. Faults there are reported with their own split."""
+    files = [*folder.glob("qrels_*.tsv*"), *(folder / "qrels").glob("*.tsv*")]
+    others = [p for p in files if (match := _QRELS_NAME.fullmatch(p.name)) and match["split"] != split]
+    lines = (text for path in others for _, text in text_lines(path, quiet(reading.encoding)))
+    return {(text.split("\t") if "\t" in text else text.split() or [""])[0].strip() for text in lines}
 
 
 def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
@@ -95,35 +115,47 @@ def _find(folder: Path, names: tuple[str, ...], faults: Faults) -> Path | None:
     return None
 
 
-def read_texts(rows: Rows, where: object, reading: Reading, *, titled: bool) -> Texts:
-    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is left out."""
+def read_texts(
+    rows: Rows,
+    where: object,
+    reading: Reading,
+    *,
+    titled: bool,
+    id: Sequence[str] = ("_id", "id"),
+    text: str = "text",
+    title: str | None = "title",
+) -> Texts:
+    """The rows of a corpus (`titled`: title and text joined) or of queries; a row with a fault is left out.
+
+    id, text, title: their columns.
+    """
     faults = reading.faults
     texts = TextBuilder()
     groups: dict[str, str] = {}
     line = 0
     for line, row in rows:
         fields = Fields(row, where, line, reading)
-        id, text, group = fields.required_id("_id", "id"), fields.required_text("text"), fields.group()
-        title = (fields.text("title") or "") if titled else ""
-        if id is None or text is None or fields.faulty:
+        key, found, group = fields.required_id(*id), fields.required_text(text), fields.group()
+        above = (fields.text(title) or "") if titled and title is not None else ""
+        if key is None or found is None or fields.faulty:
             continue
-        if not titled and is_blank(text):
-            faults.add(where, line, f"query {id!r} is empty: give it a text or remove it")
-        elif texts.add(id, join_title(title, text)) != "new":
-            faults.add(where, line, f"id {id!r} appears a second time: give every row an id of its own")
+        if not titled and is_blank(found):
+            faults.add(where, line, f"query {key!r} is empty: give it a text or remove it")
+        elif texts.add(key, join_title(above, found)) != "new":
+            faults.add(where, line, f"id {key!r} appears a second time: give every row an id of its own")
         else:
-            reading.titles += bool(title)
+            reading.titles += bool(above)
             if group is not None:
-                groups[id] = group
+                groups[key] = group
     if not len(texts) and not faults.count:
         faults.add(where, line or 1, f"holds no {'documents' if titled else 'queries'}", whole=True)
     return Texts(texts.finish(), groups)
 
 
-def qrels_rows(path: Path, faults: Faults) -> Rows:
+def qrels_rows(path: Path, reading: Reading) -> Rows:
     """The rows of a TSV file of judgements, by column names, with or without a header."""
-    names: list[str] | None = None
-    for number, text in text_lines(path, faults):
+    faults, names = reading.faults, None
+    for number, text in text_lines(path, reading):
         cells = [cell.strip() for cell in (text.split("\t") if "\t" in text else text.split())]
         if names is None:
             names = ["query-id", "iteration", "corpus-id", "score"] if len(cells) == 4 else list(QRELS_COLUMNS)
@@ -137,14 +169,16 @@ def qrels_rows(path: Path, faults: Faults) -> Rows:
                 continue
         if len(cells) != len(names):
             faults.add(
-                path, number, f"{len(cells)} columns, needs {len(names)}: {', '.join(names)}, with a tab between them"
+                path,
+                number,
+                f"{counted(len(cells), 'column')}, needs {len(names)}: {', '.join(names)}, with a tab between them",
             )
             continue
         yield number, dict(zip(names, cells, strict=True))
 
 
 def read_judgements(
-    rows: Rows, where: object, reading: Reading, corpus: Texts, queries: Texts
+    rows: Rows, where: object, reading: Reading, corpus: Texts, queries: Texts, columns: Judged = Judged()
 ) -> dict[str, dict[str, float]]:
     """Query id -> document id -> label. A judgement of an unknown document or query is a fault.
 
@@ -157,9 +191,9 @@ def read_judgements(
     unknown: dict[str, list[tuple[int, str]]] = {"document": [], "query": []}
     repeats = 0
     for line, row in rows:
-        judgement = _judgement(Fields(row, where, line, reading))
+        judgement = _judgement(Fields(row, where, line, reading), columns)
         if judgement is None:
-            if (named := str(row.get("query-id"))) in queries.texts:
+            if (named := str(row.get(columns.query))) in queries.texts:
                 # The row is dropped, but its query still belongs to this split.
                 qrels.setdefault(named, {})
             continue
@@ -193,16 +227,21 @@ def read_judgements(
         for kind, found in unknown.items():
             _note_unknown(kind, found, where, faults)
     if repeats:
-        reading.say(f"{where}: {repeats:,} repeated judgements read once")
+        reading.say(f"{where}: {counted(repeats, 'repeated judgement')} read once")
     return qrels
 
 
-def _judgement(fields: Fields) -> tuple[str, str, float] | None:
-    query_id, document_id = fields.required_id("query-id"), fields.required_id("corpus-id")
-    value = fields.required("score")
-    label = number_of(value)
-    if label is None and value is not None:
-        fields.fault(f"score {value!r} is not a number: labels are numbers, above 0 is relevant")
+def _judgement(fields: Fields, columns: Judged) -> tuple[str, str, float] | None:
+    query_id, document_id = fields.required_id(columns.query), fields.required_id(columns.document)
+    label: float | None = 1.0
+    if columns.label is not None:
+        value = fields.required(columns.label)
+        label = fields.known_label(value)
+        if label is None and value is not None:
+            fields.fault(
+                f"{columns.label} {value!r} is not a number: labels are numbers, above 0 is relevant; for words give "
+                f"`labels: {{{str(value)[:40]}: 1, ...}}`"
+            )
     if query_id is None or document_id is None or label is None:
         return None
     return query_id, document_id, label
@@ -218,7 +257,8 @@ def _note_unknown(kind: str, found: list[tuple[int, str]], where: object, faults
     faults.add(
         where,
         found[0][0],
-        f"{len(found):,} judgement(s) name a {kind} that is not in the {place}: {shown}{more}. "
+        f"{counted(len(found), 'judgement names', 'judgements name')} a {kind} that is not in the {place}: "
+        f"{shown}{more}. "
         f"Add the missing rows to the {place}, or remove the judgements",
     )
 
@@ -231,8 +271,12 @@ def assemble(
     *,
     where: object,
     shared: bool,
+    others: AbstractSet[str] | None = None,
 ) -> Collection:
-    """The Collection, after the last checks; `shared` queries are kept when the qrels name them."""
+    """The Collection, after the last checks; `shared` queries are kept when the qrels name them.
+
+    others: the queries of other splits, where they are known: to leave these out is not a loss, and not reported.
+    """
     faults, say, key = reading.faults, reading.say, reading.group_key
     faults.check()
     if not any(label > 0 for judged in qrels.values() for label in judged.values()):
@@ -241,10 +285,17 @@ def assemble(
         give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name one of their columns")
     texts = queries.texts
     kept = {q: text for q, text in texts.items() if q in qrels} if shared else texts
-    if len(kept) < len(texts):
-        say(f"{where}: {len(texts) - len(kept):,} of {len(texts):,} queries are of other splits: left out")
+    left = len(texts) - len(kept)
+    if left and others is None:
+        say(f"{where}: {len(kept):,} of {counted(len(texts), 'query')} {_is(len(kept))} of this split")
+    elif left and others is not None and (lost := sum(q not in qrels and q not in others for q in texts)):
+        say(f"{where}: {lost:,} of {counted(len(texts), 'query')} {_is(lost)} judged in no split: left out")
     unjudged = sum(q not in qrels for q in kept)
     if unjudged:
-        say(f"{where}: {unjudged:,} of {len(kept):,} queries have no judgement")
+        say(f"{where}: {unjudged:,} of {counted(len(kept), 'query')} without a judgement")
     groups = {q: queries.groups[q] for q in kept if q in queries.groups}
     return Collection(reading.name, corpus.texts, kept, qrels, query_groups=groups, document_groups=corpus.groups)
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"

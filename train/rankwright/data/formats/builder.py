@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from rankwright.common.hashing import content_id
+from rankwright.common.plurals import counted
 from rankwright.data.collection import Collection
 from rankwright.data.formats.reading import Reading, give_up, listed
 from rankwright.data.store.texts import TextBuilder
@@ -43,6 +45,7 @@ class GroupRow:
     titles: int = 0
     # Labels say what was clicked in one session: another one may differ.
     clicks: bool = False
+    answer: str | None = None
 
 
 @dataclass(slots=True)
@@ -58,7 +61,9 @@ class Groups:
     query_groups: dict[str, str] = field(default_factory=dict)
     document_groups: dict[str, str] = field(default_factory=dict)
     instructions: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
+    more: Counter[str] = field(default_factory=Counter)
     repeats: int = 0
     sessions: int = 0
     other_scores: int = 0
@@ -79,6 +84,8 @@ class Groups:
             self.weights[key] = row.weight
         if row.group is not None:
             self.query_groups[key] = row.group
+        if row.answer is not None:
+            self.answers.setdefault(key, row.answer)
         if row.instruction is not None:
             self.instructions[row.instruction] = self.instructions.get(row.instruction, 0) + 1
         judged = self.qrels.setdefault(key, {})
@@ -153,6 +160,7 @@ class Groups:
             self.query_groups,
             self.document_groups,
             next(iter(self.instructions)) if self._one_instruction() else None,
+            answers=self.answers,
         )
 
     def _one_instruction(self) -> bool:
@@ -162,11 +170,17 @@ class Groups:
         name, say = self.reading.name, self.reading.say
         if self.ignored:
             say(f"{name}: columns not used: {listed(sorted(self.ignored))}")
+        for path, count in sorted(self.more.items()):
+            say(
+                f"{name}: {counted(count, 'row')} with more elements than the one that `{path}` names, which are not "
+                "read: where several people judged, write one label per row"
+            )
         if self.sessions:
             shown = sum(map(len, self.qrels.values()))
             clicked = sum(label > 0 for judged in self.qrels.values() for label in judged.values())
             say(
-                f"{name}: {self.sessions:,} rows of clicks: {clicked:,} of {shown:,} documents shown for a query were "
+                f"{name}: {counted(self.sessions, 'row')} of clicks: {clicked:,} of {shown:,} documents "
+                "shown for a query were "
                 "clicked at least once and count as relevant, the others as not relevant. People click what stands "
                 "first (position bias), and leave right answers below it: judge some by hand for the test set"
             )
@@ -176,10 +190,12 @@ class Groups:
             say(f"{name}: {self.other_scores:,} repeated pairs had another teacher score: the first is kept")
         weighted = sum(weight != 1 for weight in self.weights.values())
         if weighted:
-            say(f"{name}: {weighted:,} of {len(self.queries):,} queries have a weight of their own")
+            own = "has a weight" if weighted == 1 else "have a weight"
+            say(f"{name}: {weighted:,} of {counted(len(self.queries), 'query')} {own} of their own")
         if self.instructions and not self._one_instruction():
             some = sum(self.instructions.values())
             say(
-                f"{name}: {some:,} of {self.reading.taken:,} rows have an instruction, {len(self.instructions):,} "
+                f"{name}: {some:,} of {counted(self.reading.taken, 'row')} {'has' if some == 1 else 'have'} "
+                f"an instruction, {len(self.instructions):,} "
                 "different ones: none is used, since a set has one; split the file, or give `instruction`"
             )

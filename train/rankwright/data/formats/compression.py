@@ -45,6 +45,11 @@ def packing(path: Path) -> str:
     return "zstd" if path.suffix == ".zst" else "gzip"
 
 
+def damaged(path: Path, error: Exception) -> str:
+    """The fault of a packed file that raised one of DAMAGED."""
+    return f"damaged {packing(path)} file ({error}): fetch or compress it again"
+
+
 def check_place(path: Path, *, folder: bool = False) -> None:
     """Raise UserError unless a path is a regular file (or a folder, where `folder` allows it), which can be read again.
 

@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Unpack, cast
 
 from rankwright.common.errors import UserError
 from rankwright.common.files import atomic_file, atomic_folder, write_lines_atomic
+from rankwright.common.plurals import counted
 from rankwright.data.collection import Collection
 from rankwright.data.formats.compression import plain_name
 from rankwright.data.formats.detect import FOLDERS, check_format
-from rankwright.data.formats.read import read_path
-from rankwright.data.formats.reading import Faults, Reading, Say
+from rankwright.data.formats.read import read_path, reading_of
+from rankwright.data.formats.reading import Faults, Options, Say
 from rankwright.data.formats.tables import is_table
 from rankwright.data.formats.writers import (
     HOLDS,
@@ -49,28 +50,31 @@ def convert(
     *,
     to: str,
     say: Say,
-    format: str | None = None,
     split: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    labels: Mapping[str, float] | None = None,
-    group_key: str | None = None,
+    **options: Unpack[Options],
 ) -> None:
     """Read `source` as a recipe's `path` is read, and write it in format `to`; reports what was read, written and lost.
 
     target: a folder for beir and trec, else a file that ends in .jsonl, .csv, .tsv (each also .gz, .zst) or
-    .parquet; it must not be there. Raises UserError(s) when there is a fault, and then writes nothing.
+    .parquet; it must not be there. options: those of read_collection.
+    Raises UserError(s) when there is a fault, and then writes nothing.
     """
     check_format(to)
+    if to == "joined":
+        raise UserError("--to joined: is only read: give beir, which has the same parts")
     if target.exists():
         raise UserError(f"{target}: is there already: remove it, or give another name")
     if to not in FOLDERS:
         check_suffix(target)
     elif is_table(target):
         raise UserError(f"{target}: format {to} is a folder of files: give a name without a suffix")
-    reading = Reading(source.name.split(".")[0], split, Faults(), say, columns or {}, group_key, labels or {})
-    collection = read_path(source, format, reading)
+    reading = reading_of(source.name.split(".")[0], split, say, options, Faults())
+    collection = read_path(source, options.get("format"), reading)
     judged = sum(map(len, collection.qrels.values()))
-    say(f"{source}: {len(collection.queries):,} queries, {len(collection.corpus):,} documents, {judged:,} judgements")
+    say(
+        f"{source}: {counted(len(collection.queries), 'query')}, "
+        f"{counted(len(collection.corpus), 'document')}, {counted(judged, 'judgement')}"
+    )
     lost = losses(collection, to)
     lost["titles apart from their texts, written as the first line of the text"] = reading.titles
     if "ids" not in HOLDS[to]:
@@ -101,7 +105,7 @@ def _write_rows(target: Path, collection: Collection, to: str, lost: Counter[str
     first = next(rows, None)
     if first is None:
         raise UserError(f"{target}: nothing of the set can be written as {to}: {', '.join(+lost)}")
-    return f"{write_table(target, itertools.chain([first], rows)):,} rows"
+    return f"{counted(write_table(target, itertools.chain([first], rows)), 'row')}"
 
 
 def _without_empty(collection: Collection, lost: Counter[str]) -> Collection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,8 +12,8 @@ from typing import Any
 from rankwright.common.errors import UserError, nearest, no_such, one_line
 from rankwright.data.collection import Collection
 from rankwright.data.formats.builder import Groups
-from rankwright.data.formats.fields import Fields, Roles, missing_columns, number_of, renamed
-from rankwright.data.formats.reading import COLUMNS, Reading, Row, Rows, check_columns, listed
+from rankwright.data.formats.fields import Fields, Roles, has_more, missing_columns, number_of, renamed
+from rankwright.data.formats.reading import COLUMNS, Reading, Row, Rows, check_columns, give_up, listed
 from rankwright.data.formats.rows import (
     CLICKED,
     DOCUMENTS,
@@ -30,11 +31,11 @@ from rankwright.data.normalisation import words
 
 # Column -> text, number, list, object or null, in the order of the file.
 Kinds = Mapping[str, str]
-FOLDERS = ("beir", "trec")
+FOLDERS = ("beir", "trec", "joined")
 SAMPLE_ROWS = 50
 # Characters of a column's name that are compared with the known names.
 LONGEST_NAME = 64
-_SHARED = {"query_id", "weight", "group", "instruction"}
+_SHARED = {"query_id", "weight", "group", "instruction", "known_answer"}
 _GROUPS = {"query", "positives", "negatives", "positive_scores", "negative_scores", "positive_ids", "negative_ids"}
 
 # Columns of FlagEmbedding in a file of another format would be left out silently: the names are not similar enough.
@@ -215,6 +216,8 @@ def read_tables(tables: Sequence[tuple[object, Rows]], format: str | None, readi
             rest = f", {', '.join(map(repr, roles.negatives))} as negatives" if roles.negatives else ""
             reading.say(f"{where}: {name}: {roles.query!r} is read as the query, {roles.document!r} as document{rest}")
         _Table(groups, where, name, roles, guessed=format is None).read(itertools.chain(sample, rows))
+    if not reading.rows and not reading.faults.noted:
+        give_up(reading.faults, tables[0][0], 1, "holds no rows: give a file that has some")
     return groups.finish(tables[0][0])
 
 
@@ -227,7 +230,11 @@ def _with_header(where: object, rows: Rows, reading: Reading) -> Rows:
     known = {*COLUMNS, *reading.columns.values(), *itertools.chain(*(form.names for form in FORMS.values()))}
     known |= {*QUERIES, *DOCUMENTS, *LISTS}
     if not _reads_like_texts(header) or not known.isdisjoint(header):
-        yield from itertools.chain([first], rows)
+        for line, row in itertools.chain([first], rows):
+            if _is_header(row):
+                reading.faults.add(where, line, "the header stands here again: remove the line", kind="header again")
+            else:
+                yield line, row
         return
     names = [f"column {number}" for number in range(1, len(header) + 1)]
     reading.say(
@@ -237,6 +244,12 @@ def _with_header(where: object, rows: Rows, reading: Reading) -> Rows:
     yield 1, CsvRow(zip(names, (None if cell in names else cell for cell in header), strict=True))
     for line, row in itertools.chain([first], rows):
         yield line, CsvRow(zip(names, row.values(), strict=True))
+
+
+def _is_header(row: Row) -> bool:
+    """Whether a row holds the names of its columns, as where files were joined; a mark of bytes may stand before."""
+    cells = {name: value for name, value in row.items() if value is not None}
+    return len(cells) > 1 and all(isinstance(v, str) and v.strip("\ufeff ") == n for n, v in cells.items())
 
 
 def _reads_like_texts(header: Sequence[str]) -> bool:
@@ -280,6 +293,7 @@ class _Table:
         self.also = {key, key.split(".")[0], "metadata"} if key else set()
         # A column is used where only a part of it is.
         self.also |= {theirs.split(".")[0] for theirs in self.reading.columns.values()}
+        self.inner = [theirs for theirs in self.reading.columns.values() if re.search(r"\.\d+(\.|$)", theirs)]
 
     def read(self, rows: Iterable[tuple[int, Row]]) -> None:
         for line, original in rows:
@@ -292,6 +306,7 @@ class _Table:
                 continue
             assert found is not None, "a reader gave no row and no fault"
             self.groups.add(found, self.where, line)
+            self.groups.more.update(theirs for theirs in self.inner if has_more(original, theirs))
 
     def _near(self, name: str) -> list[str]:
         # Rows repeat their columns, and may have thousands.

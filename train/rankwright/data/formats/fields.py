@@ -13,7 +13,7 @@ from rankwright.common.errors import UserErrors, did_you_mean, one_line
 from rankwright.common.hashing import content_id
 from rankwright.data.collection import join_title
 from rankwright.data.formats.builder import Document, GroupRow
-from rankwright.data.formats.reading import COLUMNS, Reading, Row, listed
+from rankwright.data.formats.reading import COLUMNS, Reading, Row, listed, name_words
 from rankwright.data.formats.text_rows import CsvRow, Json
 from rankwright.data.normalisation import is_blank
 
@@ -42,15 +42,18 @@ def _same_end(wanted: str, paths: Sequence[str]) -> str:
     return f", did you mean {found[0]!r}?" if found else ""
 
 
-def paths_of(row: Row) -> Iterator[str]:
-    """The columns of a row, and the paths to values inside of its objects and lists, up to MOST_DEEP parts."""
+def paths_of(row: Row, elements: int = 1) -> Iterator[str]:
+    """The columns of a row, and the paths to values inside of its objects and lists, up to MOST_DEEP parts.
+
+    elements: how many of each list are looked at.
+    """
 
     def walk(value: Any, path: str, depth: int) -> Iterator[str]:
         inner: Iterable[tuple[object, Any]] = ()
         if depth < MOST_DEEP and isinstance(value, Mapping):
             inner = value.items()
         elif depth < MOST_DEEP and isinstance(value, list) and value and isinstance(value[0], Mapping | list):
-            inner = enumerate(value[:1])
+            inner = enumerate(value[:elements])
         yield path
         for key, one in inner:
             yield from walk(one, f"{path}.{key}", depth + 1)
@@ -72,6 +75,19 @@ def at_path(row: Row, name: str) -> Any:
         else:
             return ABSENT
     return value
+
+
+def has_more(row: Row, name: str) -> bool:
+    """Whether a path leads to one element of a list that has others after it."""
+    value: Any = None if name in row else row
+    for part in name.split("."):
+        if isinstance(value, list) and part.isdecimal() and len(value) > int(part) + 1:
+            return True
+        if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return False
 
 
 def value_at(row: Row, name: str) -> Any:
@@ -104,7 +120,9 @@ def number_of(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-_IDS = ("id", "docid", "document_id")
+_IDS = ("id", "docid", "doc_id", "document_id")
+# Words in the names of marks beside a text, which would be lost.
+_JUDGED = set("good correct relevant relevance clicked selected accepted".split())
 # How booleans stand in JSON, Python, R and spreadsheets.
 _TRUTH = {"true": 1.0, "false": 0.0}
 
@@ -206,8 +224,8 @@ class Fields:
             self.fault(f"{what} is {value!r}, needs a number")
         return number
 
-    def label(self, place: str, value: object) -> float | None:
-        """A label: a number, true or false, or what `labels` gives for a text; else None, with a fault."""
+    def known_label(self, value: object) -> float | None:
+        """A number, true or false, or what `labels` gives for a text; None for any other value."""
         if isinstance(value, list) and len(value) == 1:
             # Tools for annotation write the one choice of a person as a list.
             value = value[0]
@@ -217,8 +235,14 @@ class Fields:
                 return self.reading.labels[known]
         if isinstance(value, bool) or text.lower() in _TRUTH:
             return _TRUTH[text.lower()]
-        number = number_of(value)
+        return number_of(value)
+
+    def label(self, place: str, value: object) -> float | None:
+        """As known_label; None, with a fault, for any other value."""
+        number = self.known_label(value)
         if number is None:
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            text = str(value).strip()
             # A text of several words is as likely another column as a label.
             more = "" if "[" in place else "; `format: pairs` would read every row as relevant"
             self.fault(
@@ -262,7 +286,7 @@ class Fields:
         return True
 
     def group_row(self, query: str | None, documents: Sequence[Document | None]) -> GroupRow | None:
-        """The row with the columns of all formats: query_id, weight, group, instruction. None without a query."""
+        """The row with the columns of all formats: query_id, weight, group, instruction ... None without a query."""
         given, query_id = self.row.get("weight"), self.id("query_id")
         weight = number_of(given)
         if given is not None and (weight is None or weight <= 0):
@@ -271,7 +295,8 @@ class Fields:
         group, instruction = self.group("group"), self.text("instruction")
         if query is None:
             return None
-        return GroupRow(query, found, query_id, weight, group, instruction, self.titles)
+        answer = self.text("known_answer")
+        return GroupRow(query, found, query_id, weight, group, instruction, self.titles, answer=answer)
 
     def query(self, name: str = "query") -> str | None:
         """The query, which may not be empty."""
@@ -372,6 +397,12 @@ class Fields:
             return None
         inner = self.inside(element)
         inner.encodable(text, name)
+        if judged := [key for key in element if _JUDGED & {*name_words(str(key))} and element[key] in (0, 1)]:
+            self.fault(
+                f"{place} has the key {judged[0]!r} ({element[judged[0]]}), which may be its label: divide them "
+                "by it into positives and negatives, or remove the key",
+                kind=f"key {judged[0]}",
+            )
         title = inner.text("title") or ""
         self.titles += bool(title)
         key = (inner if id is None else self.inside({"id": id})).id(*_IDS)

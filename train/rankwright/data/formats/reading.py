@@ -8,10 +8,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypedDict
 
 from rankwright.common.console import visible
 from rankwright.common.errors import UserError, UserErrors, no_such, one_line
+from rankwright.common.plurals import counted
 
 Say = Callable[[str], None]
 OnFault = Literal["stop", "drop"]
@@ -40,6 +41,7 @@ COLUMNS = {
     "weight": "weight of the query in the loss",
     "group": "what must stay in one split",
     "instruction": "the instruction of the set",
+    "known_answer": "the words of a relevant document that answer the query, for `data check`",
     "clicked": "whether a document that was shown was clicked, or which ones of a list",
 }
 
@@ -50,6 +52,8 @@ def log_say(line: str) -> None:
 
 
 MOST_FAULTS = 20
+# Faults of one kind that have a message each.
+MOST_ALONE = 3
 # Names of columns in a message, and characters of each.
 MOST_LISTED, LONGEST_LISTED = 30, 200
 # Words in the names of files that name a split -> which of ours it is.
@@ -77,6 +81,9 @@ class LineOfRow(int):
 
     row: int
 
+    def __format__(self, spec: str) -> str:
+        return f"{int(self)}: element {self.row} (counted from 1)"
+
     def __new__(cls, line: int, row: int) -> LineOfRow:
         made = super().__new__(cls, line)
         made.row = row
@@ -100,20 +107,24 @@ class Dropped:
 
 
 class Faults:
-    """Mistakes in the user's files, `file:line: what, how to fix it`; the first 20 are kept, all are counted.
+    """Mistakes in the user's files, `file:line: what, how to fix it`; all are counted, and 20 messages are shown.
+
+    More than three faults of a file that differ in their values alone take one message, with the first places.
 
     on_fault="drop": a fault of a row raises nothing; the reader leaves the row out and it is counted here. Faults of
     whole files (no such file, nothing relevant in it) still stop.
-    count: faults for which check() raises; noted: all that were added, so that a reader sees whether a row had one.
+    count: faults for which check() raises; noted: all that were added, so that a reader sees whether a row had one;
+    whole: those of whole files, which dropping rows does not help.
     """
 
     def __init__(self, on_fault: OnFault = "stop", *, examples: int = MOST_EXAMPLES) -> None:
         """examples: how many dropped rows of a kind are kept as text."""
         self.on_fault = on_fault
         self.most_examples = examples
-        self.count = self.noted = 0
-        self._messages: list[str] = []
-        self._repeats: dict[tuple[str, str], list[int]] = {}
+        self.count = self.noted = self.whole = 0
+        self._same: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._stated: set[tuple[str, str]] = set()
         # A row with several faults counts once, under its first fault.
         self._dropped_lines: dict[str, set[int]] = {}
         self._dropped: dict[tuple[str, str], list[str]] = {}
@@ -125,18 +136,21 @@ class Faults:
         whole: a fault of the file and not of a row; it stops whatever on_fault is.
         """
         self.noted += 1
+        self.whole += whole
         text = one_line(text)
         if self.on_fault == "drop" and not whole:
             self._drop(str(where), line, text)
             return
         self.count += 1
+        key = (str(where), kind or kind_of(text))
         if kind is not None:
-            repeats = self._repeats.setdefault((str(where), kind), [len(self._messages), 0])
-            repeats[1] += 1
-            if repeats[1] > 1:
-                return
-        if len(self._messages) < MOST_FAULTS:
-            self._messages.append(f"{where}:{line}: {text}")
+            self._stated.add(key)
+        if key not in self._same and len(self._same) >= MOST_KINDS:
+            return
+        self._counts[key] += 1
+        if len(found := self._same.setdefault(key, [])) < MOST_EXAMPLES:
+            place = f"element {line.row}" if isinstance(line, LineOfRow) else f"{line}".strip()
+            found.append((self.count, place, f"{where}:{line}: {text}"))
 
     def _drop(self, file: str, line: int, text: str) -> None:
         lines = self._dropped_lines.setdefault(file, set())
@@ -166,17 +180,26 @@ class Faults:
         """Raise UserErrors when there is any fault that stops."""
         if not self.count:
             return
-        messages = list(self._messages)
-        shown = len(messages)
-        for place, times in self._repeats.values():
-            if times > 1 and place < len(messages):
-                messages[place] += f" ({times} lines like this)"
-                shown += times - 1
-        if self.count > shown:
-            messages.append(f"and {self.count - shown} more faults")
+        found = sorted(one for key in self._same for one in self._messages(key))[:MOST_FAULTS]
+        messages = [text for _, _, text in found]
+        if more := self.count - sum(count for _, count, _ in found):
+            messages.append(f"and {counted(more, 'more fault')}")
         # Dropped rows are the most likely reason why nothing is left.
-        messages += [f"{d.examples[0]} ({d.count:,} rows like this were dropped)" for d in self.dropped[:MOST_FAULTS]]
+        messages += [
+            f"{d.examples[0]} ({counted(d.count, 'row like this was', 'rows like this were')} dropped)"
+            for d in self.dropped[:MOST_FAULTS]
+        ]
         raise UserErrors(messages)
+
+    def _messages(self, key: tuple[str, str]) -> Iterator[tuple[int, int, str]]:
+        """(order, how many faults it stands for, message) of the faults of one kind in one file."""
+        found, count = self._same[key], self._counts[key]
+        if count <= (1 if key in self._stated else MOST_ALONE):
+            yield from ((order, 1, text) for order, _, text in found)
+            return
+        more = ", ..." if count > len(found) else ""
+        order, _, text = found[0]
+        yield order, count, f"{text} ({count:,} lines like this: {', '.join(place for _, place, _ in found)}{more})"
 
 
 def kind_of(text: str) -> str:
@@ -195,11 +218,25 @@ def give_up(faults: Faults, where: object, line: int, text: str) -> NoReturn:
     raise UserError(f"{where}:{line}: {one_line(text)}")
 
 
+class Options(TypedDict, total=False):
+    """How a set is read, in addition to what its files show; each may be None.
+
+    format: one of detect.FORMS or FOLDERS. columns: our name of a column -> the file's. labels: value of the label
+    column -> label. group_key: the column of the groups. encoding: that of the text files.
+    """
+
+    format: str | None
+    columns: Mapping[str, str] | None
+    labels: Mapping[str, float] | None
+    group_key: str | None
+    encoding: str | None
+
+
 @dataclass(slots=True)
 class Reading:
     """One set being read. columns: our name -> the file's; group_key: the column of the groups.
 
-    labels: value of the label column, as text -> label.
+    labels: value of the label column, as text -> label. encoding: of the text files; None: what their bytes show.
     rows: how many rows a row format has seen; taken: how many went into the set; the others have faults.
     titles: documents whose title was joined with their text.
     """
@@ -211,9 +248,15 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     group_key: str | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
+    encoding: str | None = None
     rows: int = 0
     taken: int = 0
     titles: int = 0
+
+
+def quiet(encoding: str | None = None) -> Reading:
+    """For a look at rows that are read again afterwards: that reading reports their faults."""
+    return Reading("", faults=Faults("drop"), say=lambda line: None, encoding=encoding)
 
 
 def listed(names: Iterable[object]) -> str:
@@ -228,6 +271,16 @@ def column_names(cells: Iterable[object], where: object, line: int, faults: Faul
     names = [("" if cell is None else str(cell)).strip() or f"column {n}" for n, cell in enumerate(cells, start=1)]
     refuse_twice(names, where, line, faults, advice)
     return names
+
+
+def wrong_width(cells: Sequence[object], columns: int, *, quotes: bool = True) -> str:
+    """The fault of a row that has another number of cells than the header; quotes: whether cells can have quotes."""
+    advice = ": put a text that holds the separator in quotes" if quotes and len(cells) > columns else ""
+    if columns == 1 < len(cells):
+        advice = ": is the first line a title? Remove what stands above the header"
+    elif len(cells) > columns and not any(cells[columns:]):
+        advice = ": remove the separator at its end, or add one to the header"
+    return f"{counted(len(cells), 'cell')}, the header has {counted(columns, 'column')}{advice}"
 
 
 def refuse_twice(names: Sequence[str], where: object, line: int, faults: Faults, advice: str = "") -> None:

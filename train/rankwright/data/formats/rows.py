@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rankwright.common.plurals import counted
 from rankwright.common.registry import Registry
 from rankwright.data.formats.builder import Document, GroupRow
 from rankwright.data.formats.fields import Fields, Roles, number_of
@@ -127,6 +128,7 @@ _OF_NEGATIVE = _NEGATIVE | set(
     """hard bm25 mined random text texts document documents doc docs passage passages response responses answer answers
     sentence sentences context contexts ctx ctxs chunk chunks candidate candidates""".split()
 )
+_WRONG = set("wrong incorrect irrelevant bad".split())
 # Words that name a judgement: always as the whole name, as a part of it only where the column holds numbers.
 _JUDGEMENTS = set(
     """label labels relevance relevant relevancy grade rating judgement judgment relevanz bewertung pertinence pertinent
@@ -155,7 +157,10 @@ def negatives_of(kinds: Mapping[str, str]) -> tuple[str, ...]:
 
 def _is_negative(name: str) -> bool:
     words = words_of(name)
-    return bool(words & _NEGATIVE) and words <= _OF_NEGATIVE
+    # `wrong` alone may be a mark, `wrong answer` holds a text.
+    return (bool(words & _NEGATIVE) and words <= _OF_NEGATIVE) or (
+        bool(words & _WRONG) and bool(words & _OF_NEGATIVE) and words <= _OF_NEGATIVE | _WRONG
+    )
 
 
 def words_of(name: str) -> set[str]:
@@ -204,7 +209,7 @@ def _tuple(fields: Fields, most: int | None) -> GroupRow | None:
     positives = fields.elements(roles.document)
     negatives = [one for name in roles.negatives if fields.row.get(name) is not None for one in fields.elements(name)]
     if most is not None and len(negatives) >= most:
-        fields.fault(f"{1 + len(negatives)} documents, this format has {most}: give `format: n-tuple`")
+        fields.fault(f"{counted(1 + len(negatives), 'document')}, this format has {most}: give `format: n-tuple`")
     count = len(positives) + len(negatives)
     if not count:
         fields.fault(f"`{roles.document}` is an empty list: give a document, or remove the line")
@@ -351,7 +356,9 @@ def _chosen(fields: Fields, value: Any, shown: Sequence[Any]) -> list[bool]:
     if len(values) == len(shown) and all(isinstance(one, bool) or one in (0, 1) for one in values):
         return [bool(one) for one in values]
     names = [
-        {str(one.get(key)) for key in ("id", "docid", "document_id", "text")} if isinstance(one, dict) else {one}
+        {str(one.get(key)) for key in ("id", "docid", "doc_id", "document_id", "text")}
+        if isinstance(one, dict)
+        else {one}
         for one in shown
     ]
     found = [any(str(one) in known for one in values) for known in names]

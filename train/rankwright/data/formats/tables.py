@@ -7,13 +7,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rankwright.common.errors import UserError, one_line
-from rankwright.data.formats.compression import DAMAGED, is_packed, open_bytes, packing, plain_name
-from rankwright.data.formats.reading import Faults, RowNumber, Rows, choose_split, give_up, refuse_twice
-from rankwright.data.formats.text_rows import LINES, array_rows, csv_rows, json_rows
+from rankwright.data.formats.compression import DAMAGED, damaged, is_packed, open_bytes, plain_name
+from rankwright.data.formats.encodings import open_text
+from rankwright.data.formats.reading import Faults, Reading, RowNumber, Rows, choose_split, give_up, quiet, refuse_twice
+from rankwright.data.formats.text_rows import LINES, array_rows, csv_rows, delimiter_of, json_rows, object_rows
 from rankwright.data.formats.workbooks import workbook_rows
 
 if TYPE_CHECKING:
@@ -24,15 +26,40 @@ WORKBOOK = ".xlsx"
 SUFFIXES = (*LINES, ".json", ".parquet", ".arrow", WORKBOOK)
 PARQUET, ARROW_FILE, ARROW_STREAM = b"PAR1", b"ARROW1\0\0", b"\xff\xff\xff\xff"
 _END = b"\xff\xff\xff\xff\0\0\0\0"
+# First bytes of files that hold no rows that can be read -> what they are, and what to do.
 _FOREIGN = {
-    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"PK\x03\x04": "a zip archive: unpack it, or end the name of an Excel workbook in .xlsx",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls): save it as .xlsx or CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls), or one with a password: save it as .xlsx without, or CSV",
+    b"%PDF": "a PDF document: extract its texts into a file of rows",
+    b"SQLite format 3\0": "a SQLite database: export its tables as CSV",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*"), "an image: it holds no texts"),
 }
+_OFFICE = {".docx": "a Word document", ".pptx": "a presentation", ".odt": "a text document", ".ods": "a spreadsheet"}
+_OLD_OFFICE = b"\xd0\xcf\x11\xe0"
 _HEAD_BYTES = 1 << 16
 # Rows that are Python objects at the same time.
 BATCH_ROWS = 256
+
+
+def foreign(head: bytes, path: Path) -> str | None:
+    """What a file is whose first bytes are those of another kind of file, and what to do; None for all others."""
+    if path.suffix in _OFFICE and head.startswith(b"PK"):
+        return f"{_OFFICE[path.suffix]}: save its texts as .xlsx, CSV or JSONL"
+    return next((what for start, what in _FOREIGN.items() if head.startswith(start)), None)
+
+
+def why_unreadable(path: Path, encoding: str | None = None) -> str | None:
+    """Why no row of a file can be read, in words; None where one can."""
+    reading = quiet(encoding)
+    try:
+        if next(table_rows(path, reading), None) is not None:
+            return None
+        reading.faults.check()
+    except UserError as error:
+        return str(error).splitlines()[0].removeprefix(f"{path}:").removeprefix("1:").strip()
+    faulty = reading.faults.dropped
+    return f"no row can be read, first: {faulty[0].examples[0].removeprefix(f'{path}:')}" if faulty else "holds no rows"
 
 
 def is_table(path: Path) -> bool:
@@ -40,44 +67,57 @@ def is_table(path: Path) -> bool:
     return plain_name(path).endswith(SUFFIXES)
 
 
-def table_rows(path: Path, faults: Faults) -> Rows:
+def table_rows(path: Path, reading: Reading) -> Rows:
     """(line or RowNumber, row) of a file, plain, .gz or .zst. Content decides how it is read; for text, the name too.
 
     Faults are noted with their place. Raises UserErrors for a file whose rest cannot be read.
     """
+    faults, name = reading.faults, plain_name(path)
     try:
         with open_bytes(path) as file:
             head = file.read(_HEAD_BYTES)
     except DAMAGED as error:
-        give_up(faults, path, 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
-    name = plain_name(path)
-    if head.startswith((PARQUET, ARROW_FILE, ARROW_STREAM)):
+        give_up(faults, path, 1, damaged(path, error))
+    is_arrow = head.startswith((PARQUET, ARROW_FILE, ARROW_STREAM))
+    is_book = name.endswith(WORKBOOK) and not is_packed(path)
+    if reading.encoding is not None and (is_arrow or is_book):
+        give_up(faults, path, 1, f"encoding: {reading.encoding}: this is not a text file: leave `encoding` out")
+    if is_arrow:
         return arrow_rows(path, faults, start=head[:8])
-    if name.endswith(WORKBOOK) and not is_packed(path):
+    if is_book and not head.startswith(_OLD_OFFICE):
         return workbook_rows(path, faults)
     if name.endswith((".parquet", ".arrow")):
         give_up(faults, path, 1, "its bytes are not those of a Parquet or Arrow file: fetch or write it again")
-    for start, what in _FOREIGN.items():
-        if head.startswith(start):
-            give_up(faults, path, 1, what)
-    if len(head) > 1 and (head[0] == 0) != (head[1] == 0):
-        # ASCII in two bytes each, without the byte order mark that most programs write.
-        give_up(faults, path, 1, _FOREIGN[b"\xff\xfe"])
-    return _text_rows(path, name, head, faults)
+    if (what := foreign(head, path)) is not None:
+        give_up(faults, path, 1, what)
+    return _text_rows(path, name, reading)
 
 
-def _text_rows(path: Path, name: str, head: bytes, faults: Faults) -> Rows:
+def _text_rows(path: Path, name: str, reading: Reading) -> Rows:
     if name.endswith((".tsv", ".csv")):
-        return csv_rows(path, faults, delimiter="\t" if name.endswith(".tsv") else None)
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        return csv_rows(path, reading, delimiter="\t" if name.endswith(".tsv") else None)
+    with open_text(path, replace(reading, say=lambda line: None)) as file:
+        text = file.read(_HEAD_BYTES).lstrip()
     if text.startswith(b"["):
-        return array_rows(path, faults)
+        return array_rows(path, reading)
+    if text.startswith(b"{") and name.endswith(".json") and not _is_line(text):
+        return object_rows(path, reading)
     if text.startswith(b"{") or name.endswith((".jsonl", ".ndjson", ".json")) or not text:
-        return json_rows(path, faults)
-    first = text.split(b"\n", 1)[0]
-    if b"\t" not in first and b"," not in first:
-        give_up(faults, path, 1, f"no rows that can be read: give one of {', '.join(SUFFIXES)}, plain or .gz or .zst")
-    return csv_rows(path, faults)
+        return json_rows(path, reading)
+    first = text.split(b"\n", 1)[0].decode("utf-8", "replace")
+    if delimiter_of(first) not in first:
+        known = f"give one of {', '.join(SUFFIXES)}, plain or .gz or .zst"
+        give_up(reading.faults, path, 1, f"no rows that can be read: {known}")
+    return csv_rows(path, reading)
+
+
+def _is_line(head: bytes) -> bool:
+    """Whether the first line of a file is a JSON text, with more below: it has one row in each line."""
+    first, _, rest = head.partition(b"\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
@@ -97,7 +137,7 @@ def arrow_rows(path: Path, faults: Faults, *, start: bytes) -> Rows:
                     else:
                         yield RowNumber(number), row
     except DAMAGED as error:
-        text = f"damaged {packing(path)} file ({error}): fetch or compress it again"
+        text = damaged(path, error)
         give_up(faults, path, RowNumber(number + 1), text)
     except (pyarrow.ArrowException, OSError) as error:
         what = "Parquet" if start.startswith(PARQUET) else "Arrow"

@@ -10,46 +10,55 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
-from rankwright.data.formats.compression import CHUNK_BYTES, DAMAGED, LONGEST_ROW, byte_lines, open_bytes, packing
-from rankwright.data.formats.reading import Faults, LineOfRow, Rows, column_names, give_up
+from rankwright.data.formats.compression import CHUNK_BYTES, DAMAGED, LONGEST_ROW, byte_lines, damaged
+from rankwright.data.formats.encodings import ADVICE, ESCAPED, UTF8, TextFile, open_text
+from rankwright.data.formats.reading import Faults, LineOfRow, Reading, Rows, column_names, give_up, wrong_width
 
 # Files of lines; a JSON array has no line per row.
 LINES = (".jsonl", ".ndjson", ".csv", ".tsv")
 # An error this near to the end of the text so far may be a value that is cut off: `tru`, `\ud83`.
 _UNFINISHED = 16
 _SPACE = " \t\n\r"
-# What "surrogateescape" makes of bytes that are not UTF-8.
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
-def text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of each line that is not blank. Bytes that are not UTF-8 are faults, an empty file too."""
+def text_lines(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of each line that is not blank; see open_text for the encoding.
+
+    Bytes that the encoding does not have are faults, an empty file too.
+    """
     number = seen = 0
+    faults = reading.faults
     try:
-        with open_bytes(path) as file:
+        with open_text(path, reading) as file:
             for number, raw in enumerate(byte_lines(file, path), start=1):
                 try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
+                    text = raw.decode().strip("\r\n")
                 except UnicodeDecodeError as error:
-                    faults.add(path, number, f"not UTF-8 at byte {error.start} of the line: save the file as UTF-8")
+                    faults.add(path, number, _not_text(file, f" at byte {error.start} of the line"))
                     seen += 1
                     continue
                 if text.strip():
                     seen += 1
                     yield number, text
     except DAMAGED as error:
-        give_up(faults, path, number + 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
+        give_up(faults, path, number + 1, damaged(path, error))
     if not seen:
         faults.add(path, 1, "the file is empty: give a file with rows", whole=True)
 
 
-def json_rows(path: Path, faults: Faults) -> Rows:
+def _not_text(file: TextFile, place: str = "") -> str:
+    # The place is that in the line as UTF-8.
+    return f"not {file.encoding}{place if file.encoding == UTF8 else ''}: {ADVICE}"
+
+
+def json_rows(path: Path, reading: Reading) -> Rows:
     """The objects of a JSONL file; a line that is not a JSON object is a fault."""
-    json = Json()
-    for number, text in text_lines(path, faults):
+    json, faults = Json(), reading.faults
+    for number, text in text_lines(path, reading):
         try:
             row = json.decode(text)
         except ValueError as error:
@@ -66,52 +75,53 @@ class CsvRow(dict[str, Any]):
 
 
 def delimiter_of(header: str) -> str:
-    """The most frequent of tab, comma and semicolon in a header; a comma where there is none."""
-    return max(",", ";", "\t", key=header.count)
+    """The most frequent of comma, semicolon, tab and | outside quotes in a header; a comma where there is none."""
+    return max(",", ";", "\t", "|", key=re.sub('"[^"]*"', "", header).count)
 
 
-def csv_rows(path: Path, faults: Faults, *, delimiter: str | None = None) -> Rows:
+def csv_rows(path: Path, reading: Reading, *, delimiter: str | None = None) -> Rows:
     """(line where the record starts, row) of each record after the header, read strictly; blank lines are skipped.
 
     A cell that is empty is None. Raises UserErrors when the header names a column twice, and for a quote that is
     never closed.
     """
     csv.field_size_limit(LONGEST_ROW)
+    faults = reading.faults
     try:
-        lines = _lines(path)
-        header = next(lines, "")
-        if not header.strip():
-            give_up(
-                faults, path, 1, "no header in the first line, or the file is empty: give a file with a header and rows"
-            )
-        found = csv.reader(itertools.chain([header], lines), delimiter=delimiter or delimiter_of(header), strict=True)
-        records = _records(found, path, faults)
-        names = _names(next(records)[1], path, faults)
-        for line, cells in records:
-            if not cells:
-                continue
-            if any(_NOT_UTF8.search(cell) for cell in cells):
-                faults.add(path, line, "not UTF-8: save the file as UTF-8")
-            elif len(cells) != len(names):
-                faults.add(path, line, f"{len(cells)} cells, the header has {len(names)} columns")
-            else:
-                yield line, CsvRow({name: cell or None for name, cell in zip(names, cells, strict=True)})
-    except DAMAGED as error:
-        give_up(faults, path, 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with open_bytes(path) as file:
-        for number, line in enumerate(byte_lines(file, path)):
+        with open_text(path, reading) as file:
             # Bytes that are not UTF-8 become a fault once their record is known.
-            yield line.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape")
+            lines = (line.decode("utf-8", "surrogateescape") for line in byte_lines(file, path))
+            header, before = next(lines, ""), 0
+            if stated := re.fullmatch('"?sep=(.)"?\\s*', header):
+                # A line for Excel alone.
+                delimiter, header, before = stated[1], next(lines, ""), 1
+            if not header.strip():
+                give_up(faults, path, 1, "no header in the first line, or the file is empty: give a header and rows")
+            sign = delimiter or delimiter_of(header)
+            found = csv.reader(itertools.chain([header], lines), delimiter=sign, strict=True)
+            records = _records(found, path, faults, before)
+            names = _names(next(records)[1], path, file, faults)
+            for line, cells in records:
+                if not cells:
+                    continue
+                if any(ESCAPED.search(cell) for cell in cells):
+                    faults.add(path, line, _not_text(file))
+                elif len(cells) != len(names):
+                    faults.add(path, line, wrong_width(cells, len(names)))
+                else:
+                    yield line, CsvRow({name: cell or None for name, cell in zip(names, cells, strict=True)})
+    except DAMAGED as error:
+        give_up(faults, path, 1, damaged(path, error))
 
 
-def _records(reader: Any, path: Path, faults: Faults) -> Iterator[tuple[int, list[str] | None]]:
-    """(line where it starts, cells) of each record that csv.reader finds, cells None after a fault."""
+def _records(reader: Any, path: Path, faults: Faults, before: int) -> Iterator[tuple[int, list[str] | None]]:
+    """(line where it starts, cells) of each record that csv.reader finds, cells None after a fault.
+
+    before: lines that the reader was not given.
+    """
     cells: list[str] | None
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
@@ -124,30 +134,66 @@ def _records(reader: Any, path: Path, faults: Faults) -> Iterator[tuple[int, lis
         yield line, cells
 
 
-def _names(cells: list[str] | None, path: Path, faults: Faults) -> list[str]:
-    if cells is None or any(_NOT_UTF8.search(cell) for cell in cells):
-        give_up(faults, path, 1, "the header cannot be read: save the file as UTF-8, with a header")
+def _names(cells: list[str] | None, path: Path, file: TextFile, faults: Faults) -> list[str]:
+    if cells is None or any(ESCAPED.search(cell) for cell in cells):
+        give_up(faults, path, 1, f"the header cannot be read: {_not_text(file)}")
     return column_names(cells, path, 1, faults, ", or add a header")
 
 
-def array_rows(path: Path, faults: Faults) -> Rows:
+def array_rows(path: Path, reading: Reading) -> Rows:
     """(line where it starts, row) of each element; an element that is not an object is a fault.
 
     Raises UserErrors for text that is not JSON: the start of the next element is then unknown.
     """
     try:
-        with open_bytes(path) as file:
-            yield from _Array(path, file, faults).elements()
+        with open_text(path, reading) as file:
+            yield from _Array(path, file, reading.faults).elements()
     except DAMAGED as error:
-        give_up(faults, path, 1, f"damaged {packing(path)} file ({error}): fetch or compress it again")
+        give_up(reading.faults, path, 1, damaged(path, error))
+
+
+# Keys under which files of one JSON object hold their rows.
+_ROWS = set("data rows items records examples entries tasks samples instances questions".split())
+
+
+def object_rows(path: Path, reading: Reading) -> Rows:
+    """The rows of a file that is one JSON object: the objects of its list (`data`, `rows`, ...), else itself.
+
+    Raises UserErrors for tables by columns, as pandas writes them, and for an object of several lists of rows.
+    """
+    with open_text(path, reading) as file:
+        data = file.read(LONGEST_ROW)
+    try:
+        whole = Json().decode(data.decode())
+    except ValueError:
+        # Rows on several lines, or not JSON: that reader reports the line.
+        yield from json_rows(path, replace(reading, say=lambda line: None))
+        return
+    lists = [key for key, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    by_column = len(whole) > 1 and all(isinstance(value, dict) for value in whole.values())
+    if by_column or {"columns", "data"} <= whole.keys() > set(lists):
+        advice = "write the rows, in pandas `.to_json(PATH, orient='records', lines=True)`"
+        give_up(reading.faults, path, 1, f"a table by its columns and not by its rows: {advice}")
+    if len(lists) == len(whole) > 1:
+        give_up(reading.faults, path, 1, f"one object with several lists ({', '.join(lists)}): save each as a file")
+    if len(lists) != 1 or lists[0] not in _ROWS or not whole.keys().isdisjoint(("query", "question")):
+        yield 1, whole
+        return
+    reading.say(f"{path}: its rows are the {len(whole[lists[0]]):,} elements of {lists[0]!r}")
+    for number, row in enumerate(whole[lists[0]], start=1):
+        line = LineOfRow(1, number)
+        if isinstance(row, dict):
+            yield line, row
+        else:
+            reading.faults.add(path, line, f"a JSON {type(row).__name__}, needs an object with columns")
 
 
 class _Array:
     """The unused rest of the text that was read; place: where in it the next element starts, line: its line."""
 
-    def __init__(self, path: Path, file: IO[bytes], faults: Faults) -> None:
+    def __init__(self, path: Path, file: TextFile, faults: Faults) -> None:
         self.path, self.file, self.faults = path, file, faults
-        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.json = Json()
         self.text, self.place, self.line, self.row, self.ended = "", 0, 1, 0, False
 
@@ -203,7 +249,7 @@ class _Array:
         except UnicodeDecodeError as error:
             at = data.count(b"\n", 0, error.start)
             self.line += self.text.count("\n") + at
-            self._stop("not UTF-8 (save the file as UTF-8)")
+            self._stop(_not_text(self.file).replace(": ", " (", 1) + ")")
 
     def _element(self) -> object:
         while True:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rankwright.common.errors import UserError, did_you_mean
+from rankwright.common.plurals import counted
 from rankwright.data.collection import Collection
 from rankwright.data.formats.beir import TOPICS, assemble, qrels_rows, read_judgements, read_texts
-from rankwright.data.formats.reading import Faults, Reading, Rows, give_up, split_words
+from rankwright.data.formats.reading import Reading, Rows, give_up, quiet, split_words
 from rankwright.data.formats.text_rows import json_rows, text_lines
 
 _CORPUS = re.compile(r"(?:corpus|collection|docs?|documents)\b.*", re.IGNORECASE)
@@ -28,6 +29,18 @@ def is_trec(folder: Path) -> bool:
     """Whether a folder has topics and qrels."""
     names = [path.name for path in folder.iterdir() if path.is_file()]
     return any(map(TOPICS.fullmatch, names)) and any(map(_QRELS.fullmatch, names))
+
+
+def is_trec_name(name: str) -> bool:
+    """Whether a file may be one of a folder of TREC files, by its name."""
+    return any(pattern.fullmatch(name) for pattern in (TOPICS, _QRELS, _CORPUS, _RUN))
+
+
+def trec_splits(folder: Path) -> list[str]:
+    """The splits in the names of the files of judgements."""
+    return sorted(
+        {word for path in folder.iterdir() if "qrels" in path.name.lower() for word in split_words(path.name)}
+    )
 
 
 def run_file(folder: Path, split: str | None) -> Path | None:
@@ -50,14 +63,13 @@ def read_trec(folder: Path, reading: Reading) -> Collection:
     other = [name for name in reading.columns if name != "query"]
     if other:
         raise UserError(f"{folder}: columns: a TREC folder takes `query` only (the field of <top>), not {other[0]!r}")
-    faults = reading.faults
-    topics_path = _one(folder, TOPICS, "topics", reading.split)
-    qrels_path = _one(folder, _QRELS, "qrels", reading.split)
-    corpus_path = _one(folder, _CORPUS, "corpus", None)
-    corpus = read_texts(_documents(corpus_path, faults), corpus_path, reading, titled=True)
+    topics_path = one_of(_files(folder, TOPICS), folder, "topics", reading.split)
+    qrels_path = one_of(_files(folder, _QRELS), folder, "qrels", reading.split)
+    corpus_path = one_of(_files(folder, _CORPUS), folder, "corpus", None)
+    corpus = read_texts(_documents(corpus_path, reading), corpus_path, reading, titled=True)
     field = reading.columns.get("query", "title")
-    queries = read_texts(_topics(topics_path, field, faults), topics_path, reading, titled=False)
-    qrels = read_judgements(qrels_rows(qrels_path, faults), qrels_path, reading, corpus, queries)
+    queries = read_texts(_topics(topics_path, field, reading), topics_path, reading, titled=False)
+    qrels = read_judgements(qrels_rows(qrels_path, reading), qrels_path, reading, corpus, queries)
     shared = not split_words(topics_path.name)
     return assemble(reading, corpus, queries, qrels, where=qrels_path, shared=shared)
 
@@ -76,8 +88,8 @@ def _of_split(files: Sequence[Path], split: str | None) -> list[Path]:
     return named or [path for path in files if split is None or not split_words(path.name)]
 
 
-def _one(folder: Path, pattern: re.Pattern[str], what: str, split: str | None) -> Path:
-    files = _files(folder, pattern)
+def one_of(files: Sequence[Path], folder: Path, what: str, split: str | None) -> Path:
+    """The file of a split among those of one part of a set. Raises UserError where there is none, or several."""
     found = _of_split(files, split)
     if len(found) == 1:
         return found[0]
@@ -89,15 +101,16 @@ def _one(folder: Path, pattern: re.Pattern[str], what: str, split: str | None) -
     raise UserError(f"{folder}: needs {wanted}, found {len(found)}. Files of {what}: {names}. Give split: NAME")
 
 
-def _first(path: Path) -> str:
+def _first(path: Path, encoding: str | None) -> str:
     """The first line that is not blank; faults are noted when the file is read."""
-    return next((text.lstrip() for _, text in text_lines(path, Faults())), "")
+    return next((text.lstrip() for _, text in text_lines(path, quiet(encoding))), "")
 
 
-def _topics(path: Path, field: str, faults: Faults) -> Rows:
+def _topics(path: Path, field: str, reading: Reading) -> Rows:
     """Rows `_id, text` of topics."""
-    if _first(path).startswith("<"):
-        for line, fields in _records(path, "top", faults):
+    faults = reading.faults
+    if _first(path, reading.encoding).startswith("<"):
+        for line, fields in _records(path, "top", reading):
             number, text = fields.get("num", ""), fields.get(field, "")
             if not number or not text:
                 known = ", ".join(sorted(fields))
@@ -105,16 +118,16 @@ def _topics(path: Path, field: str, faults: Faults) -> Rows:
                 continue
             yield line, {"_id": number, "text": text}
         return
-    yield from _tab_rows(path, faults, most=2)
+    yield from _tab_rows(path, reading, most=2)
 
 
-def _documents(path: Path, faults: Faults) -> Rows:
+def _documents(path: Path, reading: Reading) -> Rows:
     """Rows `_id, title, text` of a corpus."""
-    start = _first(path)
+    faults, start = reading.faults, _first(path, reading.encoding)
     if start.startswith("{"):
-        yield from json_rows(path, faults)
+        yield from json_rows(path, reading)
     elif start.startswith("<"):
-        for line, fields in _records(path, "doc", faults):
+        for line, fields in _records(path, "doc", reading):
             title = next((fields[name.lower()] for name in _TITLES if fields.get(name.lower())), "")
             if not fields.get("docno") or "text" not in fields:
                 missing = "TEXT" if fields.get("docno") else "DOCNO"
@@ -122,13 +135,13 @@ def _documents(path: Path, faults: Faults) -> Rows:
                 continue
             yield line, {"_id": fields["docno"], "title": title, "text": fields["text"]}
     else:
-        yield from _tab_rows(path, faults, most=3)
+        yield from _tab_rows(path, reading, most=3)
 
 
-def _tab_rows(path: Path, faults: Faults, *, most: int) -> Rows:
+def _tab_rows(path: Path, reading: Reading, *, most: int) -> Rows:
     """Rows of `id<TAB>text`, or of `id<TAB>title<TAB>text` where `most` is 3; a header with such names is skipped."""
-    width = 0
-    for number, line in text_lines(path, faults):
+    faults, width = reading.faults, 0
+    for number, line in text_lines(path, reading):
         cells = line.split("\t")
         if not width and cells[0].strip().lower() in _ID_NAMES:
             width = len(cells)
@@ -136,17 +149,17 @@ def _tab_rows(path: Path, faults: Faults, *, most: int) -> Rows:
         width = width or len(cells)
         if len(cells) != width or not 2 <= len(cells) <= most:
             wanted = "id and text" if most == 2 else "id and text, or id, title and text"
-            faults.add(path, number, f"{len(cells)} columns, needs {wanted} with a tab between them")
+            faults.add(path, number, f"{counted(len(cells), 'column')}, needs {wanted} with a tab between them")
             continue
         title = {"title": cells[1]} if len(cells) == 3 else {}
         yield number, {"_id": cells[0].strip(), **title, "text": cells[-1]}
 
 
-def _records(path: Path, tag: str, faults: Faults) -> Iterator[tuple[int, dict[str, str]]]:
+def _records(path: Path, tag: str, reading: Reading) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, field -> text) of each <tag>...</tag>; a field ends at its closing tag, or where the next begins."""
     record: _Record | None = None
-    before = 0
-    for number, line in text_lines(path, faults):
+    faults, before = reading.faults, 0
+    for number, line in text_lines(path, reading):
         if record is not None:
             # text_lines leaves out blank lines.
             record.parts += [""] * (number - before - 1)

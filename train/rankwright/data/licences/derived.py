@@ -11,7 +11,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserErrors
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.licences.ledger import TAINTING, USE_WORDS, Input, Roles, faults, make_inputs, warning
-from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term
+from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term, find_term
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import LicenceRule, Recipe
 
@@ -48,8 +48,8 @@ def derive(inputs: Sequence[Input]) -> Derived:
     """The licence of weights made from the inputs; those that are only evaluated on do not count.
 
     - An input without a settled licence makes it `unknown`.
-    - Terms that forbid commercial use, share-alike terms, terms that flow down to students, and terms that are not in
-      our table bind the weights; several at once are `other`, with all their names.
+    - Terms that forbid commercial use, share-alike terms, terms that flow down to students, terms that are not in our
+      table, and texts of one's own bind the weights; several at once are `other`, with all their names.
     - Otherwise it is the base's licence, or the data's where the base asks for nothing and the data for attribution.
     - A decision replaces terms that forbid commercial use; all other terms of the input's licence stay.
     """
@@ -73,6 +73,7 @@ def derive(inputs: Sequence[Input]) -> Derived:
         left = _absorbed(bond for _, bond in binding)
         why = [f"{one.name} ({_used(one)}) is under {bond.id}, {bond.why}" for one, bond in binding]
         hub, name = _named(left)
+        why += _contradictions(left)
         return Derived(hub, name, (*why, *decided), credits)
     hub, name, why = _permissive(tainting)
     return Derived(hub, name, (*why, *decided), credits)
@@ -113,12 +114,13 @@ def _binds(term: Term, one: Input) -> bool:
     if term.commercial == "no" or term.flows_down or (term.commercial != "yes" and "base" in one.uses):
         return True
     # A teacher's outputs are not an adaptation of the teacher.
-    return term.share_alike and any(use in one.uses for use in ("base", "train", "dev"))
+    return (term.share_alike or term.reserved) and any(use in one.uses for use in ("base", "train", "dev"))
 
 
 def _reason(term: Term) -> str:
     reasons = {"no": [FORBIDS], "unknown": ["has terms of its own"], "yes": []}[term.commercial]
     reasons += ["is share-alike"] if term.share_alike else []
+    reasons += ["leaves all rights with its owner"] if term.reserved else []
     reasons += ["flows down to models made from it or from its outputs"] if term.flows_down else []
     return "which " + " and ".join(reasons)
 
@@ -133,6 +135,29 @@ def _absorbed(bonds: Iterable[Bond]) -> list[Bond]:
     if "CC-BY-NC-SA" in newest:
         newest.pop("CC-BY-NC", None)
     return list(newest.values())
+
+
+def _contradictions(bonds: Iterable[Bond]) -> list[str]:
+    """A sentence where some terms want the weights to be shared and others keep all rights."""
+    terms = [term for bond in bonds if (term := find_term(bond.id)) is not None]
+    if not (any(term.share_alike for term in terms) and any(term.reserved for term in terms)):
+        return []
+    return [
+        "share-alike terms and rights that stay with an owner contradict each other: settle it before you pass it on"
+    ]
+
+
+def owned(ledger: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The sets that the weights are made from: those whose texts are the owner's, and local ones without a licence."""
+    own, bare = [], []
+    for one in ledger["inputs"]:
+        if one["taints"] and one["kind"] == "data set":
+            terms = [find_term(statement["licence"]) for statement in one["statements"]]
+            if any(term is not None and term.reserved for term in terms):
+                own.append(str(one["input"]))
+            elif not terms and one["place"].startswith("path ") and one["decision"] is None:
+                bare.append(str(one["input"]))
+    return own, bare
 
 
 def _named(terms: Sequence[Bond | Term]) -> tuple[str, str | None]:

@@ -21,7 +21,8 @@ from rankwright.data.licences.terms import (
     term_names,
 )
 from rankwright.data.sources import Located
-from rankwright.recipe.schema import Baseline, Decision, DevFromTrain, LicenceRule, Recipe
+from rankwright.recipe.schema import Baseline, Decision, LicenceRule, Recipe
+from rankwright.recipe.sources import DevFromTrain
 
 # What an input is: base, data set, teacher, baseline, or what a retriever calls its model (`dense model`).
 Kind = str
@@ -41,7 +42,7 @@ NOTHING_KNOWN = "its licence is stated nowhere"
 class Input:
     """One input of a run. name, place (the card, hub id, path or address): either may stand in a decision.
 
-    credit: whom to name, where the licence wants that. hub: its id there, if any.
+    credit: whom to name, where the licence wants that. hub: its id there, if any. of: the set whose texts it holds.
     """
 
     name: str
@@ -53,11 +54,12 @@ class Input:
     credit: str = ""
     hub: str | None = None
     decision: Decision | None = None
+    of: str = ""
 
     @property
     def names(self) -> list[str]:
         """What a decision may call it."""
-        return [name for name in (self.name, self.place.partition(" ")[2]) if name]
+        return [name for name in (self.name, self.place.partition(" ")[2], self.of) if name]
 
     @property
     def taints(self) -> bool:
@@ -135,7 +137,7 @@ def make_inputs(
         # Queries that are taken out of train choose the checkpoint.
         from_train = split == "train" and isinstance(recipe.data.dev, DevFromTrain)
         uses: tuple[Use, ...] = (use, "dev") if from_train else (use,)
-        found += [_set(entry, uses) for entry in entries]
+        found += [one for entry in entries for one in _with_judgements(_set(entry, uses), entry)]
     if recipe.mine.teacher is not None:
         # Its scores replace those in the sets, which are then not read.
         found += _own_teacher(recipe, recipe.mine.teacher, roles.distils)
@@ -187,6 +189,16 @@ def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
     statements = [*typed, *facts.statements]
     facts = replace(facts, statements=tuple(statements), commercial=strictest(s.commercial for s in statements))
     return Input(entry.name, "data set", place, revision, uses, facts, credit or entry.name, hub)
+
+
+def _with_judgements(one: Input, entry: Located) -> list[Input]:
+    """The set, and the judgements that are laid over it: these hold its texts, under its licence."""
+    if entry.judgements is None:
+        return [one]
+    note = "; ".join(text for text in (one.known.note, f"as the set {one.name}, whose texts it holds") if text)
+    place = f"path {entry.source.judgements}"
+    name, facts = f"judgements of {one.name}", replace(one.known, note=note)
+    return [one, Input(name, "judgements", place, None, one.uses, facts, one.credit, of=one.name)]
 
 
 def _teacher(entry: Located) -> Input:
@@ -251,7 +263,8 @@ def faults(inputs: Sequence[Input], rule: LicenceRule, train_sets: Sequence[str]
 def _refusals(inputs: Sequence[Input], rule: LicenceRule) -> Iterator[str]:
     for one in inputs:
         why = one.refused_by(rule.require)
-        if why is None:
+        if why is None or one.of:
+            # The line about the set settles both.
             continue
         used = ", ".join(USE_WORDS[use] for use in one.uses if use in TAINTING)
         what = "model.base" if one.kind == "base" else one.kind
@@ -288,15 +301,20 @@ def _decision_faults(inputs: Sequence[Input], rule: LicenceRule, others: Sequenc
 def warning(inputs: Sequence[Input], rule: LicenceRule) -> str | None:
     """A line about inputs that are not cleared for commercial use, where the recipe requires nothing.
 
-    A set without any licence is mostly the user's own: a note of its own names what to write.
+    A set without any licence is a note that names what to write: a local one is mostly the user's own.
     """
-    doubtful = [one for one in inputs if one.refused_by("commercial") is not None]
+    doubtful = [one for one in inputs if one.refused_by("commercial") is not None and not one.of]
     if rule.require is not None or not doubtful:
         return None
-    own = [one for one in doubtful if one.place.startswith("path ") and one.kind == "data set"]
-    bare = [one.name for one in own if not one.known.statements]
-    note = f"no licence is stated for {', '.join(bare)}: if the texts are yours, write `licence: own` there"
-    doubtful = [one for one in doubtful if one.name not in bare]
+    bare = [one for one in doubtful if one.kind == "data set" and not one.known.statements]
+    ways = {"if the texts are yours, write `licence: own` there": True, "write `licence: NAME` there": False}
+    notes = [
+        f"no licence is stated for {', '.join(names)}: {way}"
+        for way, local in ways.items()
+        if (names := [one.name for one in bare if one.place.startswith("path ") is local])
+    ]
+    note = "; ".join(notes)
+    doubtful = [one for one in doubtful if one not in bare]
     if not doubtful:
         return note
     shown = ", ".join(f"{one.name} ({one.known.commercial}: {one.known.licence})" for one in doubtful)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field
 
 from rankwright.common import resources
-from rankwright.recipe.schema import Section
+from rankwright.recipe.kinds import Section
 from rankwright.recipe.yaml_file import read_yaml, validate
 
 Commercial = Literal["yes", "no", "unknown"]
@@ -23,6 +23,8 @@ Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")]
 # From the most permissive to the most restrictive: a doubt is worse than a yes, and a no settles it.
 STRICTNESS: tuple[Commercial, ...] = ("yes", "unknown", "no")
 UNKNOWN: Commercial = "unknown"
+# The term of texts whose owner keeps all rights.
+PROPRIETARY = "proprietary"
 # Fewer digits do not identify a commit.
 SHORTEST_REVISION = 7
 # On the hub: the licence is named in another key.
@@ -42,6 +44,8 @@ class Term(Section):
     # Binds a model that is trained on the outputs of a model under it.
     flows_down: bool = False
     public_domain: bool = False
+    # The owner keeps all rights, also those in weights made from it.
+    reserved: bool = False
     hub: str
     note: str = ""
     source: str

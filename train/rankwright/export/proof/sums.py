@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,12 @@ def sums_of(folder: Path) -> dict[str, str]:
 
 def write_sums(folder: Path) -> None:
     """The last file of an export."""
-    text = "".join(f"{digest}  {name}\n" for name, digest in sums_of(folder).items())
-    (folder / SUMS_FILE).write_text(text, encoding="utf-8")
+    (folder / SUMS_FILE).write_text(sums_text(sums_of(folder)), encoding="utf-8")
+
+
+def sums_text(sums: Mapping[str, str]) -> str:
+    """The content of SHA256SUMS."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())
 
 
 def read_sums(folder: Path) -> dict[str, str] | None:

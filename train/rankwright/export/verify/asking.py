@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rankwright.common.errors import UserError, no_such
+from rankwright.common.plurals import counted
 from rankwright.export.proof.runtimes.base import Row
 from rankwright.rerankers.endpoints import SHAPES, Shape
 from rankwright.rerankers.served import Limits, Refused, ServedReranker
@@ -114,7 +115,9 @@ def _refuse_few(asked: Asked) -> None:
     wanted = sum(row["gate"] for row in asked.rows)
     refused = [why for place, why in asked.refused.items() if asked.rows[place]["gate"]]
     if 2 * len(refused) > wanted:
-        raise UserError(f"the server refused {len(refused)} of {wanted} pairs: nothing is proven: {refused[0]}")
+        raise UserError(
+            f"the server refused {len(refused)} of {counted(wanted, 'pair')}: nothing is proven: {refused[0]}"
+        )
 
 
 def _lists(
@@ -130,7 +133,7 @@ def _lists(
             try:
                 answer = dict(zip(documents, server.score(query, documents), strict=True))
             except Refused as error:
-                asked.notes.append(f"{way} of {len(documents)} documents: not checked: {error}")
+                asked.notes.append(f"{way} of {counted(len(documents), 'document')}: not checked: {error}")
                 answer = {}
             for place in places:
                 scores[place] = answer.get(rows[place]["document"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from rankwright.common.errors import UserError
 from rankwright.export.proof.runtimes.base import sigmoid
@@ -98,7 +99,7 @@ def _other_frames(known: Known) -> Iterator[Hypothesis]:
     contract = known.contract
     for frame in [f for f in FRAMES.values() if f.trainable and f.name != contract.mode]:
         for instruction in dict.fromkeys((contract.instruction, frame.instruction)):
-            limits = {"max_tokens": contract.max_tokens, "query_tokens": contract.query_tokens}
+            limits: dict[str, Any] = {"max_tokens": contract.max_tokens, "query_tokens": contract.query_tokens}
             try:
                 other = make_contract(known.tokenizer, mode=frame.name, instruction=instruction, **limits)
             except UserError:

@@ -14,7 +14,9 @@ from rich.table import Table
 from rankwright.common import console
 from rankwright.common.errors import UserError, one_line
 from rankwright.common.files import read_json_object
-from rankwright.common.resources import resolve_base, shown
+from rankwright.common.lineage import stale_export
+from rankwright.common.plurals import counted
+from rankwright.common.resources import EXPORTED, existing_folder, resolve_base, shown
 from rankwright.export.golden import GOLDEN_FILE
 from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, read_exported
 from rankwright.export.proof.runtimes.base import Exported
@@ -43,9 +45,7 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
 
     Raises UserError when it is not an export, or when its golden pairs or its prompt contract have changed since.
     """
-    # Path.is_dir() raises for a name that is too long.
-    if not os.path.isdir(folder):  # noqa: PTH112
-        raise UserError(f"{one_line(str(folder))}: no such folder: give an exported one, such as runs/NAME/export/hf")
+    existing_folder(folder, EXPORTED)
     if not (folder / GOLDEN_FILE).is_file():
         inside = sorted(path.parent.name for path in folder.glob(f"*/{GOLDEN_FILE}"))
         fix = f"give one of its exports: {', '.join(inside)}" if inside else f"not an export, or a part: {COPY_AGAIN}"
@@ -55,6 +55,8 @@ def open_export(folder: Path, base: str | None = None, tolerance: float | None =
     exported = read_exported(folder, base)
     record = _record(folder)
     notes, faults = _changes(folder)
+    if line := stale_export(folder):
+        notes = (*notes, f"WARNING: stale: {line}")
     _find_base(exported)
     return Opened(exported, tolerance or float(record.get("tolerance", DEFAULT_TOLERANCE)), notes, faults)
 
@@ -140,7 +142,7 @@ def _finite(value: Any) -> Any:
 
 def _show(report: dict[str, Any]) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in report["kinds"].items())
-    console.say(f"pairs: {kinds}; {report['gate_rows']} decide for every runtime, {report['cut_rows']} are cut")
+    console.say(f"pairs: {kinds}; {report['gate_rows']} must match in every runtime, {report['cut_rows']} are cut")
     table = Table(box=None)
     columns = ("runtime", "ids differ", "max |d logit|", "in batches", "max |d probability|", "Spearman")
     for column in columns:
@@ -154,7 +156,10 @@ def _show(report: dict[str, Any]) -> None:
             console.say(f"{name}: {figures}")
         elif "other_rows" in figures:
             count, worst = figures["other_rows"]["rows"], figures["other_rows"]["max_d_probability"]
-            console.say(f"{name}: {count} pairs do not decide, max |d probability| {worst:.1e} there")
+            console.say(
+                f"{name}: {counted(count, 'pair')} that only Rankwright reads as in training need not match, "
+                f"max |d probability| {worst:.1e} there"
+            )
     for failure in report["failures"]:
         console.say(f"not proven: {failure}")
     if not report["failures"]:

@@ -16,6 +16,7 @@ from rankwright.export.proof.runtimes.torch import RANKWRIGHT, TRUSTED
 from rankwright.export.targets import TARGETS
 from rankwright.export.weights import has_adapter
 from rankwright.model.loading import load_model
+from rankwright.model.long_documents import AS_CUT
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 from rankwright.rerankers.reranker import Reranker
@@ -43,9 +44,11 @@ class Known:
         if RANKWRIGHT not in TARGETS[exported.kind].runtimes:
             return None
         try:
-            return cls(exported, Reranker.load(str(exported.path), device="cpu", base=exported.base))
+            reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base)
         except UserError:
             return None
+        # As a server reads long documents.
+        return cls(exported, reranker.reading(AS_CUT))
 
     def ids(self, text: str, *, served: bool = False) -> list[int]:
         """Ids of a text alone, its control tokens read as such; served: by the exported tokenizer."""

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from rankwright.common import console
+from rankwright.common.plurals import counted
 from rankwright.common.resources import shown
 from rankwright.export.proof.comparing import short, spearman
 from rankwright.export.proof.runtimes.base import Exported, Limits, exact
@@ -66,7 +67,8 @@ def verify_server(
         print(json.dumps(_as_json(opened, url, api, asked, finding)))
     else:
         console.say(
-            f"{url} ({api}) against {shown(opened.exported.path)}: {len(asked.decides)} of {len(rows)} pairs decide"
+            f"{url} ({api}) against {shown(opened.exported.path)}: {len(asked.decides)} of "
+            f"{counted(len(rows), 'pair')} decide"
         )
         _show(asked, finding)
     return finding is None

@@ -19,6 +19,7 @@ from rankwright.model.blocks import why_not
 from rankwright.model.instructions import training_instructions
 from rankwright.model.layout import row_tokens
 from rankwright.model.loading import empty_model
+from rankwright.model.long_documents import AS_CUT
 from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
 from rankwright.model.rank_model import RankModel
 from rankwright.recipe.schema import Recipe
@@ -233,7 +234,8 @@ class Plan:
 def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> EncodedGroup:
     """As many documents as a query can give, each prompt of max_tokens, and a query that leaves them that room."""
     documents = ["word " * contract.max_tokens] * (recipe.mine.positives + recipe.mine.negatives)
-    encoder = PromptEncoder(contract, tokenizer)
+    # A prompt of blocks may have fewer tokens.
+    encoder = PromptEncoder(contract, tokenizer).reading(AS_CUT)
     encoders = map(encoder.under, training_instructions(recipe) or [None])
     return max((under.encode("", documents) for under in encoders), key=lambda group: group.tokens)
 

@@ -21,6 +21,7 @@ from rankwright.export.proof.runtimes.base import (
     sigmoid,
 )
 from rankwright.model.loading import load_tokenizer
+from rankwright.model.long_documents import AS_CUT
 from rankwright.model.prompt import PromptEncoder
 from rankwright.rerankers.reranker import Reranker
 
@@ -30,9 +31,9 @@ WEIGHTS: dict[str, Any] = {**TRUSTED, "use_safetensors": True, "dtype": torch.fl
 
 
 def rankwright(exported: Exported) -> Answer:
-    """Reranker.load, as the model card tells users."""
+    """Reranker.load, as the model card tells users; golden rows are a prompt each, so long documents are cut."""
     rows = exported.rows
-    reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base)
+    reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base).reading(AS_CUT)
     encoded = [reranker.encoder.encode(row["query"], [row["document"]]) for row in rows]
     logits = [reranker.score(row["query"], [row["document"]])[0] for row in rows]
     groups = [(row["query"], [row["document"]]) for row in rows]
