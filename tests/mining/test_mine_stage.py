@@ -77,9 +77,12 @@ def prepared(folder: Path) -> RunFolder:
     return RunFolder(folder)
 
 
+NO_FILES: dict[str, dict[str, Path | None]] = {"train": {}, "dev": {}}
+
+
 def go(chosen: Recipe, run: RunFolder, count: int = 1, inputs: str = "i", **options: Any) -> dict[str, bytes]:
     """The stage's files, made by so many processes."""
-    options = {"run_files": {}, "inputs": inputs, **options}
+    options = {"run_files": NO_FILES, "inputs": inputs, **options}
     if count == 1:
         work(0, 1, "", chosen, run, options, patched())
     else:
@@ -148,7 +151,7 @@ def test_whatever_a_kill_leaves_is_continued(tmp_path: Path, seed: int) -> None:
     chosen = recipe(filters=FILTERS, fill="random")
     whole = go(chosen, prepared(tmp_path / "whole"))
     run = prepared(tmp_path / "run")
-    make_shards(chosen, run, inputs="i", run_files={}, processes=Processes())
+    make_shards(chosen, run, inputs="i", run_files=NO_FILES, processes=Processes())
     paths = sorted((run.path / "mining").iterdir())
     assert len(paths) == 5 + 2 + 2
     # Some are not made yet, one is being written, and so are the stage's own files.
@@ -159,14 +162,14 @@ def test_whatever_a_kill_leaves_is_continued(tmp_path: Path, seed: int) -> None:
     gone[0].with_name(f".{gone[0].name}.ab.tmp").write_text('{"shard": 0, ')
     (run.path / ".negatives.jsonl.ab.tmp").write_text("{")
     kept = {p: p.stat().st_mtime_ns for p in paths if p not in gone}
-    make_shards(chosen, run, inputs="i", run_files={}, processes=Processes())
+    make_shards(chosen, run, inputs="i", run_files=NO_FILES, processes=Processes())
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert go(chosen, run, 2) == whole
 
 
 def test_a_changed_shard_is_made_again(tmp_path: Path) -> None:
     whole, run = go(recipe(), prepared(tmp_path / "whole")), prepared(tmp_path / "run")
-    make_shards(recipe(), run, inputs="i", run_files={}, processes=Processes())
+    make_shards(recipe(), run, inputs="i", run_files=NO_FILES, processes=Processes())
     paths = sorted((run.path / "mining").iterdir())
     for number, path in enumerate(paths):
         content = path.read_bytes()
@@ -177,7 +180,7 @@ def test_a_changed_shard_is_made_again(tmp_path: Path) -> None:
 
 
 def test_shards_of_other_inputs_are_not_used(run: RunFolder) -> None:
-    make_shards(recipe(depth=3), run, inputs="other", run_files={}, processes=Processes())
+    make_shards(recipe(depth=3), run, inputs="other", run_files=NO_FILES, processes=Processes())
     go(recipe(), run)
     assert max(len(found) for found in read_candidates(run.path / "candidates.jsonl").values()) == 20
 
@@ -250,7 +253,7 @@ def test_what_every_filter_removed(run: RunFolder, capsys: pytest.CaptureFixture
 def test_a_run_file_of_a_training_set(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [f"q{q} Q0 d{(q + k) % 60} {k} {9 - k} x" for q in range(36) for k in range(5)]
     (tmp_path / "x.run").write_text("\n".join(lines) + "\n")
-    files = {"one": tmp_path / "x.run", "two": tmp_path / "x.run"}
+    files = {"train": {"one": tmp_path / "x.run", "two": tmp_path / "x.run"}, "dev": {}}
     go(recipe(retriever="run"), run, run_files=files)
     found = read_candidates(run.path / "candidates.jsonl")
     assert [c.document_id for c in found["one/q7"]] == [f"one/d{7 + k}" for k in range(5)]
@@ -276,7 +279,8 @@ rank, count, store, folder, recipe = sys.argv[1:]
 mine_shards.SHARD_QUERIES, vectors.SHARD_TEXTS = 8, 16
 processes = Processes(int(rank), int(count), FileStore(store, int(count)))
 with processes.together():
-    mine(Recipe.model_validate_json(recipe), RunFolder(Path(folder)), inputs="i", run_files={}, processes=processes)
+    files = {"train": {}, "dev": {}}
+    mine(Recipe.model_validate_json(recipe), RunFolder(Path(folder)), inputs="i", run_files=files, processes=processes)
 """
 
 

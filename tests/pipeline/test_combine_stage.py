@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from rankwright.common.errors import UserError
+from rankwright.data.split_files import read_split
 from rankwright.evaluation.combine import WEIGHTS
 from rankwright.pipeline.combine import read_combination
 from rankwright.pipeline.data import dev_share
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.rerankers.combination import Combination
-from rankwright.retrieval.candidates import tie_order
-from rankwright.retrieval.run_file import read_trec_run
+from rankwright.retrieval.candidates import read_candidates, tie_order
+from rankwright.retrieval.run_file import read_trec_run, write_trec_run
 
 # 24 of the 30 training queries.
 DEV = {"dev": {"from": "train", "fraction": 0.8}}
@@ -128,9 +129,44 @@ def test_without_dev_lists_of_the_first_stage_nothing_is_chosen(
     settings = [f"run_dir={tmp_path / 'run'}", f"data.test.0.run={path}", "evaluate.first_stage=run"]
     pipeline = Pipeline(load_recipe(str(recipe), settings))
     rows = {row["system"]: row for row in pipeline.evaluate(["run", "combined"])}
-    assert "WARNING: combined: dev queries have no lists of run: weight and depth" in capsys.readouterr().out
+    assert (
+        "WARNING: combined: dev has no run files (add run: FILE to the sets that it comes from): weight"
+        in capsys.readouterr().out
+    )
     assert rows["combined"]["weight"] == 1 and rows["combined"]["value"] == rows["tuned"]["value"]
     assert not pipeline.folder.dev_scores.exists()
+
+
+def test_run_files_of_train_give_dev_the_lists_of_the_first_stage(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another search engine's lists, for test queries and for those that dev is taken out of."""
+    pipeline, _ = evaluated(recipe, only=["bm25"])
+    test = pipeline.folder.eval_folder("held-out", "bm25") / "run.trec"
+    found = {}
+    for split in ("train", "dev"):
+        for one in read_split(pipeline.folder.data, split):
+            ids = sorted(one.corpus)
+            found |= {q: {d: float(len(q) + len(d) + n) for n, d in enumerate(ids[:6])} for q in one.queries}
+    write_trec_run(tmp_path / "own.run", found, "own")
+    settings = [
+        f"run_dir={tmp_path / 'run'}",
+        f"data.test.0.run={test}",
+        f"data.train.0.run={tmp_path / 'own.run'}",
+        "evaluate.first_stage=run",
+    ]
+    pipeline = Pipeline(load_recipe(str(recipe), settings))
+    rows = {row["system"]: row for row in pipeline.evaluate(["run", "combined"])}
+    assert "no lists of run" not in capsys.readouterr().out
+    lists = read_candidates(pipeline.folder.dev_candidates)
+    dev = [q for one in read_split(pipeline.folder.data, "dev") for q in one.queries]
+    assert len(lists) == len(dev) == 24
+    for query_id, candidates in lists.items():
+        own = found[query_id.split("/", 1)[1]]
+        assert {c.document_id.split("/", 1)[1]: c.score for c in candidates} == own
+    chosen = json.loads(pipeline.folder.combine.read_text())
+    assert (chosen["note"], chosen["dev_queries"]) == (None, 24)
+    assert rows["combined"]["weight"] == chosen["weight"]
 
 
 @pytest.mark.parametrize(("overrides", "key"), [([], None), (["data.dev={fraction: 0.5}"], "data.dev.fraction")])

@@ -154,10 +154,24 @@ WITH_RUN = {"test": ({"path": "one", "run": "a.run"}, {"path": "two", "run": "b.
 HALF_RUN = {"test": ({"path": "one", "run": "a.run"}, {"path": "two"})}
 
 
+TRAIN_RUN = TEST_RUN = ({"path": "x", "run": "r"},)
+HALF = ({"path": "x", "run": "r"}, {"path": "y"})
+
+
+def test_dev_is_reranked_in_the_lists_of_the_first_stage_where_it_has_them() -> None:
+    def stage(**data: Any) -> str:
+        return training_stage(recipe(data={"test": TEST_RUN, **data}, evaluate={"first_stage": "run"}))
+
+    assert stage(train=TRAIN_RUN) == stage(dev=TRAIN_RUN) == "run"
+    assert stage(train=HALF) == stage(train=TRAIN_RUN, dev=HALF) == "bm25"
+
+
 def test_the_systems_of_a_recipe_in_order(tmp_path: Path) -> None:
     assert possible_stages(recipe()) == ("bm25",)
     baselines = ({"name": "bge", "kind": "x", "model": "y"},)
-    everything = recipe(dense={"model": "m"}, data=HALF_RUN, evaluate={"baselines": baselines, "first_stage": "run"})
+    everything = recipe(
+        dense={"model": "m"}, data=HALF_RUN | {"train": HALF}, evaluate={"baselines": baselines, "first_stage": "run"}
+    )
     assert system_names(everything) == ("bm25", "dense", "fusion", "run", "base", "tuned", "combined", "bge")
     assert training_stage(everything) == "bm25"
     assert training_stage(recipe(evaluate={"first_stage": "fusion"})) == "fusion"
@@ -174,8 +188,24 @@ def test_the_systems_of_a_recipe_in_order(tmp_path: Path) -> None:
         ({"data": HALF_RUN, "evaluate": {"first_stage": "run"}}, ["data.test.1.run: evaluate.first_stage is run"]),
         (
             {"data": {"train": ({"path": "x", "run": "r"},), "dev": ({"path": "y"}, {"path": "z", "run": "r"})}},
-            ["data.train.0.run: only test sets", "data.dev.1.run: only test sets"],
+            ["data.train.0.run: nothing reads this run file: write mine.retriever: run, or", "data.dev.1.run: nothing"],
         ),
+        ({"data": {"train": TRAIN_RUN, "test": TEST_RUN}, "evaluate": {"first_stage": "run"}}, []),
+        # Dev and test are taken out of it.
+        ({"data": {"train": TRAIN_RUN, "test": {"from": "train"}}, "evaluate": {"first_stage": "run"}}, []),
+        (
+            {"data": {"train": HALF, "test": {"from": "train"}}, "evaluate": {"first_stage": "run"}},
+            ["data.train.1.run: evaluate.first_stage is run, and this set has no run file"],
+        ),
+        (
+            {"data": {"train": HALF, "test": TEST_RUN}, "evaluate": {"first_stage": "run"}},
+            ["data.train.1.run: evaluate.first_stage is run, and this set has no run file"],
+        ),
+        (
+            {"data": {"train": TRAIN_RUN, "dev": HALF, "test": TEST_RUN}, "evaluate": {"first_stage": "run"}},
+            ["data.train.0.run: nothing reads this run file: write mine.retriever: run", "data.dev.1.run: evaluate."],
+        ),
+        ({"data": {"train": TRAIN_RUN}}, ["data.train.0.run: nothing reads this run file: write evaluate.first_stage"]),
         ({"dense": {"model": "./nothing"}}, ["dense.model: "]),
         ({"mine": {"retriever": "fusion"}}, ["mine.retriever: fusion needs a bi-encoder"]),
         (

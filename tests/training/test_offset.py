@@ -144,7 +144,7 @@ def test_every_loss_but_that_of_a_pair_takes_it() -> None:
         (["gate={}"], r"tuned alone lacks what bm25 knows, and gate\.system is tuned: write gate\.system: combined"),
         (
             ["evaluate.first_stage=run", "data.test.0.run=sets/some.run"],
-            r"evaluate\.first_stage is run, which training queries have no lists of: take another",
+            r"evaluate\.first_stage is run, and training queries have no lists of it: add run: FILE",
         ),
     ],
 )

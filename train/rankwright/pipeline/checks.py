@@ -26,8 +26,7 @@ from rankwright.model.instructions import (
 )
 from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
-from rankwright.retrieval.first_stages import check_first_stages, training_stage
-from rankwright.retrieval.retriever import retrievers
+from rankwright.retrieval.first_stages import check_first_stages, reads_run_file
 from rankwright.training.losses import OF_TEACHER, bind_loss, reads_teacher, refusing_offset
 from rankwright.training.optim import SCHEDULES
 from rankwright.training.setup import check_base, load_base_tokenizer, recipe_contract
@@ -119,8 +118,11 @@ def _check_offset(recipe: Recipe) -> list[str]:
         "kl_distil or margin_mse, or remove the offset"
         for where, name in refusing_offset(recipe.loss)
     ]
-    if first in retrievers() and training_stage(recipe) != first:
-        faults.append(f"{key}: evaluate.first_stage is {first}, which training queries have no lists of: take another")
+    if reads_run_file(first) and any(source.run is None for source in (*recipe.data.train, *recipe.data.dev_sources)):
+        faults.append(
+            f"{key}: evaluate.first_stage is {first}, and training queries have no lists of it: add run: FILE to each "
+            "set of data.train and data.dev, or take another first stage"
+        )
     lacks = f"tuned alone lacks what {first} knows"
     if recipe.evaluate.combine is None:
         faults.append(f"{key}: {lacks}, and evaluate.combine is switched off: remove one of the two lines")

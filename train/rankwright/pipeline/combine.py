@@ -65,7 +65,7 @@ def _chosen(
     """(the choice on all dev queries, dev set -> what its queries alone would choose, where there are several sets)."""
     first = recipe.evaluate.first_stage
     if training_stage(recipe) != first:
-        return Chosen(Combination(), 0, f"dev queries have no lists of {first}"), {}
+        return Chosen(Combination(), 0, "dev has no run files (add run: FILE to the sets that it comes from)"), {}
     dev = dev_scores(recipe, run, checkpoint, tuned, trained)
     lists: dict[str, list[ScoredList]] = {}
     qrels: dict[str, Mapping[str, float]] = {}

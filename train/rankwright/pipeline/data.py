@@ -108,7 +108,7 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Mapping[str, Path | None]]) -> None:
-    """Read the run files of training and test sets, before hours of work. Raises UserErrors with what is wrong in them.
+    """Read the run files of all sets, before hours of work. Raises UserErrors with what is wrong in them.
 
     run_files: split -> set -> its file.
     """

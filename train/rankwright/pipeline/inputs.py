@@ -158,7 +158,8 @@ class StageInputs:
         mine = self.recipe.mine
         alone, _ = split_filters(mine.filters)
         found = [self._retriever(mine.retriever, entry.run) for entry in self.located.get("train", ())]
-        dev = self._retriever(training_stage(self.recipe))
+        dev_sets = self.located.get("dev") or self.located.get("train", ())
+        dev = [self._retriever(training_stage(self.recipe), entry.run) for entry in dev_sets]
         teacher = None
         if mine.teacher is not None:
             # It scores a set under the set's own instruction.

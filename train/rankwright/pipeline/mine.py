@@ -41,16 +41,17 @@ from rankwright.retrieval.first_stages import own_of, training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
 
+# Split -> set -> its TREC run file, where it has one.
+RunFiles = Mapping[str, Mapping[str, Path | None]]
 # Rows of removed.jsonl per query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20
 
 
-def mine(
-    recipe: Recipe, run: RunFolder, *, inputs: str, run_files: Mapping[str, Path | None], processes: Processes
-) -> dict[str, Any]:
+def mine(recipe: Recipe, run: RunFolder, *, inputs: str, run_files: RunFiles, processes: Processes) -> dict[str, Any]:
     """The whole stage, which every process of the group calls; returns its facts on the first one.
 
-    inputs: hash of what decides candidates and the filters that look at a query alone; run_files: of training sets.
+    inputs: hash of what decides candidates and the filters that look at a query alone. run_files: train and dev ->
+    set -> its TREC run file, where it has one.
     """
     teacher = None if recipe.mine.teacher is None else Teacher(recipe.mine.teacher, recipe.prompt, bm25=recipe.bm25)
     of = None if teacher is None else teacher.of
@@ -70,7 +71,7 @@ def make_shards(
     run: RunFolder,
     *,
     inputs: str,
-    run_files: Mapping[str, Path | None],
+    run_files: RunFiles,
     processes: Processes,
     teacher: TeacherOf | None = None,
 ) -> Shards:
@@ -81,15 +82,16 @@ def make_shards(
     stage = training_stage(recipe)
     for plain in read_split(run.data, "train"):
         own = {name: filters[name] for name in alone}
-        run_file = run_files.get(plain.name)
+        run_file = run_files["train"].get(plain.name)
         collection = qualified(plain)
         jobs.append(Job("train", collection, plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
         if recipe.train.first_stage_offset:
             # What evaluation reranks, whatever is mined from.
-            jobs.append(Job("train_lists", collection, plain, stage, _list_depth(recipe, plain), None, {}))
+            jobs.append(Job("train_lists", collection, plain, stage, _list_depth(recipe, plain), run_file, {}))
     for plain in read_split(run.data, "dev"):
-        jobs.append(Job("dev", qualified(plain), plain, stage, _list_depth(recipe, plain), None, {}))
-    used = f"; on dev {stage}'s lists are reranked: run files are for train and test sets"
+        run_file = run_files["dev"].get(plain.name)
+        jobs.append(Job("dev", qualified(plain), plain, stage, _list_depth(recipe, plain), run_file, {}))
+    used = f"; on dev {stage}'s lists are reranked: dev has no run file"
     console.say(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
         + used * (stage != recipe.evaluate.first_stage)

@@ -34,12 +34,13 @@ def _after_data(p: Context) -> None:
     """What another prompt, run file or licence changes without reading a set again."""
     if add_token_lengths(p.recipe, p.folder):
         p.folder.bind("data", p.folder.data_report)
-    check_run_files(p.recipe, p.folder, {split: p.run_files(split) for split in ("train", "test")})
+    check_run_files(p.recipe, p.folder, {split: p.run_files(split) for split in ("train", "dev", "test")})
     p.ledger()
 
 
 def _mine(p: Context) -> dict[str, Any]:
-    return mine(p.recipe, p.folder, inputs=p.inputs.shards, run_files=p.run_files("train"), processes=p.processes)
+    files = {split: p.run_files(split) for split in ("train", "dev")}
+    return mine(p.recipe, p.folder, inputs=p.inputs.shards, run_files=files, processes=p.processes)
 
 
 def _mine_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:

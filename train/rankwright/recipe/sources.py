@@ -35,7 +35,7 @@ class Source(Section):
     revision: Line | None = None
     """A commit or tag of a set on the hub."""
     run: Line | None = None
-    """A TREC run file with candidate lists, for a test set, or for a training set with `mine.retriever: run`."""
+    """A TREC run file with candidate lists: for the sets whose lists are those of `run`, see `evaluate.first_stage`."""
     judgements: Line | None = None
     """What people judged in `audit.html`: a file of `rankwright audit read`, whose labels are laid over the set's."""
     weight: Weight = 1.0
@@ -112,6 +112,11 @@ class Data(Section):
         _kind_of(TestFromTrain),
     ] = ()
     """Sets to report on: a list of at least one, or queries taken from train; nothing is chosen by their results."""
+
+    @property
+    def dev_sources(self) -> tuple[Source, ...]:
+        """The entries of the dev sets; those of train where dev is taken out of it."""
+        return self.dev if isinstance(self.dev, tuple) else self.train
 
     @property
     def test_sources(self) -> tuple[Source, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rankwright.common import console
@@ -9,6 +10,7 @@ from rankwright.common.errors import no_such
 from rankwright.common.plurals import counted
 from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Recipe
+from rankwright.recipe.sources import Data
 from rankwright.retrieval.candidates import Candidate, own_documents, without_own
 from rankwright.retrieval.retriever import retrievers
 
@@ -29,41 +31,54 @@ def possible_stages(recipe: Recipe) -> tuple[str, ...]:
 
 
 def training_stage(recipe: Recipe) -> str:
-    """Whose lists are reranked on dev: those of evaluate.first_stage, or BM25's where that reads run files."""
+    """Whose lists are reranked on dev: those of evaluate.first_stage, or BM25's where dev lacks their run files."""
     chosen = recipe.evaluate.first_stage
-    return "bm25" if chosen in retrievers() and retrievers()[chosen].reads_run_file else chosen
+    lacks = reads_run_file(chosen) and any(source.run is None for source in recipe.data.dev_sources)
+    return "bm25" if lacks else chosen
+
+
+def reads_run_file(name: str) -> bool:
+    """Whether a first stage's lists are files of the recipe's sets; False for a name that none has."""
+    return name in retrievers() and retrievers()[name].reads_run_file
 
 
 def check_first_stages(recipe: Recipe) -> list[str]:
     """Mistakes of `dense`, `mine.retriever`, `evaluate.first_stage`, and the `run` of data sets, as `key: what`."""
     faults = []
-    # Split whose sets may have a run file -> the key that has them read.
-    chosen = {
-        "test": ("evaluate.first_stage", recipe.evaluate.first_stage),
-        "train": ("mine.retriever", recipe.mine.retriever),
-    }
-    reads = {split: name in retrievers() and retrievers()[name].reads_run_file for split, (_, name) in chosen.items()}
-    for split, (key, name) in chosen.items():
+    chosen = {"evaluate.first_stage": recipe.evaluate.first_stage, "mine.retriever": recipe.mine.retriever}
+    for key, name in chosen.items():
         if name not in retrievers():
             faults.append(f"{key}: {no_such('retriever', name, retrievers())}")
-        elif not reads[split] and (needed := retrievers()[name].needs(recipe)) is not None:
+        elif not reads_run_file(name) and (needed := retrievers()[name].needs(recipe)) is not None:
             faults.append(f"{key}: {name} needs {needed}")
-    dev = recipe.data.dev if isinstance(recipe.data.dev, tuple) else ()
-    for split, sources in (("train", recipe.data.train), ("dev", dev)):
-        for number, source in enumerate(sources):
-            if source.run is not None and not reads.get(split):
-                takes = "test sets, and training sets with mine.retriever: run, take"
-                faults.append(f"data.{split}.{number}.run: only {takes} a run file: remove it here")
-    for split, (key, name) in chosen.items():
-        if reads[split]:
-            faults += [
-                f"data.{split}.{number}.run: {key} is {name}, and this set has no run file: add run: FILE"
-                for number, source in enumerate(getattr(recipe.data, split))
-                if source.run is None
-            ]
+    faults += _run_file_faults(recipe.data, *(key for key, name in chosen.items() if reads_run_file(name)))
     found = [fault for name in possible_stages(recipe) for fault in retrievers()[name].check(recipe)]
     # Two stages with one model find the same mistakes.
     return [*faults, *dict.fromkeys(found)]
+
+
+def _run_file_faults(data: Data, *keys: str) -> Iterator[str]:
+    """Sets that lack a run file, and those whose run file nothing reads; keys: those of the recipe that read some."""
+    dev, test = (
+        "train" if held is data.train else own for held, own in ((data.dev_sources, "dev"), (data.test_sources, "test"))
+    )
+    # Split -> the key that has the run files of its sets read.
+    needed = {}
+    if "evaluate.first_stage" in keys:
+        needed[test] = "evaluate.first_stage"
+        if any(source.run is not None for source in data.dev_sources):
+            needed[dev] = "evaluate.first_stage"
+    if "mine.retriever" in keys:
+        needed["train"] = "mine.retriever"
+    for split in ("train", "dev", "test"):
+        sources = getattr(data, split)
+        for number, source in enumerate(sources if isinstance(sources, tuple) else ()):
+            where = f"data.{split}.{number}.run"
+            if source.run is None and split in needed:
+                yield f"{where}: {needed[split]} is run, and this set has no run file: add run: FILE"
+            elif source.run is not None and split not in (*needed, "test"):
+                key = "evaluate.first_stage" if split == dev else "mine.retriever"
+                yield f"{where}: nothing reads this run file: write {key}: run, or remove it"
 
 
 def ordering_models(recipe: Recipe) -> list[tuple[str, str, str | None, bool]]:
