@@ -21,7 +21,8 @@ from rankwright.cli.models import show_ranking
 from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.gate import GUARD_MARGIN, check_gate, check_override, judge
 from rankwright.model.prompt import PromptContract
-from rankwright.recipe.schema import Gate
+from rankwright.recipe.loading import load_recipe
+from rankwright.recipe.schema import Baseline, Gate
 from rankwright.rerankers.reranker import Reranker
 
 
@@ -215,8 +216,13 @@ def test_faults_of_the_section() -> None:
     assert check_gate(Gate(metric="NumRelRet", min_gain=5), ["NumRelRet"], None) == []
     (every,) = check_gate(Gate(guard=("a", "b")), [], ["a", "b"])
     assert every.startswith("gate.guard: all test sets are guards")
-    assert check_override(None, None) == [] and check_override("why", Gate()) == []
-    assert "no `gate`" in check_override("why", None)[0] and "reason" in check_override("  ", Gate())[0]
+    recipe = load_recipe("quickstart").recipe
+    plain, gated = recipe.model_copy(update={"gate": None}), recipe.model_copy(update={"gate": Gate()})
+    teacher = Baseline(name="big", kind="served", model="m")
+    taught = plain.model_copy(update={"mine": plain.mine.model_copy(update={"teacher": teacher})})
+    assert check_override(None, plain) == check_override("why", gated) == check_override("why", taught) == []
+    assert "neither `gate` nor `mine.teacher`" in check_override("why", plain)[0]
+    assert "reason" in check_override("  ", gated)[0]
 
 
 @pytest.fixture(scope="module")

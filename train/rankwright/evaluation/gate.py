@@ -18,7 +18,7 @@ from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE, is_count
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
-from rankwright.recipe.schema import COMBINED, Gate
+from rankwright.recipe.schema import COMBINED, Gate, Recipe
 from rankwright.retrieval.first_stages import stage_label
 
 # What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.
@@ -88,14 +88,14 @@ def check_gate(gate: Gate, measures: Sequence[str], test_sets: Sequence[str] | N
     return faults
 
 
-def check_override(override: str | None, gate: Gate | None) -> list[str]:
-    """Faults of `--override TEXT`: it needs a gate, and a reason."""
+def check_override(override: str | None, recipe: Recipe) -> list[str]:
+    """Faults of `--override TEXT`: it needs something that can be refused, and a reason."""
     if override is None:
         return []
-    if gate is None:
-        return ["--override: the recipe has no `gate`, so there is nothing to override: leave it out"]
+    if recipe.gate is None and recipe.mine.teacher is None:
+        return ["--override: the recipe has neither `gate` nor `mine.teacher`, nothing to override: leave it out"]
     if not override.strip():
-        return ["--override: needs a reason, which the model card will state: --override 'why'"]
+        return ["--override: needs a reason, which is recorded: --override 'why'"]
     return []
 
 

@@ -30,6 +30,8 @@ CODE = {
     "mine": "mining common recipe data retrieval rerankers supervision pipeline/mine.py",
     # A teacher may be a model of ours.
     "teacher": "rerankers common recipe data model retrieval",
+    "teacher gate": "common recipe data model retrieval rerankers supervision mining training/setup.py "
+    "evaluation/teacher_gate.py evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
@@ -49,6 +51,7 @@ CODE = {
 # Stage -> what its record names.
 MADE_FROM = {
     "data": ("training texts", "training data", "test data"),
+    "teacher": ("training texts", "teacher settings"),
     "mine": ("training texts", "negatives"),
     "train": ("training data", "negatives", "training", "training settings"),
     "evaluate": ("training", "test data", "test settings", "tuned", "results"),
@@ -193,6 +196,37 @@ class StageInputs:
         words = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
         return content_hash(name, weights, prompt, stated, *words)
 
+    @property
+    def _base_scores(self) -> str:
+        """What the base's scores depend on beside the texts."""
+        return content_hash(self._base, self.recipe.train.precision)
+
+    @property
+    def base(self) -> str:
+        """What the base's scores of dev are kept by, beside the instruction of a set."""
+        return content_hash(self._base_scores, self.recipe.prompt.mode, self._code("scores"))
+
+    @cached_property
+    def teacher(self) -> str:
+        """What the verdict on the teacher depends on."""
+        assert self.recipe.mine.teacher is not None
+        recipe = self.recipe
+        scores = baseline_inputs(self.recipe.mine.teacher, recipe.prompt, key=TEACHER, bm25=recipe.bm25)
+        lists = (self._retriever(training_stage(recipe)), recipe.data.ignore_identical_ids)
+        return content_hash(
+            self._training_data, lists, scores, self.base, self._teacher_settings, self._code("teacher gate")
+        )
+
+    @property
+    def _teacher_settings(self) -> str:
+        """What the recipe states for the verdict on the teacher, without the files."""
+        train, evaluation = self._sections["train"], self._sections["evaluate"]
+        base = (self.recipe.model.base, self.recipe.model.revision, self.recipe.prompt.mode)
+        queries = (self.recipe.seed, train["dev_queries"], train["precision"], self._instructions("dev"))
+        lists = [evaluation[key] for key in ("first_stage", "depth")]
+        stated = [self._sections[name] for name in ("prompt", "bm25", "dense")]
+        return content_hash(self._sections["mine"]["teacher"], base, queries, lists, stated, self._scale)
+
     @cached_property
     def model(self) -> str:
         # Merging with the base comes after training.
@@ -209,7 +243,7 @@ class StageInputs:
     def scores(self) -> dict[str, dict[str, str]]:
         """Test set -> system -> what its scores there depend on: another set leaves those of the others as they are."""
         rerankers = {
-            "base": content_hash(self._base, self.recipe.train.precision),
+            "base": self._base_scores,
             "tuned": content_hash(self.train, self.recipe.model.merge_with_base),
             **{
                 b.name: baseline_inputs(b, self.recipe.prompt, bm25=self.recipe.bm25)
@@ -276,7 +310,12 @@ class StageInputs:
         trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "loss", "train")]
         test = (stated["evaluate"], stated["data"]["test"], stated["prompt"], stated["bm25"], stated["dense"], merging)
         model = {**stated["model"], "merge_with_base": None}
-        return {"training settings": content_hash(trained, model, data), "test settings": content_hash(*test)}
+        teacher = {} if self.recipe.mine.teacher is None else {"teacher settings": self._teacher_settings}
+        return {
+            "training settings": content_hash(trained, model, data),
+            "test settings": content_hash(*test),
+            **teacher,
+        }
 
     def of(self, stage: str) -> dict[str, str]:
         """What the stage's part of the run is made from, and what it makes: for its record, see lineage.OWNERS."""
@@ -291,6 +330,7 @@ class StageInputs:
             "calibration": lambda: self.calibrate,
             "training settings": lambda: self.settings["training settings"],
             "test settings": lambda: self.settings["test settings"],
+            "teacher settings": lambda: self.settings["teacher settings"],
         }
         return {name: made[name]() for name in MADE_FROM[stage]}
 
