@@ -201,7 +201,7 @@ def test_another_teacher_or_dev_makes_the_verdict_stale_until_the_stage_runs(
     before = verdict(run.path)
     pipeline(recipe, "mine.teacher.model=other").data()
     assert lineage(run).stale == {"teacher": "recipe"}
-    assert lineage(run).lines[0].endswith("still from before: teacher gate")
+    assert lineage(run).lines[0].endswith("; teacher gate is still from before")
     server.score = lambda query, document: shared_words(query, document) + document.startswith("bond")
     pipeline(recipe, "mine.teacher.model=other").run_to("teacher")
     assert lineage(run).stale == {} and verdict(run.path)["inputs"] != before["inputs"]

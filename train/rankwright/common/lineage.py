@@ -77,15 +77,17 @@ class Lineage:
         parts = [part for part, why in self.stale.items() if why == cause and part != cause]
         exports = [part.removeprefix("export ") for part in parts if part.startswith("export ")]
         names = [WORDS[part][2] for part in parts if part in WORDS]
-        names += [f"export {' and '.join(exports)}"] if exports else []
+        names += [f"export {target}" for target in exports]
         if not names:
             return event
-        return f"{event}; {'not made again' if cause == 'gate' else 'still from before'}: {', '.join(names)}"
+        listed = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+        are = "are" if len(names) > 1 else "is"
+        return f"{event}; {listed} {are} {'not made again' if cause == 'gate' else 'still from before'}"
 
     def line_of(self, *parts: str) -> str | None:
         """One line about the first of these parts that is stale, with the command that mends it; None without one."""
         cause = next((self.stale[part] for part in parts if part in self.stale), None)
-        return None if cause is None else f"{self._line(cause)}: `{self.command}` makes it again"
+        return None if cause is None else f"{self._line(cause)}; `{self.command}` makes it again"
 
 
 def lineage(run: RunFolder) -> Lineage:
