@@ -129,6 +129,10 @@ def test_few_queries_that_differ_do_not_pass(queries: int) -> None:
     # The same of a difference to a gain that is asked for.
     (rule,) = judge(Gate(min_gain=-0.1), {"a": changed([0.5] * 3, 3)}, seed=0)
     assert not rule.passed and "p = 0.25" in rule.sentence
+    # A sure loss is no matter of p.
+    (rule,) = judge(Gate(), {"a": pair(-0.1, 0.2)}, seed=0)
+    assert not rule.passed and "p = " not in rule.sentence
+    assert "the mean itself is not above 0 (95 % interval -0.1" in rule.sentence
 
 
 def null_cells() -> list[Any]:
@@ -245,7 +249,8 @@ def test_a_refused_run_keeps_all_but_the_export(refused: tuple[Path, subprocess.
     run = folder / "run"
     assert done.returncode == 3 and "Traceback" not in done.stderr
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-    assert line.startswith("error: gate: refused, nothing is exported") and "--override" in line and "0.99" in line
+    assert line.startswith("error: gate: refused, nothing is exported") and "0.99" in line
+    assert line.endswith(f"export it anyway: rankwright export {folder / 'recipe.yaml'} --override 'why'")
     assert "tuned - base [95 %]" in done.stdout and "FAILED: nDCG@10" in done.stdout
     assert (run / "report.html").is_file() and not (run / "export").exists()
     verdict = written(run, "gate.json")

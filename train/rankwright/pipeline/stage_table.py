@@ -103,7 +103,7 @@ def _gate(p: Context) -> dict[str, Any]:
     if not decision.may_export:
         p.folder.forget("export")
         withdraw_exports(p.folder)
-        raise refusal(decision)
+        raise refusal(decision, p.folder.command("export"))
     p.gate = decision.as_json()
     return {}
 
