@@ -153,6 +153,9 @@ def test_a_bad_teacher_is_refused_before_anything_is_mined_and_an_override_is_ke
     shown = capsys.readouterr().out
     assert len(server.asked) == asked and "used although it is refused: a control run" in shown
     assert "--override: counts for the teacher" in shown and verdict(run)["override"] == "a control run"
+    pipeline(recipe, override="another").run_to("teacher")
+    assert "--override: not recorded, because the teacher's reason is on record" in capsys.readouterr().out
+    assert verdict(run)["override"] == "a control run"
     # On record: the command goes on without it.
     pipeline(recipe).run_to("mine")
     assert "mine" in capsys.readouterr().out and (run / "teacher.jsonl").is_file()
@@ -178,7 +181,7 @@ def test_too_few_dev_queries_are_said_once_and_nothing_is_asked(
     assert line in capsys.readouterr().out.replace("\n", " ") and server.asked == []
     pipeline(recipe, override="not needed").run_to("teacher")
     shown = capsys.readouterr().out
-    assert line not in shown and "--override: not needed and not recorded" in shown
+    assert line not in shown and "--override: not recorded, because the teacher is not refused" in shown
     found = verdict(run.folder.path)
     assert (found["verdict"], found["queries"], found["rows"]) == ("not judged", 49, [])
     assert found["sentence"] in write_report(run.folder.path).read_text(encoding="utf-8")
@@ -260,6 +263,7 @@ def test_the_reason_for_a_teacher_is_none_for_the_model(
     assert json.loads((run / "gate.json").read_text())["override"] is None
     # Another reason is for the model, and the card has both.
     pipeline(recipe, override="to compare with").run()
+    assert "--override: left for the gate of the trained model" in capsys.readouterr().out
     assert json.loads((run / "gate.json").read_text())["override"] == "to compare with"
     assert verdict(run)["override"] == "a control run"
     card = (run / "export" / "adapter" / "README.md").read_text()

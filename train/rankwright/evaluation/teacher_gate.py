@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.table import Column, Table
-
 from rankwright.common.outputs import read_sealed
 from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
@@ -96,18 +94,6 @@ def not_judged(teacher: str, queries: int, *, measure: str) -> Verdict:
         f"document, and at least {LEAST_QUERIES} are needed"
     )
     return Verdict(teacher, "not judged", sentence, measure, queries)
-
-
-def verdict_table(verdict: Verdict) -> Table:
-    """The rows of a verdict for the console."""
-    level = f"[{100 * verdict.confidence:g} %]"
-    numbers = (Column(title, justify="right") for title in (f"{verdict.measure} {level}", f"system - base {level}"))
-    table = Table("on dev", *numbers)
-    for row in verdict.rows:
-        d = row.difference
-        difference = "" if d is None else f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-        table.add_row(row.system, f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]", difference)
-    return table
 
 
 def recorded_verdict(run: RunFolder, inputs: str | None = None) -> dict[str, Any] | None:

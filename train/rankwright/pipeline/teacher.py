@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from rich.table import Column, Table
+
 from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.outputs import remove, sealed
@@ -22,7 +24,6 @@ from rankwright.evaluation.teacher_gate import (
     judge_teacher,
     not_judged,
     recorded_verdict,
-    verdict_table,
 )
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.pipeline.mine import dev_lists
@@ -76,7 +77,7 @@ def check_teacher(
         found = dataclasses.replace(found, override=reason)
     run.write_json(run.teacher_gate, sealed({**found.as_json(), "inputs": inputs.teacher}))
     if found.rows:
-        console.show(verdict_table(found))
+        console.show(_table(found))
     if not found.may_train:
         raise UserError(
             f"mine.teacher: {found.sentence}. Choose another teacher, or go on with: {command} --override 'why'"
@@ -85,6 +86,18 @@ def check_teacher(
     if found.override is not None:
         console.say(f"used although it is refused: {found.override}")
     return {"verdict": found.verdict, "queries": queries}
+
+
+def _table(verdict: Verdict) -> Table:
+    """The rows of a verdict for the console."""
+    level = f"[{100 * verdict.confidence:g} %]"
+    numbers = (Column(title, justify="right") for title in (f"{verdict.measure} {level}", f"system - base {level}"))
+    table = Table("on dev", *numbers)
+    for row in verdict.rows:
+        d = row.difference
+        difference = "" if d is None else f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+        table.add_row(row.system, f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]", difference)
+    return table
 
 
 def verdict_on_dev(
@@ -115,10 +128,12 @@ def left_of_override(run: RunFolder, override: str | None, *, has_gate: bool) ->
     """
     if override is None:
         return None
-    if (recorded_verdict(run) or {}).get("override") == " ".join(override.split()):
+    recorded = (recorded_verdict(run) or {}).get("override")
+    if recorded == " ".join(override.split()):
         more = "; the gate of the trained model needs a reason of its own" if has_gate else ""
         console.say(f"--override: counts for the teacher{more}")
         return None
-    if not has_gate:
-        console.say("--override: not needed and not recorded, because the teacher is not refused")
+    becomes = "left for the gate of the trained model" if has_gate else "not recorded"
+    why = "the teacher is not refused" if recorded is None else "the teacher's reason is on record"
+    console.say(f"--override: {becomes}, because {why}")
     return override
