@@ -64,6 +64,18 @@ def test_nothing_is_said_about_the_rest_before_anything_is_done(
     ]
 
 
+def test_the_last_step_has_its_line_with_the_final_values(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("train", 3) as advance:
+        for step in range(3):
+            clock.now += 1
+            advance(1, left=2.0 - step, loss=1 / (1 + step), dev=0.5)
+    assert capsys.readouterr().out.splitlines() == ["train 3/3 loss 0.3333  dev 0.5"]
+    # What has no values to state ends without one.
+    with console.progress("mine queries", 2) as advance:
+        advance(2)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_bar_shows_the_rest(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = io.StringIO()
     options: dict[str, Any] = {"highlight": False, "markup": False, "color_system": None}

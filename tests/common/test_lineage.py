@@ -70,8 +70,11 @@ def test_another_training_makes_all_of_the_one_before_stale_on_every_surface(
     found = lineage(run)
     assert list(found.stale) == EVERYTHING[1:] and set(found.stale.values()) == {"train"}
     (line,) = found.lines
-    assert line.startswith("The model was trained again (20") and " UTC); still from before: evaluation, " in line
-    assert line.endswith("calibration, gate, export hf")
+    assert line.startswith("The model was trained again (20") and " UTC); evaluation, " in line
+    assert line.endswith("evaluation, calibration, gate and export hf are still from before")
+    # As a part of a longer sentence it has no colon of its own, but in the time.
+    whole = found.line_of("evaluate")
+    assert whole is not None and ": " not in whole and whole.endswith("` makes it again")
     command = f"rankwright run {finished} run_dir={run.path} train.learning_rate=0.002"
     assert found.command == command
     # The page of before was marked by the training itself; written again it has the same banner.
@@ -123,7 +126,7 @@ def test_other_negatives_make_the_training_stale(finished: Path, run: RunFolder)
     found = lineage(run)
     assert list(found.stale) == EVERYTHING and set(found.stale.values()) == {"mine"}
     assert found.lines[0].startswith("Negatives were mined again (20")
-    assert "still from before: training, evaluation, calibration, gate, export hf" in found.lines[0]
+    assert "; training, evaluation, calibration, gate and export hf are still from before" in found.lines[0]
 
 
 def test_a_command_with_other_settings_that_trained_nothing(finished: Path, run: RunFolder) -> None:

@@ -21,7 +21,8 @@ from rankwright.cli.models import show_ranking
 from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.gate import GUARD_MARGIN, check_gate, check_override, judge
 from rankwright.model.prompt import PromptContract
-from rankwright.recipe.schema import Gate
+from rankwright.recipe.loading import load_recipe
+from rankwright.recipe.schema import Baseline, Gate
 from rankwright.rerankers.reranker import Reranker
 
 
@@ -128,6 +129,10 @@ def test_few_queries_that_differ_do_not_pass(queries: int) -> None:
     # The same of a difference to a gain that is asked for.
     (rule,) = judge(Gate(min_gain=-0.1), {"a": changed([0.5] * 3, 3)}, seed=0)
     assert not rule.passed and "p = 0.25" in rule.sentence
+    # A sure loss is no matter of p.
+    (rule,) = judge(Gate(), {"a": pair(-0.1, 0.2)}, seed=0)
+    assert not rule.passed and "p = " not in rule.sentence
+    assert "the mean itself is not above 0 (95 % interval -0.1" in rule.sentence
 
 
 def null_cells() -> list[Any]:
@@ -215,8 +220,13 @@ def test_faults_of_the_section() -> None:
     assert check_gate(Gate(metric="NumRelRet", min_gain=5), ["NumRelRet"], None) == []
     (every,) = check_gate(Gate(guard=("a", "b")), [], ["a", "b"])
     assert every.startswith("gate.guard: all test sets are guards")
-    assert check_override(None, None) == [] and check_override("why", Gate()) == []
-    assert "no `gate`" in check_override("why", None)[0] and "reason" in check_override("  ", Gate())[0]
+    recipe = load_recipe("quickstart").recipe
+    plain, gated = recipe.model_copy(update={"gate": None}), recipe.model_copy(update={"gate": Gate()})
+    teacher = Baseline(name="big", kind="served", model="m")
+    taught = plain.model_copy(update={"mine": plain.mine.model_copy(update={"teacher": teacher})})
+    assert check_override(None, plain) == check_override("why", gated) == check_override("why", taught) == []
+    assert "neither `gate` nor `mine.teacher`" in check_override("why", plain)[0]
+    assert "reason" in check_override("  ", gated)[0]
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +249,8 @@ def test_a_refused_run_keeps_all_but_the_export(refused: tuple[Path, subprocess.
     run = folder / "run"
     assert done.returncode == 3 and "Traceback" not in done.stderr
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-    assert line.startswith("error: gate: refused, nothing is exported") and "--override" in line and "0.99" in line
+    assert line.startswith("error: gate: refused, nothing is exported") and "0.99" in line
+    assert line.endswith(f"export it anyway: rankwright export {folder / 'recipe.yaml'} --override 'why'")
     assert "tuned - base [95 %]" in done.stdout and "FAILED: nDCG@10" in done.stdout
     assert (run / "report.html").is_file() and not (run / "export").exists()
     verdict = written(run, "gate.json")

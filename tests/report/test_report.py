@@ -104,6 +104,16 @@ def page(run: Path) -> Page:
     return Page(write_report(run))
 
 
+def test_names_of_sets_do_not_break_at_their_hyphens(page: Page) -> None:
+    rules = re.findall(r":is\(([^)]*)\) td:(first-child|nth-child\(-n\+2\)) { white-space: nowrap; }", page.source)
+    columns = {table.strip().removeprefix("#"): kind for tables, kind in rules for table in tables.split(",")}
+    for name, rows in page.tables.items():
+        for place, title in enumerate(rows[0] if rows else ()):
+            if title in ("set", "test set", "held out", "train"):
+                assert columns[name] == ("first-child" if place == 0 else "nth-child(-n+2)"), name
+    assert len(columns) > 5
+
+
 def copy_of(run: Path, folder: Path) -> Path:
     shutil.copytree(run, folder)
     return folder

@@ -23,9 +23,9 @@ from rankwright.common.errors import UserError
 from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Baseline, Mine, Model, Prompt, Recipe
 from rankwright.recipe.sources import Data
+from rankwright.rerankers import kept_scorer as module
 from rankwright.rerankers.kinds import check_teacher, load_baseline
 from rankwright.rerankers.pair_scores import PairScores, pair_key
-from rankwright.supervision import teacher as module
 from rankwright.supervision.teacher import Teacher
 
 PROMPT = Prompt(max_tokens=64)
@@ -165,7 +165,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = {tests!r}
-from rankwright.supervision import teacher as module
+from rankwright.rerankers import kept_scorer as module
 from rankwright.rerankers.pair_scores import PairScores
 from test_teacher import SET, WANTED, teacher
 module.BLOCK_PAIRS = 4

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -129,6 +129,7 @@ class RerankServer(LocalServer):
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.pause_seconds = 0.0
+        self.score: Callable[[str, str], float] = true_score
         self.refuses: tuple[int, int, str] | None = None  # requests with a longer text than so many letters, and how
 
     @property
@@ -161,7 +162,7 @@ class _Handler(JsonHandler):
 
     def _answer(self, asked: Asked, fault: Fault) -> Any:
         shape, texts = self.server.shape, asked.documents
-        scores = [true_score(asked.body["query"], text) for text in texts]
+        scores = [self.server.score(asked.body["query"], text) for text in texts]
         order = fault.order
         if order is None:
             order = sorted(range(len(texts)), key=lambda i: -scores[i])

@@ -75,7 +75,7 @@ Overrides = Annotated[
 Override = Annotated[
     str | None,
     typer.Option(
-        "--override", help="export although the gate refuses; the reason goes into the model card", metavar="WHY"
+        "--override", help="go on although the teacher or the model is refused; the reason is recorded", metavar="WHY"
     ),
 ]
 
@@ -149,8 +149,8 @@ def run(
 ) -> None:
     """Run all stages of a recipe, or continue them.
 
-    The stages are data, mine, train, evaluate, calibrate, export and report. Finished ones are skipped while their
-    files are as they were written.
+    The stages are data, teacher (where there is one), mine, train, evaluate, calibrate, export and report. Finished
+    ones are skipped while their files are as they were written.
     """
     if as_json:
         console.console.stderr = True
@@ -287,15 +287,16 @@ def plan(
 def mine(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    override: Override = None,
     audit: Annotated[
         int | None, typer.Option(help="write audit.html with this many queries for a person to judge", min=1)
     ] = None,
 ) -> None:
-    """Find candidates and hard negatives.
+    """Find candidates and hard negatives, unless the teacher is refused.
 
     Writes negatives.jsonl, with source and reason of each. Also runs under torchrun and accelerate launch.
     """
-    pipeline = _pipeline(recipe, overrides)
+    pipeline = _pipeline(recipe, overrides, override=override)
     pipeline.run_to("mine")
     if audit is not None and console.is_first_process():
         from rankwright.report.audit import write_audit
@@ -306,12 +307,12 @@ def mine(
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def train(recipe: RecipeArgument, overrides: Overrides = None, override: Override = None) -> None:
     """Train, or continue a training.
 
     Also runs under torchrun and accelerate launch.
     """
-    _pipeline(recipe, overrides).run_to("train")
+    _pipeline(recipe, overrides, override=override).run_to("train")
 
 
 @app.command()

@@ -168,7 +168,8 @@ def _line_progress(description: str, total: int) -> Callable[..., None]:
         nonlocal last
         words = rate.left(count, total, left, started=not values)
         now = time.monotonic()
-        if now - last >= LOG_EVERY_S and rate.done < rate.total:
+        # The last line of what states values has the final ones.
+        if (rate.done >= rate.total and values) or (now - last >= LOG_EVERY_S and rate.done < rate.total):
             comma = ", " if words else ""
             say(f"{description} {rate.done}/{rate.total}{comma}{words} {_format(values)}".rstrip())
             last = now

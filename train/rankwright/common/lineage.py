@@ -27,6 +27,7 @@ OWNERS = {
     "training": "train",
     "training settings": RECIPE,
     "test data": "data",
+    "teacher settings": RECIPE,
     "test settings": RECIPE,
     "tuned": "evaluate",
     "results": "evaluate",
@@ -36,6 +37,7 @@ OWNERS = {
 WORDS = {
     RECIPE: ("The last command changed settings of the recipe", "", "recipe"),
     "data": ("The data changed", "Reading the data", "data"),
+    "teacher": ("teacher_gate.json is not as the teacher stage wrote it", "", "teacher gate"),
     "mine": ("Negatives were mined again", "Mining", "mining"),
     "train": ("The model was trained again", "A training", "training"),
     "evaluate": ("The evaluation was made again", "An evaluation", "evaluation"),
@@ -75,15 +77,17 @@ class Lineage:
         parts = [part for part, why in self.stale.items() if why == cause and part != cause]
         exports = [part.removeprefix("export ") for part in parts if part.startswith("export ")]
         names = [WORDS[part][2] for part in parts if part in WORDS]
-        names += [f"export {' and '.join(exports)}"] if exports else []
+        names += [f"export {target}" for target in exports]
         if not names:
             return event
-        return f"{event}; {'not made again' if cause == 'gate' else 'still from before'}: {', '.join(names)}"
+        listed = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+        are = "are" if len(names) > 1 else "is"
+        return f"{event}; {listed} {are} {'not made again' if cause == 'gate' else 'still from before'}"
 
     def line_of(self, *parts: str) -> str | None:
         """One line about the first of these parts that is stale, with the command that mends it; None without one."""
         cause = next((self.stale[part] for part in parts if part in self.stale), None)
-        return None if cause is None else f"{self._line(cause)}: `{self.command}` makes it again"
+        return None if cause is None else f"{self._line(cause)}; `{self.command}` makes it again"
 
 
 def lineage(run: RunFolder) -> Lineage:
@@ -92,7 +96,9 @@ def lineage(run: RunFolder) -> Lineage:
     A folder of an earlier version recorded nothing of this: there nothing is known to be stale.
     """
     provenance = read_json_object(run.provenance) or {}
-    records = {stage: run.facts(stage) for stage in ("data", "mine", "train", "evaluate", "calibrate", "export")}
+    records = {
+        stage: run.facts(stage) for stage in ("data", "teacher", "mine", "train", "evaluate", "calibrate", "export")
+    }
     made = {RECIPE: provenance, **records}
     now = {name: _of(made[owner]).get(name) for name, owner in OWNERS.items()}
     stale: dict[str, str] = {}
@@ -123,6 +129,9 @@ def _parts(
     run: RunFolder, records: Mapping[str, Any]
 ) -> Iterator[tuple[str, Mapping[str, Any], tuple[str, ...], bool]]:
     """(part, what it was made from, the parts before it, whether it is whole) of the parts that the folder has."""
+    # Not where the last command's recipe has no teacher.
+    if records["teacher"] and "teacher settings" in _of(read_json_object(run.provenance)):
+        yield "teacher", _of(records["teacher"]), (), read_sealed(run.teacher_gate) is not None
     earlier: dict[str, tuple[str, ...]] = {"mine": (), "train": ("mine",)}
     for stage, before in earlier.items():
         if records[stage]:

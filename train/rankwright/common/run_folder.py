@@ -21,7 +21,7 @@ from rankwright.common.files import read_json_object, remove_drafts, write_text_
 from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of, put_aside, read_sealed, remove, sealed
 
 PACKAGE = Path(__file__).parents[1]
-STAGES = ("data", "mine", "train", "evaluate", "calibrate", "export", "report")
+STAGES = ("data", "teacher", "mine", "train", "evaluate", "calibrate", "export", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 
@@ -67,6 +67,7 @@ class RunFolder:
     # Data and mining.
     data = _Place("data")
     data_report = _Place("data_report.json")
+    teacher_gate = _Place("teacher_gate.json")
     candidates = _Place("candidates.jsonl")
     dev_candidates = _Place("dev_candidates.jsonl")
     train_lists = _Place("train_lists.jsonl")

@@ -18,7 +18,7 @@ from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE, is_count
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
-from rankwright.recipe.schema import COMBINED, Gate
+from rankwright.recipe.schema import COMBINED, Gate, Recipe
 from rankwright.retrieval.first_stages import stage_label
 
 # What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.
@@ -88,14 +88,14 @@ def check_gate(gate: Gate, measures: Sequence[str], test_sets: Sequence[str] | N
     return faults
 
 
-def check_override(override: str | None, gate: Gate | None) -> list[str]:
-    """Faults of `--override TEXT`: it needs a gate, and a reason."""
+def check_override(override: str | None, recipe: Recipe) -> list[str]:
+    """Faults of `--override TEXT`: it needs something that can be refused, and a reason."""
     if override is None:
         return []
-    if gate is None:
-        return ["--override: the recipe has no `gate`, so there is nothing to override: leave it out"]
+    if recipe.gate is None and recipe.mine.teacher is None:
+        return ["--override: the recipe has neither `gate` nor `mine.teacher`, nothing to override: leave it out"]
     if not override.strip():
-        return ["--override: needs a reason, which the model card will state: --override 'why'"]
+        return ["--override: needs a reason, which is recorded: --override 'why'"]
     return []
 
 
@@ -171,10 +171,16 @@ def _gain(gate: Gate, rule: str, other: str, values: Mapping[str, Pair], *, seed
         f"{gate.metric} of {gate.system} - {other} {d.mean:+.4f} over {counted(d.queries, 'query')} of "
         f"{', '.join(names)}"
         + (f" ({counted(twice, one, many)} once)" if twice else "")
-        + f", {d.differ:,} of which differ: the lower end of the {level}, {d.low:+.4f}, is "
-        + f"{'' if above else 'not '}above {gate.min_gain:g}, and the randomisation test has p = {p:.3g}, "
-        + f"{'at most' if shown else 'above'} {most:.3g}"
+        + f", {d.differ:,} of which differ: "
     )
+    if d.mean > gate.min_gain:
+        sentence += (
+            f"the lower end of the {level}, {d.low:+.4f}, is {'' if above else 'not '}above {gate.min_gain:g}, and the "
+            f"randomisation test has p = {p:.3g}, {'at most' if shown else 'above'} {most:.3g}"
+        )
+    else:
+        # The p value would speak of a difference in the wrong direction.
+        sentence += f"the mean itself is not above {gate.min_gain:g} ({level} {d.low:+.4f} to {d.high:+.4f})"
     return Rule(rule, d.mean, d.low, f"lower end > {gate.min_gain:g}, p <= {most:.3g}", above and shown, sentence)
 
 
@@ -310,10 +316,11 @@ def recorded_verdict(run: RunFolder) -> dict[str, Any] | None:
     return None if found is None else {key: found.get(key) for key in ("accepted", "rules", "override")}
 
 
-def refusal(decision: Decision) -> GateRefused:
-    """The one-line error of a refused export."""
+def refusal(decision: Decision, command: str) -> GateRefused:
+    """The one-line error of a refused export. command: exports this run."""
     failed = "; ".join(rule.sentence for rule in decision.rules if not rule.passed)
     return GateRefused(
         f"gate: refused, nothing is exported (evaluation, calibration and report are kept): {failed}. Train a better "
-        "model (the report's slices, wins and losses show where it fails), or export it anyway with --override 'why'"
+        f"model (the report's slices, wins and losses show where it fails), or export it anyway: {command} --override "
+        "'why'"
     )

@@ -27,6 +27,8 @@ from rankwright.export.proof.sums import SUMS_FILE, changes, read_sums, sums_tex
 from rankwright.model.prompt import CONTRACT_FILE
 
 # Where PATH is the model: anywhere in code, and in these sentences of our templates. Any other is a word of the user's.
+# What a public push of weights from own texts needs.
+STATE_LICENCE = "--licence proprietary, apache-2.0, ..."
 FENCE = re.compile(r"(^```[^\n]*\n.*?^```$)", re.DOTALL | re.MULTILINE)
 IN_CODE = re.compile(rf"(?<![\w$/.-]){PLACE}(?![\w=/-])")
 IN_SENTENCES = re.compile(
@@ -126,15 +128,16 @@ def _stated_licence(run: Path, licence: str | None, *, private: bool) -> Term | 
     derived = "not recorded" if ledger is None else ledger["licence"]["name"] or ledger["licence"]["hub"]
     if bare and not private:
         raise UserError(
-            f"--public: no licence is stated for {', '.join(bare)}: write `licence: own`, or its licence, at the set "
-            f"in the recipe, then run `{RunFolder(run).command('export')}`"
+            f"--public: no licence is stated for {', '.join(bare)}: write its licence at the set in the recipe, or "
+            f"`licence: own` where the texts are yours, run `{RunFolder(run).command('export')}`"
+            + (f", and push with {STATE_LICENCE}" if licence is None else "")
         )
     if licence is None:
         if private or not own:
             return None
         raise UserError(
             f"--public: the weights are made from your own texts ({', '.join(own)}), and anybody could then use them: "
-            "push without --public, or state the licence that you give them: --licence proprietary, apache-2.0, ..."
+            f"push without --public, or state the licence that you give them: {STATE_LICENCE}"
         )
     term = find_term(licence)
     if term is None or term.id == UNKNOWN:

@@ -76,11 +76,6 @@ class Context:
         """Names of the test sets, in the recipe's order."""
         return [located.name for located in self.located["test"]]
 
-    def run_files(self, split: str) -> dict[str, Path | None]:
-        """Set -> its TREC run file, where it has one; that of train where dev is taken out of it."""
-        sets = self.located.get(split) or self.located["train"]
-        return {located.name: located.run for located in sets}
-
     def ledger(self) -> dict[str, Any]:
         """The licence ledger of all files that were read so far."""
         return settle_licences(self.recipe, self.located, roles(self.recipe), self.folder)

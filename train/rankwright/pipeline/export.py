@@ -17,6 +17,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import mean_interval
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
+from rankwright.evaluation.teacher_gate import recorded_verdict
 from rankwright.export.card import CARD, CardFacts, SetResult, add_benchmarks
 from rankwright.export.proof.parity import is_as_proven
 from rankwright.export.publish import ExportFailed, export_targets
@@ -248,6 +249,10 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
             f"Method {recipe.model.method}, loss {recipe.loss.name}, the best checkpoint on dev: step "
             f"{record.get('best_step')} of {record.get('planned_steps')}; {hours:.2f} hours, processes: {processes}."
         )
+    judged = recorded_verdict(run) if recipe.mine.teacher is not None else None
+    if judged is not None:
+        reason = f" It was used all the same, for this reason: {judged['override']}" if judged["override"] else ""
+        said.append(f"{judged['sentence']}.{reason}")
     if recipe.train.first_stage_offset:
         said.append(
             f"Trained on score + {recipe.train.first_stage_offset:g} z({recipe.evaluate.first_stage}), so that it "

@@ -30,6 +30,8 @@ CODE = {
     "mine": "mining common recipe data retrieval rerankers supervision pipeline/mine.py",
     # A teacher may be a model of ours.
     "teacher": "rerankers common recipe data model retrieval",
+    "teacher gate": "common recipe data model retrieval rerankers supervision mining training/setup.py "
+    "evaluation/teacher_gate.py evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
@@ -49,6 +51,7 @@ CODE = {
 # Stage -> what its record names.
 MADE_FROM = {
     "data": ("training texts", "training data", "test data"),
+    "teacher": ("training texts", "teacher settings"),
     "mine": ("training texts", "negatives"),
     "train": ("training data", "negatives", "training", "training settings"),
     "evaluate": ("training", "test data", "test settings", "tuned", "results"),
@@ -152,14 +155,21 @@ class StageInputs:
             return self._content(value)
         return {k: self._by_content(v) for k, v in value.items()} if isinstance(value, dict) else value
 
+    def run_files(self, split: str) -> dict[str, Path | None]:
+        """Set -> its TREC run file, where it has one; that of train where dev is taken out of it."""
+        return {located.name: located.run for located in self.located.get(split) or self.located.get("train", ())}
+
+    @property
+    def _dev_lists(self) -> list[str]:
+        """What the lists that are reranked on dev depend on, beside texts and depth."""
+        return [self._retriever(training_stage(self.recipe), file) for file in self.run_files("dev").values()]
+
     @cached_property
     def shards(self) -> str:
         """What mining decides query by query: candidates, and the filters before those that look across queries."""
         mine = self.recipe.mine
         alone, _ = split_filters(mine.filters)
         found = [self._retriever(mine.retriever, entry.run) for entry in self.located.get("train", ())]
-        dev_sets = self.located.get("dev") or self.located.get("train", ())
-        dev = [self._retriever(training_stage(self.recipe), entry.run) for entry in dev_sets]
         teacher = None
         if mine.teacher is not None:
             # It scores a set under the set's own instruction.
@@ -170,7 +180,7 @@ class StageInputs:
         options = [(name, mine.filters[name]) for name in alone]
         depths = (mine.depth, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
         return content_hash(
-            self._training_data, found, dev, depths, options, self.recipe.bm25.code, teacher, self._code("mine"), *lists
+            self._training_data, found, self._dev_lists, depths, options, self.recipe.bm25.code, teacher, self._code("mine"), *lists
         )
 
     @cached_property
@@ -194,6 +204,37 @@ class StageInputs:
         words = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
         return content_hash(name, weights, prompt, stated, *words)
 
+    @property
+    def _base_scores(self) -> str:
+        """What the base's scores depend on beside the texts."""
+        return content_hash(self._base, self.recipe.train.precision)
+
+    @property
+    def base(self) -> str:
+        """What the base's scores of dev are kept by, beside the instruction of a set."""
+        return content_hash(self._base_scores, self.recipe.prompt.mode, self._code("scores"))
+
+    @cached_property
+    def teacher(self) -> str:
+        """What the verdict on the teacher depends on."""
+        assert self.recipe.mine.teacher is not None
+        recipe = self.recipe
+        scores = baseline_inputs(self.recipe.mine.teacher, recipe.prompt, key=TEACHER, bm25=recipe.bm25)
+        lists = (self._dev_lists, recipe.data.ignore_identical_ids)
+        return content_hash(
+            self._training_data, lists, scores, self.base, self._teacher_settings, self._code("teacher gate")
+        )
+
+    @property
+    def _teacher_settings(self) -> str:
+        """What the recipe states for the verdict on the teacher, without the files."""
+        train, evaluation = self._sections["train"], self._sections["evaluate"]
+        base = (self.recipe.model.base, self.recipe.model.revision, self.recipe.prompt.mode)
+        queries = (self.recipe.seed, train["dev_queries"], train["precision"], self._instructions("dev"))
+        lists = [evaluation[key] for key in ("first_stage", "depth")]
+        stated = [self._sections[name] for name in ("prompt", "bm25", "dense")]
+        return content_hash(self._sections["mine"]["teacher"], base, queries, lists, stated, self._scale)
+
     @cached_property
     def model(self) -> str:
         # Merging with the base comes after training.
@@ -210,7 +251,7 @@ class StageInputs:
     def scores(self) -> dict[str, dict[str, str]]:
         """Test set -> system -> what its scores there depend on: another set leaves those of the others as they are."""
         rerankers = {
-            "base": content_hash(self._base, self.recipe.train.precision),
+            "base": self._base_scores,
             "tuned": content_hash(self.train, self.recipe.model.merge_with_base),
             **{
                 b.name: baseline_inputs(b, self.recipe.prompt, bm25=self.recipe.bm25)
@@ -277,7 +318,12 @@ class StageInputs:
         trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "loss", "train")]
         test = (stated["evaluate"], stated["data"]["test"], stated["prompt"], stated["bm25"], stated["dense"], merging)
         model = {**stated["model"], "merge_with_base": None}
-        return {"training settings": content_hash(trained, model, data), "test settings": content_hash(*test)}
+        teacher = {} if self.recipe.mine.teacher is None else {"teacher settings": self._teacher_settings}
+        return {
+            "training settings": content_hash(trained, model, data),
+            "test settings": content_hash(*test),
+            **teacher,
+        }
 
     def of(self, stage: str) -> dict[str, str]:
         """What the stage's part of the run is made from, and what it makes: for its record, see lineage.OWNERS."""
@@ -292,6 +338,7 @@ class StageInputs:
             "calibration": lambda: self.calibrate,
             "training settings": lambda: self.settings["training settings"],
             "test settings": lambda: self.settings["test settings"],
+            "teacher settings": lambda: self.settings["teacher settings"],
         }
         return {name: made[name]() for name in MADE_FROM[stage]}
 

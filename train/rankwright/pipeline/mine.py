@@ -36,7 +36,7 @@ from rankwright.mining.pools import (
 )
 from rankwright.mining.shards import Job, Shards
 from rankwright.recipe.schema import Recipe
-from rankwright.retrieval.candidates import candidates_line, read_candidates
+from rankwright.retrieval.candidates import Candidates, candidates_line, read_candidates
 from rankwright.retrieval.first_stages import own_of, training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
 from rankwright.training.losses import scores_candidates
@@ -88,9 +88,7 @@ def make_shards(
         if recipe.train.first_stage_offset:
             # What evaluation reranks, whatever is mined from.
             jobs.append(Job("train_lists", collection, plain, stage, _list_depth(recipe, plain), run_file, {}))
-    for plain in read_split(run.data, "dev"):
-        run_file = run_files["dev"].get(plain.name)
-        jobs.append(Job("dev", qualified(plain), plain, stage, _list_depth(recipe, plain), run_file, {}))
+    jobs += _dev_jobs(recipe, run, run_files["dev"])
     used = f"; on dev {stage}'s lists are reranked: dev has no run file"
     console.say(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
@@ -101,6 +99,36 @@ def make_shards(
     shards = Shards(run.mining, inputs, recipe, jobs, teacher)
     shards.make(processes)
     return shards
+
+
+def _dev_jobs(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> list[Job]:
+    stage = training_stage(recipe)
+    return [
+        Job("dev", qualified(plain), plain, stage, _list_depth(recipe, plain), run_files.get(plain.name), {})
+        for plain in read_split(run.data, "dev")
+    ]
+
+
+def dev_lists(
+    recipe: Recipe,
+    run: RunFolder,
+    *,
+    shards: str,
+    mined: str,
+    run_files: Mapping[str, Path | None],
+    processes: Processes,
+) -> Candidates:
+    """The lists of the dev queries: those that were mined, or the mine stage's shards of them, which it then finds.
+
+    shards, mined: what the shards and the whole stage depend on. run_files: of the dev sets.
+    """
+    is_mined = run.is_done("mine", mined) and run.dev_candidates.name not in run.changed("mine", keep_times=False)
+    # What the first process finds counts: to another machine a file may seem to have another time.
+    if processes.from_first(is_mined):
+        return read_candidates(run.dev_candidates)
+    made = Shards(run.mining, shards, recipe, _dev_jobs(recipe, run, run_files))
+    made.make(processes)
+    return {q: found for job in made.jobs for part in made.read(job) for q, found in part.retrieved.items()}
 
 
 def _list_depth(recipe: Recipe, collection: Collection) -> int:

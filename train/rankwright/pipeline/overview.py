@@ -38,7 +38,7 @@ def preview(pipeline: Pipeline) -> list[StageState]:
     if pipeline.recipe.gate is not None:
         # The decision that let the model through is an input of the exports.
         pipeline.gate = recorded_verdict(pipeline.folder)
-    return [_state(pipeline, stage) for stage in STAGES]
+    return [_state(pipeline, stage) for stage in STAGES if stage.is_asked(pipeline)]
 
 
 def _state(p: Pipeline, stage: Stage) -> StageState:
@@ -121,5 +121,5 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
 
 def _seconds(p: Pipeline) -> Iterator[tuple[str, float]]:
     for stage in STAGES:
-        if stage.inputs is not None and (record := p.folder.facts(stage.name)):
+        if stage.inputs is not None and stage.is_asked(p) and (record := p.folder.facts(stage.name)):
             yield stage.name, record["seconds"]

@@ -21,6 +21,7 @@ from rankwright.pipeline.evaluate import Evaluation
 from rankwright.pipeline.export import export_stage, withdraw_exports
 from rankwright.pipeline.mine import mine
 from rankwright.pipeline.report import report
+from rankwright.pipeline.teacher import check_teacher, left_of_override
 from rankwright.pipeline.train import train
 from rankwright.recipe.loading import recipe_json
 
@@ -34,12 +35,23 @@ def _after_data(p: Context) -> None:
     """What another prompt, run file or licence changes without reading a set again."""
     if add_token_lengths(p.recipe, p.folder):
         p.folder.bind("data", p.folder.data_report)
-    check_run_files(p.recipe, p.folder, {split: p.run_files(split) for split in ("train", "dev", "test")})
+    check_run_files(p.recipe, p.folder, {split: p.inputs.run_files(split) for split in ("train", "dev", "test")})
     p.ledger()
 
 
+def _teacher(p: Context) -> dict[str, Any]:
+    # The same command again, where it takes a reason.
+    name = p.command[1] if len(p.command) > 1 and p.command[1] in TAKE_OVERRIDE else "run"
+    command = p.folder.command(name)
+    return check_teacher(p.recipe, p.folder, p.inputs, p.processes, override=p.override, command=command)
+
+
+def _after_teacher(p: Context) -> None:
+    p.override = left_of_override(p.folder, p.override, has_gate=p.recipe.gate is not None)
+
+
 def _mine(p: Context) -> dict[str, Any]:
-    files = {split: p.run_files(split) for split in ("train", "dev")}
+    files = {split: p.inputs.run_files(split) for split in ("train", "dev")}
     return mine(p.recipe, p.folder, inputs=p.inputs.shards, run_files=files, processes=p.processes)
 
 
@@ -55,7 +67,7 @@ def _evaluate(p: Context) -> dict[str, Any]:
         p.recipe,
         p.folder,
         made_from=p.inputs,
-        run_files=p.run_files("test"),
+        run_files=p.inputs.run_files("test"),
         processes=p.processes,
         checkpoint=p.trained_checkpoint() if p.needs_training else None,
     )
@@ -92,7 +104,7 @@ def _gate(p: Context) -> dict[str, Any]:
     if not decision.may_export:
         p.folder.forget("export")
         withdraw_exports(p.folder)
-        raise refusal(decision)
+        raise refusal(decision, p.folder.command("export"))
     p.gate = decision.as_json()
     return {}
 
@@ -122,6 +134,7 @@ class Stage:
     processes: `all` share the work; the `first` works while the others wait; `one` works when the others are done.
     by_parts: it finds out itself which parts are done, and its record stays until the next one.
     afterwards: called on the first process, whether the stage ran or was skipped.
+    is_asked: whether the recipe has this stage.
     """
 
     name: str
@@ -132,8 +145,11 @@ class Stage:
     by_parts: bool = False
     afterwards: Callable[[Context], None] = lambda p: None
     is_whole: Callable[[Context], bool] = lambda p: True
+    is_asked: Callable[[Context], bool] = lambda p: True
 
 
+# The commands that take --override.
+TAKE_OVERRIDE = ("run", "mine", "train", "export")
 STAGES = [
     Stage(
         "data",
@@ -142,6 +158,15 @@ STAGES = [
         _data_outputs,
         "first",
         afterwards=_after_data,
+    ),
+    Stage(
+        "teacher",
+        _teacher,
+        lambda p: p.inputs.teacher,
+        lambda p, facts: [p.folder.teacher_gate],
+        "all",
+        afterwards=_after_teacher,
+        is_asked=lambda p: p.recipe.mine.teacher is not None,
     ),
     Stage(
         "mine",
@@ -154,7 +179,7 @@ STAGES = [
     ),
     Stage(
         "train",
-        lambda p: train(p.recipe, p.folder, p.inputs.train),
+        lambda p: train(p.recipe, p.folder, p.inputs.train, base=p.inputs.base),
         lambda p: p.inputs.train,
         lambda p, facts: [p.folder.mix, p.folder.metrics],
         "all",

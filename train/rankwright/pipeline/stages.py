@@ -39,7 +39,8 @@ class Pipeline(Context):
     hashed once: after they have changed, make a new Pipeline. Mistakes raise UserError, with one line each. While the
     stages run, no other command writes to the folder: see folder_lock.
 
-    folder: None for the recipe's run_dir, or runs/NAME. override: why the export is wanted although the gate refuses.
+    folder: None for the recipe's run_dir, or runs/NAME. override: why a refused teacher, or else a refused model, is
+    wanted all the same.
     progress: whether anything is printed. command: for provenance.json. verify: read all files of finished stages,
     not only those whose time or size differs from the record.
     """
@@ -69,7 +70,7 @@ class Pipeline(Context):
                 found.append(
                     "gate.system: combined needs evaluate.combine, which is switched off: leave one of them out"
                 )
-        found += check_override(self.override, self.recipe.gate)
+        found += check_override(self.override, self.recipe)
         try:
             resources.resolve_base(self.recipe.model.base)
         except UserError as error:
@@ -83,7 +84,10 @@ class Pipeline(Context):
         return self.run_to("data").folder.facts("data")
 
     def mine(self) -> dict[str, Any]:
-        """Find candidates and negatives; returns the stage's facts: what every filter removed, estimates."""
+        """Find candidates and negatives; returns the stage's facts: what every filter removed, estimates.
+
+        Raises UserError for a teacher that does not order dev better than the base, as all stages after it.
+        """
         return self.run_to("mine").folder.facts("mine")
 
     def train(self) -> dict[str, Any]:
@@ -164,6 +168,7 @@ class Pipeline(Context):
             stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
             if last == "evaluate" and not self.needs_training:
                 stages = [stage for stage in stages if stage.name in ("data", "evaluate")]
+            stages = [stage for stage in stages if stage.is_asked(self)]
             if any(stage.name == "train" for stage in stages):
                 # Refuses a launcher's settings that are not supported before hours of mining.
                 make_accelerator(self.recipe)

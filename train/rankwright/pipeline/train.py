@@ -30,7 +30,7 @@ from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.combination import normaliser_of
 from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
-from rankwright.rerankers.scorer import rerank
+from rankwright.rerankers.scorer import Reranked, rerank
 from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.guards import stop_on_signals
@@ -40,9 +40,12 @@ from rankwright.training.offset import FirstStageOffset
 from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
 from rankwright.training.setup import (
+    BaseScorer,
+    base_contract,
     budget_tokens,
     build_trainable,
     describe,
+    load_base_tokenizer,
     precision,
     recipe_prompt,
     total_steps,
@@ -70,18 +73,18 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
 
-def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
+def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str, Any]:
     """Train, or continue; returns the state at the end, whose best_step is the one to use, as facts of the stage.
 
-    ended_early: by train.patience.
+    base: what the base's scores of dev are kept by. ended_early: by train.patience.
     """
     accelerator = make_accelerator(recipe)
     processes = Processes.of_group()
-    base, tokenizer, contract = recipe_prompt(recipe)
+    model_base, tokenizer, contract = recipe_prompt(recipe)
     # A single process has no other to share with.
     shared = sharding.is_wanted() and processes.count > 1
     # Not on the GPU before it is sharded: the whole model may be too large for it.
-    model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu") if shared else None)
+    model = build_trainable(recipe, model_base, tokenizer, contract, torch.device("cpu") if shared else None)
     if shared:
         sharding.shard(model, accelerator)
     describe(recipe, model, contract, console.say)
@@ -113,11 +116,15 @@ def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
         stop_on_signals(console.say) as stop,
     ):
         evaluate = dev_evaluation(recipe, run, reranker)
+        # The first process decides for all: its cache may be another one than theirs.
+        known = kept_base_scores(recipe, run, reranker, base) if processes.is_first else None
+        value = processes.from_first(None if known is None else evaluate(known))
+        untrained = evaluate if value is None else lambda: value
         refresh = None
         if recipe.mine.refresh_steps is not None:
             collections = [qualified(c) for c in read_split(run.data, "train")]
             refresh = Refresh(recipe, run, source, reranker, collections, total_steps=steps)
-        state = fit(job, checkpoints, reports, evaluate=evaluate, refresh=refresh, stop=stop)
+        state = fit(job, checkpoints, reports, evaluate=evaluate, untrained=untrained, refresh=refresh, stop=stop)
     _keep_mix(recipe, run, source, steps, state.step)
     _describe_end(state, source)
     facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
@@ -179,18 +186,45 @@ def first_stage_offset(recipe: Recipe, run: RunFolder, lists: Candidates) -> Fir
     return FirstStageOffset(recipe.train.first_stage_offset, lists, normaliser)
 
 
-def dev_queries(recipe: Recipe, collections: Sequence[Collection]) -> list[tuple[Collection, list[str]]]:
-    """The dev queries of each set that are scored during training: at most train.dev_queries, fixed by seed."""
+def dev_queries(
+    recipe: Recipe, collections: Sequence[Collection], least: int = 0
+) -> list[tuple[Collection, list[str]]]:
+    """The dev queries of each set that are scored during training: at most train.dev_queries, fixed by seed.
+
+    least: take so many where there are, whatever train.dev_queries is; those of training are among them.
+    """
     level = recipe.evaluate.relevance_level
     relevant = [(c, q) for c in collections for q in c.queries if c.positives(q, level)]
     relevant.sort(key=lambda pair: stable_hash("dev", recipe.seed, pair[0].name, pair[1]))
-    chosen = {(c.name, q) for c, q in relevant[: recipe.train.dev_queries]}
+    chosen = {(c.name, q) for c, q in relevant[: max(least, recipe.train.dev_queries)]}
     return [(c, [q for q in c.queries if (c.name, q) in chosen]) for c in collections]
 
 
-def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callable[[], float]:
+def kept_base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -> Reranked | None:
+    """The base's scores of the dev lists where the teacher stage has made them, and the model starts with the same.
+
+    It does under the base's own contract and in the base's number format; else None.
+    """
+    if recipe.mine.teacher is None or reranker.model.sharded:
+        return None
+    folder, tokenizer = load_base_tokenizer(recipe)
+    in_fp32 = recipe.model.method == "full" and precision(recipe) == "bf16"
+    if in_fp32 or reranker.contract != base_contract(recipe, folder, tokenizer):
+        return None
+    scorer, lists = BaseScorer(recipe, base), read_candidates(run.dev_candidates)
+    found: Reranked = {}
+    for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.data, "dev")]):
+        wanted = {q: [c.document_id for c in lists.get(q, ())] for q in query_ids}
+        if not scorer.knows(collection, wanted):
+            return None
+        found |= scorer.score_pairs(collection, wanted)
+    return found
+
+
+def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callable[..., float]:
     """A function that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares.
 
+    Given scores that are known, it takes these instead.
     With train.first_stage_offset, documents are ranked by what is trained: score + offset. A sharded model is whole on
     every rank for that time: see sharding.gathered.
     """
@@ -200,14 +234,17 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
     offset = first_stage_offset(recipe, run, candidates) if recipe.train.first_stage_offset else None
     processes, scale = Processes.of_group(), Scale.of(recipe.evaluate)
 
-    def evaluate() -> float:
+    def score(collection: Collection, query_ids: Sequence[str]) -> Reranked:
+        under = reranker.under(collection.instruction)
+        share = query_ids[processes.rank :: processes.count]
+        mine = rerank(under, collection, candidates, share, lambda *_: None)
+        return {q: scores for part in processes.gather(mine) for q, scores in part.items()}
+
+    def evaluate(known: Reranked | None = None) -> float:
         values: list[float] = []
         with sharding.gathered(reranker.model):
             for collection, query_ids in shares:
-                under = reranker.under(collection.instruction)
-                share = query_ids[processes.rank :: processes.count]
-                mine = rerank(under, collection, candidates, share, lambda *_: None)
-                scored = {q: scores for part in processes.gather(mine) for q, scores in part.items()}
+                scored = score(collection, query_ids) if known is None else {q: known[q] for q in query_ids}
                 scored = scored if offset is None else offset.added(scored)
                 if query_ids:
                     found = measure(scored, collection.qrels, query_ids, [HEADLINE], scale)

@@ -33,6 +33,7 @@ from rankwright.evaluation.slices import (
     set_attribute,
     slice_table,
 )
+from rankwright.evaluation.teacher_gate import recorded_verdict
 from rankwright.recipe.schema import Recipe
 from rankwright.report import gather, plots
 from rankwright.report.cases import Cases, read_cases
@@ -176,6 +177,7 @@ def context(
         "combine": (combine := gather.read_json(run.combine)),
         "combine_curve": plots.combine_curve(combine),
         "gate": gather.read_json(run.gate),
+        "teacher": recorded_verdict(run) if recipe.mine.teacher is not None else None,
         "speed": gather.read_json(run.speed),
         "parity": gather.read_parity(folder, list(recipe.export_targets)),
         "stages": [(name, facts) for name in STAGES if (facts := run.facts(name))],

@@ -108,7 +108,7 @@ class PairScores:
         self._say = say
         self._read: set[str] = set()
         self._scores: dict[bytes, float] = {}
-        make_cache_folder(folder, "a teacher's scores")
+        make_cache_folder(folder, "scores of pairs")
         self.look()
 
     def look(self) -> None:

@@ -58,12 +58,13 @@ def fit(
     reports: Reports,
     *,
     evaluate: Callable[[], float],
+    untrained: Callable[[], float],
     refresh: Refresh | None,
     stop: StopSignal,
 ) -> TrainState:
     """Train to total_steps, or out of patience, from the newest whole checkpoint where there is one.
 
-    evaluate() scores the dev queries with the current model, on all ranks together, and returns nDCG@10.
+    evaluate(), and untrained() before step 1, return nDCG@10 on dev of the current model, on all ranks together.
     refresh: sets the pool that the next step draws negatives from, and mines it first if it is due.
     Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
     Raises Stopped after saving if a stop is requested on any rank.
@@ -81,7 +82,7 @@ def fit(
     eta = _eta(job, every, refresh, reports.earlier if found is not None else ())
     if found is None:
         with eta.timing(EVALUATION):
-            base_value = evaluate()
+            base_value = untrained()
         reports.say(f"before step 1: dev nDCG@10 {base_value:.3f}")
     state = found or TrainState(step=0, inputs=checkpoints.inputs, base_value=base_value)
     reports.start(state)

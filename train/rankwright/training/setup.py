@@ -11,6 +11,8 @@ import torch
 
 from rankwright.common import console
 from rankwright.common.errors import UserError, UserErrors, in_one_line
+from rankwright.common.files import cache_folder
+from rankwright.common.hashing import content_hash
 from rankwright.common.processes import Processes
 from rankwright.common.resources import resolve_base
 from rankwright.model.attention import PLAIN
@@ -32,7 +34,9 @@ from rankwright.model.trainable import (
     train_all,
 )
 from rankwright.recipe.schema import Model, Recipe
+from rankwright.rerankers.kept_scorer import KeptScorer
 from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
+from rankwright.rerankers.scorer import Scorer
 from rankwright.training.checkpoint import load_checkpoint
 
 
@@ -224,10 +228,9 @@ def lora_name(settings: Model) -> str:
     return f"{kind} rank {settings.rank}" + (" (scaled by its square root)" if settings.rslora else "")
 
 
-def base_reranker(recipe: Recipe) -> Reranker:
-    """The base in its own native frame, under the recipe's instruction and budgets."""
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = native_contract(
+def base_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
+    """The contract of the base in its own native frame, under the recipe's instruction and budgets."""
+    return native_contract(
         base,
         tokenizer,
         name=recipe.model.base,
@@ -240,7 +243,13 @@ def base_reranker(recipe: Recipe) -> Reranker:
         ),
         revision=recipe.model.revision,
     )
-    # Only test sets are scored.
+
+
+def base_reranker(recipe: Recipe) -> Reranker:
+    """The base under base_contract."""
+    base, tokenizer = load_base_tokenizer(recipe)
+    contract = base_contract(recipe, base, tokenizer)
+    # Only test sets have a row for it.
     stated = {k: t for k, t in stated_instructions(recipe).items() if k.startswith(("prompt.", "data.test.")) and t}
     if lost := [key for key, text in stated.items() if not contract.under(text, tokenizer).takes_instruction]:
         console.say(f"base: its frame {contract.mode} has no place for {', '.join(lost)}: scored without")
@@ -248,6 +257,23 @@ def base_reranker(recipe: Recipe) -> Reranker:
     model = load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
     model.attention = recipe.model.attention
     return Reranker(model.to(device()).eval(), tokenizer, contract)
+
+
+class BaseScorer(KeptScorer):
+    """The base's raw scores, each made once for the same weights and prompt. inputs: hash of these, with the code."""
+
+    def __init__(self, recipe: Recipe, inputs: str) -> None:
+        self._recipe, self._hash = recipe, inputs
+        super().__init__("base", recipe.model.base, cache_folder() / "base", key="model.base")
+
+    def _load(self) -> Scorer:
+        return base_reranker(self._recipe)
+
+    def _under(self, scorer: Scorer, stated: str | None) -> Scorer:
+        return scorer.under(stated)
+
+    def _inputs(self, stated: str | None) -> str:
+        return content_hash(self._hash, stated, device().type)
 
 
 def tuned_reranker(recipe: Recipe, checkpoint: Path, *, inputs: str | None = None, fp32: bool = False) -> Reranker:
