@@ -180,7 +180,15 @@ class StageInputs:
         options = [(name, mine.filters[name]) for name in alone]
         depths = (mine.depth, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
         return content_hash(
-            self._training_data, found, self._dev_lists, depths, options, self.recipe.bm25.code, teacher, self._code("mine"), *lists
+            self._training_data,
+            found,
+            self._dev_lists,
+            depths,
+            options,
+            self.recipe.bm25.code,
+            teacher,
+            self._code("mine"),
+            *lists,
         )
 
     @cached_property
