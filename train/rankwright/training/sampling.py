@@ -61,7 +61,10 @@ def build_group(
         return document_id not in judged, stable_hash("draw", "positives", *key, document_id), document_id
 
     relevant = sorted(labels, key=order)[:positives]
-    others = sampler([n for n in pool if not n.is_promoted], negatives, key)
+    left = [n for n in pool if not n.is_promoted]
+    if teacher is not None:
+        left = [dataclasses.replace(n, teacher=teacher.get(n.document_id)) for n in left]
+    others = sampler(left, negatives, key)
     assert not {n.document_id for n in others} & set(labels), f"query {query_id}: a relevant document in the pool"
     ids = [*relevant, *(n.document_id for n in others)]
     return Group(
@@ -157,6 +160,21 @@ class GroupSource:
         fresh = self._fresh.by_query
         pool = fresh[query_id] if query_id in fresh else self._pools.by_query.get(query_id, ())
         return pool if self._owner[query_id].positives(query_id) else [n for n in pool if n.source == JUDGED]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether groups have a teacher's scores."""
+        return self._has_scores
+
+    def teacher_list(self, query_id: str) -> dict[str, float]:
+        """A teacher's score of every document that the query can be trained with, NaN where there is none."""
+        ids = [*self._owner[query_id].positives(query_id), *(n.document_id for n in self._pool(query_id))]
+        scores = self._scores(query_id)
+        return {d: scores.get(d, math.nan) for d in ids}
+
+    def instruction(self, query_id: str) -> str | None:
+        """The instruction of the query's own set, None where it states none."""
+        return self._owner[query_id].instruction
 
     def _scores(self, query_id: str) -> Mapping[str, float]:
         of = self._owner[query_id].teacher_scores if self._teacher_scores is None else self._teacher_scores
