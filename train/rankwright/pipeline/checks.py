@@ -59,6 +59,7 @@ def check_names(recipe: Recipe) -> list[str]:
             texts = error.messages if isinstance(error, UserErrors) else [str(error)]
             faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
     faults += check_first_stages(recipe) + check_mixture(recipe) + check_filters(recipe.mine) + _check_above(recipe)
+    faults += _check_lists(recipe)
     if recipe.train.first_stage_offset:
         faults += _check_offset(recipe)
     if recipe.evaluate.baselines:
@@ -111,6 +112,15 @@ def _check_above(recipe: Recipe) -> list[str]:
     return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]
 
 
+def _check_lists(recipe: Recipe) -> list[str]:
+    """What is trained with the first stage's lists needs them of the training queries."""
+    first = recipe.evaluate.first_stage
+    if first not in retrievers() or training_stage(recipe) == first:
+        return []
+    lacks = f"evaluate.first_stage is {first}, which training queries have no lists of: take another"
+    return [f"{key}: {lacks}" for key in recipe.keys_of_lists]
+
+
 def _check_offset(recipe: Recipe) -> list[str]:
     """What is trained with the first stage's offset is one part of a sum: the other must be there, and be added."""
     key, first = "train.first_stage_offset", recipe.evaluate.first_stage
@@ -119,8 +129,6 @@ def _check_offset(recipe: Recipe) -> list[str]:
         "kl_distil or margin_mse, or remove the offset"
         for where, name in refusing_offset(recipe.loss)
     ]
-    if first in retrievers() and training_stage(recipe) != first:
-        faults.append(f"{key}: evaluate.first_stage is {first}, which training queries have no lists of: take another")
     lacks = f"tuned alone lacks what {first} knows"
     if recipe.evaluate.combine is None:
         faults.append(f"{key}: {lacks}, and evaluate.combine is switched off: remove one of the two lines")

@@ -23,6 +23,7 @@ from rankwright.model.loading import Precision, check_files, load_merged, load_m
 from rankwright.model.long_documents import LongDocuments
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
+from rankwright.model.score_line import ScoreLine
 from rankwright.model.trainable import (
     add_lora,
     enable_checkpointing,
@@ -86,7 +87,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         mode = own.mode
     else:
         mode = recipe.prompt.mode
-    stated = stated_instruction(recipe)
+    stated, told = stated_instruction(recipe), recipe.prompt.first_stage_score
     contract = make_contract(
         tokenizer,
         mode=mode,
@@ -95,6 +96,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
         long_documents=LongDocuments.of(recipe.prompt, recipe.bm25),
+        first_stage_score=None if told is None else ScoreLine(told.levels),
     )
     _check_instructions(recipe, contract, tokenizer)
     return contract
@@ -225,7 +227,10 @@ def lora_name(settings: Model) -> str:
 
 
 def base_reranker(recipe: Recipe) -> Reranker:
-    """The base in its own native frame, under the recipe's instruction and budgets."""
+    """The base in its own native frame, under the recipe's instruction and budgets.
+
+    Without the line of prompt.first_stage_score, which it was not trained with: as it would be served.
+    """
     base, tokenizer = load_base_tokenizer(recipe)
     contract = native_contract(
         base,
