@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from tiny import make_tiny_llama
 
 from rankwright.common.errors import UserError
+from rankwright.model.control_tokens import control_tokens, neutralise
 from rankwright.model.frames import choose_pad_token, single_token_id
 from rankwright.model.loading import load_tokenizer
 from rankwright.model.prompt import (
     CONTRACT_FILE,
     PromptContract,
     PromptEncoder,
-    control_tokens,
     make_contract,
-    neutralise,
 )
 
 PIECES = ["<|im_end|>", "<|im_start|>", "<think>", "</think>", "<|eot_id|>", "<", "|im_end|>", "<|im_<|im_end|>end|>"]

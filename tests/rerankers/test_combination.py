@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rankwright.common.errors import UserError
 from rankwright.common.templates import template_environment
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract
-from rankwright.rerankers.combination import Combination, combined_scores, only_ranks, zscores
+from rankwright.rerankers.combination import Combination, combined_scores, levels_of, only_ranks, zscores
 from rankwright.rerankers.reranker import Reranker
 
 NUMBERS = st.integers(-50, 50)
@@ -108,6 +108,33 @@ def test_ranks_become_reciprocal_ranks_first() -> None:
     expected = 0.25 * zscores([2, 0, 1]) + 0.75 * zscores([1, 1 / 2, 1 / 3])
     for first in ([100.0, 99.0, 98.0], [-1.0, -2.0, -3.0], [9.0, 0.5, 0.4]):
         assert combined_scores([2.0, 0.0, 1.0], first, by_rank) == pytest.approx(expected)
+
+
+numbers = st.lists(st.one_of(st.integers(-60, 60), st.none()), max_size=9)
+
+
+@given(numbers, st.integers(2, 1000), st.integers(1, 7), st.integers(-9, 9))
+def test_levels_of_a_list(scores: list[int | None], levels: int, factor: int, shift: int) -> None:
+    found = levels_of(scores, levels)
+    known = [score for score in scores if score is not None]
+    if len(set(known)) < 2:
+        assert found == [None] * len(scores)
+        return
+    low, high = min(known), max(known)
+    # In whole numbers, where a middle is exact and goes up.
+    expected = [0 if s is None else (2 * levels * (s - low) + high - low) // (2 * (high - low)) for s in scores]
+    assert found == expected and {type(level) for level in found} == {int}
+    assert min(expected) == 0 and max(expected) == levels
+    pairs = sorted((s, level) for s, level in zip(scores, found, strict=True) if s is not None)
+    assert [level for _, level in pairs] == sorted(level for _, level in pairs)
+    assert levels_of([None if s is None else factor * s / 3 + shift for s in scores], levels) == found
+
+
+def test_ranks_become_levels_that_fall_evenly() -> None:
+    assert levels_of([100.0, 99.0, 98.0, 97.0, 96.0], 50) == [50, 38, 25, 13, 0]
+    assert levels_of([1e308, 0.0, -1e308], 50) == [50, 25, 0]
+    with pytest.raises(UserError, match="not a finite number"):
+        levels_of([1.0, math.nan], 50)
 
 
 # Where people meet it.

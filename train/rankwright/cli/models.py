@@ -182,6 +182,10 @@ def score(
     show_ranking(ranked, calibrated=reranker.contract.temperature != 1)
     if found is not None:
         console.say(_combination(reranker.contract))
+    if (line := reranker.contract.first_stage_score) is not None:
+        hint = "--first-stage-scores gives this model the scores of a search, which it was trained to read"
+        held = f"prompts hold the first stage's scores as numbers from 0 to {line.levels}, unless all are equal"
+        console.say(hint if found is None else held)
     if reranker.cut_documents or reranker.cut_queries:
         cut = f"{counted(reranker.cut_documents, 'document')}, {counted(reranker.cut_queries, 'query')}"
         blocks = " (to their best blocks)" * (reranker.contract.long_documents.strategy == BLOCKS)

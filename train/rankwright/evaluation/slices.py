@@ -81,7 +81,7 @@ def attributes(
     for query_id in sorted(q for q in candidates if q in collection.queries):
         query, listed = collection.queries[query_id], [c.document_id for c in candidates[query_id]]
         head, query_cut = encoder.encode_head(query)
-        budget = encoder.contract.max_tokens - len(head) - len(encoder.suffix_ids)
+        budget = encoder.contract.max_tokens - len(head) - encoder.line_tokens - len(encoder.suffix_ids)
         cut = {d for d in listed if lengths[d] > budget}
         relevant = sorted(collection.positives(query_id, level))
         query_words = set(words(query))

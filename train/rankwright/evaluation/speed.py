@@ -93,14 +93,18 @@ def measure_speed(
     )
 
 
-def _groups(sets: Sequence[tuple[Scorer, Collection, Candidates]], seed: int) -> list[tuple[Scorer, str, list[str]]]:
+def _groups(
+    sets: Sequence[tuple[Scorer, Collection, Candidates]], seed: int
+) -> list[tuple[Scorer, str, Sequence[str]]]:
     """Queries chosen by hash over all test sets, the same ones every time."""
     found = [(scorer, c, lists, q) for scorer, c, lists in sets for q in lists if lists[q]]
     found.sort(key=lambda item: (stable_hash("speed", seed, item[1].name, item[3]), item[1].name, item[3]))
-    return [
-        (scorer, c.queries[q], [c.corpus[d.document_id] for d in lists[q][:DOCUMENTS]])
-        for scorer, c, lists, q in found[:LISTS]
-    ]
+    groups = []
+    for scorer, collection, lists, query_id in found[:LISTS]:
+        ids = [c.document_id for c in lists[query_id][:DOCUMENTS]]
+        documents = scorer.listed([collection.corpus[d] for d in ids], ids, lists[query_id])
+        groups.append((scorer, collection.queries[query_id], documents))
+    return groups
 
 
 def _notes(sizes: Sequence[int], wanted: int, memory: _PeakMemory, windows: int) -> list[str]:

@@ -73,19 +73,19 @@ FIXED = [
 def make_golden(reranker: Reranker, pairs: Sequence[tuple[str, str]]) -> list[Row]:
     """Rows of golden.jsonl: query, document (raw texts), instruction, token_ids, logit, probability, gate, kind.
 
-    pairs: real (query, document) texts, bounded by within_bounds(). When there are fewer than 20, each query is also
-    paired with documents of others. Neutral pairs and fixed ones of hard kinds follow, see without_texts(). The logits
-    are the reranker's, one prompt at a time. gate: whether every runtime must match the row. It is false where a
-    runtime that only sees texts cannot: for control tokens without a template that breaks them, and for a query beyond
-    its budget. Every row is one prompt: what other runtimes do with a document beyond the budget is to cut it, see
-    golden_texts().
+    pairs: real (query, document) texts, as listed() makes them, bounded by within_bounds(). When there are fewer than
+    20, each query is also paired with documents of others. Neutral pairs and fixed ones of hard kinds follow, see
+    without_texts(). The logits are the reranker's, one prompt at a time. gate: whether every runtime must match the
+    row. It is false where a runtime that only sees texts cannot: for control tokens without a template that breaks
+    them, and for a query beyond its budget. Every row is one prompt: what other runtimes do with a document beyond the
+    budget is to cut it, see golden_texts().
     """
     rows = []
     texts = golden_texts(reranker.encoder, pairs)
     reranker = reranker.reading(AS_CUT)
     for kind, query, document in texts:
         encoded = reranker.encoder.encode(query, [document])
-        logit = reranker.score(query, [document])[0]
+        [[logit]] = reranker.score_groups([(query, [document])])
         rows.append(
             {
                 "query": query,
@@ -110,10 +110,15 @@ def within_bounds(pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[tup
 def golden_texts(encoder: PromptEncoder, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     """(kind, query, document) of all golden rows, without duplicates.
 
-    Where long documents are not cut, a real one is the window or the blocks that the model reads of it.
+    Where long documents are not cut, a real one is the window or the blocks that the model reads of it. Where prompts
+    hold the first stage's score, some texts do.
     """
     cutting = encoder.reading(AS_CUT)
     fixed = [(kind, *_fill(cutting, kind, query, document)) for kind, query, document in FIXED]
+    if (line := encoder.contract.first_stage_score) is not None:
+        levels = (0, line.levels // 2, line.levels)
+        lined = zip(levels, NEUTRAL, strict=False)
+        fixed += [("first stage", query, encoder.contract.with_level(text, level)) for level, (query, text) in lined]
     taken = {(query, document) for _, query, document in fixed}
     pairs = [(query, encoder.texts(query, document, every=False)[0]) for query, document in pairs]
     real = [pair for pair in dict.fromkeys(pairs) if pair not in taken]

@@ -116,7 +116,8 @@ def token_report(
 ) -> dict[str, Any]:
     """Percentiles of queries and documents, and what is cut and lost; lengths: those of the corpus's documents.
 
-    A document's room is the budget beside the split's median query; each judged pair is measured beside its own query.
+    A document's room is the budget beside the split's median query, and the line of prompt.first_stage_score; each
+    judged pair is measured beside its own query.
     Under another prompt.long_documents than `cut` the same texts are beyond the budget, and none is simply cut.
     words: how BM25 reads texts (see relevant_report); None: as English.
     """
@@ -130,7 +131,7 @@ def token_report(
         queries.append(_tokens(encoder, clean))
         if was_cut:
             lost.append(queries[-1] - _tokens(encoder, kept))
-        heads[query_id] = len(encoder.encode_head(query)[0])
+        heads[query_id] = len(encoder.encode_head(query)[0]) + encoder.line_tokens
     space = contract.max_tokens - len(encoder.suffix_ids)
     room = space - percentile(list(heads.values()), 50)
     over = [n - room for n in lengths.values() if n > room]
@@ -161,10 +162,10 @@ def relevant_report(
 ) -> dict[str, int]:
     """How many relevant documents are beyond the budget, and whether what makes them relevant lies beyond a cut.
 
-    heads: query id -> tokens of its head. best_known, best_cut: in how many of them some block has a word of the query,
-    and in how many the best block by BM25 ends beyond the budget. answers_known, answers_cut: the same for the query's
-    own answer (Collection.answers) where the document has that text. Both of at most MOST_LOOKED documents, chosen by
-    hash: `looked`.
+    heads: query id -> tokens before its documents. best_known, best_cut: in how many of them some block has a word of
+    the query, and in how many the best block by BM25 ends beyond the budget. answers_known, answers_cut: the same for
+    the query's own answer (Collection.answers) where the document has that text. Both of at most MOST_LOOKED documents,
+    chosen by hash: `looked`.
     """
     space = encoder.contract.max_tokens - len(encoder.suffix_ids)
     relevant = [(q, d) for q in heads for d in collection.positives(q) if d in lengths]

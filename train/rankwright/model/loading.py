@@ -23,9 +23,10 @@ from rankwright.model.bases import (
     refuse_pickles,
     why_no_hub,
 )
+from rankwright.model.control_tokens import control_tokens
 from rankwright.model.frames import choose_pad_token
 from rankwright.model.heads import check_scores, head_factor
-from rankwright.model.prompt import CONTRACT_FILE, PromptContract, PromptEncoder, control_tokens
+from rankwright.model.prompt import CONTRACT_FILE, PromptContract, PromptEncoder
 from rankwright.model.rank_model import UNLIMITED, RankModel, scored_rows
 from rankwright.model.weight_files import check_fit, refuse_not_finite, refuse_unfit
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwright.common.errors import UserError, one_line
+from rankwright.model.control_tokens import control_tokens, neutralise
 from rankwright.model.frames import CUT, FRAMES, Frame, single_token_id
 from rankwright.model.long_documents import (
     AS_CUT,
@@ -27,6 +28,7 @@ from rankwright.model.long_documents import (
     best_window,
     windows,
 )
+from rankwright.model.score_line import ScoreLine
 
 CONTRACT_FILE = "rankwright.json"
 CONTRACT_VERSION = 1
@@ -84,12 +86,15 @@ class PromptContract:
     combine_weight: float = 1.0
     combine_normaliser: str = "zscore"
     combine_depth: int | None = None
+    # Whether a line with the first stage's score begins each document of a list; not in the file where it does not.
+    first_stage_score: ScoreLine | None = None
 
     def save(self, folder: Path) -> None:
         """Write rankwright.json into `folder`."""
         values = dataclasses.asdict(self)
-        if self.long_documents == AS_CUT:
-            del values["long_documents"]
+        for key, unstated in (("long_documents", AS_CUT), ("first_stage_score", None)):
+            if getattr(self, key) == unstated:
+                del values[key]
         text = json.dumps(values, indent=2, ensure_ascii=False)
         (folder / CONTRACT_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -103,6 +108,8 @@ class PromptContract:
             values = json.loads(path.read_text(encoding="utf-8"))
             if "long_documents" in values:
                 values["long_documents"] = LongDocuments(**values["long_documents"])
+            if values.get("first_stage_score") is not None:
+                values["first_stage_score"] = ScoreLine(**values["first_stage_score"])
             contract = cls(**values)
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(
@@ -142,6 +149,11 @@ class PromptContract:
             ("temperature", lambda: is_above_zero(self.temperature), "a number above 0"),
             ("scale", lambda: is_above_zero(self.scale), "a number above 0"),
             ("long_documents", lambda: self.long_documents.wrong() is None, "what this version reads"),
+            (
+                "first_stage_score",
+                lambda: not (self.first_stage_score and self.first_stage_score.wrong()),
+                "at most 1,000 levels",
+            ),
             ("combine_weight", lambda: self._is_share("combine_weight"), "a number from 0 to 1"),
             ("combine_normaliser", lambda: self.combine_normaliser in COMBINE_NORMALISERS, combine_normalisers),
             ("combine_depth", lambda: self.combine_depth is None or is_whole(self.combine_depth), "above 0, or null"),
@@ -209,6 +221,18 @@ class PromptContract:
         first, *suffix = self.suffix.split(CUT)
         return [*head, last + self.document_prefix + document + first, *suffix]
 
+    def with_level(self, document: str, level: int | None) -> str:
+        """What stands for a raw document in a list of a first stage that gave it this level; None: it gave none.
+
+        Unchanged under a contract without levels. Idempotent only for None: give it raw documents.
+        """
+        line = self.first_stage_score
+        return document if line is None else line.before(document, level, self.document_prefix)
+
+    def split_level(self, text: str) -> tuple[str, str]:
+        """(the line of a level or "", the document) of a text of with_level."""
+        return ("", text) if (line := self.first_stage_score) is None else line.split(text, self.document_prefix)
+
     def replace(self, **changes: Any) -> PromptContract:
         """A copy with other values, e.g. other budgets."""
         return dataclasses.replace(self, **changes)
@@ -252,6 +276,7 @@ def make_contract(
     max_tokens: int = 512,
     query_tokens: int | None = None,
     long_documents: LongDocuments = AS_CUT,
+    first_stage_score: ScoreLine | None = None,
 ) -> PromptContract:
     """The contract of a frame with a tokenizer, after a proof on probe texts that pieces give the ids of the whole.
 
@@ -277,10 +302,11 @@ def make_contract(
         query_tokens=max_tokens // 4 if query_tokens is None else query_tokens,
         scale=texts.scale,
         long_documents=long_documents,
+        first_stage_score=first_stage_score,
     )
     assert not (frame.rendered and contract.in_pieces), f"frame {mode}: what is cut is not rendered"
     encoder = PromptEncoder(contract, tokenizer)
-    for query, document in PROBES:
+    for query, document in (*PROBES, *((q, contract.with_level(d, 0)) for q, d in PROBES)):
         if encoder.encode(query, [document], cut=False) != encoder.encode_whole(query, document):
             raise UserError(
                 f"prompt.mode: {mode} is not exact with this tokenizer: piece-wise and whole-string ids differ "
@@ -301,7 +327,7 @@ class PromptEncoder:
         self.control_tokens = control_tokens(tokenizer)
         self.suffix_ids = self._pieces_ids(contract.suffix.split(CUT))
         self._blocks = functools.lru_cache(maxsize=KEPT_DOCUMENTS)(self._blocks_of)
-        frame = len(self._pieces_ids(contract.head_pieces(""))) + len(self.suffix_ids)
+        frame = len(self._pieces_ids(contract.head_pieces(""))) + len(self.suffix_ids) + self.line_tokens
         for room, why in ((LEAST_DOCUMENT_TOKENS, ""), *self._room_wanted):
             least = frame + contract.query_tokens + room
             if least > contract.max_tokens:
@@ -310,6 +336,12 @@ class PromptEncoder:
                     f"{contract.query_tokens} query tokens leave no room for {why or 'a document'}; use at least "
                     f"{least}, or lower prompt.query_tokens"
                 )
+
+    @property
+    def line_tokens(self) -> int:
+        """Tokens of the longest line with a first stage's score; 0 under a contract without one."""
+        line = self.contract.first_stage_score
+        return 0 if line is None else len(self.tokens(line.line(line.levels)).ids)
 
     @property
     def _room_wanted(self) -> list[tuple[int, str]]:
@@ -418,11 +450,16 @@ class PromptEncoder:
 
     def _parts(self, query: str, document: str, room: int, *, every: bool) -> list[Part]:
         """What is scored in place of a document beyond the budget, which its strategy is not to cut."""
-        own, text = self.contract.long_documents, self.clean(document)
+        own, (line, text) = self.contract.long_documents, self.contract.split_level(self.clean(document))
+        # Each part begins with the line, and is read as a document of its own.
+        room -= len(self.tokens(line).ids) if line else 0
         if own.strategy == BLOCKS:
-            return [self._blocks(text).packed(own.words(query), room, self.tokens)]
-        parts = windows(text, room, self.tokens)
-        return parts if every else [best_window(query, parts, own.words)]
+            parts = [self._blocks(text).packed(own.words(query), room, self.tokens)]
+        else:
+            parts = windows(text, room, self.tokens)
+            parts = parts if every else [best_window(query, parts, own.words)]
+        texts = [line + self.contract.document_prefix + part.text for part in parts] if line else []
+        return [Part(text, self.tokens(text).ids) for text in texts] if line else parts
 
     def _blocks_of(self, text: str) -> Blocks:
         return Blocks(text, self.tokens(text), self.contract.long_documents.words)
@@ -453,29 +490,3 @@ class PromptEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-@functools.lru_cache(maxsize=8)
-def _control_pattern(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
-    return re.compile("|".join(re.escape(t) for t in tokens)) if tokens else None
-
-
-def control_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts that this tokenizer would read as control tokens, longest first.
-
-    Runs of white space that some tokenizers add to their vocabulary are ordinary text and not among them.
-    """
-    found = {
-        token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if len(token.content) > 1 and (token.special or re.fullmatch(r"<[^\s<>]+>", token.content))
-    }
-    return tuple(sorted(found, key=lambda t: (-len(t), t)))
-
-
-def neutralise(text: str, tokens: tuple[str, ...]) -> str:
-    """Break every control token in user text by a space after its first character: `<|im_end|>` -> `< |im_end|>`."""
-    pattern = _control_pattern(tokens)
-    while pattern is not None and pattern.search(text):
-        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import text_key
 from rankwright.common.outputs import content_of, read_sealed, remove, sealed
 from rankwright.data.store.views import KeyedTexts
-from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
+from rankwright.model.prompt import PROBES, EncodedGroup, PromptContract, PromptEncoder
 
 BATCH = 1024
 # Token ids (int32), where each text ends, and the key of each text.
@@ -90,12 +91,31 @@ class TokenStore(PromptEncoder):
 
     def _stored(self, query: str, documents: Sequence[str]) -> tuple[tuple[list[int], bool], list[list[int]]] | None:
         """The head and the documents, None where one is missing."""
-        places = [self._of.documents.find(document) for document in documents]
+        rows = [self._row(document) for document in documents]
         head_place = self._heads.find(query) if self._heads is not None else None
-        if head_place is None or None in places:
+        if head_place is None or None in rows:
             return None
         head = self._of.row(head_place)
-        return (head[1:], bool(head[0])), [self._of.row(p) for p in places if p is not None]
+        return (head[1:], bool(head[0])), [row for row in rows if row is not None]
+
+    def _row(self, document: str) -> list[int] | None:
+        """The ids of a document; one with a first stage's level is the line's and its own, one after the other."""
+        line, own = self.contract.split_level(document)
+        if line and not (own and self._is_separable):
+            return None
+        place = self._of.documents.find(own)
+        if place is None:
+            return None
+        return [*self.tokens(line).ids, *self._of.row(place)] if line else self._of.row(place)
+
+    @functools.cached_property
+    def _is_separable(self) -> bool:
+        """Whether this tokenizer gives a line and a document the same ids together and apart, on probe texts."""
+        texts = [text for text in itertools.chain(*PROBES) if text.strip()]
+        lined = [(self.contract.with_level(text, level), text) for level, text in enumerate(texts, start=5)]
+        lines = [self.tokens(self.contract.split_level(together)[0]).ids for together, _ in lined]
+        together, apart = (self.encode_documents(column) for column in zip(*lined, strict=True))
+        return together == [[*line, *own] for line, own in zip(lines, apart, strict=True)]
 
 
 class _Keys:

@@ -59,7 +59,7 @@ def check_names(recipe: Recipe) -> list[str]:
             texts = error.messages if isinstance(error, UserErrors) else [str(error)]
             faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
     faults += check_first_stages(recipe) + check_mixture(recipe) + check_filters(recipe.mine) + _check_above(recipe)
-    faults += _check_targets(recipe)
+    faults += _check_targets(recipe) + _check_lists(recipe)
     if recipe.train.first_stage_offset:
         faults += _check_offset(recipe)
     if recipe.evaluate.baselines:
@@ -123,6 +123,16 @@ def _check_targets(recipe: Recipe) -> list[str]:
     return [f"{key}: {value} needs mine.teacher: {{name, kind, model}}" for key, value in asked]
 
 
+def _check_lists(recipe: Recipe) -> list[str]:
+    """What is trained with the first stage's lists needs them of the training queries."""
+    first = recipe.evaluate.first_stage
+    sources = (*recipe.data.train, *recipe.data.dev_sources)
+    if not reads_run_file(first) or all(source.run is not None for source in sources):
+        return []
+    lacks = f"evaluate.first_stage is {first}, and training queries have no lists of it: add run: FILE to each set of "
+    return [f"{key}: {lacks}data.train and data.dev, or take another first stage" for key in recipe.keys_of_lists]
+
+
 def _check_offset(recipe: Recipe) -> list[str]:
     """What is trained with the first stage's offset is one part of a sum: the other must be there, and be added."""
     key, first = "train.first_stage_offset", recipe.evaluate.first_stage
@@ -131,11 +141,6 @@ def _check_offset(recipe: Recipe) -> list[str]:
         "kl_distil or margin_mse, or remove the offset"
         for where, name in refusing_offset(recipe.loss)
     ]
-    if reads_run_file(first) and any(source.run is None for source in (*recipe.data.train, *recipe.data.dev_sources)):
-        faults.append(
-            f"{key}: evaluate.first_stage is {first}, and training queries have no lists of it: add run: FILE to each "
-            "set of data.train and data.dev, or take another first stage"
-        )
     lacks = f"tuned alone lacks what {first} knows"
     if recipe.evaluate.combine is None:
         faults.append(f"{key}: {lacks}, and evaluate.combine is switched off: remove one of the two lines")

@@ -20,7 +20,7 @@ from rankwright.model.instructions import frozen_instruction
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.reranker import Reranker
-from rankwright.retrieval.candidates import Candidates, read_candidates
+from rankwright.retrieval.candidates import Candidate, Candidates, read_candidates
 from rankwright.training.setup import tuned_reranker
 
 
@@ -70,9 +70,15 @@ def _score(
     frozen, exports = frozen_instruction(recipe), bool(recipe.export_targets)
     for instruction, part in itertools.groupby(todo, lambda pair: frozen if exports else pair[0].instruction):
         pairs = list(part)
-        groups = ((c.queries[q], [c.corpus[found.document_id] for found in candidates[q]]) for c, q in pairs)
-        for (_, query_id), scores in zip(pairs, reranker.under(instruction).score_groups(groups), strict=True):
+        under = reranker.under(instruction)
+        groups = ((c.queries[q], _listed(under, c, candidates[q])) for c, q in pairs)
+        for (_, query_id), scores in zip(pairs, under.score_groups(groups), strict=True):
             yield query_id, scores
+
+
+def _listed(reranker: Reranker, collection: Collection, found: Sequence[Candidate]) -> Sequence[str]:
+    ids = [c.document_id for c in found]
+    return reranker.listed([collection.corpus[d] for d in ids], ids, found)
 
 
 def _read_scores(path: Path, inputs: str) -> dict[str, list[float]]:

@@ -23,11 +23,12 @@ from rankwright.export.proof.parity import is_as_proven
 from rankwright.export.publish import ExportFailed, export_targets
 from rankwright.export.target import Trained
 from rankwright.model.instructions import frozen_instruction
+from rankwright.model.prompt import PromptContract
 from rankwright.pipeline.combine import read_combination
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.pipeline.mteb import benchmarks
 from rankwright.recipe.schema import EXPORTED, Recipe
-from rankwright.rerankers.combination import Combination
+from rankwright.rerankers.combination import Combination, listed
 from rankwright.retrieval.candidates import read_candidates
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
@@ -119,7 +120,7 @@ def _export(
         ),
         recipe.model.base,
         recipe.model.revision,
-        golden_pairs(recipe, run),
+        golden_pairs(recipe, run, reranker.contract),
         recipe.export.tolerance,
     )
     facts = CardFacts(
@@ -177,8 +178,11 @@ def _free_name(folder: Path) -> Path:
     return kept
 
 
-def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
-    """Test pairs, queries chosen by hash: each with a relevant document and with the first stage's best."""
+def golden_pairs(recipe: Recipe, run: RunFolder, contract: PromptContract) -> list[tuple[str, str]]:
+    """Test pairs, queries chosen by hash: each with a relevant document and with the first stage's best.
+
+    Under prompt.first_stage_score every second one has the line of its list, the others have none.
+    """
     collections = read_split(run.data, "test")
     pairs: list[tuple[str, str]] = []
     share = -(-recipe.export.golden_pairs // len(collections))
@@ -189,7 +193,9 @@ def golden_pairs(recipe: Recipe, run: RunFolder) -> list[tuple[str, str]]:
             best = [c.document_id for c in candidates[query_id][:1]]
             relevant = sorted(collection.positives(query_id, recipe.evaluate.relevance_level))
             for document_id in dict.fromkeys([*relevant[:1], *best]):
-                found.append((collection.queries[query_id], collection.corpus[document_id]))
+                lists = () if len(found) % 2 else candidates[query_id]
+                [document] = listed(contract, [collection.corpus[document_id]], [document_id], lists)
+                found.append((collection.queries[query_id], document))
             if len(found) >= share:
                 break
         pairs += found[:share]
@@ -257,6 +263,11 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
         said.append(
             f"Trained on score + {recipe.train.first_stage_offset:g} z({recipe.evaluate.first_stage}), so that it "
             f"adds to what {recipe.evaluate.first_stage} knows: it is meant to be combined with it."
+        )
+    if (told := recipe.prompt.first_stage_score) is not None:
+        said.append(
+            f"Trained with the score of {recipe.evaluate.first_stage} in the prompt, a number from 0 to {told.levels}, "
+            f"but for {told.dropout:.0%} of the queries drawn; tuned was measured with it, the base without."
         )
     packages = ", ".join(f"{name} {version}" for name, version in provenance["packages"].items())
     commit = provenance["commit"] or "unknown"

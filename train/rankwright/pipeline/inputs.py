@@ -47,6 +47,8 @@ CODE = {
     "export": "export common data model rerankers pipeline/export.py",
 }
 
+# Keys of the section `prompt` that change no score of the base.
+PROMPT_OF_TUNED = ("mode", "first_stage_score")
 
 # Stage -> what its record names.
 MADE_FROM = {
@@ -175,8 +177,8 @@ class StageInputs:
             # It scores a set under the set's own instruction.
             scores = baseline_inputs(mine.teacher, self.recipe.prompt, key=TEACHER, bm25=self.recipe.bm25)
             teacher = (scores, self._instructions("train"), self._code("teacher"))
-        # The lists of the training queries too, where they are an offset: how large it is makes no difference.
-        lists = ["train_lists"] if self.recipe.train.first_stage_offset else []
+        # The lists of the training queries too, where they are read: what is made of them makes no difference.
+        lists = ["train_lists"] if self.recipe.keys_of_lists else []
         options = [(name, mine.filters[name]) for name in alone]
         depths = (mine.depth, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
         return content_hash(
@@ -200,13 +202,13 @@ class StageInputs:
 
     @cached_property
     def _base(self) -> str:
-        """The base, which is scored in its own prompt whatever prompt.mode is."""
+        """The base, which is scored in its own prompt whatever prompt.mode is, and without the first stage's scores."""
         base = resolve_base(self.recipe.model.base)
         # A local base by content and by its folder's name, which may show its kind: it may be reached by several paths.
         is_here = Path(base).is_dir()
         name = Path(base).resolve().name if is_here else base
         weights = self._content(Path(base)) if is_here else self.recipe.model.revision
-        prompt = {k: v for k, v in self._sections["prompt"].items() if k != "mode"}
+        prompt = {k: v for k, v in self._sections["prompt"].items() if k not in PROMPT_OF_TUNED}
         stated = "instruction" in self.recipe.prompt.model_fields_set
         # BM25 chooses what is read of a long document.
         words = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
@@ -247,7 +249,7 @@ class StageInputs:
     def model(self) -> str:
         # Merging with the base comes after training.
         model = {k: v for k, v in self._sections["model"].items() if k not in ("base", "merge_with_base")}
-        return content_hash(model, self.recipe.prompt.mode, self._base)
+        return content_hash(model, [self._sections["prompt"][k] for k in PROMPT_OF_TUNED], self._base)
 
     @cached_property
     def train(self) -> str:

@@ -85,7 +85,7 @@ def make_shards(
         run_file = run_files["train"].get(plain.name)
         collection = qualified(plain)
         jobs.append(Job("train", collection, plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
-        if recipe.train.first_stage_offset:
+        if recipe.keys_of_lists:
             # What evaluation reranks, whatever is mined from.
             jobs.append(Job("train_lists", collection, plain, stage, _list_depth(recipe, plain), run_file, {}))
     jobs += _dev_jobs(recipe, run, run_files["dev"])
@@ -93,8 +93,8 @@ def make_shards(
     console.say(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
         + used * (stage != recipe.evaluate.first_stage)
-        + f"; train: {stage} top {recipe.evaluate.depth} for train.first_stage_offset"
-        * bool(recipe.train.first_stage_offset)
+        + f"; train: {stage} top {recipe.evaluate.depth} for {' and '.join(recipe.keys_of_lists)}"
+        * bool(recipe.keys_of_lists)
     )
     shards = Shards(run.mining, inputs, recipe, jobs, teacher)
     shards.make(processes)
@@ -145,7 +145,7 @@ def gather(recipe: Recipe, run: RunFolder, shards: Shards) -> dict[str, Any]:
         paths = (run.candidates, run.negatives, run.removed, run.dev_candidates)
         candidates, negatives, removed, dev = (files.enter_context(lines_atomic(path)) for path in paths)
         lists = {"dev": dev}
-        if recipe.train.first_stage_offset:
+        if recipe.keys_of_lists:
             lists["train_lists"] = files.enter_context(lines_atomic(run.train_lists))
         for job in jobs:
             if job.kind in lists:

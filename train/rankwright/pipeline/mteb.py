@@ -45,6 +45,8 @@ from rankwright.retrieval.run_file import columns_of, read_lists, read_trec_run
 MEASURES = {"nDCG@10": "ndcg_at_10", "AP@10": "map_at_10", "R@10": "recall_at_10"}
 # Where no scores tie, the figures of both may differ by this.
 AGREE = 1e-3
+# How lists are reranked whose scores the model could read in its prompts (prompt.first_stage_score).
+UNREAD = "without their scores in the prompt"
 BATCH = 32
 Lists = Mapping[str, Sequence[Candidate]]
 Scores = Mapping[str, Mapping[str, float]]
@@ -181,6 +183,8 @@ class Task:
             if not info["own_documents_count"]:
                 scores = {q: {d: s for d, s in found.items() if d != q} for q, found in scores.items()}
             figures = next(row for row in theirs[part["split"]] if row["hf_subset"] == part["subset"])
+            if reranker.contract.first_stage_score is not None:
+                words += f", {UNREAD}"
             found = self._compare(part, collection, lists, words, scores, figures)
             results.append(dataclasses.replace(found, queries_cut=cut))
         record = {
@@ -211,6 +215,8 @@ class Task:
             console.say("instruction: mteb puts each query's own behind the query, the export's stays in the prompt")
         if any(part["titled"] for part in info["parts"]):
             console.say("titles: mteb joins title and text with a space, Rankwright with a line break; here a space")
+        if contract is not None and contract.first_stage_score is not None:
+            console.say(f"prompt.first_stage_score: mteb gives a model texts alone: both figures are {UNREAD}")
         if not info["first_counts"]:
             raise UserError(f"task {self.name}: mteb leaves out each list's first result: it cannot be compared")
 

@@ -59,7 +59,7 @@ def _mine(p: Context) -> dict[str, Any]:
 def _mine_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
     run = p.folder
     lists = [run.negatives, run.candidates, run.removed, run.dev_candidates]
-    lists += [run.train_lists] if p.recipe.train.first_stage_offset else []
+    lists += [run.train_lists] if p.recipe.keys_of_lists else []
     return [*lists, run.teacher_scores] if p.recipe.mine.teacher else lists
 
 

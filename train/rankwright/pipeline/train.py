@@ -178,6 +178,8 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
     )
     if recipe.train.first_stage_offset:
         source.offset = first_stage_offset(recipe, run, read_candidates(run.train_lists))
+    if recipe.prompt.first_stage_score is not None:
+        source.lists, source.dropout = read_candidates(run.train_lists), recipe.prompt.first_stage_score.dropout
     return source
 
 
@@ -285,6 +287,11 @@ def _describe_data(recipe: Recipe, source: GroupSource, steps: int, processes: P
         console.say(
             f"train.first_stage_offset: the loss and dev nDCG@10 are of score + {added}; tuned alone lacks what "
             f"{recipe.evaluate.first_stage} knows: look at combined"
+        )
+    if (told := recipe.prompt.first_stage_score) is not None:
+        console.say(
+            f"prompt.first_stage_score: prompts hold the score of {recipe.evaluate.first_stage} as a number from 0 to "
+            f"{told.levels}, but for {told.dropout:.0%} of the groups; so do all prompts of dev and of tuned"
         )
     if recipe.train.shuffle_labels:
         console.say("train.shuffle_labels: labels are shuffled in this run, which is a control")

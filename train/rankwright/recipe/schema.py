@@ -76,6 +76,15 @@ class Model(Section):
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 
+class FirstStageScore(Section):
+    """A line before each document with the first stage's score: the model reads what the search thought of it."""
+
+    levels: Annotated[int, Field(ge=2, le=1000)] = 50
+    """The score is a whole number from 0, the lowest of its query's list, to this, the highest."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """The share of the training groups without the line, so that the model also works without a first stage."""
+
+
 class Prompt(Section):
     """The text around query and document, and its budgets."""
 
@@ -89,6 +98,8 @@ class Prompt(Section):
     """At most this many tokens of a query are read; without it, a quarter of `max_tokens`."""
     long_documents: Literal["cut", "max", "blocks"] = "cut"
     """Documents beyond the budget: `cut` reads the start, `max` all in windows, `blocks` the best 128-token blocks."""
+    first_stage_score: FirstStageScore | None = None
+    """Off without it; `{}` switches the line on."""
 
     @model_validator(mode="after")
     def _fit_together(self) -> Prompt:
@@ -361,6 +372,15 @@ class Recipe(Section):
     gate: Gate | None = None
     licence: LicenceRule = LicenceRule()
     export: Export = Export()
+
+    @property
+    def keys_of_lists(self) -> list[str]:
+        """The keys that are given and need the first stage's lists of the training queries."""
+        keys = {
+            "train.first_stage_offset": bool(self.train.first_stage_offset),
+            "prompt.first_stage_score": self.prompt.first_stage_score is not None,
+        }
+        return [key for key, given in keys.items() if given]
 
     @property
     def export_targets(self) -> dict[str, dict[str, Any]]:

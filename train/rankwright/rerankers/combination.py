@@ -10,9 +10,12 @@ import numpy as np
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.model.prompt import COMBINE_NORMALISERS, RECIPROCAL_RANK, ZSCORE, PromptContract
+from rankwright.retrieval.candidates import Candidate
 
 # Scores that differ by less than this share of their size are equal: what is left is rounding.
 SAME = 1e-12
+# A score this little below the middle of two levels is in the middle, for the same reason.
+MIDDLE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,39 @@ def combined_scores(
     lowest = min(found.values(), default=0.0)
     found |= {place: lowest - number for number, place in enumerate(tail, start=1)}
     return [found[place] for place in range(len(order))]
+
+
+def levels_of(first_stage: Sequence[float | None], levels: int) -> list[int | None]:
+    """Each score of one list as a whole number from 0, its lowest, to `levels`, its highest: min-max, then rounded.
+
+    A document without a score counts as the lowest. None for all of a list whose scores are equal, or which has none:
+    it tells nothing. An affine change of all scores with a factor above 0 changes nothing. Ranks as scores (100, 99,
+    98) give levels that fall evenly, so that no first stage needs another rule. Raises UserError as zscores does.
+    """
+    known = [score for score in first_stage if score is not None]
+    spread_N = zscores(known)
+    if not spread_N.any():
+        return [None] * len(first_stage)
+    share_N = (spread_N - spread_N.min()) / np.ptp(spread_N)
+    found = iter(np.floor(levels * share_N + 0.5 + MIDDLE).astype(int).tolist())
+    return [0 if score is None else next(found) for score in first_stage]
+
+
+def listed(
+    contract: PromptContract, documents: Sequence[str], document_ids: Sequence[str], found: Sequence[Candidate]
+) -> Sequence[str]:
+    """What is scored in place of raw documents: under prompt.first_stage_score each with its level in `found`.
+
+    found: the first stage's whole list of the query. A document that it lacks has level 0, as its lowest: judged, mined
+    from elsewhere or drawn at random. No line where the list is empty, and where its scores are all equal.
+    """
+    if contract.first_stage_score is None:
+        return documents
+    levels = levels_of([c.score for c in found], contract.first_stage_score.levels)
+    known = dict(zip((c.document_id for c in found), levels, strict=True))
+    missing = 0 if any(level is not None for level in levels) else None
+    own = [known.get(d, missing) for d in document_ids] if known else [None] * len(documents)
+    return [contract.with_level(text, level) for text, level in zip(documents, own, strict=True)]
 
 
 def only_ranks(lists: Iterable[Sequence[float]]) -> bool:

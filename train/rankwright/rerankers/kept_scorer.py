@@ -83,7 +83,8 @@ class KeptScorer(ABC):
     def _score(self, stated: str | None, block: Mapping[str, Sequence[str]]) -> dict[bytes, float]:
         scorer = self._scorer(stated)
         found: dict[bytes, float] = {}
-        for (query, documents), scores in zip(block.items(), scorer.score_groups(block.items()), strict=True):
+        groups = ((query, scorer.listed(documents)) for query, documents in block.items())
+        for (query, documents), scores in zip(block.items(), scorer.score_groups(groups), strict=True):
             for document, score in zip(documents, scores, strict=True):
                 if not math.isfinite(score):
                     raise UserError(

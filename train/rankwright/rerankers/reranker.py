@@ -22,8 +22,9 @@ from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.long_documents import AS_CUT, MAX, LongDocuments
 from rankwright.model.prompt import CONTRACT_FILE, EncodedGroup, PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
-from rankwright.rerankers.combination import Combination, combined_scores
+from rankwright.rerankers.combination import Combination, combined_scores, levels_of, listed
 from rankwright.rerankers.scorer import Scorer, text_groups, windows
+from rankwright.retrieval.candidates import Candidate
 
 # Prompts are gathered over queries up to this many tokens before they are scored together.
 WINDOW_TOKENS = 65536
@@ -143,7 +144,8 @@ class Reranker(Scorer):
         generator. `index` is the place in that order, from 0, whatever labels a column has.
         first_stage_scores: those of the search that found the documents, one for each; None: it did not find this one.
         With them the order is that of `combined`, by the weight, normaliser and depth that were fitted on dev and that
-        the export carries; see rerankers/combination.py. An export without these orders by its own score.
+        the export carries; see rerankers/combination.py. An export without these orders by its own score. A model that
+        was trained with prompt.first_stage_score reads them too.
         Raises UserError for what is not text, for a top_k that is not a whole number of at least 1, for first-stage
         scores that are not finite numbers, and for another number of them than of documents.
         """
@@ -156,7 +158,7 @@ class Reranker(Scorer):
                 f"first_stage_scores: {counted(len(found), 'score')} for {counted(len(texts), 'document')}: "
                 "give one for each"
             )
-        scores = self.score(query, texts)
+        scores = self.score(query, texts) if found is None else self._score_found(query, texts, found)
         combined = None if found is None else combined_scores(scores, found, Combination.of(self.contract))
         by = scores if combined is None else combined
         order = sorted(range(len(texts)), key=lambda i: (-by[i], i))[:top_k]
@@ -166,6 +168,18 @@ class Reranker(Scorer):
         if found is None or combined is None:
             return ours
         return [dataclasses.replace(one, first_stage=found[one.index], combined=combined[one.index]) for one in ours]
+
+    def _score_found(self, query: str, texts: Sequence[str], found: Sequence[float | None]) -> list[float]:
+        """The scores where a first stage gave `found`."""
+        line = self.contract.first_stage_score
+        levels = [None] * len(texts) if line is None else levels_of(found, line.levels)
+        read = [self.contract.with_level(text, level) for text, level in zip(texts, levels, strict=True)]
+        return next(iter(self.score_groups([(query, read)])))
+
+    def listed(
+        self, documents: Sequence[str], document_ids: Sequence[str] = (), found: Sequence[Candidate] = ()
+    ) -> Sequence[str]:
+        return listed(self.contract, documents, document_ids, found)
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
         """Scores of each (query, documents) in turn, streamed; prompts are batched over queries."""

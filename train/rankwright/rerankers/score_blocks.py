@@ -73,8 +73,9 @@ class BlockScores:
         rank: int,
         advance: Callable[..., None],
         look: Callable[[], None],
+        lists: Candidates | None = None,
     ) -> None:
-        """Score these blocks and keep each as it is done; look() is called before each.
+        """Score these blocks and keep each as it is done; look() is called before each. lists: see rerank.
 
         Raises UserError for a score that is not finite.
         """
@@ -85,7 +86,7 @@ class BlockScores:
             look()
             before = _counts(scorer)
             started = time.perf_counter()
-            run = rerank(scorer, collection, self.candidates, blocks[number], advance)
+            run = rerank(scorer, collection, self.candidates, blocks[number], advance, lists)
             seconds = time.perf_counter() - started
             scores = [[run[q][c.document_id] for c in self.candidates[q]] for q in blocks[number]]
             _refuse_not_finite(scores, blocks[number])

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from rankwright.common.values import list_of_texts, one_text
 from rankwright.data.collection import Collection
-from rankwright.retrieval.candidates import Candidates
+from rankwright.retrieval.candidates import Candidate, Candidates
 
 T = TypeVar("T")
 # Query id -> document id -> raw score.
@@ -18,12 +18,22 @@ class Scorer(Protocol):
     """Scores documents for queries. Derive from it: what a scorer does not know keeps the value given here."""
 
     def score_groups(self, groups: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
-        """Raw scores of each (query, documents) in turn, in the order of the documents."""
+        """Raw scores of each (query, documents) in turn, in the order of the documents, which are those of listed()."""
         ...
 
     def score(self, query: str, documents: Iterable[str]) -> list[float]:
         """Raw scores of the documents, in their order. Raises UserError for what is not a list of texts."""
-        return next(iter(self.score_groups([(query, list_of_texts("documents", documents))])))
+        return next(iter(self.score_groups([(query, self.listed(list_of_texts("documents", documents)))])))
+
+    def listed(
+        self, documents: Sequence[str], document_ids: Sequence[str] = (), found: Sequence[Candidate] = ()
+    ) -> Sequence[str]:
+        """What score_groups takes in place of raw documents, given the first stage's list of their query.
+
+        Themselves, but for a model that reads the list's scores; see combination.listed. Without a list: as such a
+        model reads documents that no first stage found.
+        """
+        return documents
 
     @property
     def cut(self) -> Mapping[str, int]:
@@ -76,12 +86,20 @@ def rerank(
     candidates: Candidates,
     query_ids: Sequence[str],
     advance: Callable[..., None],
+    lists: Candidates | None = None,
 ) -> Reranked:
-    """Scores of every query's candidates: query id -> document id -> raw score."""
+    """Scores of every query's candidates: query id -> document id -> raw score.
+
+    lists: those of the first stage, where they are not the candidates.
+    """
     run: Reranked = {}
-    groups = (
-        (collection.queries[q], [collection.corpus[c.document_id] for c in candidates.get(q, ())]) for q in query_ids
-    )
+
+    def documents(query_id: str) -> Sequence[str]:
+        ids = [c.document_id for c in candidates.get(query_id, ())]
+        found = (candidates if lists is None else lists).get(query_id, ())
+        return scorer.listed([collection.corpus[d] for d in ids], ids, found)
+
+    groups = ((collection.queries[q], documents(q)) for q in query_ids)
     for query_id, scores in zip(query_ids, scorer.score_groups(groups), strict=True):
         ids = [c.document_id for c in candidates.get(query_id, ())]
         run[query_id] = dict(zip(ids, scores, strict=True))

@@ -172,6 +172,7 @@ class Refresh:
             rank=ranks.rank,
             advance=lambda n: advance(n * ranks.count),
             look=ranks.look,
+            lists=self._source.lists,
         )
         ranks.meet()
         return sum(len(blocks.candidates[q]) for number in missing for q in blocks.blocks[number])

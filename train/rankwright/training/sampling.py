@@ -22,6 +22,8 @@ from rankwright.mining.samplers import DrawKey, Sampler, bind_sampler, uniform
 from rankwright.model.instructions import frozen_instruction, recipe_instruction, shortened, training_instructions
 from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
+from rankwright.rerankers.combination import listed
+from rankwright.retrieval.candidates import Candidates
 from rankwright.training.mixture import Mixture
 from rankwright.training.offset import FirstStageOffset
 
@@ -100,10 +102,14 @@ class GroupSource:
 
     Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
     A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
-    offset: what is added to the scores of its groups (train.first_stage_offset); set it before the first step.
+    offset: what is added to the scores of its groups (train.first_stage_offset); lists: the first stage's, whose
+    scores its prompts hold (prompt.first_stage_score), but for a share `dropout` of the groups. All of these are set
+    before the first step.
     """
 
     offset: FirstStageOffset | None = None
+    lists: Candidates | None = None
+    dropout = 0.0
 
     def __init__(
         self,
@@ -210,14 +216,21 @@ class GroupSource:
 
     def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
         """The groups of step `step` (from 1), tokenised."""
-        return [self._encode(self.group(*draw)) for draw in self.mixture.step(step, groups_per_step)]
+        return [self._encode(self.group(*drawn), drawn[1]) for drawn in self.mixture.step(step, groups_per_step)]
 
-    def _encode(self, group: Group) -> TrainGroup:
-        encoded = self.encoders[self._owner[group.query_id].name].encode(group.query, group.documents)
+    def _encode(self, group: Group, draw: int) -> TrainGroup:
+        encoder = self.encoders[self._owner[group.query_id].name]
+        lists = {} if self.lists is None or self.is_dropped(group.query_id, draw) else self.lists
+        documents = listed(encoder.contract, group.documents, group.document_ids, lists.get(group.query_id, ()))
+        encoded = encoder.encode(group.query, documents)
         self.cut_queries += encoded.query_cut
         self.cut_documents += encoded.documents_cut
         offset = None if self.offset is None else self.offset.of(group.query_id, group.document_ids)
         return TrainGroup(group.query_id, group.labels, encoded, group.weight, group.teacher, offset)
+
+    def is_dropped(self, query_id: str, draw: int) -> bool:
+        """Whether this draw of a query has no scores of the first stage in its prompts."""
+        return stable_hash("first_stage_score", self._seed, draw, query_id) < self.dropout * 2**64
 
 
 def write_mix(

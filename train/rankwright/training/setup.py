@@ -25,6 +25,7 @@ from rankwright.model.loading import Precision, check_files, load_merged, load_m
 from rankwright.model.long_documents import LongDocuments
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
 from rankwright.model.rank_model import RankModel
+from rankwright.model.score_line import ScoreLine
 from rankwright.model.trainable import (
     add_lora,
     enable_checkpointing,
@@ -90,7 +91,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         mode = own.mode
     else:
         mode = recipe.prompt.mode
-    stated = stated_instruction(recipe)
+    stated, told = stated_instruction(recipe), recipe.prompt.first_stage_score
     contract = make_contract(
         tokenizer,
         mode=mode,
@@ -99,6 +100,7 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
         long_documents=LongDocuments.of(recipe.prompt, recipe.bm25),
+        first_stage_score=None if told is None else ScoreLine(told.levels),
     )
     _check_instructions(recipe, contract, tokenizer)
     return contract
@@ -229,7 +231,10 @@ def lora_name(settings: Model) -> str:
 
 
 def base_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
-    """The contract of the base in its own native frame, under the recipe's instruction and budgets."""
+    """The contract of the base in its own native frame, under the recipe's instruction and budgets.
+
+    Without the line of prompt.first_stage_score, which it was not trained with: as it would be served.
+    """
     return native_contract(
         base,
         tokenizer,

@@ -35,8 +35,8 @@ def rankwright(exported: Exported) -> Answer:
     rows = exported.rows
     reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base).reading(AS_CUT)
     encoded = [reranker.encoder.encode(row["query"], [row["document"]]) for row in rows]
-    logits = [reranker.score(row["query"], [row["document"]])[0] for row in rows]
     groups = [(row["query"], [row["document"]]) for row in rows]
+    logits = [scores[0] for group in groups for scores in reranker.score_groups([group])]
     batched = in_both_orders(len(rows), lambda p: [s[0] for s in reranker.score_groups([groups[i] for i in p])])
     return Answer([e.head_ids + e.tail_ids[0] for e in encoded], logits, batched, sigmoid(logits))
 
