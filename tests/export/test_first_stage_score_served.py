@@ -131,8 +131,10 @@ def test_windows_of_serve_begin_with_the_line(trained: dict[str, Any], tmp_path:
     assert by_client == pytest.approx([ranked[0], ranked[1]], abs=1e-5)
 
 
-def test_the_command_score_reads_them(export: Any, tmp_path: Path) -> None:
-    _, folder = export
+def test_the_command_score_reads_them(trained: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    made(trained["qwen3-portable"], folder)
     (tmp_path / "d.txt").write_text("A bond is a loan.\nThe river rises.\nprint(item)\n")
     (tmp_path / "s.txt").write_text("3.5\n\n1.25\n")
     command = ["score", folder, "-q", QUERY, "-d", tmp_path / "d.txt"]
