@@ -24,6 +24,7 @@ OWNERS = {
     "training texts": "data",
     "training data": "data",
     "negatives": "mine",
+    "preferences": "judge",
     "training": "train",
     "training settings": RECIPE,
     "test data": "data",
@@ -37,6 +38,7 @@ WORDS = {
     RECIPE: ("The last command changed settings of the recipe", "", "recipe"),
     "data": ("The data changed", "Reading the data", "data"),
     "mine": ("Negatives were mined again", "Mining", "mining"),
+    "judge": ("Pairs were judged again", "Judging", "judging"),
     "train": ("The model was trained again", "A training", "training"),
     "evaluate": ("The evaluation was made again", "An evaluation", "evaluation"),
     "calibrate": ("The calibration was made again", "A calibration", "calibration"),
@@ -92,7 +94,9 @@ def lineage(run: RunFolder) -> Lineage:
     A folder of an earlier version recorded nothing of this: there nothing is known to be stale.
     """
     provenance = read_json_object(run.provenance) or {}
-    records = {stage: run.facts(stage) for stage in ("data", "mine", "train", "evaluate", "calibrate", "export")}
+    records = {
+        stage: run.facts(stage) for stage in ("data", "mine", "judge", "train", "evaluate", "calibrate", "export")
+    }
     made = {RECIPE: provenance, **records}
     now = {name: _of(made[owner]).get(name) for name, owner in OWNERS.items()}
     stale: dict[str, str] = {}
@@ -123,7 +127,9 @@ def _parts(
     run: RunFolder, records: Mapping[str, Any]
 ) -> Iterator[tuple[str, Mapping[str, Any], tuple[str, ...], bool]]:
     """(part, what it was made from, the parts before it, whether it is whole) of the parts that the folder has."""
-    earlier: dict[str, tuple[str, ...]] = {"mine": (), "train": ("mine",)}
+    earlier: dict[str, tuple[str, ...]] = {"mine": (), "judge": (), "train": ("mine",)}
+    if "preferences" in _of(records["train"]):
+        earlier["train"] = ("mine", "judge")
     for stage, before in earlier.items():
         if records[stage]:
             yield stage, _of(records[stage]), before, True

@@ -24,6 +24,7 @@ from rankwright.model.instructions import (
     recipe_instruction,
     stated_instructions,
 )
+from rankwright.pipeline.judge import check_pairs
 from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
 from rankwright.retrieval.first_stages import check_first_stages, training_stage
@@ -65,6 +66,8 @@ def check_names(recipe: Recipe) -> list[str]:
         faults += check_baselines(recipe)
     if recipe.mine.teacher is not None:
         faults += check_teacher(recipe)
+    if recipe.pairs is not None:
+        faults += check_pairs(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")

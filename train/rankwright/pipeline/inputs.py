@@ -31,6 +31,8 @@ CODE = {
     # A teacher may be a model of ours.
     "teacher": "rerankers common recipe data model retrieval",
     # The checkpoint is chosen by a measure on dev.
+    "judge": "supervision common recipe data retrieval rerankers "
+    "evaluation/evaluate.py evaluation/metrics.py pipeline/judge.py",
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
     "lists": "retrieval common recipe data pipeline/evaluate.py",
@@ -50,7 +52,8 @@ CODE = {
 MADE_FROM = {
     "data": ("training texts", "training data", "test data"),
     "mine": ("training texts", "negatives"),
-    "train": ("training data", "negatives", "training", "training settings"),
+    "judge": ("training texts", "preferences"),
+    "train": ("training data", "negatives", "preferences", "training", "training settings"),
     "evaluate": ("training", "test data", "test settings", "tuned", "results"),
     "calibrate": ("training", "tuned", "calibration"),
     "export": ("training", "tuned", "results", "calibration"),
@@ -180,6 +183,17 @@ class StageInputs:
         return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives, scored)
 
     @cached_property
+    def judge(self) -> str | None:
+        """What the scores of teacher.pairs depend on; None where the recipe has no such section."""
+        if self.recipe.pairs is None:
+            return None
+        stated = self._sections
+        lists = (self._retriever(training_stage(self.recipe)), self.recipe.data.ignore_identical_ids)
+        shown = (stated["prompt"]["instruction"], self._instructions("train"), stated["prompt"]["max_tokens"])
+        asked = (stated["teacher"]["pairs"], self.recipe.seed, self._scale)
+        return content_hash(self._training_data, lists, shown, asked, self._code("judge"))
+
+    @cached_property
     def _base(self) -> str:
         """The base, which is scored in its own prompt whatever prompt.mode is."""
         base = resolve_base(self.recipe.model.base)
@@ -203,7 +217,8 @@ class StageInputs:
     def train(self) -> str:
         sections = [self._sections[name] for name in ("mine", "loss", "train")]
         # The checkpoint is chosen by nDCG@10 on dev.
-        return content_hash(self.mine, self.model, sections, self._mixture, self._scale, self._code("train"))
+        taught = [] if self.judge is None else [self.judge]
+        return content_hash(self.mine, self.model, sections, self._mixture, self._scale, self._code("train"), *taught)
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:
@@ -273,7 +288,7 @@ class StageInputs:
         stated = self._sections
         merging = {"merge_with_base": stated["model"]["merge_with_base"]}
         data = {**stated["data"], "test": self._taken_test}
-        trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "loss", "train")]
+        trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "teacher", "loss", "train")]
         test = (stated["evaluate"], stated["data"]["test"], stated["prompt"], stated["bm25"], stated["dense"], merging)
         model = {**stated["model"], "merge_with_base": None}
         return {"training settings": content_hash(trained, model, data), "test settings": content_hash(*test)}
@@ -285,6 +300,7 @@ class StageInputs:
             "training data": lambda: content_hash(self._training_data, self._mixture),
             "test data": lambda: content_hash(self._sets("test"), self._instructions("test"), self._taken_test),
             "negatives": lambda: self.mine,
+            "preferences": lambda: str(self.judge),
             "training": lambda: self.train,
             "tuned": lambda: content_hash([self.systems.get(name) for name in ("tuned", EXPORTED)]),
             "results": lambda: content_hash(self.systems),
@@ -292,7 +308,8 @@ class StageInputs:
             "training settings": lambda: self.settings["training settings"],
             "test settings": lambda: self.settings["test settings"],
         }
-        return {name: made[name]() for name in MADE_FROM[stage]}
+        names = [name for name in MADE_FROM[stage] if name != "preferences" or self.judge is not None]
+        return {name: made[name]() for name in names}
 
     def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any], target: str | None = None) -> str:
         """gate: the verdict that lets the model through; ledger: licences.json; target: None for all of them."""

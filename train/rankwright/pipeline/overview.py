@@ -12,6 +12,7 @@ from rankwright.common.files import read_json_object
 from rankwright.common.plurals import counted
 from rankwright.evaluation.gate import recorded_verdict
 from rankwright.evaluation.results import read_results, rows_of, verdict
+from rankwright.pipeline.judge import bill
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 
@@ -38,7 +39,7 @@ def preview(pipeline: Pipeline) -> list[StageState]:
     if pipeline.recipe.gate is not None:
         # The decision that let the model through is an input of the exports.
         pipeline.gate = recorded_verdict(pipeline.folder)
-    return [_state(pipeline, stage) for stage in STAGES]
+    return [_state(pipeline, stage) for stage in STAGES if stage.is_asked(pipeline)]
 
 
 def _state(p: Pipeline, stage: Stage) -> StageState:
@@ -52,6 +53,8 @@ def _state(p: Pipeline, stage: Stage) -> StageState:
     if why is None:
         return StageState(stage.name, "done", "unchanged", seconds)
     hours, more = _train_hours(p) if stage.name == "train" else (None, "")
+    if stage.name == "judge":
+        more = f"; {bill(p.recipe, p.folder).words}"
     return StageState(stage.name, "would run", why + more, seconds, hours)
 
 
@@ -121,5 +124,5 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
 
 def _seconds(p: Pipeline) -> Iterator[tuple[str, float]]:
     for stage in STAGES:
-        if stage.inputs is not None and (record := p.folder.facts(stage.name)):
+        if stage.inputs is not None and stage.is_asked(p) and (record := p.folder.facts(stage.name)):
             yield stage.name, record["seconds"]

@@ -19,6 +19,7 @@ from rankwright.pipeline.context import Context
 from rankwright.pipeline.data import add_token_lengths, check_run_files, prepare_data
 from rankwright.pipeline.evaluate import Evaluation
 from rankwright.pipeline.export import export_stage, withdraw_exports
+from rankwright.pipeline.judge import judge
 from rankwright.pipeline.mine import mine
 from rankwright.pipeline.report import report
 from rankwright.pipeline.train import train
@@ -47,6 +48,12 @@ def _mine_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
     lists = [run.negatives, run.candidates, run.removed, run.dev_candidates]
     lists += [run.train_lists] if p.recipe.train.first_stage_offset else []
     return [*lists, run.teacher_scores] if p.recipe.mine.teacher else lists
+
+
+def _judge_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
+    # Not answers.jsonl: what is made of it stays true when it grows.
+    run = p.folder
+    return [run.judge_pairs, run.judge_scores, run.judge_report, run.teacher_scores]
 
 
 def _evaluate(p: Context) -> dict[str, Any]:
@@ -121,6 +128,7 @@ class Stage:
     processes: `all` share the work; the `first` works while the others wait; `one` works when the others are done.
     by_parts: it finds out itself which parts are done, and its record stays until the next one.
     afterwards: called on the first process, whether the stage ran or was skipped.
+    is_asked: whether the recipe has this stage.
     """
 
     name: str
@@ -131,6 +139,7 @@ class Stage:
     by_parts: bool = False
     afterwards: Callable[[Context], None] = lambda p: None
     is_whole: Callable[[Context], bool] = lambda p: True
+    is_asked: Callable[[Context], bool] = lambda p: True
 
 
 STAGES = [
@@ -150,6 +159,14 @@ STAGES = [
         "all",
         # Needed until the record is written: a kill before it continues from them.
         afterwards=lambda p: Shards.forget(p.folder.mining),
+    ),
+    Stage(
+        "judge",
+        lambda p: judge(p.recipe, p.folder),
+        lambda p: str(p.inputs.judge),
+        _judge_outputs,
+        "first",
+        is_asked=lambda p: p.recipe.pairs is not None,
     ),
     Stage(
         "train",

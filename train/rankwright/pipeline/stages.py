@@ -86,6 +86,15 @@ class Pipeline(Context):
         """Find candidates and negatives; returns the stage's facts: what every filter removed, estimates."""
         return self.run_to("mine").folder.facts("mine")
 
+    def judge(self) -> dict[str, Any]:
+        """Ask the judges of teacher.pairs, and score what they compared; returns the stage's facts.
+
+        Raises UserError where the recipe has no such section.
+        """
+        if self.recipe.pairs is None:
+            raise UserError("teacher.pairs: the recipe has no judges: see `rankwright keys teacher`")
+        return self.run_to("judge").folder.facts("judge")
+
     def train(self) -> dict[str, Any]:
         """Train; returns the stage's facts, such as `base_value` and `best_value` on dev, and the best `checkpoint`."""
         return {**self.run_to("train").folder.facts("train"), "checkpoint": self.best_checkpoint()}
@@ -164,6 +173,7 @@ class Pipeline(Context):
             stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
             if last == "evaluate" and not self.needs_training:
                 stages = [stage for stage in stages if stage.name in ("data", "evaluate")]
+            stages = [stage for stage in stages if stage.is_asked(self)]
             if any(stage.name == "train" for stage in stages):
                 # Refuses a launcher's settings that are not supported before hours of mining.
                 make_accelerator(self.recipe)

@@ -361,6 +361,11 @@ def reads_teacher(settings: LossSettings) -> bool:
     return any(term.name in OF_TEACHER for _, term in _terms(settings))
 
 
+def only_teacher(settings: LossSettings) -> bool:
+    """Whether all terms learn from a teacher's scores, so that a query without any teaches nothing."""
+    return all(term.name in OF_TEACHER for _, term in _terms(settings))
+
+
 def refusing_offset(settings: LossSettings) -> list[tuple[str, str]]:
     """(key, name) of the terms that cannot be trained with train.first_stage_offset: see of_pair."""
     return [(f"{key}.name", term.name) for key, term in _terms(settings) if term.name in OF_PAIR]
