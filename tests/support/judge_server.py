@@ -25,6 +25,11 @@ ASKED = re.compile(
     r"Query: (?P<query>.*?)\n\n<passage_A>\n(?P<a>.*?)\n</passage_A>\n\n<passage_B>\n(?P<b>.*?)\n</passage_B>",
     re.DOTALL,
 )
+ASKED_ACROSS = re.compile(
+    r"Query A: (?P<query>.*?)\n\n<passage_A>\n(?P<a>.*?)\n</passage_A>\n\n"
+    r"Query B: (?P<other>.*?)\n\n<passage_B>\n(?P<b>.*?)\n</passage_B>",
+    re.DOTALL,
+)
 PROSE = "Both passages have their merits."
 Answer = Callable[[str, str, str], float | None]
 
@@ -52,8 +57,10 @@ def word_judge(noise: float = 0.0, bias: float = 0.0) -> Answer:
 class JudgeServer(LocalServer):
     """faults: played first, one for each request. failing: share of the requests that get 500; which ones depends on
     the prompt and on how often it came. logprobs, usage: whether answers have them. asked: (prompt, body, headers) of
-    every request, as they arrived.
+    every request, as they arrived. across: (query, its passage, another query, that of the other) -> probability.
     """
+
+    across: Callable[[str, str, str, str], float] | None = None
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(_Handler)
@@ -99,9 +106,12 @@ class _Handler(JsonHandler):
 
 
 def _completion(server: JudgeServer, body: dict[str, Any], prompt: str) -> dict[str, Any]:
-    found = ASKED.search(prompt)
-    assert found is not None, prompt
-    p = server.answer(found["query"], found["a"], found["b"])
+    if (found := ASKED_ACROSS.search(prompt)) is not None and server.across is not None:
+        p: float | None = server.across(found["query"], found["a"], found["other"], found["b"])
+    else:
+        found = ASKED.search(prompt)
+        assert found is not None, prompt
+        p = server.answer(found["query"], found["a"], found["b"])
     word = PROSE if p is None else "tie" if p == 0.5 else "A" if p > 0.5 else "B"
     choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": word}, "finish_reason": "length"}
     if body.get("logprobs") and server.logprobs:

@@ -46,10 +46,10 @@ def judge_of(server: JudgeServer, limits: Limits = FAST, **entry: Any) -> Judge:
 def calls_of(judge: Judge, count: int | None = None) -> list[Call]:
     """Calls about every two of the documents, in both orders."""
     orders = list(itertools.permutations(range(len(DOCUMENTS)), 2))[:count]
-    texts = [(QUERY, DOCUMENTS[a], DOCUMENTS[b], "find it") for a, b in orders]
+    prompts = [judge.prompt(QUERY, DOCUMENTS[a], DOCUMENTS[b], "find it") for a, b in orders]
     return [
-        Call(0, "q", (f"d{a}", f"d{b}"), judge.prompt(*text), judge.key(*text))
-        for (a, b), text in zip(orders, texts, strict=True)
+        Call(0, "q", (f"d{a}", f"d{b}"), prompt, judge.key(prompt))
+        for (a, b), prompt in zip(orders, prompts, strict=True)
     ]
 
 
@@ -292,13 +292,14 @@ def test_a_half_row_is_asked_again_and_a_changed_one_too(server: JudgeServer, tm
 
 
 def test_the_key_is_that_of_the_question_alone(server: JudgeServer) -> None:
-    texts = ("q", "a", "b", "find")
     same = [judge_of(server), judge_of(server, name="other", url="http://127.0.0.1:9", weight=2.0)]
-    assert len({judge.key(*texts) for judge in same}) == 1
+    prompt = same[0].prompt("q", "a", "b", "find")
+    assert len({judge.key(prompt) for judge in same}) == 1
     others = [judge_of(server, model="n"), judge_of(server, logprobs=False), judge_of(server, extra={"seed": 1})]
-    keys = {judge.key(*texts) for judge in [*same, *others]}
-    keys |= {same[0].key(*other) for other in (("q", "b", "a", "find"), ("q2", "a", "b", "find"), ("q", "a", "b", "x"))}
-    assert len(keys) == 1 + 3 + 3
+    keys = {judge.key(prompt) for judge in [*same, *others]}
+    texts = [("q", "b", "a", "find"), ("q2", "a", "b", "find"), ("q", "a", "b", "x"), ("q", "a", "b", "find", "q")]
+    keys |= {same[0].key(same[0].prompt(*text)) for text in texts}
+    assert len(keys) == 1 + 3 + 4
 
 
 def test_the_pace_is_that_of_all_threads_together(server: JudgeServer, tmp_path: Path) -> None:

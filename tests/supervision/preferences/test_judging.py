@@ -12,6 +12,7 @@ import pytest
 from judge_server import JudgeServer, running_judge
 from preference_judge import Judge as Simulated
 from preference_judge import Judged, judged_query
+from scipy.special import expit
 
 from rankwright.recipe import teacher
 from rankwright.rerankers.client import Limits
@@ -19,7 +20,14 @@ from rankwright.supervision.preferences.answers import AnswerFile
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.fit import standardised
 from rankwright.supervision.preferences.judges import Judge
-from rankwright.supervision.preferences.judging import JudgedList, Judging, bind_design, calls_per_query, judge_lists
+from rankwright.supervision.preferences.judging import (
+    JudgedList,
+    Judging,
+    ask_across,
+    bind_design,
+    calls_per_query,
+    judge_lists,
+)
 
 QUERIES, DOCUMENTS, BIAS = 30, 20, 0.8
 LISTS = [judged_query(7, number, DOCUMENTS) for number in range(QUERIES)]
@@ -43,11 +51,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
         yield one
 
 
+def settings_of(server: JudgeServer, **pairs: Any) -> teacher.Pairs:
+    entry = {"name": "j", "url": server.url, "model": "m"}
+    return teacher.Pairs.model_validate({"judges": (entry,), "depth": DOCUMENTS, **pairs})
+
+
 def judging(
     server: JudgeServer, folder: Path, prior: Callable[[Judged], np.ndarray] | None, **pairs: Any
 ) -> tuple[Judging, Asker]:
-    entry = {"name": "j", "url": server.url, "model": "m"}
-    settings = teacher.Pairs.model_validate({"judges": (entry,), "depth": DOCUMENTS, **pairs})
+    settings = settings_of(server, **pairs)
     lists = [
         JudgedList(
             one.query_id,
@@ -93,6 +105,30 @@ def test_a_useless_prior_switches_itself_off(server: JudgeServer, tmp_path: Path
     assert asker.sent == 0
     for one, other in zip(useless.scored, without.scored, strict=True):
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-9)
+
+
+def test_calls_across_queries_put_them_on_one_scale(server: JudgeServer, tmp_path: Path) -> None:
+    """Every query has a level of its own, which answers about its own documents cannot show."""
+    by_id = {one.query_id: one for one in LISTS}
+    levels = {one.query_id: 3.0 * np.sin(number) for number, one in enumerate(LISTS)}
+
+    def value(query: str, document: str) -> float:
+        return float(by_id[query].latent[int(document)] + levels[query])
+
+    server.across = lambda query, a, other, b: float(expit(value(query, a) - value(other, b) + 0.5))
+    found, asker = judging(server, tmp_path, None, design={"cycles": {"count": 2}})
+    settings = settings_of(server, across_queries=4)
+    across = ask_across(found, settings, asker, 0, lambda count: None)
+    assert len(across.rows) == 4 * QUERIES == asker.sent - 2 * QUERIES * DOCUMENTS
+    best = [float(np.sort(by_id[one.query_id].latent)[-5:].mean()) + levels[one.query_id] for one in found.lists]
+    plain = [float(np.sort(one.scores)[-5:].mean()) for one in found.scored]
+    alone = np.corrcoef(best, plain)[0, 1]
+    calibrated = np.corrcoef(best, np.array(plain) + across.offsets)[0, 1]
+    assert calibrated > 0.85 > alone + 0.2 and abs(across.biases[0] - 0.5) < 0.4
+    # A budget that has ended asks nothing more.
+    asker.over = "teacher.pairs.budget.calls: spent"
+    nothing = ask_across(found, settings, asker, 0, lambda count: None)
+    assert not nothing.rows and not nothing.offsets.any()
 
 
 def test_designs_and_their_calls() -> None:

@@ -28,7 +28,15 @@ from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.figures import figures
 from rankwright.supervision.preferences.fit import standardised
 from rankwright.supervision.preferences.judges import TEMPLATE, Judge
-from rankwright.supervision.preferences.judging import JudgedList, Judging, bind_design, calls_per_query, judge_lists
+from rankwright.supervision.preferences.judging import (
+    Across,
+    JudgedList,
+    Judging,
+    ask_across,
+    bind_design,
+    calls_per_query,
+    judge_lists,
+)
 from rankwright.training.losses import OF_TEACHER, reads_teacher
 
 KEY = "teacher.pairs"
@@ -61,9 +69,10 @@ def judge(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     with console.progress("judge", planned) as advance:
         advance(0)
         found = judge_lists(lists, settings, asker, recipe.seed, advance)
-    _write(run, found, twins, settings)
+        across = None if settings.across_queries is None else ask_across(found, settings, asker, recipe.seed, advance)
+    _write(run, found, across, twins, settings)
     report = {
-        **figures(found, asker, settings.fit.model),
+        **figures(found, across, asker, settings.fit.model),
         "against_people": _against_people(recipe, chosen, found),
         "equal_texts": sum(map(len, twins.values())),
     }
@@ -226,19 +235,24 @@ def _planned(settings: Pairs, lengths: Sequence[int]) -> int:
         # In both orders, or what the cycles have.
         most = n * (n - 1) if design.round != 0 else max((n - 1) // 2, 1) * n
         rounds = each if design.round != 0 else min(each, design.cycles * n)
-        calls += judges * min(rounds, most)
+        calls += judges * (min(rounds, most) + (settings.across_queries or 0))
     return calls if settings.budget.calls is None else min(calls, settings.budget.calls)
 
 
-def _write(run: RunFolder, found: Judging, twins: Mapping[str, Mapping[str, str]], settings: Pairs) -> None:
+def _write(
+    run: RunFolder, found: Judging, across: Across | None, twins: Mapping[str, Mapping[str, str]], settings: Pairs
+) -> None:
     names = [judge.name for judge in settings.judges]
-    write_lines_atomic(run.judge_pairs, itertools.chain.from_iterable(_pair_lines(one, names) for one in found.lists))
+    pairs = itertools.chain.from_iterable(_pair_lines(one, names) for one in found.lists)
+    others = [] if across is None else _across_lines(found, across, names)
+    write_lines_atomic(run.judge_pairs, itertools.chain(pairs, others))
+    offsets = [0.0] * len(found.lists) if across is None else across.offsets.tolist()
     scores: dict[str, dict[str, float]] = {}
     lines: list[str] = []
-    for one, scored in zip(found.lists, found.scored, strict=True):
+    for one, scored, offset in zip(found.lists, found.scored, offsets, strict=True):
         calls = one.calls_of().tolist()
         for document, e, sd, count in zip(
-            one.ids, scored.scores.tolist(), scored.deviations.tolist(), calls, strict=True
+            one.ids, (scored.scores + offset).tolist(), scored.deviations.tolist(), calls, strict=True
         ):
             lines.append(
                 json_line({"query_id": one.query_id, "document_id": document, "e": e, "sd": sd, "calls": count})
@@ -254,6 +268,13 @@ def _pair_lines(one: JudgedList, names: Sequence[str]) -> Iterator[str]:
     for first, second, judge, value, number in one.rows:
         row = {"query_id": one.query_id, "first": one.ids[first], "second": one.ids[second]}
         yield json_line(row | {"judge": names[judge], "round": number, "t": value})
+
+
+def _across_lines(found: Judging, across: Across, names: Sequence[str]) -> Iterator[str]:
+    for (query, other), (first, second), judge, value in across.rows:
+        row = {"query_id": found.lists[query].query_id, "second_query_id": found.lists[other].query_id}
+        row |= {"first": first, "second": second, "judge": names[judge]}
+        yield json_line(row | {"round": "across queries", "t": value})
 
 
 def _against_people(recipe: Recipe, chosen: Sequence[Collection], found: Judging) -> dict[str, Any] | None:

@@ -65,6 +65,7 @@ EXAMPLES = {
     "teacher.pairs.budget.tokens": "180000000",
     "teacher.pairs.budget.money": "50",
     "teacher.pairs.design": "{top_heavy: {cycles: 1}}",
+    "teacher.pairs.across_queries": "2",
     "loss.options": "{temperature: 2.0}",
     "loss.plus[].name": "bce",
     "loss.plus[].options": "{}",

@@ -83,6 +83,8 @@ class Pairs(Section):
     design: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)] = {"top_heavy": {}}
     """Which pairs are compared: `top_heavy`, or random `cycles` alone, with their options."""
     fit: PreferenceFit = PreferenceFit()
+    across_queries: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Calls for each query and judge that put the scores of all queries on one scale; without it, none."""
 
 
 class Teaching(Section):

@@ -9,13 +9,13 @@ from typing import Any
 from scipy.special import expit, ndtr
 
 from rankwright.supervision.preferences.asking import Asker
-from rankwright.supervision.preferences.judging import JudgedList, Judging
+from rankwright.supervision.preferences.judging import Across, JudgedList, Judging
 
 # How much longer the longer document is: from this ratio of lengths on.
 RATIOS = (1.0, 1.25, 2.0, 4.0)
 
 
-def figures(found: Judging, asker: Asker, model: str) -> dict[str, Any]:
+def figures(found: Judging, across: Across | None, asker: Asker, model: str) -> dict[str, Any]:
     """report.json, without what the stage knows: see its keys in `report.html`. model: teacher.pairs.fit.model.
 
     Nothing in it depends on threads, on the clock, or on what an earlier start had asked already.
@@ -39,6 +39,7 @@ def figures(found: Judging, asker: Asker, model: str) -> dict[str, Any]:
         "queries_left_out": found.left_out,
         "judges": judges,
         "rounds": list(found.rounds),
+        "across_queries": None if across is None else _of_across(across),
         "calls": sum(judge["calls"] for judge in judges),
         "tokens": sum(judge["prompt_tokens"] + judge["answer_tokens"] for judge in judges),
         "money": sum(priced) if priced else None,
@@ -51,6 +52,13 @@ def figures(found: Judging, asker: Asker, model: str) -> dict[str, Any]:
         "length": _length(found.lists),
         "top_overlap": sum(overlaps) / len(overlaps),
     }
+
+
+def _of_across(across: Across) -> dict[str, Any]:
+    """calls; answers; the biases of the judges there; sd: how far the scales of the queries lay apart."""
+    answers = sum(row[3] is not None for row in across.rows)
+    biases, sd = across.biases.tolist(), float(across.offsets.std()) if len(across.offsets) else 0.0
+    return {"calls": len(across.rows), "answers": answers, "biases": biases, "sd": sd}
 
 
 def _share(same: Sequence[bool]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rankwright.common.errors import UserError
 from rankwright.common.registry import Registry
 from rankwright.recipe.teacher import Pairs
 from rankwright.supervision.preferences import design
+from rankwright.supervision.preferences.across_queries import across_pairs, fit_offsets
 from rankwright.supervision.preferences.asking import Asker, Call
 from rankwright.supervision.preferences.design import Pair, generator, next_round
 from rankwright.supervision.preferences.fit import Fit, Pooled, Query, fit, fit_pooled, top_overlap
@@ -143,6 +144,16 @@ class Judging:
     rounds: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Across:
+    """Answers across queries. rows: (numbers of the two queries as shown, their documents, judge, probability that the
+    first wins or None). offsets: fp64_Q, to add to all scores of a query; biases: fp64_J, of this question."""
+
+    rows: Sequence[tuple[Pair, tuple[str, str], int, float | None]]
+    offsets: np.ndarray
+    biases: np.ndarray
+
+
 def judge_lists(
     lists: Sequence[JudgedList], settings: Pairs, asker: Asker, seed: int, advance: Callable[[int], object]
 ) -> Judging:
@@ -154,7 +165,7 @@ def judge_lists(
     """
     plan, judges = bind_design(settings), len(settings.judges)
     weights = [judge.weight for judge in settings.judges]
-    own = Settings(model=settings.fit.model, ridge=settings.fit.ridge)
+    own = _fit_settings(settings)
     most = calls_per_query(settings) // judges
     first_rounds = []
     for one in lists:
@@ -220,8 +231,50 @@ def _round(
     return made
 
 
+def ask_across(found: Judging, settings: Pairs, asker: Asker, seed: int, advance: Callable[[int], object]) -> Across:
+    """Ask which document answers its own query better, and fit what puts all queries on one scale.
+
+    A query of which the budget has left no answer has the offset 0.
+    """
+    lists, weights = found.lists, [judge.weight for judge in settings.judges]
+    best = [np.argsort(-one.scores, kind="stable").tolist() for one in found.scored]
+    pairs = across_pairs([len(one.ids) for one in lists], settings.across_queries or 0, generator(seed, "", 0))
+    shown: list[tuple[tuple[int, int], tuple[int, int], int]] = []
+    for pair in pairs:
+        places = (pair.first_query, pair.first_place), (pair.second_query, pair.second_place)
+        one, other = ((query, best[query][place]) for query, place in places)
+        for judge in range(len(settings.judges)):
+            shown.append((other, one, judge) if judge % 2 else (one, other, judge))
+
+    def calls() -> Iterator[Call]:
+        for (query, document), (other, its_document), judge in shown:
+            a, b, asked = lists[query], lists[other], asker.judges[judge]
+            order = a.ids[document], b.ids[its_document]
+            prompt = asked.prompt(a.query, a.text(order[0]), b.text(order[1]), a.instruction, b.query)
+            yield Call(judge, f"{a.query_id} {b.query_id}", order, prompt, asked.key(prompt))
+
+    rows: list[tuple[Pair, tuple[str, str], int, float | None]] = []
+    answers: list[tuple[int, int, float, int, float, float]] = []
+    # The budget may end before the last one.
+    for ((query, document), (other, its_document), judge), (call, value) in zip(
+        shown, asker.ask(calls()), strict=False
+    ):
+        rows.append(((query, other), call.order, judge, value))
+        lead = found.scored[query].scores[document] - found.scored[other].scores[its_document]
+        if value is not None:
+            answers.append((query, other, value, judge, weights[judge], float(lead)))
+        advance(1)
+    columns = [np.array(column) for column in zip(*answers, strict=True)] or [np.zeros(0)] * 6
+    fitted = fit_offsets(Answers(*columns), len(lists), _fit_settings(settings))
+    return Across(rows, fitted.offsets, fitted.biases)
+
+
+def _fit_settings(settings: Pairs) -> Settings:
+    return Settings(model=settings.fit.model, ridge=settings.fit.ridge)
+
+
 def _call(asker: Asker, judge: int, one: JudgedList, shown: Pair) -> Call:
     order = one.ids[shown[0]], one.ids[shown[1]]
-    texts = one.query, one.text(order[0]), one.text(order[1]), one.instruction
     asked = asker.judges[judge]
-    return Call(judge, one.query_id, order, asked.prompt(*texts), asked.key(*texts))
+    prompt = asked.prompt(one.query, one.text(order[0]), one.text(order[1]), one.instruction)
+    return Call(judge, one.query_id, order, prompt, asked.key(prompt))
