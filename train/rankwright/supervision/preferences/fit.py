@@ -111,7 +111,8 @@ class _Problem:
 
         def summed(index_K: np.ndarray, values_K: np.ndarray, size: int) -> np.ndarray:
             sums: np.ndarray = np.bincount(index_K, weights=values_K, minlength=size)
-            return sums
+            # Sums of nothing are whole numbers.
+            return sums.astype(np.float64, copy=False)
 
         gradient_N = summed(a.first, slope_K, count) - summed(a.second, slope_K, count)
         gradient_N -= self.ridge * (scores_N - self.mean_N)
