@@ -203,13 +203,14 @@ def _lists(recipe: Recipe, chosen: Sequence[Collection]) -> tuple[list[JudgedLis
                     standardised(scores) if settings.fit.prior == "first_stage" else None,
                 )
             )
-    for count, what in (
+    equal = sum(map(len, twins.values()))
+    for count, words in (
         (short, f"{counted(short, 'query')} with fewer than two documents: not judged"),
-        (sum(map(len, twins.values())), "documents with the text of another one of their list: judged once"),
-        (cut, f"documents that judges are shown the first {room:,} letters of (4 for each of prompt.max_tokens)"),
+        (equal, f"{counted(equal, 'document')} with the text of another one of the list: judged once"),
+        (cut, f"{counted(cut, 'document')} cut to {room:,} letters for the judges (4 for each of prompt.max_tokens)"),
     ):
         if count:
-            console.say(f"  {what}: {count:,}" if not what[0].isdigit() else f"  {what}")
+            console.say(f"  {words}")
     if not found:
         raise UserError(f"{KEY}: {stage} finds less than two documents for every query: there is no pair to judge")
     return sorted(found, key=lambda one: one.query_id), twins
@@ -229,9 +230,9 @@ class _Shown:
 def _planned(settings: Pairs, lengths: Sequence[int]) -> int:
     """Calls for lists of these lengths, at most."""
     judges, design = len(settings.judges), bind_design(settings)
-    each = calls_per_query(settings) // judges
     calls = 0
     for n in lengths:
+        each = calls_per_query(settings, n) // judges
         # In both orders, or what the cycles have.
         most = n * (n - 1) if design.round != 0 else max((n - 1) // 2, 1) * n
         rounds = each if design.round != 0 else min(each, design.cycles * n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +17,9 @@ from rankwright.supervision.preferences.judges import Judge, Reply
 
 # Calls, for each thread, that may be answered before the one whose turn it is: what a kill can lose.
 AHEAD = 2
-# A judge that answers nothing usable to more than this share of its calls is not asked on.
+# A judge that answers nothing usable to more than this share of its calls is not asked on: at the end of a round, and
+# before it where so many, after LEAST_CALLS, are hardly chance (two standard deviations above the share).
 MOST_UNUSABLE = 0.2
-# With fewer calls of a judge its share is too uncertain.
 LEAST_CALLS = 20
 EXAMPLES = 3
 
@@ -113,7 +114,7 @@ class Asker:
             while waiting:
                 yield deliver()
             for judge, tally in zip(self.judges, self.tallies, strict=True):
-                _refuse_unusable(judge, tally, least=1)
+                _refuse_unusable(judge, tally, is_round=True)
         except BaseException:
             for judge in self.judges:
                 judge.client.close()
@@ -162,7 +163,7 @@ class Asker:
         if isinstance(reply, str) or reply.first_wins is None:
             if len(tally.examples) < EXAMPLES:
                 tally.examples.append(said)
-            _refuse_unusable(judge, tally, least=LEAST_CALLS)
+            _refuse_unusable(judge, tally, is_round=False)
             return None
         return reply.first_wins
 
@@ -188,9 +189,10 @@ class Asker:
         return None
 
 
-def _refuse_unusable(judge: Judge, tally: Tally, least: int) -> None:
-    unusable = tally.malformed + tally.refused
-    if tally.calls < max(least, 1) or unusable <= MOST_UNUSABLE * tally.calls:
+def _refuse_unusable(judge: Judge, tally: Tally, *, is_round: bool) -> None:
+    unusable, most = tally.malformed + tally.refused, MOST_UNUSABLE * tally.calls
+    chance = 0.0 if is_round else 2 * math.sqrt(most * (1 - MOST_UNUSABLE))
+    if unusable <= most + chance or not (is_round or tally.calls >= LEAST_CALLS):
         return
     shown = "; ".join(repr(text) for text in tally.examples)
     asked = "A or B" if judge.entry.logprobs else "A, B or tie"

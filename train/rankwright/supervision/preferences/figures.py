@@ -24,14 +24,14 @@ def figures(found: Judging, across: Across | None, asker: Asker, model: str) -> 
     judges = []
     for number, (judge, tally) in enumerate(zip(asker.judges, asker.tallies, strict=True)):
         bias = float(found.pooled.biases[number])
-        own = {"name": judge.entry.name, "model": judge.entry.model, "weight": judge.entry.weight}
+        own: dict[str, Any] = {"name": judge.entry.name, "model": judge.entry.model, "weight": judge.entry.weight}
         own |= {name: getattr(tally, name) for name in ("calls", "answers", "malformed", "refused")}
         own |= {"bias": bias, "bias_sd": float(found.pooled.deviations[number]), "first_wins": float(wins(bias))}
         own |= {"same_in_both_orders": _share(_both_orders(found.lists, number))}
         own |= {name: getattr(tally, name) for name in ("prompt_tokens", "answer_tokens", "uncounted")}
-        priced = judge.entry.price_per_million is not None
-        judges.append(own | {"money": tally.money if priced else None, "examples": tally.examples})
-    priced = [judge["money"] for judge in judges if judge["money"] is not None]
+        money = None if judge.entry.price_per_million is None else tally.money
+        judges.append(own | {"money": money, "examples": tally.examples})
+    priced = [row["money"] for row in judges if row["money"] is not None]
     overlaps = [one.overlap for one in found.scored]
     return {
         "queries": len(found.lists),
@@ -40,14 +40,14 @@ def figures(found: Judging, across: Across | None, asker: Asker, model: str) -> 
         "judges": judges,
         "rounds": list(found.rounds),
         "across_queries": None if across is None else _of_across(across),
-        "calls": sum(judge["calls"] for judge in judges),
-        "tokens": sum(judge["prompt_tokens"] + judge["answer_tokens"] for judge in judges),
+        "calls": sum(row["calls"] for row in judges),
+        "tokens": sum(row["prompt_tokens"] + row["answer_tokens"] for row in judges),
         "money": sum(priced) if priced else None,
         "ended_by": asker.over,
         "prior_weight": found.first.prior_weight,
         "prior_evidence": {f"{weight:g}": value for weight, value in found.first.evidence.items()},
         "prior_note": found.first.note,
-        "agreement": _agreement(found.lists, [judge["name"] for judge in judges]),
+        "agreement": _agreement(found.lists, [row["name"] for row in judges]),
         "triples": _triples(found.lists),
         "length": _length(found.lists),
         "top_overlap": sum(overlaps) / len(overlaps),

@@ -69,14 +69,15 @@ def bind_design(settings: Pairs) -> Design:
     return bound
 
 
-def calls_per_query(settings: Pairs) -> int:
-    """Calls for each query, of all judges together.
+def calls_per_query(settings: Pairs, count: int | None = None) -> int:
+    """Calls for a query with `count` candidates, of all judges together; count: by default teacher.pairs.depth.
 
-    By default two for each candidate and judge, or the cycles of a design that has no more.
+    Without a budget two for each candidate and judge, or the cycles of a design that has no more.
     """
     plan = bind_design(settings)
     each = plan.cycles if plan.round == 0 else max(2, plan.cycles)
-    return settings.budget.calls_per_query or each * settings.depth * len(settings.judges)
+    candidates = settings.depth if count is None else count
+    return settings.budget.calls_per_query or each * candidates * len(settings.judges)
 
 
 @dataclass(slots=True)
@@ -166,11 +167,11 @@ def judge_lists(
     plan, judges = bind_design(settings), len(settings.judges)
     weights = [judge.weight for judge in settings.judges]
     own = _fit_settings(settings)
-    most = calls_per_query(settings) // judges
+    most = {one.query_id: calls_per_query(settings, len(one.ids)) // judges for one in lists}
     first_rounds = []
     for one in lists:
         drawn = design.cycles(len(one.ids), plan.cycles, generator(seed, one.query_id, 0))
-        pairs = [pair for cycle in drawn for pair in cycle][:most]
+        pairs = [pair for cycle in drawn for pair in cycle][: most[one.query_id]]
         one.first_calls = len(pairs) * judges
         first_rounds.append(pairs)
     rounds = [_round(lists, first_rounds, asker, 0, advance)]
@@ -186,10 +187,10 @@ def judge_lists(
     while asker.over is None and plan.round != 0:
         number, pairs_of = len(rounds), []
         for one in covered:
-            calls = min(plan.round or max(len(one.ids) // 2, 1), most - len(one.asked))
+            calls = min(plan.round or max(len(one.ids) // 2, 1), most[one.query_id] - len(one.asked))
             rng = generator(seed, one.query_id, number)
-            found = next_round(fitted(one, first.biases), one.asked, calls, rng, plan.mean_place) if calls > 0 else []
-            pairs_of.append(found)
+            so_far = fitted(one, first.biases)
+            pairs_of.append(next_round(so_far, one.asked, calls, rng, plan.mean_place) if calls > 0 else [])
         if not any(pairs_of):
             break
         rounds.append(_round(covered, pairs_of, asker, number, advance))
@@ -242,9 +243,9 @@ def ask_across(found: Judging, settings: Pairs, asker: Asker, seed: int, advance
     shown: list[tuple[tuple[int, int], tuple[int, int], int]] = []
     for pair in pairs:
         places = (pair.first_query, pair.first_place), (pair.second_query, pair.second_place)
-        one, other = ((query, best[query][place]) for query, place in places)
+        ours, theirs = ((query, int(best[query][place])) for query, place in places)
         for judge in range(len(settings.judges)):
-            shown.append((other, one, judge) if judge % 2 else (one, other, judge))
+            shown.append((theirs, ours, judge) if judge % 2 else (ours, theirs, judge))
 
     def calls() -> Iterator[Call]:
         for (query, document), (other, its_document), judge in shown:
@@ -255,10 +256,8 @@ def ask_across(found: Judging, settings: Pairs, asker: Asker, seed: int, advance
 
     rows: list[tuple[Pair, tuple[str, str], int, float | None]] = []
     answers: list[tuple[int, int, float, int, float, float]] = []
-    # The budget may end before the last one.
-    for ((query, document), (other, its_document), judge), (call, value) in zip(
-        shown, asker.ask(calls()), strict=False
-    ):
+    for number, (call, value) in enumerate(asker.ask(calls())):
+        (query, document), (other, its_document), judge = shown[number]
         rows.append(((query, other), call.order, judge, value))
         lead = found.scored[query].scores[document] - found.scored[other].scores[its_document]
         if value is not None:
