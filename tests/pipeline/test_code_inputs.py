@@ -33,6 +33,8 @@ EDITS = {
     "mining/filters.py": "mine train tuned calibrate export",
     "supervision/teacher.py": "mine train tuned calibrate export",
     "pipeline/mine.py": "mine train tuned calibrate export",
+    # Without teacher.pairs nothing is judged.
+    "pipeline/judge.py": "",
     "training/losses.py": "train tuned calibrate export",
     "pipeline/train.py": "train tuned calibrate export",
     # It loads the base to be scored.

@@ -64,6 +64,7 @@ def test_marked_keys_change_no_result() -> None:
         "train.save_every",
         "train.trackers",
         "train.track_report",
+        "teacher.pairs.parallel",
     }
     values = {"name": "x", "seed": 1, "train": {"save_every": 1, "epochs": 2}, "unknown": {"name": "y"}, "data": None}
     kept = {"seed": 1, "train": {"epochs": 2}, "unknown": {"name": "y"}, "data": None}

@@ -30,12 +30,13 @@ from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Baseline, Evaluate, Model, Prompt, Recipe
 from rankwright.recipe.sources import Data
 from rankwright.rerankers import transport
+from rankwright.rerankers.client import Limits, retry_after
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs, check_baselines, load_baseline
 from rankwright.rerankers.pair_scores import ScoreCache, score_key
 from rankwright.rerankers.score_blocks import BlockScores
 from rankwright.rerankers.scorer import rerank
-from rankwright.rerankers.served import Limits, ServedReranker, _retry_after
+from rankwright.rerankers.served import ServedReranker
 from rankwright.retrieval.candidates import Candidate
 
 KEY = "sk-very-secret-0123456789"
@@ -266,23 +267,23 @@ def test_a_very_long_retry_after_is_an_error(server: RerankServer) -> None:
 
 def test_retry_after_as_a_date() -> None:
     later = datetime.now(UTC) + timedelta(seconds=90)
-    assert _retry_after(format_datetime(later, usegmt=True)) == pytest.approx(90, abs=3)
-    assert _retry_after(format_datetime(later.replace(tzinfo=None))) == pytest.approx(90, abs=3)
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after(format_datetime(later, usegmt=True)) == pytest.approx(90, abs=3)
+    assert retry_after(format_datetime(later.replace(tzinfo=None))) == pytest.approx(90, abs=3)
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
 @given(st.text(max_size=40) | st.sampled_from(["nan", "inf", "-5", "1e999", "Mon, 99 Foo 0000 99:99:99 GMT"]))
 def test_a_senseless_retry_after_is_ignored(value: str) -> None:
-    assert 0.0 <= _retry_after(value) < float("inf")
+    assert 0.0 <= retry_after(value) < float("inf")
 
 
 def test_backoff_doubles_with_jitter() -> None:
     reranker = reranker_of("http://h", shape="tei", backoff_seconds=1.0, longest_wait_seconds=20.0)
     for attempt, most in enumerate([1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]):
-        waits = [reranker._wait_seconds(attempt, 0.0) for _ in range(50)]
+        waits = [reranker._client._wait_seconds(attempt, 0.0) for _ in range(50)]
         assert most / 2 <= min(waits) < max(waits) <= most
-    assert reranker._wait_seconds(5000, 0.0) <= 20.0
-    assert 7.0 <= reranker._wait_seconds(0, 7.0) <= 8.0
+    assert reranker._client._wait_seconds(5000, 0.0) <= 20.0
+    assert 7.0 <= reranker._client._wait_seconds(0, 7.0) <= 8.0
 
 
 def test_batches_and_equal_documents(server: RerankServer) -> None:

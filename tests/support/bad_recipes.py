@@ -28,6 +28,7 @@ VALUES: list[Any] = [*TEXTS, *NUMBERS, *SHAPES]
 NEEDS: dict[str, Any] = {
     "dense": {"model": "MODEL"},
     "mine.teacher": {"name": "t", "kind": "cross-encoder", "model": "MODEL"},
+    "teacher.pairs": {"judges": [{"name": "j", "url": "http://127.0.0.1:1", "model": "m"}]},
     "evaluate.baselines": [{"name": "b", "kind": "cross-encoder", "model": "MODEL"}],
     "loss.plus": [{"name": "pairwise_logistic"}],
     "licence.decisions": [{"input": "x", "by": "me", "why": "so"}],

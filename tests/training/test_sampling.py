@@ -219,3 +219,17 @@ def test_scores_of_a_teacher_are_the_recipes_or_else_the_files(encoder: PromptEn
     # All groups have scores, if only unknown ones.
     assert all(map(math.isnan, make(encoder, [own]).group("q1", 0).teacher or (0.0,)))
     assert (make(encoder, [own], teacher_scores={"q0": {"d0": -1.0}}).group("q0", 0).teacher or (0.0,))[0] == -1.0
+
+
+def test_a_query_without_labels_is_drawn_where_a_teacher_has_scored_its_candidates(encoder: PromptEncoder) -> None:
+    bare = dataclasses.replace(SET, qrels={q: row for q, row in SET.qrels.items() if q != "q0"})
+    scores = {q: {f"d{k}": float(k) for k in range(8, 11)} for q in QUERIES}
+    assert "q0" not in make(encoder, [bare], need_positive=False).query_ids
+    source = make(encoder, [bare], need_positive=False, teacher_scores=scores)
+    group = source.group("q0", 0)
+    # What has no score could only be taken as not relevant, which nobody knows.
+    assert set(group.document_ids) == {"d8", "d9", "d10"} and all(map(math.isnan, group.labels))
+    assert group.teacher == tuple(float(d[1:]) for d in group.document_ids)
+    assert set(source.group("q1", 0).labels) == {0.0, 2.0}
+    # A loss of labels still leaves it out.
+    assert "q0" not in make(encoder, [bare], need_positive=True, teacher_scores=scores).query_ids

@@ -149,8 +149,8 @@ def run(
 ) -> None:
     """Run all stages of a recipe, or continue them.
 
-    The stages are data, teacher (where there is one), mine, train, evaluate, calibrate, export and report. Finished
-    ones are skipped while their files are as they were written.
+    The stages are data, teacher (where there is one), mine, judge (where the recipe has teacher.pairs), train,
+    evaluate, calibrate, export and report. Finished ones are skipped while their files are as they were written.
     """
     if as_json:
         console.console.stderr = True
@@ -210,6 +210,7 @@ def check(
         if not offline:
             pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
+        _show_bill(pipeline)
 
 
 @app.command()
@@ -304,6 +305,32 @@ def mine(
         page = write_audit(pipeline.folder, audit)
         console.say(f"audit: {page}: open it in a browser, judge, and save the answers. Then:")
         console.say(f"    rankwright audit read ANSWERS.json --run {shlex.quote(str(pipeline.folder.path))}")
+
+
+@app.command()
+def judge(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it would cost at most, and stop")] = False,
+) -> None:
+    """Have language models compare documents (teacher.pairs).
+
+    Makes scores of their preferences, which the losses of a teacher learn from. Asks nothing twice.
+    """
+    pipeline = _pipeline(recipe, overrides)
+    if dry_run:
+        pipeline.check()
+        _show_bill(pipeline)
+        return
+    pipeline.judge()
+
+
+def _show_bill(pipeline: Pipeline) -> None:
+    """Print what the judges of the recipe cost at most."""
+    if pipeline.recipe.pairs is not None:
+        from rankwright.pipeline.judge import bill
+
+        console.say(f"judge: {bill(pipeline.recipe, pipeline.folder).words}")
 
 
 @app.command()

@@ -24,6 +24,7 @@ OWNERS = {
     "training texts": "data",
     "training data": "data",
     "negatives": "mine",
+    "preferences": "judge",
     "training": "train",
     "training settings": RECIPE,
     "test data": "data",
@@ -39,6 +40,7 @@ WORDS = {
     "data": ("The data changed", "Reading the data", "data"),
     "teacher": ("teacher_gate.json is not as the teacher stage wrote it", "", "teacher gate"),
     "mine": ("Negatives were mined again", "Mining", "mining"),
+    "judge": ("Pairs were judged again", "Judging", "judging"),
     "train": ("The model was trained again", "A training", "training"),
     "evaluate": ("The evaluation was made again", "An evaluation", "evaluation"),
     "calibrate": ("The calibration was made again", "A calibration", "calibration"),
@@ -97,7 +99,8 @@ def lineage(run: RunFolder) -> Lineage:
     """
     provenance = read_json_object(run.provenance) or {}
     records = {
-        stage: run.facts(stage) for stage in ("data", "teacher", "mine", "train", "evaluate", "calibrate", "export")
+        stage: run.facts(stage)
+        for stage in ("data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export")
     }
     made = {RECIPE: provenance, **records}
     now = {name: _of(made[owner]).get(name) for name, owner in OWNERS.items()}
@@ -132,7 +135,9 @@ def _parts(
     # Not where the last command's recipe has no teacher.
     if records["teacher"] and "teacher settings" in _of(read_json_object(run.provenance)):
         yield "teacher", _of(records["teacher"]), (), read_sealed(run.teacher_gate) is not None
-    earlier: dict[str, tuple[str, ...]] = {"mine": (), "train": ("mine",)}
+    earlier: dict[str, tuple[str, ...]] = {"mine": (), "judge": (), "train": ("mine",)}
+    if "preferences" in _of(records["train"]):
+        earlier["train"] = ("mine", "judge")
     for stage, before in earlier.items():
         if records[stage]:
             yield stage, _of(records[stage]), before, True

@@ -21,7 +21,7 @@ from rankwright.common.files import read_json_object, remove_drafts, write_text_
 from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of, put_aside, read_sealed, remove, sealed
 
 PACKAGE = Path(__file__).parents[1]
-STAGES = ("data", "teacher", "mine", "train", "evaluate", "calibrate", "export", "report")
+STAGES = ("data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 
@@ -74,6 +74,11 @@ class RunFolder:
     negatives = _Place("negatives.jsonl")
     removed = _Place("removed.jsonl")
     teacher_scores = _Place("teacher.jsonl")
+    # Preferences of language models: what they answered, and what was made of it.
+    judge_answers = _Place("judge/answers.jsonl")
+    judge_pairs = _Place("judge/pairs.jsonl")
+    judge_scores = _Place("judge/scores.jsonl")
+    judge_report = _Place("judge/report.json")
     # Parts of an unfinished mine stage.
     mining = _Place("mining")
     audit = _Place("audit.html")

@@ -20,7 +20,7 @@ from rankwright.data.collection import Collection
 from rankwright.mining.filters import Filter, MiningView, TeacherOf, recipe_view
 from rankwright.mining.pools import Sifted, apply, read_rows, rows_of, sift
 from rankwright.recipe.schema import Recipe
-from rankwright.retrieval.candidates import Candidate, without_own
+from rankwright.retrieval.candidates import prefixed, without_own
 from rankwright.retrieval.first_stages import own_of
 from rankwright.retrieval.retriever import Retriever, Searcher, retrievers
 
@@ -169,10 +169,7 @@ class _Searchers:
             return make(job.collection.corpus)
         # The whole file at once: what it lacks is reported for the set, not for every shard.
         lists, prefix = make(job.plain.corpus)(job.plain.queries), f"{job.collection.name}/"
-        found = {
-            prefix + query_id: [Candidate(prefix + c.document_id, c.score, c.rank) for c in candidates]
-            for query_id, candidates in lists.items()
-        }
+        found = prefixed(lists, prefix)
         return lambda queries: {query_id: found[query_id] for query_id in queries}
 
 

@@ -24,6 +24,7 @@ from rankwright.model.instructions import (
     recipe_instruction,
     stated_instructions,
 )
+from rankwright.pipeline.judge import check_pairs
 from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
 from rankwright.retrieval.first_stages import check_first_stages, reads_run_file
@@ -66,6 +67,8 @@ def check_names(recipe: Recipe) -> list[str]:
         faults += check_baselines(recipe)
     if recipe.mine.teacher is not None:
         faults += check_teacher(recipe)
+    if recipe.pairs is not None:
+        faults += check_pairs(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")
@@ -114,13 +117,13 @@ def _check_above(recipe: Recipe) -> list[str]:
 
 def _check_targets(recipe: Recipe) -> list[str]:
     """What asks for the scores of a teacher that the recipe does not have."""
-    if recipe.mine.teacher is not None:
+    if recipe.has_teacher:
         return []
     asked = targets_of_teacher(recipe.loss)
     asked += [
         (f"mine.sampler.{name}.by", "teacher") for name in recipe.mine.sampler if reads_scores(recipe.mine.sampler)
     ]
-    return [f"{key}: {value} needs mine.teacher: {{name, kind, model}}" for key, value in asked]
+    return [f"{key}: {value} needs mine.teacher: {{name, kind, model}}, or teacher.pairs" for key, value in asked]
 
 
 def _check_lists(recipe: Recipe) -> list[str]:
@@ -130,7 +133,8 @@ def _check_lists(recipe: Recipe) -> list[str]:
     if not reads_run_file(first) or all(source.run is not None for source in sources):
         return []
     lacks = f"evaluate.first_stage is {first}, and training queries have no lists of it: add run: FILE to each set of "
-    return [f"{key}: {lacks}data.train and data.dev, or take another first stage" for key in recipe.keys_of_lists]
+    keys = [*recipe.keys_of_lists, *["teacher.pairs"] * (recipe.pairs is not None)]
+    return [f"{key}: {lacks}data.train and data.dev, or take another first stage" for key in keys]
 
 
 def _check_offset(recipe: Recipe) -> list[str]:

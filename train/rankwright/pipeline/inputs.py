@@ -34,6 +34,8 @@ CODE = {
     "teacher gate": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
     # The checkpoint is chosen by a measure on dev.
+    "judge": "supervision common recipe data retrieval rerankers "
+    "evaluation/evaluate.py evaluation/metrics.py pipeline/judge.py",
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
     "lists": "retrieval common recipe data pipeline/evaluate.py",
@@ -56,7 +58,8 @@ MADE_FROM = {
     "data": ("training texts", "training data", "test data"),
     "teacher": ("training texts", "teacher settings"),
     "mine": ("training texts", "negatives"),
-    "train": ("training data", "negatives", "training", "training settings"),
+    "judge": ("training texts", "preferences"),
+    "train": ("training data", "negatives", "preferences", "training", "training settings"),
     "evaluate": ("training", "test data", "test settings", "tuned", "results"),
     "calibrate": ("training", "tuned", "calibration"),
     "export": ("training", "tuned", "results", "calibration"),
@@ -202,6 +205,18 @@ class StageInputs:
         return content_hash(self.shards, list(mine.filters.items()), mine.fill, mine.negatives, scored)
 
     @cached_property
+    def judge(self) -> str | None:
+        """What the scores of teacher.pairs depend on; None where the recipe has no such section."""
+        if self.recipe.pairs is None:
+            return None
+        stated = self._sections
+        found = [self._retriever(training_stage(self.recipe), file) for file in self.run_files("train").values()]
+        lists = (found, self.recipe.data.ignore_identical_ids)
+        shown = (stated["prompt"]["instruction"], self._instructions("train"), stated["prompt"]["max_tokens"])
+        asked = (stated["teacher"]["pairs"], self.recipe.seed, self._scale)
+        return content_hash(self._training_data, lists, shown, asked, self._code("judge"))
+
+    @cached_property
     def _base(self) -> str:
         """The base, which is scored in its own prompt whatever prompt.mode is, and without the first stage's scores."""
         base = resolve_base(self.recipe.model.base)
@@ -256,7 +271,8 @@ class StageInputs:
     def train(self) -> str:
         sections = [self._sections[name] for name in ("mine", "loss", "train")]
         # The checkpoint is chosen by nDCG@10 on dev.
-        return content_hash(self.mine, self.model, sections, self._mixture, self._scale, self._code("train"))
+        taught = [] if self.judge is None else [self.judge]
+        return content_hash(self.mine, self.model, sections, self._mixture, self._scale, self._code("train"), *taught)
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:
@@ -326,7 +342,7 @@ class StageInputs:
         stated = self._sections
         merging = {"merge_with_base": stated["model"]["merge_with_base"]}
         data = {**stated["data"], "test": self._taken_test}
-        trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "loss", "train")]
+        trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "teacher", "loss", "train")]
         test = (stated["evaluate"], stated["data"]["test"], stated["prompt"], stated["bm25"], stated["dense"], merging)
         model = {**stated["model"], "merge_with_base": None}
         teacher = {} if self.recipe.mine.teacher is None else {"teacher settings": self._teacher_settings}
@@ -343,6 +359,7 @@ class StageInputs:
             "training data": lambda: content_hash(self._training_data, self._mixture),
             "test data": lambda: content_hash(self._sets("test"), self._instructions("test"), self._taken_test),
             "negatives": lambda: self.mine,
+            "preferences": lambda: str(self.judge),
             "training": lambda: self.train,
             "tuned": lambda: content_hash([self.systems.get(name) for name in ("tuned", EXPORTED)]),
             "results": lambda: content_hash(self.systems),
@@ -351,7 +368,8 @@ class StageInputs:
             "test settings": lambda: self.settings["test settings"],
             "teacher settings": lambda: self.settings["teacher settings"],
         }
-        return {name: made[name]() for name in MADE_FROM[stage]}
+        names = [name for name in MADE_FROM[stage] if name != "preferences" or self.judge is not None]
+        return {name: made[name]() for name in names}
 
     def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any], target: str | None = None) -> str:
         """gate: the verdict that lets the model through; ledger: licences.json; target: None for all of them."""

@@ -49,6 +49,7 @@ def registered_names() -> Iterable[tuple[str, str, Iterable[str]]]:
     from rankwright.model.frames import FRAMES
     from rankwright.rerankers.kinds import BASELINES
     from rankwright.retrieval.first_stages import stage_names
+    from rankwright.supervision.preferences.judging import DESIGNS
     from rankwright.training.losses import LOSSES
     from rankwright.training.optim import SCHEDULES
 
@@ -60,6 +61,7 @@ def registered_names() -> Iterable[tuple[str, str, Iterable[str]]]:
     yield "Mine", "filters", FILTERS
     yield "Mine", "sampler", SAMPLERS
     yield "Baseline", "kind", BASELINES
+    yield "Pairs", "design", DESIGNS
     yield "Loss", "name", LOSSES
     yield "LossTerm", "name", LOSSES
     yield "Train", "schedule", SCHEDULES

@@ -12,6 +12,7 @@ from rankwright.common.files import read_json_object
 from rankwright.common.plurals import counted
 from rankwright.evaluation.gate import recorded_verdict
 from rankwright.evaluation.results import read_results, rows_of, verdict
+from rankwright.pipeline.judge import bill
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 
@@ -52,6 +53,8 @@ def _state(p: Pipeline, stage: Stage) -> StageState:
     if why is None:
         return StageState(stage.name, "done", "unchanged", seconds)
     hours, more = _train_hours(p) if stage.name == "train" else (None, "")
+    if stage.name == "judge":
+        more = f"; {bill(p.recipe, p.folder).words}"
     return StageState(stage.name, "would run", why + more, seconds, hours)
 
 

@@ -19,6 +19,7 @@ from rankwright.pipeline.context import Context
 from rankwright.pipeline.data import add_token_lengths, check_probabilities, check_run_files, prepare_data
 from rankwright.pipeline.evaluate import Evaluation
 from rankwright.pipeline.export import export_stage, withdraw_exports
+from rankwright.pipeline.judge import judge
 from rankwright.pipeline.mine import mine
 from rankwright.pipeline.report import report
 from rankwright.pipeline.teacher import check_teacher, left_of_override
@@ -61,6 +62,12 @@ def _mine_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
     lists = [run.negatives, run.candidates, run.removed, run.dev_candidates]
     lists += [run.train_lists] if p.recipe.keys_of_lists else []
     return [*lists, run.teacher_scores] if p.recipe.mine.teacher else lists
+
+
+def _judge_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
+    # Not answers.jsonl: what is made of it stays true when it grows.
+    run = p.folder
+    return [run.judge_pairs, run.judge_scores, run.judge_report, run.teacher_scores]
 
 
 def _evaluate(p: Context) -> dict[str, Any]:
@@ -177,6 +184,14 @@ STAGES = [
         "all",
         # Needed until the record is written: a kill before it continues from them.
         afterwards=lambda p: Shards.forget(p.folder.mining),
+    ),
+    Stage(
+        "judge",
+        lambda p: judge(p.recipe, p.folder, p.inputs.run_files("train")),
+        lambda p: str(p.inputs.judge),
+        _judge_outputs,
+        "first",
+        is_asked=lambda p: p.recipe.pairs is not None,
     ),
     Stage(
         "train",

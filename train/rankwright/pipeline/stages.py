@@ -90,6 +90,15 @@ class Pipeline(Context):
         """
         return self.run_to("mine").folder.facts("mine")
 
+    def judge(self) -> dict[str, Any]:
+        """Ask the judges of teacher.pairs, and score what they compared; returns the stage's facts.
+
+        Raises UserError where the recipe has no such section.
+        """
+        if self.recipe.pairs is None:
+            raise UserError("teacher.pairs: the recipe has no judges: see `rankwright keys teacher`")
+        return self.run_to("judge").folder.facts("judge")
+
     def train(self) -> dict[str, Any]:
         """Train; returns the stage's facts, such as `base_value` and `best_value` on dev, and the best `checkpoint`."""
         return {**self.run_to("train").folder.facts("train"), "checkpoint": self.best_checkpoint()}

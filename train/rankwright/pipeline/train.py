@@ -36,7 +36,7 @@ from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.distillation import affine_match, check_scores
 from rankwright.training.guards import stop_on_signals
 from rankwright.training.loop import Job, evaluation_interval, fit
-from rankwright.training.loss_terms import bind_loss, needs_positive
+from rankwright.training.loss_terms import bind_loss, needs_positive, only_teacher
 from rankwright.training.offset import FirstStageOffset
 from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
@@ -166,15 +166,20 @@ def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenSt
 
 def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSource:
     """The run's training groups, from data/train.jsonl and negatives.jsonl."""
+    train = [qualified(c) for c in read_split(run.data, "train")]
+    scores = read_teacher_scores(run.teacher_scores) if recipe.has_teacher else None
+    if recipe.pairs is not None and scores is not None and only_teacher(recipe.loss):
+        # The loss of all other queries would be 0.
+        train = [c.subset(q for q in c.queries if q in scores) for c in train]
     source = GroupSource(
-        [qualified(c) for c in read_split(run.data, "train")],
+        train,
         Pools.read(run.negatives),
         encoder,
         settings=recipe.mine,
         seed=recipe.seed,
         need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
-        teacher_scores=None if recipe.mine.teacher is None else read_teacher_scores(run.teacher_scores),
+        teacher_scores=scores,
     )
     if recipe.train.first_stage_offset:
         source.offset = first_stage_offset(recipe, run, read_candidates(run.train_lists))

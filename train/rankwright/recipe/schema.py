@@ -28,6 +28,7 @@ from rankwright.recipe.kinds import (
     Words,
 )
 from rankwright.recipe.sources import Data
+from rankwright.recipe.teacher import Pairs, Teaching
 
 Key = tuple[str | int, ...]
 
@@ -366,6 +367,7 @@ class Recipe(Section):
     bm25: Bm25 = Bm25()
     dense: Dense | None = None
     mine: Mine = Mine()
+    teacher: Teaching = Teaching()
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -381,6 +383,16 @@ class Recipe(Section):
             "prompt.first_stage_score": self.prompt.first_stage_score is not None,
         }
         return [key for key, given in keys.items() if given]
+
+    @property
+    def pairs(self) -> Pairs | None:
+        """The preferences that are the teacher, see pipeline/judge.py."""
+        return self.teacher.pairs
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the run makes scores of a teacher of its own, teacher.jsonl."""
+        return self.mine.teacher is not None or self.pairs is not None
 
     @property
     def export_targets(self) -> dict[str, dict[str, Any]]:

@@ -172,6 +172,7 @@ def context(
         "ledger": gather.read_json(run.licences),
         "mix": gather.read_json(run.mix),
         "mined": gather.read_mining(run),
+        "judged": gather.read_json(run.judge_report) if recipe.pairs is not None else None,
         "calibration": calibration,
         "reliability": _reliability(calibration),
         "combine": (combine := gather.read_json(run.combine)),

@@ -40,17 +40,9 @@ class Shape:
     def endpoint(self, url: str) -> str:
         """The address to post to: `url` itself when it ends with /rerank, else with the shape's path after it.
 
-        Raises UserError for what is not an http address, and for a password in it: addresses get into messages.
+        Raises UserError as check_url does.
         """
-        try:
-            parts = urlsplit(url)
-            valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            valid = False
-        if not valid:
-            raise UserError("url: not an address: give it like https://api.example.com or http://127.0.0.1:8000")
-        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise UserError("url: must hold no user, password, ? or #: the key comes from an environment variable")
+        check_url(url)
         start = url.rstrip("/")
         if start.endswith("/rerank"):
             return start
@@ -62,6 +54,19 @@ class Shape:
         named = {"model": model} if model else {}
         top = {self.top: len(documents)} if self.top else {}
         return {**named, "query": query, self.documents: list(documents), **top, **self.fixed, **extra}
+
+
+def check_url(url: str) -> None:
+    """Raises UserError for what is not an http address, and for a password in it: addresses get into messages."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UserError("url: not an address: give it like https://api.example.com or http://127.0.0.1:8000")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise UserError("url: must hold no user, password, ? or #: the key comes from an environment variable")
 
 
 SHAPES: Registry[Callable[[], Shape]] = Registry("rerank endpoint")

@@ -22,11 +22,12 @@ from rankwright.model.loading import empty_model, load_model, load_tokenizer
 from rankwright.model.long_documents import CUT_OFF, LongDocuments
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract, make_contract
 from rankwright.recipe.schema import COMBINED, DEFAULT_INSTRUCTION, EXPORTED, Baseline, Bm25, Prompt, Recipe
+from rankwright.rerankers.client import Limits
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_cross_encoder
 from rankwright.rerankers.endpoints import SHAPES
 from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
 from rankwright.rerankers.scorer import Scorer
-from rankwright.rerankers.served import Limits, ServedReranker
+from rankwright.rerankers.served import ServedReranker
 from rankwright.retrieval.dense import check_installed
 from rankwright.retrieval.first_stages import stage_names
 

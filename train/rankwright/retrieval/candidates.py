@@ -98,6 +98,14 @@ def candidates_line(query_id: str, candidates: Sequence[Candidate]) -> str:
     return json_line({"query_id": query_id, "candidates": rows})
 
 
+def prefixed(lists: Candidates, prefix: str) -> dict[str, list[Candidate]]:
+    """The lists with `prefix` before every id."""
+    return {
+        prefix + query_id: [Candidate(prefix + c.document_id, c.score, c.rank) for c in found]
+        for query_id, found in lists.items()
+    }
+
+
 def read_candidates(path: Path) -> Candidates:
     """The lists of write_candidates; a large file is read row by row when asked. Raises UserError for a damaged one."""
     return read_query_rows(path, "candidates", lambda rows: [Candidate(**row) for row in rows])

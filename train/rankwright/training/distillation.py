@@ -89,7 +89,7 @@ def check_scores(recipe: Recipe, source: GroupSource, say: Callable[[str], None]
                 "command again"
             )
         else:
-            more = "; mine.teacher would score them all" if too_many else ""
+            more = "; mine.teacher would score them all" * (too_many and not recipe.has_teacher)
             say(
                 f"{'WARNING: ' * too_many}the teacher has no score for {share} that training can draw: its losses "
                 f"leave them out{more}"

@@ -81,6 +81,11 @@ def reads_teacher(settings: LossSettings) -> bool:
     return any(learns_from_teacher(term) for _, term in _terms(settings))
 
 
+def only_teacher(settings: LossSettings) -> bool:
+    """Whether all terms learn from a teacher's scores, so that a query without any teaches nothing."""
+    return all(learns_from_teacher(term) for _, term in _terms(settings))
+
+
 def needs_positive(settings: LossSettings) -> bool:
     """Whether a term learns nothing from a group without a relevant document, so that the sampler leaves it out."""
     return any(term.name in NEED_POSITIVE and not learns_from_teacher(term) for _, term in _terms(settings))

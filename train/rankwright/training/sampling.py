@@ -24,6 +24,7 @@ from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
 from rankwright.rerankers.combination import listed
 from rankwright.retrieval.candidates import Candidates
+from rankwright.training.loss_terms import only_teacher
 from rankwright.training.mixture import Mixture
 from rankwright.training.offset import FirstStageOffset
 
@@ -101,7 +102,8 @@ class GroupSource:
     """The groups of every step, as a pure function of (seed, step), so that resuming needs no state; see mixture.py.
 
     Queries that the loss cannot use (no relevant document, or nothing to compare it with) are left out and counted.
-    A query without a relevant document gives judged negatives only: what it retrieves may well be relevant.
+    A query without a relevant document gives judged negatives only: what it retrieves may well be relevant. Where a
+    teacher has scored that, it is drawn without a label.
     offset: what is added to the scores of its groups (train.first_stage_offset); lists: the first stage's, whose
     scores its prompts hold (prompt.first_stage_score), but for a share `dropout` of the groups. All of these are set
     before the first step.
@@ -165,7 +167,13 @@ class GroupSource:
     def _pool(self, query_id: str) -> Sequence[Negative]:
         fresh = self._fresh.by_query
         pool = fresh[query_id] if query_id in fresh else self._pools.by_query.get(query_id, ())
-        return pool if self._owner[query_id].positives(query_id) else [n for n in pool if n.source == JUDGED]
+        if self._owner[query_id].positives(query_id):
+            return pool
+        scores = self._scores(query_id) if self._has_scores else {}
+        judged = [n for n in pool if n.source == JUDGED]
+        # Without a label: only losses of a teacher's scores see them.
+        rest = [dataclasses.replace(n, label=None) for n in pool if n.source != JUDGED and n.document_id in scores]
+        return [*judged, *rest]
 
     @property
     def has_scores(self) -> bool:
@@ -270,7 +278,12 @@ def draws_of_prepared(recipe: Recipe, run: RunFolder) -> float | None:
     if len(weights) != len(collections):
         # The recipe names other sets by now.
         weights = [collection.draws for collection in collections]
-    return sum(len(c.queries) * weight for c, weight in zip(collections, weights, strict=True))
+    draws = sum(len(c.queries) * weight for c, weight in zip(collections, weights, strict=True))
+    count = sum(len(c.queries) for c in collections)
+    if recipe.pairs is not None and only_teacher(recipe.loss) and count:
+        # Queries without scores are not drawn.
+        draws *= min(1.0, recipe.pairs.queries / count)
+    return draws
 
 
 def describe_mix(mix: dict[str, Any], recipe: Recipe) -> None:

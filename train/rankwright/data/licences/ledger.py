@@ -23,6 +23,7 @@ from rankwright.data.licences.terms import (
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import Baseline, Decision, LicenceRule, Recipe
 from rankwright.recipe.sources import DevFromTrain
+from rankwright.recipe.teacher import Judge
 
 # What an input is: base, data set, teacher, baseline, or what a retriever calls its model (`dense model`).
 Kind = str
@@ -141,6 +142,8 @@ def make_inputs(
     if recipe.mine.teacher is not None:
         # Its scores replace those in the sets, which are then not read.
         found += _own_teacher(recipe, recipe.mine.teacher, roles.distils)
+    elif recipe.pairs is not None:
+        found += [_judge(judge) for judge in recipe.pairs.judges]
     else:
         found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
     for what, model, model_revision, mines in roles.orderings:
@@ -209,6 +212,16 @@ def _teacher(entry: Located) -> Input:
         return Input(teacher_name(entry.name), "teacher", "unknown", None, ("distil",), facts)
     facts = find_model(name, None) or known([])
     return Input(teacher_name(entry.name), "teacher", f"hub {name}", None, ("distil",), facts, name)
+
+
+def _judge(judge: Judge) -> Input:
+    """A judge of teacher.pairs: what its answers may be used for is stated by the recipe, or nowhere.
+
+    A server may call any model by any name, so the name settles nothing.
+    """
+    said = [] if judge.licence is None else [state(judge.licence, "the recipe")]
+    note = "" if said else f"a served model: state the terms of its outputs as licence of the judge {judge.name}"
+    return Input(judge.model, "judge", f"served {judge.model}", None, ("distil",), known(said, note=note), judge.model)
 
 
 def _own_teacher(recipe: Recipe, teacher: Baseline, distils: bool) -> list[Input]:

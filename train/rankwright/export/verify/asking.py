@@ -10,8 +10,9 @@ from typing import Literal
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.plurals import counted
 from rankwright.export.proof.runtimes.base import Row
+from rankwright.rerankers.client import Limits, Refused
 from rankwright.rerankers.endpoints import SHAPES, Shape
-from rankwright.rerankers.served import Limits, Refused, ServedReranker
+from rankwright.rerankers.served import ServedReranker
 
 Scale = Literal["probability", "logit"]
 # Documents of other queries in a mixed list, short and long ones.

@@ -1,0 +1,94 @@
+"""The `teacher` section of a recipe: preferences of language models between two documents, made into scores."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rankwright.recipe.kinds import FolderName, Line, NoResult, Positive, Section, Weight
+
+Price = Annotated[float, Field(ge=0, le=10**6)]
+
+
+class Prices(Section):
+    """What a judge costs, for a million tokens, in any one currency."""
+
+    input: Price
+    """The price of prompts."""
+    output: Price
+    """The price of answers."""
+
+
+class Judge(Section):
+    """A language model that is asked which of two documents answers a query better."""
+
+    name: FolderName
+    """The judge's name in files and tables."""
+    url: Line
+    """Address of an OpenAI-compatible server: of vLLM, of llama.cpp, or of an API."""
+    model: Line
+    """The name that the server knows the model by; answers are kept under it, whatever the address is."""
+    logprobs: bool = True
+    """Reads the probabilities of the answers A and B; `false` reads the word, for servers without log-probabilities."""
+    weight: Weight = 1.0
+    """What an answer of this judge counts in the fit."""
+    key_variable: Line | None = None
+    """The environment variable with the API key."""
+    requests_per_minute: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """At most so many requests are sent in a minute, retries included."""
+    price_per_million: Prices | None = None
+    """Prices of a million tokens; `budget.money` needs them of every judge."""
+    extra: dict[str, Any] = {}
+    """Further fields of each request, such as those that switch off thinking; `null` takes one of ours out."""
+    licence: Line | None = None
+    """The licence of the model, or the terms of its outputs; without it, unknown."""
+
+
+class Budget(Section):
+    """What judging may cost. It ends before any of these is exceeded."""
+
+    calls: Positive | None = None
+    """Calls in all; without it, `calls_per_query` for each query."""
+    calls_per_query: Positive | None = None
+    """Calls for each query, of all judges together; without it, two for each candidate and judge."""
+    tokens: Annotated[int, Field(gt=0, le=10**12)] | None = None
+    """Tokens of prompts and answers in all; without it, any number."""
+    money: Annotated[float, Field(gt=0, le=10**9)] | None = None
+    """Money in all, in the currency of `price_per_million`; without it, any sum."""
+
+
+class PreferenceFit(Section):
+    """How the scores of a query's documents are fitted to the answers."""
+
+    model: Literal["bradley_terry", "thurstone"] = "bradley_terry"
+    """The chance that a document wins, by the difference of two scores: logistic or normal."""
+    ridge: Annotated[float, Field(gt=0, le=1000)] = 0.25
+    """Precision of the normal prior of a score: without it, a document that wins every time would have no score."""
+    prior: Literal["first_stage", "none"] = "first_stage"
+    """Scores start from those of the first stage, with a weight that the answers choose: 0 where it knows nothing."""
+
+
+class Pairs(Section):
+    """Preferences: judges compare pairs of the documents that the first stage finds for training queries."""
+
+    judges: Annotated[tuple[Judge, ...], Field(min_length=1, max_length=20)]
+    queries: Positive = 1000
+    """At most so many training queries are judged, chosen by seed."""
+    depth: Annotated[int, Field(ge=2, le=1000)] = 100
+    """Candidates of each query: the first of the lists of `evaluate.first_stage`."""
+    parallel: Annotated[int, Field(ge=1, le=512), NoResult] = 8
+    """Requests that are under way at the same time."""
+    budget: Budget = Budget()
+    design: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)] = {"top_heavy": {}}
+    """Which pairs are compared: `top_heavy`, or random `cycles` alone, with their options."""
+    fit: PreferenceFit = PreferenceFit()
+    across_queries: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Calls for each query and judge that put the scores of all queries on one scale; without it, none."""
+
+
+class Teaching(Section):
+    """Teachers that a run makes of its own data."""
+
+    pairs: Pairs | None = None
+    """Scores made of pairwise preferences; they take the place of those of `mine.teacher`."""
