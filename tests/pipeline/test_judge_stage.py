@@ -202,7 +202,7 @@ def test_two_judges_a_budget_and_a_text_that_stands_twice(
     assert cut["money"] <= money and cut["ended_by"].startswith("teacher.pairs.budget.money: ")
     assert cut["queries"] == report["queries"] and cut["calls"] < report["calls"]
     with pytest.raises(UserError, match=r"budget\.tokens: .* no query has had its first round: raise it"):
-        judged(path, f"run_dir={tmp_path / 'none'}", "teacher.pairs.budget.tokens=2000")
+        judged(path, f"run_dir={tmp_path / 'none'}", "teacher.pairs.budget.tokens=1000")
 
 
 def test_scores_are_trained_on_and_reported(server: JudgeServer, tmp_path: Path, tiny_qwen3: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_judge_that_fails_keeps_what_was_answered(server: JudgeServer, tmp_pat
     done = jobs.rankwright("judge", path, NO_PROXY="127.0.0.1")
     assert done.returncode == 2 and "answered 401: 'no': give key_variable" in done.stderr
     kept = (tmp_path / "run" / "judge" / "answers.jsonl").read_text().count("\n")
-    assert 6 <= kept <= 10 and f"{kept} answers kept in" in done.stderr
+    assert 6 <= kept <= 12 and f"{kept} answers kept in" in done.stderr
     before = len(server.asked)
     assert judged(path).folder.facts("judge")["calls"] - kept == len(server.asked) - before
 
@@ -357,11 +357,11 @@ def test_failures_shift_no_vote(server: JudgeServer, tmp_path: Path, tiny_qwen3:
     path = recipe(tmp_path, tiny_qwen3, server, queries=10)
     whole = read_teacher_scores(judged(path).folder.teacher_scores)
     words = word_judge(NOISE, BIAS)
-    server.answer = lambda q, a, b: None if uniform("fails", q, a, b) < 0.15 else words(q, a, b)
+    server.answer = lambda q, a, b: None if uniform("fails", q, a, b) < 0.1 else words(q, a, b)
     run = judged(path, f"run_dir={tmp_path / 'failing'}").folder
     scores, report = read_teacher_scores(run.teacher_scores), json.loads(run.judge_report.read_text())
     (judge,) = report["judges"]
-    assert 0.08 < judge["malformed"] / judge["calls"] < 0.2
+    assert 0.04 < judge["malformed"] / judge["calls"] < 0.2
     differences = [scores[q][d] - whole[q][d] for q in whole for d in whole[q]]
     spread = [whole[q][d] for q in whole for d in whole[q]]
     sd = (sum(x * x for x in spread) / len(spread)) ** 0.5
