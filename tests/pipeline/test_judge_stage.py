@@ -16,13 +16,16 @@ import jobs
 import pytest
 from judge_server import JudgeServer, running_judge, uniform, word_judge
 from rerank_server import Fault
+from typer.testing import CliRunner
 
+from rankwright.cli.main import app
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.lineage import lineage
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.split_files import read_split
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.judge import bill
+from rankwright.pipeline.overview import preview
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores
@@ -207,11 +210,11 @@ def test_two_judges_a_budget_and_a_text_that_stands_twice(
 
 def test_scores_are_trained_on_and_reported(server: JudgeServer, tmp_path: Path, tiny_qwen3: Path) -> None:
     path = recipe(tmp_path, tiny_qwen3, server, queries=10)
-    dry = jobs.rankwright("judge", path, "--dry-run", NO_PROXY="127.0.0.1")
-    assert "judge: at most 160 calls, tokens unknown before the data is read" in dry.stdout, dry.stderr
-    checked = jobs.rankwright("check", path, NO_PROXY="127.0.0.1")
-    assert "judge: at most 160 calls, about " in checked.stdout and not server.asked, checked.stderr
-    assert "judge" in checked.stdout.split("licences")[1], "the ledger lists the judge"
+    dry = CliRunner().invoke(app, ["judge", str(path), "--dry-run"]).output
+    assert "judge: at most 160 calls, tokens unknown before the data is read" in dry
+    checked = CliRunner().invoke(app, ["check", str(path)]).output
+    assert "judge: at most 160 calls, about " in checked and not server.asked
+    assert "judge" in checked.split("licences")[1], "the ledger lists the judge"
     done = jobs.rankwright("run", path, "export.targets=[]", NO_PROXY="127.0.0.1")
     assert done.returncode == 0, done.stderr
     run = RunFolder(tmp_path / "run")
@@ -239,11 +242,8 @@ def test_scores_are_trained_on_and_reported(server: JudgeServer, tmp_path: Path,
     assert again.inputs.train != other.inputs.train and again.inputs.mine == other.inputs.mine
     same = Pipeline(load_recipe(str(path), ["teacher.pairs.parallel=3"]), progress=False)
     assert again.inputs.judge == same.inputs.judge
-    states = {
-        row["name"]: row
-        for row in json.loads(jobs.rankwright("run", path, "--dry-run", "--json", "export.targets=[]").stdout)
-    }
-    assert states["judge"]["state"] == "done" == states["train"]["state"]
+    states = {one.name: one.state for one in preview(again)}
+    assert states["judge"] == "done" == states["train"]
 
 
 WRONG = {
