@@ -16,13 +16,16 @@ import jobs
 import pytest
 from judge_server import JudgeServer, running_judge, uniform, word_judge
 from rerank_server import Fault
+from typer.testing import CliRunner
 
+from rankwright.cli.main import app
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.lineage import lineage
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.split_files import read_split
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.judge import bill
+from rankwright.pipeline.overview import preview
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores
@@ -202,16 +205,16 @@ def test_two_judges_a_budget_and_a_text_that_stands_twice(
     assert cut["money"] <= money and cut["ended_by"].startswith("teacher.pairs.budget.money: ")
     assert cut["queries"] == report["queries"] and cut["calls"] < report["calls"]
     with pytest.raises(UserError, match=r"budget\.tokens: .* no query has had its first round: raise it"):
-        judged(path, f"run_dir={tmp_path / 'none'}", "teacher.pairs.budget.tokens=2000")
+        judged(path, f"run_dir={tmp_path / 'none'}", "teacher.pairs.budget.tokens=1000")
 
 
 def test_scores_are_trained_on_and_reported(server: JudgeServer, tmp_path: Path, tiny_qwen3: Path) -> None:
     path = recipe(tmp_path, tiny_qwen3, server, queries=10)
-    dry = jobs.rankwright("judge", path, "--dry-run", NO_PROXY="127.0.0.1")
-    assert "judge: at most 160 calls, tokens unknown before the data is read" in dry.stdout, dry.stderr
-    checked = jobs.rankwright("check", path, NO_PROXY="127.0.0.1")
-    assert "judge: at most 160 calls, about " in checked.stdout and not server.asked, checked.stderr
-    assert "judge" in checked.stdout.split("licences")[1], "the ledger lists the judge"
+    dry = CliRunner().invoke(app, ["judge", str(path), "--dry-run"]).output
+    assert "judge: at most 160 calls, tokens unknown before the data is read" in dry
+    checked = CliRunner().invoke(app, ["check", str(path)]).output
+    assert "judge: at most 160 calls, about " in checked and not server.asked
+    assert "judge" in checked.split("licences")[1], "the ledger lists the judge"
     done = jobs.rankwright("run", path, "export.targets=[]", NO_PROXY="127.0.0.1")
     assert done.returncode == 0, done.stderr
     run = RunFolder(tmp_path / "run")
@@ -239,11 +242,8 @@ def test_scores_are_trained_on_and_reported(server: JudgeServer, tmp_path: Path,
     assert again.inputs.train != other.inputs.train and again.inputs.mine == other.inputs.mine
     same = Pipeline(load_recipe(str(path), ["teacher.pairs.parallel=3"]), progress=False)
     assert again.inputs.judge == same.inputs.judge
-    states = {
-        row["name"]: row
-        for row in json.loads(jobs.rankwright("run", path, "--dry-run", "--json", "export.targets=[]").stdout)
-    }
-    assert states["judge"]["state"] == "done" == states["train"]["state"]
+    states = {one.name: one.state for one in preview(again)}
+    assert states["judge"] == "done" == states["train"]
 
 
 WRONG = {
@@ -316,7 +316,7 @@ def test_a_judge_that_fails_keeps_what_was_answered(server: JudgeServer, tmp_pat
     done = jobs.rankwright("judge", path, NO_PROXY="127.0.0.1")
     assert done.returncode == 2 and "answered 401: 'no': give key_variable" in done.stderr
     kept = (tmp_path / "run" / "judge" / "answers.jsonl").read_text().count("\n")
-    assert 6 <= kept <= 10 and f"{kept} answers kept in" in done.stderr
+    assert 6 <= kept <= 12 and f"{kept} answers kept in" in done.stderr
     before = len(server.asked)
     assert judged(path).folder.facts("judge")["calls"] - kept == len(server.asked) - before
 
@@ -357,11 +357,11 @@ def test_failures_shift_no_vote(server: JudgeServer, tmp_path: Path, tiny_qwen3:
     path = recipe(tmp_path, tiny_qwen3, server, queries=10)
     whole = read_teacher_scores(judged(path).folder.teacher_scores)
     words = word_judge(NOISE, BIAS)
-    server.answer = lambda q, a, b: None if uniform("fails", q, a, b) < 0.15 else words(q, a, b)
+    server.answer = lambda q, a, b: None if uniform("fails", q, a, b) < 0.1 else words(q, a, b)
     run = judged(path, f"run_dir={tmp_path / 'failing'}").folder
     scores, report = read_teacher_scores(run.teacher_scores), json.loads(run.judge_report.read_text())
     (judge,) = report["judges"]
-    assert 0.08 < judge["malformed"] / judge["calls"] < 0.2
+    assert 0.04 < judge["malformed"] / judge["calls"] < 0.2
     differences = [scores[q][d] - whole[q][d] for q in whole for d in whole[q]]
     spread = [whole[q][d] for q in whole for d in whole[q]]
     sd = (sum(x * x for x in spread) / len(spread)) ** 0.5

@@ -17,8 +17,8 @@ from rankwright.supervision.preferences.judges import Judge, Reply
 
 # Calls, for each thread, that may be answered before the one whose turn it is: what a kill can lose.
 AHEAD = 2
-# A judge that answers nothing usable to more than this share of its calls is not asked on: at the end of a round, and
-# before it where so many, after LEAST_CALLS, are hardly chance (two standard deviations above the share).
+# A judge that answers nothing usable to more than this share of its calls is not asked on: from LEAST_CALLS on, and at
+# the end of a round. Two standard deviations more are taken for chance.
 MOST_UNUSABLE = 0.2
 LEAST_CALLS = 20
 EXAMPLES = 3
@@ -191,8 +191,7 @@ class Asker:
 
 def _refuse_unusable(judge: Judge, tally: Tally, *, is_round: bool) -> None:
     unusable, most = tally.malformed + tally.refused, MOST_UNUSABLE * tally.calls
-    chance = 0.0 if is_round else 2 * math.sqrt(most * (1 - MOST_UNUSABLE))
-    if unusable <= most + chance or not (is_round or tally.calls >= LEAST_CALLS):
+    if unusable <= most + 2 * math.sqrt(most * (1 - MOST_UNUSABLE)) or not (is_round or tally.calls >= LEAST_CALLS):
         return
     shown = "; ".join(repr(text) for text in tally.examples)
     asked = "A or B" if judge.entry.logprobs else "A, B or tie"
