@@ -21,7 +21,7 @@ from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Decision, Recipe
 from rankwright.retrieval.first_stages import ordering_models
-from rankwright.training.losses import reads_teacher
+from rankwright.training.loss_terms import reads_teacher
 
 QWEN = "Qwen/Qwen3-Reranker-0.6B"
 ZERANK = "zeroentropy/zerank-2"

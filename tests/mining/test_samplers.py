@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -19,6 +20,7 @@ ALL: list[dict[str, dict[str, Any]]] = [
     {"uniform": {}},
     {"top": {}},
     {"stratified": {"bands": [2, 5]}},
+    {"stratified": {"by": "teacher", "strata": 3}},
     {"proportional": {}},
     {"proportional": {"by": "score", "temperature": 0.5}},
 ]
@@ -26,7 +28,8 @@ KEY = DrawKey(0, 0, "q", "p")
 
 
 def pool_of(count: int, unranked: int = 0) -> list[Negative]:
-    ranked = [Negative(f"d{i}", "bm25", i + 1, -i / 3, "unjudged") for i in range(count)]
+    # A teacher's scores that fall ever faster: most documents lie in the highest part of their range.
+    ranked = [Negative(f"d{i}", "bm25", i + 1, -i / 3, "unjudged", teacher=-i * i / 10) for i in range(count)]
     return ranked + [Negative(f"j{i}", "judged", None, None, "judged_not_relevant") for i in range(unranked)]
 
 
@@ -83,6 +86,46 @@ def test_bands_take_turns() -> None:
     assert by_band(13) == {"a": 3, "b": 5, "c": 5}
     with pytest.raises(UserError, match="must grow"):
         bind_sampler({"stratified": {"bands": [10, 3]}})
+
+
+def test_strata_of_a_teacher_cover_the_whole_range_of_its_scores() -> None:
+    # Scores -i * i / 10 from 0 to -22.5: parts of equal width end at i = 7.5, 10.6 and 13.0.
+    sampler, pool = bind_sampler({"stratified": {"by": "teacher", "strata": 4}}), pool_of(16, unranked=2)
+
+    def by_stratum(count: int) -> Counter[str]:
+        return Counter("abcde"[place_of(n)] for n in sampler(pool, count, KEY))
+
+    def place_of(n: Negative) -> int:
+        return 4 if n.teacher is None else sum(int(n.document_id[1:]) > last for last in (7, 10, 12))
+
+    assert by_stratum(4) == {"a": 1, "b": 1, "c": 1, "d": 1}
+    assert by_stratum(7) == {"a": 2, "b": 2, "c": 1, "d": 1, "e": 1}
+    # A part is used up, and the others share its turns.
+    assert by_stratum(14) == {"a": 4, "b": 3, "c": 2, "d": 3, "e": 2}
+    # Neither the unit of the scores nor where they begin matters.
+    moved = [dataclasses.replace(n, teacher=None if n.teacher is None else 8 * n.teacher + 64) for n in pool]
+    assert names(sampler, moved, 7) == names(sampler, pool, 7)
+    # Eight parts by default.
+    eight = bind_sampler({"stratified": {"by": "teacher", "strata": 8}})
+    assert names(bind_sampler({"stratified": {"by": "teacher"}}), pool, 9) == names(eight, pool, 9)
+
+
+def test_strata_of_equal_scores_are_one() -> None:
+    sampler = bind_sampler({"stratified": {"by": "teacher", "strata": 4}})
+    pool = [dataclasses.replace(n, teacher=0.1) for n in pool_of(6)]
+    for name, share in inclusion(sampler, pool, 2).items():
+        assert abs(share - 1 / 3) < 5 * math.sqrt(2 / 9 / DRAWS), name
+    bare = [dataclasses.replace(n, teacher=None) for n in pool]
+    assert names(sampler, bare, 2) == names(bind_sampler({"uniform": {}}), bare, 2)
+
+
+def test_ranks_have_bands_and_a_teacher_has_strata() -> None:
+    with pytest.raises(UserError, match=r"stratified\.strata: 8 is not for by: rank, which has bands: remove it"):
+        bind_sampler({"stratified": {"strata": 8}})
+    with pytest.raises(UserError, match=r"stratified\.bands: \(10,\) is not for by: teacher, which has strata"):
+        bind_sampler({"stratified": {"by": "teacher", "bands": [10]}})
+    with pytest.raises(UserError, match="strata"):
+        bind_sampler({"stratified": {"by": "teacher", "strata": 1}})
 
 
 DRAWS = 4000

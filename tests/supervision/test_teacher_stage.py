@@ -242,7 +242,9 @@ def test_what_is_kept_and_in_no_loss_is_refused(models: tuple[Path, Path], tmp_p
     settings = {"teacher": {"name": "big", "kind": "cross-encoder", "model": str(teacher)}}
     path = jobs.job(tmp_path, base, mine={**settings, "filters": {"teacher": {"above": "soft"}}})
     (fault,) = check_names(load_recipe(str(path), []).recipe)
-    assert fault.startswith("mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of kl_distil")
+    assert fault.startswith("mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of adr_mse")
+    ranknet = ["loss.name=ranknet", "loss.options={targets: teacher}"]
+    assert check_names(load_recipe(str(path), ranknet).recipe) == []
     assert check_names(load_recipe(str(path), ["loss.name=mse"]).recipe) == []
     # Judged documents come first, and the filter decides only where there are some.
     promote = ["mine.filters.teacher.above=promote", "mine.positives=1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from rankwright.common.errors import UserErrors
 from rankwright.pipeline.checks import check_names
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Loss, LossTerm
-from rankwright.training.losses import LOSSES, bind_loss, needs_positive, reads_teacher
+from rankwright.training.loss_terms import (
+    bind_loss,
+    expecting_logits,
+    needs_positive,
+    reads_teacher,
+    targets_of_teacher,
+)
+from rankwright.training.losses import LOSSES, NEED_POSITIVE
 
 SCORES = torch.tensor([[0.3, -1.2, 2.0], [0.1, 0.4, 0.0]])
 LABELS = torch.tensor([[1.0, 0.0, 2.0], [1.0, 0.0, 0.0]])
@@ -62,6 +70,50 @@ def test_a_sum_needs_what_any_of_its_terms_needs() -> None:
     assert not needs_positive(Loss(name="bce", plus=(mse,)))
     assert needs_positive(Loss(name="bce", plus=(mse, softmax)))
     assert needs_positive(Loss(plus=(bce,)))
+
+
+OF_A_TEACHER = [
+    ("ranknet", {"targets": "teacher"}),
+    ("ranknet", {"targets": "teacher", "temperature": 2.0}),
+    ("lambda_rank", {"targets": "teacher", "k": 1}),
+    ("soft_bce", {"targets": "teacher"}),
+    ("soft_bce", {"targets": "teacher_probabilities"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OF_A_TEACHER)
+def test_targets_choose_whose_scores_a_term_learns_from(name: str, options: dict[str, Any]) -> None:
+    nan = float("nan")
+    teacher = torch.tensor([[2.0, nan, -1.0], [0.5, 3.0, 0.0]])
+    labels = torch.tensor([[1.0, nan, 0.0], [1.0, 0.0, 0.0]])
+    settings = Loss(name=name, options=options)
+    found = bind_loss(settings)(SCORES, labels, MASK, teacher)
+    places = MASK & ~teacher.isnan()
+    torch.testing.assert_close(found, LOSSES.bind(name, options)(SCORES, teacher, places))
+    # Its lists need no relevant document; with labels they do, as far as a loss needs one at all.
+    assert reads_teacher(settings) and not needs_positive(settings)
+    plain = Loss(name=name, options={k: v for k, v in options.items() if k != "targets"})
+    assert not reads_teacher(plain) and needs_positive(plain) == (name in NEED_POSITIVE)
+    of_labels = LOSSES.bind(name, plain.options)(SCORES, labels, MASK & ~labels.isnan())
+    torch.testing.assert_close(bind_loss(plain)(SCORES, labels, MASK, teacher), of_labels)
+    assert reads_teacher(Loss(plus=(LossTerm(name=name, options=options),)))
+    assert needs_positive(Loss(plus=(LossTerm(name=name, options=options),)))
+    assert targets_of_teacher(settings) == [("loss.options.targets", options["targets"])]
+
+
+def test_which_terms_a_teachers_probabilities_would_be_nearly_equal_to() -> None:
+    any_scale = (
+        LossTerm(name="adr_mse"),
+        LossTerm(name="bce"),
+        LossTerm(name="kl_distil", options={"normalise": "zscore"}),
+        LossTerm(name="soft_bce", options={"targets": "teacher_probabilities"}),
+        LossTerm(name="ranknet", options={"targets": "teacher", "margin": 0.0}),
+    )
+    assert expecting_logits(Loss(plus=any_scale)) == []
+    logits = [LossTerm(name=n) for n in ("mse", "margin_mse", "kl_distil")]
+    logits += [LossTerm(name=n, options={"targets": "teacher"}) for n in ("ranknet", "lambda_rank", "soft_bce")]
+    logits.append(LossTerm(name="ranknet", options={"targets": "teacher", "temperature": 1.0, "margin": 0.0}))
+    assert expecting_logits(Loss(plus=(*any_scale, *logits))) == [term.name for term in logits]
 
 
 def test_all_mistakes_at_once_each_with_its_key() -> None:

@@ -20,11 +20,12 @@ from torch import Tensor
 from rankwright.common.errors import UserErrors
 from rankwright.common.registry import parameters
 from rankwright.recipe.schema import Loss
-from rankwright.training.losses import LOSSES, NEED_POSITIVE, bind_loss
+from rankwright.training.loss_terms import bind_loss
+from rankwright.training.losses import LOSSES, NEED_POSITIVE
 
 ALL = sorted(LOSSES)
 # All others compare documents: one alone gives them nothing.
-POINTWISE = {"bce", "mse"}
+POINTWISE = {"bce", "mse", "soft_bce"}
 # Equal scores and equal labels are common, labels may be negative, and no document need be relevant.
 SCORE = st.sampled_from([0.0, 1.0, -1.5]) | st.floats(-30, 30, width=32)
 GROUP = st.lists(st.tuples(SCORE, st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0])), min_size=1, max_size=6)
@@ -40,17 +41,37 @@ def tensors(*groups: Documents, junk: float = 0.0, dtype: torch.dtype = torch.fl
     return scores, labels, mask
 
 
-def value_and_gradient(name: str, scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(
+    name: str, scores: Tensor, labels: Tensor, mask: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
     scores = scores.clone().requires_grad_()
-    value_Q = LOSSES[name](scores, labels, mask)
+    value_Q = LOSSES.bind(name, options)(scores, labels, mask)
     (gradient_QD,) = torch.autograd.grad(value_Q.sum(), scores)
     return value_Q.detach(), gradient_QD
 
 
+# Losses with the options that a teacher's scores ask for: they promise what every loss does.
+OF_TEACHERS: list[tuple[str, dict[str, Any]]] = [
+    ("kl_distil", {"student_temperature": 2.0}),
+    ("kl_distil", {"normalise": "zscore", "temperature": 0.5}),
+    ("ranknet", {"targets": "teacher"}),
+    ("ranknet", {"margin": 0.75}),
+    ("ranknet", {"targets": "teacher", "temperature": 0.5}),
+    ("ranknet", {"targets": "teacher", "temperature": 2.0, "margin": 0.6}),
+    ("lambda_rank", {"targets": "teacher", "k": 2}),
+    ("lambda_rank", {"targets": "teacher", "margin": 0.0}),
+    ("soft_bce", {"scale": 2.0, "offset": -0.5}),
+    ("soft_bce", {"targets": "teacher", "scale": 2.0}),
+    ("soft_bce", {"targets": "teacher_probabilities"}),
+    *(("adr_mse", {"discount": discount}) for discount in ("reciprocal", "none")),
+    ("adr_mse", {"temperature": 0.5}),
+]
+WITH_OPTIONS: list[tuple[str, dict[str, Any]]] = [*((name, {}) for name in ALL), *OF_TEACHERS]
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ALL),
     *(("lambda_rank", {"k": k}) for k in (1, 3)),
     *((name, {"temperature": t}) for name in ("listwise_softmax", "kl_distil", "approx_ndcg") for t in (0.5, 3.0)),
+    *OF_TEACHERS,
 ]
 
 
@@ -77,74 +98,78 @@ def test_a_loss_says_what_it_takes_and_where_it_is_from() -> None:
         assert not options or "Raises UserError for " in function.__doc__, name
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_gradcheck(name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
+def test_gradcheck(name: str, options: dict[str, Any]) -> None:
     groups = [(0.3, 1.0), (-1.2, 0.0), (2.0, 2.0), (1.1, 0.5)], [(0.1, 1.0), (0.4, 0.0)], [(0.2, 0.0)], [], [(1.0, 1.0)]
     scores, labels, mask = tensors(*groups, junk=math.nan, dtype=torch.float64)
     scores.requires_grad_()
-    assert LOSSES[name](scores, labels, mask).dtype == torch.float64
-    assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, labels, mask), (scores,))
+    assert LOSSES.bind(name, options)(scores, labels, mask).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda s: LOSSES.bind(name, options)(s, labels, mask), (scores,))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 @given(group=GROUP, neighbour=GROUP, junk=st.sampled_from([1e4, -1e4, math.nan, math.inf, -math.inf]))
 @few
 def test_padding_and_neighbours_reach_neither_value_nor_gradient(
-    name: str, group: Documents, neighbour: Documents, junk: float
+    name: str, options: dict[str, Any], group: Documents, neighbour: Documents, junk: float
 ) -> None:
-    value, gradient = value_and_gradient(name, *tensors(group, dtype=torch.float64))
+    value, gradient = value_and_gradient(name, *tensors(group, dtype=torch.float64), **options)
     longer = [*neighbour, *group]
-    padded, its_gradient = value_and_gradient(name, *tensors(group, longer, junk=junk, dtype=torch.float64))
+    padded, its_gradient = value_and_gradient(name, *tensors(group, longer, junk=junk, dtype=torch.float64), **options)
     torch.testing.assert_close(padded[:1], value)
     torch.testing.assert_close(its_gradient[:1, : len(group)], gradient)
     assert its_gradient[0, len(group) :].eq(0).all()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 @given(group=GROUP, random=st.randoms(use_true_random=False))
 @few
-def test_the_order_of_the_documents_does_not_matter(name: str, group: Documents, random: Any) -> None:
+def test_the_order_of_the_documents_does_not_matter(
+    name: str, options: dict[str, Any], group: Documents, random: Any
+) -> None:
     order = list(range(len(group)))
     random.shuffle(order)
-    value, gradient = value_and_gradient(name, *tensors(group, dtype=torch.float64))
-    shuffled, its_gradient = value_and_gradient(name, *tensors([group[i] for i in order], dtype=torch.float64))
+    value, gradient = value_and_gradient(name, *tensors(group, dtype=torch.float64), **options)
+    shuffled, its_gradient = value_and_gradient(
+        name, *tensors([group[i] for i in order], dtype=torch.float64), **options
+    )
     torch.testing.assert_close(shuffled, value)
     torch.testing.assert_close(its_gradient, gradient[:, order])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 @given(group=GROUP, scale=st.sampled_from([1.0, 100.0, 1e4]))
 @few
-def test_never_below_zero_and_always_finite(name: str, group: Documents, scale: float) -> None:
-    value, gradient = value_and_gradient(name, *tensors([(scale * s, scale * y) for s, y in group]))
+def test_never_below_zero_and_always_finite(name: str, options: dict[str, Any], group: Documents, scale: float) -> None:
+    value, gradient = value_and_gradient(name, *tensors([(scale * s, scale * y) for s, y in group]), **options)
     assert value.isfinite().all() and gradient.isfinite().all()
     # Rounding of a sum that is 0.
     assert float(value) >= -1e-6 * scale
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_small_types_are_computed_in_fp32(name: str, dtype: torch.dtype) -> None:
+def test_small_types_are_computed_in_fp32(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     scores, labels, mask = tensors([(0.3, 1.0), (-1.2, 0.0), (7.7, 2.0)], [(0.1, 1.0), (0.4, 0.0)])
     scores = scores.to(dtype)
-    value, gradient = value_and_gradient(name, scores, labels.to(dtype), mask)
-    expected, its_gradient = value_and_gradient(name, scores.float(), labels, mask)
+    value, gradient = value_and_gradient(name, scores, labels.to(dtype), mask, **options)
+    expected, its_gradient = value_and_gradient(name, scores.float(), labels, mask, **options)
     assert value.dtype == torch.float32
     assert value.equal(expected)
     assert gradient.equal(its_gradient.to(dtype))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_group_without_documents_is_nothing(name: str) -> None:
-    value, gradient = value_and_gradient(name, *tensors([], [(0.3, 1.0), (2.0, 0.0)], junk=math.nan))
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
+def test_a_group_without_documents_is_nothing(name: str, options: dict[str, Any]) -> None:
+    value, gradient = value_and_gradient(name, *tensors([], [(0.3, 1.0), (2.0, 0.0)], junk=math.nan), **options)
     assert value[0] == 0 and value[1] > 0
     assert gradient[0].eq(0).all()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 @pytest.mark.parametrize("label", [0.0, 1.0, 3.0])
-def test_one_document_alone_is_nothing_to_compare(name: str, label: float) -> None:
-    value, gradient = value_and_gradient(name, *tensors([(0.7, label)]))
+def test_one_document_alone_is_nothing_to_compare(name: str, options: dict[str, Any], label: float) -> None:
+    value, gradient = value_and_gradient(name, *tensors([(0.7, label)]), **options)
     assert (bool(value == 0), bool(gradient == 0)) == (name not in POINTWISE,) * 2
 
 
@@ -155,23 +180,30 @@ def test_those_that_need_a_relevant_document_are_those_that_learn_nothing_withou
     assert set(ALL) >= NEED_POSITIVE
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "options"), WITH_OPTIONS)
 @pytest.mark.parametrize("start", [[0.0] * 6, [1.0, -1.0, 0.5, 0.0, 2.0, 3.0]])
-def test_descent_puts_relevant_documents_first(name: str, start: list[float]) -> None:
+def test_descent_puts_relevant_documents_first(name: str, options: dict[str, Any], start: list[float]) -> None:
     labels = torch.tensor([[3.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
     scores = torch.tensor([start], requires_grad=True)
     optimizer = torch.optim.Adam([scores], lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
-        LOSSES[name](scores, labels, torch.ones(1, 6, dtype=torch.bool)).sum().backward()  # type: ignore[no-untyped-call]
+        LOSSES.bind(name, options)(scores, labels, torch.ones(1, 6, dtype=torch.bool)).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     found = scores.detach()[0]
     assert found[:3].min() > found[3:].max()
-    assert name == "bce" or found[0] > found[1:].max(), "graded labels have an order"
+    graded = name not in ("bce", "soft_bce") or options.get("targets") == "teacher"
+    assert not graded or found[0] > found[1:].max(), "graded labels have an order"
 
 
-@pytest.mark.parametrize(("name", "option"), [(n, p) for n in ALL for p in parameters(LOSSES[n])])
-@pytest.mark.parametrize("value", [0, -1, math.nan])
+# A margin may be 0, an offset any number.
+ALLOWED = {"margin": [0], "offset": [0, -1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [(n, p, v) for n in ALL for p in parameters(LOSSES[n]) for v in (0, -1, math.nan) if v not in ALLOWED.get(p, [])],
+)
 def test_an_option_out_of_range_is_told_to_the_user(name: str, option: str, value: float) -> None:
     with pytest.raises(UserErrors, match=rf"^loss\.options.*{option}: "):
         bind_loss(Loss(name=name, options={option: value}))
@@ -235,7 +267,7 @@ def test_approx_ndcg_nears_ndcg_at_a_low_temperature() -> None:
     assert float(value) == pytest.approx(1 - ndcg, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ranknet", "list_mle", "margin_mse", "kl_distil"])
+@pytest.mark.parametrize("name", ["ranknet", "list_mle", "margin_mse", "kl_distil", "adr_mse"])
 def test_only_differences_of_labels_count(name: str) -> None:
     scores, labels, mask = tensors([(0.3, 1.0), (-1.2, 0.0), (2.0, 2.0)], [(0.1, 1.0), (0.4, 0.0)])
     torch.testing.assert_close(LOSSES[name](scores, labels - 7, mask), LOSSES[name](scores, labels, mask))

@@ -12,7 +12,8 @@ import torch
 from rankwright.pipeline.checks import check_names
 from rankwright.recipe.schema import Loss, Model, Recipe
 from rankwright.recipe.sources import Data
-from rankwright.training.losses import LOSSES, NEED_POSITIVE, OF_TEACHER, bind_loss, needs_positive, reads_teacher
+from rankwright.training.loss_terms import bind_loss, needs_positive, reads_teacher
+from rankwright.training.losses import LOSSES, NEED_POSITIVE, OF_TEACHER
 
 MODULE = '''
 from rankwright.training.losses import LOSSES, mean_where, of_relevant, of_teacher, without_padding

@@ -86,6 +86,8 @@ class RunFolder:
     tokens = _Place("tokens")
     mix = _Place("mix.json")
     pools = _Place("pools")
+    # The scale on which a teacher's scores are trained with, fitted before step 1.
+    teacher_match = _Place("teacher_match.json")
     metrics = _Place("metrics.jsonl")
     # Other trackers: the run's id there, and which of them have what; the events of tensorboard.
     tracking = _Place("tracking.json")

@@ -51,7 +51,8 @@ class Negative:
     source: the retriever, "judged", "random" or "promoted"; reason: a code of IN_POOLS, or that of the filter that
     labelled it. rank (from 1) and score are the retriever's; None for a document that it did not return.
     decisions: (filter, the number it noted). label: what it is trained with, 0 unless a filter labelled it: above 0 it
-    is relevant after all, None where only losses of a teacher's scores may see it.
+    is relevant after all, None where only losses of a teacher's scores may see it. teacher: the score that mine.teacher
+    gives it, known while training draws; it stands in teacher.jsonl, not among the negatives.
     """
 
     document_id: str
@@ -61,6 +62,7 @@ class Negative:
     reason: str
     decisions: tuple[tuple[str, float], ...] = ()
     label: float | None = 0.0
+    teacher: float | None = None
 
     @property
     def is_promoted(self) -> bool:

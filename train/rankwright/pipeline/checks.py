@@ -13,7 +13,7 @@ from rankwright.export.privacy import Private
 from rankwright.export.servable import impossible, unservable
 from rankwright.export.targets import TARGETS
 from rankwright.mining.filters import check_filters
-from rankwright.mining.samplers import bind_sampler
+from rankwright.mining.samplers import bind_sampler, reads_scores
 from rankwright.model.attention import check_attention
 from rankwright.model.bases import adapter_base
 from rankwright.model.frames import check_prompt_mode
@@ -29,7 +29,8 @@ from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
 from rankwright.retrieval.first_stages import check_first_stages, training_stage
 from rankwright.retrieval.retriever import retrievers
-from rankwright.training.losses import OF_TEACHER, bind_loss, reads_teacher, refusing_offset
+from rankwright.training.loss_terms import bind_loss, reads_teacher, refusing_offset, targets_of_teacher
+from rankwright.training.losses import OF_TEACHER
 from rankwright.training.optim import SCHEDULES
 from rankwright.training.setup import check_base, load_base_tokenizer, recipe_contract
 from rankwright.training.trackers import check_trackers
@@ -60,6 +61,7 @@ def check_names(recipe: Recipe) -> list[str]:
             texts = error.messages if isinstance(error, UserErrors) else [str(error)]
             faults += [text if text.startswith(f"{key}: ") else f"{key}: {text}" for text in texts]
     faults += check_first_stages(recipe) + check_mixture(recipe) + check_filters(recipe.mine) + _check_above(recipe)
+    faults += _check_targets(recipe)
     if recipe.train.first_stage_offset:
         faults += _check_offset(recipe)
     if recipe.evaluate.baselines:
@@ -110,8 +112,19 @@ def _check_above(recipe: Recipe) -> list[str]:
         return ["mine.filters.teacher.above: promote needs mine.positives above 1: judged documents are drawn first"]
     if above != "soft" or reads_teacher(recipe.loss):
         return []
-    known = ", ".join(sorted(OF_TEACHER))
+    known = f"{', '.join(sorted(OF_TEACHER))}, or ranknet with targets: teacher,"
     return [f"mine.filters.teacher.above: soft needs a loss of a teacher's scores: add one of {known} to loss.plus"]
+
+
+def _check_targets(recipe: Recipe) -> list[str]:
+    """What asks for the scores of a teacher that the recipe does not have."""
+    if recipe.has_teacher:
+        return []
+    asked = targets_of_teacher(recipe.loss)
+    asked += [
+        (f"mine.sampler.{name}.by", "teacher") for name in recipe.mine.sampler if reads_scores(recipe.mine.sampler)
+    ]
+    return [f"{key}: {value} needs mine.teacher: {{name, kind, model}}" for key, value in asked]
 
 
 def _check_offset(recipe: Recipe) -> list[str]:

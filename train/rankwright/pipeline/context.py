@@ -21,7 +21,7 @@ from rankwright.recipe.loading import LoadedRecipe
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe
 from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.checkpoint import read_state
-from rankwright.training.losses import reads_teacher
+from rankwright.training.loss_terms import reads_teacher
 
 
 class Context:

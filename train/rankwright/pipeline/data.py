@@ -121,6 +121,38 @@ def check_run_files(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Mapp
         raise UserErrors(faults)
 
 
+def check_probabilities(recipe: Recipe, run: RunFolder) -> None:
+    """Raise UserErrors for labels of train that a loss would take for probabilities and that are none.
+
+    Whenever the data are there: another loss reads no set again.
+    """
+    # torch comes with it, which `init` and `data check` need not load.
+    from rankwright.training.loss_terms import probability_scales
+
+    scales = probability_scales(recipe.loss, of_teacher=False)
+    if not scales:
+        return
+    promoted = recipe.mine.filters.get("teacher", {})
+    places = {"mine.filters.teacher.label": promoted.get("label", 1.0)} if promoted.get("above") == "promote" else {}
+    for collection in read_split(run.data, "train"):
+        for query_id, judged in collection.qrels.items():
+            # The widest of each set are enough to name.
+            for document_id in {choose(judged, key=judged.__getitem__) for choose in (min, max) if judged}:
+                places[f"set {collection.name!r}, query {query_id!r}, document {document_id!r}"] = judged[document_id]
+    faults = [_no_probability(key, scale, places) for key, scale in scales]
+    if any(faults):
+        raise UserErrors([fault for fault in faults if fault])
+
+
+def _no_probability(key: str, scale: float, places: Mapping[str, float]) -> str:
+    """One line about the label that is farthest from 0 to scale; empty where all lie there."""
+    where = max(places, key=lambda place: max(-places[place], places[place] - scale), default="")
+    if not where or 0 <= places[where] <= scale:
+        return ""
+    mend = f"write {key}={places[where]:g}" if places[where] > scale else "map the labels with data.train[].labels"
+    return f"{key}: {scale:g}: the label {places[where]:g} ({where}) is not from 0 to {scale:g}: {mend}"
+
+
 def run_file_faults(recipe: Recipe, collection: Collection, path: Path | None, split: str) -> list[str]:
     """What would stop a run in the run file of a set: one line with file and line per mistake."""
     if path is None:

@@ -21,7 +21,7 @@ from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe, result_values
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs
 from rankwright.retrieval.first_stages import possible_stages, training_stage
 from rankwright.retrieval.retriever import retrievers
-from rankwright.training.losses import scores_candidates
+from rankwright.training.loss_terms import scores_candidates
 
 # What is made -> the code that decides it: the room that makes it, the rooms that this one may import, and single files
 # of later rooms. An edit anywhere else repeats nothing. What is made from it depends on its hash.

@@ -37,7 +37,8 @@ from rankwright.supervision.preferences.judging import (
     calls_per_query,
     judge_lists,
 )
-from rankwright.training.losses import OF_TEACHER, reads_teacher
+from rankwright.training.loss_terms import reads_teacher
+from rankwright.training.losses import OF_TEACHER
 
 KEY = "teacher.pairs"
 # Letters of a document that judges are shown for a token that the student reads: English has about four in a token.
@@ -88,7 +89,7 @@ def check_pairs(recipe: Recipe) -> list[str]:
         faults.append(f"{KEY}: mine.teacher gives scores too: leave one of the two out")
     if not reads_teacher(recipe.loss):
         known = ", ".join(sorted(OF_TEACHER))
-        faults.append(f"{KEY}: no loss learns from the scores: take one of {known}, as loss.name or in loss.plus")
+        faults.append(f"{KEY}: no loss learns from the scores: take one of {known}, or ranknet with targets: teacher")
     for name in ("name", "model"):
         given = [getattr(judge, name) for judge in settings.judges]
         faults += [

@@ -39,7 +39,7 @@ from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.candidates import candidates_line, read_candidates
 from rankwright.retrieval.first_stages import own_of, training_stage
 from rankwright.supervision.teacher import Teacher, write_teacher_scores
-from rankwright.training.losses import scores_candidates
+from rankwright.training.loss_terms import scores_candidates
 
 # Rows of removed.jsonl per query, those of the best rank: what an auditor reads, not a second copy of the lists.
 MOST_REMOVED = 20

@@ -16,7 +16,7 @@ from rankwright.export.card import CARD, SERVE
 from rankwright.mining.shards import Shards
 from rankwright.pipeline.calibrate import calibrate
 from rankwright.pipeline.context import Context
-from rankwright.pipeline.data import add_token_lengths, check_run_files, prepare_data
+from rankwright.pipeline.data import add_token_lengths, check_probabilities, check_run_files, prepare_data
 from rankwright.pipeline.evaluate import Evaluation
 from rankwright.pipeline.export import export_stage, withdraw_exports
 from rankwright.pipeline.judge import judge
@@ -36,6 +36,7 @@ def _after_data(p: Context) -> None:
     if add_token_lengths(p.recipe, p.folder):
         p.folder.bind("data", p.folder.data_report)
     check_run_files(p.recipe, p.folder, {split: p.run_files(split) for split in ("train", "test")})
+    check_probabilities(p.recipe, p.folder)
     p.ledger()
 
 

@@ -33,9 +33,10 @@ from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
+from rankwright.training.distillation import affine_match, check_scores
 from rankwright.training.guards import stop_on_signals
 from rankwright.training.loop import Job, evaluation_interval, fit
-from rankwright.training.losses import bind_loss, needs_positive, only_teacher
+from rankwright.training.loss_terms import bind_loss, needs_positive, only_teacher
 from rankwright.training.offset import FirstStageOffset
 from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, Pools, describe_mix, write_mix
@@ -92,6 +93,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
     processes.meet()
     store = tokenised(recipe, run, encoder)
     source = make_source(recipe, run, store)
+    check_scores(recipe, source)
     steps = total_steps(recipe, source.mixture.draws_an_epoch)
     _describe_data(recipe, source, steps, processes)
     _keep_mix(recipe, run, source, steps, None)
@@ -102,7 +104,8 @@ def train(recipe: Recipe, run: RunFolder, inputs: str) -> dict[str, Any]:
     if processes.is_first:
         checkpoints.prepare()
     processes.meet()
-    loss, tokens = bind_loss(recipe.loss), budget_tokens(recipe)
+    match = affine_match(recipe, run, source, reranker, accelerator, inputs=inputs)
+    loss, tokens = bind_loss(recipe.loss, match), budget_tokens(recipe)
     job = Job(model, source, loss, recipe.train, steps, tokens, recipe.seed, accelerator)
     settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "say": console.say}
     trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, **settings)

@@ -158,7 +158,7 @@ class Mine(Section):
     refresh_steps: Positive | None = None
     """Every this many steps, negatives are mined again with the model as it then stands; without it, never."""
     teacher: Baseline | None = None
-    """A reranker whose scores filters and losses use."""
+    """A reranker whose scores filters, losses and the sampler use."""
 
 
 class LossTerm(Section):

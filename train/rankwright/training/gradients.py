@@ -17,7 +17,7 @@ from rankwright.model.layout import batch_parts, plan_step
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 from rankwright.model.sharding import is_shard
-from rankwright.training.losses import RecipeLoss
+from rankwright.training.loss_terms import RecipeLoss
 from rankwright.training.sampling import TrainGroup
 
 # Q groups, D documents (padded), N scored prompts.

@@ -18,7 +18,7 @@ from rankwright.training.estimate.cost import Utilisation
 from rankwright.training.eta import DEV_SECONDS, EVALUATION, REFRESH, SAVE, STEP_SECONDS, Eta
 from rankwright.training.gradients import accumulate, clip, prepare
 from rankwright.training.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
-from rankwright.training.losses import RecipeLoss
+from rankwright.training.loss_terms import RecipeLoss
 from rankwright.training.optim import make_optimizer, set_learning_rate
 from rankwright.training.refresh import Refresh
 from rankwright.training.sampling import GroupSource, TrainGroup

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankwright.common.errors import UserError, UserErrors
+from rankwright.common.errors import UserError
 from rankwright.common.registry import Registry
-from rankwright.recipe.schema import Loss as LossSettings
-from rankwright.recipe.schema import LossTerm, Recipe
 
 # A registered loss with its options bound: (scores_QD, labels_QD, mask_QD) -> loss_Q.
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class RecipeLoss(Protocol):
-    """A recipe's whole loss, see bind_loss. teacher_QD: a teacher's raw scores, NaN where it has none."""
-
-    def __call__(
-        self, scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, teacher_QD: Tensor | None = None
-    ) -> Tensor: ...
+# What a loss with the option `targets` is given as its labels: people's, or a teacher's scores.
+Targets = Literal["labels", "teacher"]
+SoftTargets = Literal["labels", "teacher", "teacher_probabilities"]
+# The margin between a teacher's raw scores (logits) below which their order is taken for noise.
+TEACHER_MARGIN = 0.5
 
 
 L = TypeVar("L", bound=Loss)
@@ -36,7 +30,10 @@ OF_PAIR: set[str] = set()
 
 
 def of_teacher(loss: L) -> L:
-    """Decorator: a loss of a teacher's raw scores, which take the place of labels where training has any."""
+    """Decorator: a loss of a teacher's raw scores, which take the place of labels where training has any.
+
+    A loss of either has an option `targets` instead: see loss_terms.learns_from_teacher.
+    """
     OF_TEACHER.add(loss.__name__)
     return loss
 
@@ -80,10 +77,10 @@ def difference(values_QD: Tensor) -> Tensor:
     return values_QD.unsqueeze(2) - values_QD.unsqueeze(1)
 
 
-def higher_label(labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
-    """QDD: True where both documents are real and i has a higher label than j; equal labels are never a pair."""
+def higher_label(labels_QD: Tensor, mask_QD: Tensor, margin: float = 0.0) -> Tensor:
+    """QDD: True where both documents are real and i's label is more than `margin` above j's; equal ones never are."""
     both_QDD = mask_QD.unsqueeze(2) & mask_QD.unsqueeze(1)
-    return both_QDD & (labels_QD.unsqueeze(2) > labels_QD.unsqueeze(1))
+    return both_QDD & (labels_QD.unsqueeze(2) > labels_QD.unsqueeze(1) + margin)
 
 
 def other_document(mask_QD: Tensor) -> Tensor:
@@ -109,10 +106,23 @@ def at_least_tiny(totals: Tensor) -> Tensor:
     return totals.clamp(min=torch.finfo(totals.dtype).tiny)
 
 
-def refuse_temperature(temperature: float, neutral: str) -> None:
+def refuse_temperature(temperature: float, neutral: str, option: str = "temperature") -> None:
     """Raises UserError for a temperature that is not above 0; neutral: what 1.0 does, for the message."""
     if not 0 < temperature < math.inf:
-        raise UserError(f"options.temperature: {temperature:g}, must be above 0: 1.0 {neutral}")
+        raise UserError(f"options.{option}: {temperature:g}, must be above 0: 1.0 {neutral}")
+
+
+def margin_of(margin: float | None, default: float) -> float:
+    """The margin, or the default without one. Raises UserError for one below 0."""
+    if margin is not None and not 0 <= margin < math.inf:
+        raise UserError(f"options.margin: {margin:g}, must be at least 0: 0 compares all that differ")
+    return default if margin is None else margin
+
+
+def smooth_places(scores_QD: Tensor, mask_QD: Tensor, temperature: float) -> Tensor:
+    """Places from 1 that have a gradient: 1 + the sum of sigmoid((their score - its score) / temperature)."""
+    ahead_QDD = torch.sigmoid(-difference(scores_QD) / temperature)
+    return 1 + ahead_QDD.masked_fill(~other_document(mask_QD), 0.0).sum(dim=2)
 
 
 def _log_softmax(scores_QD: Tensor, mask_QD: Tensor) -> Tensor:
@@ -145,24 +155,53 @@ def listwise_softmax(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, t
 
 @LOSSES.register
 @of_teacher
-def kl_distil(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """KL divergence from the teacher's softmax(labels / temperature) to the model's softmax(scores): loss_Q.
+def kl_distil(
+    scores_QD: Tensor,
+    labels_QD: Tensor,
+    mask_QD: Tensor,
+    *,
+    temperature: float = 1.0,
+    student_temperature: float = 1.0,
+    normalise: Literal["none", "zscore"] = "none",
+) -> Tensor:
+    """KL divergence from softmax(labels / temperature) to softmax(scores / student_temperature): loss_Q.
 
     | labels | range of a label | paper |
     |---|---|---|
     | a teacher's raw scores | any number: only their differences count | Hinton et al. 2015 (1503.02531) |
 
-    The temperature is the teacher's alone (Hinton et al. have it on both sides): the best scores are labels /
-    temperature. For a teacher that gives probabilities take one well below 1. sentence-transformers' ListNetLoss is the
-    same plus the teacher's entropy, which has no gradient.
+    The temperature is the teacher's alone unless the student has one too, as in Hinton et al.: the best scores are
+    labels * student_temperature / temperature. Nothing is multiplied by a square of it: a term has a weight. For a
+    teacher that gives probabilities take a temperature well below 1. normalise: `zscore` takes the teacher's z-scores
+    within the list in place of its scores, so that its scale no longer matters; zeros where all are equal.
+    sentence-transformers' ListNetLoss is the same plus the teacher's entropy, which has no gradient.
 
     Raises UserError for a temperature that is not above 0.
     """
     refuse_temperature(temperature, "leaves the teacher's scores as they are")
+    refuse_temperature(student_temperature, "leaves the model's scores as they are", "student_temperature")
     scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
+    labels_QD = labels_QD if normalise == "none" else _zscores(labels_QD, mask_QD)
     teacher_QD = _log_softmax(labels_QD / temperature, mask_QD)
-    difference_QD = teacher_QD - _log_softmax(scores_QD, mask_QD)
+    difference_QD = teacher_QD - _log_softmax(scores_QD / student_temperature, mask_QD)
     return (teacher_QD.exp() * difference_QD).sum(dim=1)
+
+
+def _zscores(labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
+    """(label - mean) / standard deviation (of the population) of a list; 0 at padded places and in constant lists."""
+    # Above the lowest: a large constant part would take the digits of the squares.
+    above_QD = _above_lowest(labels_QD, mask_QD)
+    centred_QD = (above_QD - mean_where(mask_QD, above_QD).unsqueeze(1)).masked_fill(~mask_QD, 0.0)
+    deviation_Q1 = mean_where(mask_QD, centred_QD.square()).sqrt().unsqueeze(1)
+    # Not by the deviation: that of a constant list may be a rounding error.
+    varies_Q1 = above_QD.amax(dim=1, keepdim=True) > 0
+    return (centred_QD / at_least_tiny(deviation_Q1)).masked_fill(~varies_Q1, 0.0)
+
+
+def _above_lowest(labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
+    """How far each label is above the lowest of its list; 0 at padded places."""
+    lowest_Q1 = labels_QD.masked_fill(~mask_QD, torch.inf).amin(dim=1, keepdim=True)
+    return (labels_QD - lowest_Q1).masked_fill(~mask_QD, 0.0)
 
 
 @LOSSES.register
@@ -203,8 +242,7 @@ def approx_ndcg(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temper
     """
     refuse_temperature(temperature, "suits scores that differ by whole units")
     scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
-    ahead_QDD = torch.sigmoid(-difference(scores_QD) / temperature)
-    places_QD = 1 + ahead_QDD.masked_fill(~other_document(mask_QD), 0.0).sum(dim=2)
+    places_QD = smooth_places(scores_QD, mask_QD, temperature)
     ndcg_Q = (gains_of_ndcg(labels_QD) / torch.log2(1 + places_QD)).sum(dim=1)
     # 0 for a group without a relevant document.
     return (labels_QD > 0).any(dim=1).to(ndcg_Q.dtype) - ndcg_Q
@@ -212,51 +250,86 @@ def approx_ndcg(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, temper
 
 @LOSSES.register
 @of_relevant
-def ranknet(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
+def ranknet(
+    scores_QD: Tensor,
+    labels_QD: Tensor,
+    mask_QD: Tensor,
+    *,
+    targets: Targets = "labels",
+    margin: float | None = None,
+    temperature: float | None = None,
+) -> Tensor:
     """Logistic loss of each pair with different labels, averaged over the group's pairs: loss_Q.
 
     | labels | range of a label | paper |
     |---|---|---|
-    | graded or binary, at least two different ones | any number: only their order counts | Burges et al. 2005 |
+    | graded or binary, at least two different ones; or a teacher's scores | any number | Burges et al. 2005 |
 
-    -log sigmoid(score of the higher label - score of the lower one); equal labels are not compared.
-    sentence-transformers' RankNetLoss is the same with its reduction_log="natural" (it has log2 by default); it
-    averages over all pairs of a batch, so that a long list outweighs a short one.
+    -log sigmoid(score of the higher label - score of the lower one); equal labels are not compared, nor those that
+    differ by no more than `margin`. targets: `teacher` takes a teacher's raw scores for the labels; the margin is then
+    0.5 by default, and 0 for labels. temperature: makes the targets soft, P = sigmoid(difference of the labels /
+    temperature) that the higher one is better: -P log sigmoid(d) - (1 - P) log sigmoid(-d) of the scores' difference d,
+    with a margin of 0 by default (PRP distillation, Qin et al. 2023, arXiv 2306.17563). sentence-transformers'
+    RankNetLoss is the same with its reduction_log="natural" (it has log2 by default); it averages over all pairs of a
+    batch, so that a long list outweighs a short one.
+
+    Raises UserError for a margin below 0 and for a temperature that is not above 0.
     """
+    hard_default = TEACHER_MARGIN if targets == "teacher" else 0.0
+    margin = margin_of(margin, hard_default if temperature is None else 0.0)
     scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
-    return mean_where(higher_label(labels_QD, mask_QD), F.softplus(-difference(scores_QD)))
+    losses_QDD = F.softplus(-difference(scores_QD))
+    if temperature is not None:
+        refuse_temperature(temperature, "leaves differences of the labels as they are")
+        # -log sigmoid(-d) = d - log sigmoid(d)
+        losses_QDD = losses_QDD + torch.sigmoid(-difference(labels_QD) / temperature) * difference(scores_QD)
+    return mean_where(higher_label(labels_QD, mask_QD, margin), losses_QDD)
 
 
 @LOSSES.register
 @of_relevant
-def lambda_rank(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, k: int = 10) -> Tensor:
+def lambda_rank(
+    scores_QD: Tensor,
+    labels_QD: Tensor,
+    mask_QD: Tensor,
+    *,
+    k: int = 10,
+    targets: Targets = "labels",
+    margin: float | None = None,
+) -> Tensor:
     """RankNet's pairs, each weighted by what swapping the two documents would change in nDCG, summed: loss_Q.
 
     | labels | range of a label | paper |
     |---|---|---|
-    | graded or binary, at least one above 0 | gain is max(label, 0) | Burges et al. 2006; as a loss, Wang et al. 2018 |
+    | graded or binary, at least one above 0; or a teacher's scores | gain is max(label, 0) | Burges et al. 2006 |
 
     Weight = |1/log2(1 + place of i) - 1/log2(1 + place of j)| * |gain i - gain j| / ideal DCG@k, without gradient, over
     pairs of which at least one document is among the model's first k. Within these places that is the change of nDCG@k.
     Across the cut it is less: the discount of the lower place counts too, as in a list that is not cut. Places among
     equal scores: lower labels first, so that a tie is never free; equal labels share the mean place, whatever their
-    order in the input.
+    order in the input. As a loss: Wang et al. 2018.
+
+    targets: `teacher` takes a teacher's raw scores for the labels, and how far each is above the lowest of its list for
+    the gains, so that the weights do not depend on its scale. margin: pairs that differ by no more are not compared; by
+    default 0.5 for a teacher's scores, 0 for labels.
 
     sentence-transformers' LambdaLoss with LambdaRankScheme() and reduction_log="natural" has the same weights and
     pairs, but for its gain of 2^label - 1 (ours is the evaluation's linear one: the same for labels 0 and 1), its
     order of equal scores (the input's), and its mean over a batch's pairs (the paper has the sum).
 
-    Raises UserError for k below 1.
+    Raises UserError for k below 1 and for a margin below 0.
     """
     if k < 1:
         raise UserError(f"options.k: {k}, must be at least 1: 10 trains for nDCG@10")
+    margin = margin_of(margin, TEACHER_MARGIN if targets == "teacher" else 0.0)
     scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
+    worth_QD = labels_QD if targets == "labels" else _above_lowest(labels_QD, mask_QD)
     places_QD, first_places_QD = _places(scores_QD, labels_QD, mask_QD)
     discounts_QD = 1 / torch.log2(1 + places_QD)
-    weights_QDD = (difference(discounts_QD) * difference(gains_of_ndcg(labels_QD, k))).abs()
+    weights_QDD = (difference(discounts_QD) * difference(gains_of_ndcg(worth_QD, k))).abs()
     among_first_QD = first_places_QD <= k
     counted_QDD = among_first_QD.unsqueeze(2) | among_first_QD.unsqueeze(1)
-    weights_QDD = weights_QDD.masked_fill(~(counted_QDD & higher_label(labels_QD, mask_QD)), 0.0)
+    weights_QDD = weights_QDD.masked_fill(~(counted_QDD & higher_label(labels_QD, mask_QD, margin)), 0.0)
     return (weights_QDD * F.softplus(-difference(scores_QD))).sum(dim=(1, 2))
 
 
@@ -308,95 +381,83 @@ def bce(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 @LOSSES.register
+@of_pair
+def soft_bce(
+    scores_QD: Tensor,
+    labels_QD: Tensor,
+    mask_QD: Tensor,
+    *,
+    targets: SoftTargets = "labels",
+    scale: float = 1.0,
+    offset: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of each document with a probability for its target, averaged over the group's documents: loss_Q.
+
+    | labels | range of a label | paper |
+    |---|---|---|
+    | probabilities or grades, or a teacher's scores | 0 to `scale` | BiXSE, Tsirigotis et al. 2025 (2508.06781) |
+
+    -t log sigmoid(score - offset) - (1 - t) log sigmoid(offset - score). targets: `labels`, t = label / scale;
+    `teacher_probabilities`, the same of a teacher's scores; `teacher`, t = sigmoid(its raw logit / scale). What lies
+    outside 0 to `scale` is refused before training, and counts as the nearer end here. With labels 0 and 1 it is bce.
+
+    Raises UserError for a scale that is not above 0.
+    """
+    refuse_temperature(scale, "is for labels from 0 to 1", "scale")
+    scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
+    parts_QD = labels_QD / scale
+    targets_QD = torch.sigmoid(parts_QD) if targets == "teacher" else parts_QD.clamp(0, 1)
+    losses_QD = F.binary_cross_entropy_with_logits(scores_QD - offset, targets_QD, reduction="none")
+    return mean_where(mask_QD, losses_QD)
+
+
+@LOSSES.register
 @of_teacher
 @of_pair
-def mse(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor) -> Tensor:
+def mse(
+    scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, *, match: Literal["affine", "none"] = "affine"
+) -> Tensor:
     """Squared error between a teacher's raw score and ours, averaged over the group's documents: loss_Q.
 
     | labels | range of a label | paper |
     |---|---|---|
     | a teacher's raw scores (logits, not probabilities) | any number | pointwise MSE in Hofstätter et al. 2020 |
 
-    sentence-transformers' MSELoss is the same, averaged over all pairs of a batch, whatever their group.
+    match: with `affine`, training gives it (teacher's score - b) / a, with a and b fitted before step 1 (see
+    distillation.py); the function itself compares what it is given. sentence-transformers' MSELoss is the same,
+    averaged over all pairs of a batch, whatever their group.
+
+    Raises UserError for another value of match.
     """
     scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
     return mean_where(mask_QD, (scores_QD - labels_QD).square())
 
 
-def bind_loss(settings: LossSettings) -> RecipeLoss:
-    """The recipe's loss with its options: loss + the sum of weight * loss over `plus`, one value per group.
+@LOSSES.register
+@of_teacher
+def adr_mse(
+    scores_QD: Tensor,
+    labels_QD: Tensor,
+    mask_QD: Tensor,
+    *,
+    temperature: float = 1.0,
+    discount: Literal["log2", "reciprocal", "none"] = "log2",
+) -> Tensor:
+    """Squared error between a document's place by the teacher and its smooth place by our scores, weighted: loss_Q.
 
-    A term that is `of_teacher` sees the documents that have a teacher's score, and this in place of the label; without
-    teacher_QD it takes labels for scores. Any other term sees the documents whose label is known (not NaN).
-    Raises UserErrors, one line per term with a mistake, led by its key (`loss.plus.0.options.temperature`).
+    | labels | range of a label | paper |
+    |---|---|---|
+    | a teacher's scores | any number: only their order counts | Schlatt et al. 2024 (2405.07920) |
+
+    Averaged over the group's documents, each weighted by its place by the teacher: 1 / log2(1 + place), 1 / place, or
+    1. Equal labels share their mean place. Smooth places are those of approx_ndcg, with the same temperature.
+
+    Raises UserError for a temperature that is not above 0.
     """
-    faults: list[str] = []
-    terms: list[tuple[float, bool, Loss]] = []
-    for key, term in _terms(settings):
-        try:
-            terms.append((term.weight, term.name in OF_TEACHER, _bind_term(key, term.name, term.options)))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserErrors(faults)
-
-    def weighted_sum(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, teacher_QD: Tensor | None = None) -> Tensor:
-        losses = []
-        for weight, of_teacher, loss in terms:
-            targets_QD = teacher_QD if of_teacher and teacher_QD is not None else labels_QD
-            loss_Q = loss(scores_QD, targets_QD, mask_QD & ~targets_QD.isnan())
-            losses.append(loss_Q if weight == 1 else weight * loss_Q)
-        return functools.reduce(torch.add, losses)
-
-    return weighted_sum
-
-
-def needs_positive(settings: LossSettings) -> bool:
-    """Whether a term learns nothing from a group without a relevant document, so that the sampler leaves it out."""
-    return any(term.name in NEED_POSITIVE for _, term in _terms(settings))
-
-
-def reads_teacher(settings: LossSettings) -> bool:
-    """Whether a term learns from a teacher's scores."""
-    return any(term.name in OF_TEACHER for _, term in _terms(settings))
-
-
-def only_teacher(settings: LossSettings) -> bool:
-    """Whether all terms learn from a teacher's scores, so that a query without any teaches nothing."""
-    return all(term.name in OF_TEACHER for _, term in _terms(settings))
-
-
-def refusing_offset(settings: LossSettings) -> list[tuple[str, str]]:
-    """(key, name) of the terms that cannot be trained with train.first_stage_offset: see of_pair."""
-    return [(f"{key}.name", term.name) for key, term in _terms(settings) if term.name in OF_PAIR]
-
-
-def _terms(settings: LossSettings) -> Iterator[tuple[str, LossTerm]]:
-    """(key, term), the first of weight 1."""
-    yield "loss", LossTerm(name=settings.name, options=settings.options)
-    for number, term in enumerate(settings.plus):
-        yield f"loss.plus.{number}", term
-
-
-def _bind_term(key: str, name: str, options: Mapping[str, Any]) -> Loss:
-    try:
-        LOSSES[name]
-    except UserError as error:
-        raise UserError(f"{key}.name: {error}") from None
-    try:
-        loss: Loss = LOSSES.bind(name, options)
-    except UserError as error:
-        raise UserError(f"{key}.options: {error}") from None
-    try:
-        # Tried here, so that a value out of range is found before anything is read or written.
-        loss(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool))
-    except UserError as error:
-        raise UserError(f"{key}.{error}") from None
-    return loss
-
-
-def scores_candidates(recipe: Recipe) -> bool:
-    """Whether the teacher scores everything that was retrieved: a refresh may draw or filter any of it."""
-    mine = recipe.mine
-    used = "teacher" in mine.filters or reads_teacher(recipe.loss)
-    return mine.teacher is not None and mine.refresh_steps is not None and used
+    refuse_temperature(temperature, "suits scores that differ by whole units")
+    scores_QD, labels_QD = without_padding(scores_QD, labels_QD, mask_QD)
+    wanted_QD, _ = _places(labels_QD, labels_QD, mask_QD)
+    errors_QD = (wanted_QD - smooth_places(scores_QD, mask_QD, temperature)).square()
+    if discount != "none":
+        errors_QD = errors_QD / (torch.log2(1 + wanted_QD) if discount == "log2" else wanted_QD)
+    return mean_where(mask_QD, errors_QD)

@@ -22,7 +22,7 @@ from rankwright.mining.samplers import DrawKey, Sampler, bind_sampler, uniform
 from rankwright.model.instructions import frozen_instruction, recipe_instruction, shortened, training_instructions
 from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
-from rankwright.training.losses import only_teacher
+from rankwright.training.loss_terms import only_teacher
 from rankwright.training.mixture import Mixture
 from rankwright.training.offset import FirstStageOffset
 
@@ -62,7 +62,10 @@ def build_group(
         return document_id not in judged, stable_hash("draw", "positives", *key, document_id), document_id
 
     relevant = sorted(labels, key=order)[:positives]
-    others = sampler([n for n in pool if not n.is_promoted], negatives, key)
+    left = [n for n in pool if not n.is_promoted]
+    if teacher is not None:
+        left = [dataclasses.replace(n, teacher=teacher.get(n.document_id)) for n in left]
+    others = sampler(left, negatives, key)
     assert not {n.document_id for n in others} & set(labels), f"query {query_id}: a relevant document in the pool"
     ids = [*relevant, *(n.document_id for n in others)]
     return Group(
@@ -165,6 +168,21 @@ class GroupSource:
         # Without a label: only losses of a teacher's scores see them.
         rest = [dataclasses.replace(n, label=None) for n in pool if n.source != JUDGED and n.document_id in scores]
         return [*judged, *rest]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether groups have a teacher's scores."""
+        return self._has_scores
+
+    def teacher_list(self, query_id: str) -> dict[str, float]:
+        """A teacher's score of every document that the query can be trained with, NaN where there is none."""
+        ids = [*self._owner[query_id].positives(query_id), *(n.document_id for n in self._pool(query_id))]
+        scores = self._scores(query_id)
+        return {d: scores.get(d, math.nan) for d in ids}
+
+    def instruction(self, query_id: str) -> str | None:
+        """The instruction of the query's own set, None where it states none."""
+        return self._owner[query_id].instruction
 
     def _scores(self, query_id: str) -> Mapping[str, float]:
         of = self._owner[query_id].teacher_scores if self._teacher_scores is None else self._teacher_scores
