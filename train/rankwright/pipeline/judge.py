@@ -92,7 +92,7 @@ def check_pairs(recipe: Recipe) -> list[str]:
         faults.append(f"{KEY}: mine.teacher gives scores too: leave one of the two out")
     if not reads_teacher(recipe.loss):
         known = ", ".join(sorted(OF_TEACHER))
-        faults.append(f"{KEY}: no loss learns from the scores: take one of {known}, as loss.name or in loss.plus")
+        faults.append(f"{KEY}: no loss learns from the scores: take one of {known}, or ranknet with targets: teacher")
     for name in ("name", "model"):
         given = [getattr(judge, name) for judge in settings.judges]
         faults += [
