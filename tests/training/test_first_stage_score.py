@@ -201,12 +201,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(tmp_path: Path, ti
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_exports_carry_it(trained: Pipeline, tiny_qwen3: Path, tmp_path: Path) -> None:
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = jobs.rankwright("run", job(tmp_path, tiny_qwen3), launcher=two, ACCELERATE_USE_CPU="true")
+    recipe = job(tmp_path, tiny_qwen3, export={"targets": ["hf"]})
+    done = jobs.rankwright("run", recipe, launcher=two, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     rows = [jobs.metrics(folder) for folder in (tmp_path / "run", trained.folder.path)]
-    for key in ("loss", "dev_nDCG@10"):
-        values = [[row[key] for row in found if key in row] for found in rows]
-        assert values[0] == pytest.approx(values[1], rel=1e-3)
+    # Until the refresh after step 2: what is drawn from its pool depends on the last bits of its scores.
+    for key, count in (("loss", 2), ("dev_nDCG@10", 1)):
+        values = [[row[key] for row in found if key in row][:count] for found in rows]
+        assert len(values[0]) == count and values[0] == pytest.approx(values[1], rel=1e-3)
     folder = tmp_path / "run" / "export" / "hf"
     card = (folder / "README.md").read_text()
     assert (
