@@ -311,13 +311,14 @@ def mine(
 def judge(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    override: Override = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it would cost at most, and stop")] = False,
 ) -> None:
-    """Have language models compare documents (teacher.pairs).
+    """Have language models compare documents (teacher.pairs), unless they order dev no better than the base.
 
     Makes scores of their preferences, which the losses of a teacher learn from. Asks nothing twice.
     """
-    pipeline = _pipeline(recipe, overrides)
+    pipeline = _pipeline(recipe, overrides, override=override)
     if dry_run:
         pipeline.check()
         _show_bill(pipeline)

@@ -92,8 +92,8 @@ def check_override(override: str | None, recipe: Recipe) -> list[str]:
     """Faults of `--override TEXT`: it needs something that can be refused, and a reason."""
     if override is None:
         return []
-    if recipe.gate is None and recipe.mine.teacher is None:
-        return ["--override: the recipe has neither `gate` nor `mine.teacher`, nothing to override: leave it out"]
+    if recipe.gate is None and not recipe.has_teacher:
+        return ["--override: the recipe has neither `gate` nor a teacher, nothing to override: leave it out"]
     if not override.strip():
         return ["--override: needs a reason, which is recorded: --override 'why'"]
     return []

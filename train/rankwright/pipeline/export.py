@@ -255,7 +255,7 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
             f"Method {recipe.model.method}, loss {recipe.loss.name}, the best checkpoint on dev: step "
             f"{record.get('best_step')} of {record.get('planned_steps')}; {hours:.2f} hours, processes: {processes}."
         )
-    judged = recorded_verdict(run) if recipe.mine.teacher is not None else None
+    judged = recorded_verdict(run) if recipe.has_teacher else None
     if judged is not None:
         reason = f" It was used all the same, for this reason: {judged['override']}" if judged["override"] else ""
         said.append(f"{judged['sentence']}.{reason}")

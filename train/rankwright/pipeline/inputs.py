@@ -34,8 +34,8 @@ CODE = {
     "teacher gate": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
     # The checkpoint is chosen by a measure on dev.
-    "judge": "supervision common recipe data retrieval rerankers "
-    "evaluation/evaluate.py evaluation/metrics.py pipeline/judge.py",
+    "judge": "common recipe data model retrieval rerankers supervision mining training/setup.py "
+    "evaluation/teacher_gate.py evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/judge.py",
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
     "lists": "retrieval common recipe data pipeline/evaluate.py",
@@ -211,10 +211,11 @@ class StageInputs:
             return None
         stated = self._sections
         found = [self._retriever(training_stage(self.recipe), file) for file in self.run_files("train").values()]
-        lists = (found, self.recipe.data.ignore_identical_ids)
-        shown = (stated["prompt"]["instruction"], self._instructions("train"), stated["prompt"]["max_tokens"])
-        asked = (stated["teacher"]["pairs"], self.recipe.seed, self._scale)
-        return content_hash(self._training_data, lists, shown, asked, self._code("judge"))
+        lists = (found, self._dev_lists, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
+        instructions = (self._instructions("train"), self._instructions("dev"))
+        shown = (stated["prompt"]["instruction"], instructions, stated["prompt"]["max_tokens"])
+        asked = (stated["teacher"]["pairs"], self.recipe.train.dev_queries, self.recipe.seed, self._scale)
+        return content_hash(self._training_data, lists, shown, asked, self.base, self._code("judge"))
 
     @cached_property
     def _base(self) -> str:

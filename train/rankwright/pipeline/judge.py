@@ -18,12 +18,17 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.normalisation import normalised
 from rankwright.data.split_files import qualified, read_split
-from rankwright.evaluation.evaluate import measure
+from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
+from rankwright.evaluation.teacher_gate import LEAST_QUERIES, Verdict, not_judged
+from rankwright.pipeline.inputs import StageInputs
+from rankwright.pipeline.teacher import conclude, forget_other_verdict, verdict_on_dev
+from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.teacher import Pairs
 from rankwright.rerankers.pair_scores import teacher_line
-from rankwright.retrieval.candidates import Candidate, prefixed
+from rankwright.rerankers.scorer import Reranked
+from rankwright.retrieval.candidates import Candidate, prefixed, read_candidates
 from rankwright.retrieval.first_stages import reads_run_file, retrieve, training_stage
 from rankwright.supervision.preferences.answers import AnswerFile
 from rankwright.supervision.preferences.asking import Asker
@@ -41,6 +46,7 @@ from rankwright.supervision.preferences.judging import (
 )
 from rankwright.training.loss_terms import reads_teacher
 from rankwright.training.losses import OF_TEACHER
+from rankwright.training.setup import BaseScorer
 
 KEY = "teacher.pairs"
 # Letters of a document that judges are shown for a token that the student reads: English has about four in a token.
@@ -49,10 +55,11 @@ LETTERS_A_TOKEN = 4
 BILLED = 2000
 
 
-def judge(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) -> dict[str, Any]:
+def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str | None, command: str) -> dict[str, Any]:
     """The whole stage: judge/pairs.jsonl, judge/scores.jsonl, judge/report.json and teacher.jsonl; returns its facts.
 
-    run_files: training set -> its TREC run file, where it has one.
+    First the judges order dev, and are refused where they do it no better than the base. override, command: see
+    teacher.check_teacher.
     What was answered is in judge/answers.jsonl, and is never asked again. Raises UserError where a judge fails.
     """
     settings = _settings(recipe)
@@ -63,13 +70,15 @@ def judge(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) 
     if answers.damaged:
         console.say(f"{answers.path}: {counted(answers.damaged, 'damaged row')}: asked again")
     chosen = _chosen(recipe, run)
-    lists, twins = _lists(recipe, chosen, _retrieved(recipe, run, chosen, run_files))
+    asker = Asker(judges, answers, settings.budget, settings.parallel)
+    verdict = _judge_dev(recipe, run, inputs, asker)
+    conclude(run, verdict, KEY, inputs=str(inputs.judge), override=override, command=command)
+    lists, twins = _lists(recipe, chosen, _retrieved(recipe, run, chosen, inputs.run_files("train")))
     planned = _planned(settings, [len(one.ids) for one in lists])
     console.say(
         f"  {counted(len(lists), 'query')} with {counted(sum(len(one.ids) for one in lists), 'document')}: at most "
         f"{counted(planned, 'call')} of {counted(len(judges), 'judge')}; answered before: {len(answers):,}"
     )
-    asker = Asker(judges, answers, settings.budget, settings.parallel)
     with console.progress("judge", planned) as advance:
         advance(0)
         found = judge_lists(lists, settings, asker, recipe.seed, advance)
@@ -82,7 +91,44 @@ def judge(recipe: Recipe, run: RunFolder, run_files: Mapping[str, Path | None]) 
     }
     run.write_json(run.judge_report, report)
     _describe(report, asker, sum(judge.client.requests_sent for judge in judges))
-    return {"queries": report["queries"], "calls": report["calls"], "prior_weight": report["prior_weight"]}
+    made = {name: report[name] for name in ("queries", "calls", "prior_weight")}
+    return {**made, "verdict": verdict.verdict}
+
+
+def _gate_queries(recipe: Recipe) -> int:
+    """How many dev queries are judged: those of training, but at most a tenth of what is judged to train with."""
+    return max(LEAST_QUERIES, min(recipe.train.dev_queries, _settings(recipe).queries // 10))
+
+
+def _judge_dev(recipe: Recipe, run: RunFolder, inputs: StageInputs, asker: Asker) -> Verdict:
+    """Whether the judges order dev better than the base does, by queries that people judged; asks them about these."""
+    settings, scale = _settings(recipe), Scale.of(recipe.evaluate)
+    name = " and ".join(entry.name for entry in settings.judges)
+    forget_other_verdict(run, str(inputs.judge))
+    sets = [qualified(c) for c in read_split(run.data, "dev")]
+    asked = [(c, ids) for c, ids in dev_queries(recipe, sets, most=_gate_queries(recipe)) if ids]
+    count = sum(len(ids) for _, ids in asked)
+    if count < LEAST_QUERIES:
+        return not_judged(name, count, measure=scale.name(HEADLINE))
+    kept = read_candidates(run.dev_candidates)
+    candidates = {q: kept.get(q, [])[: settings.depth] for _, ids in asked for q in ids}
+    console.say(f"  dev, before anything else is asked: {counted(count, 'query')} that people judged")
+    lists, twins = _lists(recipe, [c.subset(ids) for c, ids in asked], candidates)
+    with console.progress("judge dev", _planned(settings, [len(one.ids) for one in lists])) as advance:
+        advance(0)
+        found = judge_lists(lists, settings, asker, recipe.seed, advance)
+    if asker.over is not None:
+        raise UserError(f"{asker.over}, and no training query is judged yet: raise it")
+    # What the judges leave as it is: a list of one document.
+    taught = first_stage_run(candidates, list(candidates))
+    for one, scored in zip(found.lists, found.scored, strict=True):
+        own = dict(zip(one.ids, scored.scores.tolist(), strict=True))
+        taught[one.query_id] = own | {d: own[first] for d, first in twins.get(one.query_id, {}).items()}
+    base = BaseScorer(recipe, inputs.base)
+    untrained: Reranked = {}
+    for collection, ids in asked:
+        untrained |= base.score_pairs(collection, {q: [c.document_id for c in candidates[q]] for q in ids})
+    return verdict_on_dev(recipe, name, taught, untrained, asked, candidates)
 
 
 def check_pairs(recipe: Recipe) -> list[str]:
@@ -371,14 +417,15 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     """
     settings = _settings(recipe)
     if not run.split("train").is_file():
-        return Bill(_planned(settings, [settings.depth] * settings.queries), None, None)
+        count = settings.queries + _gate_queries(recipe)
+        return Bill(_planned(settings, [settings.depth] * count), None, None)
     room = LETTERS_A_TOKEN * recipe.prompt.max_tokens
     train = read_split(run.data, "train")
     queries = [len(text) for c in train for text in itertools.islice(c.queries.values(), BILLED)]
     documents = [min(len(text), room) for c in train for text in itertools.islice(c.corpus.values(), BILLED)]
     count = min(settings.queries, sum(len(c.queries) for c in train))
     depth = min(settings.depth, max((len(c.corpus) for c in train), default=0))
-    calls = _planned(settings, [depth] * count)
+    calls = _planned(settings, [depth] * (count + _gate_queries(recipe)))
     letters = len(TEMPLATE) + len(recipe.prompt.instruction) + _mean(queries) + 2 * _mean(documents)
     each = round(letters / LETTERS_A_TOKEN)
     money = None

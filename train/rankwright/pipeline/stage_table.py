@@ -41,11 +41,14 @@ def _after_data(p: Context) -> None:
     p.ledger()
 
 
-def _teacher(p: Context) -> dict[str, Any]:
-    # The same command again, where it takes a reason.
+def _same_command(p: Context) -> str:
+    """The command that continues this one, where it takes a reason."""
     name = p.command[1] if len(p.command) > 1 and p.command[1] in TAKE_OVERRIDE else "run"
-    command = p.folder.command(name)
-    return check_teacher(p.recipe, p.folder, p.inputs, p.processes, override=p.override, command=command)
+    return p.folder.command(name)
+
+
+def _teacher(p: Context) -> dict[str, Any]:
+    return check_teacher(p.recipe, p.folder, p.inputs, p.processes, override=p.override, command=_same_command(p))
 
 
 def _after_teacher(p: Context) -> None:
@@ -67,7 +70,7 @@ def _mine_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
 def _judge_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
     # Not answers.jsonl: what is made of it stays true when it grows.
     run = p.folder
-    return [run.judge_pairs, run.judge_scores, run.judge_report, run.teacher_scores]
+    return [run.teacher_gate, run.judge_pairs, run.judge_scores, run.judge_report, run.teacher_scores]
 
 
 def _evaluate(p: Context) -> dict[str, Any]:
@@ -157,7 +160,7 @@ class Stage:
 
 
 # The commands that take --override.
-TAKE_OVERRIDE = ("run", "mine", "train", "export")
+TAKE_OVERRIDE = ("run", "mine", "judge", "train", "export")
 STAGES = [
     Stage(
         "data",
@@ -187,10 +190,11 @@ STAGES = [
     ),
     Stage(
         "judge",
-        lambda p: judge(p.recipe, p.folder, p.inputs.run_files("train")),
+        lambda p: judge(p.recipe, p.folder, p.inputs, override=p.override, command=_same_command(p)),
         lambda p: str(p.inputs.judge),
         _judge_outputs,
         "first",
+        afterwards=_after_teacher,
         is_asked=lambda p: p.recipe.pairs is not None,
     ),
     Stage(

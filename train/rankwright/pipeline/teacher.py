@@ -50,10 +50,8 @@ def check_teacher(
     """
     teacher = recipe.mine.teacher
     assert teacher is not None
-    before = recorded_verdict(run, inputs.teacher)
-    if before is None and processes.is_first:
-        # A verdict on something else must not stay, even if this one ends early.
-        remove(run.teacher_gate)
+    if processes.is_first:
+        forget_other_verdict(run, inputs.teacher)
     sets = [qualified(c) for c in read_split(run.data, "dev")]
     asked = [(c, ids) for c, ids in dev_queries(recipe, sets, least=LEAST_QUERIES) if ids]
     queries = sum(len(ids) for _, ids in asked)
@@ -73,21 +71,34 @@ def check_teacher(
         found = verdict_on_dev(recipe, teacher.name, taught, untrained, asked, lists)
     if not processes.is_first:
         return {}
+    conclude(run, found, "mine.teacher", inputs=inputs.teacher, override=override, command=command)
+    return {"verdict": found.verdict, "queries": queries}
+
+
+def forget_other_verdict(run: RunFolder, inputs: str) -> None:
+    """Remove a verdict on something else, which must not stay if the new one ends early. inputs: of the new one."""
+    if recorded_verdict(run, inputs) is None:
+        remove(run.teacher_gate)
+
+
+def conclude(run: RunFolder, found: Verdict, key: str, *, inputs: str, override: str | None, command: str) -> None:
+    """Write a verdict with the reason to use a refused teacher, given now or before for the same inputs, and print it.
+
+    key: where the recipe names the teacher. Raises UserError for a refused teacher without a reason.
+    """
     if found.verdict == "refused":
         # On one line, as that of the gate.
-        reason = " ".join(override.split()) if override is not None else (before or {}).get("override")
+        before = recorded_verdict(run, inputs) or {}
+        reason = " ".join(override.split()) if override is not None else before.get("override")
         found = dataclasses.replace(found, override=reason)
-    run.write_json(run.teacher_gate, sealed({**found.as_json(), "inputs": inputs.teacher}))
+    run.write_json(run.teacher_gate, sealed({**found.as_json(), "inputs": inputs}))
     if found.rows:
         console.show(_table(found))
     if not found.may_train:
-        raise UserError(
-            f"mine.teacher: {found.sentence}. Choose another teacher, or go on with: {command} --override 'why'"
-        )
+        raise UserError(f"{key}: {found.sentence}. Choose another teacher, or go on with: {command} --override 'why'")
     console.say(found.sentence)
     if found.override is not None:
         console.say(f"used although it is refused: {found.override}")
-    return {"verdict": found.verdict, "queries": queries}
 
 
 def _table(verdict: Verdict) -> Table:

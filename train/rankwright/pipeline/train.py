@@ -197,16 +197,16 @@ def first_stage_offset(recipe: Recipe, run: RunFolder, lists: Candidates) -> Fir
 
 
 def dev_queries(
-    recipe: Recipe, collections: Sequence[Collection], least: int = 0
+    recipe: Recipe, collections: Sequence[Collection], least: int = 0, most: int | None = None
 ) -> list[tuple[Collection, list[str]]]:
     """The dev queries of each set that are scored during training: at most train.dev_queries, fixed by seed.
 
-    least: take so many where there are, whatever train.dev_queries is; those of training are among them.
+    least, most: take so many where there are, or no more, whatever train.dev_queries is; the first of the same order.
     """
     level = recipe.evaluate.relevance_level
     relevant = [(c, q) for c in collections for q in c.queries if c.positives(q, level)]
     relevant.sort(key=lambda pair: stable_hash("dev", recipe.seed, pair[0].name, pair[1]))
-    chosen = {(c.name, q) for c, q in relevant[: max(least, recipe.train.dev_queries)]}
+    chosen = {(c.name, q) for c, q in relevant[: most or max(least, recipe.train.dev_queries)]}
     return [(c, [q for q in c.queries if (c.name, q) in chosen]) for c in collections]
 
 
@@ -215,7 +215,7 @@ def kept_base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: s
 
     It does under the base's own contract and in the base's number format; else None.
     """
-    if recipe.mine.teacher is None or reranker.model.sharded:
+    if not recipe.has_teacher or reranker.model.sharded:
         return None
     folder, tokenizer = load_base_tokenizer(recipe)
     in_fp32 = recipe.model.method == "full" and precision(recipe) == "bf16"

@@ -178,7 +178,7 @@ def context(
         "combine": (combine := gather.read_json(run.combine)),
         "combine_curve": plots.combine_curve(combine),
         "gate": gather.read_json(run.gate),
-        "teacher": recorded_verdict(run) if recipe.mine.teacher is not None else None,
+        "teacher": recorded_verdict(run) if recipe.has_teacher else None,
         "speed": gather.read_json(run.speed),
         "parity": gather.read_parity(folder, list(recipe.export_targets)),
         "stages": [(name, facts) for name in STAGES if (facts := run.facts(name))],
