@@ -23,6 +23,7 @@ from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.lineage import lineage
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.split_files import read_split
+from rankwright.evaluation.teacher_gate import recorded_verdict
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.judge import bill
 from rankwright.pipeline.overview import preview
@@ -367,3 +368,48 @@ def test_failures_shift_no_vote(server: JudgeServer, tmp_path: Path, tiny_qwen3:
     sd = (sum(x * x for x in spread) / len(spread)) ** 0.5
     assert abs(sum(differences) / len(differences)) < 0.05 * sd
     assert all(row["t"] is None or 0 <= row["t"] <= 1 for row in rows(run.judge_pairs))
+
+
+def test_judges_that_order_dev_no_better_than_the_base_are_refused_before_the_bill(
+    server: JudgeServer, tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
+    path = jobs.job(
+        tmp_path,
+        tiny_qwen3,
+        data={"dev": [{"path": "dev", "split": "dev"}]},
+        teacher={"pairs": {"judges": [{"name": "local", "url": server.url, "model": "m"}], "queries": 12, "depth": 8}},
+        loss={"name": "kl_distil"},
+    )
+    jobs.write_set(tmp_path / "sets" / "dev", "dev", first=200, queries=60, numbered=True)
+    # The documents with the fewest words of the query win.
+    good = word_judge(NOISE, BIAS)
+    server.answer = lambda query, first, second: 1 - (good(query, first, second) or 0)
+    with pytest.raises(UserError, match=r"teacher\.pairs: The teacher local orders dev worse .*--override 'why'"):
+        judged(path)
+    run = RunFolder(tmp_path / "run")
+    dev = {text for c in read_split(run.data, "dev") for text in c.queries.values()}
+
+    def shown() -> list[str]:
+        return [prompt.split("Query: ")[1].split("\n")[0] for prompt, _, _ in server.asked]
+
+    # Fifty queries of dev, and no training query.
+    assert len(set(shown())) == 50 and set(shown()) <= dev and not run.judge_scores.exists()
+    refused = recorded_verdict(run)
+    assert refused is not None and (refused["verdict"], refused["queries"]) == ("refused", 50)
+    first = len(server.asked)
+    pipeline = Pipeline(load_recipe(str(path)), override="only a test", progress=False)
+    pipeline.judge()
+    assert not set(shown()[first:]) & dev and len(rows(run.judge_pairs)) == len(server.asked) - first
+    overridden = recorded_verdict(run)
+    assert overridden is not None and overridden["override"] == "only a test"
+    # The reason stays; nothing is asked again.
+    run.judge_scores.unlink()
+    asked = len(server.asked)
+    judged(path)
+    assert len(server.asked) == asked and (recorded_verdict(run) or {})["override"] == "only a test"
+    # Another judge is another verdict.
+    server.answer = good
+    accepted = judged(path, "teacher.pairs.judges.0.model=better")
+    assert accepted.folder.facts("judge")["verdict"] == "accepted"
+    assert (recorded_verdict(run) or {})["override"] is None
