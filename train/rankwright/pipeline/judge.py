@@ -425,7 +425,8 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     documents = [min(len(text), room) for c in train for text in itertools.islice(c.corpus.values(), BILLED)]
     count = min(settings.queries, sum(len(c.queries) for c in train))
     depth = min(settings.depth, max((len(c.corpus) for c in train), default=0))
-    calls = _planned(settings, [depth] * (count + _gate_queries(recipe)))
+    dev = sum(len(ids) for _, ids in dev_queries(recipe, read_split(run.data, "dev"), most=_gate_queries(recipe)))
+    calls = _planned(settings, [depth] * (count + dev * (dev >= LEAST_QUERIES)))
     letters = len(TEMPLATE) + len(recipe.prompt.instruction) + _mean(queries) + 2 * _mean(documents)
     each = round(letters / LETTERS_A_TOKEN)
     money = None
