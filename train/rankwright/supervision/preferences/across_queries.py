@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.sparse.linalg import cg
 
 from rankwright.supervision.preferences.design import cycles
-from rankwright.supervision.preferences.fit import CLOSE, MOST_STEPS
+from rankwright.supervision.preferences.fit import CLOSE, MOST_STEPS, SHORTEST
 from rankwright.supervision.preferences.likelihood import DEFAULT, LINKS, Answers, Settings, judge_count
 
 # Ranks, from 1, of the documents that are compared.
@@ -107,7 +107,7 @@ def fit_offsets(
         before, length = value, 1.0
         while True:
             value = total(x + length * step)
-            if close or value >= before + 1e-4 * length * gain:
+            if close or value >= before + 1e-4 * length * gain or length < SHORTEST:
                 break
             length /= 2
         x, last_gain = x + length * step, gain
