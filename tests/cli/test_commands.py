@@ -61,7 +61,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["evaluate", "recipe.yaml", "--only", " , "], "--only: names no system"),
     (["evaluate", "recipe.yaml", "--only", "nope"], "--only: unknown system 'nope'"),
     (["mine", "recipe.yaml", "--audit", "0"], "--audit"),
-    (["export", "recipe.yaml", "--override", "why"], "--override: the recipe has no `gate`"),
+    (["export", "recipe.yaml", "--override", "why"], "--override: the recipe has neither `gate` nor a teacher"),
     (["verify", "folder", "--tolerance", "nan"], "--tolerance"),
     (["verify", "folder", "--api", "vllm"], "--api: goes with a server"),
     (["verify", "folder", "--url", "x"], "--url: say which server"),

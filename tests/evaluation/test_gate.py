@@ -225,7 +225,7 @@ def test_faults_of_the_section() -> None:
     teacher = Baseline(name="big", kind="served", model="m")
     taught = plain.model_copy(update={"mine": plain.mine.model_copy(update={"teacher": teacher})})
     assert check_override(None, plain) == check_override("why", gated) == check_override("why", taught) == []
-    assert "neither `gate` nor `mine.teacher`" in check_override("why", plain)[0]
+    assert "neither `gate` nor a teacher" in check_override("why", plain)[0]
     assert "reason" in check_override("  ", gated)[0]
 
 

@@ -247,7 +247,7 @@ def test_what_needs_a_teacher_is_refused_without_one(tmp_path: Path, models: tup
     plus = "loss.plus=[{name: soft_bce, options: {targets: teacher_probabilities}}]"
     sampler = "mine.sampler={stratified: {by: teacher}}"
     assert check_names(load_recipe(str(path), [plus, sampler]).recipe) == []
-    needs = "needs mine.teacher: {name, kind, model}"
+    needs = "needs mine.teacher: {name, kind, model}, or teacher.pairs"
     assert check_names(load_recipe(str(path), ["mine.teacher=null", plus, sampler]).recipe) == [
         f"loss.options.targets: teacher {needs}",
         f"loss.plus.0.options.targets: teacher_probabilities {needs}",

@@ -192,7 +192,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(tmp_path: Path, ti
         Pipeline(load_recipe(recipe, run), progress=False).check(data=False)
     for key in ("prompt.first_stage_score", "train.first_stage_offset"):
         (line,) = [line for line in error.value.messages if line.startswith(f"{key}: ")]
-        assert line == f"{key}: evaluate.first_stage is run, which training queries have no lists of: take another"
+        assert line.startswith(
+            f"{key}: evaluate.first_stage is run, and training queries have no lists of it: add run:"
+        )
     for wrong in ("{levels: 1}", "{levels: 1001}", "{dropout: 1.0}", "{dropout: -0.1}", "true"):
         with pytest.raises(UserErrors, match=r"prompt\.first_stage_score"):
             load_recipe(recipe, [f"prompt.first_stage_score={wrong}"])

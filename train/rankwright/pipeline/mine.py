@@ -82,13 +82,13 @@ def make_shards(
     stage = training_stage(recipe)
     for plain in read_split(run.data, "train"):
         own = {name: filters[name] for name in alone}
-        run_file = run_files["train"].get(plain.name)
+        run_file = run_files.get("train", {}).get(plain.name)
         collection = qualified(plain)
         jobs.append(Job("train", collection, plain, recipe.mine.retriever, recipe.mine.depth, run_file, own))
         if recipe.keys_of_lists:
             # What evaluation reranks, whatever is mined from.
             jobs.append(Job("train_lists", collection, plain, stage, _list_depth(recipe, plain), run_file, {}))
-    jobs += _dev_jobs(recipe, run, run_files["dev"])
+    jobs += _dev_jobs(recipe, run, run_files.get("dev", {}))
     used = f"; on dev {stage}'s lists are reranked: dev has no run file"
     console.say(
         f"  train: {recipe.mine.retriever} top {recipe.mine.depth}; dev: {stage} top {recipe.evaluate.depth}"
