@@ -165,10 +165,9 @@ class StageInputs:
         """Set -> its TREC run file, where it has one; that of train where dev is taken out of it."""
         return {located.name: located.run for located in self.located.get(split) or self.located.get("train", ())}
 
-    @property
-    def _dev_lists(self) -> list[str]:
-        """What the lists that are reranked on dev depend on, beside texts and depth."""
-        return [self._retriever(training_stage(self.recipe), file) for file in self.run_files("dev").values()]
+    def _reranked_lists(self, split: str) -> list[str]:
+        """What the lists of the first stage for train or dev depend on, beside texts and depth."""
+        return [self._retriever(training_stage(self.recipe), file) for file in self.run_files(split).values()]
 
     @cached_property
     def shards(self) -> str:
@@ -188,7 +187,7 @@ class StageInputs:
         return content_hash(
             self._training_data,
             found,
-            self._dev_lists,
+            self._reranked_lists("dev"),
             depths,
             options,
             self.recipe.bm25.code,
@@ -210,8 +209,8 @@ class StageInputs:
         if self.recipe.pairs is None:
             return None
         stated = self._sections
-        found = [self._retriever(training_stage(self.recipe), file) for file in self.run_files("train").values()]
-        lists = (found, self._dev_lists, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
+        found = (self._reranked_lists("train"), self._reranked_lists("dev"))
+        lists = (found, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
         instructions = (self._instructions("train"), self._instructions("dev"))
         shown = (stated["prompt"]["instruction"], instructions, stated["prompt"]["max_tokens"])
         asked = (stated["teacher"]["pairs"], self.recipe.train.dev_queries, self.recipe.seed, self._scale)
@@ -247,7 +246,7 @@ class StageInputs:
         assert self.recipe.mine.teacher is not None
         recipe = self.recipe
         scores = baseline_inputs(self.recipe.mine.teacher, recipe.prompt, key=TEACHER, bm25=recipe.bm25)
-        lists = (self._dev_lists, recipe.data.ignore_identical_ids)
+        lists = (self._reranked_lists("dev"), recipe.data.ignore_identical_ids)
         return content_hash(
             self._training_data, lists, scores, self.base, self._teacher_settings, self._code("teacher gate")
         )
