@@ -13,6 +13,7 @@ import jobs
 import numpy as np
 import pytest
 import torch
+from at_step import reranker
 from safetensors.torch import load
 
 from rankwright import Reranker
@@ -26,9 +27,8 @@ from rankwright.pipeline.train import make_source, tokenised
 from rankwright.recipe.loading import load_recipe
 from rankwright.retrieval.candidates import Candidate, read_candidates
 from rankwright.retrieval.run_file import read_trec_run
-from rankwright.training.checkpoint import load_checkpoint
 from rankwright.training.sampling import GroupSource
-from rankwright.training.setup import build_trainable, load_base_tokenizer, recipe_contract
+from rankwright.training.setup import load_base_tokenizer, recipe_contract
 
 LEVELS = 20
 STEPS = {"max_steps": 5, "groups_per_step": 5, "evaluate_every": 9, "save_every": 9, "learning_rate": 0.01}
@@ -47,16 +47,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Pipel
     pipeline = Pipeline(load_recipe(str(job(tmp_path_factory.mktemp("score"), tiny_qwen3)), ["export.targets=[]"]))
     pipeline.evaluate()
     return pipeline
-
-
-def reranker(pipeline: Pipeline, step: int) -> Reranker:
-    recipe = pipeline.recipe
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = recipe_contract(recipe, base, tokenizer)
-    model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu"))
-    if step:
-        load_checkpoint(pipeline.folder.checkpoint(step), model)
-    return Reranker(model.eval(), tokenizer, contract)
 
 
 def source_of(pipeline: Pipeline) -> GroupSource:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from at_step import reranker
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
@@ -35,13 +36,12 @@ from rankwright.recipe.schema import Loss, LossTerm
 from rankwright.rerankers.combination import Combination, combined_scores
 from rankwright.rerankers.reranker import Reranker
 from rankwright.retrieval.candidates import Candidate, read_candidates
-from rankwright.training.checkpoint import load_checkpoint
 from rankwright.training.gradients import accumulate
 from rankwright.training.loss_terms import bind_loss, refusing_offset
 from rankwright.training.losses import LOSSES, OF_PAIR
 from rankwright.training.offset import FirstStageOffset
 from rankwright.training.sampling import TrainGroup
-from rankwright.training.setup import build_trainable, load_base_tokenizer, recipe_contract
+from rankwright.training.setup import load_base_tokenizer
 
 GAMMA = 1.5
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -174,16 +174,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Pipel
     pipeline = Pipeline(load_recipe(str(job(tmp_path_factory.mktemp("offset"), tiny_qwen3)), ["export.targets=[]"]))
     pipeline.train()
     return pipeline
-
-
-def reranker(pipeline: Pipeline, step: int) -> Reranker:
-    recipe = pipeline.recipe
-    base, tokenizer = load_base_tokenizer(recipe)
-    contract = recipe_contract(recipe, base, tokenizer)
-    model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu"))
-    if step:
-        load_checkpoint(pipeline.folder.checkpoint(step), model)
-    return Reranker(model.eval(), tokenizer, contract)
 
 
 def sums_of(one: Reranker, query: str, corpus: Any, ids: list[str], found: Any) -> dict[str, float]:
