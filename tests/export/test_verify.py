@@ -17,9 +17,10 @@ from test_parity import edit_json, no_post_processor
 
 from rankwright.cli.models import verify
 from rankwright.common.errors import UserError
+from rankwright.common.run_folder import SUMS_FILE
 from rankwright.export.golden import make_golden, read_golden, write_golden
 from rankwright.export.proof.parity import is_as_proven, measure
-from rankwright.export.proof.sums import SUMS_FILE, sums_of, write_sums
+from rankwright.export.proof.sums import sums_of, write_sums
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.export.verify.folder import open_export, verify_folder

@@ -16,14 +16,16 @@ import yaml
 from tiny import make_tiny_qwen3, trained_of
 
 from rankwright.common.errors import UserError
-from rankwright.common.run_folder import RunFolder
+from rankwright.common.run_folder import SUMS_FILE, RunFolder
 from rankwright.data.formats.read import read_collection
 from rankwright.data.split_files import write_split
+from rankwright.evaluation.mteb_results import AGREE, falls_apart
 from rankwright.export.card import CARD, Benchmark, CardFacts, SetResult, add_benchmarks, write_card
 from rankwright.export.proof.sums import write_sums
 from rankwright.export.targets import TARGETS
-from rankwright.pipeline.mteb import AGREE, Wanted, benchmarks, falls_apart, run_mteb
+from rankwright.pipeline.mteb import Wanted, benchmarks, run_mteb
 from rankwright.recipe.loading import load_recipe, recipe_json
+from rankwright.report.page import write_report
 
 HAS_MTEB = importlib.util.find_spec("mteb") is not None
 needs_mteb = pytest.mark.skipif(not HAS_MTEB, reason="needs mteb: scripts/engines/mteb.sh WORK runs it")
@@ -138,6 +140,12 @@ def test_the_command_goes_on_by_task_and_fills_the_card(again: Path) -> None:
     found = benchmarks(RunFolder(run))
     assert rows[1]["metrics"][0]["value"] == round(found[0].value, 4) and rows[1]["task"]["type"] == "text-ranking"
     assert card.count("## MTEB") == 1 and "| graded | test | 9 | BM25, best 12 |" in card
+    page = write_report(run).read_text()
+    shown = page[page.index('id="mteb-table"') :]
+    assert "<td>graded, test</td><td>BM25, best 12</td>" in shown and f"{found[0].value:.3f}</td>" in shown
+    # Figures of another model are not shown.
+    (run / "export" / "hf" / SUMS_FILE).write_text("")
+    assert "mteb-table" not in write_report(run).read_text()
 
 
 @needs_mteb

@@ -117,7 +117,8 @@ def mteb(
     Reranks lists of the run's first stage, and compares mteb's figures with ours. The exit code is 1 when they differ.
     """
     from rankwright.cli.show import mteb_table
-    from rankwright.pipeline.mteb import Wanted, falls_apart, run_mteb
+    from rankwright.evaluation.mteb_results import falls_apart
+    from rankwright.pipeline.mteb import Wanted, run_mteb
 
     console.quiet_libraries()
     names = tuple(dict.fromkeys(filter(None, map(str.strip, tasks.split(",")))))
@@ -136,7 +137,7 @@ def mteb(
             console.say(f"{where}: {queries} without a relevant document, which {verb} 0 in mteb")
         for name, value in row.labelled.items():
             console.say(f"{where}: {name} by the labels of the recipe is {value:.4f}")
-    console.say(f"mteb's results and the lists: {run / 'mteb'}; the figures are in the model card of export/hf")
+    console.say(f"mteb's results and the lists: {run / 'mteb'}; the figures: export/hf/README.md and report.html")
     wrong = falls_apart(results)
     for sentence in wrong:
         console.say(f"WARNING: {sentence}")

@@ -28,7 +28,7 @@ from rankwright.retrieval.retriever import retrievers
 
 if TYPE_CHECKING:
     from rankwright.common.run_folder import RunFolder
-    from rankwright.pipeline.mteb import PartResult
+    from rankwright.evaluation.mteb_results import PartResult
     from rankwright.pipeline.overview import StageState
     from rankwright.training.estimate.plan import Plan
 

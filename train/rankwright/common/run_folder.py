@@ -21,6 +21,8 @@ from rankwright.common.files import read_json_object, remove_drafts, write_text_
 from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of, put_aside, read_sealed, remove, sealed
 
 PACKAGE = Path(__file__).parents[1]
+# The file of an export that holds the sums of its other files.
+SUMS_FILE = "SHA256SUMS"
 STAGES = ("data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 

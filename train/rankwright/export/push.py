@@ -17,13 +17,13 @@ from rankwright.common.files import read_json_object
 from rankwright.common.lineage import lineage
 from rankwright.common.plurals import counted
 from rankwright.common.resources import RUN, existing_folder
-from rankwright.common.run_folder import RunFolder
+from rankwright.common.run_folder import SUMS_FILE, RunFolder
 from rankwright.data.licences.derived import OTHER, owned
 from rankwright.data.licences.terms import PROPRIETARY, UNKNOWN, Term, find_term, term_names
 from rankwright.export.card import CARD, PLACE, SERVE
 from rankwright.export.golden import GOLDEN_FILE, REAL, Row, golden_text, read_golden, without_texts
 from rankwright.export.proof.parity import PARITY_FILE
-from rankwright.export.proof.sums import SUMS_FILE, changes, read_sums, sums_text
+from rankwright.export.proof.sums import changes, read_sums, sums_text
 from rankwright.model.prompt import CONTRACT_FILE
 
 # Where PATH is the model: anywhere in code, and in these sentences of our templates. Any other is a word of the user's.

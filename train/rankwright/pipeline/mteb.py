@@ -24,27 +24,25 @@ from rankwright.common.foreign_code import refuse_foreign_modules
 from rankwright.common.hashing import content_hash, file_sha256, files_hash
 from rankwright.common.outputs import read_sealed, sealed
 from rankwright.common.plurals import counted
-from rankwright.common.run_folder import PACKAGE, RunFolder
+from rankwright.common.run_folder import PACKAGE, SUMS_FILE, RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.normalisation import normalised
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import LINEAR, Scale, falling, measure_run
+from rankwright.evaluation.mteb_results import MEASURES, PartResult, exported_model, read_records
 from rankwright.evaluation.mteb_tasks import INFO
 from rankwright.export.card import CARD, Benchmark, add_benchmarks
-from rankwright.export.proof.sums import SUMS_FILE, changes
+from rankwright.export.proof.sums import changes
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract
 from rankwright.recipe.schema import Recipe
 from rankwright.report.gather import read_recipe
+from rankwright.report.page import write_report
 from rankwright.rerankers.reranker import Reranker
 from rankwright.retrieval.candidates import Candidate, read_candidates, tie_rate
 from rankwright.retrieval.first_stages import retrieve, stage_label
 from rankwright.retrieval.retriever import retrievers
 from rankwright.retrieval.run_file import columns_of, read_lists, read_trec_run
 
-# Ours -> mteb's.
-MEASURES = {"nDCG@10": "ndcg_at_10", "AP@10": "map_at_10", "R@10": "recall_at_10"}
-# Where no scores tie, the figures of both may differ by this.
-AGREE = 1e-3
 # How lists are reranked whose scores the model could read in its prompts (prompt.first_stage_score).
 UNREAD = "without their scores in the prompt"
 BATCH = 32
@@ -62,40 +60,8 @@ class Wanted:
     top_k: int = 100
 
 
-@dataclass(frozen=True, slots=True)
-class PartResult:
-    """One split of one subset of a task, with each measure's mean over the queries that mteb counts.
-
-    ours: of our scores, ties by our rule; ours_trec: of these as probabilities of 32 bits, ties as in trec_eval (larger
-        ids first)
-    theirs: what mteb found; first_stage: of the lists as they came
-    labelled: nDCG@10 by the labels of the run's recipe, where they mean something else there than to mteb
-    ties: share of neighbours in our lists with equal probabilities
-    queries_cut: queries that are longer than the prompt allows: Rankwright cuts them, sentence-transformers does not
-    """
-
-    task: str
-    subset: str
-    split: str
-    queries: int
-    without_relevant: int
-    lists: str
-    ours: Mapping[str, float]
-    ours_trec: Mapping[str, float]
-    theirs: Mapping[str, float]
-    first_stage: float
-    labelled: Mapping[str, float]
-    ties: float
-    queries_cut: int
-
-    @property
-    def difference(self) -> float:
-        """The largest difference of a measure that ties do not explain."""
-        return max(abs(self.ours_trec[m] - self.theirs[m]) for m in MEASURES)
-
-
 def run_mteb(folder: Path, wanted: Wanted, command: Sequence[str] = ()) -> list[PartResult]:
-    """Run the tasks one after the other, and put their figures into the export's card. Finished tasks are kept.
+    """Run the tasks one after the other, keeping finished ones. Their figures go into the export's card and the report.
 
     Raises UserError where mteb is missing, for a run without the export `hf`, for unknown tasks and wrong lists.
     """
@@ -115,32 +81,28 @@ def run_mteb(folder: Path, wanted: Wanted, command: Sequence[str] = ()) -> list[
             found += results
             # After each of them: a later one may fail.
             add_benchmarks(run.export("hf") / CARD, benchmarks(run))
+        if run.report.is_file():
+            console.say(f"report: {write_report(run.path)}")
     return found
 
 
 def benchmarks(run: RunFolder) -> list[Benchmark]:
     """The figures of mteb that are of the model now in export/hf, for its card."""
-    model, found = _model(run), []
-    for path in sorted(run.mteb.glob("*/record.json")):
-        record = read_sealed(path)
-        if record is not None and record["model"] == model:
-            for part in record["parts"]:
-                row = PartResult(**part)
-                found.append(
-                    Benchmark(
-                        task=row.task,
-                        hub=record["hub"] or row.task,
-                        revision=record["revision"],
-                        subset=row.subset,
-                        split=row.split,
-                        queries=row.queries,
-                        value=row.theirs["nDCG@10"],
-                        first_stage=row.first_stage,
-                        lists=row.lists,
-                        version=record["mteb"],
-                    )
-                )
-    return found
+    return [
+        Benchmark(
+            task=part.task,
+            hub=record["hub"] or part.task,
+            revision=record["revision"],
+            subset=part.subset,
+            split=part.split,
+            queries=part.queries,
+            value=part.theirs["nDCG@10"],
+            first_stage=part.first_stage,
+            lists=part.lists,
+            version=record["mteb"],
+        )
+        for record, part in read_records(run)
+    ]
 
 
 class Task:
@@ -150,7 +112,7 @@ class Task:
         self.name, self.wanted, self.recipe, self.folder = name, wanted, recipe, run
         self.place = run.mteb / name
         self.local = None if wanted.folder is None else wanted.folder / name
-        self.model = _model(run)
+        self.model = exported_model(run)
         # Without its lists: load() reads only the task.
         data = (name, metadata.version("mteb"), None if self.local is None else files_hash([self.local]))
         self.data = content_hash(*data)
@@ -384,12 +346,6 @@ def _check(wanted: Wanted, recipe: Recipe, run: RunFolder) -> None:
     refuse_foreign_modules(folder)
 
 
-def _model(run: RunFolder) -> str | None:
-    """What tells the exported model from others."""
-    path = run.export("hf") / SUMS_FILE
-    return file_sha256(path) if path.is_file() else None
-
-
 def _read_lists(path: Path, collection: Collection, top_k: int, where: str) -> dict[str, list[Candidate]]:
     if not path.is_file():
         raise UserError(f"--lists: {path}: no such file")
@@ -426,22 +382,4 @@ def _in_order(lists: Lists) -> dict[str, dict[str, float]]:
 
 def _probabilities(scores: Iterable[float]) -> list[float]:
     found: list[float] = torch.tensor(list(scores), dtype=torch.float32).sigmoid().tolist()
-    return found
-
-
-def falls_apart(results: Sequence[PartResult]) -> list[str]:
-    """A sentence for each part whose figures differ by more than ties explain."""
-    found = []
-    for row in results:
-        why = "rankwright verify checks the export"
-        if row.queries_cut:
-            why = (
-                f"Rankwright cuts {counted(row.queries_cut, 'query, which is', 'queries, which are')} "
-                "beyond prompt.query_tokens, and mteb does not"
-            )
-        if row.difference > AGREE:
-            found.append(
-                f"{row.task} ({row.subset}, {row.split}): the figures differ by {row.difference:.4f}, more than "
-                f"{AGREE:g}: the scores are not the same ({why})"
-            )
     return found

@@ -19,6 +19,7 @@ from rankwright.common.stats import Difference
 from rankwright.common.templates import template_environment
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.metrics import HEADLINE, Scale, measures_of
+from rankwright.evaluation.mteb_results import read_records
 from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
 from rankwright.evaluation.runs import read_run
 from rankwright.evaluation.slices import (
@@ -180,6 +181,7 @@ def context(
         "gate": gather.read_json(run.gate),
         "teacher": recorded_verdict(run) if recipe.has_teacher else None,
         "speed": gather.read_json(run.speed),
+        "benchmarks": list(read_records(run)),
         "parity": gather.read_parity(folder, list(recipe.export_targets)),
         "stages": [(name, facts) for name in STAGES if (facts := run.facts(name))],
         "provenance": gather.read_json(run.provenance),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError, one_line
 from rankwright.common.hashing import file_sha256
+from rankwright.common.run_folder import SUMS_FILE
 
-SUMS_FILE = "SHA256SUMS"
 COPY_AGAIN = "copy the whole folder again, or export again"
 
 

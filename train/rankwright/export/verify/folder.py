@@ -17,10 +17,11 @@ from rankwright.common.files import read_json_object
 from rankwright.common.lineage import stale_export
 from rankwright.common.plurals import counted
 from rankwright.common.resources import EXPORTED, existing_folder, resolve_base, shown
+from rankwright.common.run_folder import SUMS_FILE
 from rankwright.export.golden import GOLDEN_FILE
 from rankwright.export.proof.parity import PARITY_FILE, measure_fresh, read_exported
 from rankwright.export.proof.runtimes.base import Exported
-from rankwright.export.proof.sums import COPY_AGAIN, SUMS_FILE, changes
+from rankwright.export.proof.sums import COPY_AGAIN, changes
 from rankwright.model.bases import ADAPTER_FILE
 from rankwright.model.prompt import CONTRACT_FILE
 
