@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rerank_server import running_server, true_score
 from tiny import PAIRS
-from tiny_encoder import make_tiny_cross_encoder
+from tiny_encoder import make_tiny_cross_encoder, make_tiny_encoder
 
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.registry import parameters
@@ -22,6 +22,7 @@ from rankwright.model.prompt import make_contract
 from rankwright.pipeline.checks import check_names
 from rankwright.recipe.schema import Baseline, Dense, Evaluate, Model, Prompt, Recipe
 from rankwright.recipe.sources import Data, Source
+from rankwright.rerankers.bi_encoder import BiEncoderScorer
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, _cut_lengths
 from rankwright.rerankers.kinds import BASELINES, baseline_inputs, check_baselines, load_baseline
 from rankwright.rerankers.reranker import Reranker
@@ -214,6 +215,7 @@ def test_a_change_of_the_prompt_is_one_of_the_rows_that_read_it(folders: dict[st
         (served, set()),
         (row("rankwright", folders["qwen3-portable"]), set()),
         (row("cross-encoder", cross_encoder), {"max_tokens"}),
+        (row("bi-encoder", "a/b"), set()),
         (row("zerank", "zeroentropy/zerank-2"), {"max_tokens", "query_tokens"}),
         (row("bge", "BAAI/bge-reranker-v2-gemma"), {"max_tokens", "query_tokens"}),
         (row("mxbai", "mixedbread-ai/mxbai-rerank-base-v2"), {"max_tokens", "query_tokens", "instruction"}),
@@ -225,6 +227,60 @@ def test_a_change_of_the_prompt_is_one_of_the_rows_that_read_it(folders: dict[st
     for baseline, keys in wanted:
         before = baseline_inputs(baseline, PROMPT)
         assert {k for k, prompt in of.items() if baseline_inputs(baseline, prompt) != before} == keys, baseline
+
+
+# Bi-encoders.
+
+
+@pytest.fixture(scope="module")
+def bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_encoder(tmp_path_factory.mktemp("bi") / "tiny-bi", query="a question : ")
+
+
+def test_a_bi_encoder_gives_the_cosines_of_sentence_transformers(bi_encoder: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(bi_encoder), device="cpu")
+    # Without prompts: the model's own.
+    for options, prompts in (
+        ({"scale": 2.0}, ("a question : ", "")),
+        ({"query_prompt": "what is ", "document_prompt": "the "}, ("what is ", "the ")),
+    ):
+        scorer = load_baseline(row("bi-encoder", bi_encoder, options=options), PROMPT, cache=tmp_path)
+        ours = torch.tensor(list(scorer.score_groups([(query, DOCUMENTS) for query in QUERIES])))
+        vectors = [model.encode(texts, prompt=p) for texts, p in zip((QUERIES, DOCUMENTS), prompts, strict=True)]
+        one, two = (torch.nn.functional.normalize(torch.tensor(v), dim=1) for v in vectors)
+        torch.testing.assert_close(ours, options.get("scale", 20.0) * one @ two.T, rtol=0, atol=1e-4)
+        assert ours.std() > 0.1
+
+
+def test_a_bi_encoder_reads_a_text_once_and_counts_what_it_cuts(bi_encoder: Path) -> None:
+    scorer = BiEncoderScorer(str(bi_encoder))
+    long = "water and bridge " * 12
+    documents = [*DOCUMENTS, long, DOCUMENTS[0]]
+    first, empty, second = scorer.score_groups([(QUERIES[0], documents), ("a", []), (QUERIES[1], documents)])
+    assert empty == [] and first[0] == first[-1] and second[0] == second[-1] and first != second
+    cut = sum(len(scorer._encoder._model.tokenizer(d)["input_ids"]) > 24 for d in documents)
+    queries = sum(len(scorer._encoder._model.tokenizer("a question : " + q)["input_ids"]) > 24 for q in QUERIES[:2])
+    assert cut >= 1 and scorer.cut == {"documents_cut": 2 * cut, "queries_cut": queries}
+    assert scorer.score(QUERIES[0], documents) == pytest.approx(first, abs=1e-6)
+
+
+def test_what_is_no_bi_encoder_is_refused_by_check(tiny_qwen3: Path, bi_encoder: Path, tmp_path: Path) -> None:
+    assert check_baselines(recipe_with(row("bi-encoder", bi_encoder, options={"scale": 5}))) == []
+    (fault,) = check_baselines(recipe_with(row("bi-encoder", tiny_qwen3)))
+    assert fault == (
+        f"evaluate.baselines.0.model: {tiny_qwen3}: has no modules.json: give a folder that sentence-transformers wrote"
+    )
+    bare = Path(shutil.copytree(bi_encoder, tmp_path / "bare"))
+    for path in bare.rglob("*.safetensors"):
+        path.unlink()
+    (fault,) = check_baselines(recipe_with(row("bi-encoder", bare)))
+    assert "has no weights" in fault
+    (fault,) = check_baselines(recipe_with(row("bi-encoder", bi_encoder, options={"scale": -1})))
+    assert fault.startswith(
+        "evaluate.baselines.0.options: baseline 'bi-encoder': scale: Input should be greater than 0"
+    )
 
 
 # Mistakes.
@@ -378,7 +434,8 @@ def test_a_module_of_its_own_never_runs(place: str, cross_encoder: Path, tmp_pat
 
 
 def test_kinds_are_spelt_as_recipes_spell_them() -> None:
-    assert list(BASELINES) == ["cross-encoder", "qwen3-reranker", "zerank", "mxbai", "bge", "rankwright", "served"]
+    wanted = "cross-encoder bi-encoder qwen3-reranker zerank mxbai bge rankwright served"
+    assert list(BASELINES) == wanted.split()
 
 
 def test_user_errors_name_the_row(tmp_path: Path) -> None:

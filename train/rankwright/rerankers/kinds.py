@@ -22,6 +22,7 @@ from rankwright.model.loading import empty_model, load_model, load_tokenizer
 from rankwright.model.long_documents import CUT_OFF, LongDocuments
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract, make_contract
 from rankwright.recipe.schema import COMBINED, DEFAULT_INSTRUCTION, EXPORTED, Baseline, Bm25, Prompt, Recipe
+from rankwright.rerankers.bi_encoder import BiEncoderScorer, check_bi_encoder
 from rankwright.rerankers.client import Limits
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_cross_encoder
 from rankwright.rerankers.endpoints import SHAPES
@@ -110,6 +111,26 @@ def cross_encoder(
         dtype=_dtype(precision),
         device=_device(),
     )
+
+
+@BASELINES.register
+def bi_encoder(
+    baseline: Baseline,
+    prompt: Prompt,
+    cache: Path,
+    *,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    scale: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 20.0,
+) -> Scorer:
+    """Any bi-encoder of sentence-transformers: the similarity of query and document times `scale`.
+
+    Cosines differ by tenths where logits differ by units, so a loss would take them for nearly equal: contrastive
+    training multiplies them too. The model's own limit of tokens counts.
+    """
+    prompts = {"query": query_prompt, "document": document_prompt}
+    folder = resolve_base(baseline.model, "model")
+    return BiEncoderScorer(folder, revision=baseline.revision, prompts=prompts, scale=scale)
 
 
 @BASELINES.register
@@ -218,12 +239,18 @@ def _own_contract(baseline: Baseline, prompt: Prompt) -> tuple[Any, PromptContra
 
 
 ROWS, TEACHER = "evaluate.baselines", "mine.teacher"
+OF_SENTENCE_TRANSFORMERS = ("cross-encoder", "bi-encoder")
 # How a server is asked, which changes no score.
 LIMITS = {field.name for field in dataclasses.fields(Limits)}
 UNSCORED = {"key_variable", "batch", *LIMITS}
 # What a kind reads of the recipe's prompt section, where that is less than budgets and instruction.
 BUDGETS = ("max_tokens", "query_tokens")
-READS: dict[str, tuple[str, ...]] = {"cross-encoder": ("max_tokens",), "zerank": BUDGETS, "bge": BUDGETS}
+READS: dict[str, tuple[str, ...]] = {
+    "cross-encoder": ("max_tokens",),
+    "bi-encoder": (),
+    "zerank": BUDGETS,
+    "bge": BUDGETS,
+}
 
 
 def load_baseline(
@@ -338,8 +365,8 @@ def _faults(baseline: Baseline, prompt: Prompt) -> Iterator[str]:
             yield f"{key}: {_own_words(error)}"
     if baseline.kind == "served":
         yield from _served_faults(baseline)
-    elif baseline.kind == "cross-encoder":
-        yield from _cross_encoder_faults(baseline)
+    elif baseline.kind in OF_SENTENCE_TRANSFORMERS:
+        yield from _library_faults(baseline)
 
 
 def _check_model(baseline: Baseline, prompt: Prompt) -> None:
@@ -350,6 +377,9 @@ def _check_model(baseline: Baseline, prompt: Prompt) -> None:
     # What the files of a local folder show is known now, and not only after training.
     if baseline.kind == "cross-encoder":
         check_cross_encoder(folder, remote_code=baseline.options.get("remote_code") is True)
+        return
+    if baseline.kind == "bi-encoder":
+        check_bi_encoder(folder)
         return
     refuse_no_model(folder)
     if baseline.kind in KIND_FRAMES:
@@ -395,9 +425,9 @@ def _served_faults(baseline: Baseline) -> Iterator[str]:
         yield f"options: {one_line(str(error))}"
 
 
-def _cross_encoder_faults(baseline: Baseline) -> Iterator[str]:
+def _library_faults(baseline: Baseline) -> Iterator[str]:
     try:
-        check_installed("a cross-encoder")
+        check_installed(f"a {baseline.kind}")
     except UserError as error:
         yield f"kind: {error}"
     if baseline.options.get("remote_code") is True and baseline.revision is None:

@@ -125,18 +125,19 @@ def _vectors(
 class BiEncoder:
     """A SentenceTransformer with a prompt for each side. prompts: `query` and `document` -> text in front."""
 
-    def __init__(self, model: str, revision: str | None, prompts: Mapping[str, str]) -> None:
+    def __init__(self, model: str, revision: str | None, prompts: Mapping[str, str], key: str = "dense.model") -> None:
+        """key: the recipe's key of the model, for errors. Raises UserError for a model that cannot be loaded."""
         check_installed()
         from sentence_transformers import SentenceTransformer
 
-        folder = resolve_base(model, "dense.model")
+        folder = resolve_base(model, key)
         refuse_foreign_modules(folder, revision)
         try:
             self._model: Any = SentenceTransformer(folder, revision=revision, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"dense.model {model!r}: cannot be loaded as a sentence-transformers model: {reason[0]}: "
+                f"{key} {model!r}: cannot be loaded as a sentence-transformers model: {reason[0]}: "
                 "give a folder with modules.json, or a hub id"
             ) from None
         self._model.eval()
