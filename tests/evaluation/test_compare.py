@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import numpy as np
 import pytest
 
 import rankwright
 from rankwright.cli import show as compare_output
+from rankwright.common.components import difference_over_seeds
 from rankwright.common.errors import UserError
 from rankwright.common.hashing import content_hash
 from rankwright.common.run_folder import RunFolder
@@ -224,6 +226,36 @@ def test_runs_that_differ_in_seed_are_grouped(tmp_path: Path, good: Path, weak: 
     assert not compared(again, twice).over_seeds
 
 
+def test_differences_over_seeds_are_those_of_the_groups(tmp_path: Path, good: Path) -> None:
+    again = make_run(tmp_path / "again", skill=0.8, seed=4)
+    weaker: dict[str, Any] = {"base_skill": 0.3, "loss": {"name": "bce"}}
+    weak = make_run(tmp_path / "weaker", skill=0.3, **weaker)
+    weak_again = make_run(tmp_path / "weaker-again", skill=0.35, seed=4, **weaker)
+
+    def tuned(*folders: Path) -> np.ndarray:
+        found = [values_of(f / "eval" / "one" / "tuned") for f in folders]
+        return np.array([[values[q] for q in sorted(found[0])] for values in found])
+
+    found = compared(good, again, weak, weak_again)
+    rows = {(row.runs, row.other, row.test_set): row for row in found.seed_differences}
+    ours, theirs = ("good", "again"), ("weaker", "weaker-again")
+    assert set(rows) == {
+        (runs, other, name)
+        for runs, other in ((theirs, ours), (ours, ("good/base",)), (theirs, ("weaker/base",)))
+        for name in ("one", "two", None)
+    }
+    row = rows[theirs, ours, "one"]
+    assert row.found == difference_over_seeds(tuned(good, again), tuned(weak, weak_again))
+    assert row.found.mean < 0 and row.found.seeds == (2, 2) and row.p_holm >= row.found.p
+    base = values_of(good / "eval" / "one" / "base")
+    to_base = difference_over_seeds(np.array([[base[q] for q in sorted(base)]]), tuned(good, again))
+    assert rows[ours, ("good/base",), "one"].found == to_base
+    # Against a system that is not trained, each group is compared with it.
+    others = {(row.runs, row.other) for row in compared(good, again, weak, weak_again, against="bm25").seed_differences}
+    assert {(ours, ("bm25",)), (theirs, ("bm25",))} < others
+    assert not compared(good, weak).seed_differences
+
+
 def test_different_queries_are_compared_where_shared(tmp_path: Path, good: Path) -> None:
     part = make_run(tmp_path / "part", skill=0.3, queries=[*QUERIES[5:], "new", "newer"])
     found = compared(good, part)
@@ -396,6 +428,8 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
         "reference",
         "Holm",
         "tuned nDCG@10 over seeds",
+        "differences in nDCG@10 over seeds",
+        "shows from",
     ):
         assert words in done.stdout
     written = json.loads((tmp_path / "out" / "all.json").read_text())
@@ -407,7 +441,9 @@ def test_the_command_line_prints_the_tables_and_writes_json(tmp_path: Path, good
     assert written["pooled"]["good/tuned"]["p_holm"] == found.pooled["good/tuned"].p_holm
     assert written["against"] == "base" and written["comparisons"] == 12
     assert written["over_seeds"][0]["runs"] == ["good", "again"]
+    assert [row["runs"] for row in written["seed_differences"]] == [["good", "again"]] * 3
     assert written == json.loads(json.dumps(compare_output.as_json(found)))
+    assert "seed variance unknown" in jobs.rankwright("compare", good, weak).stdout
 
 
 def test_a_mistake_is_a_line_and_exit_code_2(tmp_path: Path, good: Path) -> None:

@@ -391,6 +391,9 @@ def test_several_runs_are_one_page(run: Path, others: list[Path], tmp_path: Path
     assert f"all {3 * (len(comparison.systems) - 1)} comparisons" in page.text
     ((runs, spreads),) = comparison.over_seeds.items()
     assert page.row("seeds-table", ", ".join(runs), "one")[3] == f"{spreads['one'].mean:.3f}"
+    first = comparison.seed_differences[0]
+    row = page.row("seed-differences", ", ".join(first.runs), ", ".join(map(stage_label, first.other)), "one")
+    assert row[4:6] == [interval(first.found), f"{first.found.detectable:.3f}"]
     assert dict(differing_keys(comparison.runs)) == {
         "seed": ["0", "0", "1"],
         "loss.name": ['"listwise_softmax"', '"bce"', '"listwise_softmax"'],

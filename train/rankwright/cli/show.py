@@ -13,6 +13,7 @@ from rich.table import Column as TableColumn
 from rich.table import Table
 
 from rankwright.common import console, resources
+from rankwright.common.components import POWER
 from rankwright.common.errors import UserError
 from rankwright.common.files import read_json_object, write_text_atomic
 from rankwright.common.plurals import counted
@@ -146,6 +147,14 @@ def show(comparison: Comparison) -> None:
         )
     if comparison.over_seeds:
         console.show(_seed_table(comparison))
+        console.show(_seed_differences(comparison))
+        console.say(
+            "over seeds: t interval for other queries and seeds (variance components, Satterthwaite). shows from: "
+            f"a true difference that {POWER:.0%} of such comparisons would find. Holm: p adjusted for all "
+            f"{len(comparison.seed_differences)} of them"
+        )
+    else:
+        console.say("seed variance unknown: no two of these runs differ only in their seed")
     count = len(comparison.compared) + len(comparison.pooled)
     if count:
         console.say(
@@ -184,6 +193,17 @@ def _seed_table(comparison: Comparison) -> Table:
     return table
 
 
+def _seed_differences(comparison: Comparison) -> Table:
+    table = Table(title=f"differences in {comparison.measure} over seeds", title_justify="left")
+    for column in ("tuned of", "minus", "test set", "difference [95 %]", "shows from", "p", "Holm"):
+        table.add_column(column, justify="left" if column in ("tuned of", "minus", "test set") else "right")
+    for row in comparison.seed_differences:
+        d = row.found
+        numbers = [_interval((d.mean, d.low, d.high)), f"{d.detectable:.3f}", f"{d.p:.4f}", f"{row.p_holm:.4f}"]
+        table.add_row(", ".join(row.runs), ", ".join(map(stage_label, row.other)), row.test_set or ALL, *numbers)
+    return table
+
+
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All numbers, not rounded: what `--json` writes."""
     return {
@@ -206,6 +226,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
             {"runs": list(names), "test_sets": {name: dataclasses.asdict(s) for name, s in spreads.items()}}
             for names, spreads in comparison.over_seeds.items()
         ],
+        "seed_differences": [dataclasses.asdict(row) for row in comparison.seed_differences],
         "notes": list(comparison.notes),
     }
 

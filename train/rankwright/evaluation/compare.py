@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from rankwright.common.components import SeedDifference, difference_over_seeds
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.lineage import lineage
 from rankwright.common.plurals import counted
@@ -63,6 +66,20 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
+class OverSeeds:
+    """tuned of runs that differ only in their seed, less another system, on one test set or, as None, on all together.
+
+    other: names of the runs of another recipe whose tuned it is, or the name of a system that is not trained
+    """
+
+    runs: tuple[str, ...]
+    other: tuple[str, ...]
+    test_set: str | None
+    found: SeedDifference
+    p_holm: float
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """All numbers of a call.
 
@@ -71,6 +88,8 @@ class Comparison:
         results.repeated_queries); empty for a single set
     scale: what labels mean to the measures, the same for all runs
     over_seeds: names of runs that differ only in their seed -> test set -> spread of tuned's nDCG@10
+    seed_differences: those of each such group from the reference's group, or from a reference that is not trained, and
+        from the group's own base: for other queries and other seeds
     """
 
     runs: tuple[EvaluatedRun, ...]
@@ -81,6 +100,7 @@ class Comparison:
     pooled: Mapping[str, Compared]
     repeated: Repeated
     over_seeds: Mapping[tuple[str, ...], Mapping[str, Spread]]
+    seed_differences: tuple[OverSeeds, ...]
     notes: tuple[str, ...]
     scale: Scale
 
@@ -124,7 +144,7 @@ def compare(
     Differences are system - reference by nDCG@10 over the queries that all runs share, with a 95 % BCa interval and
     the p value of a two-sided paired randomisation test, adjusted by Holm's method over all comparisons of the call.
     They tell what other queries would change, for these trained models. `over_seeds` tells what other seeds change,
-    for runs of one recipe.
+    for runs of one recipe, and `seed_differences` what both would change (components.difference_over_seeds).
     Raises UserError as read_runs does, when no test set or no query is shared, when labels mean different things to the
     measures of two runs (metrics.Scale), and for an unknown `against`.
     """
@@ -162,6 +182,7 @@ def compare(
         compared={(name, system): row for (name, system), row in compared.items() if name is not None},
         pooled={system: row for (name, system), row in compared.items() if name is None},
         over_seeds=_over_seeds(runs, sets),
+        seed_differences=_seed_differences(runs, systems, reference, sets, repeated),
         repeated=repeated,
         notes=tuple(_notes(runs, names, repeated)),
         scale=scale,
@@ -276,6 +297,45 @@ def _over_seeds(runs: Sequence[EvaluatedRun], sets: Mapping[str, Shared]) -> dic
         }
         for group in same_but_for_seed(runs)
     }
+
+
+def _seed_differences(
+    runs: Sequence[EvaluatedRun],
+    systems: Sequence[System],
+    reference: System,
+    sets: Mapping[str, Shared],
+    repeated: Repeated,
+) -> tuple[OverSeeds, ...]:
+    groups = same_but_for_seed(runs)
+    tuned = {id(run): s for s in systems if s.kind == "tuned" for run in s.runs}
+    of = next((group for group in groups if reference.kind == "tuned" and reference.runs[0] in group), None)
+    pairs: list[tuple[list[EvaluatedRun], tuple[str, ...], list[System]]] = []
+    for group in groups:
+        if of is not None and group is not of:
+            pairs.append((group, tuple(run.name for run in of), [tuned[id(run)] for run in of]))
+        elif reference.kind != "tuned":
+            pairs.append((group, (reference.name,), [reference]))
+        own = next((s for s in systems if s.kind == "base" and all(run in s.runs for run in group)), None)
+        if own is not None and own is not reference:
+            pairs.append((group, (own.name,), [own]))
+    names = (*sets, None) if len(sets) > 1 else (*sets,)
+    found = []
+    for group, other, others in pairs:
+        for name in names:
+            sides = [
+                [_headline(sets, repeated, system, name) for system in side]
+                for side in (others, [tuned[id(run)] for run in group])
+            ]
+            order = sorted(sides[0][0])
+            if len(order) < 2:
+                continue
+            base_SQ, tuned_SQ = (np.array([[values[q] for q in order] for values in side]) for side in sides)
+            found.append((group, other, name, difference_over_seeds(base_SQ, tuned_SQ)))
+    adjusted = holm({number: difference.p for number, (*_, difference) in enumerate(found)})
+    return tuple(
+        OverSeeds(tuple(run.name for run in group), other, name, difference, adjusted[number])
+        for number, (group, other, name, difference) in enumerate(found)
+    )
 
 
 def _notes(runs: Sequence[EvaluatedRun], names: Sequence[str], repeated: Repeated) -> Iterator[str]:

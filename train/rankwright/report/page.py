@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError
 
+from rankwright.common.components import SeedDifference
 from rankwright.common.errors import UserError
 from rankwright.common.files import write_text_atomic
 from rankwright.common.lineage import OF, lineage
@@ -124,7 +125,7 @@ def _pages() -> Environment:
     return template_environment("rankwright.report", html=True, filters=filters)
 
 
-def interval(difference: Difference | None) -> str:
+def interval(difference: Difference | SeedDifference | None) -> str:
     """`+0.103 [+0.071, +0.136]`, with a real minus sign."""
     if difference is None:
         return "\N{EN DASH}"
