@@ -20,9 +20,9 @@ from rankwright.data.normalisation import normalised
 from rankwright.data.split_files import qualified, read_split
 from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
-from rankwright.evaluation.teacher_gate import LEAST_QUERIES, Verdict, not_judged
+from rankwright.evaluation.teacher_gate import LEAST_QUERIES, Verdict
 from rankwright.pipeline.inputs import StageInputs
-from rankwright.pipeline.teacher import conclude, forget_other_verdict, verdict_on_dev
+from rankwright.pipeline.teacher import conclude, forget_other_verdict, judged_dev, verdict_on_dev
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.teacher import Pairs
@@ -102,14 +102,13 @@ def _gate_queries(recipe: Recipe) -> int:
 
 def _judge_dev(recipe: Recipe, run: RunFolder, inputs: StageInputs, asker: Asker) -> Verdict:
     """Whether the judges order dev better than the base does, by queries that people judged; asks them about these."""
-    settings, scale = _settings(recipe), Scale.of(recipe.evaluate)
+    settings = _settings(recipe)
     name = " and ".join(entry.name for entry in settings.judges)
     forget_other_verdict(run, str(inputs.judge))
-    sets = [qualified(c) for c in read_split(run.data, "dev")]
-    asked = [(c, ids) for c, ids in dev_queries(recipe, sets, most=_gate_queries(recipe)) if ids]
+    asked, verdict = judged_dev(recipe, run, name, most=_gate_queries(recipe))
+    if verdict is not None:
+        return verdict
     count = sum(len(ids) for _, ids in asked)
-    if count < LEAST_QUERIES:
-        return not_judged(name, count, measure=scale.name(HEADLINE))
     kept = read_candidates(run.dev_candidates)
     candidates = {q: kept.get(q, [])[: settings.depth] for _, ids in asked for q in ids}
     console.say(f"  dev, before anything else is asked: {counted(count, 'query')} that people judged")
