@@ -34,7 +34,7 @@ CODE = {
     "teacher gate": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
     "judge": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
-    "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/judge.py",
+    "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/judge.py pipeline/judged_lists.py",
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
@@ -214,7 +214,12 @@ class StageInputs:
         instructions = (self._instructions("train"), self._instructions("dev"))
         shown = (stated["prompt"]["instruction"], instructions, stated["prompt"]["max_tokens"])
         asked = (stated["teacher"]["pairs"], self.recipe.train.dev_queries, self.recipe.seed, self._scale)
-        return content_hash(self._training_data, lists, shown, asked, self.base, self._code("judge"))
+        prior = [
+            (baseline_inputs(one, self.recipe.prompt, bm25=self.recipe.bm25), self._code("teacher"))
+            for one in self.recipe.evaluate.baselines
+            if one.name == self.recipe.pairs.fit.prior_baseline
+        ]
+        return content_hash(self._training_data, lists, shown, asked, prior, self.base, self._code("judge"))
 
     @cached_property
     def _base(self) -> str:

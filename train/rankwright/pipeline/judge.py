@@ -5,35 +5,38 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import json_line, write_lines_atomic
-from rankwright.common.hashing import stable_hash, text_key
 from rankwright.common.plurals import counted
 from rankwright.common.processes import launched
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
-from rankwright.data.normalisation import normalised
-from rankwright.data.split_files import qualified, read_split
+from rankwright.data.split_files import read_split
 from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
 from rankwright.evaluation.teacher_gate import LEAST_QUERIES, Verdict
 from rankwright.pipeline.inputs import StageInputs
+from rankwright.pipeline.judged_lists import (
+    KEY,
+    LETTERS_A_TOKEN,
+    chosen_queries,
+    make_lists,
+    prior_scorer,
+    retrieved_lists,
+)
 from rankwright.pipeline.teacher import conclude, forget_other_verdict, judged_dev, verdict_on_dev
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.teacher import Pairs
 from rankwright.rerankers.pair_scores import teacher_line
 from rankwright.rerankers.scorer import Reranked
-from rankwright.retrieval.candidates import Candidate, prefixed, read_candidates
-from rankwright.retrieval.first_stages import reads_run_file, retrieve, training_stage
+from rankwright.retrieval.candidates import read_candidates
 from rankwright.supervision.preferences.answers import AnswerFile
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.figures import figures
-from rankwright.supervision.preferences.fit import standardised
 from rankwright.supervision.preferences.judges import TEMPLATE, Judge
 from rankwright.supervision.preferences.judging import (
     Across,
@@ -48,9 +51,6 @@ from rankwright.training.loss_terms import reads_teacher
 from rankwright.training.losses import OF_TEACHER
 from rankwright.training.setup import BaseScorer
 
-KEY = "teacher.pairs"
-# Letters of a document that judges are shown for a token that the student reads: English has about four in a token.
-LETTERS_A_TOKEN = 4
 # Documents of a set whose lengths are looked at for the bill.
 BILLED = 2000
 
@@ -69,11 +69,12 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     answers = AnswerFile(run.judge_answers)
     if answers.damaged:
         console.say(f"{answers.path}: {counted(answers.damaged, 'damaged row')}: asked again")
-    chosen = _chosen(recipe, run)
+    chosen = chosen_queries(recipe, settings, run)
     asker = Asker(judges, answers, settings.budget, settings.parallel)
     verdict = _judge_dev(recipe, run, inputs, asker)
     conclude(run, verdict, KEY, inputs=str(inputs.judge), override=override, command=command)
-    lists, twins = _lists(recipe, chosen, _retrieved(recipe, run, chosen, inputs.run_files("train")))
+    retrieved = retrieved_lists(recipe, settings, run, chosen.collections, inputs.run_files("train"))
+    lists, twins = make_lists(recipe, settings, chosen.collections, retrieved, prior_scorer(recipe, settings, inputs))
     planned = _planned(settings, [len(one.ids) for one in lists])
     console.say(
         f"  {counted(len(lists), 'query')} with {counted(sum(len(one.ids) for one in lists), 'document')}: at most "
@@ -86,7 +87,9 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     _write(run, found, across, twins, settings)
     report = {
         **figures(found, across, asker, settings.fit.model),
-        "against_people": _against_people(recipe, chosen, found),
+        "prior": settings.fit.prior,
+        "left_out": chosen.left_out,
+        "against_people": _against_people(recipe, chosen.collections, found),
         "equal_texts": sum(map(len, twins.values())),
     }
     run.write_json(run.judge_report, report)
@@ -112,7 +115,8 @@ def _judge_dev(recipe: Recipe, run: RunFolder, inputs: StageInputs, asker: Asker
     kept = read_candidates(run.dev_candidates)
     candidates = {q: kept.get(q, [])[: settings.depth] for _, ids in asked for q in ids}
     console.say(f"  dev, before anything else is asked: {counted(count, 'query')} that people judged")
-    lists, twins = _lists(recipe, [c.subset(ids) for c, ids in asked], candidates)
+    sets = [c.subset(ids) for c, ids in asked]
+    lists, twins = make_lists(recipe, settings, sets, candidates, prior_scorer(recipe, settings, inputs))
     with console.progress("judge dev", _planned(settings, [len(one.ids) for one in lists])) as advance:
         advance(0)
         found = judge_lists(lists, settings, asker, recipe.seed, advance)
@@ -145,6 +149,9 @@ def check_pairs(recipe: Recipe) -> list[str]:
             for n, value in enumerate(given)
             if given.index(value) < n
         ]
+    baselines = [one.name for one in recipe.evaluate.baselines]
+    if (prior := settings.fit.prior_baseline) is not None and prior not in baselines:
+        faults.append(f"{KEY}.fit.prior: {no_such('baseline', prior, baselines, 'add it to evaluate.baselines')}")
     for number, entry in enumerate(settings.judges):
         try:
             Judge(entry)
@@ -179,124 +186,6 @@ def _settings(recipe: Recipe) -> Pairs:
     return recipe.pairs
 
 
-def _chosen(recipe: Recipe, run: RunFolder) -> list[Collection]:
-    """The training sets with the queries that are judged, their ids qualified.
-
-    Each text is judged once, and none that dev has too. Raises UserError where a test set has one: the data stage
-    refuses such queries, or drops them, so the files are not as it wrote them.
-    """
-    train = [qualified(c) for c in read_split(run.data, "train")]
-    held = {split: _texts(read_split(run.data, split)) for split in ("test", "dev")}
-    places = sorted(
-        ((c, q) for c in train for q in c.queries), key=lambda place: stable_hash("judge", recipe.seed, place[1])
-    )
-    seen: set[str] = set()
-    wanted: dict[str, list[str]] = {c.name: [] for c in train}
-    again = in_dev = 0
-    for collection, query_id in places:
-        if sum(map(len, wanted.values())) == _settings(recipe).queries:
-            break
-        text = normalised(collection.queries[query_id])
-        if text in held["test"]:
-            raise UserError(
-                f"{KEY}: training query {query_id} is a test query too: judges must not see it: remove it from "
-                "data.train, or set data.on_leak: drop"
-            )
-        in_dev += text in held["dev"]
-        again += text in seen
-        if text not in held["dev"] and text not in seen:
-            wanted[collection.name].append(query_id)
-        seen.add(text)
-    for count, why in ((again, "have the text of another one"), (in_dev, "are dev queries too")):
-        if count:
-            console.say(f"  {counted(count, 'training query')} left out: they {why}")
-    if not any(wanted.values()):
-        raise UserError(f"{KEY}: no training query is left to judge: add queries to data.train")
-    return [c.subset(sorted(wanted[c.name])) for c in train if wanted[c.name]]
-
-
-def _texts(collections: Sequence[Collection]) -> set[str]:
-    return {normalised(text) for c in collections for text in c.queries.values()}
-
-
-def _retrieved(
-    recipe: Recipe, run: RunFolder, chosen: Sequence[Collection], run_files: Mapping[str, Path | None]
-) -> dict[str, list[Candidate]]:
-    """The candidates of the chosen queries: those of evaluate.first_stage."""
-    depth, stage = _settings(recipe).depth, training_stage(recipe)
-    found: dict[str, list[Candidate]] = {}
-    # A run file has the ids of the set's files.
-    plain = {c.name: c for c in read_split(run.data, "train")} if reads_run_file(stage) else {}
-    for collection in chosen:
-        console.say(f"  {collection.name}: {stage} top {depth}")
-        if collection.name in plain:
-            prefix = f"{collection.name}/"
-            asked = plain[collection.name].subset(q.removeprefix(prefix) for q in collection.queries)
-            found |= prefixed(retrieve(recipe, stage, asked, depth, run_files[collection.name]), prefix)
-        else:
-            found |= retrieve(recipe, stage, collection, depth)
-    return found
-
-
-def _lists(
-    recipe: Recipe, chosen: Sequence[Collection], retrieved: Mapping[str, Sequence[Candidate]]
-) -> tuple[list[JudgedList], dict[str, dict[str, str]]]:
-    """The lists to judge, by query id; and query id -> document that is not judged -> the one with its text that is."""
-    settings, stage = _settings(recipe), training_stage(recipe)
-    room = LETTERS_A_TOKEN * recipe.prompt.max_tokens
-    found: list[JudgedList] = []
-    twins: dict[str, dict[str, str]] = {}
-    short = cut = 0
-    for collection in chosen:
-        for query_id in sorted(collection.queries):
-            candidates = retrieved[query_id]
-            by_text: dict[bytes, str] = {}
-            scores: list[float] = []
-            for candidate in candidates:
-                text = collection.corpus[candidate.document_id]
-                first = by_text.setdefault(text_key(text[:room]), candidate.document_id)
-                if first != candidate.document_id:
-                    twins.setdefault(query_id, {})[candidate.document_id] = first
-                else:
-                    scores.append(candidate.score)
-                    cut += len(text) > room
-            if len(by_text) < 2:
-                short += 1
-                continue
-            found.append(
-                JudgedList(
-                    query_id,
-                    collection.queries[query_id],
-                    collection.instruction or recipe.prompt.instruction,
-                    list(by_text.values()),
-                    _Shown(collection.corpus, room),
-                    standardised(scores) if settings.fit.prior == "first_stage" else None,
-                )
-            )
-    equal = sum(map(len, twins.values()))
-    for count, words in (
-        (short, f"{counted(short, 'query')} with fewer than two documents: not judged"),
-        (equal, f"{counted(equal, 'document')} with the text of another one of the list: judged once"),
-        (cut, f"{counted(cut, 'document')} cut to {room:,} letters for the judges (4 for each of prompt.max_tokens)"),
-    ):
-        if count:
-            console.say(f"  {words}")
-    if not found:
-        raise UserError(f"{KEY}: {stage} finds less than two documents for every query: there is no pair to judge")
-    return sorted(found, key=lambda one: one.query_id), twins
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """What judges are shown of a document: its first letters, read when they are asked for."""
-
-    corpus: Mapping[str, str]
-    room: int
-
-    def __call__(self, document_id: str) -> str:
-        return self.corpus[document_id][: self.room]
-
-
 def _planned(settings: Pairs, lengths: Sequence[int]) -> int:
     """Calls for lists of these lengths, at most."""
     judges, design = len(settings.judges), bind_design(settings)
@@ -325,9 +214,8 @@ def _write(
         for document, e, sd, count in zip(
             one.ids, (scored.scores + offset).tolist(), scored.deviations.tolist(), calls, strict=True
         ):
-            lines.append(
-                json_line({"query_id": one.query_id, "document_id": document, "e": e, "sd": sd, "calls": count})
-            )
+            row = {"query_id": one.query_id, "document_id": document, "e": e, "sd": sd, "calls": count}
+            lines.append(json_line(row))
             scores.setdefault(one.query_id, {})[document] = e
         own = scores[one.query_id]
         own |= {document: own[first] for document, first in twins.get(one.query_id, {}).items()}
