@@ -27,6 +27,7 @@ from rankwright.pipeline.judged_lists import (
     prior_scorer,
     retrieved_lists,
 )
+from rankwright.pipeline.refine import check_student, judged_queries, read_earlier, refine
 from rankwright.pipeline.teacher import conclude, forget_other_verdict, judged_dev, verdict_on_dev
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
@@ -47,6 +48,7 @@ from rankwright.supervision.preferences.judging import (
     calls_per_query,
     judge_lists,
 )
+from rankwright.supervision.preferences.refinement import most_calls
 from rankwright.training.loss_terms import reads_teacher
 from rankwright.training.losses import OF_TEACHER
 from rankwright.training.setup import BaseScorer
@@ -59,7 +61,7 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     """The whole stage: judge/pairs.jsonl, judge/scores.jsonl, judge/report.json and teacher.jsonl; returns its facts.
 
     First the judges order dev, and are refused where they do it no better than the base. override, command: see
-    teacher.check_teacher.
+    teacher.check_teacher. With teacher.pairs.refine, an earlier run is judged further, see pipeline/refine.py.
     What was answered is in judge/answers.jsonl, and is never asked again. Raises UserError where a judge fails.
     """
     settings = _settings(recipe)
@@ -69,25 +71,35 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     answers = AnswerFile(run.judge_answers)
     if answers.damaged:
         console.say(f"{answers.path}: {counted(answers.damaged, 'damaged row')}: asked again")
-    chosen = chosen_queries(recipe, settings, run)
+    earlier = None if settings.refine is None else read_earlier(recipe, settings, run, answers)
+    chosen = chosen_queries(recipe, settings, run) if earlier is None else earlier.chosen
     asker = Asker(judges, answers, settings.budget, settings.parallel)
     verdict = _judge_dev(recipe, run, inputs, asker)
     conclude(run, verdict, KEY, inputs=str(inputs.judge), override=override, command=command)
-    retrieved = retrieved_lists(recipe, settings, run, chosen.collections, inputs.run_files("train"))
-    lists, twins = make_lists(recipe, settings, chosen.collections, retrieved, prior_scorer(recipe, settings, inputs))
-    planned = _planned(settings, [len(one.ids) for one in lists])
+    if earlier is None:
+        retrieved = retrieved_lists(recipe, settings, run, chosen.collections, inputs.run_files("train"))
+        prior = prior_scorer(recipe, settings, inputs)
+        lists, twins = make_lists(recipe, settings, chosen.collections, retrieved, prior)
+        planned = _planned(settings, [len(one.ids) for one in lists])
+    else:
+        lists, twins, planned = earlier.lists, earlier.copies, earlier.most_calls(settings)
     console.say(
         f"  {counted(len(lists), 'query')} with {counted(sum(len(one.ids) for one in lists), 'document')}: at most "
         f"{counted(planned, 'call')} of {counted(len(judges), 'judge')}; answered before: {len(answers):,}"
     )
+    refinement = None
     with console.progress("judge", planned) as advance:
         advance(0)
-        found = judge_lists(lists, settings, asker, recipe.seed, advance)
+        if earlier is None:
+            found = judge_lists(lists, settings, asker, recipe.seed, advance)
+        else:
+            found, refinement = refine(recipe, settings, earlier, asker, advance)
         across = None if settings.across_queries is None else ask_across(found, settings, asker, recipe.seed, advance)
     _write(run, found, across, twins, settings)
     report = {
         **figures(found, across, asker, settings.fit.model),
         "prior": settings.fit.prior,
+        "refinement": refinement,
         "left_out": chosen.left_out,
         "against_people": _against_people(recipe, chosen.collections, found),
         "equal_texts": sum(map(len, twins.values())),
@@ -162,6 +174,8 @@ def check_pairs(recipe: Recipe) -> list[str]:
                 f"{KEY}.judges.{number}.price_per_million: missing, and budget.money is counted by it: write "
                 "{input: 0, output: 0} for a model of your own"
             )
+    if settings.refine is not None:
+        faults += check_student(recipe, settings)
     try:
         design = bind_design(settings)
     except UserError as error:
@@ -210,13 +224,17 @@ def _write(
     scores: dict[str, dict[str, float]] = {}
     lines: list[str] = []
     for one, scored, offset in zip(found.lists, found.scored, offsets, strict=True):
-        calls = one.calls_of().tolist()
-        for document, e, sd, count in zip(
-            one.ids, (scored.scores + offset).tolist(), scored.deviations.tolist(), calls, strict=True
-        ):
-            row = {"query_id": one.query_id, "document_id": document, "e": e, "sd": sd, "calls": count}
+        columns = {
+            "document_id": one.ids,
+            "e": (scored.scores + offset).tolist(),
+            "sd": scored.deviations.tolist(),
+            "calls": one.calls_of().tolist(),
+            "prior": [None] * len(one.ids) if one.prior is None else one.prior.tolist(),
+        }
+        for values in zip(*columns.values(), strict=True):
+            row = {"query_id": one.query_id, **dict(zip(columns, values, strict=True))}
             lines.append(json_line(row))
-            scores.setdefault(one.query_id, {})[document] = e
+            scores.setdefault(one.query_id, {})[row["document_id"]] = row["e"]
         own = scores[one.query_id]
         own |= {document: own[first] for document, first in twins.get(one.query_id, {}).items()}
     write_lines_atomic(run.judge_scores, lines)
@@ -273,12 +291,24 @@ def _describe(report: Mapping[str, Any], asker: Asker, requests: int) -> None:
         console.say(f"WARNING: {report['ended_by']}" + (f"; {counted(left, 'query')} without scores" if left else ""))
     if report["prior_note"]:
         console.say(f"WARNING: {report['prior_note']}")
+    if (changed := report["refinement"]) is not None:
+        console.say(
+            f"refined {counted(changed['queries'], 'query')} of {report['queries']:,} in which the student and the "
+            f"scores disagreed, with {counted(changed['calls'], 'call')}" + _moved(changed)
+        )
     people = report["against_people"]
     if people is not None:
         console.say(
             f"nDCG@10 on {counted(people['queries'], 'judged training query')}: {people['scores']:.3f}, first stage "
             f"{people['first_stage']:.3f}"
         )
+
+
+def _moved(changed: Mapping[str, Any]) -> str:
+    if not changed["queries"]:
+        return ""
+    (overlap, later), (sd, less) = changed["overlap"], changed["sd"]
+    return f": overlap of their tops {overlap:.2f} -> {later:.2f}, deviation of the best {sd:.2f} -> {less:.2f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +334,7 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     """
     settings = _settings(recipe)
     if not run.split("train").is_file():
-        count = settings.queries + _gate_queries(recipe)
-        return Bill(_planned(settings, [settings.depth] * count), None, None)
+        return Bill(_most_new(settings, settings.queries, _gate_queries(recipe), settings.depth), None, None)
     room = LETTERS_A_TOKEN * recipe.prompt.max_tokens
     train = read_split(run.data, "train")
     queries = [len(text) for c in train for text in itertools.islice(c.queries.values(), BILLED)]
@@ -313,7 +342,7 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     count = min(settings.queries, sum(len(c.queries) for c in train))
     depth = min(settings.depth, max((len(c.corpus) for c in train), default=0))
     dev = sum(len(ids) for _, ids in dev_queries(recipe, read_split(run.data, "dev"), most=_gate_queries(recipe)))
-    calls = _planned(settings, [depth] * (count + dev * (dev >= LEAST_QUERIES)))
+    calls = _most_new(settings, count, dev * (dev >= LEAST_QUERIES), depth)
     letters = len(TEMPLATE) + len(recipe.prompt.instruction) + _mean(queries) + 2 * _mean(documents)
     each = round(letters / LETTERS_A_TOKEN)
     money = None
@@ -323,6 +352,15 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     tokens = tokens if budget.tokens is None else min(tokens, budget.tokens)
     money = money if money is None or budget.money is None else min(money, budget.money)
     return Bill(calls, tokens, money)
+
+
+def _most_new(settings: Pairs, queries: int, dev: int, depth: int) -> int:
+    """Calls for so many training and dev queries; of a refinement those beyond what the student's run asked."""
+    if settings.refine is None:
+        return _planned(settings, [depth] * (queries + dev))
+    judged = judged_queries(settings)
+    across = judged * len(settings.judges) * (settings.across_queries or 0)
+    return _planned(settings, [depth] * dev) + most_calls(settings, judged) + across
 
 
 def _mean(values: Sequence[int]) -> float:

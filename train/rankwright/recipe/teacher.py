@@ -92,6 +92,19 @@ class PreferenceFit(Section):
         return self.prior.removeprefix(BASELINE) if self.prior.startswith(BASELINE) else None
 
 
+class Refine(Section):
+    """More answers where a student disagrees with the scores that it was trained on."""
+
+    student: Line
+    """The folder of a run that was judged and trained by this recipe: its answers are taken, and its model is asked."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The share of the judged queries that are judged further: those with the largest disagreement."""
+    calls_per_query: Annotated[int, Field(gt=0, le=10**6)] = 50
+    """Further calls for each of these queries, of all judges together."""
+    positives_below: Annotated[int, Field(gt=0, le=1000)] | None = 10
+    """Queries whose best relevant document lies below this place of the scores come first; `null`: they do not."""
+
+
 class Pairs(Section):
     """Preferences: judges compare pairs of the documents that the first stage finds for training queries."""
 
@@ -110,6 +123,8 @@ class Pairs(Section):
     fit: PreferenceFit = PreferenceFit()
     across_queries: Annotated[int, Field(ge=1, le=100)] | None = None
     """Calls for each query and judge that put the scores of all queries on one scale; without it, none."""
+    refine: Refine | None = None
+    """Judges the queries of an earlier run further, where the model that it trained disagrees with the scores."""
 
 
 class Teaching(Section):
