@@ -164,6 +164,10 @@ WRONG = {
         ["teacher.pairs.budget.tokens=1000"],
         r"teacher\.pairs\.budget\.tokens: 1,000 are spent: answers of .* count too, and took [\d,]+: raise it",
     ),
+    "a student that is not all": (
+        ["train.first_stage_offset=0.5"],
+        r"train\.first_stage_offset: such a student orders by more than its own scores, which are all that teacher",
+    ),
     "less than a call": (
         ["teacher.pairs.refine.calls_per_query=1", "teacher.pairs.judges=[{name: a, url: 'http://h', model: m}, "
          "{name: b, url: 'http://h', model: n}]"],

@@ -74,7 +74,10 @@ def check_student(recipe: Recipe, settings: Pairs) -> list[str]:
     """All faults of teacher.pairs.refine, each as `key: what`."""
     refine, run = settings.refine, student_run(settings)
     assert refine is not None
-    faults = []
+    faults = [
+        f"{key}: such a student orders by more than its own scores, which are all that {KEY}.refine reads: remove one"
+        for key in recipe.keys_of_lists
+    ]
     if refine.calls_per_query < len(settings.judges):
         faults.append(
             f"{KEY}.refine.calls_per_query: {refine.calls_per_query} are less than one for each of "

@@ -63,12 +63,12 @@ class AnswerFile:
         with path.open("rb") as file:
             for line in file:
                 try:
-                    key, reply = _row(line)
+                    text, (key, reply) = line.decode("ascii").rstrip("\n"), _row(line)
                 except (ValueError, LookupError, TypeError):
                     continue
                 if key not in self._replies:
                     self._replies[key] = reply
-                    lines.append(line.decode("ascii").rstrip("\n"))
+                    lines.append(text)
         if lines:
             append_lines(self.path, lines)
 
