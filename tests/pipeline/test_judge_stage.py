@@ -15,7 +15,7 @@ from typing import Any
 import jobs
 import pytest
 from judge_server import JudgeServer, running_judge, uniform, word_judge
-from rerank_server import Fault, running_server
+from rerank_server import Fault
 from typer.testing import CliRunner
 
 from rankwright.cli.main import app
@@ -26,7 +26,6 @@ from rankwright.data.split_files import read_split
 from rankwright.evaluation.teacher_gate import recorded_verdict
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.judge import bill
-from rankwright.pipeline.judged_lists import Chosen, chosen_queries
 from rankwright.pipeline.overview import preview
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
@@ -326,112 +325,6 @@ def test_a_judge_that_fails_keeps_what_was_answered(server: JudgeServer, tmp_pat
     assert 6 <= kept <= 12 and f"{kept} answers kept in" in done.stderr
     before = len(server.asked)
     assert judged(path).folder.facts("judge")["calls"] - kept == len(server.asked) - before
-
-
-def test_a_test_query_is_refused_and_one_of_dev_left_out(
-    server: JudgeServer, tmp_path: Path, tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = recipe(tmp_path, tiny_qwen3, server, queries=100)
-    pipeline = Pipeline(load_recipe(str(path), []))
-    pipeline.mine()
-    train, dev, test = (pipeline.folder.split(name) for name in ("train", "dev", "test"))
-    row = rows(train)[0]
-    whole = train.read_text()
-
-    def with_query(text: str) -> None:
-        """As a file would be that somebody has changed, which keeps its time and size to the stages before."""
-        train.write_text(whole + json.dumps({**row, "query_id": "planted", "query": text}) + "\n")
-
-    def chosen_now() -> Chosen:
-        assert pipeline.recipe.pairs is not None
-        return chosen_queries(pipeline.recipe, pipeline.recipe.pairs, pipeline.folder)
-
-    with_query(f"  {rows(dev)[0]['query'].upper()} ")
-    chosen = chosen_now()
-    assert "1 training query left out: they are dev queries too" in capsys.readouterr().out
-    count = sum(len(c.queries) for c in chosen.collections)
-    assert "one/planted" not in {q for c in chosen.collections for q in c.queries}
-    with_query(row["query"])
-    again = chosen_now()
-    assert sum(len(c.queries) for c in again.collections) == count
-    assert (chosen.left_out, again.left_out) == (
-        {"equal": 0, "near": 0, "in_dev": 1},
-        {"equal": 1, "near": 0, "in_dev": 0},
-    )
-    assert "have the text of another one" in capsys.readouterr().out
-    with_query(rows(test)[0]["query"])
-    with pytest.raises(
-        UserError, match=r"teacher\.pairs: training query one/planted is a test query too: judges must not"
-    ):
-        chosen_now()
-
-
-def test_one_of_several_nearly_equal_queries_is_judged(
-    server: JudgeServer, tmp_path: Path, tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = recipe(tmp_path, tiny_qwen3, server)
-    pipeline = Pipeline(load_recipe(str(path), []), progress=False)
-    pipeline.data()
-    split = pipeline.folder.split("train")
-    plain = rows(split)
-    # Without articles and marks they are the same questions.
-    copies = [{**row, "query_id": f"again-{row['query_id']}", "query": f"The {row['query']}?"} for row in plain]
-    split.write_text("".join(json.dumps(row) + "\n" for row in [*plain, *copies]))
-
-    def ids(*overrides: str) -> tuple[list[str], Chosen]:
-        loaded = load_recipe(str(path), overrides).recipe
-        assert loaded.pairs is not None
-        chosen = chosen_queries(loaded, loaded.pairs, pipeline.folder)
-        return [q.removeprefix("one/").removeprefix("again-") for c in chosen.collections for q in c.queries], chosen
-
-    asked, chosen = ids("teacher.pairs.queries=10")
-    near = chosen.left_out["near"]
-    assert len(asked) == len(set(asked)) == 10 and near > 0
-    assert f"{near} training quer" in (said := capsys.readouterr().out) and "left out: they are nearly equal" in said
-    assert ids("teacher.pairs.queries=10")[0] == asked, "by seed alone"
-    # All of them, whichever of the two comes first; without the key each query counts.
-    every, chosen = ids("teacher.pairs.queries=1000")
-    assert sorted(every) == sorted(row["query_id"] for row in plain) and chosen.left_out["near"] == len(plain)
-    both, chosen = ids("teacher.pairs.queries=1000", "teacher.pairs.skip_near_duplicates=false")
-    assert len(both) == 2 * len(plain) and chosen.left_out["near"] == 0
-    # A query more changes none of those before it.
-    assert set(ids("teacher.pairs.queries=9")[0]) < set(asked)
-
-
-def test_the_fit_starts_from_a_reranker_where_it_knows_something(
-    server: JudgeServer,
-    tmp_path: Path,
-    tiny_qwen3: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
-    path = recipe(tmp_path, tiny_qwen3, server, queries=30, fit={"prior": "base"})
-    run = Pipeline(load_recipe(str(path))).run_to("judge").folder
-    report = json.loads(run.judge_report.read_text())
-    # The base is random.
-    assert (report["prior"], report["prior_weight"]) == ("base", 0.0)
-    assert capsys.readouterr().out.count("base: loading ") == 1
-    whole, asked = files(run.path), len(server.asked)
-    # What it scored is kept: another folder gives the same bytes without its weights.
-    again = tmp_path / "again"
-    shutil.copytree(run.path / "judge", again / "judge")
-    Pipeline(load_recipe(str(path), [f"run_dir={again}"])).run_to("judge")
-    assert "base: loading" not in capsys.readouterr().out
-    assert different(again, whole) == [] and len(server.asked) == asked
-    # A base that the judge agrees with counts.
-    with running_server() as reranker:
-        reranker.reset("tei")
-        reranker.score = lambda query, document: float(len({*query.split()} & {*document.split()}))
-        row = {"name": "words", "kind": "served", "model": "w", "options": {"url": reranker.url, "shape": "tei"}}
-        baseline = [f"evaluate.baselines=[{json.dumps(row)}]", "teacher.pairs.fit.prior=baseline:words"]
-        useful = judged(path, f"run_dir={tmp_path / 'useful'}", *baseline).folder
-        scored = reranker.asked
-        found = json.loads(useful.judge_report.read_text())
-        assert found["prior"] == "baseline:words" and found["prior_weight"] >= 0.5 and scored
-        assert found["prior_evidence"]["1"] > found["prior_evidence"]["0"] + 10
-        ledger = {one["input"]: one for one in json.loads(useful.licences.read_text())["inputs"]}
-        assert ledger["w"]["use"] == ["distil", "evaluate"]
 
 
 def test_failures_shift_no_vote(server: JudgeServer, tmp_path: Path, tiny_qwen3: Path) -> None:
