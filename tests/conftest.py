@@ -1,9 +1,10 @@
-"""Fixtures that several test files share: tiny random bases and exports, built once a session (see tiny.py)."""
+"""Fixtures that several test files share: tiny random bases, rerankers and exports (see tiny.py, tiny_encoder.py)."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import make_tiny_llama
 
     return make_tiny_llama(tmp_path_factory.mktemp("bases") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Iterator[tuple[Path, Path]]:
+    """(base, cross-encoder); scores are kept in a folder of the file's tests."""
+    from tiny_encoder import make_tiny_cross_encoder
+
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANKWRIGHT_CACHE", str(folder / "cache"))
+        yield tiny_qwen3, make_tiny_cross_encoder(folder / "tiny-bert")
 
 
 @pytest.fixture(scope="session")

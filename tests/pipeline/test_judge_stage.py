@@ -268,6 +268,10 @@ WRONG = {
     "an address": (["teacher.pairs.judges.0.url=ftp://x"], r"teacher\.pairs\.judges\.0\.url: not an address"),
     "no key": (["teacher.pairs.judges.0.key_variable=NO_SUCH"], r"judges\.0\.key_variable: NO_SUCH is not set"),
     "own fields": (["teacher.pairs.judges.0.extra={messages: []}"], r"judges\.0\.extra: 'messages' is a field"),
+    "no such baseline": (
+        ["teacher.pairs.fit.prior=baseline:big"],
+        r"teacher\.pairs\.fit\.prior: unknown baseline 'big' \(known: none\): add it to evaluate\.baselines",
+    ),
     "a design": (
         ["teacher.pairs.design={top_haevy: {}}"],
         r"teacher\.pairs\.design: unknown design 'top_haevy', did you",
@@ -321,38 +325,6 @@ def test_a_judge_that_fails_keeps_what_was_answered(server: JudgeServer, tmp_pat
     assert 6 <= kept <= 12 and f"{kept} answers kept in" in done.stderr
     before = len(server.asked)
     assert judged(path).folder.facts("judge")["calls"] - kept == len(server.asked) - before
-
-
-def test_a_test_query_is_refused_and_one_of_dev_left_out(
-    server: JudgeServer, tmp_path: Path, tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = recipe(tmp_path, tiny_qwen3, server, queries=100)
-    pipeline = Pipeline(load_recipe(str(path), []))
-    pipeline.mine()
-    train, dev, test = (pipeline.folder.split(name) for name in ("train", "dev", "test"))
-    row = rows(train)[0]
-    whole = train.read_text()
-
-    def with_query(text: str) -> None:
-        """As a file would be that somebody has changed, which keeps its time and size to the stages before."""
-        train.write_text(whole + json.dumps({**row, "query_id": "planted", "query": text}) + "\n")
-
-    from rankwright.pipeline import judge as stage
-
-    with_query(f"  {rows(dev)[0]['query'].upper()} ")
-    chosen = stage._chosen(pipeline.recipe, pipeline.folder)
-    assert "1 training query left out: they are dev queries too" in capsys.readouterr().out
-    assert "one/planted" not in {q for c in chosen for q in c.queries}
-    with_query(row["query"])
-    assert sum(len(c.queries) for c in stage._chosen(pipeline.recipe, pipeline.folder)) == sum(
-        len(c.queries) for c in chosen
-    )
-    assert "have the text of another one" in capsys.readouterr().out
-    with_query(rows(test)[0]["query"])
-    with pytest.raises(
-        UserError, match=r"teacher\.pairs: training query one/planted is a test query too: judges must not"
-    ):
-        stage._chosen(pipeline.recipe, pipeline.folder)
 
 
 def test_failures_shift_no_vote(server: JudgeServer, tmp_path: Path, tiny_qwen3: Path) -> None:

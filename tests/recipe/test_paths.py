@@ -33,6 +33,7 @@ def loaded(path: Path, values: dict[str, object], *overrides: str) -> Recipe:
 
 
 def test_every_path_of_a_file_starts_at_its_folder(home: Path) -> None:
+    judge = {"name": "j", "url": "http://127.0.0.1:1", "model": "m"}
     recipe = loaded(
         home / "mine.yaml",
         {
@@ -45,6 +46,7 @@ def test_every_path_of_a_file_starts_at_its_folder(home: Path) -> None:
             "mine": {
                 "teacher": {"name": "t", "kind": "rankwright", "model": "adapters", "options": {"base": "bases/small"}}
             },
+            "teacher": {"pairs": {"judges": [judge], "refine": {"student": "runs/first"}}},
             "evaluate": {"baselines": [{"name": "s", "kind": "served", "model": "adapters"}]},
             "licence": {"decisions": [{"input": "bases/small", "by": "me", "why": "mine"}]},
             "run_dir": "out",
@@ -67,6 +69,8 @@ def test_every_path_of_a_file_starts_at_its_folder(home: Path) -> None:
     teacher = recipe.mine.teacher
     assert teacher is not None and teacher.model == str(home / "adapters")
     assert teacher.options["base"] == str(home / "bases/small")
+    assert recipe.pairs is not None and recipe.pairs.refine is not None
+    assert recipe.pairs.refine.student == str(home / "runs/first")
     # The name that a server knows; a folder that is written.
     assert recipe.evaluate.baselines[0].model == "adapters"
     assert recipe.run_dir == "out"

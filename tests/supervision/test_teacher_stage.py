@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jobs
 import pytest
-from tiny_encoder import make_tiny_cross_encoder
 
 from rankwright.common.errors import UserError
 from rankwright.common.run_folder import RunFolder
@@ -30,15 +28,6 @@ from rankwright.retrieval.candidates import read_candidates
 from rankwright.training.setup import load_base_tokenizer, recipe_contract
 
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Iterator[tuple[Path, Path]]:
-    """(base, cross-encoder); scores are kept in a folder of this file's tests."""
-    folder = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RANKWRIGHT_CACHE", str(folder / "cache"))
-        yield tiny_qwen3, make_tiny_cross_encoder(folder / "tiny-bert")
 
 
 def mined(folder: Path, models: tuple[Path, Path], above: str, **mine: Any) -> Pipeline:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load
 from test_sampling import CORPUS, QUERIES, SET, make
-from tiny_encoder import make_tiny_cross_encoder
 
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.outputs import read_sealed, sealed
@@ -37,15 +35,6 @@ KL = Loss(name="kl_distil")
 def encoder(tiny_qwen3: Path) -> PromptEncoder:
     tokenizer = load_tokenizer(str(tiny_qwen3))
     return PromptEncoder(make_contract(tokenizer, mode="portable", max_tokens=128), tokenizer)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Iterator[tuple[Path, Path]]:
-    """(base, cross-encoder); scores are kept in a folder of this file's tests."""
-    folder = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RANKWRIGHT_CACHE", str(folder / "cache"))
-        yield tiny_qwen3, make_tiny_cross_encoder(folder / "tiny-bert")
 
 
 def raw_scores(*missing: tuple[str, str]) -> dict[str, dict[str, float]]:

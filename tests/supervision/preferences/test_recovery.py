@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -12,6 +12,7 @@ import pytest
 from rankwright.supervision.preferences.design import Pair, cycles, first_cycle, generator, next_round
 from rankwright.supervision.preferences.fit import Fit, Pooled, Query, fit, fit_pooled, standardised
 from rankwright.supervision.preferences.likelihood import DEFAULT, Settings
+from rankwright.supervision.preferences.refinement import average_overlap
 from support.preference_judge import Judge, Judged, answers_of, judged_query
 
 QUERIES = 60
@@ -54,8 +55,8 @@ def all_fits(queries: Sequence[Query], pooled: Pooled, settings: Settings = DEFA
 
 
 @cache
-def top_heavy(useful: bool, settings: Settings, calls: int = 200) -> Recovered:
-    """One cycle; the biases and the prior's weight pooled; rounds of 50 calls; the biases pooled again."""
+def asked_top_heavy(useful: bool, settings: Settings, calls: int = 200) -> tuple[Pooled, list[list[Pair]]]:
+    """One cycle; the biases and the prior's weight pooled; then rounds of 50 calls. What was pooled, and the pairs."""
     pairs = [first_cycle(len(q), generator(SEED, q.query_id, 0)) for q in simulated()]
     queries = asked_so_far(JUDGE, pairs, useful)
     pooled = fit_pooled(queries, settings)
@@ -64,6 +65,14 @@ def top_heavy(useful: bool, settings: Settings, calls: int = 200) -> Recovered:
             asked += next_round(found, asked, 50, generator(SEED, query.query_id, number))
         queries = asked_so_far(JUDGE, pairs, useful)
     assert {len(asked) for asked in pairs} == {calls}
+    return pooled, pairs
+
+
+@cache
+def top_heavy(useful: bool, settings: Settings, calls: int = 200) -> Recovered:
+    """The pairs of asked_top_heavy, with the biases pooled again."""
+    pooled, pairs = asked_top_heavy(useful, settings, calls)
+    queries = asked_so_far(JUDGE, pairs, useful)
     final = fit_pooled(queries, replace(settings, prior_weights=(pooled.prior_weight,)))
     return Recovered(replace(pooled, biases=final.biases), all_fits(queries, final))
 
@@ -101,6 +110,48 @@ def test_the_evidence_keeps_a_useful_prior_and_drops_a_useless_one() -> None:
     assert useless.ndcg == without.ndcg
     assert 0.03 <= without.ndcg - forced.ndcg <= 0.1
     assert useful.ndcg > without.ndcg
+
+
+def refits(more: Mapping[int, int]) -> list[Fit]:
+    """The fits after 200 calls for each query, and so many more, near the top, for those of these numbers."""
+    pooled, pairs = asked_top_heavy(True, DEFAULT)
+    longer = [list(asked) for asked in pairs]
+    for number, found in enumerate(all_fits(asked_so_far(JUDGE, pairs), pooled)):
+        if number in more:
+            rng = generator(SEED, simulated()[number].query_id, 9)
+            longer[number] += next_round(found, pairs[number], more[number], rng)
+    return all_fits(asked_so_far(JUDGE, longer), pooled)
+
+
+def ndcg_of(fits: Sequence[Fit], which: Iterable[int] = range(QUERIES)) -> float:
+    return float(np.mean([simulated()[n].ndcg(fits[n].scores) for n in which]))
+
+
+def test_calls_where_a_student_disagrees_are_worth_as_much_as_calls_about_all_queries() -> None:
+    """Refinement of a fifth of the queries by 50 calls each, against ten more calls for every query."""
+    before = refits({})
+    rng = np.random.default_rng(SEED)
+    overlaps = []
+    for query, found in zip(simulated(), before, strict=True):
+        student = query.latent + 1.5 * rng.standard_normal(len(query))
+        overlaps.append(average_overlap(np.argsort(-student).tolist(), np.argsort(-found.scores).tolist()))
+    doubtful = np.argsort(overlaps)[: QUERIES // 5].tolist()
+    # The scores are worse where the student disagrees, and calls mend that.
+    assert ndcg_of(before, doubtful) < ndcg_of(before)
+    refined = refits(dict.fromkeys(doubtful, 50))
+    assert ndcg_of(refined, doubtful) > ndcg_of(before, doubtful) + 0.03
+    spread = refits(dict.fromkeys(range(QUERIES), 10))
+    assert ndcg_of(refined) > ndcg_of(before) + 0.005 and abs(ndcg_of(refined) - ndcg_of(spread)) < 0.01
+
+
+def test_calls_find_relevant_documents_that_people_labelled_and_the_scores_put_low() -> None:
+    before = refits({})
+    low = []
+    for number, (query, found) in enumerate(zip(simulated(), before, strict=True)):
+        labelled = found.scores[np.flatnonzero(query.relevant)[0]]
+        low += [number] if (found.scores > labelled).sum() >= 10 else []
+    assert 3 <= len(low) <= 15 and ndcg_of(before, low) < ndcg_of(before) - 0.03
+    assert ndcg_of(refits(dict.fromkeys(low, 50)), low) > ndcg_of(before, low) + 0.03
 
 
 @pytest.mark.parametrize("judge", [JUDGE, Judge(noise=0.0, bias=-0.5), Judge(noise=0.7, bias=0.8, soft=True)])

@@ -191,6 +191,11 @@ def stale_export(folder: Path) -> str | None:
     return None if run is None else lineage(run).line_of(f"export {folder.name}")
 
 
+def export_to_load(run: RunFolder) -> Path | None:
+    """The first export in LOADED that a run folder has."""
+    return next((run.export(target) for target in LOADED if run.export(target).is_dir()), None)
+
+
 def model_folder(name: str) -> str:
     """The folder to be loaded for a run folder: its first export in LOADED; any other name as it is.
 
@@ -201,10 +206,10 @@ def model_folder(name: str) -> str:
         return name
     if RunFolder(folder).is_run():
         run = RunFolder(folder)
-        found = [target for target in LOADED if run.export(target).is_dir()]
-        if not found:
+        found = export_to_load(run)
+        if found is None:
             raise UserError(f"{name}: a run folder without an export to load: run `{run.command('export')}`")
-        folder = run.export(found[0])
+        folder = found
         console.say(f"{name}: a run folder: its export {folder} is loaded")
     if line := stale_export(folder):
         console.say(f"WARNING: {folder} is stale: {line}")

@@ -9,8 +9,9 @@ from typing import Any
 
 from rankwright import __version__
 from rankwright.common.hashing import content_hash, files_hash
-from rankwright.common.resources import resolve_base
-from rankwright.common.run_folder import PACKAGE, code_hash
+from rankwright.common.lineage import export_to_load
+from rankwright.common.resources import expand, resolve_base
+from rankwright.common.run_folder import PACKAGE, RunFolder, code_hash
 from rankwright.data.sources import Located
 from rankwright.evaluation.evaluate import system_names
 from rankwright.evaluation.metrics import Scale, measures_of
@@ -34,7 +35,8 @@ CODE = {
     "teacher gate": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/mine.py",
     "judge": "mining common recipe data retrieval rerankers supervision evaluation/teacher_gate.py "
-    "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/judge.py",
+    "evaluation/evaluate.py evaluation/metrics.py pipeline/teacher.py pipeline/judge.py pipeline/judged_lists.py "
+    "pipeline/refine.py",
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
@@ -213,8 +215,24 @@ class StageInputs:
         lists = (found, self.recipe.evaluate.depth, self.recipe.data.ignore_identical_ids)
         instructions = (self._instructions("train"), self._instructions("dev"))
         shown = (stated["prompt"]["instruction"], instructions, stated["prompt"]["max_tokens"])
-        asked = (stated["teacher"]["pairs"], self.recipe.train.dev_queries, self.recipe.seed, self._scale)
-        return content_hash(self._training_data, lists, shown, asked, self.base, self._code("judge"))
+        pairs = {**stated["teacher"]["pairs"], "refine": self._refine}
+        asked = (pairs, self.recipe.train.dev_queries, self.recipe.seed, self._scale)
+        prior = [
+            (baseline_inputs(one, self.recipe.prompt, bm25=self.recipe.bm25), self._code("teacher"))
+            for one in self.recipe.evaluate.baselines
+            if one.name == self.recipe.pairs.fit.prior_baseline
+        ]
+        return content_hash(self._training_data, lists, shown, asked, prior, self.base, self._code("judge"))
+
+    @property
+    def _refine(self) -> Any:
+        """teacher.pairs.refine, with what is read of the student's run in the place of its folder."""
+        stated = self._sections["teacher"]["pairs"]["refine"]
+        if stated is None:
+            return None
+        run = RunFolder(expand(stated["student"]))
+        read = [run.judge_pairs, run.judge_scores, run.judge_report, export_to_load(run)]
+        return {**stated, "student": [self._content(path) for path in read if path is not None and path.exists()]}
 
     @cached_property
     def _base(self) -> str:

@@ -5,35 +5,39 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
+from rankwright.common.errors import UserError, no_such
 from rankwright.common.files import json_line, write_lines_atomic
-from rankwright.common.hashing import stable_hash, text_key
 from rankwright.common.plurals import counted
 from rankwright.common.processes import launched
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
-from rankwright.data.normalisation import normalised
-from rankwright.data.split_files import qualified, read_split
+from rankwright.data.split_files import read_split
 from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
-from rankwright.evaluation.teacher_gate import LEAST_QUERIES, Verdict, not_judged
+from rankwright.evaluation.teacher_gate import LEAST_QUERIES, Verdict
 from rankwright.pipeline.inputs import StageInputs
-from rankwright.pipeline.teacher import conclude, forget_other_verdict, verdict_on_dev
+from rankwright.pipeline.judged_lists import (
+    KEY,
+    LETTERS_A_TOKEN,
+    chosen_queries,
+    make_lists,
+    prior_scorer,
+    retrieved_lists,
+)
+from rankwright.pipeline.refine import check_student, judged_queries, read_earlier, refine
+from rankwright.pipeline.teacher import conclude, forget_other_verdict, judged_dev, verdict_on_dev
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.teacher import Pairs
 from rankwright.rerankers.pair_scores import teacher_line
 from rankwright.rerankers.scorer import Reranked
-from rankwright.retrieval.candidates import Candidate, prefixed, read_candidates
-from rankwright.retrieval.first_stages import reads_run_file, retrieve, training_stage
+from rankwright.retrieval.candidates import read_candidates
 from rankwright.supervision.preferences.answers import AnswerFile
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.figures import figures
-from rankwright.supervision.preferences.fit import standardised
 from rankwright.supervision.preferences.judges import TEMPLATE, Judge
 from rankwright.supervision.preferences.judging import (
     Across,
@@ -44,13 +48,11 @@ from rankwright.supervision.preferences.judging import (
     calls_per_query,
     judge_lists,
 )
+from rankwright.supervision.preferences.refinement import most_calls
 from rankwright.training.loss_terms import reads_teacher
 from rankwright.training.losses import OF_TEACHER
 from rankwright.training.setup import BaseScorer
 
-KEY = "teacher.pairs"
-# Letters of a document that judges are shown for a token that the student reads: English has about four in a token.
-LETTERS_A_TOKEN = 4
 # Documents of a set whose lengths are looked at for the bill.
 BILLED = 2000
 
@@ -59,7 +61,7 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     """The whole stage: judge/pairs.jsonl, judge/scores.jsonl, judge/report.json and teacher.jsonl; returns its facts.
 
     First the judges order dev, and are refused where they do it no better than the base. override, command: see
-    teacher.check_teacher.
+    teacher.check_teacher. With teacher.pairs.refine, an earlier run is judged further, see pipeline/refine.py.
     What was answered is in judge/answers.jsonl, and is never asked again. Raises UserError where a judge fails.
     """
     settings = _settings(recipe)
@@ -69,24 +71,37 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     answers = AnswerFile(run.judge_answers)
     if answers.damaged:
         console.say(f"{answers.path}: {counted(answers.damaged, 'damaged row')}: asked again")
-    chosen = _chosen(recipe, run)
+    earlier = None if settings.refine is None else read_earlier(recipe, settings, run, answers)
+    chosen = chosen_queries(recipe, settings, run) if earlier is None else earlier.chosen
     asker = Asker(judges, answers, settings.budget, settings.parallel)
     verdict = _judge_dev(recipe, run, inputs, asker)
     conclude(run, verdict, KEY, inputs=str(inputs.judge), override=override, command=command)
-    lists, twins = _lists(recipe, chosen, _retrieved(recipe, run, chosen, inputs.run_files("train")))
-    planned = _planned(settings, [len(one.ids) for one in lists])
+    if earlier is None:
+        retrieved = retrieved_lists(recipe, settings, run, chosen.collections, inputs.run_files("train"))
+        prior = prior_scorer(recipe, settings, inputs)
+        lists, twins = make_lists(recipe, settings, chosen.collections, retrieved, prior)
+        planned = _planned(settings, [len(one.ids) for one in lists])
+    else:
+        lists, twins, planned = earlier.lists, earlier.copies, earlier.most_calls(settings)
     console.say(
         f"  {counted(len(lists), 'query')} with {counted(sum(len(one.ids) for one in lists), 'document')}: at most "
         f"{counted(planned, 'call')} of {counted(len(judges), 'judge')}; answered before: {len(answers):,}"
     )
+    refinement = None
     with console.progress("judge", planned) as advance:
         advance(0)
-        found = judge_lists(lists, settings, asker, recipe.seed, advance)
+        if earlier is None:
+            found = judge_lists(lists, settings, asker, recipe.seed, advance)
+        else:
+            found, refinement = refine(recipe, settings, earlier, asker, advance)
         across = None if settings.across_queries is None else ask_across(found, settings, asker, recipe.seed, advance)
     _write(run, found, across, twins, settings)
     report = {
         **figures(found, across, asker, settings.fit.model),
-        "against_people": _against_people(recipe, chosen, found),
+        "prior": settings.fit.prior,
+        "refinement": refinement,
+        "left_out": chosen.left_out,
+        "against_people": _against_people(recipe, chosen.collections, found),
         "equal_texts": sum(map(len, twins.values())),
     }
     run.write_json(run.judge_report, report)
@@ -102,18 +117,18 @@ def _gate_queries(recipe: Recipe) -> int:
 
 def _judge_dev(recipe: Recipe, run: RunFolder, inputs: StageInputs, asker: Asker) -> Verdict:
     """Whether the judges order dev better than the base does, by queries that people judged; asks them about these."""
-    settings, scale = _settings(recipe), Scale.of(recipe.evaluate)
+    settings = _settings(recipe)
     name = " and ".join(entry.name for entry in settings.judges)
     forget_other_verdict(run, str(inputs.judge))
-    sets = [qualified(c) for c in read_split(run.data, "dev")]
-    asked = [(c, ids) for c, ids in dev_queries(recipe, sets, most=_gate_queries(recipe)) if ids]
+    asked, verdict = judged_dev(recipe, run, name, most=_gate_queries(recipe))
+    if verdict is not None:
+        return verdict
     count = sum(len(ids) for _, ids in asked)
-    if count < LEAST_QUERIES:
-        return not_judged(name, count, measure=scale.name(HEADLINE))
     kept = read_candidates(run.dev_candidates)
     candidates = {q: kept.get(q, [])[: settings.depth] for _, ids in asked for q in ids}
     console.say(f"  dev, before anything else is asked: {counted(count, 'query')} that people judged")
-    lists, twins = _lists(recipe, [c.subset(ids) for c, ids in asked], candidates)
+    sets = [c.subset(ids) for c, ids in asked]
+    lists, twins = make_lists(recipe, settings, sets, candidates, prior_scorer(recipe, settings, inputs))
     with console.progress("judge dev", _planned(settings, [len(one.ids) for one in lists])) as advance:
         advance(0)
         found = judge_lists(lists, settings, asker, recipe.seed, advance)
@@ -146,6 +161,9 @@ def check_pairs(recipe: Recipe) -> list[str]:
             for n, value in enumerate(given)
             if given.index(value) < n
         ]
+    baselines = [one.name for one in recipe.evaluate.baselines]
+    if (prior := settings.fit.prior_baseline) is not None and prior not in baselines:
+        faults.append(f"{KEY}.fit.prior: {no_such('baseline', prior, baselines, 'add it to evaluate.baselines')}")
     for number, entry in enumerate(settings.judges):
         try:
             Judge(entry)
@@ -156,6 +174,8 @@ def check_pairs(recipe: Recipe) -> list[str]:
                 f"{KEY}.judges.{number}.price_per_million: missing, and budget.money is counted by it: write "
                 "{input: 0, output: 0} for a model of your own"
             )
+    if settings.refine is not None:
+        faults += check_student(recipe, settings)
     try:
         design = bind_design(settings)
     except UserError as error:
@@ -178,124 +198,6 @@ def check_pairs(recipe: Recipe) -> list[str]:
 def _settings(recipe: Recipe) -> Pairs:
     assert recipe.pairs is not None, "the stage is wanted only where the recipe has the section"
     return recipe.pairs
-
-
-def _chosen(recipe: Recipe, run: RunFolder) -> list[Collection]:
-    """The training sets with the queries that are judged, their ids qualified.
-
-    Each text is judged once, and none that dev has too. Raises UserError where a test set has one: the data stage
-    refuses such queries, or drops them, so the files are not as it wrote them.
-    """
-    train = [qualified(c) for c in read_split(run.data, "train")]
-    held = {split: _texts(read_split(run.data, split)) for split in ("test", "dev")}
-    places = sorted(
-        ((c, q) for c in train for q in c.queries), key=lambda place: stable_hash("judge", recipe.seed, place[1])
-    )
-    seen: set[str] = set()
-    wanted: dict[str, list[str]] = {c.name: [] for c in train}
-    again = in_dev = 0
-    for collection, query_id in places:
-        if sum(map(len, wanted.values())) == _settings(recipe).queries:
-            break
-        text = normalised(collection.queries[query_id])
-        if text in held["test"]:
-            raise UserError(
-                f"{KEY}: training query {query_id} is a test query too: judges must not see it: remove it from "
-                "data.train, or set data.on_leak: drop"
-            )
-        in_dev += text in held["dev"]
-        again += text in seen
-        if text not in held["dev"] and text not in seen:
-            wanted[collection.name].append(query_id)
-        seen.add(text)
-    for count, why in ((again, "have the text of another one"), (in_dev, "are dev queries too")):
-        if count:
-            console.say(f"  {counted(count, 'training query')} left out: they {why}")
-    if not any(wanted.values()):
-        raise UserError(f"{KEY}: no training query is left to judge: add queries to data.train")
-    return [c.subset(sorted(wanted[c.name])) for c in train if wanted[c.name]]
-
-
-def _texts(collections: Sequence[Collection]) -> set[str]:
-    return {normalised(text) for c in collections for text in c.queries.values()}
-
-
-def _retrieved(
-    recipe: Recipe, run: RunFolder, chosen: Sequence[Collection], run_files: Mapping[str, Path | None]
-) -> dict[str, list[Candidate]]:
-    """The candidates of the chosen queries: those of evaluate.first_stage."""
-    depth, stage = _settings(recipe).depth, training_stage(recipe)
-    found: dict[str, list[Candidate]] = {}
-    # A run file has the ids of the set's files.
-    plain = {c.name: c for c in read_split(run.data, "train")} if reads_run_file(stage) else {}
-    for collection in chosen:
-        console.say(f"  {collection.name}: {stage} top {depth}")
-        if collection.name in plain:
-            prefix = f"{collection.name}/"
-            asked = plain[collection.name].subset(q.removeprefix(prefix) for q in collection.queries)
-            found |= prefixed(retrieve(recipe, stage, asked, depth, run_files[collection.name]), prefix)
-        else:
-            found |= retrieve(recipe, stage, collection, depth)
-    return found
-
-
-def _lists(
-    recipe: Recipe, chosen: Sequence[Collection], retrieved: Mapping[str, Sequence[Candidate]]
-) -> tuple[list[JudgedList], dict[str, dict[str, str]]]:
-    """The lists to judge, by query id; and query id -> document that is not judged -> the one with its text that is."""
-    settings, stage = _settings(recipe), training_stage(recipe)
-    room = LETTERS_A_TOKEN * recipe.prompt.max_tokens
-    found: list[JudgedList] = []
-    twins: dict[str, dict[str, str]] = {}
-    short = cut = 0
-    for collection in chosen:
-        for query_id in sorted(collection.queries):
-            candidates = retrieved[query_id]
-            by_text: dict[bytes, str] = {}
-            scores: list[float] = []
-            for candidate in candidates:
-                text = collection.corpus[candidate.document_id]
-                first = by_text.setdefault(text_key(text[:room]), candidate.document_id)
-                if first != candidate.document_id:
-                    twins.setdefault(query_id, {})[candidate.document_id] = first
-                else:
-                    scores.append(candidate.score)
-                    cut += len(text) > room
-            if len(by_text) < 2:
-                short += 1
-                continue
-            found.append(
-                JudgedList(
-                    query_id,
-                    collection.queries[query_id],
-                    collection.instruction or recipe.prompt.instruction,
-                    list(by_text.values()),
-                    _Shown(collection.corpus, room),
-                    standardised(scores) if settings.fit.prior == "first_stage" else None,
-                )
-            )
-    equal = sum(map(len, twins.values()))
-    for count, words in (
-        (short, f"{counted(short, 'query')} with fewer than two documents: not judged"),
-        (equal, f"{counted(equal, 'document')} with the text of another one of the list: judged once"),
-        (cut, f"{counted(cut, 'document')} cut to {room:,} letters for the judges (4 for each of prompt.max_tokens)"),
-    ):
-        if count:
-            console.say(f"  {words}")
-    if not found:
-        raise UserError(f"{KEY}: {stage} finds less than two documents for every query: there is no pair to judge")
-    return sorted(found, key=lambda one: one.query_id), twins
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """What judges are shown of a document: its first letters, read when they are asked for."""
-
-    corpus: Mapping[str, str]
-    room: int
-
-    def __call__(self, document_id: str) -> str:
-        return self.corpus[document_id][: self.room]
 
 
 def _planned(settings: Pairs, lengths: Sequence[int]) -> int:
@@ -322,14 +224,17 @@ def _write(
     scores: dict[str, dict[str, float]] = {}
     lines: list[str] = []
     for one, scored, offset in zip(found.lists, found.scored, offsets, strict=True):
-        calls = one.calls_of().tolist()
-        for document, e, sd, count in zip(
-            one.ids, (scored.scores + offset).tolist(), scored.deviations.tolist(), calls, strict=True
-        ):
-            lines.append(
-                json_line({"query_id": one.query_id, "document_id": document, "e": e, "sd": sd, "calls": count})
-            )
-            scores.setdefault(one.query_id, {})[document] = e
+        columns = {
+            "document_id": one.ids,
+            "e": (scored.scores + offset).tolist(),
+            "sd": scored.deviations.tolist(),
+            "calls": one.calls_of().tolist(),
+            "prior": [None] * len(one.ids) if one.prior is None else one.prior.tolist(),
+        }
+        for values in zip(*columns.values(), strict=True):
+            row = {"query_id": one.query_id, **dict(zip(columns, values, strict=True))}
+            lines.append(json_line(row))
+            scores.setdefault(one.query_id, {})[row["document_id"]] = row["e"]
         own = scores[one.query_id]
         own |= {document: own[first] for document, first in twins.get(one.query_id, {}).items()}
     write_lines_atomic(run.judge_scores, lines)
@@ -386,12 +291,24 @@ def _describe(report: Mapping[str, Any], asker: Asker, requests: int) -> None:
         console.say(f"WARNING: {report['ended_by']}" + (f"; {counted(left, 'query')} without scores" if left else ""))
     if report["prior_note"]:
         console.say(f"WARNING: {report['prior_note']}")
+    if (changed := report["refinement"]) is not None:
+        console.say(
+            f"refined {counted(changed['queries'], 'query')} of {report['queries']:,} in which the student and the "
+            f"scores disagreed, with {counted(changed['calls'], 'call')}" + _moved(changed)
+        )
     people = report["against_people"]
     if people is not None:
         console.say(
             f"nDCG@10 on {counted(people['queries'], 'judged training query')}: {people['scores']:.3f}, first stage "
             f"{people['first_stage']:.3f}"
         )
+
+
+def _moved(changed: Mapping[str, Any]) -> str:
+    if not changed["queries"]:
+        return ""
+    (overlap, later), (sd, less) = changed["overlap"], changed["sd"]
+    return f": overlap of their tops {overlap:.2f} -> {later:.2f}, deviation of the best {sd:.2f} -> {less:.2f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,8 +334,7 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     """
     settings = _settings(recipe)
     if not run.split("train").is_file():
-        count = settings.queries + _gate_queries(recipe)
-        return Bill(_planned(settings, [settings.depth] * count), None, None)
+        return Bill(_most_new(settings, settings.queries, _gate_queries(recipe), settings.depth), None, None)
     room = LETTERS_A_TOKEN * recipe.prompt.max_tokens
     train = read_split(run.data, "train")
     queries = [len(text) for c in train for text in itertools.islice(c.queries.values(), BILLED)]
@@ -426,7 +342,7 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     count = min(settings.queries, sum(len(c.queries) for c in train))
     depth = min(settings.depth, max((len(c.corpus) for c in train), default=0))
     dev = sum(len(ids) for _, ids in dev_queries(recipe, read_split(run.data, "dev"), most=_gate_queries(recipe)))
-    calls = _planned(settings, [depth] * (count + dev * (dev >= LEAST_QUERIES)))
+    calls = _most_new(settings, count, dev * (dev >= LEAST_QUERIES), depth)
     letters = len(TEMPLATE) + len(recipe.prompt.instruction) + _mean(queries) + 2 * _mean(documents)
     each = round(letters / LETTERS_A_TOKEN)
     money = None
@@ -436,6 +352,15 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     tokens = tokens if budget.tokens is None else min(tokens, budget.tokens)
     money = money if money is None or budget.money is None else min(money, budget.money)
     return Bill(calls, tokens, money)
+
+
+def _most_new(settings: Pairs, queries: int, dev: int, depth: int) -> int:
+    """Calls for so many training and dev queries; of a refinement those beyond what the student's run asked."""
+    if settings.refine is None:
+        return _planned(settings, [depth] * (queries + dev))
+    judged = judged_queries(settings)
+    across = judged * len(settings.judges) * (settings.across_queries or 0)
+    return _planned(settings, [depth] * dev) + most_calls(settings, judged) + across
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -66,6 +66,7 @@ EXAMPLES = {
     "teacher.pairs.budget.money": "50",
     "teacher.pairs.design": "{top_heavy: {cycles: 1}}",
     "teacher.pairs.across_queries": "2",
+    "teacher.pairs.refine.student": "runs/first",
     "loss.options": "{temperature: 2.0}",
     "loss.plus[].name": "bce",
     "loss.plus[].options": "{}",

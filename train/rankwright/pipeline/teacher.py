@@ -52,13 +52,8 @@ def check_teacher(
     assert teacher is not None
     if processes.is_first:
         forget_other_verdict(run, inputs.teacher)
-    sets = [qualified(c) for c in read_split(run.data, "dev")]
-    asked = [(c, ids) for c, ids in dev_queries(recipe, sets, least=LEAST_QUERIES) if ids]
-    queries = sum(len(ids) for _, ids in asked)
-    scale = Scale.of(recipe.evaluate)
-    if queries < LEAST_QUERIES:
-        found = not_judged(teacher.name, queries, measure=scale.name(HEADLINE))
-    else:
+    asked, found = judged_dev(recipe, run, teacher.name, least=LEAST_QUERIES)
+    if found is None:
         files = inputs.run_files("dev")
         made = {"shards": inputs.shards, "mined": inputs.mine}
         lists = dev_lists(recipe, run, **made, run_files=files, processes=processes)
@@ -72,7 +67,22 @@ def check_teacher(
     if not processes.is_first:
         return {}
     conclude(run, found, "mine.teacher", inputs=inputs.teacher, override=override, command=command)
-    return {"verdict": found.verdict, "queries": queries}
+    return {"verdict": found.verdict, "queries": found.queries}
+
+
+def judged_dev(
+    recipe: Recipe, run: RunFolder, teacher: str, *, least: int = 0, most: int | None = None
+) -> tuple[Asked, Verdict | None]:
+    """The dev queries that people judged and the verdict rests on; and the verdict where they are too few for one.
+
+    least, most: see train.dev_queries.
+    """
+    sets = [qualified(c) for c in read_split(run.data, "dev")]
+    asked = [(c, ids) for c, ids in dev_queries(recipe, sets, least=least, most=most) if ids]
+    count = sum(len(ids) for _, ids in asked)
+    if count >= LEAST_QUERIES:
+        return asked, None
+    return asked, not_judged(teacher, count, measure=Scale.of(recipe.evaluate).name(HEADLINE))
 
 
 def forget_other_verdict(run: RunFolder, inputs: str) -> None:

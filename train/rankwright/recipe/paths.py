@@ -48,7 +48,7 @@ def _is_relative(text: str, folder: Path, name: str) -> bool:
     """Whether a text is a relative path. What may also be an id is one where it begins with a dot, or is there."""
     if not text or text.startswith((resources.FIXTURES, "~")) or Path(text).is_absolute():
         return False
-    if name in ("root", "path", "run", "judgements") or text.startswith("."):
+    if name in ("root", "path", "run", "judgements", "student") or text.startswith("."):
         return True
     return text.endswith(resources.YAML_SUFFIXES) if name == "card" else resources.is_there(folder / text)
 
@@ -58,10 +58,12 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Key]]:
     sets = _section(data, "data")
     rooted = isinstance(sets.get("root"), str)
     mine, evaluate = _section(data, "mine"), _section(data, "evaluate")
+    pairs = _section(_section(data, "teacher"), "pairs")
     places: list[tuple[Any, Key, tuple[str, ...]]] = [
         (sets, ("data",), ("root",)),
         (_section(data, "model"), ("model",), ("base",)),
         (_section(data, "dense"), ("dense",), ("model",)),
+        (_section(pairs, "refine"), ("teacher", "pairs", "refine"), ("student",)),
     ]
     for split in SPLITS:
         # Relative to data.root where there is one.

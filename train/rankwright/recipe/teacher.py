@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from rankwright.recipe.kinds import FolderName, Line, NoResult, Positive, Section, Weight
 
@@ -58,6 +58,24 @@ class Budget(Section):
     """Money in all, in the currency of `price_per_million`; without it, any sum."""
 
 
+PRIORS = ("first_stage", "base", "none")
+BASELINE = "baseline:"
+
+
+def _prior(text: str) -> str:
+    # By hand: a plain union would report the faults of both readings.
+    if text in PRIORS or (text.startswith(BASELINE) and len(text) > len(BASELINE)):
+        return text
+    raise ValueError(f"must be {', '.join(PRIORS)} or {BASELINE}NAME, found {text!r}")
+
+
+Prior = Annotated[
+    Line,
+    AfterValidator(_prior),
+    WithJsonSchema({"anyOf": [{"enum": list(PRIORS)}, {"type": "string", "pattern": f"^{BASELINE}."}]}),
+]
+
+
 class PreferenceFit(Section):
     """How the scores of a query's documents are fitted to the answers."""
 
@@ -65,8 +83,26 @@ class PreferenceFit(Section):
     """The chance that a document wins, by the difference of two scores: logistic or normal."""
     ridge: Annotated[float, Field(gt=0, le=1000)] = 0.25
     """Precision of the normal prior of a score: without it, a document that wins every time would have no score."""
-    prior: Literal["first_stage", "none"] = "first_stage"
-    """Scores start from those of the first stage, with a weight that the answers choose: 0 where it knows nothing."""
+    prior: Prior = "first_stage"
+    """Scores that the fit starts from, as far as they explain the answers; `baseline:NAME`: of `evaluate.baselines`."""
+
+    @property
+    def prior_baseline(self) -> str | None:
+        """The name of the baseline whose scores are the prior, None for other priors."""
+        return self.prior.removeprefix(BASELINE) if self.prior.startswith(BASELINE) else None
+
+
+class Refine(Section):
+    """More answers where a student disagrees with the scores that it was trained on."""
+
+    student: Line
+    """The folder of a run that was judged and trained by this recipe: its answers are taken, and its model is asked."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The share of the judged queries that are judged further: those with the largest disagreement."""
+    calls_per_query: Annotated[int, Field(gt=0, le=10**6)] = 50
+    """Further calls for each of these queries, of all judges together."""
+    positives_below: Annotated[int, Field(gt=0, le=1000)] | None = 10
+    """Queries whose best relevant document lies below this place of the scores come first; `null`: they do not."""
 
 
 class Pairs(Section):
@@ -75,6 +111,8 @@ class Pairs(Section):
     judges: Annotated[tuple[Judge, ...], Field(min_length=1, max_length=20)]
     queries: Positive = 1000
     """At most so many training queries are judged, chosen by seed."""
+    skip_near_duplicates: bool = True
+    """Judges one of several queries that are nearly equal; `false` judges all of them."""
     depth: Annotated[int, Field(ge=2, le=1000)] = 100
     """Candidates of each query: the first of the lists of `evaluate.first_stage`."""
     parallel: Annotated[int, Field(ge=1, le=512), NoResult] = 8
@@ -85,6 +123,8 @@ class Pairs(Section):
     fit: PreferenceFit = PreferenceFit()
     across_queries: Annotated[int, Field(ge=1, le=100)] | None = None
     """Calls for each query and judge that put the scores of all queries on one scale; without it, none."""
+    refine: Refine | None = None
+    """Judges the queries of an earlier run further, where the model that it trained disagrees with the scores."""
 
 
 class Teaching(Section):

@@ -26,22 +26,34 @@ class Teacher(KeptScorer):
     """
 
     def __init__(
-        self, baseline: Baseline, prompt: Prompt, *, bm25: Bm25 | None = None, cache: Path | None = None
+        self,
+        baseline: Baseline,
+        prompt: Prompt,
+        *,
+        bm25: Bm25 | None = None,
+        cache: Path | None = None,
+        key: str = TEACHER,
     ) -> None:
-        """Raises UserError for a served teacher among several processes, whose limits are those of one client."""
+        """key: of the recipe, where the reranker is named.
+
+        Raises UserError for a served teacher among several processes, whose limits are those of one client.
+        """
         if baseline.kind == "served" and launched() > 1:
             raise UserError(
-                f"{TEACHER}: {baseline.name} is served, and asked by one process: `rankwright mine` alone first"
+                f"{key}: {baseline.name} is served, and asked by one process: `rankwright mine` alone first"
             )
         self.baseline = baseline
+        self._named_by = key
         self._prompt = prompt
         self._bm25 = bm25
         self._cache = cache or cache_folder()
-        key = f"{TEACHER}: {baseline.name}"
-        super().__init__(f"teacher {baseline.name}", baseline.model, self._cache / "teacher", key=key)
+        label = f"teacher {baseline.name}" if key == TEACHER else baseline.name
+        super().__init__(label, baseline.model, self._cache / "teacher", key=f"{key}: {baseline.name}")
 
     def _load(self) -> Scorer:
-        scorer: Scorer = load_baseline(self.baseline, self._prompt, cache=self._cache, key=TEACHER, bm25=self._bm25)
+        scorer: Scorer = load_baseline(
+            self.baseline, self._prompt, cache=self._cache, key=self._named_by, bm25=self._bm25
+        )
         return scorer
 
     def _under(self, scorer: Scorer, stated: str | None) -> Scorer:
@@ -50,7 +62,7 @@ class Teacher(KeptScorer):
     def _inputs(self, stated: str | None) -> str:
         """kinds.baseline_inputs, and what the machine and the hub decide."""
         commit = None
-        if self.baseline.kind != "served" and not Path(resolve_base(self.baseline.model, TEACHER)).is_dir():
+        if self.baseline.kind != "served" and not Path(resolve_base(self.baseline.model, self._named_by)).is_dir():
             # A branch of a hub repository moves: what counts is the commit that was loaded.
             self._scorer(stated)
             commit = _commit(self.baseline)
@@ -58,7 +70,7 @@ class Teacher(KeptScorer):
         import torch
 
         prompt = self._prompt if stated is None else self._prompt.model_copy(update={"instruction": stated})
-        inputs = baseline_inputs(self.baseline, prompt, key=TEACHER, bm25=self._bm25)
+        inputs = baseline_inputs(self.baseline, prompt, key=self._named_by, bm25=self._bm25)
         return content_hash(inputs, commit, torch.cuda.is_available())
 
     def describe(self, kept: int) -> str:

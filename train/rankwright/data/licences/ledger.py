@@ -148,9 +148,12 @@ def make_inputs(
         found += [_teacher(entry) for entry in located.get("train", ()) if entry.name in teachers]
     for what, model, model_revision, mines in roles.orderings:
         found.append(_model(what, model, model_revision, ("mine", "evaluate") if mines else ("evaluate",)))
+    # What scores are trained on starts from its scores.
+    prior = None if recipe.pairs is None else recipe.pairs.fit.prior_baseline
     for baseline in recipe.evaluate.baselines:
         served = baseline.kind == "served"
-        found.append(_model("baseline", baseline.model, baseline.revision, ("evaluate",), served=served))
+        shares: tuple[Use, ...] = ("distil", "evaluate") if baseline.name == prior else ("evaluate",)
+        found.append(_model("baseline", baseline.model, baseline.revision, shares, served=served))
     decisions = recipe.licence.decisions
     return [replace(one, decision=next((d for d in decisions if d.input in one.names), None)) for one in _merged(found)]
 

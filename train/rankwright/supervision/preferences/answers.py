@@ -40,8 +40,8 @@ class AnswerFile:
                     break
                 good += len(line)
                 try:
-                    row = unsealed(json.loads(line))
-                    self._replies[row["hash"]] = _reply(row)
+                    key, reply = _row(line)
+                    self._replies[key] = reply
                 except (ValueError, LookupError, TypeError):
                     if not line.startswith(_START):
                         raise UserError(f"{self.path}:{number}: not an answer of a judge: move the file away") from None
@@ -57,6 +57,21 @@ class AnswerFile:
         """The answer to a question, None where it was not asked."""
         return self._replies.get(key)
 
+    def take(self, path: Path) -> None:
+        """Add the rows of another such file that are not here yet, as they stand; its damaged ones are left there."""
+        lines = []
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    text, (key, reply) = line.decode("ascii").rstrip("\n"), _row(line)
+                except (ValueError, LookupError, TypeError):
+                    continue
+                if key not in self._replies:
+                    self._replies[key] = reply
+                    lines.append(text)
+        if lines:
+            append_lines(self.path, lines)
+
     def add(self, key: str, reply: Reply, *, judge: str, query: str, order: tuple[str, str]) -> None:
         """Keep an answer; it is on the disk when this returns."""
         tokens = None if reply.tokens is None else list(reply.tokens)
@@ -65,6 +80,12 @@ class AnswerFile:
         row |= {"said": reply.said} if reply.first_wins is None else {}
         append_lines(self.path, [json.dumps(sealed(row))])
         self._replies[key] = reply
+
+
+def _row(line: bytes) -> tuple[str, Reply]:
+    """(hash, reply) of a line. Raises ValueError, LookupError or TypeError for any other."""
+    row = unsealed(json.loads(line))
+    return str(row["hash"]), _reply(row)
 
 
 def _reply(row: Mapping[str, Any]) -> Reply:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,8 @@ from rankwright.supervision.preferences.likelihood import Answers, Settings
 
 # The documents at the top whose order counts, as for nDCG@10.
 TOP = 10
+# A call and what came of it: see JudgedList.rows.
+Row = tuple[int, int, int, float | None, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def calls_per_query(settings: Pairs, count: int | None = None) -> int:
 class JudgedList:
     """One query with the documents that are compared, N of them, all of different texts.
 
-    text: document id -> what judges are shown. prior: standardised scores of the first stage, fp64_N, None without.
+    text: document id -> what judges are shown. prior: standardised scores that the fit starts from, fp64_N, or None.
     first_calls: of the first round, as many as must come back before the query has scores. asked: the pairs so far, by
     numbers. rows: (number of the document shown first, of the other, judge, probability that the first wins or None
     without an answer, round) of each call.
@@ -98,16 +100,16 @@ class JudgedList:
     prior: np.ndarray | None
     asked: set[Pair] = field(default_factory=set)
     first_calls: int = 0
-    rows: list[tuple[int, int, int, float | None, int]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
     @property
     def is_covered(self) -> bool:
         """Whether the whole first round was answered, or refused."""
         return 0 < self.first_calls <= len(self.rows)
 
-    def answers(self, weights: Sequence[float]) -> Answers:
-        """The observations for the fit; weights: of the judges."""
-        seen = [row for row in self.rows if row[3] is not None]
+    def answers(self, weights: Sequence[float], *, first_round: bool = False) -> Answers:
+        """The observations for the fit, all of them or those of the first round; weights: of the judges."""
+        seen = [row for row in self.rows if row[3] is not None and not (first_round and row[4])]
         first, second, judge = (np.array([row[n] for row in seen], np.int64) for n in range(3))
         wins = np.array([row[3] for row in seen], np.float64)
         return Answers(first, second, wins, judge, np.array(weights, np.float64)[judge])
@@ -165,8 +167,6 @@ def judge_lists(
     answers at the end. Raises UserError where the budget ends before any query has had its first round.
     """
     plan, judges = bind_design(settings), len(settings.judges)
-    weights = [judge.weight for judge in settings.judges]
-    own = _fit_settings(settings)
     most = {one.query_id: calls_per_query(settings, len(one.ids)) // judges for one in lists}
     first_rounds = []
     for one in lists:
@@ -178,30 +178,68 @@ def judge_lists(
     covered = [one for one in lists if one.is_covered]
     if not covered:
         raise UserError(f"{asker.over}: no query has had its first round: raise it")
-    first = fit_pooled([Query(one.answers(weights), len(one.ids), one.prior) for one in covered], own, judges)
+    first = pooled_first(covered, settings)
+    if plan.round != 0:
+        rounds += further_rounds(covered, first, most, settings, asker, advance, seed=seed, number=1)
+    return concluded(covered, len(lists) - len(covered), first, settings, rounds, seed=seed)
 
-    def fitted(one: JudgedList, biases_J: np.ndarray) -> Fit:
-        mean_N = None if one.prior is None else first.prior_weight * one.prior
-        return fit(one.answers(weights), len(one.ids), mean_N, own, biases_J)
 
-    while asker.over is None and plan.round != 0:
-        number, pairs_of = len(rounds), []
+def pooled_first(covered: Sequence[JudgedList], settings: Pairs) -> Pooled:
+    """What queries that have had their first round share, by the answers of that round alone."""
+    weights = [judge.weight for judge in settings.judges]
+    queries = [Query(one.answers(weights, first_round=True), len(one.ids), one.prior) for one in covered]
+    return fit_pooled(queries, _fit_settings(settings), len(weights))
+
+
+def further_rounds(
+    covered: Sequence[JudgedList],
+    first: Pooled,
+    most: Mapping[str, int],
+    settings: Pairs,
+    asker: Asker,
+    advance: Callable[[int], object],
+    *,
+    seed: int,
+    number: int,
+) -> list[int]:
+    """Ask rounds of pairs near the top of each order so far, until budgets or pairs end; returns the calls of each.
+
+    most: query id -> pairs in all, with those asked already. number: of the next round.
+    """
+    plan, rounds = bind_design(settings), list[int]()
+    while asker.over is None:
+        pairs_of: list[list[Pair]] = []
         for one in covered:
             calls = min(plan.round or max(len(one.ids) // 2, 1), most[one.query_id] - len(one.asked))
-            rng = generator(seed, one.query_id, number)
-            so_far = fitted(one, first.biases)
-            pairs_of.append(next_round(so_far, one.asked, calls, rng, plan.mean_place) if calls > 0 else [])
+            rng = generator(seed, one.query_id, number + len(rounds))
+            so_far = _fitted(one, first.prior_weight, first.biases, settings) if calls > 0 else None
+            pairs_of.append([] if so_far is None else next_round(so_far, one.asked, calls, rng, plan.mean_place))
         if not any(pairs_of):
             break
-        rounds.append(_round(covered, pairs_of, asker, number, advance))
+        rounds.append(_round(covered, pairs_of, asker, number + len(rounds), advance))
+    return rounds
+
+
+def concluded(
+    covered: Sequence[JudgedList], left_out: int, first: Pooled, settings: Pairs, rounds: Sequence[int], *, seed: int
+) -> Judging:
+    """Fit the scores to all answers, with the biases that these show. left_out, first, rounds: see Judging."""
+    own, weights = _fit_settings(settings), [judge.weight for judge in settings.judges]
     chosen = Settings(model=own.model, ridge=own.ridge, prior_weights=(first.prior_weight,))
-    pooled = fit_pooled([Query(one.answers(weights), len(one.ids), one.prior) for one in covered], chosen, judges)
+    queries = [Query(one.answers(weights), len(one.ids), one.prior) for one in covered]
+    pooled = fit_pooled(queries, chosen, len(weights))
     scored = []
     for one in covered:
-        found = fitted(one, pooled.biases)
+        found = _fitted(one, first.prior_weight, pooled.biases, settings)
         overlap = top_overlap(found, TOP, generator(seed, one.query_id, len(rounds)))
         scored.append(Scored(found.scores, found.deviations, overlap))
-    return Judging(covered, scored, len(lists) - len(covered), first, pooled, rounds)
+    return Judging(covered, scored, left_out, first, pooled, rounds)
+
+
+def _fitted(one: JudgedList, prior_weight: float, biases_J: np.ndarray, settings: Pairs) -> Fit:
+    mean_N = None if one.prior is None else prior_weight * one.prior
+    weights = [judge.weight for judge in settings.judges]
+    return fit(one.answers(weights), len(one.ids), mean_N, _fit_settings(settings), biases_J)
 
 
 def _round(
@@ -221,7 +259,7 @@ def _round(
                 one.asked.add((first, second))
                 for judge in range(len(asker.judges)):
                     shown = (second, first) if judge % 2 else (first, second)
-                    yield _call(asker, judge, one, shown)
+                    yield call_of(asker, judge, one, shown)
 
     made = 0
     for call, value in asker.ask(calls()):
@@ -272,7 +310,8 @@ def _fit_settings(settings: Pairs) -> Settings:
     return Settings(model=settings.fit.model, ridge=settings.fit.ridge)
 
 
-def _call(asker: Asker, judge: int, one: JudgedList, shown: Pair) -> Call:
+def call_of(asker: Asker, judge: int, one: JudgedList, shown: Pair) -> Call:
+    """The call that shows a judge two documents of a query, in this order."""
     order = one.ids[shown[0]], one.ids[shown[1]]
     asked = asker.judges[judge]
     prompt = asked.prompt(one.query, one.text(order[0]), one.text(order[1]), one.instruction)
