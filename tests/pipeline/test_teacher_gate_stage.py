@@ -20,7 +20,8 @@ from rankwright.common.lineage import lineage
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.split_files import qualified, read_split
 from rankwright.evaluation.gate import GateRefused
-from rankwright.evaluation.teacher_gate import recorded_verdict
+from rankwright.evaluation.teacher_gate import TeacherRefused, recorded_verdict
+from rankwright.pipeline.overview import summary
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.train import dev_queries, kept_base_scores
 from rankwright.recipe.loading import load_recipe
@@ -143,6 +144,12 @@ def test_a_bad_teacher_is_refused_before_anything_is_mined_and_an_override_is_ke
     assert not (run / "negatives.jsonl").exists() and not (run / "stages" / "teacher.json").exists()
     page = write_report(run).read_text(encoding="utf-8")
     assert "Teacher: REFUSED." in page and verdict(run)["sentence"] in page
+    # A whole run ends in the same way, with its page; the verdict is among the results for programs.
+    (run / "report.html").unlink()
+    with pytest.raises(TeacherRefused, match="orders dev worse"):
+        pipeline(recipe).run()
+    assert "Teacher: REFUSED." in (run / "report.html").read_text(encoding="utf-8")
+    assert summary(pipeline(recipe))["teacher"]["verdict"] == "refused"
     # The same command again: refused by the same scores, of which none is made again.
     asked, before = len(server.asked), verdict(run)
     capsys.readouterr()

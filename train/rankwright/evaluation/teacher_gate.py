@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rankwright.common.errors import UserError
 from rankwright.common.outputs import read_sealed
 from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
@@ -15,9 +16,12 @@ from rankwright.common.stats import Difference, mean_interval, paired_difference
 # With fewer judged dev queries hardly any teacher could be told from the base.
 LEAST_QUERIES = 50
 CONFIDENCE = 0.9
-
 # Query id -> value of the measure.
 Values = Mapping[str, float]
+
+
+class TeacherRefused(UserError):
+    """The teacher is not shown to order dev better than the base: nothing is trained with it."""
 
 
 @dataclass(frozen=True, slots=True)

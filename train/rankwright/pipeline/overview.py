@@ -12,6 +12,7 @@ from rankwright.common.files import read_json_object
 from rankwright.common.plurals import counted
 from rankwright.evaluation.gate import recorded_verdict
 from rankwright.evaluation.results import read_results, rows_of, verdict
+from rankwright.evaluation.teacher_gate import recorded_verdict as teacher_verdict
 from rankwright.pipeline.judge import bill
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
@@ -105,7 +106,8 @@ def _device(known: Any) -> str | None:
 def summary(pipeline: Pipeline) -> dict[str, Any]:
     """What a finished run has: its folder, stages, results, verdict, gate, exports and report.
 
-    results: as Pipeline.results() gives them. gate: gate.json, or None. exports: target -> folder.
+    results: as Pipeline.results() gives them. gate: gate.json, or None. teacher: its verdict, or
+    None. exports: target -> folder.
     """
     run, recipe = pipeline.folder, pipeline.recipe
     results, _ = read_results(run.path, recipe, pipeline.test_sets, pipeline.inputs.systems)
@@ -117,6 +119,7 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
         "verdict": {"tone": found.tone, "sentences": list(found.sentences)},
         "results": [dataclasses.asdict(row) for row in rows],
         "gate": read_json_object(run.gate) if recipe.gate is not None else None,
+        "teacher": teacher_verdict(run) if recipe.has_teacher else None,
         "exports": {t: str(run.export(t)) for t in recipe.export_targets if run.export(t).is_dir()},
         "report": str(run.report) if run.report.is_file() else None,
     }

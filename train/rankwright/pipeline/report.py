@@ -10,6 +10,7 @@ from rankwright.common.files import read_json_object
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.metrics import HEADLINE, measures_of
 from rankwright.evaluation.results import SetResults, read_results, rows_of, verdict
+from rankwright.evaluation.teacher_gate import recorded_verdict
 from rankwright.pipeline.evaluate import write_attributes
 from rankwright.pipeline.train import flat_config
 from rankwright.recipe.schema import Recipe
@@ -44,6 +45,10 @@ def outcome_of(recipe: Recipe, run: RunFolder, sets: Sequence[str], inputs: Mapp
     if recipe.gate is not None and gate is not None:
         values["gate/accepted"] = float(bool(gate["accepted"]))
         sentences += [f"Gate, {'passed' if rule['passed'] else 'FAILED'}: {rule['sentence']}" for rule in gate["rules"]]
+    teacher = recorded_verdict(run) if recipe.has_teacher else None
+    if teacher is not None and teacher["verdict"] != "not judged":
+        values["teacher/accepted"] = float(teacher["verdict"] == "accepted")
+        sentences.append(teacher["sentence"])
     return Outcome(
         values=values,
         sentences=sentences,

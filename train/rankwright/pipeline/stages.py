@@ -22,6 +22,7 @@ from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override
 from rankwright.evaluation.metrics import measures_of
 from rankwright.evaluation.results import result_rows
+from rankwright.evaluation.teacher_gate import TeacherRefused
 from rankwright.export.publish import ExportFailed
 from rankwright.pipeline.checks import check_names, check_targets
 from rankwright.pipeline.context import Context, roles
@@ -29,7 +30,7 @@ from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.train import make_accelerator
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.schema import COMBINED
-from rankwright.report.page import mark_report
+from rankwright.report.page import mark_report, write_report
 
 
 class Pipeline(Context):
@@ -189,6 +190,10 @@ class Pipeline(Context):
                     self._meet_and_run(stage)
                 except (GateRefused, ExportFailed) as error:
                     refused = error
+                except TeacherRefused:
+                    if stages[-1].name == "report" and self.processes.is_first:
+                        console.say(f"report: {write_report(self.folder.path)}")
+                    raise
         if refused is not None:
             raise refused
         return self

@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Column, Table
 
 from rankwright.common import console
-from rankwright.common.errors import UserError
 from rankwright.common.outputs import remove, sealed
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
@@ -19,6 +18,7 @@ from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
 from rankwright.evaluation.teacher_gate import (
     LEAST_QUERIES,
+    TeacherRefused,
     Values,
     Verdict,
     judge_teacher,
@@ -94,7 +94,7 @@ def forget_other_verdict(run: RunFolder, inputs: str) -> None:
 def conclude(run: RunFolder, found: Verdict, key: str, *, inputs: str, override: str | None, command: str) -> None:
     """Write a verdict with the reason to use a refused teacher, given now or before for the same inputs, and print it.
 
-    key: where the recipe names the teacher. Raises UserError for a refused teacher without a reason.
+    key: where the recipe names the teacher. Raises TeacherRefused without a reason.
     """
     if found.verdict == "refused":
         # On one line, as that of the gate.
@@ -105,7 +105,8 @@ def conclude(run: RunFolder, found: Verdict, key: str, *, inputs: str, override:
     if found.rows:
         console.show(_table(found))
     if not found.may_train:
-        raise UserError(f"{key}: {found.sentence}. Choose another teacher, or go on with: {command} --override 'why'")
+        advice = f"Choose another teacher, or go on with: {command} --override 'why'"
+        raise TeacherRefused(f"{key}: {found.sentence}. {advice}")
     console.say(found.sentence)
     if found.override is not None:
         console.say(f"used although it is refused: {found.override}")
