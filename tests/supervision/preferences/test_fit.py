@@ -55,7 +55,8 @@ def test_the_optimum_is_that_of_a_general_optimiser(model: str, judges: int) -> 
     best = optimize.minimize(objective, np.zeros(count + judges), arguments, method="BFGS", options={"gtol": 1e-9})
     found = fit(a, count, mean, MODELS[model])
     x = np.concatenate([found.scores, found.biases])
-    np.testing.assert_allclose(x, best.x, atol=1e-6)
+    # BFGS ends where rounding hides the slope: the last digits depend on the CPU.
+    np.testing.assert_allclose(x, best.x, atol=1e-5)
     slope = optimize.approx_fprime(x, objective, 1e-6, *arguments)
     assert np.abs(slope).max() < 2e-5
     assert objective(x, *arguments) <= best.fun + 1e-12
