@@ -11,13 +11,15 @@ from rankwright import __version__
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.resources import resolve_base
 from rankwright.common.run_folder import PACKAGE, code_hash
+from rankwright.data.judged_pairs import pair_files
 from rankwright.data.sources import Located
 from rankwright.evaluation.evaluate import system_names
 from rankwright.evaluation.metrics import Scale, measures_of
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
-from rankwright.model.long_documents import CUT_OFF
+from rankwright.model.long_documents import CUT_OFF, PAIRWISE
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe, result_values
+from rankwright.rerankers.comparer import student_folder, student_hash
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs
 from rankwright.retrieval.first_stages import possible_stages, training_stage
 from rankwright.retrieval.retriever import retrievers
@@ -100,7 +102,9 @@ class StageInputs:
         """A set by content; its run file, its weight and its licence are not part of it."""
         # A note or a licence of the card changes no row.
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
-        content = entry.path and self._content(entry.path)
+        content: Any = entry.path and self._content(entry.path)
+        if entry.pairs is not None:
+            content = [self._content(path) for path in pair_files(entry.pairs)]
         reading = entry.source.model_dump(
             include={"format", "columns", "labels", "encoding", "config", "relevant_from", "group_key"}
         )
@@ -214,7 +218,8 @@ class StageInputs:
         instructions = (self._instructions("train"), self._instructions("dev"))
         shown = (stated["prompt"]["instruction"], instructions, stated["prompt"]["max_tokens"])
         asked = (stated["teacher"]["pairs"], self.recipe.train.dev_queries, self.recipe.seed, self._scale)
-        return content_hash(self._training_data, lists, shown, asked, self.base, self._code("judge"))
+        models = [student_hash(student_folder(j.model)) for j in self.recipe.pairs.judges if j.kind == "pairwise"]
+        return content_hash(self._training_data, lists, shown, asked, self.base, self._code("judge"), *models)
 
     @cached_property
     def _base(self) -> str:
@@ -227,7 +232,8 @@ class StageInputs:
         prompt = {k: v for k, v in self._sections["prompt"].items() if k not in PROMPT_OF_TUNED}
         stated = "instruction" in self.recipe.prompt.model_fields_set
         # BM25 chooses what is read of a long document.
-        words = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
+        words: list[Any] = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
+        words += [PAIRWISE] if self.recipe.is_pairwise else []
         return content_hash(name, weights, prompt, stated, *words)
 
     @property
