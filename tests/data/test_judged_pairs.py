@@ -85,6 +85,17 @@ def test_labels_are_the_judges_probabilities_without_their_bias(tmp_path: Path) 
     assert unbiased([0.25], [0.5], is_normal=True) == pytest.approx([ndtr(ndtri(0.25) - 0.5)])
 
 
+def test_a_student_that_was_asked_in_both_orders_has_no_bias_left(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", [row(0, 1, 2, 0.9), row(0, 3, 4, 0.9, "two")])
+    report = json.loads(run.judge_report.read_text())
+    report["judges"][0]["both_orders"] = True
+    run.write_json(run.judge_report, report)
+    run.finish("judge", "x", seconds=0, outputs=[run.judge_pairs, run.judge_report])
+    found = read_pairs(run.path, "pairs", lambda _: None)
+    assert found.qrels["set/q0/1"]["set/q0/1/ab"] == pytest.approx(0.9)
+    assert found.qrels["set/q0/2"]["set/q0/2/ab"] == pytest.approx(expit(logit(0.9) + 0.3))
+
+
 def test_dev_and_test_have_decisions_and_ties_have_none(tmp_path: Path) -> None:
     found = decided(Collection("c", {}, {"q": "x", "r": "y"}, {"q": {"a": 0.3, "b": 0.7}, "r": {"a": 0.5, "b": 0.5}}))
     assert found.qrels == {"q": {"a": 0.0, "b": 1.0}, "r": {"a": 0.0, "b": 0.0}} and not found.positives("r")

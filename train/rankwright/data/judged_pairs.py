@@ -33,7 +33,7 @@ LEAST = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """weight: what its answers count. bias: what report.json states, on the scale of the fit."""
+    """weight: what its answers count. bias: that of its answers, on the scale of the fit."""
 
     weight: float
     bias: float
@@ -145,7 +145,9 @@ def _judges(run: RunFolder) -> tuple[dict[str, _Judge], bool]:
     """(name -> judge, whether the run's fit is normal and not logistic). Raises UserError for damaged files."""
     report, recipe = (read_json_object(path) or {} for path in (run.judge_report, run.recipe_json))
     try:
-        judges = {j["name"]: _Judge(float(j["weight"]), float(j["bias"])) for j in report["judges"]}
+        # The answers of a student are means of both orders: their bias is gone already.
+        biases = {j["name"]: 0.0 if j.get("both_orders") else float(j["bias"]) for j in report["judges"]}
+        judges = {j["name"]: _Judge(float(j["weight"]), biases[j["name"]]) for j in report["judges"]}
         return judges, recipe["teacher"]["pairs"]["fit"]["model"] == "thurstone"
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{run.judge_report}: damaged: `{run.command('judge')}` makes it again") from None

@@ -102,6 +102,6 @@ def student_folder(model: str) -> str:
 
 
 def student_hash(folder: str) -> str:
-    """What a student's answers depend on beside the texts: its files, but for the cards, which may be edited."""
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.suffix != ".md")
-    return content_hash(files_hash(files), DIGITS)
+    """What a student's answers depend on beside the texts: its weights and settings, not cards and proofs."""
+    files = [path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".json")]
+    return content_hash(files_hash(path for path in files if path.name != "parity.json"), DIGITS)

@@ -228,19 +228,24 @@ def _of_pairs(entry: Located, uses: tuple[Use, ...]) -> list[Input]:
     ledger = read_json_object(RunFolder(entry.pairs).licences) or {}
     learns = any(use in TAINTING for use in uses)
     found = []
-    for row in ledger.get("inputs", ()):
-        is_judge = row["kind"] == "judge"
-        if not is_judge and "train" not in row["use"]:
-            continue
-        said = [Statement(**one) for one in row["statements"]]
-        note = f"as the ledger of {entry.name} has it, whose judges compared its texts"
-        facts = known(said, note=note, trained_on=row["trained_on_noncommercial"] or "")
-        own_uses: tuple[Use, ...] = ("distil",) if is_judge and learns else uses
-        credit = row["credit"] or ""
-        found.append(
-            Input(row["input"], row["kind"], row["place"], row["revision"], own_uses, facts, credit, row["hub"])
-        )
+    try:
+        for row in ledger.get("inputs", ()):
+            if row["kind"] == "judge":
+                found.append(_as_there(row, entry, ("distil",) if learns else uses))
+            elif "train" in row["use"]:
+                found.append(_as_there(row, entry, uses))
+    except (KeyError, TypeError):
+        found = []
     return found or [Input(entry.name, "data set", f"path {entry.source.pairs}", None, uses, known([]), entry.name)]
+
+
+def _as_there(row: Mapping[str, Any], entry: Located, uses: tuple[Use, ...]) -> Input:
+    """An input of the ledger of another run."""
+    said = [Statement(**one) for one in row["statements"]]
+    note = f"as the ledger of {entry.name} has it, whose judges compared its texts"
+    facts = known(said, note=note, trained_on=row["trained_on_noncommercial"] or "")
+    name, place, credit = row["input"], row["place"], row["credit"] or ""
+    return Input(name, row["kind"], place, row["revision"], uses, facts, credit, row["hub"])
 
 
 def _judge(judge: Judge) -> Input:

@@ -104,6 +104,9 @@ class Asker:
         def deliver() -> tuple[Call, float | None]:
             call, found = waiting.popleft()
             reserved.popleft()
+            if (batch := self._batches.get(call.judge)) is not None and batch.query == call.query:
+                # What follows is another batch, whether this one had to be asked or was kept.
+                del self._batches[call.judge]
             return call, self._settle(call, found)
 
         try:
@@ -141,7 +144,7 @@ class Asker:
         if not isinstance(judge, Student):
             return threads.submit(self._send, judge, call.prompt).result if known is None else known
         batch = self._batches.get(call.judge)
-        if batch is None or batch.is_answered or batch.query != call.query:
+        if batch is None or batch.query != call.query:
             batch = self._batches[call.judge] = Batch(judge, call.query)
         place = batch.add(call.prompt)
         return functools.partial(batch.reply, place) if known is None else known

@@ -69,7 +69,12 @@ def _of_student(orders: Sequence[tuple[float, float]]) -> dict[str, Any]:
     wins_N2 = np.array(orders)
     biases_N = (logit(wins_N2[:, 0]) - logit(wins_N2[:, 1])) / 2
     bias, decided_N2 = float(biases_N.mean()), wins_N2 > 0.5
-    found = {"bias": bias, "bias_sd": float(biases_N.std() / math.sqrt(len(orders))), "first_wins": float(expit(bias))}
+    found = {
+        "both_orders": True,
+        "bias": bias,
+        "bias_sd": float(biases_N.std() / math.sqrt(len(orders))),
+        "first_wins": float(expit(bias)),
+    }
     return found | {"same_in_both_orders": _share((decided_N2[:, 0] == decided_N2[:, 1]).tolist())}
 
 

@@ -72,13 +72,8 @@ class Batch:
         self._prompts: list[str] = []
         self._replies: list[Reply] | None = None
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether it takes no more pairs."""
-        return self._replies is not None
-
     def add(self, prompt: str) -> int:
-        """The place of the answer."""
+        """The place of the answer; not after a reply."""
         self._prompts.append(prompt)
         return len(self._prompts) - 1
 
