@@ -61,12 +61,15 @@ def test_shipped_recipe_loads(name: str) -> None:
     assert text.startswith("# "), "first line says what it is for"
     # Other YAML parsers see the same text; only their numbers may differ (2e-5).
     assert yaml.safe_load(text).keys() == read_yaml(loaded.path).data.keys()
-    dev = () if isinstance(loaded.recipe.data.dev, DevFromTrain) else loaded.recipe.data.dev
-    for source in (*loaded.recipe.data.train, *dev, *loaded.recipe.data.test):
+    data = loaded.recipe.data
+    held_out = [split for split in (data.dev, data.test) if isinstance(split, tuple)]
+    for source in (*data.train, *(source for split in held_out for source in split)):
         if source.card:
             assert source.split in load_card(source.card).splits
         else:
-            assert source.path and source.path.startswith("fixtures/"), "no path of one machine"
+            # A run of another recipe of ours, or an embedded set.
+            place = (source.pairs or "").startswith("runs/") or (source.path or "").startswith("fixtures/")
+            assert place, "no path of one machine"
 
 
 def test_shipped_recipes_have_names_and_descriptions_of_their_own() -> None:
@@ -123,8 +126,8 @@ seed: 2
         ("{from: test}", "data.dev.from: must be 'train', found text 'test'"),
         ("{fraction: 1}", "data.dev.fraction: must be less than 1.0, found the number 1"),
         ("[{pth: a}]", "data.dev.0.pth: unknown key, did you mean 'path'?"),
-        ("[{split: dev}]", "data.dev.0: give exactly one of path, card, hub"),
-        ("[{path: a, card: b}]", "data.dev.0: give exactly one of path, card, hub (found path, card)"),
+        ("[{split: dev}]", "data.dev.0: give exactly one of path, card, hub, pairs"),
+        ("[{path: a, card: b}]", "data.dev.0: give exactly one of path, card, hub, pairs (found path, card)"),
     ],
 )
 def test_mistakes_of_dev_speak_of_the_form_that_was_meant(value: str, what: str) -> None:

@@ -52,8 +52,8 @@ def letters(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_tables_begin_with_the_known_ones_in_their_order() -> None:
-    assert stage_names() == ["bm25", "dense", "fusion", "run"]
-    assert [stage_label(name) for name in stage_names()] == ["BM25", "dense", "fusion", "run file"]
+    assert stage_names() == ["bm25", "dense", "fusion", "run", "pairs"]
+    assert [stage_label(name) for name in stage_names()] == ["BM25", "dense", "fusion", "run file", "Chance"]
     assert stage_label("tuned") == "tuned"
 
 
@@ -89,8 +89,9 @@ def test_an_unknown_name_is_one_line_with_its_place_and_the_known_ones(letters: 
     loaded = load_recipe(str(path), ["mine.retriever=bm52"])
     assert check_names(loaded.recipe) == [
         "evaluate.first_stage: unknown retriever 'lettres', did you mean 'letters'? "
-        "(known: bm25, dense, fusion, letters, run)",
-        "mine.retriever: unknown retriever 'bm52', did you mean 'bm25'? (known: bm25, dense, fusion, letters, run)",
+        "(known: bm25, dense, fusion, letters, pairs, run)",
+        "mine.retriever: unknown retriever 'bm52', did you mean 'bm25'? "
+        "(known: bm25, dense, fusion, letters, pairs, run)",
     ]
     with pytest.raises(UserErrors):
         Pipeline(loaded).check()

@@ -20,7 +20,7 @@ from rankwright.data.guesses import Named, columns_text, read_as
 from rankwright.data.sources import Located, locate_all
 from rankwright.data.statistics import Finding, Level
 from rankwright.evaluation.metrics import Scale
-from rankwright.model.long_documents import BLOCKS, CUT_OFF, MAX
+from rankwright.model.long_documents import BLOCKS, CUT_OFF, MAX, PAIRWISE
 from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import SetReports, run_file_faults, stops_a_run
 from rankwright.recipe.loading import LoadedRecipe
@@ -35,6 +35,7 @@ SPLITS = ("train", "dev", "test")
 LONG = {
     CUT_OFF: "",
     MAX: "; longer documents are read in windows (prompt.long_documents: max), and not cut",
+    PAIRWISE: "; of longer pairs each document is cut to its share",
     BLOCKS: "; of longer documents the best blocks are read (prompt.long_documents: blocks), and not the start",
 }
 # A problem of a whole set: its text is complete.

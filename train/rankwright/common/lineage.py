@@ -196,20 +196,27 @@ def export_to_load(run: RunFolder) -> Path | None:
     return next((run.export(target) for target in LOADED if run.export(target).is_dir()), None)
 
 
-def model_folder(name: str) -> str:
+def loaded_export(name: str) -> str:
     """The folder to be loaded for a run folder: its first export in LOADED; any other name as it is.
 
-    Prints a warning for an export that is stale. Raises UserError for a run folder without an export.
+    Raises UserError for a run folder without an export.
     """
-    folder = Path(name)
+    run = RunFolder(Path(name))
+    if not run.path.is_dir() or not run.is_run():
+        return name
+    found = export_to_load(run)
+    if found is None:
+        raise UserError(f"{name}: a run folder without an export to load: run `{run.command('export')}`")
+    return str(found)
+
+
+def model_folder(name: str) -> str:
+    """As loaded_export; prints which export that is, and a warning for one that is stale."""
+    found = loaded_export(name)
+    folder = Path(found)
     if not folder.is_dir():
         return name
-    if RunFolder(folder).is_run():
-        run = RunFolder(folder)
-        found = export_to_load(run)
-        if found is None:
-            raise UserError(f"{name}: a run folder without an export to load: run `{run.command('export')}`")
-        folder = found
+    if found != name:
         console.say(f"{name}: a run folder: its export {folder} is loaded")
     if line := stale_export(folder):
         console.say(f"WARNING: {folder} is stale: {line}")

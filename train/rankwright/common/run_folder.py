@@ -104,6 +104,7 @@ class RunFolder:
     gate = _Place("gate.json")
     dev_scores = _Place("dev_scores.jsonl")
     combine = _Place("combine.json")
+    student = _Place("student.json")
     calibration = _Place("calibration.json")
     exports = _Place("export")
     # What `rankwright mteb` left: TASK.json is mteb's result, TASK/record.json ours.

@@ -21,6 +21,7 @@ from rankwright.data.formats.hub import has_beir_form, read_hub, read_hub_rows, 
 from rankwright.data.formats.read import read_path
 from rankwright.data.formats.reading import Faults, OnFault, Reading, Say, check_columns
 from rankwright.data.formats.trec import is_trec, run_file
+from rankwright.data.judged_pairs import pair_files, read_pairs
 from rankwright.data.judgements import judged
 from rankwright.data.statistics import every_label_relevant, lowest_above_zero
 from rankwright.recipe.sources import Data, DevFromTrain, Source, TestFromTrain
@@ -34,7 +35,7 @@ class Located:
     """Where an entry's rows come from: a local path, or a set on the hub.
 
     source: the entry as the recipe has it. run: its TREC run file, by the recipe or in a TREC folder. judgements: the
-    file of `audit read` that is laid over it.
+    file of `audit read` that is laid over it. pairs: the folder of the run whose judged pairs it is.
     """
 
     source: Source
@@ -46,6 +47,7 @@ class Located:
     revision: str | None = None
     run: Path | None = None
     judgements: Path | None = None
+    pairs: Path | None = None
 
 
 def locate(source: Source, *, root: str | None, split: str) -> Located:
@@ -73,6 +75,10 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
 def _locate(source: Source, *, root: str | None, split: str) -> Located:
     run = None if source.run is None else _file("run", source.run, root, "TREC run")
     wanted = source.split or split
+    if source.pairs is not None:
+        folder = resources.expand(source.pairs)
+        pair_files(folder)
+        return Located(source, source.name or folder.resolve().name, wanted, pairs=folder)
     if source.card is not None:
         card = load_card(source.card)
         upstream = card.upstream_split(wanted)
@@ -131,6 +137,8 @@ def _relabelled(collection: Collection, lowest: int) -> Collection:
 
 def _read(located: Located, say: Say, faults: Faults) -> Collection:
     source, card = located.source, located.card
+    if located.pairs is not None:
+        return read_pairs(located.pairs, located.name, say)
     group_key = source.group_key or (card.group_key if card is not None else None)
     hub = _hub(located)
     columns = source.columns or ({} if hub is None else hub.columns)
@@ -250,7 +258,8 @@ def read_all(
             f"  {collection.name} ({located.split}): {counted(len(collection.corpus), 'document')}, "
             f"{counted(len(collection.queries), 'query')}, {counted(pairs, 'judgement')}{left_out}"
         )
-        if lowest := lowest_above_zero(collection):
+        # Labels of pairs are probabilities.
+        if located.pairs is None and (lowest := lowest_above_zero(collection)):
             say(f"  WARNING: {collection.name} ({located.split}): {every_label_relevant(lowest)}")
     if mistakes:
         raise UserErrors(mistakes)

@@ -111,7 +111,8 @@ def write_card(
         base_name=base_name,
         revision=revision,
     )
-    for name, text in ((CARD, readme), (SERVE, render("serve.md.j2", serve=render(card.serve)))):
+    serve = "serve_pairwise.md.j2" if contract.is_pairwise else "serve.md.j2"
+    for name, text in ((CARD, readme), (SERVE, render(serve, serve=render(card.serve)))):
         # Blocks that a kind of folder does not have leave empty lines.
         (folder / name).write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
 

@@ -1,5 +1,7 @@
 """What is read of a document beyond the budget: its beginning (`cut`), windows of all of it (`max`), its best `blocks`.
 
+A pairwise student reads two documents as one (`pairwise`), and of each its beginning, to its share of the budget.
+
 `max` scores every window, and the largest score is the document's: Dai and Callan 2019, arXiv 1905.09217. `blocks`
 keeps the blocks that have most in common with the query, in the document's order: Li et al. 2021, arXiv 2111.09852.
 Everything happens on texts: a window is scored as a document of its own, so a caller of any runtime can do the same.
@@ -17,18 +19,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from rankwright.data.pair_texts import FIRST, split_pair
 from rankwright.recipe.schema import Bm25, Prompt
 
 if TYPE_CHECKING:
     from rankwright.data.words import Words
 
 CUT_OFF, MAX, BLOCKS = "cut", "max", "blocks"
-STRATEGIES = (CUT_OFF, MAX, BLOCKS)
+# Not a value of prompt.long_documents: a contract with it is that of a model that compares two documents.
+PAIRWISE = "pairwise"
+STRATEGIES = (CUT_OFF, MAX, BLOCKS, PAIRWISE)
 # What a prompt of a training group holds of a document beyond the budget, for a sentence that counts them.
 PART_READ = {
     CUT_OFF: "",
     MAX: " (to the window that BM25 finds best for the query)",
     BLOCKS: " (to the blocks that BM25 finds best for the query)",
+    PAIRWISE: " (each of the two to its share)",
 }
 # The share of a window that the next one repeats, and the most tokens of a block.
 OVERLAP = 0.15
@@ -62,8 +68,10 @@ class LongDocuments:
     code: bool = False
 
     @classmethod
-    def of(cls, prompt: Prompt, bm25: Bm25) -> LongDocuments:
+    def of(cls, prompt: Prompt, bm25: Bm25, *, is_pairwise: bool = False) -> LongDocuments:
         """What a recipe states; for `cut` no words are read, and the default stands for all of them."""
+        if is_pairwise:
+            return cls(PAIRWISE)
         if prompt.long_documents == CUT_OFF:
             return AS_CUT
         return cls(prompt.long_documents, bm25.language, bm25.code)
@@ -153,6 +161,33 @@ def window_spans(text: str, starts: Sequence[int], room: int, tokenise: Tokenise
             return
         # The overlap is before the character that did not fit, of whose tokens some may have.
         first = max(bisect_left(starts, end) - overlap, least)
+
+
+def halves(text: str, room: int, tokenise: Tokenise) -> Part:
+    """A text of two documents (data/pair_texts.py) in at most `room` tokens, each cut to its share at its end.
+
+    Half of the room is each one's own; what one of them leaves of it is the other's. The marks count as part of the
+    documents. Any other text is cut at its end.
+    """
+    tokens, pair = tokenise(text), split_pair(text)
+    if len(tokens.ids) <= room or pair is None:
+        return Part(text, tokens.ids[:room])
+    # At least the mark and one token more.
+    least = len(tokenise(FIRST).ids) + 1
+    first = bisect_left(tokens.starts, pair.middle)
+    second = len(tokens.ids) - first
+    left = room
+    while True:
+        shorter = min(first, second, left // 2)
+        kept = (left - shorter, shorter) if second <= first else (shorter, left - shorter)
+        begin, end = kept[0], first + kept[1]
+        shown = text[: pair.middle] if begin >= first else text[: tokens.starts[begin]].rstrip()
+        shown += text[pair.middle :] if end >= len(tokens.ids) else text[pair.middle : tokens.starts[end]].rstrip()
+        ids = tokenise(shown).ids
+        # A document that is cut may be a token more alone than inside the text.
+        if len(ids) <= room or left <= 2 * least:
+            return Part(shown, ids)
+        left -= len(ids) - room
 
 
 def window_count(tokens: int, room: int) -> int:

@@ -21,11 +21,13 @@ from rankwright.model.long_documents import (
     BLOCKS,
     CUT_OFF,
     MAX,
+    PAIRWISE,
     Blocks,
     LongDocuments,
     Part,
     Tokens,
     best_window,
+    halves,
     windows,
 )
 from rankwright.model.score_line import ScoreLine
@@ -185,6 +187,11 @@ class PromptContract:
         return "{instruction}" in self.prefix
 
     @property
+    def is_pairwise(self) -> bool:
+        """Whether a document is two, and the score is by how much the first is better: a pairwise student."""
+        return self.long_documents.strategy == PAIRWISE
+
+    @property
     def frame(self) -> Frame:
         """The template that the contract was made from. Raises UserError where its name is not registered."""
         return FRAMES[self.mode]
@@ -340,14 +347,13 @@ class PromptEncoder:
     @property
     def line_tokens(self) -> int:
         """Tokens of the longest line with a first stage's score; 0 under a contract without one."""
-        line = self.contract.first_stage_score
-        return 0 if line is None else len(self.tokens(line.line(line.levels)).ids)
+        return 0 if (line := self.contract.first_stage_score) is None else len(self.tokens(line.line(line.levels)).ids)
 
     @property
     def _room_wanted(self) -> list[tuple[int, str]]:
-        if self.contract.long_documents.strategy != BLOCKS:
-            return []
-        return [(BLOCK_TOKENS, f"a block of {BLOCK_TOKENS} tokens (prompt.long_documents: {BLOCKS})")]
+        block = f"a block of {BLOCK_TOKENS} tokens (prompt.long_documents: {BLOCKS})"
+        wanted = {BLOCKS: [(BLOCK_TOKENS, block)], PAIRWISE: [(2 * LEAST_DOCUMENT_TOKENS, "two documents")]}
+        return wanted.get(self.contract.long_documents.strategy, [])
 
     def under(self, instruction: str | None) -> PromptEncoder:
         """The encoder under another instruction; itself for None and for an instruction that changes nothing."""
@@ -453,7 +459,9 @@ class PromptEncoder:
         own, (line, text) = self.contract.long_documents, self.contract.split_level(self.clean(document))
         # Each part begins with the line, and is read as a document of its own.
         room -= len(self.tokens(line).ids) if line else 0
-        if own.strategy == BLOCKS:
+        if own.strategy == PAIRWISE:
+            parts = [halves(text, room, self.tokens)]
+        elif own.strategy == BLOCKS:
             parts = [self._blocks(text).packed(own.words(query), room, self.tokens)]
         else:
             parts = windows(text, room, self.tokens)

@@ -25,6 +25,7 @@ from rankwright.model.instructions import (
     stated_instructions,
 )
 from rankwright.pipeline.judge import check_pairs
+from rankwright.pipeline.student import check_student
 from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
 from rankwright.retrieval.first_stages import check_first_stages, reads_run_file
@@ -69,6 +70,7 @@ def check_names(recipe: Recipe) -> list[str]:
         faults += check_teacher(recipe)
     if recipe.pairs is not None:
         faults += check_pairs(recipe)
+    faults += check_student(recipe)
     for split in ("train", "test"):
         if not getattr(recipe.data, split):
             faults.append(f"data.{split}: must name at least one set")

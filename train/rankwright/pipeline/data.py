@@ -18,6 +18,7 @@ from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.data import leakage, splits
 from rankwright.data.collection import Collection
+from rankwright.data.judged_pairs import decided
 from rankwright.data.judgements import counts_of
 from rankwright.data.sources import as_stated, locate_all, read_all
 from rankwright.data.split_files import read_split, write_split
@@ -27,7 +28,7 @@ from rankwright.data.words import Words
 from rankwright.evaluation.evaluate import choose_queries
 from rankwright.evaluation.metrics import LINEAR, Scale
 from rankwright.model.lengths import document_lengths, token_report
-from rankwright.model.long_documents import BLOCKS, CUT_OFF, MAX
+from rankwright.model.long_documents import BLOCKS, CUT_OFF, MAX, PAIRWISE
 from rankwright.model.prompt import PromptEncoder
 from rankwright.recipe.schema import LEAST_DEV_QUERIES, Bm25, Recipe
 from rankwright.recipe.sources import DevFromTrain, TestFromTrain
@@ -74,10 +75,14 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         fraction = recipe.data.dev.fraction
         train, dev = leakage.take_out("dev", train, fraction=fraction, seed=recipe.seed, say=console.say)
     _warn_of_few_dev_queries(recipe, dev)
+    if recipe.is_pairwise:
+        dev, test = ([decided(collection) for collection in split] for split in (dev, test))
     by_split = {"train": train, "dev": dev, "test": test}
     for split, collections in by_split.items():
         level = recipe.evaluate.relevance_level if split != "train" else 1
         if not any(c.positives(q, level) for c in collections for q in c.queries):
+            if recipe.is_pairwise:
+                raise UserError(f"data.{split}: every pair is a tie: judge more pairs, or take a larger fraction")
             raise UserError(_nothing_relevant(split, collections, level))
     for collection in test:
         # Its evaluation writes run files that are read again after training.
@@ -357,6 +362,7 @@ def cut_sentence(tokens: Mapping[str, Any]) -> str:
         CUT_OFF: f"cut to {pairs['budget']}, {counted(pairs['tokens_lost'], 'token')} lost",
         MAX: f"beyond {pairs['budget']}, read in windows",
         BLOCKS: f"beyond {pairs['budget']}, read by their best blocks",
+        PAIRWISE: f"beyond {pairs['budget']}, both documents cut to their share",
     }
     return (
         f"queries p50 {queries['p50']}, max {queries['max']} tokens, {queries['cut']:,} cut to {queries['budget']}; "

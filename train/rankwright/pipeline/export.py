@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from rankwright.model.prompt import PromptContract
 from rankwright.pipeline.combine import read_combination
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.pipeline.mteb import benchmarks
+from rankwright.pipeline.student import in_words, read_agreement
 from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.rerankers.combination import Combination, listed
 from rankwright.retrieval.candidates import read_candidates
@@ -134,9 +136,27 @@ def _export(
         gate=gate,
         ledger=ledger,
     )
+    if recipe.is_pairwise:
+        facts = _of_student(facts, read_agreement(run))
     licence = ledger["licence"]
     console.say(f"  licence of the weights: {licence['name'] or licence['hub']} ({'; '.join(licence['why'])})")
     return export_targets(made, targets, run.exports, facts)
+
+
+def _of_student(facts: CardFacts, found: Mapping[str, Mapping[str, Any]]) -> CardFacts:
+    """The facts of a model that compares pairs: how it agrees with its judges, and nothing about lists.
+
+    found: student.json.
+    """
+    figures = {f"{name}, {system}": in_words(own) for name, systems in found.items() for system, own in systems.items()}
+    return dataclasses.replace(
+        facts,
+        title=f"{facts.name} judge of pairs",
+        results=(),
+        verdict=[f"On held-out pairs of {name} it {in_words(own['tuned'])}." for name, own in found.items()],
+        figures=figures,
+        calibration=None,
+    )
 
 
 def withdraw_exports(run: RunFolder) -> None:
@@ -248,7 +268,8 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
     trained = "; ".join(
         f"{row['set']} ({counted(row['queries'], 'query')}, {counted(row['documents'], 'document')})" for row in sets
     )
-    said = [f"Trained on {trained}; the negatives are from {recipe.mine.retriever}."]
+    of = "both orders of each pair" if recipe.is_pairwise else f"the negatives are from {recipe.mine.retriever}"
+    said = [f"Trained on {trained}; {of}."]
     if "seconds" in record:
         hours, processes = record["seconds"] / 3600, record.get("processes", 1)
         said.append(

@@ -12,13 +12,15 @@ from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.lineage import export_to_load
 from rankwright.common.resources import expand, resolve_base
 from rankwright.common.run_folder import PACKAGE, RunFolder, code_hash
+from rankwright.data.judged_pairs import pair_files
 from rankwright.data.sources import Located
 from rankwright.evaluation.evaluate import system_names
 from rankwright.evaluation.metrics import Scale, measures_of
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
-from rankwright.model.long_documents import CUT_OFF
+from rankwright.model.long_documents import CUT_OFF, PAIRWISE
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe, result_values
+from rankwright.rerankers.comparer import student_folder, student_hash
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs
 from rankwright.retrieval.first_stages import possible_stages, training_stage
 from rankwright.retrieval.retriever import retrievers
@@ -102,7 +104,9 @@ class StageInputs:
         """A set by content; its run file, its weight and its licence are not part of it."""
         # A note or a licence of the card changes no row.
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
-        content = entry.path and self._content(entry.path)
+        content: Any = entry.path and self._content(entry.path)
+        if entry.pairs is not None:
+            content = [self._content(path) for path in pair_files(entry.pairs)]
         reading = entry.source.model_dump(
             include={"format", "columns", "labels", "encoding", "config", "relevant_from", "group_key"}
         )
@@ -222,7 +226,8 @@ class StageInputs:
             for one in self.recipe.evaluate.baselines
             if one.name == self.recipe.pairs.fit.prior_baseline
         ]
-        return content_hash(self._training_data, lists, shown, asked, prior, self.base, self._code("judge"))
+        models = [student_hash(student_folder(j.model)) for j in self.recipe.pairs.judges if j.kind == "pairwise"]
+        return content_hash(self._training_data, lists, shown, asked, prior, self.base, self._code("judge"), *models)
 
     @property
     def _refine(self) -> Any:
@@ -245,7 +250,8 @@ class StageInputs:
         prompt = {k: v for k, v in self._sections["prompt"].items() if k not in PROMPT_OF_TUNED}
         stated = "instruction" in self.recipe.prompt.model_fields_set
         # BM25 chooses what is read of a long document.
-        words = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
+        words: list[Any] = [] if self.recipe.prompt.long_documents == CUT_OFF else [self.recipe.bm25.model_dump()]
+        words += [PAIRWISE] if self.recipe.is_pairwise else []
         return content_hash(name, weights, prompt, stated, *words)
 
     @property

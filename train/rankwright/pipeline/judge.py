@@ -28,6 +28,7 @@ from rankwright.pipeline.judged_lists import (
     retrieved_lists,
 )
 from rankwright.pipeline.refine import check_student, judged_queries, read_earlier, refine
+from rankwright.pipeline.student import refuse_seen
 from rankwright.pipeline.teacher import conclude, forget_other_verdict, judged_dev, verdict_on_dev
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
@@ -49,6 +50,7 @@ from rankwright.supervision.preferences.judging import (
     judge_lists,
 )
 from rankwright.supervision.preferences.refinement import most_calls
+from rankwright.supervision.preferences.students import PAIRWISE, judge_of
 from rankwright.training.loss_terms import reads_teacher
 from rankwright.training.losses import OF_TEACHER
 from rankwright.training.setup import BaseScorer
@@ -67,7 +69,8 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     settings = _settings(recipe)
     if launched() > 1:
         raise UserError(f"{KEY}: judges are asked by one process: give `rankwright judge` alone first")
-    judges = [Judge(entry) for entry in settings.judges]
+    judges = [judge_of(entry) for entry in settings.judges]
+    refuse_seen(run, settings.judges)
     answers = AnswerFile(run.judge_answers)
     if answers.damaged:
         console.say(f"{answers.path}: {counted(answers.damaged, 'damaged row')}: asked again")
@@ -105,7 +108,7 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
         "equal_texts": sum(map(len, twins.values())),
     }
     run.write_json(run.judge_report, report)
-    _describe(report, asker, sum(judge.client.requests_sent for judge in judges))
+    _describe(report, asker, sum(judge.requests_sent for judge in judges))
     made = {name: report[name] for name in ("queries", "calls", "prior_weight")}
     return {**made, "verdict": verdict.verdict}
 
@@ -166,10 +169,15 @@ def check_pairs(recipe: Recipe) -> list[str]:
         faults.append(f"{KEY}.fit.prior: {no_such('baseline', prior, baselines, 'add it to evaluate.baselines')}")
     for number, entry in enumerate(settings.judges):
         try:
-            Judge(entry)
+            judge_of(entry)
         except UserError as error:
             faults.append(f"{KEY}.judges.{number}.{error}")
-        if settings.budget.money is not None and entry.price_per_million is None:
+        if entry.kind == PAIRWISE:
+            if settings.across_queries is not None:
+                faults.append(
+                    f"{KEY}.across_queries: judges.{number} compares documents of one query: remove one of them"
+                )
+        elif settings.budget.money is not None and entry.price_per_million is None:
             faults.append(
                 f"{KEY}.judges.{number}.price_per_million: missing, and budget.money is counted by it: write "
                 "{input: 0, output: 0} for a model of your own"
@@ -346,9 +354,11 @@ def bill(recipe: Recipe, run: RunFolder) -> Bill:
     letters = len(TEMPLATE) + len(recipe.prompt.instruction) + _mean(queries) + 2 * _mean(documents)
     each = round(letters / LETTERS_A_TOKEN)
     money = None
-    if all(judge.price_per_million is not None for judge in settings.judges):
-        money = sum(Judge.cost(judge, (each, 1)) for judge in settings.judges) * calls / len(settings.judges)
-    tokens, budget = calls * (each + 1), settings.budget
+    # A student costs nothing.
+    served = [judge for judge in settings.judges if judge.kind != PAIRWISE]
+    if served and all(judge.price_per_million is not None for judge in served):
+        money = sum(Judge.cost(judge, (each, 1)) for judge in served) * calls / len(settings.judges)
+    tokens, budget = calls * len(served) // len(settings.judges) * (each + 1), settings.budget
     tokens = tokens if budget.tokens is None else min(tokens, budget.tokens)
     money = money if money is None or budget.money is None else min(money, budget.money)
     return Bill(calls, tokens, money)

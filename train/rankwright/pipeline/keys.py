@@ -25,6 +25,7 @@ EXAMPLES = {
     "data.train[].path": "contracts/train.jsonl",
     "data.train[].card": "coir-cosqa",
     "data.train[].hub": "OWNER/NAME",
+    "data.train[].pairs": "runs/zelo-few",
     "data.train[].format": "pairs",
     "data.train[].columns": "{query: question, document: passage}",
     "data.train[].labels": "{Relevant: 1, Not relevant: 0}",

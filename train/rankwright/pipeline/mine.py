@@ -62,7 +62,9 @@ def mine(recipe: Recipe, run: RunFolder, *, inputs: str, run_files: RunFiles, pr
     if teacher is not None:
         ask_teacher(recipe, run, teacher, train, processes)
     if processes.is_first:
-        facts |= {"false_negatives": estimate(recipe, run, train), "processes": processes.count}
+        # Both documents of a pair are judged.
+        missed = {} if recipe.is_pairwise else {"false_negatives": estimate(recipe, run, train)}
+        facts |= {**missed, "processes": processes.count}
     return facts
 
 
@@ -233,7 +235,7 @@ class _Tally:
     """Counts of the stage over all sets."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._mine = recipe.mine
+        self._mine, self._is_pairwise = recipe.mine, recipe.is_pairwise
         self.reasons: Counter[str] = Counter()
         self.by_filter: Counter[str] = Counter()
         self.said: Counter[str] = Counter()
@@ -270,7 +272,7 @@ class _Tally:
             console.say(
                 f"{counted(self.filled, 'negative')} filled in at random from the corpus (mine.fill), marked as such"
             )
-        if self.short:
+        if self.short and not self._is_pairwise:
             console.say(
                 f"{self.short:,} of {counted(self.queries, 'query')} {'has' if self.short == 1 else 'have'} "
                 f"fewer than {counted(wanted, 'negative')}: kept short"

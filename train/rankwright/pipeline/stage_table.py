@@ -22,6 +22,7 @@ from rankwright.pipeline.export import export_stage, withdraw_exports
 from rankwright.pipeline.judge import judge
 from rankwright.pipeline.mine import mine
 from rankwright.pipeline.report import report
+from rankwright.pipeline.student import write_agreement
 from rankwright.pipeline.teacher import check_teacher, left_of_override
 from rankwright.pipeline.train import train
 from rankwright.recipe.loading import recipe_json
@@ -88,6 +89,8 @@ def _evaluate(p: Context) -> dict[str, Any]:
         if not p.folder.is_done("calibrate", p.inputs.calibrate):
             p.folder.calibration.unlink(missing_ok=True)
     evaluation(p.systems)
+    if p.recipe.is_pairwise and p.processes.is_first:
+        write_agreement(p.folder, [name for name in ("base", "tuned") if name in p.systems])
     return {
         "systems": list(p.systems),
         "system_inputs": p.inputs.systems,
@@ -210,7 +213,7 @@ STAGES = [
         "evaluate",
         _evaluate,
         lambda p: content_hash(p.inputs.systems),
-        lambda p, facts: [p.folder.speed, p.folder.combine],
+        lambda p, facts: [p.folder.speed, p.folder.combine, *[p.folder.student] * p.recipe.is_pairwise],
         "all",
         by_parts=True,
     ),

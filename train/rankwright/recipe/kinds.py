@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
@@ -78,3 +79,9 @@ class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, no guessing of types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def given_beside(section: Section, allowed: Container[str]) -> list[str]:
+    """The keys, beside those that are allowed, whose value is not their default; the recipe.json of a run has all."""
+    fields = type(section).model_fields
+    return sorted(key for key, field in fields.items() if key not in allowed and getattr(section, key) != field.default)

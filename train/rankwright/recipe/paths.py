@@ -68,6 +68,8 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Key]]:
     for split in SPLITS:
         # Relative to data.root where there is one.
         names: tuple[str, ...] = ("card", "hub") if rooted else ("path", "run", "judgements", "card", "hub")
+        # A run's folder never is: where it is not beside the recipe, it starts at the working directory, as run_dir.
+        names += ("pairs",)
         places += [(entry, ("data", split, n), names) for n, entry in enumerate(_items(sets.get(split)))]
     rerankers: list[tuple[Any, Key]] = [(mine.get("teacher"), ("mine", "teacher"))]
     rerankers += [(one, ("evaluate", "baselines", n)) for n, one in enumerate(_items(evaluate.get("baselines")))]
@@ -75,6 +77,10 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Key]]:
         # A server's model is a name.
         if isinstance(one, dict) and one.get("kind") != "served":
             places += [(one, key, ("model",)), (_section(one, "options"), (*key, "options"), ("base",))]
+    judges = _section(_section(data, "teacher"), "pairs").get("judges")
+    for n, judge in enumerate(_items(judges)):
+        if judge.get("kind") == "pairwise":
+            places.append((judge, ("teacher", "pairs", "judges", n), ("model",)))
     for holder, around, names in places:
         yield from ((holder, name, (*around, name)) for name in names if isinstance(holder.get(name), str))
 

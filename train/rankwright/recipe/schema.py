@@ -385,6 +385,12 @@ class Recipe(Section):
         return [key for key, given in keys.items() if given]
 
     @property
+    def is_pairwise(self) -> bool:
+        """Whether it trains a student that compares two documents: some set is the pairs of a run's judges."""
+        sets = (*self.data.train, *self.data.dev_sources, *self.data.test_sources)
+        return any(source.pairs is not None for source in sets)
+
+    @property
     def pairs(self) -> Pairs | None:
         """The preferences that are the teacher, see pipeline/judge.py."""
         return self.teacher.pairs

@@ -6,11 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from rankwright.recipe.kinds import Fraction, Line, Positive, Section, Weight, Words
+from rankwright.recipe.kinds import Fraction, Line, Positive, Section, Weight, Words, given_beside
+
+# The keys that an entry with `pairs` may have.
+OF_PAIRS = {"pairs", "name", "weight", "limit"}
 
 
 class Source(Section):
-    """One set, by exactly one of: a folder or file, a card of `data/`, or a set on the hub."""
+    """One set, by exactly one of: a folder or file, a card of `data/`, a set on the hub, or the pairs of a run."""
 
     path: Line | None = None
     """A folder or file; relative to `data.root` if given, else to the recipe's folder. `fixtures/...` is embedded."""
@@ -18,6 +21,8 @@ class Source(Section):
     """A dataset card of `data/`, by its name (`rankwright data list`) or its path from the recipe's folder."""
     hub: Line | None = None
     """A set on the hub: `OWNER/NAME`."""
+    pairs: Line | None = None
+    """The folder of a run whose judges compared pairs, relative to the recipe's; trains a student that compares too."""
     format: Line | None = None
     """The format of the files; without it, the content decides."""
     columns: dict[Line, Line] = {}
@@ -53,9 +58,12 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
-        given = [k for k in ("path", "card", "hub") if getattr(self, k) is not None]
+        given = [k for k in ("path", "card", "hub", "pairs") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError("give exactly one of path, card, hub" + (f" (found {', '.join(given)})" if given else ""))
+            found = f" (found {', '.join(given)})" if given else ""
+            raise ValueError(f"give exactly one of path, card, hub, pairs{found}")
+        if self.pairs is not None and (others := given_beside(self, OF_PAIRS)):
+            raise ValueError(f"{', '.join(others)}: not with pairs, which are read as the run wrote them: remove them")
         return self
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from rankwright.recipe.kinds import FolderName, Line, NoResult, Positive, Section, Weight
+from rankwright.recipe.kinds import FolderName, Line, NoResult, Positive, Section, Weight, given_beside
 
 Price = Annotated[float, Field(ge=0, le=10**6)]
 
@@ -20,15 +20,21 @@ class Prices(Section):
     """The price of answers."""
 
 
+# The keys of a judge that is on this machine.
+OF_STUDENT = {"kind", "name", "model", "weight", "licence"}
+
+
 class Judge(Section):
     """A language model that is asked which of two documents answers a query better."""
 
+    kind: Literal["endpoint", "pairwise"] = "endpoint"
+    """`endpoint`: behind a server; `pairwise`: a student of earlier answers, which compares on this machine."""
     name: FolderName
     """The judge's name in files and tables."""
-    url: Line
+    url: Line | None = None
     """Address of an OpenAI-compatible server: of vLLM, of llama.cpp, or of an API."""
     model: Line
-    """The name that the server knows the model by; answers are kept under it, whatever the address is."""
+    """The name that the server knows the model by, under which answers are kept; of a student, its run or export."""
     logprobs: bool = True
     """Reads the probabilities of the answers A and B; `false` reads the word, for servers without log-probabilities."""
     weight: Weight = 1.0
@@ -43,6 +49,16 @@ class Judge(Section):
     """Further fields of each request, such as those that switch off thinking; `null` takes one of ours out."""
     licence: Line | None = None
     """The licence of the model, or the terms of its outputs; without it, unknown."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Judge:
+        if self.kind == "endpoint" and self.url is None:
+            raise ValueError(
+                "url: missing: give the address of the server, or kind: pairwise for a student of your own"
+            )
+        if self.kind == "pairwise" and (others := given_beside(self, OF_STUDENT)):
+            raise ValueError(f"{', '.join(others)}: only of a server: remove them from a judge of the kind pairwise")
+        return self
 
 
 class Budget(Section):

@@ -79,7 +79,8 @@ def changed_keys(section: Section, prefix: str = "") -> Iterator[tuple[str, Any,
             for number, item in enumerate(value):
                 yield from changed_keys(item, f"{key}.{number}.")
         else:
-            yield key, value, default
+            # A whole section that is switched off.
+            yield key, value, default.model_dump(mode="json") if isinstance(default, Section) else default
 
 
 def read_mining(run: RunFolder) -> dict[str, Any] | None:

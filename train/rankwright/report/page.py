@@ -175,6 +175,7 @@ def context(
         "mix": gather.read_json(run.mix),
         "mined": gather.read_mining(run),
         "judged": gather.read_json(run.judge_report) if recipe.pairs is not None else None,
+        "student": gather.read_json(run.student) if recipe.is_pairwise else None,
         "calibration": calibration,
         "reliability": _reliability(calibration),
         "combine": (combine := gather.read_json(run.combine)),

@@ -26,7 +26,7 @@ from rankwright.rerankers.bi_encoder import BiEncoderScorer, check_bi_encoder
 from rankwright.rerankers.client import Limits
 from rankwright.rerankers.cross_encoder import CrossEncoderScorer, check_cross_encoder
 from rankwright.rerankers.endpoints import SHAPES
-from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
+from rankwright.rerankers.reranker import Own, Reranker, compares_only, native_contract, saved_contract
 from rankwright.rerankers.scorer import Scorer
 from rankwright.rerankers.served import ServedReranker
 from rankwright.retrieval.dense import check_installed
@@ -235,6 +235,8 @@ def _own_contract(baseline: Baseline, prompt: Prompt) -> tuple[Any, PromptContra
         own=Own(_instruction(prompt), prompt.max_tokens, prompt.query_tokens, LongDocuments.of(prompt, Bm25())),
         revision=baseline.revision,
     )
+    if contract.is_pairwise:
+        raise UserError(compares_only(baseline.model))
     return tokenizer, contract
 
 

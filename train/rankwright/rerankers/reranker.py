@@ -79,6 +79,7 @@ class Reranker(Scorer):
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         base: str | Path | None = None,
+        pairwise: bool = False,
     ) -> Reranker:
         """An exported folder, a run folder (its export is loaded), an adapter folder, a local base or a hub id.
 
@@ -88,6 +89,7 @@ class Reranker(Scorer):
         which its files or its name tell, or `mode` states; raises UserError where neither does.
         base: where the base of an adapter folder lies, when its settings do not name a hub id.
         device: by default a GPU where there is one. dtype: a floating type of the weights; scores stay in fp32.
+        pairwise: takes a model that compares two documents, too, which scores no document alone and is refused else.
         Raises UserError too for a value that has another type, or that torch does not know.
         """
         path = path_text("model", path)
@@ -105,6 +107,8 @@ class Reranker(Scorer):
         tokenizer = load_tokenizer(folder)
         own = Own(instruction, max_tokens)
         contract = native_contract(folder, tokenizer, name=path, mode=mode, own=own)
+        if contract.is_pairwise and not pairwise:
+            raise UserError(compares_only(path))
         if instruction and not contract.takes_instruction:
             raise UserError(f"instruction: the frame {contract.mode} of {path} has no place for one: leave it out")
         model = load_model(folder, contract, tokenizer, dtype=dtype, base=base)
@@ -229,6 +233,14 @@ def _distinct(group: EncodedGroup) -> tuple[EncodedGroup, list[list[int]]]:
     return EncodedGroup(group.head_ids, list(map(list, found)), group.query_cut, group.documents_cut), own
 
 
+def compares_only(model: str) -> str:
+    """One line for a pairwise student where a reranker is wanted."""
+    return (
+        f"{model}: compares two documents, and scores none alone: it is a judge of teacher.pairs, {{kind: pairwise, "
+        f"model: {model}}}"
+    )
+
+
 def saved_contract(folder: str, revision: str | None = None) -> PromptContract | None:
     """The contract that a local folder or a hub repository carries, or None. Raises UserError for a broken one."""
     found = find_file(folder, CONTRACT_FILE, revision)
@@ -265,6 +277,8 @@ def native_contract(
     name = name or folder
     refuse_other_kinds(name, folder, revision)
     saved = saved_contract(folder, revision)
+    if saved is not None and saved.is_pairwise and long_documents not in (None, saved.long_documents):
+        raise UserError(compares_only(name))
     if saved is None:
         origin = Origin(mode) if mode is not None else _origin(name, folder, tokenizer, revision, unknown)
         return make_contract(

@@ -12,6 +12,7 @@ from rankwright.data.collection import Collection
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.sources import Data
 from rankwright.retrieval.candidates import Candidate, own_documents, without_own
+from rankwright.retrieval.pairs import PAIRS
 from rankwright.retrieval.retriever import retrievers
 
 
@@ -27,6 +28,9 @@ def stage_label(system: str) -> str:
 
 def possible_stages(recipe: Recipe) -> tuple[str, ...]:
     """The first stages that are evaluated: all that need nothing more than the recipe holds."""
+    if recipe.is_pairwise:
+        # No search finds pairs.
+        return (PAIRS.name,)
     return tuple(name for name in stage_names() if retrievers()[name].needs(recipe) is None)
 
 

@@ -36,7 +36,7 @@ from rankwright.model.trainable import (
 )
 from rankwright.recipe.schema import Model, Recipe
 from rankwright.rerankers.kept_scorer import KeptScorer
-from rankwright.rerankers.reranker import Own, Reranker, native_contract, saved_contract
+from rankwright.rerankers.reranker import Own, Reranker, compares_only, native_contract, saved_contract
 from rankwright.rerankers.scorer import Scorer
 from rankwright.training.checkpoint import load_checkpoint
 
@@ -86,6 +86,8 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
     revision = recipe.model.revision
     refuse_other_kinds(recipe.model.base, base, revision)
     own: Origin | PromptContract | None = saved_contract(base, revision)
+    if isinstance(own, PromptContract) and own.is_pairwise and not recipe.is_pairwise:
+        raise UserError(f"model.base: {compares_only(recipe.model.base)}")
     if recipe.prompt.mode == "auto":
         own = own or find_origin(recipe.model.base, base, tokenizer, revision)
         mode = own.mode
@@ -99,11 +101,16 @@ def recipe_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract
         instruction=stated if stated is not None or own is None else own.instruction,
         max_tokens=recipe.prompt.max_tokens,
         query_tokens=recipe.prompt.query_tokens,
-        long_documents=LongDocuments.of(recipe.prompt, recipe.bm25),
+        long_documents=_reading(recipe),
         first_stage_score=None if told is None else ScoreLine(told.levels),
     )
     _check_instructions(recipe, contract, tokenizer)
     return contract
+
+
+def _reading(recipe: Recipe) -> LongDocuments:
+    """What is read of a document beyond the budget, and whether a document is two."""
+    return LongDocuments.of(recipe.prompt, recipe.bm25, is_pairwise=recipe.is_pairwise)
 
 
 def recipe_prompt(recipe: Recipe) -> tuple[str, Any, PromptContract]:
@@ -244,7 +251,7 @@ def base_contract(recipe: Recipe, base: str, tokenizer: Any) -> PromptContract:
             stated_instruction(recipe),
             recipe.prompt.max_tokens,
             recipe.prompt.query_tokens,
-            LongDocuments.of(recipe.prompt, recipe.bm25),
+            _reading(recipe),
         ),
         revision=recipe.model.revision,
     )

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwright.common.errors import UserError, did_you_mean, no_such
+from rankwright.common.files import read_json_object
+from rankwright.common.lineage import loaded_export, run_around
 from rankwright.common.resources import FIXTURES, resolve_base
+from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import cards_at
 from rankwright.data.licences.terms import (
     Known,
+    Statement,
     find_model,
     find_term,
     known,
@@ -138,7 +142,8 @@ def make_inputs(
         # Queries that are taken out of train choose the checkpoint.
         from_train = split == "train" and isinstance(recipe.data.dev, DevFromTrain)
         uses: tuple[Use, ...] = (use, "dev") if from_train else (use,)
-        found += [one for entry in entries for one in _with_judgements(_set(entry, uses), entry)]
+        for entry in entries:
+            found += _of_pairs(entry, uses) if entry.pairs is not None else _with_judgements(_set(entry, uses), entry)
     if recipe.mine.teacher is not None:
         # Its scores replace those in the sets, which are then not read.
         found += _own_teacher(recipe, recipe.mine.teacher, roles.distils)
@@ -217,14 +222,61 @@ def _teacher(entry: Located) -> Input:
     return Input(teacher_name(entry.name), "teacher", f"hub {name}", None, ("distil",), facts, name)
 
 
+def _of_pairs(entry: Located, uses: tuple[Use, ...]) -> list[Input]:
+    """What the pairs of a run were made of, as its ledger has it: the sets with the texts, and the judges.
+
+    Decisions of that run's recipe do not count here. Without its ledger nothing is known.
+    """
+    assert entry.pairs is not None
+    ledger = read_json_object(RunFolder(entry.pairs).licences) or {}
+    learns = any(use in TAINTING for use in uses)
+    found = []
+    try:
+        for row in ledger.get("inputs", ()):
+            if row["kind"] == "judge":
+                found.append(_as_there(row, entry, ("distil",) if learns else uses))
+            elif "train" in row["use"]:
+                found.append(_as_there(row, entry, uses))
+    except (KeyError, TypeError):
+        found = []
+    return found or [Input(entry.name, "data set", f"path {entry.source.pairs}", None, uses, known([]), entry.name)]
+
+
+def _as_there(row: Mapping[str, Any], entry: Located, uses: tuple[Use, ...]) -> Input:
+    """An input of the ledger of another run."""
+    said = [Statement(**one) for one in row["statements"]]
+    note = f"as the ledger of {entry.name} has it, whose judges compared its texts"
+    facts = known(said, note=note, trained_on=row["trained_on_noncommercial"] or "")
+    name, place, credit = row["input"], row["place"], row["credit"] or ""
+    return Input(name, row["kind"], place, row["revision"], uses, facts, credit, row["hub"])
+
+
 def _judge(judge: Judge) -> Input:
     """A judge of teacher.pairs: what its answers may be used for is stated by the recipe, or nowhere.
 
-    A server may call any model by any name, so the name settles nothing.
+    A server may call any model by any name, so the name settles nothing. A student's export states its licence, which
+    was derived from what it was trained with: texts, and answers of other judges.
     """
+    if judge.kind == "pairwise":
+        return _student(judge)
     said = [] if judge.licence is None else [state(judge.licence, "the recipe")]
     note = "" if said else f"a served model: state the terms of its outputs as licence of the judge {judge.name}"
     return Input(judge.model, "judge", f"served {judge.model}", None, ("distil",), known(said, note=note), judge.model)
+
+
+def _student(judge: Judge) -> Input:
+    typed = [] if judge.licence is None else [state(judge.licence, "the recipe")]
+    try:
+        folder = Path(loaded_export(resolve_base(judge.model, "model")))
+    except UserError:
+        # Reported elsewhere, with its key.
+        return Input(judge.model, "judge", f"path {judge.model}", None, ("distil",), known(typed), judge.model)
+    run = run_around(folder)
+    ledger = {} if run is None else read_json_object(run.licences) or {}
+    made_of = [f"{row['input']} ({row['kind']}, {row['licence']})" for row in ledger.get("inputs", ()) if row["taints"]]
+    note = f"a student, trained from {', '.join(made_of)}" if made_of else "a student"
+    facts = known([*typed, *read_statements(folder)], note=note)
+    return Input(judge.name, "judge", f"path {judge.model}", None, ("distil",), facts, judge.name)
 
 
 def _own_teacher(recipe: Recipe, teacher: Baseline, distils: bool) -> list[Input]:

@@ -44,7 +44,7 @@ class Known:
         if RANKWRIGHT not in TARGETS[exported.kind].runtimes:
             return None
         try:
-            reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base)
+            reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base, pairwise=True)
         except UserError:
             return None
         # As a server reads long documents.

@@ -18,6 +18,7 @@ _START = b'{"hash": "'
 
 class AnswerFile:
     """Rows `hash, judge, query, order, t, tokens, seal`, and `said` of a malformed answer, whose t is null.
+    Those of a student have `orders` too, see judges.Reply.
 
     hash: Judge.key; order: ids of the documents, as they were shown. A row that no longer fits its seal is counted in
     `damaged`, and asked for again. The half row that a kill left is removed, so that the file goes on as it would have.
@@ -78,6 +79,7 @@ class AnswerFile:
         row: dict[str, Any] = {"hash": key, "judge": judge, "query": query, "order": list(order)}
         row |= {"t": reply.first_wins, "tokens": tokens}
         row |= {"said": reply.said} if reply.first_wins is None else {}
+        row |= {} if reply.orders is None else {"orders": list(reply.orders)}
         append_lines(self.path, [json.dumps(sealed(row))])
         self._replies[key] = reply
 
@@ -89,7 +91,9 @@ def _row(line: bytes) -> tuple[str, Reply]:
 
 
 def _reply(row: Mapping[str, Any]) -> Reply:
-    value, tokens = row["t"], row["tokens"]
+    value, tokens, orders = row["t"], row["tokens"], row.get("orders")
     if value is not None and not (isinstance(value, float) and math.isfinite(value) and 0 <= value <= 1):
         raise ValueError("not a probability")
-    return Reply(value, None if tokens is None else (int(tokens[0]), int(tokens[1])), str(row.get("said", "")))
+    counts = None if tokens is None else (int(tokens[0]), int(tokens[1]))
+    both = None if orders is None else (float(orders[0]), float(orders[1]))
+    return Reply(value, counts, str(row.get("said", "")), both)

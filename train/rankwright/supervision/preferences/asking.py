@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from rankwright.common.errors import UserError
@@ -14,6 +15,7 @@ from rankwright.recipe.teacher import Budget
 from rankwright.rerankers.client import Refused
 from rankwright.supervision.preferences.answers import AnswerFile
 from rankwright.supervision.preferences.judges import Judge, Reply
+from rankwright.supervision.preferences.students import Batch, Student
 
 # Calls, for each thread, that may be answered before the one whose turn it is: what a kill can lose.
 AHEAD = 2
@@ -38,13 +40,17 @@ class Call:
     key: str
 
 
+# A reply that is kept, or what gives one: the words of a refusal in its place.
+Found = Reply | Callable[[], Reply | str]
+
+
 @dataclass(slots=True)
 class Tally:
     """What came of the calls of one judge, those of an earlier start too.
 
     calls = answers + malformed + refused. tokens: of prompts and answers; uncounted: answers whose tokens the server
     did not count, which count as the most they can be. money: 0 without prices. examples: of malformed answers and
-    refusals.
+    refusals. orders: those of a student's answers.
     """
 
     calls: int = 0
@@ -56,6 +62,7 @@ class Tally:
     uncounted: int = 0
     money: float = 0.0
     examples: list[str] = field(default_factory=list)
+    orders: list[tuple[float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,11 @@ class Asker:
 
     Whether a call may still be made is decided from what all calls before it cost, and from the most that it can cost
     itself. So budgets are never exceeded, and neither the number of threads nor a kill changes where they end.
+    A student is asked about all pairs of a query that follow each other at once.
     over: the key of the budget that has ended, and why; None while there is some left.
     """
 
-    def __init__(self, judges: Sequence[Judge], answers: AnswerFile, budget: Budget, parallel: int) -> None:
+    def __init__(self, judges: Sequence[Judge | Student], answers: AnswerFile, budget: Budget, parallel: int) -> None:
         self.judges = judges
         self.answers = answers
         self.tallies = [Tally() for _ in judges]
@@ -81,24 +89,29 @@ class Asker:
         self.sent = 0
         self._budget = budget
         self._parallel = parallel
+        # Judge -> the pairs that a student is asked about next.
+        self._batches: dict[int, Batch] = {}
 
     def ask(self, calls: Iterable[Call]) -> Iterator[tuple[Call, float | None]]:
         """(call, the probability that the document shown first is better, None without an answer), in the order given.
 
         Ends early where the budget does. Raises UserError where a judge fails, or answers too little that is usable.
         """
-        waiting: deque[tuple[Call, Reply | Future[Reply | str]]] = deque()
+        waiting: deque[tuple[Call, Found]] = deque()
         reserved: deque[_Cost] = deque()
         threads = ThreadPoolExecutor(self._parallel, "judge")
 
         def deliver() -> tuple[Call, float | None]:
             call, found = waiting.popleft()
             reserved.popleft()
+            if (batch := self._batches.get(call.judge)) is not None and batch.query == call.query:
+                # What follows is another batch, whether this one had to be asked or was kept.
+                del self._batches[call.judge]
             return call, self._settle(call, found)
 
         try:
             for call in calls if self.over is None else ():
-                while len(waiting) >= AHEAD * self._parallel:
+                while len(waiting) >= AHEAD * self._parallel and not self._is_gathered(waiting[0][0], call):
                     yield deliver()
                 cost = self._most(call)
                 if not self._may([*reserved, cost]):
@@ -108,8 +121,7 @@ class Asker:
                     self.over = self._why_not(cost)
                     if self.over is not None:
                         break
-                known = self.answers.find(call.key)
-                waiting.append((call, threads.submit(self._send, call) if known is None else known))
+                waiting.append((call, self._found(call, threads)))
                 reserved.append(cost)
             while waiting:
                 yield deliver()
@@ -117,27 +129,42 @@ class Asker:
                 _refuse_unusable(judge, tally, is_round=True)
         except BaseException:
             for judge in self.judges:
-                judge.client.close()
+                judge.close()
             raise
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
 
-    def _send(self, call: Call) -> Reply | str:
+    def _is_gathered(self, oldest: Call, call: Call) -> bool:
+        """Whether the oldest call waits for others about its query, which a student is asked about with it."""
+        return isinstance(self.judges[oldest.judge], Student) and oldest.query == call.query
+
+    def _found(self, call: Call, threads: ThreadPoolExecutor) -> Found:
+        """The answer that is kept, or what gives it."""
+        known, judge = self.answers.find(call.key), self.judges[call.judge]
+        if not isinstance(judge, Student):
+            return threads.submit(self._send, judge, call.prompt).result if known is None else known
+        batch = self._batches.get(call.judge)
+        if batch is None or batch.query != call.query:
+            batch = self._batches[call.judge] = Batch(judge, call.query)
+        place = batch.add(call.prompt)
+        return functools.partial(batch.reply, place) if known is None else known
+
+    def _send(self, judge: Judge, prompt: str) -> Reply | str:
         """The reply, or the words of a refusal. Runs in a thread."""
         try:
-            return self.judges[call.judge].ask(call.prompt)
+            return judge.ask(prompt)
         except Refused as error:
             if error.gave_up:
                 raise
             return str(error)
 
-    def _settle(self, call: Call, found: Reply | Future[Reply | str]) -> float | None:
+    def _settle(self, call: Call, found: Found) -> float | None:
         """Count a call whose turn it is, and keep its answer."""
         judge, tally = self.judges[call.judge], self.tallies[call.judge]
         reply: Reply | str
-        if isinstance(found, Future):
+        if not isinstance(found, Reply):
             try:
-                reply = found.result()
+                reply = found()
             except UserError as error:
                 kept = f"{counted(len(self.answers), 'answer')} kept in {self.answers.path}"
                 raise UserError(f"judge {judge.entry.name}: {error}; {kept}: the same command continues") from None
@@ -159,6 +186,7 @@ class Asker:
             tally.money += judge.price(tokens)
             tally.answers += reply.first_wins is not None
             tally.malformed += reply.first_wins is None
+            tally.orders += [] if reply.orders is None else [reply.orders]
             said = reply.said
         if isinstance(reply, str) or reply.first_wins is None:
             if len(tally.examples) < EXAMPLES:
@@ -189,7 +217,7 @@ class Asker:
         return None
 
 
-def _refuse_unusable(judge: Judge, tally: Tally, *, is_round: bool) -> None:
+def _refuse_unusable(judge: Judge | Student, tally: Tally, *, is_round: bool) -> None:
     unusable, most = tally.malformed + tally.refused, MOST_UNUSABLE * tally.calls
     if unusable <= most + 2 * math.sqrt(most * (1 - MOST_UNUSABLE)) or not (is_round or tally.calls >= LEAST_CALLS):
         return

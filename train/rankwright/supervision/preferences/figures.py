@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from scipy.special import expit, ndtr
+import numpy as np
+from scipy.special import expit, logit, ndtr
 
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.judging import Across, JudgedList, Judging
@@ -28,6 +30,7 @@ def figures(found: Judging, across: Across | None, asker: Asker, model: str) -> 
         own |= {name: getattr(tally, name) for name in ("calls", "answers", "malformed", "refused")}
         own |= {"bias": bias, "bias_sd": float(found.pooled.deviations[number]), "first_wins": float(wins(bias))}
         own |= {"same_in_both_orders": _share(_both_orders(found.lists, number))}
+        own |= _of_student(tally.orders) if tally.orders else {}
         own |= {name: getattr(tally, name) for name in ("prompt_tokens", "answer_tokens", "uncounted")}
         money = None if judge.entry.price_per_million is None else tally.money
         judges.append(own | {"money": money, "examples": tally.examples})
@@ -59,6 +62,20 @@ def _of_across(across: Across) -> dict[str, Any]:
     answers = sum(row[3] is not None for row in across.rows)
     biases, sd = across.biases.tolist(), float(across.offsets.std()) if len(across.offsets) else 0.0
     return {"calls": len(across.rows), "answers": answers, "biases": biases, "sd": sd}
+
+
+def _of_student(orders: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """What a judge was seen to do that is asked in both orders, and whose bias its answers no longer have."""
+    wins_N2 = np.array(orders)
+    biases_N = (logit(wins_N2[:, 0]) - logit(wins_N2[:, 1])) / 2
+    bias, decided_N2 = float(biases_N.mean()), wins_N2 > 0.5
+    found = {
+        "both_orders": True,
+        "bias": bias,
+        "bias_sd": float(biases_N.std() / math.sqrt(len(orders))),
+        "first_wins": float(expit(bias)),
+    }
+    return found | {"same_in_both_orders": _share((decided_N2[:, 0] == decided_N2[:, 1]).tolist())}
 
 
 def _share(same: Sequence[bool]) -> dict[str, Any]:

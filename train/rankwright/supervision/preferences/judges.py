@@ -74,11 +74,13 @@ class Reply:
     """An answer. first_wins: the probability that the document shown first is better, 0.5 for a tie; None: malformed.
 
     tokens: of prompt and answer, as the server counts them; None where it does not. said: the words of a malformed one.
+    orders: of a student, the probability that the first is better when it is shown first, and when it is shown second.
     """
 
     first_wins: float | None
     tokens: tuple[int, int] | None
     said: str = ""
+    orders: tuple[float, float] | None = None
 
 
 class Judge:
@@ -96,9 +98,19 @@ class Judge:
         named = "give key_variable: NAME of the environment variable with the key"
         key = named if entry.key_variable is None else f"check the key in {entry.key_variable} (key_variable)"
         fixes = {401: key, 403: f"{key}, and what it may use"}
+        assert entry.url is not None, "the schema asks for the address of a server"
         self.client = Client(
             endpoint(entry.url), entry.key_variable, limits, advice="check url and that it is up", fixes=fixes
         )
+
+    @property
+    def requests_sent(self) -> int:
+        """Requests so far, those that were sent again too."""
+        return self.client.requests_sent
+
+    def close(self) -> None:
+        """Let no thread send anything more."""
+        self.client.close()
 
     def key(self, prompt: str) -> str:
         """16 hexadecimal digits that stand for one question to this model, whatever its address and name are."""

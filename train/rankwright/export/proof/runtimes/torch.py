@@ -33,7 +33,8 @@ WEIGHTS: dict[str, Any] = {**TRUSTED, "use_safetensors": True, "dtype": torch.fl
 def rankwright(exported: Exported) -> Answer:
     """Reranker.load, as the model card tells users; golden rows are a prompt each, so long documents are cut."""
     rows = exported.rows
-    reranker = Reranker.load(str(exported.path), device="cpu", base=exported.base).reading(AS_CUT)
+    loaded = Reranker.load(str(exported.path), device="cpu", base=exported.base, pairwise=True)
+    reranker = loaded.reading(AS_CUT)
     encoded = [reranker.encoder.encode(row["query"], [row["document"]]) for row in rows]
     groups = [(row["query"], [row["document"]]) for row in rows]
     logits = [scores[0] for group in groups for scores in reranker.score_groups([group])]
