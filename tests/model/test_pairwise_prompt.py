@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import make_tiny_gemma
 
 from rankwright.common.errors import UserError
-from rankwright.data.pair_texts import FIRST, SECOND, pair_text, split_pair
+from rankwright.data.pair_texts import FIRST, SECOND, middle_of, pair_text
 from rankwright.model.loading import load_tokenizer
 from rankwright.model.long_documents import PAIRWISE, LongDocuments
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
@@ -54,12 +54,12 @@ def read(encoder: PromptEncoder, text: str) -> tuple[str, str, int]:
 @given(TEXT, TEXT)
 def test_the_two_documents_are_found_again(first: str, second: str) -> None:
     text = pair_text(first, second)
-    pair = split_pair(text)
-    assert pair is not None and pair.text == text
-    shown = text[len(FIRST) : pair.middle], text[pair.middle + len(SECOND) :]
+    middle = middle_of(text)
+    assert middle is not None
+    shown = text[len(FIRST) : middle], text[middle + len(SECOND) :]
     spaced = [document.strip().replace("Document A:", "D ocument A:") for document in (first, second)]
     assert list(shown) == [document.replace("Document B:", "D ocument B:") for document in spaced]
-    assert split_pair("a document") is None and split_pair(SECOND) is None
+    assert middle_of("a document") is None and middle_of(SECOND) is None
 
 
 @pytest.mark.parametrize(("name", "mode"), FRAMES)

@@ -7,20 +7,12 @@ stands in a text is ours, and no text of a user can pass for the other document.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 FIRST, SECOND = "Document A: ", "\nDocument B: "
 # Behind the id of a pair: the ids of its two orders, and so of its two "documents".
 ORDERS = ("/ab", "/ba")
 # In a user's text, whatever its case.
 _OF_USERS = re.compile(r"document (?=[ab]:)", re.IGNORECASE)
-
-
-class PairText(NamedTuple):
-    """A text of two documents. middle: the place at which the mark of the second one begins."""
-
-    text: str
-    middle: int
 
 
 def pair_text(first: str, second: str) -> str:
@@ -32,7 +24,7 @@ def _own(document: str) -> str:
     return _OF_USERS.sub(lambda match: f"{match[0][0]} {match[0][1:]}", document.strip())
 
 
-def split_pair(text: str) -> PairText | None:
-    """Where the two documents of a text of pair_text lie; None for any other text."""
+def middle_of(text: str) -> int | None:
+    """The place in a text of pair_text at which the mark of the second document begins; None for any other text."""
     middle = text.find(SECOND.rstrip())
-    return PairText(text, middle) if text.startswith(FIRST.rstrip()) and middle >= 0 else None
+    return middle if text.startswith(FIRST.rstrip()) and middle >= 0 else None

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from rankwright.data.pair_texts import FIRST, split_pair
+from rankwright.data.pair_texts import FIRST, middle_of
 from rankwright.recipe.schema import Bm25, Prompt
 
 if TYPE_CHECKING:
@@ -169,20 +169,20 @@ def halves(text: str, room: int, tokenise: Tokenise) -> Part:
     Half of the room is each one's own; what one of them leaves of it is the other's. The marks count as part of the
     documents. Any other text is cut at its end.
     """
-    tokens, pair = tokenise(text), split_pair(text)
-    if len(tokens.ids) <= room or pair is None:
+    tokens, middle = tokenise(text), middle_of(text)
+    if len(tokens.ids) <= room or middle is None:
         return Part(text, tokens.ids[:room])
     # At least the mark and one token more.
     least = len(tokenise(FIRST).ids) + 1
-    first = bisect_left(tokens.starts, pair.middle)
+    first = bisect_left(tokens.starts, middle)
     second = len(tokens.ids) - first
     left = room
     while True:
         shorter = min(first, second, left // 2)
         kept = (left - shorter, shorter) if second <= first else (shorter, left - shorter)
         begin, end = kept[0], first + kept[1]
-        shown = text[: pair.middle] if begin >= first else text[: tokens.starts[begin]].rstrip()
-        shown += text[pair.middle :] if end >= len(tokens.ids) else text[pair.middle : tokens.starts[end]].rstrip()
+        shown = text[:middle] if begin >= first else text[: tokens.starts[begin]].rstrip()
+        shown += text[middle:] if end >= len(tokens.ids) else text[middle : tokens.starts[end]].rstrip()
         ids = tokenise(shown).ids
         # A document that is cut may be a token more alone than inside the text.
         if len(ids) <= room or left <= 2 * least:

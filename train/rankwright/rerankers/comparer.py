@@ -38,22 +38,13 @@ class Compared(NamedTuple):
     @property
     def first_wins(self) -> float:
         """The probability that the first is better, without the bias: the mean of both on the scale of logits."""
-        return _rounded(float(expit((_logit(self.shown_first) + _logit(self.shown_second)) / 2)))
-
-    @property
-    def bias(self) -> float:
-        """By how much, in nats, the document shown first is preferred."""
-        return (_logit(self.shown_first) - _logit(self.shown_second)) / 2
+        return _rounded(float(expit((logit(self.shown_first) + logit(self.shown_second)) / 2)))
 
 
 def _rounded(value: float) -> float:
     # Never quite certain: a logit is taken of it.
     step = 10.0**-DIGITS
     return round(min(max(value, step), 1 - step), DIGITS)
-
-
-def _logit(value: float) -> float:
-    return float(logit(value))
 
 
 @dataclass
