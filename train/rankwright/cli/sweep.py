@@ -60,19 +60,13 @@ def _preview(loaded: LoadedSweep) -> None:
     from rankwright.evaluation.sweep_table import promise
     from rankwright.pipeline.sweep import known_dev_queries, shared_stages
     from rankwright.pipeline.sweep_rows import read_table
-    from rankwright.recipe.sweep_runs import shown_value
 
     computed = shared_stages(loaded, console.say)
     table = read_table(loaded)
     shown = Table("configuration", *loaded.factors, "done", box=None)
     for row in table.configurations:
         planned = sum(run.configuration.name == row.name for run in loaded.runs)
-        values = [
-            shown_value(one.settings[key])
-            for one in loaded.configurations
-            if one.name == row.name
-            for key in loaded.factors
-        ]
+        values = [row.settings[key] for key in loaded.factors]
         shown.add_row(row.name, *values, f"{len(row.seeds)} of {planned}")
     console.show(shown)
     console.say("computed: " + ", ".join(f"{name} {count}x" for name, count in computed.items() if name != "train"))
@@ -109,7 +103,7 @@ def _show(loaded: LoadedSweep, table: SweepTable) -> None:
         shown.add_row(row.name, str(len(row.seeds)), *values)
     console.show(shown)
     for note in table.notes:
-        console.say(f"{note}")
+        console.say(note)
     console.say(verdict(table))
     for run in table.runs:
         if run.error:

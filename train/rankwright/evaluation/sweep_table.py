@@ -294,6 +294,8 @@ def _notes(loaded: LoadedSweep, runs: Sequence[RunRow]) -> list[str]:
 
 def promise(queries: int, seeds: int, table: SweepTable | None = None) -> str:
     """One sentence: which difference will not show, by finished runs where there are any, else by usual deviations."""
+    if queries < 2:
+        return "with fewer than two dev queries no difference can be told from chance"
     if seeds < 2:
         return (
             f"{SEED_UNKNOWN} with one seed: no difference can be told from that of another seed: give seeds: [0, 1, 2]"

@@ -56,12 +56,13 @@ class SweepRunner:
         if launched() > 1:
             raise UserError("sweep: runs as one process: start `rankwright sweep SWEEP --worker` once for each GPU")
         RunFolder(self.loaded.folder).create()
+        runs = self.loaded.runs if only is None else only
         with ExitStack() as held:
             if not self.worker:
                 held.enter_context(folder_lock(self.loaded.folder, self.command, console.say))
-                for run in self.loaded.runs:
+                for run in runs:
                     RunFolder(run.folder).failure.unlink(missing_ok=True)
-            self._work(only or self.loaded.runs, "train")
+            self._work(runs, "train")
             table = read_table(self.loaded)
             if only is None:
                 self._work(tested_runs(self.loaded, table), "evaluate")

@@ -177,7 +177,8 @@ def _factor(tree: YamlFile, key: str, value: Any, *, drawn: bool) -> Factor | No
         return Factor(key, tuple(value)) if value else None
     kinds = [kind for kind in ("log", "linear") if isinstance(value, dict) and kind in value]
     if len(kinds) != 1 or not isinstance(value, dict):
-        near = did_you_mean(str([*value][0]), ["log", "linear"]) if isinstance(value, dict) and value else ""
+        names = [str(name) for name in value] if isinstance(value, dict) else []
+        near = did_you_mean(names[0], ["log", "linear"]) if names else ""
         form = "must be a list of values, {log: [a, b], points: n} or {linear: [a, b], points: n}"
         tree.blame(place, f"{form}, found {describe(value)}{near}")
         return None
