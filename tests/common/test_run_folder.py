@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import rankwright
 from rankwright.common.errors import UserError
+from rankwright.common.files import write_text_atomic
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.run_folder import STAGES, RunFolder, code_version, git_commit, provenance
 
@@ -218,3 +219,22 @@ def test_a_copy_inside_another_repository_is_none_of_its_commits(tmp_path: Path)
 def test_commit_of_this_package_is_a_commit_or_none() -> None:
     commit = git_commit()
     assert commit is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", commit)
+
+
+def test_a_stage_of_another_run_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    done, other = RunFolder(tmp_path / "done"), RunFolder(tmp_path / "other")
+    for run in (done, other):
+        run.create()
+    done.data.mkdir()
+    done.split("train").write_text("rows")
+    done.finish("data", "abc", seconds=1.0, outputs=[done.data], corpora=["x"])
+    assert not other.adopt("data", "other inputs", done) and not other.split("train").exists()
+    assert other.adopt("data", "abc", done)
+    assert other.is_done("data", "abc") and other.changed("data", verify=True) == {}
+    assert other.facts("data") == done.facts("data") and other.split("train").samefile(done.split("train"))
+    # Written again as a whole, it is the run's own.
+    write_text_atomic(other.split("train"), "mine")
+    assert done.split("train").read_text() == "rows" and done.changed("data", verify=True) == {}
+    done.split("train").write_text("touched")
+    third = RunFolder(tmp_path / "third")
+    assert not third.adopt("data", "abc", done), "its files are no longer those of the record"

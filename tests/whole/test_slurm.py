@@ -104,8 +104,9 @@ def test_a_job_that_is_stopped_in_time_is_requeued_and_continues(tmp_path: Path,
     assert (tmp_path / "requeued").read_text() == "17\n", "a job that ends is not put back"
 
 
-def test_without_a_recipe_it_says_how(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", sorted(SCRIPT.parent.glob("*.sbatch")), ids=lambda path: path.stem)
+def test_without_a_recipe_it_says_how(tmp_path: Path, script: Path) -> None:
     done = subprocess.run(
-        ["bash", str(SCRIPT)], env=environment(tmp_path, 1), capture_output=True, text=True, check=False
+        ["bash", str(script)], env=environment(tmp_path, 1), capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "usage: sbatch" in done.stderr

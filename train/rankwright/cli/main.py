@@ -28,6 +28,7 @@ from rankwright.cli.exits import (
 )
 from rankwright.cli.models import mteb, push, score, verify
 from rankwright.cli.recipes import keys, recipes_app
+from rankwright.cli.sweep import sweep
 from rankwright.common import collector, console
 from rankwright.common.disk import why_full
 from rankwright.common.errors import PeerFailed, Refused, Stopped, UserError, UserErrors
@@ -416,7 +417,7 @@ def export(recipe: RecipeArgument, overrides: Overrides = None, override: Overri
     _pipeline(recipe, overrides, override=override).run_to("export")
 
 
-for command in (score, verify, push, mteb, keys):
+for command in (sweep, score, verify, push, mteb, keys):
     app.command()(command)
 
 

@@ -34,11 +34,13 @@ def recipes(
         return
     from rich.table import Column, Table
 
-    from rankwright.recipe.loading import list_recipes
+    from rankwright.recipe.loading import list_recipes, list_sweeps
 
     table = Table(Column("recipe", no_wrap=True), "what it does", box=None)
     for info in sorted(list_recipes(), key=lambda info: _place(info.name)):
         table.add_row(info.name, info.description)
+    for info in list_sweeps():
+        table.add_row(info.name, f"sweep: {info.description}")
     console.show(table)
 
 
@@ -61,9 +63,12 @@ def show_recipe(
 
     Prints the file as it is, or with --whole or overrides what a run would use.
     """
-    from rankwright.common.resources import shown
+    from rankwright.common.resources import shown, sweep_files
     from rankwright.recipe.loading import load_recipe, recipe_yaml
 
+    if recipe in sweep_files() and not overrides and not whole:
+        typer.echo(sweep_files()[recipe].read_text(encoding="utf-8"), nl=False)
+        return
     loaded = load_recipe(recipe, overrides or [])
     if whole or overrides:
         typer.echo(recipe_yaml(loaded.recipe), nl=False)

@@ -111,6 +111,15 @@ def remove_drafts(folder: Path, *, older_than_s: float = 0) -> int:
     return len(drafts)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that is only replaced as a whole; a copy with its time where there are no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with room_for(target, source.stat().st_size):
+            shutil.copy2(source, target)
+
+
 def json_line(row: Mapping[str, Any]) -> str:
     """One row of a JSONL file. Raises ValueError for numbers that JSON does not have."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)

@@ -28,6 +28,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 _HELD = {errno.EACCES, errno.EAGAIN}
 
 
+class InUse(UserError):
+    """Another command holds the lock of a folder."""
+
+
 @dataclass(slots=True)
 class _Held:
     """A lock of this process. file: None where the file system keeps no locks."""
@@ -47,9 +51,9 @@ _guard = threading.Lock()
 def folder_lock(folder: Path, command: Sequence[str], say: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of an existing folder; inside itself it is taken again.
 
-    Raises UserError at once where another command has it, with that command, its process, machine and start. It is
-    POSIX's lock on the file `.lock`: the system gives it back when the process ends, by SIGKILL too, and a forked child
-    does not keep it. Where the file system keeps no locks, that is reported once and nothing is locked.
+    Raises InUse, a UserError, at once where another command has it, with that command, its process, machine and start.
+    It is POSIX's lock on the file `.lock`: the system gives it back when the process ends, by SIGKILL too, and a forked
+    child does not keep it. Where the file system keeps no locks, that is reported once and nothing is locked.
     """
     stat = folder.stat()
     key = (stat.st_dev, stat.st_ino)
@@ -113,5 +117,5 @@ def _described(folder: Path) -> str:
     return f"`{command}` (process {pid} on {host}, since {since})"
 
 
-def _refusal(folder: Path, holder: str) -> UserError:
-    return UserError(f"{folder}: in use by {holder}: wait until it ends, stop it, or give this one run_dir=PATH")
+def _refusal(folder: Path, holder: str) -> InUse:
+    return InUse(f"{folder}: in use by {holder}: wait until it ends, stop it, or give this one run_dir=PATH")

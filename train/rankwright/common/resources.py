@@ -40,7 +40,20 @@ def data_dir() -> Path:
 
 def recipe_files() -> dict[str, Path]:
     """Name -> file of every shipped recipe; a name is the path inside recipes/ without `.yaml`."""
-    return _named_files(recipes_dir(), "**/*.yaml")
+    return {name: path for name, path in _named_files(recipes_dir(), "**/*.yaml").items() if not is_sweep(path)}
+
+
+def sweep_files() -> dict[str, Path]:
+    """Name -> file of every shipped sweep, which lie beside the recipes."""
+    return {name: path for name, path in _named_files(recipes_dir(), "**/*.yaml").items() if is_sweep(path)}
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a readable YAML file has the key that makes it a sweep."""
+    try:
+        return re.search(r"^over\s*:", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def schema_file() -> Path:

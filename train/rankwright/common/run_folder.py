@@ -17,7 +17,7 @@ from typing import Any
 
 from rankwright import __version__
 from rankwright.common.errors import UserError
-from rankwright.common.files import read_json_object, remove_drafts, write_text_atomic
+from rankwright.common.files import link_or_copy, read_json_object, remove_drafts, write_text_atomic
 from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of, put_aside, read_sealed, remove, sealed
 
 PACKAGE = Path(__file__).parents[1]
@@ -91,10 +91,14 @@ class RunFolder:
     pools = _Place("pools")
     # The scale on which a teacher's scores are trained with, fitted before step 1.
     teacher_match = _Place("teacher_match.json")
+    # The error that a run of a sweep ended with.
+    failure = _Place("failed.json")
     metrics = _Place("metrics.jsonl")
     # Other trackers: the run's id there, and which of them have what; the events of tensorboard.
     tracking = _Place("tracking.json")
     tensorboard = _Place("tensorboard")
+    # nDCG@10 of each dev query, of the untrained model and of the best checkpoint.
+    dev_values = _Place("dev_values.jsonl")
     checkpoints = _Place("checkpoints")
 
     # Evaluation and what follows.
@@ -210,6 +214,23 @@ class RunFolder:
         """The facts that finish() recorded; empty where the stage is not done."""
         record = read_json_object(self._record_path(stage)) or {}
         return {key: value for key, value in record.items() if key not in ("outputs", SEAL)}
+
+    def adopt(self, stage: str, inputs: str, other: RunFolder) -> bool:
+        """Take a finished stage of another run, if it is finished there with exactly these inputs; whether it was.
+
+        Files become hard links, or copies where the file system has none: stages replace their files as a whole.
+        The record comes last.
+        """
+        record = read_sealed(other._record_path(stage))
+        if record is None or record.get("inputs") != inputs or other.changed(stage, keep_times=False):
+            return False
+        for name in record["outputs"]:
+            target = self.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove(target)
+            link_or_copy(other.path / name, target)
+        self._write_record(stage, {key: value for key, value in record.items() if key != SEAL})
+        return True
 
     def _record_path(self, stage: str) -> Path:
         assert stage in STAGES, stage

@@ -184,15 +184,37 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     their order stay the same. Raises UserError for a value outside 0 to 1.
     Source: Holm 1979.
     """
-    for name, p in p_values.items():
-        if not 0 <= p <= 1:
-            raise UserError(f"{name}: {p} is not a p value: it must be from 0 to 1")
     adjusted: dict[Name, float] = {}
     largest = 0.0
-    for place, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
+    for place, name in enumerate(_ascending(p_values)):
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
         adjusted[name] = largest
     return {name: adjusted[name] for name in p_values}
+
+
+def benjamini_hochberg(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """p values adjusted for all comparisons: among those <= q, an expected share of at most q is wrong.
+
+    For m p values in ascending order, adjusted p_(i) = min over j >= i of min(1, m / j p_(j)). It holds for independent
+    comparisons and those that depend positively on each other, as those with one default do. The names and their order
+    stay the same. Raises UserError for a value outside 0 to 1.
+    Source: Benjamini and Hochberg 1995; Benjamini and Yekutieli 2001 (positive dependence).
+    """
+    adjusted: dict[Name, float] = {}
+    smallest = 1.0
+    order = _ascending(p_values)
+    for place in range(len(order), 0, -1):
+        name = order[place - 1]
+        smallest = min(smallest, len(order) / place * p_values[name])
+        adjusted[name] = smallest
+    return {name: adjusted[name] for name in p_values}
+
+
+def _ascending(p_values: Mapping[Name, float]) -> list[Name]:
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise UserError(f"{name}: {p} is not a p value: it must be from 0 to 1")
+    return sorted(p_values, key=lambda n: p_values[n])
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -47,7 +47,8 @@ class EvaluatedRun:
     """A run folder with a finished evaluation.
 
     name: short, and different from the names of the other runs of the call
-    recipe: as it now stands in the folder; experiment, seed: of the recipe that the evaluation was made with
+    recipe: as it now stands in the folder; experiment, seed: of the recipe that the evaluation was made with; the seed
+        is that of the training
     """
 
     name: str
@@ -85,10 +86,10 @@ def read_run(folder: Path, name: str) -> EvaluatedRun:
     if recipe is None:
         raise not_a_run(folder)
     again = RunFolder(folder).command("evaluate")
-    facts = {"experiment": experiment_of(recipe), "seed": recipe.get("seed"), **RunFolder(folder).facts("evaluate")}
+    facts = {"experiment": experiment_of(recipe), "seed": _seed_of(recipe), **RunFolder(folder).facts("evaluate")}
     experiment, seed = facts["experiment"], facts["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool):
-        place = folder / ("stages/evaluate.json" if seed != recipe.get("seed") else "recipe.json")
+        place = folder / ("stages/evaluate.json" if seed != _seed_of(recipe) else "recipe.json")
         raise UserError(f"{place}: seed: must be a whole number, found {seed!r}: run `{again}`")
     names = RunFolder(folder).test_sets()
     if not names:
@@ -115,7 +116,17 @@ def experiment_of(recipe: Mapping[str, Any]) -> str:
     mine = recipe.get("mine")
     filters = list(mine.get("filters") or ()) if isinstance(mine, dict) else []
     order = [filters] if len(filters) > 1 else []
-    return content_hash({k: v for k, v in result_values(recipe).items() if k != "seed"}, *order)
+    values = {k: v for k, v in result_values(recipe).items() if k != "seed"}
+    if isinstance(train := values.get("train"), dict):
+        values["train"] = {k: v for k, v in train.items() if k != "seed"}
+    return content_hash(values, *order)
+
+
+def _seed_of(recipe: Mapping[str, Any]) -> Any:
+    """The seed of the training, as a recipe.json has it."""
+    train = recipe.get("train")
+    own = train.get("seed") if isinstance(train, dict) else None
+    return recipe.get("seed") if own is None else own
 
 
 def same_but_for_seed(runs: Sequence[EvaluatedRun]) -> list[list[EvaluatedRun]]:

@@ -41,7 +41,7 @@ CODE = {
     "pipeline/refine.py",
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
-    "evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
+    "evaluation/dev_values.py evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
     "lists": "retrieval common recipe data pipeline/evaluate.py",
     "scores": "rerankers common recipe data model retrieval training/setup.py pipeline/evaluate.py",
     "measures": "evaluation common recipe data model retrieval rerankers pipeline/evaluate.py",
@@ -85,7 +85,8 @@ class StageInputs:
         self.recipe = recipe
         self.located = located
         self.package = package
-        self._contents: dict[Path, str] = {}
+        # Path -> hash of the files that were read; a command with several recipes may give all of them the same one.
+        self.contents: dict[Path, str] = {}
 
     def _code(self, made: str) -> str:
         return code_of(made, self.package)
@@ -96,9 +97,9 @@ class StageInputs:
         return result_values(self.recipe.model_dump(mode="json"))
 
     def _content(self, path: Path) -> str:
-        if path not in self._contents:
-            self._contents[path] = files_hash([path])
-        return self._contents[path]
+        if path not in self.contents:
+            self.contents[path] = files_hash([path])
+        return self.contents[path]
 
     def _set(self, entry: Located) -> str:
         """A set by content; its run file, its weight and its licence are not part of it."""

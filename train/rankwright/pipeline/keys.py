@@ -46,6 +46,7 @@ EXAMPLES = {
     "dense.query_prompt": "'query: '",
     "dense.document_prompt": "'passage: '",
     "mine.filters": "{rank_window: {first: 6}}",
+    "train.seed": "1",
     "mine.refresh_steps": "500",
     "mine.teacher.name": "large",
     "mine.teacher.kind": "rankwright",

@@ -97,7 +97,7 @@ def _evaluate(p: Context) -> dict[str, Any]:
         "processes": p.processes.count,
         # What compare goes by: recipe.json is that of the last command.
         "experiment": experiment_of(json.loads(recipe_json(p.recipe))),
-        "seed": p.recipe.seed,
+        "seed": p.recipe.training_seed,
     }
 
 
@@ -204,7 +204,7 @@ STAGES = [
         "train",
         lambda p: train(p.recipe, p.folder, p.inputs.train, base=p.inputs.base),
         lambda p: p.inputs.train,
-        lambda p, facts: [p.folder.mix, p.folder.metrics],
+        lambda p, facts: [p.folder.mix, p.folder.metrics, p.folder.dev_values],
         "all",
         # Checkpoints hold the hashes of their files.
         is_whole=lambda p: p.best_checkpoint() is not None,

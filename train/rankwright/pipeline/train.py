@@ -18,6 +18,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
 from rankwright.data.store.views import Joined, KeyedTexts
+from rankwright.evaluation.dev_values import add_evaluation, settle
 from rankwright.evaluation.evaluate import measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
 from rankwright.mining.pools import read_negatives
@@ -79,8 +80,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str
 
     base: what the base's scores of dev are kept by. ended_early: by train.patience.
     """
-    accelerator = make_accelerator(recipe)
-    processes = Processes.of_group()
+    accelerator, processes = make_accelerator(recipe), Processes.of_group()
     model_base, tokenizer, contract = recipe_prompt(recipe)
     # A single process has no other to share with.
     shared = sharding.is_wanted() and processes.count > 1
@@ -109,7 +109,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str
     processes.meet()
     match = affine_match(recipe, run, source, reranker, accelerator, inputs=inputs)
     loss, tokens = bind_loss(recipe.loss, match), budget_tokens(recipe)
-    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.seed, accelerator)
+    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.training_seed, accelerator)
     settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "say": console.say}
     trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, **settings)
     earlier = read_metrics(run.metrics) if processes.is_first else []
@@ -129,10 +129,12 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str
             refresh = Refresh(recipe, run, source, reranker, collections, total_steps=steps)
         state = fit(job, checkpoints, reports, evaluate=evaluate, untrained=untrained, refresh=refresh, stop=stop)
     _keep_mix(recipe, run, source, steps, state.step)
+    if processes.is_first and state.best_value is not None:
+        settle(run.dev_values, state.base_value, state.best_value)
     _describe_end(state, source)
     facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
-    ended = {"planned_steps": steps, "ended_early": state.step < steps}
-    return {**facts, **ended, "processes": accelerator.num_processes}
+    ended = {"planned_steps": steps, "ended_early": state.step < steps, "processes": accelerator.num_processes}
+    return {**facts, **ended}
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -176,7 +178,7 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         Pools.read(run.negatives),
         encoder,
         settings=recipe.mine,
-        seed=recipe.seed,
+        seed=recipe.training_seed,
         need_positive=needs_positive(recipe.loss),
         shuffle_labels=recipe.train.shuffle_labels,
         teacher_scores=scores,
@@ -234,7 +236,7 @@ def kept_base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: s
 def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callable[..., float]:
     """A function that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares.
 
-    Given scores that are known, it takes these instead.
+    Given scores that are known, it takes these instead. The first process keeps each query's value.
     With train.first_stage_offset, documents are ranked by what is trained: score + offset. A sharded model is whole on
     every rank for that time: see sharding.gathered.
     """
@@ -251,15 +253,17 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
         return {q: scores for part in processes.gather(mine) for q, scores in part.items()}
 
     def evaluate(known: Reranked | None = None) -> float:
-        values: list[float] = []
+        values: dict[str, float] = {}
         with sharding.gathered(reranker.model):
             for collection, query_ids in shares:
                 scored = score(collection, query_ids) if known is None else {q: known[q] for q in query_ids}
                 scored = scored if offset is None else offset.added(scored)
                 if query_ids:
                     found = measure(scored, collection.qrels, query_ids, [HEADLINE], scale)
-                    values += found.per_query[HEADLINE].values()
-        return sum(values) / len(values)
+                    values |= found.per_query[HEADLINE]
+        if processes.is_first:
+            add_evaluation(run.dev_values, values)
+        return sum(values.values()) / len(values)
 
     return evaluate
 

@@ -49,19 +49,29 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     """
     known = resources.recipe_files()
     overrides = list_of_texts("overrides", overrides)
+    if name_or_path in resources.sweep_files():
+        raise UserError(f"recipe {name_or_path!r} is a sweep: give `rankwright sweep {name_or_path}`")
     # A Path is a path, whatever its name; a text may be the name of a recipe.
     wanted = f"./{name_or_path}" if isinstance(name_or_path, Path) and not name_or_path.is_absolute() else name_or_path
     path = resources.find_yaml(path_text("recipe", wanted), known, kind="recipe")
     tree, sources = read_yaml(path), [path]
+    if "over" in tree.data:
+        tree.blame(("over",), f"this file is a sweep, not a recipe: give `rankwright sweep {name_or_path}`")
+        tree.data.pop("over")
+    extend(tree, sources, known)
+    for override in overrides:
+        apply_override(tree, override, rank=len(sources))
+    start_paths(tree, sources)
+    return LoadedRecipe(validate(Recipe, tree), path, tuple(sources), tuple(overrides))
+
+
+def extend(tree: YamlFile, sources: list[Path], known: dict[str, Path]) -> None:
+    """Put all that a tree `extends` under it; the files that are read are added to `sources`."""
     while "extends" in tree.data:
         base = _read_base(tree, sources, known)
         tree.complete &= base is not None
         if base is not None:
             merge_under(tree, base)
-    for override in overrides:
-        apply_override(tree, override, rank=len(sources))
-    start_paths(tree, sources)
-    return LoadedRecipe(validate(Recipe, tree), path, tuple(sources), tuple(overrides))
 
 
 def _read_base(tree: YamlFile, sources: list[Path], known: dict[str, Path]) -> YamlFile | None:
@@ -86,15 +96,15 @@ def _read_base(tree: YamlFile, sources: list[Path], known: dict[str, Path]) -> Y
     return read_yaml(path, rank=len(sources) - 1)
 
 
-def merge_under(tree: YamlFile, base: YamlFile) -> None:
-    """Put `base` under the tree: mappings merge deeply, lists, scalars and what is in WHOLE replace."""
+def merge_under(tree: YamlFile, base: YamlFile, whole: frozenset[Key] = WHOLE) -> None:
+    """Put `base` under the tree: mappings merge deeply, lists, scalars and what is in `whole` replace."""
     merged = copy.deepcopy(base.data)
     replaced: set[Key] = set()
 
     def lay(target: dict[str, Any], over: dict[str, Any], prefix: Key) -> None:
         for name, value in over.items():
             both = isinstance(value, dict) and isinstance(target.get(name), dict)
-            if both and (*prefix, name) not in WHOLE:
+            if both and (*prefix, name) not in whole:
                 lay(target[name], value, (*prefix, name))
             else:
                 target[name] = value
@@ -147,6 +157,12 @@ def apply_override(tree: YamlFile, override: str, rank: int) -> None:
 def list_recipes() -> list[RecipeInfo]:
     """All shipped recipes, by name."""
     files = resources.recipe_files().items()
+    return [RecipeInfo(name, str(read_yaml(path).data.get("description") or "")) for name, path in files]
+
+
+def list_sweeps() -> list[RecipeInfo]:
+    """All shipped sweeps, by name."""
+    files = resources.sweep_files().items()
     return [RecipeInfo(name, str(read_yaml(path).data.get("description") or "")) for name, path in files]
 
 

@@ -231,6 +231,8 @@ class Train(Section):
     """Shows the report page in wandb and trackio too, with its queries and documents; `false`: only its numbers."""
     first_stage_offset: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """While training, this much of the first stage's z-score is added to each score: the model learns what it lacks."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of the training alone, with the same data, dev and mined lists; without it, the recipe's `seed`."""
     shuffle_labels: bool = False
     """Trains on shuffled, meaningless labels: a control that must not gain."""
 
@@ -374,6 +376,11 @@ class Recipe(Section):
     gate: Gate | None = None
     licence: LicenceRule = LicenceRule()
     export: Export = Export()
+
+    @property
+    def training_seed(self) -> int:
+        """What the training draws by: adapters, the order of the queries, their negatives."""
+        return self.seed if self.train.seed is None else self.train.seed
 
     @property
     def keys_of_lists(self) -> list[str]:

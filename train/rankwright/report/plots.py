@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rankwright.common.components import SeedDifference
 from rankwright.common.console import visible
 from rankwright.common.stats import Difference
 
@@ -180,7 +181,9 @@ def _mark(axis: Any, x: float, y: float, text: str, *, offset: tuple[float, floa
     axis.annotate(text, (x, y), xytext=offset, textcoords="offset points", annotation_clip=False, **look)
 
 
-def differences(rows: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], name: str, xlabel: str) -> str:
+def differences(
+    rows: Sequence[tuple[str, Sequence[tuple[str, Difference | SeedDifference]]]], name: str, xlabel: str
+) -> str:
     """Intervals in groups: (label of the group, [(series, difference)]). A series has one colour in all groups."""
     rows = [(text, list(found)) for text, found in rows if found]
     if not rows:

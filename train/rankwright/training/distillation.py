@@ -142,7 +142,7 @@ def affine_match(
     processes = Processes.of_group()
     kept = processes.from_first(read_sealed(run.teacher_match) if processes.is_first else None)
     if kept is None or kept.get("inputs") != inputs:
-        groups = _groups(source, recipe.seed)
+        groups = _groups(source, recipe.training_seed)
         with sharding.gathered(reranker.model), accelerator.autocast():
             mine = _scores(source, reranker, groups[processes.rank :: processes.count])
         pairs = [pair for part in processes.gather(mine) for pair in part]

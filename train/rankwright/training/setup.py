@@ -164,7 +164,7 @@ def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
             rank=settings.rank,
             alpha=settings.alpha,
             dropout=settings.dropout,
-            seed=recipe.seed,
+            seed=recipe.training_seed,
             rslora=settings.rslora,
             dora=settings.dora,
             targets=settings.targets,

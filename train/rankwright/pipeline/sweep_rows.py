@@ -1,0 +1,114 @@
+"""What the run folders of a sweep hold, as the rows of its table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rankwright.common.files import read_json_object
+from rankwright.common.run_folder import RunFolder
+from rankwright.evaluation.compare import compare
+from rankwright.evaluation.dev_values import read_dev_values
+from rankwright.evaluation.metrics import HEADLINE
+from rankwright.evaluation.runs import experiment_of
+from rankwright.evaluation.sweep_table import OnTest, RunRow, SweepTable, build_table
+from rankwright.recipe.loading import recipe_json
+from rankwright.recipe.sweep_runs import LoadedSweep, PlannedRun
+from rankwright.training.eta import DEV_SECONDS, STEP_SECONDS
+from rankwright.training.tracking import read_metrics, read_steps
+
+
+def read_table(loaded: LoadedSweep) -> SweepTable:
+    """The table of a sweep as its folders are now."""
+    return build_table(loaded, [_row(run) for run in loaded.runs])
+
+
+def read_tests(loaded: LoadedSweep, table: SweepTable) -> list[OnTest]:
+    """Chosen and default on the test sets, and each against its base; empty where they are not evaluated."""
+    runs = {name: [r for r in loaded.runs if r.configuration.name == name] for name in (table.default, table.chosen)}
+    done = {
+        str(name): [r for r in of if is_of(RunFolder(r.folder), r) and RunFolder(r.folder).facts("evaluate")]
+        for name, of in runs.items()
+    }
+    folders = {run.folder: name for name, of in done.items() for run in of}
+    if not all(done.values()) or not folders:
+        return []
+    comparison = compare(list(folders))
+    owner = {run.name: folders[run.folder] for run in comparison.runs}
+    seen = [
+        OnTest(row.test_set, owner[row.runs[0]], owner.get(row.other[0], row.other[0]), row.found, row.found.p, True)
+        for row in comparison.seed_differences
+    ]
+    if seen:
+        return seen
+    names = [*comparison.sets, None] if comparison.pooled else list(comparison.sets)
+    return [
+        OnTest(test_set, folders[system.runs[0].folder], table.default, row.difference, row.p, False)
+        for test_set in names
+        for system in comparison.systems
+        if system.kind == "tuned" and (row := comparison.rows(test_set)[system.name][1]) is not None
+    ]
+
+
+def dev_curves(loaded: LoadedSweep, table: SweepTable, most: int) -> dict[str, list[dict[str, float]]]:
+    """Configuration -> mean nDCG@10 on dev over its seeds by step: default, chosen, and the best of the others."""
+    key = f"dev_{HEADLINE}"
+    ranked = sorted((row for row in table.configurations if row.dev is not None), key=lambda row: -(row.dev or 0.0))
+    names = list(dict.fromkeys([n for n in (table.default, table.chosen) if n] + [row.name for row in ranked]))[:most]
+    curves = {}
+    for name in names:
+        by_step: dict[int, list[float]] = {}
+        for run in loaded.runs:
+            if run.configuration.name == name and is_of(RunFolder(run.folder), run):
+                for row in read_steps(RunFolder(run.folder).metrics):
+                    if key in row:
+                        by_step.setdefault(row["step"], []).append(row[key])
+        curves[name] = [{"step": step, key: sum(v) / len(v)} for step, v in sorted(by_step.items())]
+    return {name: rows for name, rows in curves.items() if rows}
+
+
+def is_of(folder: RunFolder, run: PlannedRun) -> bool:
+    """Whether the folder holds a finished training of just this run."""
+    stated = read_json_object(folder.recipe_json) or {}
+    trained = folder.facts("train")
+    train: Any = stated.get("train")
+    own = isinstance(train, dict) and train.get("seed") == run.seed
+    wanted = experiment_of(json.loads(recipe_json(run.loaded.recipe)))
+    return bool(trained.get("best_value") is not None and own and experiment_of(stated) == wanted)
+
+
+def training_seconds(folder: RunFolder) -> float:
+    """Seconds of the steps and of the evaluations on dev, over all commands that a killed training took."""
+    return sum(_seconds(row, STEP_SECONDS) + _seconds(row, DEV_SECONDS) for row in read_metrics(folder.metrics))
+
+
+def _row(run: PlannedRun) -> RunRow:
+    folder = RunFolder(run.folder)
+    failed = read_json_object(folder.failure)
+    if failed is not None and not is_of(folder, run):
+        return RunRow(run.name, run.configuration.name, run.seed, "failed", str(failed.get("error", "?")))
+    if not is_of(folder, run):
+        return RunRow(run.name, run.configuration.name, run.seed, "not run")
+    facts, values = folder.facts("train"), read_dev_values(folder.dev_values)
+    rows = read_metrics(folder.metrics)
+    tokens = sum(_seconds(row, "tokens_per_s") * _seconds(row, STEP_SECONDS) for row in rows)
+    return RunRow(
+        run.name,
+        run.configuration.name,
+        run.seed,
+        "done",
+        # The error of its evaluation on test.
+        None if failed is None else str(failed.get("error", "?")),
+        base=facts["base_value"],
+        dev=facts["best_value"],
+        best_step=facts["best_step"],
+        steps=facts["step"],
+        seconds=round(training_seconds(folder), 1),
+        tokens=round(tokens),
+        values=values.best if values is not None else None,
+    )
+
+
+def _seconds(row: Any, key: str) -> float:
+    value = row.get(key) if isinstance(row, dict) else None
+    return float(value) if isinstance(value, int | float) else 0.0

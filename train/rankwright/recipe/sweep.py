@@ -1,0 +1,226 @@
+"""What a sweep file may contain, without torch: recipe keys with several values, seeds, a budget."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from rankwright.common.errors import did_you_mean
+from rankwright.recipe.kinds import MOST, FolderName, Line, Positive, Section, Words
+from rankwright.recipe.schema import Key, walk_keys
+from rankwright.recipe.yaml_file import YamlFile, describe
+
+MOST_POINTS = 1000
+NOT_COMPARABLE = "changes the queries, the lists or the measure of dev or test, so that runs are not comparable"
+NO_RESULT_ON_DEV = "changes nothing that is compared on dev: set it in the recipe"
+NAMED_BY_US = "a sweep names its runs and their folders itself"
+# Sections and keys that are not swept -> why; what lies below them neither.
+REFUSED = {
+    "extends": "not a key of the finished recipe: give the keys or whole sections that differ",
+    "name": NAMED_BY_US,
+    "description": NAMED_BY_US,
+    "run_dir": NAMED_BY_US,
+    "seed": "it also draws data and dev: give `seeds`, which vary train.seed",
+    "train.seed": "give `seeds`",
+    "train.dev_queries": NOT_COMPARABLE,
+    "data.test": NOT_COMPARABLE,
+    "data.dev": NOT_COMPARABLE,
+    "data.root": NOT_COMPARABLE,
+    "data.on_leak": NOT_COMPARABLE,
+    "data.on_fault": NOT_COMPARABLE,
+    "data.ignore_identical_ids": NOT_COMPARABLE,
+    "bm25": NOT_COMPARABLE,
+    "dense": NOT_COMPARABLE,
+    "evaluate": NOT_COMPARABLE,
+    "gate": NO_RESULT_ON_DEV,
+    "export": NO_RESULT_ON_DEV,
+    "licence": NO_RESULT_ON_DEV,
+    "model.merge_with_base": "works after training, which dev does not see: set it in the recipe",
+}
+# Refused as a whole only.
+REFUSED_WHOLE = {"data": NOT_COMPARABLE, "train": "holds dev_queries and the seed: give its keys"}
+
+
+class RandomDesign(Section):
+    """Configurations that are drawn."""
+
+    runs: Positive
+    """So many configurations are drawn, beside the default."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the draw."""
+
+
+class Design(Section):
+    """Which combinations of the values are trained."""
+
+    kind: Literal["grid", "one_at_a_time"] = "grid"
+    """`grid`: every combination; `one_at_a_time`: the recipe, and each single change of it."""
+    random: RandomDesign | None = None
+    """Draws configurations in place of a grid."""
+
+
+class Budget(Section):
+    """Where the sweep ends before all runs are done. Every configuration gets its first seed before any its second."""
+
+    runs: Positive | None = None
+    """At most this many runs are trained."""
+    hours: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """No run begins after the finished ones took this many hours of this sweep, all workers together."""
+
+
+class Choose(Section):
+    """By what the best configuration is chosen."""
+
+    metric: Literal["nDCG@10"] = "nDCG@10"
+    """The measure, as in training."""
+    on: Literal["dev"] = "dev"
+    """Test sets choose nothing: they are opened for the chosen configuration and the default alone."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Sweep(Section):
+    """A recipe, what is changed in it, and how often each change is trained."""
+
+    extends: Line
+    """Name or path of the recipe that is changed; as it stands it is the default that all are compared with."""
+    name: FolderName
+    """Name of the sweep, and of its folder in `runs/`."""
+    description: Words = ""
+    """One line for `rankwright recipes`."""
+    over: dict[str, Any]
+    """Key or section -> a list of values, `{log: [a, b], points: n}` or `{linear: ...}`; `{}`: the seeds alone."""
+    design: Annotated[Design, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)] = (
+        Design()
+    )
+    """`grid`, `one_at_a_time`, or `{random: {runs: 24}}`."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)] = (0, 1, 2)
+    """Each configuration is trained with each of them as train.seed; data, dev and mining stay those of the recipe."""
+    budget: Budget = Budget()
+    choose: Choose = Choose()
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is given twice: each counts once")
+        return seeds
+
+
+# A key of mappings: by identity, since values may be lists and sections.
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """One key of `over`. values: all of them; empty for a range to draw from."""
+
+    key: str
+    values: tuple[Any, ...]
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    @property
+    def parts(self) -> Key:
+        return tuple(self.key.split("."))
+
+    def at(self, share: float) -> Any:
+        """The value at a share, from 0 to 1, of the range."""
+        ends = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        value = ends[0] + share * (ends[1] - ends[0])
+        # Three digits can be read, and typed again.
+        value = float(f"{math.exp(value) if self.log else value:.3g}")
+        return round(value) if self.whole else min(max(value, self.low), self.high)
+
+
+def factors_of(tree: YamlFile, *, drawn: bool) -> list[Factor]:
+    """The factors of a sweep file that can be understood; the mistakes of the others are noted in the tree.
+
+    drawn: for a random design, which needs no points.
+    """
+    given = tree.data.get("over")
+    over: dict[str, Any] = given if isinstance(given, dict) else {}
+    found = []
+    for key, value in over.items():
+        if (why := _refusal(key)) is not None:
+            tree.blame(("over", key), why)
+            continue
+        inside = [other for other in over if key.startswith(f"{other}.")]
+        if inside:
+            tree.blame(("over", key), f"lies in {inside[0]}, which is swept too: leave one of them out")
+        factor = _factor(tree, key, value, drawn=drawn)
+        if factor is not None:
+            found.append(factor)
+    return found
+
+
+def _refusal(key: str) -> str | None:
+    if not all(key.split(".")):
+        return "must be a key of a recipe, such as train.learning_rate"
+    whole = REFUSED_WHOLE.get(key)
+    return whole or next((why for name, why in REFUSED.items() if f"{key}.".startswith(f"{name}.")), None)
+
+
+def _factor(tree: YamlFile, key: str, value: Any, *, drawn: bool) -> Factor | None:
+    place: Key = ("over", key)
+    if isinstance(value, list):
+        if not value:
+            tree.blame(place, "must hold at least one value")
+        for number, one in enumerate(value):
+            if one in value[:number]:
+                tree.blame((*place, number), "this value is given twice: each is trained once")
+        return Factor(key, tuple(value)) if value else None
+    kinds = [kind for kind in ("log", "linear") if isinstance(value, dict) and kind in value]
+    if len(kinds) != 1 or not isinstance(value, dict):
+        names = [str(name) for name in value] if isinstance(value, dict) else []
+        near = did_you_mean(names[0], ["log", "linear"]) if names else ""
+        form = "must be a list of values, {log: [a, b], points: n} or {linear: [a, b], points: n}"
+        tree.blame(place, f"{form}, found {describe(value)}{near}")
+        return None
+    kind = kinds[0]
+    if odd := [name for name in value if name not in (kind, "points")]:
+        tree.blame((*place, odd[0]), f"unknown key{did_you_mean(odd[0], ['points'])}, known: {kind}, points")
+        return None
+    return _range(tree, key, kind, value, drawn=drawn)
+
+
+def _range(tree: YamlFile, key: str, kind: str, value: Mapping[str, Any], *, drawn: bool) -> Factor | None:
+    place: Key = ("over", key)
+    ends, points = value[kind], value.get("points")
+    fits = isinstance(ends, list) and len(ends) == 2 and all(_is_number(end) for end in ends)
+    if not fits or not ends[0] < ends[1] or (kind == "log" and ends[0] <= 0):
+        more = ", both above 0" if kind == "log" else ""
+        tree.blame((*place, kind), f"must be two numbers, the lower first{more}: {kind}: [a, b]")
+        return None
+    if points is None and not drawn:
+        tree.blame(place, f"points: missing, must be given: {{{kind}: [a, b], points: 4}}")
+        return None
+    if points is not None and not (isinstance(points, int) and points is not True and 2 <= points <= MOST_POINTS):
+        tree.blame((*place, "points"), f"must be a whole number from 2 to {MOST_POINTS:,}, found {describe(points)}")
+        return None
+    factor = Factor(key, (), float(ends[0]), float(ends[1]), kind == "log", _takes_whole(key))
+    if points is None:
+        return factor
+    values = dict.fromkeys(factor.at(n / (points - 1)) for n in range(points))
+    return Factor(key, tuple(values), factor.low, factor.high, factor.log, factor.whole)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
+
+
+def _takes_whole(key: str) -> bool:
+    """Whether a recipe takes whole numbers alone for a key."""
+    field = dict(walk_keys()).get(key)
+    kinds = set(_leaves(field.annotation)) if field is not None else set()
+    return int in kinds and float not in kinds
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    inner = typing.get_args(annotation)
+    return [leaf for one in inner for leaf in _leaves(one)] if inner else [annotation]

@@ -1,0 +1,331 @@
+"""The runs of a sweep: ordinary recipes with short names, each checked, and all mistakes of all of them at once."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright.common import resources
+from rankwright.common.errors import UserError, UserErrors, no_such
+from rankwright.common.hashing import content_hash
+from rankwright.common.plurals import counted
+from rankwright.common.values import list_of_texts
+from rankwright.recipe.loading import WHOLE, LoadedRecipe, apply_override, extend, merge_under, recipe_json
+from rankwright.recipe.paths import start_paths
+from rankwright.recipe.schema import Key, Recipe
+from rankwright.recipe.sources import DevFromTrain
+from rankwright.recipe.sweep import Factor, Sweep, factors_of
+from rankwright.recipe.yaml_file import Place, YamlFile, read_yaml, validate
+
+# More runs than this may be a slip of a grid: they are asked for with --yes.
+MOST_RUNS = 1000
+# More are not even listed.
+MOST_LISTED = 100_000
+DEFAULT = "default"
+# A name of a folder beyond this is cut, and told from others by a hash.
+LONGEST_NAME = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One way of training. The default is the recipe as it stands.
+
+    settings: swept key -> its value, those of the recipe where it is not changed; changed: the keys that are
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    changed: tuple[str, ...]
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One training: a configuration with a seed. loaded: its recipe, whose run_dir is its folder."""
+
+    name: str
+    configuration: Configuration
+    seed: int
+    folder: Path
+    loaded: LoadedRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSweep:
+    """A sweep with its configurations, the default first; the others in the order of the file.
+
+    in_design: whether the default is one of the design's own combinations
+    """
+
+    sweep: Sweep
+    path: Path
+    folder: Path
+    factors: tuple[str, ...]
+    configurations: tuple[Configuration, ...]
+    in_design: bool
+    sources: tuple[Path, ...]
+    overrides: tuple[str, ...]
+
+    @property
+    def default(self) -> Configuration:
+        return self.configurations[0]
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """All runs: every configuration with the first seed, then with the second, as far as budget.runs goes."""
+        made = [self._run(one, seed) for seed in self.sweep.seeds for one in self.configurations]
+        return made[: self.sweep.budget.runs]
+
+    def _run(self, one: Configuration, seed: int) -> PlannedRun:
+        name = f"{one.name}-s{seed}"
+        folder = self.folder / name
+        train = one.recipe.train.model_copy(update={"seed": seed})
+        names = {"name": f"{self.sweep.name}-{name}"[:100], "run_dir": str(folder), "train": train}
+        recipe = one.recipe.model_copy(update=names)
+        return PlannedRun(name, one, seed, folder, LoadedRecipe(recipe, self.path, self.sources, self.overrides))
+
+
+def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: bool = False) -> LoadedSweep:
+    """Read a sweep by its name in recipes/ or by its path; overrides change the recipe below all runs.
+
+    yes: more than MOST_RUNS runs are wanted. Raises UserErrors with all mistakes of the file, of the recipe that it
+    extends and of all runs, each once and with the line of the sweep's file that it comes from.
+    """
+    path = resources.find_yaml(str(name_or_path), resources.sweep_files(), kind="sweep")
+    overrides = list_of_texts("overrides", overrides)
+    tree = read_yaml(path)
+    random_design = isinstance(tree.data.get("design"), dict)
+    factors = factors_of(tree, drawn=random_design)
+    _check_overrides(tree, overrides)
+    sweep = validate(Sweep, tree)
+    folders = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
+    overrides = [text for text in overrides if not text.startswith("run_dir=")]
+    _count(tree, sweep, factors, yes=yes)
+    base, sources = _base(sweep, path)
+    build = _Builder(tree, base, sources, overrides, sweep.name)
+    default = build.recipe({})
+    if isinstance(default.data.dev, DevFromTrain) and (taken := [f for f in factors if f.key.startswith("data.train")]):
+        tree.blame(
+            ("over", taken[0].key), "dev is taken out of train and would change with it: give data.dev sets of its own"
+        )
+        validate(Sweep, tree)
+    configurations, in_design = _configurations(sweep, factors, default, build)
+    return LoadedSweep(
+        sweep,
+        path,
+        resources.expand(folders[-1] if folders else f"runs/{sweep.name}"),
+        tuple(factor.key for factor in factors),
+        tuple(configurations),
+        in_design,
+        tuple(sources),
+        tuple(overrides),
+    )
+
+
+def _check_overrides(tree: YamlFile, overrides: Sequence[str]) -> None:
+    over = tree.data.get("over")
+    swept = [key for key in over if isinstance(key, str)] if isinstance(over, dict) else []
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        place = Place(1, 0, "override")
+        if any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in swept):
+            tree.blame((), f"{key}: is swept: change `over` in the file", place)
+        if key in ("name", "seeds", "train.seed", "over", "design", "budget", "choose"):
+            tree.blame((), f"{key}: is of the sweep, not of its recipe: change the file", place)
+
+
+def _count(tree: YamlFile, sweep: Sweep, factors: Sequence[Factor], *, yes: bool) -> None:
+    """Raise UserError for more runs than are wanted without a question, before any is made."""
+    sizes = [len(factor.values) for factor in factors]
+    number = math.prod(sizes) if sweep.design.kind == "grid" else 1 + sum(sizes)
+    number = 1 + sweep.design.random.runs if sweep.design.random else number
+    runs = min(number * len(sweep.seeds), sweep.budget.runs or number * len(sweep.seeds))
+    if number > MOST_LISTED or (runs > MOST_RUNS and not yes):
+        advice = "" if number > MOST_LISTED else ", or give --yes"
+        raise UserError(
+            f"{tree.places[('over',)]}: over: {counted(runs, 'run')} ({counted(number, 'configuration')} x "
+            f"{counted(len(sweep.seeds), 'seed')}): more than {MOST_RUNS:,}: leave values out, use design: {{random: "
+            f"{{runs: 24}}}} or one_at_a_time{advice}"
+        )
+
+
+def _base(sweep: Sweep, path: Path) -> tuple[YamlFile, list[Path]]:
+    """All of the recipe that is extended, as the second file of `sources`."""
+    known = resources.recipe_files()
+    file = resources.find_yaml(sweep.extends, known, kind="recipe", folder=path.parent)
+    sources = [path, file]
+    tree = read_yaml(file, rank=1)
+    if "over" in tree.data:
+        raise UserError(f"{path}: extends: {sweep.extends!r} is a sweep: name a recipe")
+    extend(tree, sources, known)
+    return tree, sources
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Makes recipes of one sweep."""
+
+    tree: YamlFile
+    base: YamlFile
+    sources: Sequence[Path]
+    overrides: Sequence[str]
+    name: str
+
+    def recipe(self, changes: Mapping[Factor, Any]) -> Recipe:
+        """The recipe with these values. Raises UserErrors, with the lines of the sweep's file."""
+        made = YamlFile(0, self.tree.file)
+        made.data["name"], made.places["name",] = self.name, self.tree.places.get(("name",), Place(0, 1, made.file))
+        for factor, value in changes.items():
+            self._put(made, factor, copy.deepcopy(value))
+        merge_under(made, copy.deepcopy(self.base), WHOLE | {factor.parts for factor in changes})
+        for override in self.overrides:
+            apply_override(made, override, rank=len(self.sources))
+        start_paths(made, self.sources)
+        return validate(Recipe, made)
+
+    def _put(self, made: YamlFile, factor: Factor, value: Any) -> None:
+        inner = made.data
+        for part in factor.parts[:-1]:
+            inner = inner.setdefault(str(part), {})
+        inner[str(factor.parts[-1])] = value
+        here: Key = ("over", factor.key)
+        # A value of a list has a line of its own, and so have the keys of a section.
+        number = next(
+            (n for n, one in enumerate(factor.values) if one == value and (*here, n) in self.tree.places), None
+        )
+        here = here if number is None else (*here, number)
+        made.places[factor.parts] = self.tree.places[here]
+        for key, place in self.tree.places.items():
+            if number is not None and len(key) > len(here) and key[: len(here)] == here:
+                made.places[*factor.parts, *key[len(here) :]] = place
+
+
+def _configurations(
+    sweep: Sweep, factors: Sequence[Factor], default: Recipe, build: _Builder
+) -> tuple[list[Configuration], bool]:
+    """The default and every other configuration once; whether the design holds the default itself."""
+    own = _settings(default, factors)
+    seen, in_design = {recipe_json(default)}, sweep.design.kind == "one_at_a_time" and sweep.design.random is None
+    found: list[tuple[dict[Factor, Any], Recipe]] = []
+    # Message -> the first changes that gave it, and how many did.
+    faults: dict[str, list[Mapping[Factor, Any]]] = {}
+    number = 0
+    for changes in _combinations(sweep, factors):
+        number += 1
+        try:
+            recipe = build.recipe(changes)
+        except UserErrors as error:
+            for message in error.messages:
+                faults.setdefault(message, []).append(changes)
+            continue
+        text = recipe_json(recipe)
+        if text == recipe_json(default):
+            in_design = True
+        if text not in seen:
+            seen.add(text)
+            found.append((changes, recipe))
+    if faults:
+        raise UserErrors([_with_settings(message, made, number) for message, made in faults.items()])
+    made = [Configuration(DEFAULT, own, (), default)]
+    settings = [_settings(recipe, factors) for _, recipe in found]
+    differ = [tuple(key for key in own if one[key] != own[key]) for one in settings]
+    names = _names(
+        [{f.key: v for f, v in changes.items() if f.key in d} for (changes, _), d in zip(found, differ, strict=True)]
+    )
+    for name, one, changed, (_, recipe) in zip(names, settings, differ, found, strict=True):
+        made.append(Configuration(name, one, changed, recipe))
+    return made, in_design
+
+
+def _settings(recipe: Recipe, factors: Sequence[Factor]) -> dict[str, Any]:
+    """Swept key -> its value with all defaults, so that equal values are equal however they were written."""
+    plain = json.loads(recipe_json(recipe))
+    return {factor.key: _value_at(plain, factor.parts) for factor in factors}
+
+
+def _with_settings(message: str, made: Sequence[Mapping[Factor, Any]], number: int) -> str:
+    """The message, with the settings of its first run where it does not concern all of them."""
+    if len(made) == number:
+        return message
+    settings = ", ".join(f"{factor.key}: {shown_value(value)}" for factor, value in made[0].items())
+    more = f" and {counted(len(made) - 1, 'more configuration')}" if len(made) > 1 else ""
+    return f"{message} (with {settings}{more})"
+
+
+def _combinations(sweep: Sweep, factors: Sequence[Factor]) -> Iterator[dict[Factor, Any]]:
+    if sweep.design.random is not None:
+        rng = random.Random(sweep.design.random.seed)
+        for _ in range(sweep.design.random.runs):
+            shares = [rng.random() for _ in factors]
+            yield {f: _drawn(f, share) for f, share in zip(factors, shares, strict=True)}
+    elif sweep.design.kind == "one_at_a_time":
+        for factor in factors:
+            yield from ({factor: value} for value in factor.values)
+    else:
+        for values in itertools.product(*(factor.values for factor in factors)):
+            yield dict(zip(factors, values, strict=True))
+
+
+def _drawn(factor: Factor, share: float) -> Any:
+    return factor.values[int(share * len(factor.values))] if factor.values else factor.at(share)
+
+
+def _value_at(plain: Any, key: Key) -> Any:
+    for part in key:
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return plain
+
+
+def shown_value(value: Any) -> str:
+    """A value in one short word: a section by its name, or its only key."""
+    if isinstance(value, dict):
+        # A section by its name, and by what it states beside it.
+        words = [f"{k}-{shown_value(v)}" for k, v in value.items() if k != "name" and v not in ({}, [], None)]
+        empty = [k for k, v in value.items() if v == {}] if len(value) == 1 else []
+        return "-".join([*([value["name"]] if isinstance(value.get("name"), str) else []), *words, *empty]) or "none"
+    if isinstance(value, list):
+        return "-".join(map(shown_value, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _names(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A short name for each configuration, which depends on its own settings and on nothing that is drawn."""
+    keys = dict.fromkeys(key for one in changes for key in one)
+    texts = ["_".join(f"{_short(key, keys)}-{shown_value(value)}" for key, value in one.items()) for one in changes]
+    slugs = [re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "x" for text in texts]
+    lowered = [slug.lower() for slug in slugs]
+    names = []
+    for slug, one in zip(slugs, changes, strict=True):
+        # Some file systems do not tell case apart.
+        unclear = len(slug) > LONGEST_NAME or lowered.count(slug.lower()) > 1 or slug.lower() == DEFAULT
+        names.append(f"{slug[: LONGEST_NAME - 7]}-{content_hash(dict(one))[:6]}" if unclear else slug)
+    return names
+
+
+def _short(key: str, keys: Mapping[str, Any]) -> str:
+    """The end of a key that tells it from the others; `loss` for loss.name."""
+    parts = key.removesuffix(".name").split(".")
+    for length in range(1, len(parts)):
+        end = ".".join(parts[-length:])
+        if not any(other != key and other.removesuffix(".name").endswith(end) for other in keys):
+            return end
+    return ".".join(parts)
+
+
+def named_runs(sweep: LoadedSweep, wanted: str) -> list[PlannedRun]:
+    """The runs that a name means: of a run, or all seeds of a configuration. Raises UserError for no such name."""
+    runs = sweep.runs
+    found = [run for run in runs if wanted in (run.name, run.configuration.name)]
+    if not found:
+        raise UserError(f"--only: {no_such('run', wanted, [run.name for run in runs])}")
+    return found
