@@ -156,6 +156,8 @@ def test_passages_begin_at_headings_and_keep_what_stands_above_them() -> None:
     assert len(below) > 1 and [p.starts for p in below] == [True] + [False] * (len(below) - 1)
     assert {p.number for p in below} == {"3.2"} and not below[0].text.startswith("#")
     assert (found[-1].number, found[-1].heading) == ("3.2.1", "") and found[-1].text.endswith("hold capital.")
+    (law,) = passages_of(Document("l", "", "Section 102(2) of the law\nprovides that nothing is paid.", "l"), 60)
+    assert (law.heading, law.number) == ("", "102(2)") and law.text.startswith("Section"), "a sentence is not a heading"
     # Nothing of the text is lost but headings and white space.
     assert "".join("".join(p.text for p in found).split()).count("Theissuerpays") == 20
     # A rule in a table of rules.

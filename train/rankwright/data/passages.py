@@ -68,9 +68,11 @@ def heading_of(line: str) -> tuple[str, str]:
 
 
 def _is_heading(line: str) -> bool:
+    """Whether a line is a heading alone, and not the beginning of a numbered paragraph or a sentence."""
     found, _ = heading_of(line)
-    marked = line.lstrip().startswith(("#", "<h"))
-    return len(found.split()) <= HEADING_WORDS and (marked or not found.endswith((".", ";", ",")) or not found)
+    if len(found.split()) > HEADING_WORDS:
+        return False
+    return not found or line.lstrip().startswith(("#", "<h")) or (found[0].isupper() and found[-1] not in ".;,:\u2014")
 
 
 def passages_of(document: Document, most: int) -> list[Passage]:
