@@ -53,7 +53,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    entries = locate_all(recipe.data)
+    entries = locate_all(recipe.data, run.synthetic)
     dropped: list[dict[str, Any]] = []
 
     def read(split: str) -> list[Collection]:

@@ -30,7 +30,7 @@ from rankwright.rerankers.pair_scores import teacher_line
 from rankwright.rerankers.scorer import Reranked
 from rankwright.retrieval.candidates import Candidate, prefixed, read_candidates
 from rankwright.retrieval.first_stages import reads_run_file, retrieve, training_stage
-from rankwright.supervision.preferences.answers import AnswerFile
+from rankwright.supervision.preferences.answers import AnswerFile, judged_reply
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.figures import figures
 from rankwright.supervision.preferences.fit import standardised
@@ -66,7 +66,7 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
     if launched() > 1:
         raise UserError(f"{KEY}: judges are asked by one process: give `rankwright judge` alone first")
     judges = [Judge(entry) for entry in settings.judges]
-    answers = AnswerFile(run.judge_answers)
+    answers = AnswerFile(run.judge_answers, judged_reply)
     if answers.damaged:
         console.say(f"{answers.path}: {counted(answers.damaged, 'damaged row')}: asked again")
     chosen = _chosen(recipe, run)

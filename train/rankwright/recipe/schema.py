@@ -28,6 +28,7 @@ from rankwright.recipe.kinds import (
     Words,
 )
 from rankwright.recipe.sources import Data
+from rankwright.recipe.synthesize import Synthesize
 from rankwright.recipe.teacher import Pairs, Teaching
 
 Key = tuple[str | int, ...]
@@ -363,6 +364,7 @@ class Recipe(Section):
     """The run's folder, relative to the working directory; without it, `runs/NAME` there."""
     model: Model
     data: Data
+    synthesize: Synthesize | None = None
     prompt: Prompt = Prompt()
     bm25: Bm25 = Bm25()
     dense: Dense | None = None

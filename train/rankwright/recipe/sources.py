@@ -10,7 +10,7 @@ from rankwright.recipe.kinds import Fraction, Line, Positive, Section, Weight, W
 
 
 class Source(Section):
-    """One set, by exactly one of: a folder or file, a card of `data/`, or a set on the hub."""
+    """One set, by exactly one of: a folder or file, a card of `data/`, a set on the hub, or written queries."""
 
     path: Line | None = None
     """A folder or file; relative to `data.root` if given, else to the recipe's folder. `fixtures/...` is embedded."""
@@ -18,6 +18,8 @@ class Source(Section):
     """A dataset card of `data/`, by its name (`rankwright data list`) or its path from the recipe's folder."""
     hub: Line | None = None
     """A set on the hub: `OWNER/NAME`."""
+    synthesized: Literal["train", "held_out"] | None = None
+    """Queries that `synthesize` writes: `train`, or those of the groups that are held out, for `data.dev`."""
     format: Line | None = None
     """The format of the files; without it, the content decides."""
     columns: dict[Line, Line] = {}
@@ -53,9 +55,11 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
-        given = [k for k in ("path", "card", "hub") if getattr(self, k) is not None]
+        given = [k for k in ("path", "card", "hub", "synthesized") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError("give exactly one of path, card, hub" + (f" (found {', '.join(given)})" if given else ""))
+            raise ValueError(
+                "give exactly one of path, card, hub, synthesized" + (f" (found {', '.join(given)})" if given else "")
+            )
         return self
 
 

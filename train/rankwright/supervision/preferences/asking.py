@@ -1,18 +1,18 @@
-"""Calls to judges in a fixed order, by several threads: what is kept and where it ends depends on the order alone."""
+"""Calls to models in a fixed order, by several threads: what is kept and where it ends depends on the order alone."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 from rankwright.common.errors import UserError
 from rankwright.common.plurals import counted
-from rankwright.recipe.teacher import Budget
 from rankwright.rerankers.client import Refused
-from rankwright.supervision.preferences.answers import AnswerFile
+from rankwright.supervision.preferences.answers import AnswerFile, judged_row
 from rankwright.supervision.preferences.judges import Judge, Reply
 
 # Calls, for each thread, that may be answered before the one whose turn it is: what a kill can lose.
@@ -24,11 +24,51 @@ LEAST_CALLS = 20
 EXAMPLES = 3
 
 
+class Budget(Protocol):
+    """What calls may cost, None for any number."""
+
+    @property
+    def calls(self) -> int | None: ...
+    @property
+    def tokens(self) -> int | None: ...
+    @property
+    def money(self) -> float | None: ...
+
+
+class Answer(Protocol):
+    """What a model answered. value: what is made of it, None of a malformed answer; said: its words then.
+
+    tokens: of prompt and answer, None where they are not known.
+    """
+
+    @property
+    def value(self) -> Any: ...
+    @property
+    def tokens(self) -> tuple[int, int] | None: ...
+    @property
+    def said(self) -> str: ...
+
+
+A = TypeVar("A", bound=Answer)
+A_co = TypeVar("A_co", bound=Answer, covariant=True)
+
+
+class Asked(Protocol[A_co]):
+    """A model that is asked. Threads may call `ask` at the same time, which raises as Judge.ask does."""
+
+    @property
+    def name(self) -> str: ...
+    def ask(self, prompt: str) -> A_co: ...
+    def most_tokens(self, prompt: str) -> tuple[int, int]: ...
+    def price(self, tokens: tuple[int, int]) -> float: ...
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One question. judge: its number. query: the id; order: ids of the documents in the order in which they are shown.
+    """One question. judge: the number of the model that is asked. prompt, key: see Judge.
 
-    prompt, key: see Judge.
+    query: the id; order: ids of the documents in the order in which they are shown. A writer's: the passage, "", "".
     """
 
     judge: int
@@ -65,15 +105,49 @@ class _Cost:
     money: float = 0.0
 
 
-class Asker:
-    """Asks judges, and keeps each answer in its turn.
+@dataclass(frozen=True, slots=True)
+class Words(Generic[A]):
+    """How messages and files name what is asked. who: `judge`; budget: its key; row: what the file keeps of an answer;
+
+    wanted: what a usable answer is; mend: what to do about a model that gives none.
+    """
+
+    who: str
+    budget: str
+    row: Callable[[str, Call, A], Mapping[str, Any]]
+    wanted: Callable[[Any], str]
+    mend: str = (
+        "take another model, or switch off its thinking (extra: {chat_template_kwargs: {enable_thinking: false}})"
+    )
+
+
+def _letters(judge: Judge) -> str:
+    return "A or B" if judge.entry.logprobs else "A, B or tie"
+
+
+def _judged(name: str, call: Call, reply: Reply) -> dict[str, Any]:
+    return judged_row(name, call.query, call.order, reply)
+
+
+OF_JUDGES: Words[Reply] = Words("judge", "teacher.pairs.budget", _judged, _letters)
+
+
+class Asker(Generic[A]):
+    """Asks models, judges by default, and keeps each answer in its turn.
 
     Whether a call may still be made is decided from what all calls before it cost, and from the most that it can cost
     itself. So budgets are never exceeded, and neither the number of threads nor a kill changes where they end.
     over: the key of the budget that has ended, and why; None while there is some left.
     """
 
-    def __init__(self, judges: Sequence[Judge], answers: AnswerFile, budget: Budget, parallel: int) -> None:
+    def __init__(
+        self,
+        judges: Sequence[Asked[A]],
+        answers: AnswerFile[A],
+        budget: Budget,
+        parallel: int,
+        words: Words[A] = OF_JUDGES,  # type: ignore[assignment]
+    ) -> None:
         self.judges = judges
         self.answers = answers
         self.tallies = [Tally() for _ in judges]
@@ -81,17 +155,20 @@ class Asker:
         self.sent = 0
         self._budget = budget
         self._parallel = parallel
+        self._words = words
 
-    def ask(self, calls: Iterable[Call]) -> Iterator[tuple[Call, float | None]]:
-        """(call, the probability that the document shown first is better, None without an answer), in the order given.
+    def ask(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:
+        """(call, the value of its answer, None without one), in the order given.
+
+        Of a judge, that is the probability that the document shown first is better.
 
         Ends early where the budget does. Raises UserError where a judge fails, or answers too little that is usable.
         """
-        waiting: deque[tuple[Call, Reply | Future[Reply | str]]] = deque()
+        waiting: deque[tuple[Call, A | Future[A | str]]] = deque()
         reserved: deque[_Cost] = deque()
-        threads = ThreadPoolExecutor(self._parallel, "judge")
+        threads = ThreadPoolExecutor(self._parallel, self._words.who)
 
-        def deliver() -> tuple[Call, float | None]:
+        def deliver() -> tuple[Call, Any]:
             call, found = waiting.popleft()
             reserved.popleft()
             return call, self._settle(call, found)
@@ -114,15 +191,15 @@ class Asker:
             while waiting:
                 yield deliver()
             for judge, tally in zip(self.judges, self.tallies, strict=True):
-                _refuse_unusable(judge, tally, is_round=True)
+                self._refuse_unusable(judge, tally, is_round=True)
         except BaseException:
             for judge in self.judges:
-                judge.client.close()
+                judge.close()
             raise
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
 
-    def _send(self, call: Call) -> Reply | str:
+    def _send(self, call: Call) -> A | str:
         """The reply, or the words of a refusal. Runs in a thread."""
         try:
             return self.judges[call.judge].ask(call.prompt)
@@ -131,19 +208,21 @@ class Asker:
                 raise
             return str(error)
 
-    def _settle(self, call: Call, found: Reply | Future[Reply | str]) -> float | None:
+    def _settle(self, call: Call, found: A | Future[A | str]) -> Any:
         """Count a call whose turn it is, and keep its answer."""
         judge, tally = self.judges[call.judge], self.tallies[call.judge]
-        reply: Reply | str
+        reply: A | str
         if isinstance(found, Future):
             try:
                 reply = found.result()
             except UserError as error:
                 kept = f"{counted(len(self.answers), 'answer')} kept in {self.answers.path}"
-                raise UserError(f"judge {judge.entry.name}: {error}; {kept}: the same command continues") from None
+                raise UserError(
+                    f"{self._words.who} {judge.name}: {error}; {kept}: the same command continues"
+                ) from None
             self.sent += 1
-            if isinstance(reply, Reply):
-                self.answers.add(call.key, reply, judge=judge.entry.name, query=call.query, order=call.order)
+            if not isinstance(reply, str):
+                self.answers.add(call.key, reply, self._words.row(judge.name, call, reply))
         else:
             reply = found
         tally.calls += 1
@@ -157,15 +236,15 @@ class Asker:
             tally.prompt_tokens += tokens[0]
             tally.answer_tokens += tokens[1]
             tally.money += judge.price(tokens)
-            tally.answers += reply.first_wins is not None
-            tally.malformed += reply.first_wins is None
+            tally.answers += reply.value is not None
+            tally.malformed += reply.value is None
             said = reply.said
-        if isinstance(reply, str) or reply.first_wins is None:
+        if isinstance(reply, str) or reply.value is None:
             if len(tally.examples) < EXAMPLES:
                 tally.examples.append(said)
-            _refuse_unusable(judge, tally, is_round=False)
+            self._refuse_unusable(judge, tally, is_round=False)
             return None
-        return reply.first_wins
+        return reply.value
 
     def _most(self, call: Call) -> _Cost:
         judge = self.judges[call.judge]
@@ -185,17 +264,16 @@ class Asker:
         for name, value in spent.items():
             most = getattr(self._budget, name)
             if most is not None and value + sum(getattr(cost, name) for cost in costs) > most:
-                return f"teacher.pairs.budget.{name}: {value:,.6g} of {most:,.6g} spent: one more call may exceed it"
+                return f"{self._words.budget}.{name}: {value:,.6g} of {most:,.6g} spent: one more call may exceed it"
         return None
 
-
-def _refuse_unusable(judge: Judge, tally: Tally, *, is_round: bool) -> None:
-    unusable, most = tally.malformed + tally.refused, MOST_UNUSABLE * tally.calls
-    if unusable <= most + 2 * math.sqrt(most * (1 - MOST_UNUSABLE)) or not (is_round or tally.calls >= LEAST_CALLS):
-        return
-    shown = "; ".join(repr(text) for text in tally.examples)
-    asked = "A or B" if judge.entry.logprobs else "A, B or tie"
-    raise UserError(
-        f"judge {judge.entry.name}: {unusable:,} of {counted(tally.calls, 'call')} gave no {asked}, such as {shown}: "
-        "take another model, or switch off its thinking (extra: {chat_template_kwargs: {enable_thinking: false}})"
-    )
+    def _refuse_unusable(self, judge: Asked[A], tally: Tally, *, is_round: bool) -> None:
+        unusable, most = tally.malformed + tally.refused, MOST_UNUSABLE * tally.calls
+        enough = is_round or tally.calls >= LEAST_CALLS
+        if unusable <= most + 2 * math.sqrt(most * (1 - MOST_UNUSABLE)) or not enough:
+            return
+        shown = "; ".join(repr(text) for text in tally.examples)
+        raise UserError(
+            f"{self._words.who} {judge.name}: {unusable:,} of {counted(tally.calls, 'call')} gave no "
+            f"{self._words.wanted(judge)}, such as {shown}: {self._words.mend}"
+        )

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwright.common.hashing import content_id
-
-# What begins the value of `made_by` in every row that this package writes queries to.
-MADE_BY = "rankwright synthesize"
+from rankwright.data.sources import MADE_BY
 
 
 @dataclass(frozen=True, slots=True)
