@@ -149,8 +149,8 @@ def run(
 ) -> None:
     """Run all stages of a recipe, or continue them.
 
-    The stages are data, teacher (where there is one), mine, judge (where the recipe has teacher.pairs), train,
-    evaluate, calibrate, export and report. Finished ones are skipped while their files are as they were written.
+    The stages are synthesize (where the recipe has this section), data, teacher (where there is one), mine, judge
+    (where it has teacher.pairs), train, evaluate, calibrate, export and report. Finished ones are skipped while their files are as they were written.
     """
     if as_json:
         console.console.stderr = True
@@ -207,7 +207,11 @@ def check(
         from rankwright.cli.show import describe_recipe
 
         pipeline.start(offline=offline)
-        if not offline:
+        if not offline and pipeline.recipe.asks_a_writer:
+            from rankwright.pipeline.synthesize import bill
+
+            console.say(f"not checked before queries are written: the sets of data. {bill(pipeline.recipe)}")
+        elif not offline:
             pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
         _show_bill(pipeline)
@@ -282,6 +286,26 @@ def plan(
         made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.folder), mean_tokens=mean_tokens
     )
     describe_long_documents(pipeline.recipe, pipeline.folder)
+
+
+@app.command()
+def synthesize(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it would cost at most, and stop")] = False,
+) -> None:
+    """Write queries for documents that nobody has asked about, by templates or a language model, and filter them.
+
+    Also writes synthetic/audit.html, some of them for a person to accept or reject. Asks a writer nothing twice.
+    """
+    pipeline = _pipeline(recipe, overrides)
+    if dry_run:
+        pipeline.check()
+        from rankwright.pipeline.synthesize import bill
+
+        console.say(bill(pipeline.recipe))
+        return
+    pipeline.synthesize()
 
 
 @app.command()

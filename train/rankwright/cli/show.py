@@ -231,6 +231,9 @@ def describe_recipe(loaded: LoadedRecipe, ledger: Mapping[str, Any], *, offline:
         for entry in () if split == "test" and isinstance(recipe.data.test, TestFromTrain) else entries:
             card = entry.card
             hub = entry.hub or (card.hub.id if card is not None and card.hub is not None else None)
+            if entry.source.synthesized is not None:
+                table.add_row(split, entry.name, "queries that the run writes")
+                continue
             where = f"hub {hub}" + (" (not fetched)" if offline else "") if hub else f"files, split {entry.split}"
             table.add_row(split, entry.name, where)
     console.show(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,17 @@ def _labelled(located: Located, split: str) -> Located:
         return located
     if split == "test":
         raise UserError(
-            f"the queries of {located.name!r} were written by a program (rankwright synthesize): a score on them says "
-            "little about people's queries: give queries that people asked"
+            f"the queries of {located.name!r} were written by a program (rankwright synthesize): a score on them tells "
+            "little about queries of people: give queries that people asked"
         )
     name = located.name if located.name.startswith(SYNTHETIC) else f"{SYNTHETIC}-{located.name}"
     return dataclasses.replace(located, name=name)
+
+
+def asked_by_people(located: Mapping[str, Sequence[Located]]) -> list[Located]:
+    """The sets of dev and test that a run does not write itself, nor takes out of train."""
+    splits = [split for split in ("dev", "test") if located.get(split) is not located.get("train")]
+    return [one for split in splits for one in located.get(split, ()) if one.source.synthesized is None]
 
 
 def written_by(path: Path) -> str | None:

@@ -387,6 +387,11 @@ class Recipe(Section):
         return [key for key, given in keys.items() if given]
 
     @property
+    def asks_a_writer(self) -> bool:
+        """Whether a language model writes queries, which may cost time and money."""
+        return self.synthesize is not None and self.synthesize.writer is not None
+
+    @property
     def pairs(self) -> Pairs | None:
         """The preferences that are the teacher, see pipeline/judge.py."""
         return self.teacher.pairs

@@ -78,9 +78,9 @@ class HeldOut(Section):
 class Audit(Section):
     """`synthetic/audit.html`: some written queries for a person to accept or reject."""
 
-    queries: Annotated[int, Field(ge=1, le=10_000)] = 50
+    queries: Annotated[int, Field(ge=1, le=10_000), NoResult] = 50
     """How many queries the page shows, by seed."""
-    min_accepted: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_accepted: Annotated[Annotated[float, Field(ge=0, le=1)] | None, NoResult] = None
     """The share that people must accept before anything is trained; without it, nobody need look."""
 
 

@@ -132,8 +132,8 @@ def _judged(name: str, call: Call, reply: Reply) -> dict[str, Any]:
 OF_JUDGES: Words[Reply] = Words("judge", "teacher.pairs.budget", _judged, _letters)
 
 
-class Asker(Generic[A]):
-    """Asks models, judges by default, and keeps each answer in its turn.
+class AskerOf(Generic[A]):
+    """Asks models, and keeps each answer in its turn.
 
     Whether a call may still be made is decided from what all calls before it cost, and from the most that it can cost
     itself. So budgets are never exceeded, and neither the number of threads nor a kill changes where they end.
@@ -146,7 +146,7 @@ class Asker(Generic[A]):
         answers: AnswerFile[A],
         budget: Budget,
         parallel: int,
-        words: Words[A] = OF_JUDGES,  # type: ignore[assignment]
+        words: Words[A],
     ) -> None:
         self.judges = judges
         self.answers = answers
@@ -160,7 +160,6 @@ class Asker(Generic[A]):
     def ask(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:
         """(call, the value of its answer, None without one), in the order given.
 
-        Of a judge, that is the probability that the document shown first is better.
 
         Ends early where the budget does. Raises UserError where a judge fails, or answers too little that is usable.
         """
@@ -277,3 +276,12 @@ class Asker(Generic[A]):
             f"{self._words.who} {judge.name}: {unusable:,} of {counted(tally.calls, 'call')} gave no "
             f"{self._words.wanted(judge)}, such as {shown}: {self._words.mend}"
         )
+
+
+class Asker(AskerOf[Reply]):
+    """Asks judges: a call's value is the probability that the document shown first is better."""
+
+    judges: Sequence[Judge]
+
+    def __init__(self, judges: Sequence[Judge], answers: AnswerFile[Reply], budget: Budget, parallel: int) -> None:
+        super().__init__(judges, answers, budget, parallel, OF_JUDGES)

@@ -63,8 +63,9 @@ def vectors(texts: Sequence[Sequence[str]]) -> Vectors:
     if size < 1:
         return np.zeros((len(texts), 1))
     left, strength, _ = svds(found, k=size, v0=np.ones(min(found.shape)))
-    made = np.asarray(left * strength)
-    return made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
+    made = np.asarray(left * strength, dtype=np.float64)
+    made /= np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
+    return made
 
 
 def cluster(points: Vectors, count: int, order: Sequence[int]) -> list[int]:
