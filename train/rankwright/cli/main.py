@@ -120,12 +120,15 @@ def _refuse_missing(recipe: Recipe) -> None:
 
 def _show_results(pipeline: Pipeline) -> None:
     """Print the final table and its verdict."""
-    from rankwright.cli.show import results_tables
+    from rankwright.cli.show import on_written_queries, results_tables
     from rankwright.evaluation.results import read_results, rows_of, verdict
 
     if not console.is_first_process():
         return
     results, _ = read_results(pipeline.folder.path, pipeline.recipe, pipeline.test_sets, pipeline.inputs.systems)
+    if not pipeline.test_sets:
+        console.say(on_written_queries(pipeline.folder.facts("train")))
+        return
     rows = rows_of(results)
     for table in results_tables(rows):
         console.show(table)
@@ -150,7 +153,8 @@ def run(
     """Run all stages of a recipe, or continue them.
 
     The stages are synthesize (where the recipe has this section), data, teacher (where there is one), mine, judge
-    (where it has teacher.pairs), train, evaluate, calibrate, export and report. Finished ones are skipped while their files are as they were written.
+    (where it has teacher.pairs), train, evaluate, calibrate, export and report. Finished ones are skipped while
+    their files are as they were written.
     """
     if as_json:
         console.console.stderr = True
@@ -207,11 +211,8 @@ def check(
         from rankwright.cli.show import describe_recipe
 
         pipeline.start(offline=offline)
-        if not offline and pipeline.recipe.asks_a_writer:
-            from rankwright.pipeline.synthesize import bill
-
-            console.say(f"not checked before queries are written: the sets of data. {bill(pipeline.recipe)}")
-        elif not offline:
+        # A writer costs money.
+        if not offline and not pipeline.recipe.asks_a_writer:
             pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
         _show_bill(pipeline)
@@ -235,7 +236,8 @@ def init(
 ) -> None:
     """Write a commented recipe for your files.
 
-    Finds sets and splits in them, and splits off a test set where there is none. Overwrites nothing.
+    Finds sets and splits in them, and splits off a test set where there is none. For documents without queries the
+    recipe writes some. Overwrites nothing.
     """
     from rankwright.cli.columns import columns_of, labels_of
 
@@ -245,16 +247,17 @@ def init(
             raise UserError(f"{place}: no such file or folder{nearby(place)}")
     with collector.paused():
         from rankwright.cli.init import DEFAULT_BASE, Wishes, init
+        from rankwright.cli.init_documents import init_documents
+        from rankwright.data.documents import holds_only_documents
 
         console.quiet_libraries()
-    init(
-        [Path(place) for place in places] or [Path()],
-        output,
-        base=base or DEFAULT_BASE,
-        name=name,
-        fraction=test_fraction,
-        wishes=Wishes(named, labels_of(labels), "drop" if drop_faults else "stop", encoding),
-    )
+    given = [Path(place) for place in places] or [Path()]
+    wishes = Wishes(named, labels_of(labels), "drop" if drop_faults else "stop", encoding)
+    if documents := [path for path in given if holds_only_documents(path)]:
+        sets = [path for path in given if path not in documents]
+        init_documents(documents, sets, output, base=base or DEFAULT_BASE, name=name, wishes=wishes)
+        return
+    init(given, output, base=base or DEFAULT_BASE, name=name, fraction=test_fraction, wishes=wishes)
 
 
 @app.command()
@@ -301,9 +304,7 @@ def synthesize(
     pipeline = _pipeline(recipe, overrides)
     if dry_run:
         pipeline.check()
-        from rankwright.pipeline.synthesize import bill
-
-        console.say(bill(pipeline.recipe))
+        _show_bill(pipeline)
         return
     pipeline.synthesize()
 
@@ -351,7 +352,11 @@ def judge(
 
 
 def _show_bill(pipeline: Pipeline) -> None:
-    """Print what the judges of the recipe cost at most."""
+    """Print what the writer and the judges of the recipe cost at most."""
+    if pipeline.recipe.synthesize is not None:
+        from rankwright.pipeline.synthesize import bill as bill_of_writer
+
+        console.say(f"synthesize: {bill_of_writer(pipeline.recipe)}")
     if pipeline.recipe.pairs is not None:
         from rankwright.pipeline.judge import bill
 

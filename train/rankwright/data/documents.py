@@ -65,6 +65,19 @@ def document_files(folder: Path) -> list[Path]:
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
+def holds_only_documents(path: Path) -> bool:
+    """Whether a path holds documents that nobody has asked about: no table of rows, and no queries of a set."""
+    if path.is_file():
+        return is_document(path)
+    if not path.is_dir():
+        return False
+    names = [p.name for p in path.iterdir()]
+    if any(name.startswith("corpus.jsonl") for name in names):
+        return not any(name.startswith(("queries", "qrels")) for name in names)
+    files = [p for p in path.rglob("*") if p.is_file()]
+    return bool(document_files(path)) and not any(map(is_table, files)) and folder_kind(path) is None
+
+
 def read_documents(path: Path, reading: Reading) -> list[Document]:
     """The documents of a path, by id: a file, a folder of files, a table of rows, or the corpus of a set.
 

@@ -97,6 +97,11 @@ def asked_by_people(located: Mapping[str, Sequence[Located]]) -> list[Located]:
     return [one for split in splits for one in located.get(split, ()) if one.source.synthesized is None]
 
 
+def of_people(collections: Sequence[Collection]) -> list[Collection]:
+    """The sets whose queries people asked, by their names."""
+    return [collection for collection in collections if not collection.name.startswith(SYNTHETIC)]
+
+
 def written_by(path: Path) -> str | None:
     """Who wrote the queries of a file or folder, where `rankwright synthesize` did; None for all others."""
     files = sorted(path.glob("queries*.jsonl")) if path.is_dir() else [path] if path.suffix == ".jsonl" else []

@@ -68,8 +68,12 @@ def read_passages(recipe: Recipe) -> list[Passage]:
         console.say(f"  {path}: {counted(len(documents), 'document')}")
         # Ids of several sources may be equal; white space stands between the columns of run files.
         prefix = f"{number}/" if len(settings.documents) > 1 else ""
+        for row in said.dropped:
+            _say(f"{row.file}: {counted(row.count, 'row')} dropped, {row.kind}; first: {row.examples[0]}")
         for document in documents:
-            own = replace(document, id=prefix + re.sub(r"\s", "_", document.id), group=prefix + document.group)
+            # Values of a group key mean the same in all sources, and in the sets of people.
+            group = document.group if source.group_key is not None else prefix + document.group
+            own = replace(document, id=prefix + re.sub(r"\s", "_", document.id), group=group)
             found += passages_of(own, settings.passages.words)
     if faults:
         raise UserErrors(faults)

@@ -26,8 +26,7 @@ from rankwright.training.loss_terms import scores_candidates
 # What is made -> the code that decides it: the room that makes it, the rooms that this one may import, and single files
 # of later rooms. An edit anywhere else repeats nothing. What is made from it depends on its hash.
 CODE = {
-    "synthesize": "supervision common recipe data retrieval rerankers report/query_audit.py pipeline/synthesize.py "
-    "pipeline/documents.py",
+    "synthesize": "supervision common recipe data retrieval rerankers pipeline/synthesize.py pipeline/documents.py",
     "data": "data common recipe retrieval/run_file.py pipeline/data.py",
     "mine": "mining common recipe data retrieval rerankers supervision pipeline/mine.py",
     # A teacher may be a model of ours.

@@ -17,6 +17,7 @@ from rankwright.common.processes import launched
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.normalisation import normalised
+from rankwright.data.sources import of_people
 from rankwright.data.split_files import qualified, read_split
 from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
@@ -105,7 +106,7 @@ def _judge_dev(recipe: Recipe, run: RunFolder, inputs: StageInputs, asker: Asker
     settings, scale = _settings(recipe), Scale.of(recipe.evaluate)
     name = " and ".join(entry.name for entry in settings.judges)
     forget_other_verdict(run, str(inputs.judge))
-    sets = [qualified(c) for c in read_split(run.data, "dev")]
+    sets = [qualified(c) for c in of_people(read_split(run.data, "dev"))]
     asked = [(c, ids) for c, ids in dev_queries(recipe, sets, most=_gate_queries(recipe)) if ids]
     count = sum(len(ids) for _, ids in asked)
     if count < LEAST_QUERIES:

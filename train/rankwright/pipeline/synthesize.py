@@ -175,7 +175,8 @@ def _view(
             lists |= {int(n): found for n, found in searchers[side, top](of_side).items()}
         return lists
 
-    teacher = recipe.mine.teacher and Teacher(recipe.mine.teacher, recipe.prompt, bm25=recipe.bm25)
+    stated = recipe.mine.teacher
+    teacher = None if stated is None else Teacher(stated, recipe.prompt, bm25=recipe.bm25)
 
     def scores(queries: Mapping[int, Written], wanted: Mapping[int, Sequence[str]]) -> dict[int, dict[str, float]]:
         assert teacher is not None

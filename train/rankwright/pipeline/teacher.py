@@ -14,6 +14,7 @@ from rankwright.common.outputs import remove, sealed
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
+from rankwright.data.sources import of_people
 from rankwright.data.split_files import qualified, read_split
 from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
@@ -52,7 +53,7 @@ def check_teacher(
     assert teacher is not None
     if processes.is_first:
         forget_other_verdict(run, inputs.teacher)
-    sets = [qualified(c) for c in read_split(run.data, "dev")]
+    sets = [qualified(c) for c in of_people(read_split(run.data, "dev"))]
     asked = [(c, ids) for c, ids in dev_queries(recipe, sets, least=LEAST_QUERIES) if ids]
     queries = sum(len(ids) for _, ids in asked)
     scale = Scale.of(recipe.evaluate)

@@ -364,12 +364,12 @@ class Recipe(Section):
     """The run's folder, relative to the working directory; without it, `runs/NAME` there."""
     model: Model
     data: Data
-    synthesize: Synthesize | None = None
     prompt: Prompt = Prompt()
     bm25: Bm25 = Bm25()
     dense: Dense | None = None
     mine: Mine = Mine()
     teacher: Teaching = Teaching()
+    synthesize: Synthesize | None = None
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwright.common.errors import UserError, did_you_mean, no_such
-from rankwright.common.resources import FIXTURES, expand, resolve_base
+from rankwright.common.resources import FIXTURES, expand, resolve_base, resolve_path
 from rankwright.data.cards import cards_at
 from rankwright.data.licences.terms import (
     Known,
@@ -203,10 +203,15 @@ def _written(settings: Synthesize, uses: tuple[Use, ...]) -> list[Input]:
     """The inputs of written queries: the documents that they are about, and the model that wrote them."""
     found = []
     for source in settings.documents:
-        path = expand(source.path)
+        try:
+            path = resolve_path(source.path, root=None)
+        except UserError:
+            # Reported elsewhere, with its key.
+            path = expand(source.path)
         typed = [] if source.licence is None else [state(source.licence, "the recipe")]
         statements = [*typed, *read_statements(path)]
-        place, name = f"path {source.path}", f"documents {path.name}"
+        # Two folders called `train` are different documents.
+        place, name = f"path {source.path}", f"documents {'/'.join(path.parts[-2:])}"
         found.append(Input(name, "data set", place, None, uses, known(statements), path.name))
     writer = settings.writer
     if writer is not None:
