@@ -17,6 +17,7 @@ from rankwright.supervision.queries.templates import (
     sentence,
     sentences,
     title,
+    writable,
     write_by_templates,
 )
 
@@ -165,5 +166,7 @@ def test_templates_write_the_same_whatever_the_order_and_take_out_what_they_use(
             assert query.text.split("Rate ")[1].split()[0] + "”" in texts[query.passage], (
                 "the definition is still there"
             )
+    bare = passage("Nothing here.")
+    assert writable([*found, bare], Places(found), weights) == found, "no template makes a query of it"
     alone, _ = write_by_templates(found[:3], Places(found), weights, 2, 0)
     assert [q for q in made if q.source in {p.id for p in found[:3]}] == alone, "each passage is decided alone"

@@ -16,6 +16,8 @@ from rankwright.data.words import Words
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.synthesize import Synthesize
 from rankwright.supervision.queries.sampling import sample
+from rankwright.supervision.queries.templates import TEMPLATES, Places, writable
+from rankwright.supervision.queries.writers import KINDS
 
 KEY = "synthesize"
 TRAIN, HELD_OUT = "train", "held_out"
@@ -87,6 +89,16 @@ def _say(line: str) -> None:
     console.say(f"  {line}")
 
 
+def kinds_of(recipe: Recipe) -> dict[str, float]:
+    """The kinds of queries with their weights: those of the recipe, or all of its templates or its domain."""
+    settings = settings_of(recipe)
+    if settings.kinds:
+        return settings.kinds
+    if settings.writer is None:
+        return {one.name: one.weight for one in TEMPLATES.values()}
+    return dict.fromkeys(KINDS[settings.domain], 1.0)
+
+
 def corpus_of(recipe: Recipe) -> Corpus:
     """The documents as the stage uses them. Raises UserError where there are too few to train on."""
     settings, passages = settings_of(recipe), read_passages(recipe)
@@ -109,5 +121,7 @@ def corpus_of(recipe: Recipe) -> Corpus:
     share = settings.held_out.fraction / (1 - settings.held_out.fraction)
     for side, most in ((TRAIN, settings.sampled), (HELD_OUT, max(1, round(settings.sampled * share)))):
         of_side = [p for p in asked if corpus.side(p.group) == side]
+        if settings.writer is None:
+            of_side = writable(of_side, Places(of_side), kinds_of(recipe))
         corpus.chosen[side] = sample(of_side, most, clusters, recipe.seed, words)
     return corpus

@@ -17,7 +17,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.formats.writers import beir_qrels, beir_texts
 from rankwright.data.sources import OF_SIDE, Located, asked_by_people, read_all
-from rankwright.pipeline.documents import HELD_OUT, KEY, TRAIN, Corpus, corpus_of, settings_of
+from rankwright.pipeline.documents import HELD_OUT, KEY, TRAIN, Corpus, corpus_of, kinds_of, settings_of
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.synthesize import Synthesize
 from rankwright.report.query_audit import accepted_share, write_query_audit
@@ -29,7 +29,6 @@ from rankwright.supervision.preferences.asking import AskerOf, Tally
 from rankwright.supervision.queries.filters import QueryView, chosen_filters, relevant, sift
 from rankwright.supervision.queries.templates import TEMPLATES, Places, write_by_templates
 from rankwright.supervision.queries.writers import (
-    KINDS,
     OF_WRITERS,
     Order,
     Reply,
@@ -98,16 +97,6 @@ def audit(recipe: Recipe, run: RunFolder) -> None:
     if share.mean < least:
         raise UserError(f"{KEY}.audit.min_accepted: {least:g}: {words}: change writer, kinds or filters")
     console.say(f"audit of the queries: {words}")
-
-
-def kinds_of(recipe: Recipe) -> dict[str, float]:
-    """The kinds of queries with their weights: those of the recipe, or all of its templates or its domain."""
-    settings = settings_of(recipe)
-    if settings.kinds:
-        return settings.kinds
-    if settings.writer is None:
-        return {one.name: one.weight for one in TEMPLATES.values()}
-    return dict.fromkeys(KINDS[settings.domain], 1.0)
 
 
 def _write_queries(

@@ -288,6 +288,11 @@ def draw(kinds: Mapping[str, float], *key: object) -> list[str]:
     return sorted(kinds, key=lambda kind: (place(kind), kind))
 
 
+def writable(passages: Sequence[Passage], places: Places, kinds: Mapping[str, float]) -> list[Passage]:
+    """The passages that one of the templates makes a query of: a rule of one sentence gives none."""
+    return [p for p in passages if any(TEMPLATES[kind].write(p, places) is not None for kind in kinds)]
+
+
 def write_by_templates(
     chosen: Sequence[Passage], places: Places, kinds: Mapping[str, float], each: int, seed: int
 ) -> tuple[list[Written], dict[str, str]]:
