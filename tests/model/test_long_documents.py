@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny import PAIRS, TEXTS, make_tiny_gemma
 
 from rankwright.common.errors import UserError
+from rankwright.data.blocks import blocks
 from rankwright.data.words import Words
 from rankwright.model.loading import load_tokenizer
 from rankwright.model.long_documents import (
@@ -20,7 +21,6 @@ from rankwright.model.long_documents import (
     OVERLAP,
     STRATEGIES,
     LongDocuments,
-    blocks,
     bm25_scores,
     window_spans,
 )
@@ -128,7 +128,7 @@ def test_blocks_keep_the_budget_the_order_and_the_first_block(
         assert (text, group.documents_cut) == (document, 0)
         return
     assert group.documents_cut == 1
-    spans = blocks(clean, encoder.tokens(clean).starts)
+    spans = blocks(clean, encoder.tokens(clean).starts, BLOCK_TOKENS)
     assert text.startswith(clean[slice(*spans[0])].strip())
     # What is kept is in the text in this order.
     place = 0
@@ -148,7 +148,7 @@ def test_blocks_are_the_whole_text_and_at_most_so_long(tokenizers: dict[str, Any
     encoder = encoder_of(tokenizers, "blocks")
     clean = encoder.clean(document)
     starts = encoder.tokens(clean).starts
-    spans = blocks(clean, starts)
+    spans = blocks(clean, starts, BLOCK_TOKENS)
     assert "".join(clean[slice(*span)] for span in spans) == clean
     for begin, end in spans:
         assert (begin < end and sum(begin <= start < end for start in starts) <= BLOCK_TOKENS) or end - begin == 1
@@ -159,7 +159,7 @@ def test_blocks_begin_at_headings_then_paragraphs_then_sentences(tokenizers: dic
     sentence = "The court held that the contract was void. "
     paragraph = (sentence * 5).strip()
     text = f"# First\n\n{paragraph}\n\n{paragraph}\n\n## Second\n{sentence * 30}\nArticle 3\n{'word' * 400}"
-    spans = blocks(text, encoder.tokens(text).starts)
+    spans = blocks(text, encoder.tokens(text).starts, BLOCK_TOKENS)
     found = [text[slice(*span)] for span in spans]
     assert found[0].startswith("# First") and any(one.startswith("## Second") for one in found)
     assert any(one.startswith("Article 3") for one in found)

@@ -16,9 +16,10 @@ from rerank_server import Fault
 from rankwright.common.errors import UserError
 from rankwright.recipe import teacher
 from rankwright.rerankers.client import Limits
-from rankwright.supervision.preferences.answers import AnswerFile
+from rankwright.supervision.chat import endpoint
+from rankwright.supervision.preferences.answers import AnswerFile, judged_reply
 from rankwright.supervision.preferences.asking import Asker, Call
-from rankwright.supervision.preferences.judges import Judge, endpoint
+from rankwright.supervision.preferences.judges import Judge
 
 KEY = "sk-very-secret-0123456789"
 FAST = Limits(timeout_seconds=5.0, retries=2, backoff_seconds=0.01, longest_wait_seconds=2.0)
@@ -56,7 +57,9 @@ def calls_of(judge: Judge, count: int | None = None) -> list[Call]:
 def asked(
     folder: Path, judge: Judge, calls: Sequence[Call], budget: dict[str, Any] | None = None, parallel: int = 4
 ) -> tuple[Asker, list[float | None]]:
-    asker = Asker([judge], AnswerFile(folder / "answers.jsonl"), teacher.Budget(**(budget or {})), parallel)
+    asker = Asker(
+        [judge], AnswerFile(folder / "answers.jsonl", judged_reply), teacher.Budget(**(budget or {})), parallel
+    )
     return asker, [value for _, value in asker.ask(calls)]
 
 
@@ -155,7 +158,7 @@ def test_what_passes_is_asked_again_and_what_stays_is_an_error(server: JudgeServ
     server.faults = [Fault(status=429, headers={"Retry-After": "3600"}, body=b"")]
     with pytest.raises(UserError, match="asks to wait 3600 s"):
         asked(tmp_path, judge_of(server), calls_of(judge, 8), parallel=1)
-    assert len(AnswerFile(tmp_path / "answers.jsonl")) == 6
+    assert len(AnswerFile(tmp_path / "answers.jsonl", judged_reply)) == 6
 
 
 def test_a_redirect_and_a_huge_answer_are_refused(server: JudgeServer) -> None:
@@ -213,7 +216,7 @@ def test_refusals_of_one_text_are_counted_and_not_kept(server: JudgeServer, tmp_
     asker, values = asked(tmp_path, judge, calls, parallel=1)
     assert values[0] is None and None not in values[1:] and asker.tallies[0].refused == 1
     assert "maximum context length" in asker.tallies[0].examples[0]
-    assert len(AnswerFile(tmp_path / "answers.jsonl")) == len(calls) - 1
+    assert len(AnswerFile(tmp_path / "answers.jsonl", judged_reply)) == len(calls) - 1
     again, values = asked(tmp_path, judge_of(server), calls, parallel=1)
     assert again.sent == 1 and None not in values
 
@@ -283,12 +286,12 @@ def test_a_half_row_is_asked_again_and_a_changed_one_too(server: JudgeServer, tm
     assert path.read_bytes() == whole and asker.sent == len(calls) - 9
     changed = json.loads(rows[3])
     path.write_bytes(b"".join([*rows[:3], json.dumps({**changed, "t": 0.123}).encode() + b"\n", *rows[4:]]))
-    assert AnswerFile(path).damaged == 1
+    assert AnswerFile(path, judged_reply).damaged == 1
     asker, values = asked(tmp_path, judge_of(server), calls)
     assert asker.sent == 1 and values[3] == changed["t"] and path.read_bytes().endswith(rows[3])
     path.write_text("my notes\n")
-    with pytest.raises(UserError, match=r"answers\.jsonl:1: not an answer of a judge: move the file away"):
-        AnswerFile(path)
+    with pytest.raises(UserError, match=r"answers\.jsonl:1: not a kept answer: move the file away"):
+        AnswerFile(path, judged_reply)
 
 
 def test_the_key_is_that_of_the_question_alone(server: JudgeServer) -> None:

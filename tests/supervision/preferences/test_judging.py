@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from rankwright.recipe import teacher
 from rankwright.rerankers.client import Limits
-from rankwright.supervision.preferences.answers import AnswerFile
+from rankwright.supervision.preferences.answers import AnswerFile, judged_reply
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.fit import standardised
 from rankwright.supervision.preferences.judges import Judge
@@ -72,7 +72,7 @@ def judging(
         for one in LISTS
     ]
     judges = [Judge(settings.judges[0], Limits(retries=9, backoff_seconds=0.01))]
-    asker = Asker(judges, AnswerFile(folder / "answers.jsonl"), settings.budget, 8)
+    asker = Asker(judges, AnswerFile(folder / "answers.jsonl", judged_reply), settings.budget, 8)
     return judge_lists(lists, settings, asker, 0, lambda count: None), asker
 
 

@@ -47,6 +47,7 @@ def read(
             )
     from rankwright.common.run_folder import RunFolder
     from rankwright.report.answers import read_answers, write_answers
+    from rankwright.report.query_audit import is_query_audit, write_accepted
 
     answers = [read_answers(path) for path in files]
     folder = run or Path("runs") / answers[0].recipe
@@ -54,6 +55,13 @@ def read(
         raise UserError(
             f"--run: {folder}: no such folder{resources.nearby(folder)}: give the folder of the audited run"
         )
+    if all(map(is_query_audit, answers)):
+        share = write_accepted(RunFolder(folder), answers)
+        console.say(
+            f"{share.mean:.0%} of {share.count:,} judged queries accepted (95 % interval {share.low:.0%} to "
+            f"{share.high:.0%}); synthesize.audit.min_accepted of the recipe counts this"
+        )
+        return
     output = output or Path(f"{answers[0].recipe}-judgements")
     resources.check_output("--output", output, "folder")
     written, unsure = write_answers(RunFolder(folder), answers, output)

@@ -94,6 +94,9 @@ def check_recipe(loaded: LoadedRecipe) -> DataCheck:
         console.say(f"test: {recipe.data.test.fraction:.0%} of the training queries, taken out by a run")
     for split, located in sorted(entries.items(), key=lambda item: SPLITS.index(item[0])):
         for entry in located:
+            if entry.source.synthesized is not None:
+                console.say(f"{split}: {entry.name}: queries that a run writes; `rankwright synthesize` shows them")
+                continue
             checker.look(entry, split)
     if isinstance(recipe.data.dev, DevFromTrain):
         fraction = recipe.data.dev.fraction

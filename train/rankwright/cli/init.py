@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import shlex
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from rankwright.cli.naming import own_name, slug, written_base, written_path, yaml_text
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.files import write_text_atomic
@@ -31,14 +28,12 @@ from rankwright.data.statistics import SHARE_OF_CODE, drawn, share_of_code
 from rankwright.model.lengths import Budget, choose_budget
 from rankwright.model.prompt import PromptEncoder
 from rankwright.pipeline.data import dev_share, stops_a_run
-from rankwright.recipe.kinds import LONGEST_NAME
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Model, Prompt, Recipe
 from rankwright.recipe.sources import Data, DevFromTrain
 
 # The JSON schema beside the recipe, for editors.
 SCHEMA = "rankwright.schema.json"
-DEFAULT_STEM = "recipe"
 DEFAULT_BASE = "Qwen/Qwen3-Reranker-0.6B"
 # Stands in a draft for what the user knows.
 FILL_IN = "FILL_IN"
@@ -66,21 +61,21 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     Raises UserErrors too for faults of the files, and when something would be overwritten.
     """
     resources.check_output("--output", output)
-    _refuse(output)
+    refuse_existing(output)
     folder = output.with_name(f"{output.name.split('.')[0]}-data")
     resources.resolve_base(base)
-    name = name or _own_name(output, paths)
+    name = name or own_name(output, paths)
     by_path = {path: find_sets(path, wishes.encoding) for path in paths}
     found = [one for sets in by_path.values() for one in sets]
     chosen, left_out = _choose(found)
     home = output.parent
-    entries = _read(chosen, wishes, home, lambda formats: _draft(output, base, name, chosen, formats))
+    entries = read_sets(chosen, wishes, home, lambda formats: _draft(output, base, name, chosen, formats))
     said = [f"{one.path}: left out, no split in its name" for one in left_out]
     said += [line for entry in entries for line in _all_above(entry)]
     said += _same_rows(entries)
     said += [f"{file}: not read: {why}" for path in paths for file, why in unread(path, by_path[path]).items()]
     if not any(entry.split == "test" for entry in entries):
-        _refuse(folder)
+        refuse_existing(folder)
         entries, more = _take_out(entries, folder, home, fraction)
         said += more
     leaks = _rehearse(entries)
@@ -92,8 +87,8 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     budget = choose_budget(queries, corpus, relevant, encoder)
     code = {c.name: share for c in train if (share := share_of_code(drawn(c.corpus))) >= SHARE_OF_CODE}
     text = recipe_text(
-        name=name or _slug(entries[0].name),
-        base=_written_base(base, home),
+        name=name or slug(entries[0].name),
+        base=written_base(base, home),
         entries=entries,
         said=said,
         budget=budget,
@@ -116,10 +111,11 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     console.say(f"prompt.max_tokens {budget.max_tokens}: {budget.why}")
     for set_name, share in code.items():
         console.say(f"bm25.code: {share:.0%} of the documents of {set_name} look like code")
-    console.say(_next_steps(output, without_base=bool(missing)))
+    console.say(next_steps(output, without_base=bool(missing)))
 
 
-def _next_steps(output: Path, *, without_base: bool) -> str:
+def next_steps(output: Path, *, without_base: bool = False) -> str:
+    """What to do with the recipe that was written."""
     shown = shlex.quote(resources.shown(output))
     first = f"    set model.base in {shown} to a base that this machine has, or connect it to the hub\n"
     return (
@@ -145,7 +141,8 @@ def _rehearse(entries: Sequence[Entry]) -> list[str]:
     return leaks
 
 
-def _refuse(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raise UserError for what is there already."""
     if path.exists():
         raise UserError(f"{path} is there already, and is not overwritten: remove it, or use -o OTHER.yaml")
 
@@ -168,21 +165,27 @@ def _choose(found: Sequence[FoundSet]) -> tuple[list[tuple[FoundSet, str]], list
     raise UserError(f"no set for training was found, only {splits}: name a file or folder train, or name one more")
 
 
-def _read(
-    chosen: Sequence[tuple[FoundSet, str]], wishes: Wishes, home: Path, draft: Callable[[Sequence[Format]], NoReturn]
+def read_sets(
+    chosen: Sequence[tuple[FoundSet, str]],
+    wishes: Wishes,
+    home: Path,
+    draft: Callable[[Sequence[Format]], NoReturn] | None = None,
 ) -> list[Entry]:
     """The sets. home: the recipe's folder.
 
-    draft: called with the formats, where the files leave some open.
+    draft: called with the formats, where the files leave some open; without it, UserErrors name what is open.
     """
     entries: list[Entry] = []
     mistakes: list[str] = []
     droppable = False
     formats = [read_as(one, Named(wishes.columns, wishes.labels, wishes.encoding)) for one, _ in chosen]
-    if any(format.question for format in formats):
+    questions = [format.question for format in formats if format.question]
+    if questions and draft is None:
+        raise UserErrors(questions)
+    if questions and draft is not None:
         draft(formats)
     for (one, split), format in zip(chosen, formats, strict=True):
-        path = _written(one.path, home)
+        path = written_path(one.path, home)
         faults = Faults(wishes.on_fault)
         try:
             collection = read(
@@ -251,22 +254,27 @@ def _draft(
     lines = [
         "# A draft of `rankwright init`: replace each FILL_IN, by the name of a column or a number.",
         *(f"# {question}" for question in questions),
-        f"name: {_text(name or 'recipe')}",
+        f"name: {yaml_text(name or 'recipe')}",
         "model:",
-        f"  base: {_text(_written_base(base, output.parent))}",
+        f"  base: {yaml_text(written_base(base, output.parent))}",
         "data:",
     ]
     for wanted in ("train", "dev", "test"):
         lines += [f"  {wanted}:"] if any(split == wanted for _, split in chosen) else []
         for (one, _), format in (pair for pair in zip(chosen, formats, strict=True) if pair[0][1] == wanted):
-            lines += [f"    - name: {_text(one.name)}", f"      path: {_text(_written(one.path, output.parent))}"]
+            lines += [
+                f"    - name: {yaml_text(one.name)}",
+                f"      path: {yaml_text(written_path(one.path, output.parent))}",
+            ]
             columns = dict(format.columns)
             if format.question and not format.unclear:
                 columns = {"query": FILL_IN, "document": FILL_IN, "label": FILL_IN} | columns
             labels = {value: f"{label:g}" for value, label in format.labels.items()}
             labels |= dict.fromkeys(format.unclear, FILL_IN)
             for key, pairs in (("columns", columns), ("labels", labels)):
-                inside = ", ".join(f"{_text(k)}: {v if key == 'labels' else _text(v)}" for k, v in pairs.items())
+                inside = ", ".join(
+                    f"{yaml_text(k)}: {v if key == 'labels' else yaml_text(v)}" for k, v in pairs.items()
+                )
                 remark = "    # without a label all rows are relevant" if FILL_IN in columns.values() else ""
                 lines += [f"      {key}: {{{inside}}}{remark if key == 'columns' else ''}"] if pairs else []
     write_text_atomic(output, "\n".join([*lines, ""]))
@@ -289,25 +297,6 @@ def _say(line: str) -> None:
     console.say(f"  {line}")
 
 
-def _written(path: Path, home: Path) -> str:
-    """A path as the recipe in the folder `home` has it.
-
-    Relative to that folder where it lies below it, or where both lie below the working directory; else absolute.
-    """
-    full, home, here = path.resolve(), home.resolve(), Path.cwd().resolve()
-    if not full.is_relative_to(home) and not (full.is_relative_to(here) and home.is_relative_to(here)):
-        return full.as_posix()
-    text = Path(os.path.relpath(full, home)).as_posix()
-    # fixtures/... would mean the embedded ones.
-    return f"./{text}" if text.startswith(resources.FIXTURES) else text
-
-
-def _written_base(base: str, home: Path) -> str:
-    """As _written, for what may also be a hub id or an embedded folder."""
-    plain = base.startswith(resources.FIXTURES) or not Path(base).is_dir() or Path(base).is_absolute()
-    return base if plain else _written(Path(base), home)
-
-
 def _take_out(entries: Sequence[Entry], folder: Path, home: Path, fraction: float) -> tuple[list[Entry], list[str]]:
     """(the entries, with a test set taken out of each training set; what was done, in words)"""
     kept = [entry for entry in entries if entry.split != "train"]
@@ -317,14 +306,14 @@ def _take_out(entries: Sequence[Entry], folder: Path, home: Path, fraction: floa
         if entry.split != "train":
             continue
         rest, test = take_test(entry.collection, fraction=fraction, seed=0)
-        place = folder / _slug(entry.name, "set")
+        place = folder / slug(entry.name, "set")
         train_path, test_path = write_taken(place, rest, test)
         for split, path in (("train", train_path), ("test", test_path)):
             upstream = split if path == "." else None
             # Read again: each side is reported as the recipe will find it.
             written = read_collection(place / path, name=entry.name, split=upstream, say=lambda line: None)
             written_as = Format("beir" if path == "." else "groups")
-            new = Entry(split, entry.name, _written(place / path, home), upstream, written, written_as)
+            new = Entry(split, entry.name, written_path(place / path, home), upstream, written, written_as)
             (kept if split == "train" else tests).append(new)
         if columns := _columns_read(entry, home):
             said.append(f"{entry.path}: columns used: {columns}")
@@ -332,7 +321,7 @@ def _take_out(entries: Sequence[Entry], folder: Path, home: Path, fraction: floa
             f"{entry.path}: no test split, so {len(test.queries):,} of "
             f"{counted(len(entry.collection.queries), 'query')} "
             f"({fraction:.0%} asked for) were taken out of it by a hash of their ids: train and test are both in "
-            f"{_written(place, home)}, a folder {'in BEIR layout' if train_path == '.' else 'with files of groups'}"
+            f"{written_path(place, home)}, a folder {'in BEIR layout' if train_path == '.' else 'with files of groups'}"
         )
     return kept + tests, said
 
@@ -358,27 +347,6 @@ def _encoder(base: str) -> tuple[PromptEncoder | None, list[str]]:
         return recipe_encoder(Recipe(name="look", model=Model(base=base), data=Data(), prompt=prompt)), []
     except UserError as error:
         return None, [f"the tokenizer of {base} cannot be had, lengths are estimated: {error}"]
-
-
-def _own_name(output: Path, paths: Sequence[Path]) -> str:
-    """The recipe's name: that of its file where the user chose it, else that of the folder or file of the data.
-
-    Letters lose their accents, which a name may not have; "" where nothing is left.
-    """
-    chosen = output.name.split(".")[0]
-    found = chosen if chosen != DEFAULT_STEM or not paths else paths[0].resolve().name.split(".")[0]
-    bare = "".join(c for c in unicodedata.normalize("NFKD", found.replace("ß", "ss")) if not unicodedata.combining(c))
-    return _plain(bare)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:LONGEST_NAME]
-
-
-def _slug(text: str, *others: str) -> str:
-    """A name that a recipe may have; the next of `others` where nothing is left of the text."""
-    plain = _plain(text)
-    return plain or _slug(*others) if others else plain or "recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,10 +393,10 @@ def recipe_text(
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
         "# Written by `rankwright init`. Relative paths start at the folder of this file, or at data.root.",
-        f"name: {_text(name)}",
+        f"name: {yaml_text(name)}",
         "",
         "model:",
-        f"  base: {_text(base)}",
+        f"  base: {yaml_text(base)}",
         "",
         "data:",
         *(f"  # {line}" for line in said),
@@ -440,7 +408,7 @@ def recipe_text(
         lines.append("  on_leak: drop    # they are left out of training, and counted; without this a run stops")
     share = dev_share(sum(len(entry.collection.queries) for entry in entries if entry.split == "train"))
     for split in ("train", "dev", "test"):
-        lines += _split(split, [entry for entry in entries if entry.split == split], share)
+        lines += split_lines(split, [entry for entry in entries if entry.split == split], share)
     lines += ["", "prompt:", f"  # {budget.why}", f"  max_tokens: {budget.max_tokens}"]
     if budget.query_tokens is not None:
         lines.append(f"  query_tokens: {budget.query_tokens}    # the queries are long: more than a quarter")
@@ -463,7 +431,7 @@ def recipe_text(
     return "\n".join(lines)
 
 
-def _split(split: str, entries: Sequence[Entry], dev_share: float) -> Iterator[str]:
+def split_lines(split: str, entries: Sequence[Entry], dev_share: float) -> Iterator[str]:
     if not entries:
         if split == "dev":
             yield f"  dev: {{from: train, fraction: {dev_share:g}}}    # chooses checkpoint and combination; by seed"
@@ -471,27 +439,18 @@ def _split(split: str, entries: Sequence[Entry], dev_share: float) -> Iterator[s
     yield f"  {split}:"
     for entry in entries:
         yield f"    # {entry.found}"
-        yield f"    - name: {_text(entry.name)}"
-        yield f"      path: {_text(entry.path)}"
+        yield f"    - name: {yaml_text(entry.name)}"
+        yield f"      path: {yaml_text(entry.path)}"
         if entry.upstream is not None:
-            yield f"      split: {_text(entry.upstream)}"
+            yield f"      split: {yaml_text(entry.upstream)}"
         if entry.format.guessed:
             yield "      # GUESSED by names and values: our name of a column -> the file's, what its values mean"
         if entry.format.encoding is not None:
-            yield f"      encoding: {_text(entry.format.encoding)}"
+            yield f"      encoding: {yaml_text(entry.format.encoding)}"
         if columns := entry.format.columns:
-            pairs = ", ".join(f"{ours}: {_text(theirs)}" for ours, theirs in columns.items())
+            pairs = ", ".join(f"{ours}: {yaml_text(theirs)}" for ours, theirs in columns.items())
             yield f"      columns: {{{pairs}}}"
         if labels := entry.format.labels:
-            pairs = ", ".join(f"{_text(value)}: {label:g}" for value, label in labels.items())
+            pairs = ", ".join(f"{yaml_text(value)}: {label:g}" for value, label in labels.items())
             yield f"      labels: {{{pairs}}}"
         yield "      # licence: own    # whose texts are these? own, or e.g. CC-BY-4.0; without it: unknown"
-
-
-def _text(value: str) -> str:
-    """A YAML text: plain where it is harmless, else in double quotes, which JSON's are."""
-    harmless = re.fullmatch(r"[A-Za-z/][\w./-]*", value, re.ASCII) and value.lower() not in _WORDS
-    return value if harmless else json.dumps(value, ensure_ascii=False)
-
-
-_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}

@@ -121,12 +121,15 @@ def _refuse_missing(recipe: Recipe) -> None:
 
 def _show_results(pipeline: Pipeline) -> None:
     """Print the final table and its verdict."""
-    from rankwright.cli.show import results_tables
+    from rankwright.cli.show import on_written_queries, results_tables
     from rankwright.evaluation.results import read_results, rows_of, verdict
 
     if not console.is_first_process():
         return
     results, _ = read_results(pipeline.folder.path, pipeline.recipe, pipeline.test_sets, pipeline.inputs.systems)
+    if not pipeline.test_sets:
+        console.say(on_written_queries(pipeline.folder.facts("train")))
+        return
     rows = rows_of(results)
     for table in results_tables(rows):
         console.show(table)
@@ -150,8 +153,8 @@ def run(
 ) -> None:
     """Run all stages of a recipe, or continue them.
 
-    The stages are data, teacher (where there is one), mine, judge (where the recipe has teacher.pairs), train,
-    evaluate, calibrate, export and report. Finished ones are skipped while their files are as they were written.
+    The stages are synthesize (where the recipe has it), data, teacher (as well), mine, judge (with teacher.pairs),
+    train, evaluate, calibrate, export and report. Finished ones are skipped while their files are as they were written.
     """
     if as_json:
         console.console.stderr = True
@@ -208,7 +211,8 @@ def check(
         from rankwright.cli.show import describe_recipe
 
         pipeline.start(offline=offline)
-        if not offline:
+        # A writer costs money.
+        if not offline and not pipeline.recipe.asks_a_writer:
             pipeline.run_to("data")
         describe_recipe(pipeline.loaded, pipeline.ledger(), offline=offline)
         _show_bill(pipeline)
@@ -232,7 +236,8 @@ def init(
 ) -> None:
     """Write a commented recipe for your files.
 
-    Finds sets and splits in them, and splits off a test set where there is none. Overwrites nothing.
+    Finds sets and splits in them, and splits off a test set where there is none. For documents without queries the
+    recipe writes some. Overwrites nothing.
     """
     from rankwright.cli.columns import columns_of, labels_of
 
@@ -242,16 +247,17 @@ def init(
             raise UserError(f"{place}: no such file or folder{nearby(place)}")
     with collector.paused():
         from rankwright.cli.init import DEFAULT_BASE, Wishes, init
+        from rankwright.cli.init_documents import init_documents
+        from rankwright.data.documents import holds_only_documents
 
         console.quiet_libraries()
-    init(
-        [Path(place) for place in places] or [Path()],
-        output,
-        base=base or DEFAULT_BASE,
-        name=name,
-        fraction=test_fraction,
-        wishes=Wishes(named, labels_of(labels), "drop" if drop_faults else "stop", encoding),
-    )
+    given = [Path(place) for place in places] or [Path()]
+    wishes = Wishes(named, labels_of(labels), "drop" if drop_faults else "stop", encoding)
+    if documents := [path for path in given if holds_only_documents(path)]:
+        sets = [path for path in given if path not in documents]
+        init_documents(documents, sets, output, base=base or DEFAULT_BASE, name=name, wishes=wishes)
+        return
+    init(given, output, base=base or DEFAULT_BASE, name=name, fraction=test_fraction, wishes=wishes)
 
 
 @app.command()
@@ -283,6 +289,24 @@ def plan(
         made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.folder), mean_tokens=mean_tokens
     )
     describe_long_documents(pipeline.recipe, pipeline.folder)
+
+
+@app.command()
+def synthesize(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what it would cost at most, and stop")] = False,
+) -> None:
+    """Write queries for documents that nobody has asked about, by templates or a language model, and filter them.
+
+    Also writes synthetic/audit.html, some of them for a person to accept or reject. Asks a writer nothing twice.
+    """
+    pipeline = _pipeline(recipe, overrides)
+    if dry_run:
+        pipeline.check()
+        _show_bill(pipeline)
+        return
+    pipeline.synthesize()
 
 
 @app.command()
@@ -328,7 +352,11 @@ def judge(
 
 
 def _show_bill(pipeline: Pipeline) -> None:
-    """Print what the judges of the recipe cost at most."""
+    """Print what the writer and the judges of the recipe cost at most."""
+    if pipeline.recipe.synthesize is not None:
+        from rankwright.pipeline.synthesize import bill as bill_of_writer
+
+        console.say(f"synthesize: {bill_of_writer(pipeline.recipe)}")
     if pipeline.recipe.pairs is not None:
         from rankwright.pipeline.judge import bill
 

@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 Column = tuple[str, list[str]]
 
 
+def on_written_queries(facts: Mapping[str, Any]) -> str:
+    """What is known of the gain where no query of a person tests it. facts: of the train stage."""
+    known = all(isinstance(facts.get(name), float) for name in ("base_value", "best_value"))
+    dev = f": nDCG@10 {facts['base_value']:.3f} of the base, {facts['best_value']:.3f} tuned" if known else ""
+    return (
+        f"No test: the gain is unknown. On dev, of queries that a program wrote{dev}. Name some 50 queries of people "
+        "with their answers as data.test to learn what was gained."
+    )
+
+
 def results_tables(rows: Sequence[ResultRow], width: int | None = None) -> list[Table]:
     """The table at the end of every run; its columns go on in a second table where `width` characters are too few.
 
@@ -252,6 +262,9 @@ def describe_recipe(loaded: LoadedRecipe, ledger: Mapping[str, Any], *, offline:
         for entry in () if split == "test" and isinstance(recipe.data.test, TestFromTrain) else entries:
             card = entry.card
             hub = entry.hub or (card.hub.id if card is not None and card.hub is not None else None)
+            if entry.source.synthesized is not None:
+                table.add_row(split, entry.name, "queries that the run writes")
+                continue
             where = f"hub {hub}" + (" (not fetched)" if offline else "") if hub else f"files, split {entry.split}"
             table.add_row(split, entry.name, where)
     console.show(table)

@@ -21,6 +21,7 @@ OF = "of"
 RECIPE = "recipe"
 # What a record may name -> the part whose record names what is in the folder now. Earlier causes come first.
 OWNERS = {
+    "written queries": "synthesize",
     "training texts": "data",
     "training data": "data",
     "negatives": "mine",
@@ -37,6 +38,7 @@ OWNERS = {
 # Part -> (what happened when it was made again, what began when it is not finished, its name in a list).
 WORDS = {
     RECIPE: ("The last command changed settings of the recipe", "", "recipe"),
+    "synthesize": ("Queries were written again", "Writing queries", "written queries"),
     "data": ("The data changed", "Reading the data", "data"),
     "teacher": ("teacher_gate.json is not as the teacher stage wrote it", "", "teacher gate"),
     "mine": ("Negatives were mined again", "Mining", "mining"),
@@ -100,7 +102,7 @@ def lineage(run: RunFolder) -> Lineage:
     provenance = read_json_object(run.provenance) or {}
     records = {
         stage: run.facts(stage)
-        for stage in ("data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export")
+        for stage in ("synthesize", "data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export")
     }
     made = {RECIPE: provenance, **records}
     now = {name: _of(made[owner]).get(name) for name, owner in OWNERS.items()}

@@ -23,7 +23,7 @@ from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of
 PACKAGE = Path(__file__).parents[1]
 # The file of an export that holds the sums of its other files.
 SUMS_FILE = "SHA256SUMS"
-STAGES = ("data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export", "report")
+STAGES = ("synthesize", "data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 
@@ -65,6 +65,16 @@ class RunFolder:
     recipe_json = _Place("recipe.json")
     provenance = _Place("provenance.json")
     licences = _Place("licences.json")
+
+    # Written queries: those that passed the filters, the others, figures, a page for people and what they answered on
+    # it, the writer's answers, and the sets that are trained on and held out.
+    synthetic = _Place("synthetic")
+    synthetic_queries = _Place("synthetic/queries.jsonl")
+    synthetic_rejected = _Place("synthetic/rejected.jsonl")
+    synthetic_report = _Place("synthetic/report.json")
+    synthetic_audit = _Place("synthetic/audit.html")
+    synthetic_audited = _Place("synthetic/audited.json")
+    synthetic_answers = _Place("synthetic/answers.jsonl")
 
     # Data and mining.
     data = _Place("data")

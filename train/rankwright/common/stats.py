@@ -81,6 +81,19 @@ def mean_interval(
     return _interval(numbers, confidence, resamples, seed)
 
 
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """The interval of 95 % of a share of `count` independent cases; 0 to 1 of none. It holds for shares near 0 and 1.
+
+    Source: Wilson 1927.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    z = 1.959964
+    share, more = hits / count, z * z / count
+    middle, half = share + more / 2, z * math.sqrt(share * (1 - share) / count + more / (4 * count))
+    return max(0.0, (middle - half) / (1 + more)), min(1.0, (middle + half) / (1 + more))
+
+
 def _differences(base: Mapping[str, float], tuned: Mapping[str, float]) -> np.ndarray:
     """tuned - base of each query, in the order of the ids. Raises UserError as paired_difference does."""
     if set(base) != set(tuned):

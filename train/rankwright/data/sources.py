@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ from rankwright.data.judgements import judged
 from rankwright.data.statistics import every_label_relevant, lowest_above_zero
 from rankwright.recipe.sources import Data, DevFromTrain, Source, TestFromTrain
 
+# What begins the name of every set of written queries, in every table.
+SYNTHETIC = "synthetic"
+# What begins the value of `made_by` in every row that written queries stand in.
+MADE_BY = "rankwright synthesize"
+# Side of written queries -> its split in the files.
+OF_SIDE = {"train": "train", "held_out": "dev"}
+LONGEST_FIRST_ROW = 1 << 20
 # A set's name is also that of a folder, eval/NAME, and the prefix of its ids, NAME/ID.
 LONGEST_NAME = 200
 
@@ -50,16 +58,16 @@ class Located:
     pairs: Path | None = None
 
 
-def locate(source: Source, *, root: str | None, split: str) -> Located:
-    """Find an entry's files without reading them. `split` is the default.
+def locate(source: Source, *, root: str | None, split: str, made: Path | None = None) -> Located:
+    """Find an entry's files without reading them. `split` is the default. made: where a run writes its own queries.
 
-    Raises UserError when nothing is there, for a set whose name cannot be that of a folder, and for unknown formats and
-    column names.
+    Raises UserError when nothing is there, for a set whose name cannot be that of a folder, for unknown formats and
+    column names, and for a test set of written queries.
     """
     check_format(source.format)
     check_columns(source.columns)
     check_encoding(source.encoding)
-    located = _locate(source, root=root, split=split)
+    located = _labelled(_locate(source, root=root, split=split, made=made), split)
     if source.judgements is not None:
         located = dataclasses.replace(located, judgements=_file("judgements", source.judgements, root, "audit read"))
     name = located.name
@@ -72,7 +80,49 @@ def locate(source: Source, *, root: str | None, split: str) -> Located:
     raise UserError(f"the set is named {name!r}, {why}: give it another `name`")
 
 
-def _locate(source: Source, *, root: str | None, split: str) -> Located:
+def _labelled(located: Located, split: str) -> Located:
+    """The entry, whose name shows where its queries were written. Raises UserError for such a set as `test`."""
+    if located.source.synthesized is None and (located.path is None or written_by(located.path) is None):
+        return located
+    if split == "test":
+        raise UserError(
+            f"the queries of {located.name!r} were written by a program (rankwright synthesize): a score on them tells "
+            "little about queries of people: give queries that people asked"
+        )
+    name = located.name if located.name.startswith(SYNTHETIC) else f"{SYNTHETIC}-{located.name}"
+    return dataclasses.replace(located, name=name)
+
+
+def asked_by_people(located: Mapping[str, Sequence[Located]]) -> list[Located]:
+    """The sets of dev and test that a run does not write itself, nor takes out of train."""
+    splits = [split for split in ("dev", "test") if located.get(split) is not located.get("train")]
+    return [one for split in splits for one in located.get(split, ()) if one.source.synthesized is None]
+
+
+def of_people(collections: Sequence[Collection]) -> list[Collection]:
+    """The sets whose queries people asked, by their names."""
+    return [collection for collection in collections if not collection.name.startswith(SYNTHETIC)]
+
+
+def written_by(path: Path) -> str | None:
+    """Who wrote the queries of a file or folder, where `rankwright synthesize` did; None for all others."""
+    files = sorted(path.glob("queries*.jsonl")) if path.is_dir() else [path] if path.suffix == ".jsonl" else []
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                row = json.loads(opened.readline(LONGEST_FIRST_ROW))
+        except (OSError, ValueError, RecursionError):
+            continue
+        made_by = row.get("made_by") if isinstance(row, dict) else None
+        if isinstance(made_by, str) and made_by.startswith(MADE_BY):
+            return made_by.removeprefix(f"{MADE_BY}: ")
+    return None
+
+
+def _locate(source: Source, *, root: str | None, split: str, made: Path | None) -> Located:
+    if source.synthesized is not None:
+        name = source.name or {"train": SYNTHETIC, "held_out": f"{SYNTHETIC}-held-out"}[source.synthesized]
+        return Located(source, name, OF_SIDE[source.synthesized], (made or Path(SYNTHETIC)) / source.synthesized)
     run = None if source.run is None else _file("run", source.run, root, "TREC run")
     wanted = source.split or split
     if source.pairs is not None:
@@ -140,6 +190,8 @@ def _read(located: Located, say: Say, faults: Faults) -> Collection:
     if located.pairs is not None:
         return read_pairs(located.pairs, located.name, say)
     group_key = source.group_key or (card.group_key if card is not None else None)
+    if source.synthesized is not None:
+        group_key = "group"
     hub = _hub(located)
     columns = source.columns or ({} if hub is None else hub.columns)
     reading = Reading(located.name, located.split, faults, say, columns, group_key, source.labels, source.encoding)
@@ -182,8 +234,10 @@ def _has_rows(hub: Hub, source: Source, *, stated: bool) -> bool:
     return bool(source.config or source.columns) or not has_beir_form(hub.id, hub.revision)
 
 
-def locate_all(data: Data) -> dict[str, list[Located]]:
+def locate_all(data: Data, made: Path | None = None) -> dict[str, list[Located]]:
     """Split -> entries, which must have different names. Raises UserErrors with every entry that is not there.
+
+    made: where a run writes its own queries, which need not be there yet.
 
     Where test is taken out of train, its entries are those of train.
     """
@@ -201,7 +255,7 @@ def locate_all(data: Data) -> dict[str, list[Located]]:
         found[split] = []
         for number, source in enumerate(sources):
             try:
-                found[split].append(locate(source, root=data.root, split=split))
+                found[split].append(locate(source, root=data.root, split=split, made=made))
             except UserError as error:
                 lost = rootless and resources.ROOT_STARTS in str(error)
                 below_root = below_root or lost

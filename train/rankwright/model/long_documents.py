@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from rankwright.data.blocks import Span, blocks
 from rankwright.data.pair_texts import FIRST, middle_of
 from rankwright.recipe.schema import Bm25, Prompt
 
@@ -39,24 +39,10 @@ PART_READ = {
 # The share of a window that the next one repeats, and the most tokens of a block.
 OVERLAP = 0.15
 BLOCK_TOKENS = 128
-# What is shorter than this share of a block, such as a heading, stays with what follows it.
-SHORT = 0.25
 # Between two blocks that do not follow each other: a paragraph ends there.
 GAP, GAP_TOKENS = "\n\n", 1
 # Those of retrieval/bm25.py.
 K1, B = 1.2, 0.75
-# Where a piece may begin, the best places first: before a heading (Markdown, HTML, numbered or named as in laws), after
-# an empty line, a line, a sentence (scripts without spaces have none after its mark), a word.
-_HEADING = re.compile(
-    r"^(?=[ \t]*(?:#{1,6}[ \t]|<h[1-6]\b|(?:article|section|chapter|part|title|schedule|annex|appendix|item)[ \t]+"
-    r"(?:\d|[ivxlc]+\b)|§|\d+(?:\.\d+)+\.?[ \t]+\S))",
-    re.IGNORECASE | re.MULTILINE,
-)
-_AFTER = tuple(
-    map(re.compile, (r"\n[ \t\r]*\n\s*", r"\n\s*", r"[.!?\u2026][\"'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]", r"\s+"))
-)
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,52 +182,6 @@ def window_count(tokens: int, room: int) -> int:
     return 1 if tokens <= room else 1 + math.ceil((tokens - room) / step)
 
 
-def blocks(text: str, starts: Sequence[int], limit: int = BLOCK_TOKENS) -> list[Span]:
-    """The text as blocks of at most `limit` of its tokens that follow each other without a gap.
-
-    A heading begins a block. What is longer than a block is split at paragraphs, then lines, sentences, words and at
-    last tokens; neighbours that fit into one block together are one.
-    """
-    heads = [match.start() for match in _HEADING.finditer(text)]
-    sections = itertools.pairwise([*dict.fromkeys((0, *heads)), len(text)])
-    return [span for section in sections if section[0] < section[1] for span in _split(text, starts, section, 0, limit)]
-
-
-def _split(text: str, starts: Sequence[int], span: Span, level: int, limit: int) -> Iterator[Span]:
-    def size(begin: int, end: int) -> int:
-        return bisect_left(starts, end) - bisect_left(starts, begin)
-
-    begin, end = span
-    if size(begin, end) <= limit:
-        yield span
-        return
-    if level == len(_AFTER):
-        while size(begin, end) > limit:
-            # The tokens of one character begin at the same place.
-            place = starts[bisect_left(starts, begin) + limit]
-            middle = place if place > begin else starts[bisect_right(starts, begin)]
-            yield begin, middle
-            begin = middle
-        yield begin, end
-        return
-    places = [match.end() for match in _AFTER[level].finditer(text, begin, end)]
-    open_from = begin
-    for one, two in itertools.pairwise([*dict.fromkeys((begin, *places, end))]):
-        if size(open_from, two) <= limit:
-            continue
-        whole = size(one, two) <= limit
-        if not whole and size(open_from, one) <= limit * SHORT:
-            one = open_from
-        if open_from < one:
-            yield open_from, one
-        open_from = one
-        if not whole:
-            yield from _split(text, starts, (one, two), level + 1, limit)
-            open_from = two
-    if open_from < end:
-        yield open_from, end
-
-
 def bm25_scores(query: Sequence[str], texts: Sequence[Sequence[str]]) -> list[float]:
     """BM25 of each text among these texts alone, in the form of retrieval/bm25.py; all arguments are words."""
     counts = [Counter(text) for text in texts]
@@ -272,7 +212,7 @@ class Blocks:
 
     def __init__(self, text: str, tokens: Tokens, words: Words) -> None:
         self.text = text
-        self._spans = blocks(text, tokens.starts)
+        self._spans = blocks(text, tokens.starts, BLOCK_TOKENS)
         # A block's tokens alone may be a few more than in the text: packed() counts again.
         self._sizes = [
             bisect_left(tokens.starts, end) - bisect_left(tokens.starts, begin) for begin, end in self._spans

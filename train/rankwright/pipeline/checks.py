@@ -26,6 +26,7 @@ from rankwright.model.instructions import (
 )
 from rankwright.pipeline.judge import check_pairs
 from rankwright.pipeline.student import check_student
+from rankwright.pipeline.synthesize import check_synthesize
 from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.rerankers.kinds import check_baselines, check_teacher
 from rankwright.retrieval.first_stages import check_first_stages, reads_run_file
@@ -71,8 +72,10 @@ def check_names(recipe: Recipe) -> list[str]:
     if recipe.pairs is not None:
         faults += check_pairs(recipe)
     faults += check_student(recipe)
+    faults += check_synthesize(recipe)
     for split in ("train", "test"):
-        if not getattr(recipe.data, split):
+        # Documents alone may have no query that a person asked.
+        if not getattr(recipe.data, split) and (split == "train" or recipe.synthesize is None):
             faults.append(f"data.{split}: must name at least one set")
     return faults + _check_run_dir(recipe) + _check_private(recipe)
 

@@ -69,7 +69,7 @@ class Context:
 
     @cached_property
     def located(self) -> dict[str, list[Located]]:
-        return locate_all(self.recipe.data)
+        return locate_all(self.recipe.data, self.folder.synthetic)
 
     @property
     def test_sets(self) -> list[str]:

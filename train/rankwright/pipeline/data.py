@@ -54,7 +54,7 @@ def prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
 
 
 def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
-    entries = locate_all(recipe.data)
+    entries = locate_all(recipe.data, run.synthetic)
     dropped: list[dict[str, Any]] = []
 
     def read(split: str) -> list[Collection]:
@@ -80,7 +80,9 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     by_split = {"train": train, "dev": dev, "test": test}
     for split, collections in by_split.items():
         level = recipe.evaluate.relevance_level if split != "train" else 1
-        if not any(c.positives(q, level) for c in collections for q in c.queries):
+        # Documents alone may have no test.
+        missing = split != "test" or collections
+        if missing and not any(c.positives(q, level) for c in collections for q in c.queries):
             if recipe.is_pairwise:
                 raise UserError(f"data.{split}: every pair is a tie: judge more pairs, or take a larger fraction")
             raise UserError(_nothing_relevant(split, collections, level))

@@ -16,7 +16,7 @@ from rankwright.common.lineage import OF
 from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.common.stats import mean_interval
-from rankwright.data.split_files import read_split
+from rankwright.data.split_files import qualified, read_split
 from rankwright.evaluation.results import ALL, SetResults, read_results, rows_of, verdict
 from rankwright.evaluation.teacher_gate import recorded_verdict
 from rankwright.export.card import CARD, CardFacts, SetResult, add_benchmarks
@@ -31,7 +31,7 @@ from rankwright.pipeline.mteb import benchmarks
 from rankwright.pipeline.student import in_words, read_agreement
 from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.rerankers.combination import Combination, listed
-from rankwright.retrieval.candidates import read_candidates
+from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.retrieval.first_stages import stage_label
 from rankwright.training.setup import tuned_reranker
 
@@ -199,15 +199,19 @@ def _free_name(folder: Path) -> Path:
 
 
 def golden_pairs(recipe: Recipe, run: RunFolder, contract: PromptContract) -> list[tuple[str, str]]:
-    """Test pairs, queries chosen by hash: each with a relevant document and with the first stage's best.
+    """Test pairs, or those of dev without a test: by hash, with a relevant document and with the first stage's best.
 
     Under prompt.first_stage_score every second one has the line of its list, the others have none.
     """
     collections = read_split(run.data, "test")
+    of_dev: Candidates = {}
+    if not collections:
+        collections, of_dev = [qualified(c) for c in read_split(run.data, "dev")], read_candidates(run.dev_candidates)
     pairs: list[tuple[str, str]] = []
     share = -(-recipe.export.golden_pairs // len(collections))
     for collection in collections:
-        candidates = read_candidates(run.eval_folder(collection.name) / "candidates.jsonl")
+        own = {q: found for q, found in of_dev.items() if q in collection.queries}
+        candidates: Candidates = own or read_candidates(run.eval_folder(collection.name) / "candidates.jsonl")
         found: list[tuple[str, str]] = []
         for query_id in sorted(candidates, key=lambda q: stable_hash("golden", recipe.seed, q)):
             best = [c.document_id for c in candidates[query_id][:1]]

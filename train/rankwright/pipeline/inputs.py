@@ -10,10 +10,10 @@ from typing import Any
 from rankwright import __version__
 from rankwright.common.hashing import content_hash, files_hash
 from rankwright.common.lineage import export_to_load
-from rankwright.common.resources import expand, resolve_base
+from rankwright.common.resources import expand, resolve_base, resolve_path
 from rankwright.common.run_folder import PACKAGE, RunFolder, code_hash
 from rankwright.data.judged_pairs import pair_files
-from rankwright.data.sources import Located
+from rankwright.data.sources import Located, asked_by_people
 from rankwright.evaluation.evaluate import system_names
 from rankwright.evaluation.metrics import Scale, measures_of
 from rankwright.mining.filters import split_filters
@@ -22,13 +22,14 @@ from rankwright.model.long_documents import CUT_OFF, PAIRWISE
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe, result_values
 from rankwright.rerankers.comparer import student_folder, student_hash
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs
-from rankwright.retrieval.first_stages import possible_stages, training_stage
+from rankwright.retrieval.first_stages import possible_stages, searched, training_stage
 from rankwright.retrieval.retriever import retrievers
 from rankwright.training.loss_terms import scores_candidates
 
 # What is made -> the code that decides it: the room that makes it, the rooms that this one may import, and single files
 # of later rooms. An edit anywhere else repeats nothing. What is made from it depends on its hash.
 CODE = {
+    "synthesize": "supervision common recipe data retrieval rerankers pipeline/synthesize.py pipeline/documents.py",
     "data": "data common recipe retrieval/run_file.py pipeline/data.py",
     "mine": "mining common recipe data retrieval rerankers supervision pipeline/mine.py",
     # A teacher may be a model of ours.
@@ -59,11 +60,12 @@ PROMPT_OF_TUNED = ("mode", "first_stage_score")
 
 # Stage -> what its record names.
 MADE_FROM = {
-    "data": ("training texts", "training data", "test data"),
+    "synthesize": ("written queries",),
+    "data": ("written queries", "training texts", "training data", "test data"),
     "teacher": ("training texts", "teacher settings"),
-    "mine": ("training texts", "negatives"),
+    "mine": ("written queries", "training texts", "negatives"),
     "judge": ("training texts", "preferences"),
-    "train": ("training data", "negatives", "preferences", "training", "training settings"),
+    "train": ("written queries", "training data", "negatives", "preferences", "training", "training settings"),
     "evaluate": ("training", "test data", "test settings", "tuned", "results"),
     "calibrate": ("training", "tuned", "calibration"),
     "export": ("training", "tuned", "results", "calibration"),
@@ -105,7 +107,8 @@ class StageInputs:
         """A set by content; its run file, its weight and its licence are not part of it."""
         # A note or a licence of the card changes no row.
         card = entry.card and entry.card.model_dump(mode="json", include={"hub", "path", "splits", "group_key"})
-        content: Any = entry.path and self._content(entry.path)
+        written = entry.source.synthesized
+        content: Any = entry.path and (self._content(entry.path) if written is None else (written, self.synthesize))
         if entry.pairs is not None:
             content = [self._content(path) for path in pair_files(entry.pairs)]
         reading = entry.source.model_dump(
@@ -119,6 +122,27 @@ class StageInputs:
 
     def _sets(self, split: str) -> list[str]:
         return [self._set(entry) for entry in self.located.get(split, ())]
+
+    @cached_property
+    def synthesize(self) -> str | None:
+        """What the written queries depend on; None where the recipe writes none."""
+        settings = self.recipe.synthesize
+        if settings is None:
+            return None
+        documents = [
+            (one.model_dump(exclude={"path", "licence"}), self._content(resolve_path(one.path, root=None)))
+            for one in settings.documents
+        ]
+        stated = {k: v for k, v in self._sections["synthesize"].items() if k not in ("documents", "examples")}
+        examples = settings.examples and self._content(resolve_path(settings.examples, root=None))
+        held = [self._set(one) for one in asked_by_people(self.located)]
+        teacher = self.recipe.mine.teacher
+        scores = teacher and baseline_inputs(teacher, self.recipe.prompt, key=TEACHER, bm25=self.recipe.bm25)
+        found = (self._retriever(searched(self.recipe)), self.recipe.bm25.model_dump(), scores)
+        on_fault = self.recipe.data.on_fault
+        return content_hash(
+            documents, stated, examples, held, found, self.recipe.seed, on_fault, self._code("synthesize")
+        )
 
     @cached_property
     def _training_data(self) -> str:
@@ -368,6 +392,7 @@ class StageInputs:
         merging = {"merge_with_base": stated["model"]["merge_with_base"]}
         data = {**stated["data"], "test": self._taken_test}
         trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "teacher", "loss", "train")]
+        trained += [] if stated["synthesize"] is None else [stated["synthesize"]]
         test = (stated["evaluate"], stated["data"]["test"], stated["prompt"], stated["bm25"], stated["dense"], merging)
         model = {**stated["model"], "merge_with_base": None}
         teacher = {} if self.recipe.mine.teacher is None else {"teacher settings": self._teacher_settings}
@@ -380,6 +405,7 @@ class StageInputs:
     def of(self, stage: str) -> dict[str, str]:
         """What the stage's part of the run is made from, and what it makes: for its record, see lineage.OWNERS."""
         made: dict[str, Callable[[], str]] = {
+            "written queries": lambda: str(self.synthesize),
             "training texts": lambda: self._training_data,
             "training data": lambda: content_hash(self._training_data, self._mixture),
             "test data": lambda: content_hash(self._sets("test"), self._instructions("test"), self._taken_test),
@@ -393,7 +419,8 @@ class StageInputs:
             "test settings": lambda: self.settings["test settings"],
             "teacher settings": lambda: self.settings["teacher settings"],
         }
-        names = [name for name in MADE_FROM[stage] if name != "preferences" or self.judge is not None]
+        absent = {"preferences": self.judge is None, "written queries": self.recipe.synthesize is None}
+        names = [name for name in MADE_FROM[stage] if not absent.get(name, False)]
         return {name: made[name]() for name in names}
 
     def export(self, gate: Mapping[str, Any] | None, ledger: Mapping[str, Any], target: str | None = None) -> str:

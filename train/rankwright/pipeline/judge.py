@@ -36,7 +36,7 @@ from rankwright.recipe.teacher import Pairs
 from rankwright.rerankers.pair_scores import teacher_line
 from rankwright.rerankers.scorer import Reranked
 from rankwright.retrieval.candidates import read_candidates
-from rankwright.supervision.preferences.answers import AnswerFile
+from rankwright.supervision.preferences.answers import AnswerFile, judged_reply
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.figures import figures
 from rankwright.supervision.preferences.judges import TEMPLATE, Judge
@@ -71,7 +71,7 @@ def judge(recipe: Recipe, run: RunFolder, inputs: StageInputs, *, override: str 
         raise UserError(f"{KEY}: judges are asked by one process: give `rankwright judge` alone first")
     judges = [judge_of(entry) for entry in settings.judges]
     refuse_seen(run, settings.judges)
-    answers = AnswerFile(run.judge_answers)
+    answers = AnswerFile(run.judge_answers, judged_reply)
     if answers.damaged:
         console.say(f"{answers.path}: {counted(answers.damaged, 'damaged row')}: asked again")
     earlier = None if settings.refine is None else read_earlier(recipe, settings, run, answers)

@@ -25,6 +25,7 @@ from rankwright.recipe.teacher import Pairs
 from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.supervision.preferences.answers import AnswerFile
 from rankwright.supervision.preferences.asking import Asker
+from rankwright.supervision.preferences.judges import Reply
 from rankwright.supervision.preferences.judging import JudgedList, Judging, Row
 from rankwright.supervision.preferences.refinement import (
     doubts,
@@ -113,7 +114,7 @@ def check_student(recipe: Recipe, settings: Pairs) -> list[str]:
     return faults
 
 
-def read_earlier(recipe: Recipe, settings: Pairs, run: RunFolder, answers: AnswerFile) -> Earlier:
+def read_earlier(recipe: Recipe, settings: Pairs, run: RunFolder, answers: AnswerFile[Reply]) -> Earlier:
     """Read what the student's run judged, take its answers over, and have the student score the judged lists.
 
     Raises UserError for queries or documents that this run does not have, and for a query that test has too.

@@ -17,12 +17,14 @@ from rankwright.mining.shards import Shards
 from rankwright.pipeline.calibrate import calibrate
 from rankwright.pipeline.context import Context
 from rankwright.pipeline.data import add_token_lengths, check_probabilities, check_run_files, prepare_data
+from rankwright.pipeline.documents import HELD_OUT, TRAIN
 from rankwright.pipeline.evaluate import Evaluation
 from rankwright.pipeline.export import export_stage, withdraw_exports
 from rankwright.pipeline.judge import judge
 from rankwright.pipeline.mine import mine
 from rankwright.pipeline.report import report
 from rankwright.pipeline.student import write_agreement
+from rankwright.pipeline.synthesize import audit, synthesize
 from rankwright.pipeline.teacher import check_teacher, left_of_override
 from rankwright.pipeline.train import train
 from rankwright.recipe.loading import recipe_json
@@ -31,6 +33,17 @@ from rankwright.recipe.loading import recipe_json
 def _data_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
     corpora = [p.folder.data / name for name in facts.get("corpora", [])]
     return [*(p.folder.split(name) for name in ("train", "dev", "test")), *corpora, p.folder.data_report]
+
+
+def _after_synthesize(p: Context) -> None:
+    audit(p.recipe, p.folder)
+
+
+def _synthesize_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
+    # Not what people may look at, nor answers.jsonl: what is made of it stays true when it grows.
+    run = p.folder
+    sides = [path for side in (TRAIN, HELD_OUT) for path in (run.synthetic / side).rglob("*") if path.is_file()]
+    return [run.synthetic_queries, run.synthetic_rejected, run.synthetic_report, *sides]
 
 
 def _after_data(p: Context) -> None:
@@ -165,6 +178,15 @@ class Stage:
 # The commands that take --override.
 TAKE_OVERRIDE = ("run", "mine", "judge", "train", "export")
 STAGES = [
+    Stage(
+        "synthesize",
+        lambda p: synthesize(p.recipe, p.folder, p.located),
+        lambda p: str(p.inputs.synthesize),
+        _synthesize_outputs,
+        "first",
+        afterwards=_after_synthesize,
+        is_asked=lambda p: p.recipe.synthesize is not None,
+    ),
     Stage(
         "data",
         lambda p: prepare_data(p.recipe, p.folder),

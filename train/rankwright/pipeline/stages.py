@@ -80,6 +80,15 @@ class Pipeline(Context):
             raise UserErrors(found)
         return {split: [one.name for one in entries] for split, entries in self.located.items()} if data else {}
 
+    def synthesize(self) -> dict[str, Any]:
+        """Write queries for the documents of the recipe; returns the stage's facts: how many were kept of each side.
+
+        Raises UserError where the recipe has no such section, and where people must accept them first.
+        """
+        if self.recipe.synthesize is None:
+            raise UserError("synthesize: the recipe has no documents: see `rankwright keys synthesize`")
+        return self.run_to("synthesize").folder.facts("synthesize")
+
     def data(self) -> dict[str, Any]:
         """Read, split and check the data; returns the stage's facts, such as the queries of each split."""
         return self.run_to("data").folder.facts("data")
@@ -177,7 +186,7 @@ class Pipeline(Context):
                 self.processes.meet()
             stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
             if last == "evaluate" and not self.needs_training:
-                stages = [stage for stage in stages if stage.name in ("data", "evaluate")]
+                stages = [stage for stage in stages if stage.name in ("synthesize", "data", "evaluate")]
             stages = [stage for stage in stages if stage.is_asked(self)]
             if any(stage.name == "train" for stage in stages):
                 # Refuses a launcher's settings that are not supported before hours of mining.

@@ -13,6 +13,7 @@ from rankwright.common.outputs import remove, sealed
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
+from rankwright.data.sources import of_people
 from rankwright.data.split_files import qualified, read_split
 from rankwright.evaluation.evaluate import first_stage_run, measure
 from rankwright.evaluation.metrics import HEADLINE, Scale
@@ -77,7 +78,7 @@ def judged_dev(
 
     least, most: see train.dev_queries.
     """
-    sets = [qualified(c) for c in read_split(run.data, "dev")]
+    sets = [qualified(c) for c in of_people(read_split(run.data, "dev"))]
     asked = [(c, ids) for c, ids in dev_queries(recipe, sets, least=least, most=most) if ids]
     count = sum(len(ids) for _, ids in asked)
     if count >= LEAST_QUERIES:

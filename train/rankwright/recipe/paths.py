@@ -48,7 +48,7 @@ def _is_relative(text: str, folder: Path, name: str) -> bool:
     """Whether a text is a relative path. What may also be an id is one where it begins with a dot, or is there."""
     if not text or text.startswith((resources.FIXTURES, "~")) or Path(text).is_absolute():
         return False
-    if name in ("root", "path", "run", "judgements", "student") or text.startswith("."):
+    if name in ("root", "path", "run", "judgements", "student", "examples") or text.startswith("."):
         return True
     return text.endswith(resources.YAML_SUFFIXES) if name == "card" else resources.is_there(folder / text)
 
@@ -65,6 +65,13 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Key]]:
         (_section(data, "dense"), ("dense",), ("model",)),
         (_section(pairs, "refine"), ("teacher", "pairs", "refine"), ("student",)),
     ]
+    written = _section(data, "synthesize")
+    places += [
+        (one, ("synthesize", "documents", n), ("path",)) for n, one in enumerate(_items(written.get("documents")))
+    ]
+    places.append((written, ("synthesize",), ("examples",)))
+    if isinstance(writer := written.get("writer"), dict) and writer.get("url") is None:
+        places.append((writer, ("synthesize", "writer"), ("model",)))
     for split in SPLITS:
         # Relative to data.root where there is one.
         names: tuple[str, ...] = ("card", "hub") if rooted else ("path", "run", "judgements", "card", "hub")

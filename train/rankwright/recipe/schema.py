@@ -28,6 +28,7 @@ from rankwright.recipe.kinds import (
     Words,
 )
 from rankwright.recipe.sources import Data
+from rankwright.recipe.synthesize import Synthesize
 from rankwright.recipe.teacher import Pairs, Teaching
 
 Key = tuple[str | int, ...]
@@ -370,6 +371,7 @@ class Recipe(Section):
     dense: Dense | None = None
     mine: Mine = Mine()
     teacher: Teaching = Teaching()
+    synthesize: Synthesize | None = None
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -396,6 +398,11 @@ class Recipe(Section):
         """Whether it trains a student that compares two documents: some set is the pairs of a run's judges."""
         sets = (*self.data.train, *self.data.dev_sources, *self.data.test_sources)
         return any(source.pairs is not None for source in sets)
+
+    @property
+    def asks_a_writer(self) -> bool:
+        """Whether a language model writes queries, which may cost time and money."""
+        return self.synthesize is not None and self.synthesize.writer is not None
 
     @property
     def pairs(self) -> Pairs | None:

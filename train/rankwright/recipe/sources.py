@@ -13,7 +13,7 @@ OF_PAIRS = {"pairs", "name", "weight", "limit"}
 
 
 class Source(Section):
-    """One set, by exactly one of: a folder or file, a card of `data/`, a set on the hub, or the pairs of a run."""
+    """One set, by exactly one of: a folder or file, a card, a set on the hub, pairs of a run, or written queries."""
 
     path: Line | None = None
     """A folder or file; relative to `data.root` if given, else to the recipe's folder. `fixtures/...` is embedded."""
@@ -23,6 +23,8 @@ class Source(Section):
     """A set on the hub: `OWNER/NAME`."""
     pairs: Line | None = None
     """The folder of a run whose judges compared pairs, relative to the recipe's; trains a student that compares too."""
+    synthesized: Literal["train", "held_out"] | None = None
+    """Queries that `synthesize` writes: `train`, or those of the groups that are held out, for `data.dev`."""
     format: Line | None = None
     """The format of the files; without it, the content decides."""
     columns: dict[Line, Line] = {}
@@ -58,10 +60,10 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
-        given = [k for k in ("path", "card", "hub", "pairs") if getattr(self, k) is not None]
+        given = [k for k in ("path", "card", "hub", "pairs", "synthesized") if getattr(self, k) is not None]
         if len(given) != 1:
             found = f" (found {', '.join(given)})" if given else ""
-            raise ValueError(f"give exactly one of path, card, hub, pairs{found}")
+            raise ValueError(f"give exactly one of path, card, hub, pairs, synthesized{found}")
         if self.pairs is not None and (others := given_beside(self, OF_PAIRS)):
             raise ValueError(f"{', '.join(others)}: not with pairs, which are read as the run wrote them: remove them")
         return self

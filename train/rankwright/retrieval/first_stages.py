@@ -41,6 +41,11 @@ def training_stage(recipe: Recipe) -> str:
     return "bm25" if lacks else chosen
 
 
+def searched(recipe: Recipe) -> str:
+    """The first stage that searches texts which no run file knows: the recipe's, or BM25."""
+    return "bm25" if reads_run_file(training_stage(recipe)) else training_stage(recipe)
+
+
 def reads_run_file(name: str) -> bool:
     """Whether a first stage's lists are files of the recipe's sets; False for a name that none has."""
     return name in retrievers() and retrievers()[name].reads_run_file

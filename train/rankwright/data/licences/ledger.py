@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rankwright.common.errors import UserError, did_you_mean, no_such
 from rankwright.common.files import read_json_object
 from rankwright.common.lineage import loaded_export, run_around
-from rankwright.common.resources import FIXTURES, resolve_base
+from rankwright.common.resources import FIXTURES, expand, resolve_base, resolve_path
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import cards_at
 from rankwright.data.licences.terms import (
@@ -27,6 +27,7 @@ from rankwright.data.licences.terms import (
 from rankwright.data.sources import Located
 from rankwright.recipe.schema import Baseline, Decision, LicenceRule, Recipe
 from rankwright.recipe.sources import DevFromTrain
+from rankwright.recipe.synthesize import Synthesize
 from rankwright.recipe.teacher import Judge
 
 # What an input is: base, data set, teacher, baseline, or what a retriever calls its model (`dense model`).
@@ -143,7 +144,12 @@ def make_inputs(
         from_train = split == "train" and isinstance(recipe.data.dev, DevFromTrain)
         uses: tuple[Use, ...] = (use, "dev") if from_train else (use,)
         for entry in entries:
-            found += _of_pairs(entry, uses) if entry.pairs is not None else _with_judgements(_set(entry, uses), entry)
+            if entry.source.synthesized is not None and recipe.synthesize is not None:
+                found += _written(recipe.synthesize, uses)
+            elif entry.pairs is not None:
+                found += _of_pairs(entry, uses)
+            else:
+                found += _with_judgements(_set(entry, uses), entry)
     if recipe.mine.teacher is not None:
         # Its scores replace those in the sets, which are then not read.
         found += _own_teacher(recipe, recipe.mine.teacher, roles.distils)
@@ -200,6 +206,29 @@ def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
     statements = [*typed, *facts.statements]
     facts = replace(facts, statements=tuple(statements), commercial=strictest(s.commercial for s in statements))
     return Input(entry.name, "data set", place, revision, uses, facts, credit or entry.name, hub)
+
+
+def _written(settings: Synthesize, uses: tuple[Use, ...]) -> list[Input]:
+    """The inputs of written queries: the documents that they are about, and the model that wrote them."""
+    found = []
+    for source in settings.documents:
+        try:
+            path = resolve_path(source.path, root=None)
+        except UserError:
+            # Reported elsewhere, with its key.
+            path = expand(source.path)
+        typed = [] if source.licence is None else [state(source.licence, "the recipe")]
+        statements = [*typed, *read_statements(path)]
+        # Two folders called `train` are different documents.
+        place, name = f"path {source.path}", f"documents {'/'.join(path.parts[-2:])}"
+        found.append(Input(name, "data set", place, None, uses, known(statements), path.name))
+    writer = settings.writer
+    if writer is not None:
+        said = [] if writer.licence is None else [state(writer.licence, "the recipe")]
+        note = "" if said else "state the terms of its outputs as licence of synthesize.writer"
+        place = f"{'model' if writer.url is None else 'served'} {writer.model}"
+        found.append(Input(writer.model, "writer", place, None, ("distil",), known(said, note=note), writer.model))
+    return found
 
 
 def _with_judgements(one: Input, entry: Located) -> list[Input]:

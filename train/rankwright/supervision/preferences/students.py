@@ -32,6 +32,11 @@ class Student:
     def _content(self) -> str:
         return student_hash(self._comparer.folder)
 
+    @property
+    def name(self) -> str:
+        """As Judge.name."""
+        return self.entry.name
+
     def key(self, prompt: str) -> str:
         """16 hexadecimal digits that stand for one question to these weights, wherever they lie."""
         return content_hash(PAIRWISE, self._content, prompt)
@@ -51,6 +56,10 @@ class Student:
 
     def close(self) -> None:
         """As Judge.close: there is nothing to end."""
+
+    def ask(self, prompt: str) -> Reply:
+        """The answer to one prompt."""
+        return self.ask_all([prompt])[0]
 
     def ask_all(self, prompts: Sequence[str]) -> list[Reply]:
         """The answers to prompts about one query; they depend on no other batch."""

@@ -1,0 +1,1 @@
+"""Queries that no person asked, written for passages: `templates` first. Imports what supervision may import."""
