@@ -110,6 +110,11 @@ def test_ranges() -> None:
     assert {one.settings["model.dropout"] for one in shares.configurations} == {0.0, 0.1, 0.2, 0.3}
 
 
+def test_a_grid_needs_points_however_it_is_written() -> None:
+    with pytest.raises(UserErrors, match="points: missing, must be given"):
+        sweep({"train.learning_rate": {"log": [1e-5, 1e-3]}}, design={"kind": "grid"})
+
+
 def test_random_draws_are_the_same_each_time() -> None:
     over = {"train.learning_rate": {"log": [1e-5, 1e-3]}, "loss.name": ["bce", "ranknet"]}
     names = [[run.name for run in sweep(over, design={"random": {"runs": 9}}).runs] for _ in range(2)]

@@ -102,8 +102,8 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     path = resources.find_yaml(str(name_or_path), resources.sweep_files(), kind="sweep")
     overrides = list_of_texts("overrides", overrides)
     tree = read_yaml(path)
-    random_design = isinstance(tree.data.get("design"), dict)
-    factors = factors_of(tree, drawn=random_design)
+    design = tree.data.get("design")
+    factors = factors_of(tree, drawn=isinstance(design, dict) and "random" in design)
     _check_overrides(tree, overrides)
     sweep = validate(Sweep, tree)
     folders = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
