@@ -22,6 +22,7 @@ from rankwright.cli.main import app
 from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.lineage import lineage
 from rankwright.common.run_folder import RunFolder
+from rankwright.data.formats.read import read_collection
 from rankwright.data.split_files import read_split
 from rankwright.evaluation.teacher_gate import recorded_verdict
 from rankwright.pipeline.checks import check_names
@@ -299,6 +300,36 @@ def test_mistakes_are_found_by_check(server: JudgeServer, tmp_path: Path, name: 
     with pytest.raises(UserErrors, match=expected):
         raise UserErrors(check_names(load_recipe(str(path), overrides).recipe))
     assert not server.asked
+
+
+def unlabelled(folder: Path, split: str) -> Path:
+    """Take the judgements away from a set: its queries stand in a file of their own split."""
+    (folder / "queries.jsonl").rename(folder / f"queries_{split}.jsonl")
+    (folder / "qrels" / f"{split}.tsv").unlink()
+    (folder / "qrels").rmdir()
+    (folder / f"qrels_{split}.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    return folder
+
+
+def test_queries_without_any_label_are_judged(server: JudgeServer, tmp_path: Path, tiny_qwen3: Path) -> None:
+    dev = jobs.write_set(tmp_path / "asked", "dev", first=80, queries=8)
+    path = recipe(tmp_path / "job", tiny_qwen3, server, queries=6)
+    unlabelled(path.parent / "sets" / "one", "train")
+    bare = unlabelled(jobs.write_set(tmp_path / "bare", "test", first=90, queries=5), "test")
+    overrides = [f"data.dev=[{{path: {dev}, split: dev}}]"]
+    run = judged(path, *overrides).folder
+    said: list[str] = []
+    read_collection(path.parent / "sets" / "one", name="one", split="train", say=said.append)
+    assert any("no judgements: only a teacher or judges can train with its 30 queries" in line for line in said)
+    judged_queries = {row["query_id"] for row in rows(run.judge_scores)}
+    assert len(judged_queries) == 6 and judged_queries <= {f"one/q{n}" for n in range(30)}
+    # Labels are needed without judges, by losses of labels, and to measure.
+    for others, words in (
+        (["teacher.pairs=null", "loss.name=listwise_softmax"], "data.train: no query has a relevant document"),
+        ([f"data.test=[{{path: {bare}, split: test}}]"], "data.test: bare: no judgements"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Pipeline(load_recipe(str(path), [*overrides, *others, "run_dir=other"]), progress=False).run_to("data")
 
 
 def test_without_the_section_there_is_no_such_stage(tmp_path: Path, tiny_qwen3: Path) -> None:

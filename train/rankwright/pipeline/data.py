@@ -34,6 +34,7 @@ from rankwright.recipe.schema import LEAST_DEV_QUERIES, Bm25, Recipe
 from rankwright.recipe.sources import DevFromTrain, TestFromTrain
 from rankwright.retrieval import run_file
 from rankwright.retrieval.first_stages import training_stage
+from rankwright.training.loss_terms import needs_positive
 
 # The share of judged pairs above which a warning states what would keep them whole.
 MOST_CUT = 0.1
@@ -82,6 +83,10 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
         level = recipe.evaluate.relevance_level if split != "train" else 1
         # Documents alone may have no test.
         missing = split != "test" or collections
+        if split == "test" and (bare := [c.name for c in collections if not any(c.qrels.values())]):
+            raise UserError(f"data.test: {', '.join(bare)}: no judgements: nothing can be measured there, leave it out")
+        if split == "train" and recipe.has_teacher and not needs_positive(recipe.loss):
+            continue
         if missing and not any(c.positives(q, level) for c in collections for q in c.queries):
             if recipe.is_pairwise:
                 raise UserError(f"data.{split}: every pair is a tie: judge more pairs, or take a larger fraction")

@@ -279,11 +279,14 @@ def assemble(
     """
     faults, say, key = reading.faults, reading.say, reading.group_key
     faults.check()
-    if not any(label > 0 for judged in qrels.values() for label in judged.values()):
+    texts = queries.texts
+    unlabelled = not shared and not any(qrels.values()) and not faults.rows_dropped
+    if unlabelled:
+        say(f"{where}: no judgements: only a teacher or judges can train with its {counted(len(texts), 'query')}")
+    elif not any(label > 0 for judged in qrels.values() for label in judged.values()):
         give_up(faults, where, 1, "no query has a relevant document: give judgements with a score above 0")
     if key is not None and not queries.groups and not corpus.groups:
         give_up(faults, where, 1, f"no query and no document has the group key {key!r}: name one of their columns")
-    texts = queries.texts
     kept = {q: text for q, text in texts.items() if q in qrels} if shared else texts
     left = len(texts) - len(kept)
     if left and others is None:
