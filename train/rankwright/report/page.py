@@ -120,9 +120,14 @@ def _pages() -> Environment:
         "system": stage_label,
         # As a recipe writes it: text as it is, true and not True, [a, b] and not ('a', 'b').
         "yaml": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
-        "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
+        "p": p_text,
     }
     return template_environment("rankwright.report", html=True, filters=filters)
+
+
+def p_text(value: float) -> str:
+    """A p value of three digits: `< 0.001` below."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(difference: Difference | SeedDifference | None) -> str:

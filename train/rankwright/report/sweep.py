@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.common.files import write_text_atomic
+from rankwright.common.plurals import counted
 from rankwright.common.templates import cell
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.sweep_table import SEED_UNKNOWN, ConfigurationRow, OnTest, SweepTable
 from rankwright.report import plots, sweep_plots
-from rankwright.report.page import interval, write_page
+from rankwright.report.page import interval, p_text, write_page
 
 # Rows of the forest plot; the table has all.
 MOST_DRAWN = 30
@@ -133,4 +134,5 @@ def verdict(table: SweepTable) -> str:
     if not row.contrast.seeds_known:
         return f"{shown}, for other queries only: {SEED_UNKNOWN}."
     sure = "more than chance" if row.p_holm < 0.05 else "not more than chance"
-    return f"{shown}, {sure} (p {row.p_holm:.3f} by Holm for {len(table.configurations) - 1} differences)."
+    others = counted(len(table.configurations) - 1, "difference")
+    return f"{shown}, {sure} (p {p_text(row.p_holm)} by Holm for {others})."
