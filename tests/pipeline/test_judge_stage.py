@@ -329,7 +329,9 @@ def test_queries_without_any_label_are_judged(server: JudgeServer, tmp_path: Pat
         ([f"data.test=[{{path: {bare}, split: test}}]"], "data.test: bare: no judgements"),
     ):
         with pytest.raises(UserError, match=words):
-            Pipeline(load_recipe(str(path), [*overrides, *others, "run_dir=other"]), progress=False).run_to("data")
+            Pipeline(
+                load_recipe(str(path), [*overrides, *others, f"run_dir={tmp_path / 'other'}"]), progress=False
+            ).run_to("data")
 
 
 def test_without_the_section_there_is_no_such_stage(tmp_path: Path, tiny_qwen3: Path) -> None:

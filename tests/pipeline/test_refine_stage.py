@@ -26,7 +26,7 @@ from rankwright.pipeline.refine import read_earlier
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.rerankers.pair_scores import read_teacher_scores
-from rankwright.supervision.preferences.answers import AnswerFile
+from rankwright.supervision.preferences.answers import AnswerFile, judged_reply
 
 SHARE, CALLS = 0.25, 12
 
@@ -225,6 +225,6 @@ def test_another_seed_or_other_texts_ask_nothing(first: Path, server: JudgeServe
     content = test.read_bytes()
     test.write_bytes(content + (json.dumps({**row, "query_id": "planted", "query": text}) + "\n").encode())
     assert pipeline.recipe.pairs is not None
-    answers = AnswerFile(tmp_path / "answers.jsonl")
+    answers = AnswerFile(tmp_path / "answers.jsonl", judged_reply)
     with pytest.raises(UserError, match="is a test query too: judges must not see it"):
         read_earlier(pipeline.recipe, pipeline.recipe.pairs, pipeline.folder, answers)

@@ -65,6 +65,9 @@ def test_marked_keys_change_no_result() -> None:
         "train.trackers",
         "train.track_report",
         "teacher.pairs.parallel",
+        "synthesize.parallel",
+        "synthesize.audit.queries",
+        "synthesize.audit.min_accepted",
     }
     values = {"name": "x", "seed": 1, "train": {"save_every": 1, "epochs": 2}, "unknown": {"name": "y"}, "data": None}
     kept = {"seed": 1, "train": {"epochs": 2}, "unknown": {"name": "y"}, "data": None}

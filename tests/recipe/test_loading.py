@@ -26,6 +26,7 @@ from rankwright.recipe.sources import DevFromTrain
 from rankwright.recipe.yaml_file import YamlFile, read_yaml
 
 GOOD = "name: mine\nmodel: {base: some/base}\ndata: {test: [{card: fiqa, split: test}]}\n"
+ONE_OF = "exactly one of path, card, hub, pairs, synthesized"
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_shipped_recipe_loads(name: str) -> None:
     for source in (*data.train, *(source for split in held_out for source in split)):
         if source.card:
             assert source.split in load_card(source.card).splits
-        else:
+        elif source.synthesized is None:
             # A run of another recipe of ours, or an embedded set.
             place = (source.pairs or "").startswith("runs/") or (source.path or "").startswith("fixtures/")
             assert place, "no path of one machine"
@@ -126,8 +127,11 @@ seed: 2
         ("{from: test}", "data.dev.from: must be 'train', found text 'test'"),
         ("{fraction: 1}", "data.dev.fraction: must be less than 1.0, found the number 1"),
         ("[{pth: a}]", "data.dev.0.pth: unknown key, did you mean 'path'?"),
-        ("[{split: dev}]", "data.dev.0: give exactly one of path, card, hub, pairs"),
-        ("[{path: a, card: b}]", "data.dev.0: give exactly one of path, card, hub, pairs (found path, card)"),
+        ("[{split: dev}]", "data.dev.0: give exactly one of path, card, hub, pairs, synthesized"),
+        (
+            "[{path: a, card: b}]",
+            "data.dev.0: give exactly one of path, card, hub, pairs, synthesized (found path, card)",
+        ),
     ],
 )
 def test_mistakes_of_dev_speak_of_the_form_that_was_meant(value: str, what: str) -> None:

@@ -17,7 +17,7 @@ from test_judging import BIAS, DOCUMENTS, LISTS, QUERIES, answers_of, judging, s
 
 from rankwright.common.errors import UserError
 from rankwright.recipe.teacher import Refine
-from rankwright.supervision.preferences.answers import AnswerFile
+from rankwright.supervision.preferences.answers import AnswerFile, judged_reply
 from rankwright.supervision.preferences.asking import Asker
 from rankwright.supervision.preferences.judges import Judge
 from rankwright.supervision.preferences.judging import JudgedList, Judging
@@ -66,7 +66,7 @@ def replayed(
     settings = settings_of(server, **FIRST, refine=REFINE, budget=budget)
     lists = [JudgedList(one.query_id, one.query, one.instruction, one.ids, text, one.prior) for one in found.lists]
     shown = {one.query_id: list(one.rows) for one in found.lists}
-    asker = Asker([Judge(settings.judges[0])], AnswerFile(folder / "answers.jsonl"), settings.budget, 8)
+    asker = Asker([Judge(settings.judges[0])], AnswerFile(folder / "answers.jsonl", judged_reply), settings.budget, 8)
     made = replay(lists, shown, settings, asker, lambda count: None, left_out=found.left_out, seed=0)
     return made, asker, settings
 

@@ -79,18 +79,7 @@ def _prepare_data(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     if recipe.is_pairwise:
         dev, test = ([decided(collection) for collection in split] for split in (dev, test))
     by_split = {"train": train, "dev": dev, "test": test}
-    for split, collections in by_split.items():
-        level = recipe.evaluate.relevance_level if split != "train" else 1
-        # Documents alone may have no test.
-        missing = split != "test" or collections
-        if split == "test" and (bare := [c.name for c in collections if not any(c.qrels.values())]):
-            raise UserError(f"data.test: {', '.join(bare)}: no judgements: nothing can be measured there, leave it out")
-        if split == "train" and recipe.has_teacher and not needs_positive(recipe.loss):
-            continue
-        if missing and not any(c.positives(q, level) for c in collections for q in c.queries):
-            if recipe.is_pairwise:
-                raise UserError(f"data.{split}: every pair is a tie: judge more pairs, or take a larger fraction")
-            raise UserError(_nothing_relevant(split, collections, level))
+    _require_relevant(recipe, by_split)
     for collection in test:
         # Its evaluation writes run files that are read again after training.
         for ids in (collection.queries, collection.corpus):
@@ -228,6 +217,22 @@ def _without_gains(collection: Collection, scale: Scale) -> list[str]:
         f"evaluate.gains: the label {label:g} of set {collection.name!r} has no gain: add `{label:g}: GAIN`"
         for label in scale.without_gain(labels)
     ]
+
+
+def _require_relevant(recipe: Recipe, by_split: Mapping[str, Sequence[Collection]]) -> None:
+    """Raise UserError for a split in which nothing is relevant, unless a teacher or judges stand in for labels."""
+    for split, collections in by_split.items():
+        level = recipe.evaluate.relevance_level if split != "train" else 1
+        # Documents alone may have no test.
+        missing = split != "test" or collections
+        if split == "test" and (bare := [c.name for c in collections if not any(c.qrels.values())]):
+            raise UserError(f"data.test: {', '.join(bare)}: no judgements: nothing can be measured there, leave it out")
+        if split == "train" and recipe.has_teacher and not needs_positive(recipe.loss):
+            continue
+        if missing and not any(c.positives(q, level) for c in collections for q in c.queries):
+            if recipe.is_pairwise:
+                raise UserError(f"data.{split}: every pair is a tie: judge more pairs, or take a larger fraction")
+            raise UserError(_nothing_relevant(split, collections, level))
 
 
 def _nothing_relevant(split: str, collections: Sequence[Collection], level: int) -> str:
