@@ -96,14 +96,7 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
         on_fault=wishes.on_fault,
         leaks=leaks,
     )
-    # What init writes must be right: it is loaded before it is written.
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "recipe.yaml"
-        path.write_text(text, encoding="utf-8")
-        load_recipe(str(path))
-    write_text_atomic(output, text)
-    # A generated file, written anew: the recipe's first line names it.
-    write_text_atomic(output.with_name(SCHEMA), resources.schema_file().read_text(encoding="utf-8"))
+    write_recipe(output, text)
     for entry in entries:
         console.say(f"{entry.split}: {entry.name} ({entry.path}): {entry.found}")
     for line in [*said, *missing, *leaks]:
@@ -112,6 +105,18 @@ def init(paths: Sequence[Path], output: Path, *, base: str, name: str | None, fr
     for set_name, share in code.items():
         console.say(f"bm25.code: {share:.0%} of the documents of {set_name} look like code")
     console.say(next_steps(output, without_base=bool(missing)))
+
+
+def write_recipe(output: Path, text: str) -> None:
+    """Write a recipe, and beside it the schema that its first line names. Raises UserErrors for one that is wrong."""
+    # What init writes must be right: it is loaded before it is written.
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        load_recipe(str(path))
+    write_text_atomic(output, text)
+    # A generated file, written anew.
+    write_text_atomic(output.with_name(SCHEMA), resources.schema_file().read_text(encoding="utf-8"))
 
 
 def next_steps(output: Path, *, without_base: bool = False) -> str:
@@ -189,14 +194,14 @@ def read_sets(
         faults = Faults(wishes.on_fault)
         try:
             collection = read(
-                Located(format.source(path, one.upstream), one.name, one.upstream or split, one.path), _say, faults
+                Located(format.source(path, one.upstream), one.name, one.upstream or split, one.path), say, faults
             )
         except UserError as error:
             mistakes += str(error).splitlines()
             droppable = droppable or faults.noted > faults.whole
             continue
         for row in faults.dropped:
-            _say(f"{row.file}: {counted(row.count, 'row')} will be dropped, {row.kind}; first: {row.examples[0]}")
+            say(f"{row.file}: {counted(row.count, 'row')} will be dropped, {row.kind}; first: {row.examples[0]}")
         entries.append(Entry(split, one.name, path, one.upstream, collection, format))
     if mistakes:
         advice = ["mend the files, or use --drop-faults to write on_fault: drop into the recipe"] if droppable else []
@@ -293,7 +298,8 @@ def _all_above(entry: Entry) -> Iterator[str]:
         )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line below that of its stage or file."""
     console.say(f"  {line}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from rankwright.cli.init import (
     next_steps,
     read_sets,
     refuse_existing,
+    say,
     split_lines,
+    write_recipe,
 )
 from rankwright.cli.naming import own_name, slug, written_base, written_path, yaml_text
 from rankwright.common import console, resources
 from rankwright.common.errors import UserError
-from rankwright.common.files import write_text_atomic
 from rankwright.common.plurals import counted
 from rankwright.data.discovery import find_sets
 from rankwright.data.documents import Document, read_documents
@@ -26,7 +26,6 @@ from rankwright.data.formats.reading import Faults, Reading
 from rankwright.data.passages import askable, passages_of
 from rankwright.data.statistics import SHARE_OF_CODE, drawn, share_of_code
 from rankwright.pipeline.documents import LEAST_PASSAGES
-from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.synthesize import Passages
 
 
@@ -42,7 +41,7 @@ def init_documents(
     resources.resolve_base(base)
     found: dict[Path, list[Document]] = {}
     for path in documents:
-        reading = Reading(path.name, None, Faults(wishes.on_fault), _say, wishes.columns, encoding=wishes.encoding)
+        reading = Reading(path.name, None, Faults(wishes.on_fault), say, wishes.columns, encoding=wishes.encoding)
         found[path] = read_documents(path, reading)
     passages = [p for of in found.values() for document in of for p in passages_of(document, Passages().words)]
     asked, _ = askable(passages, Passages().least_words, code=False)
@@ -65,12 +64,7 @@ def init_documents(
             share,
         )
     )
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "recipe.yaml"
-        path.write_text(text, encoding="utf-8")
-        load_recipe(str(path))
-    write_text_atomic(output, text)
-    write_text_atomic(output.with_name(SCHEMA), resources.schema_file().read_text(encoding="utf-8"))
+    write_recipe(output, text)
     for path, of in found.items():
         console.say(f"documents: {path}: {counted(len(of), 'document')}, no queries")
     console.say(f"{counted(len(asked), 'passage')} that queries can be written for")
@@ -79,10 +73,6 @@ def init_documents(
     if not entries:
         console.say("no test: name a file of people's queries too, and the run states what was gained on them")
     console.say(next_steps(output))
-
-
-def _say(line: str) -> None:
-    console.say(f"  {line}")
 
 
 def _lines(name: str, base: str, documents: dict[str, int], entries: Sequence[Entry], share: float) -> Iterator[str]:

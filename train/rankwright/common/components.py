@@ -5,7 +5,7 @@ Shapes: S seeds, Q queries. A value_SQ holds one measure of each query for each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,12 @@ class SeedDifference:
     query_deviation: float
     seed_deviation: float
     detectable: float
+
+
+def by_seed(values: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """values_SQ of the values of each seed by query id: the queries of the first in the order of their ids."""
+    order = sorted(values[0])
+    return np.array([[one[q] for q in order] for one in values])
 
 
 def difference_over_seeds(base_SQ: np.ndarray, tuned_SQ: np.ndarray, *, confidence: float = 0.95) -> SeedDifference:

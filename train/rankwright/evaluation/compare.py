@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from rankwright.common.components import SeedDifference, difference_over_seeds
+from rankwright.common.components import SeedDifference, by_seed, difference_over_seeds
 from rankwright.common.errors import UserError, no_such
 from rankwright.common.lineage import lineage
 from rankwright.common.plurals import counted
@@ -326,11 +324,8 @@ def _seed_differences(
                 [_headline(sets, repeated, system, name) for system in side]
                 for side in (others, [tuned[id(run)] for run in group])
             ]
-            order = sorted(sides[0][0])
-            if len(order) < 2:
-                continue
-            base_SQ, tuned_SQ = (np.array([[values[q] for q in order] for values in side]) for side in sides)
-            found.append((group, other, name, difference_over_seeds(base_SQ, tuned_SQ)))
+            if len(sides[0][0]) > 1:
+                found.append((group, other, name, difference_over_seeds(*map(by_seed, sides))))
     adjusted = holm({number: difference.p for number, (*_, difference) in enumerate(found)})
     return tuple(
         OverSeeds(tuple(run.name for run in group), other, name, difference, adjusted[number])

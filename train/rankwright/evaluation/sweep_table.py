@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from rankwright.common.components import SeedDifference, detectable, difference_over_seeds
+from rankwright.common.components import SeedDifference, by_seed, detectable, difference_over_seeds
 from rankwright.common.plurals import counted
 from rankwright.common.stats import (
     Difference,
@@ -196,9 +196,8 @@ def contrast(base: Sequence[RunRow], other: Sequence[RunRow]) -> Contrast | None
 
 
 def _contrast(base: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> Contrast:
-    order = sorted(base[0])
-    if min(len(base), len(other)) > 1 and len(order) > 1:
-        found = difference_over_seeds(*(np.array([[v[q] for q in order] for v in side]) for side in (base, other)))
+    if min(len(base), len(other)) > 1 and len(base[0]) > 1:
+        found = difference_over_seeds(by_seed(base), by_seed(other))
         return Contrast(found, found.p, True)
     return Contrast(paired_difference(base[0], other[0]), randomisation_test(base[0], other[0]), False)
 
@@ -263,13 +262,11 @@ def _pooled(level: Sequence[Sequence[RunRow]], seed: int) -> dict[str, float]:
 
 def _interval(means: Sequence[Mapping[str, float]]) -> tuple[float, float]:
     """The interval of a mean, for other queries and, with two seeds, other seeds: as a difference from nothing."""
-    order = sorted(means[0])
-    if len(means) > 1 and len(order) > 1:
-        found = difference_over_seeds(
-            np.zeros((1, len(order))), np.array([[values[q] for q in order] for values in means])
-        )
+    means_SQ = by_seed(means)
+    if min(means_SQ.shape) > 1:
+        found = difference_over_seeds(np.zeros((1, means_SQ.shape[1])), means_SQ)
         return found.low, found.high
-    return mean_interval([means[0][q] for q in order])
+    return mean_interval(means_SQ[0])
 
 
 def _notes(loaded: LoadedSweep, runs: Sequence[RunRow]) -> list[str]:

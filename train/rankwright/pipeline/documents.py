@@ -60,7 +60,7 @@ def read_passages(recipe: Recipe) -> list[Passage]:
         said = Faults(recipe.data.on_fault)
         try:
             path = resources.resolve_path(source.path, root=None)
-            reading = Reading(path.name, None, said, _say, source.columns, source.group_key, {}, source.encoding)
+            reading = Reading(path.name, None, said, say, source.columns, source.group_key, {}, source.encoding)
             documents = read_documents(path, reading)
         except UserError as error:
             faults += [f"{key}: {line}" for line in str(error).splitlines()]
@@ -71,7 +71,7 @@ def read_passages(recipe: Recipe) -> list[Passage]:
         # Ids of several sources may be equal; white space stands between the columns of run files.
         prefix = f"{number}/" if len(settings.documents) > 1 else ""
         for row in said.dropped:
-            _say(f"{row.file}: {counted(row.count, 'row')} dropped, {row.kind}; first: {row.examples[0]}")
+            say(f"{row.file}: {counted(row.count, 'row')} dropped, {row.kind}; first: {row.examples[0]}")
         for document in documents:
             # Values of a group key mean the same in all sources, and in the sets of people.
             group = document.group if source.group_key is not None else prefix + document.group
@@ -85,7 +85,8 @@ def read_passages(recipe: Recipe) -> list[Passage]:
     return sorted(found, key=lambda p: p.id)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line below that of its stage or file."""
     console.say(f"  {line}")
 
 

@@ -17,7 +17,8 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.formats.writers import beir_qrels, beir_texts
 from rankwright.data.sources import OF_SIDE, Located, asked_by_people, read_all
-from rankwright.pipeline.documents import HELD_OUT, KEY, TRAIN, Corpus, corpus_of, kinds_of, settings_of
+from rankwright.pipeline.documents import HELD_OUT, KEY, TRAIN, Corpus, corpus_of, kinds_of, say, settings_of
+from rankwright.pipeline.judged_lists import LETTERS_A_TOKEN
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.synthesize import Synthesize
 from rankwright.report.query_audit import accepted_share, write_query_audit
@@ -43,8 +44,6 @@ from rankwright.supervision.teacher import Teacher
 # A writer of whose queries more are rejected has not understood what it is asked for.
 MOST_REJECTED = 0.8
 BY_TEMPLATES = "templates"
-# English has about four letters in a token.
-LETTERS_A_TOKEN = 4
 
 
 def synthesize(recipe: Recipe, run: RunFolder, located: Mapping[str, Sequence[Located]]) -> dict[str, Any]:
@@ -188,15 +187,11 @@ def _view(
     )
 
 
-def _say(line: str) -> None:
-    console.say(f"  {line}")
-
-
 def _held(recipe: Recipe, located: Mapping[str, Sequence[Located]]) -> tuple[dict[str, str], dict[str, str]]:
     """("SET/ID" -> text of the queries of dev and test, the same of the documents relevant to them)."""
     queries: dict[str, str] = {}
     passages: dict[str, str] = {}
-    for collection in read_all(asked_by_people(located), _say, on_fault=recipe.data.on_fault):
+    for collection in read_all(asked_by_people(located), say, on_fault=recipe.data.on_fault):
         queries |= {f"{collection.name}/{q}": text for q, text in collection.queries.items()}
         known = {d for q in collection.queries for d in collection.positives(q)}
         passages |= {f"{collection.name}/{d}": collection.corpus[d] for d in sorted(known)}

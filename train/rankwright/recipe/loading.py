@@ -49,7 +49,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     """
     known = resources.recipe_files()
     overrides = list_of_texts("overrides", overrides)
-    if name_or_path in resources.sweep_files():
+    if name_or_path not in known and name_or_path in resources.sweep_files():
         raise UserError(f"recipe {name_or_path!r} is a sweep: give `rankwright sweep {name_or_path}`")
     # A Path is a path, whatever its name; a text may be the name of a recipe.
     wanted = f"./{name_or_path}" if isinstance(name_or_path, Path) and not name_or_path.is_absolute() else name_or_path
