@@ -23,13 +23,13 @@ from rankwright.evaluation.gate import GateRefused
 from rankwright.evaluation.teacher_gate import TeacherRefused, recorded_verdict
 from rankwright.pipeline.overview import summary
 from rankwright.pipeline.stages import Pipeline
-from rankwright.pipeline.train import dev_queries, kept_base_scores
+from rankwright.pipeline.train import base_scores, dev_queries
 from rankwright.recipe.loading import load_recipe
 from rankwright.report.page import write_report
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.scorer import rerank
 from rankwright.retrieval.candidates import read_candidates
-from rankwright.training.setup import build_trainable, recipe_prompt
+from rankwright.training.setup import BaseScorer, build_trainable, recipe_prompt
 
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -111,7 +111,7 @@ def test_what_training_takes_of_the_base_is_what_it_would_score(
     recipe, folder = run.recipe, run.folder
     base, tokenizer, contract = recipe_prompt(recipe)
     reranker = Reranker(build_trainable(recipe, base, tokenizer, contract).eval(), tokenizer, contract)
-    known = kept_base_scores(recipe, folder, reranker, run.inputs.base)
+    known = base_scores(recipe, folder, reranker, run.inputs.base)
     assert known is not None
     ((collection, query_ids),) = dev_queries(recipe, [qualified(c) for c in read_split(folder.data, "dev")])
     with torch.no_grad():
@@ -121,9 +121,15 @@ def test_what_training_takes_of_the_base_is_what_it_would_score(
         assert known[query_id] == pytest.approx(scores, abs=1e-5)
     # Another prompt than the base's own gives other scores.
     other = contract.replace(prefix=contract.prefix + " ")
-    assert kept_base_scores(recipe, folder, Reranker(reranker.model, tokenizer, other), run.inputs.base) is None
-    # And nothing is known of another base.
-    assert kept_base_scores(recipe, folder, reranker, "another") is None
+    assert base_scores(recipe, folder, Reranker(reranker.model, tokenizer, other), run.inputs.base) is None
+    # What is not known of a base is scored with the model that is loaded, and kept for other runs from that base.
+    again = base_scores(recipe, folder, reranker, "another")
+    assert again is not None and again.keys() == known.keys()
+    for query_id, scores in again.items():
+        assert scores == pytest.approx(known[query_id], abs=1e-6)
+    wanted = {q: list(known[q]) for q in query_ids}
+    assert BaseScorer(recipe, "another").knows(collection, wanted)
+    assert not BaseScorer(recipe, "a third").knows(collection, wanted)
 
 
 def test_a_bad_teacher_is_refused_before_anything_is_mined_and_an_override_is_kept(

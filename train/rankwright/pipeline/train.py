@@ -119,10 +119,7 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str
         stop_on_signals(console.say) as stop,
     ):
         evaluate = dev_evaluation(recipe, run, reranker)
-        # The first process decides for all: its cache may be another one than theirs.
-        known = kept_base_scores(recipe, run, reranker, base) if processes.is_first else None
-        value = processes.from_first(None if known is None else evaluate(known))
-        untrained = evaluate if value is None else lambda: value
+        untrained = functools.partial(untrained_value, recipe, run, reranker, evaluate, base=base)
         refresh = None
         if recipe.mine.refresh_steps is not None:
             collections = [qualified(c) for c in read_split(run.data, "train")]
@@ -212,22 +209,34 @@ def dev_queries(
     return [(c, [q for q in c.queries if (c.name, q) in chosen]) for c in collections]
 
 
-def kept_base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -> Reranked | None:
-    """The base's scores of the dev lists where the teacher stage has made them, and the model starts with the same.
+def untrained_value(
+    recipe: Recipe, run: RunFolder, reranker: Reranker, evaluate: Callable[..., float], *, base: str
+) -> float:
+    """Mean nDCG@10 on dev before step 1. Each process calls this; base: what the base's scores are kept by."""
+    processes = Processes.of_group()
+    # The first process decides for all: its cache may be another one than theirs.
+    known = base_scores(recipe, run, reranker, base) if processes.is_first else None
+    value = processes.from_first(None if known is None else evaluate(known))
+    return evaluate() if value is None else value
 
-    It does under the base's own contract and in the base's number format; else None.
+
+def base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -> Reranked | None:
+    """The base's scores of the dev lists, if the model starts with the same: made once for all runs from this base.
+
+    It does under the base's own contract and in the base's number format. Several processes share the work, and take
+    these scores only where all of them are kept already.
     """
-    if not recipe.has_teacher or reranker.model.sharded:
+    if reranker.model.sharded:
         return None
     folder, tokenizer = load_base_tokenizer(recipe)
     in_fp32 = recipe.model.method == "full" and precision(recipe) == "bf16"
     if in_fp32 or reranker.contract != base_contract(recipe, folder, tokenizer):
         return None
-    scorer, lists = BaseScorer(recipe, base), read_candidates(run.dev_candidates)
+    scorer, lists = BaseScorer(recipe, base, loaded=reranker), read_candidates(run.dev_candidates)
     found: Reranked = {}
     for collection, query_ids in dev_queries(recipe, [qualified(c) for c in read_split(run.data, "dev")]):
         wanted = {q: [c.document_id for c in lists.get(q, ())] for q in query_ids}
-        if not scorer.knows(collection, wanted):
+        if Processes.of_group().count > 1 and not scorer.knows(collection, wanted):
             return None
         found |= scorer.score_pairs(collection, wanted)
     return found

@@ -272,11 +272,16 @@ def base_reranker(recipe: Recipe) -> Reranker:
 
 
 class BaseScorer(KeptScorer):
-    """The base's raw scores, each made once for the same weights and prompt. inputs: hash of these, with the code."""
+    """The base's raw scores, each made once for the same weights and prompt. inputs: hash of these, with the code.
 
-    def __init__(self, recipe: Recipe, inputs: str) -> None:
+    loaded: has these weights already.
+    """
+
+    def __init__(self, recipe: Recipe, inputs: str, *, loaded: Reranker | None = None) -> None:
         self._recipe, self._hash = recipe, inputs
         super().__init__("base", recipe.model.base, cache_folder() / "base", key="model.base")
+        if loaded is not None:
+            self._scorers[None] = loaded
 
     def _load(self) -> Scorer:
         return base_reranker(self._recipe)
