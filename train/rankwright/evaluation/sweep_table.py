@@ -22,6 +22,8 @@ from rankwright.common.stats import (
     paired_difference,
     randomisation_test,
 )
+from rankwright.evaluation.learning_curve import LearningCurve, learning_curve
+from rankwright.recipe.sweep import QUERIES_SHARE
 from rankwright.recipe.sweep_runs import Configuration, LoadedSweep, shown_value
 
 # A factor with more levels has no table of its own: they were drawn from a range.
@@ -37,12 +39,13 @@ class RunRow:
     """One run as its folder has it. seconds: of training and its evaluations on dev.
 
     dev, base: mean nDCG@10 on dev of the best checkpoint and of the untrained model; values: of each dev query
+    train_queries: how many queries were trained on
     """
 
     name: str
     configuration: str
     seed: int
-    state: Literal["done", "failed", "not run"]
+    state: Literal["done", "failed", "not run", "pruned"]
     error: str | None = None
     base: float | None = None
     dev: float | None = None
@@ -50,6 +53,7 @@ class RunRow:
     steps: int | None = None
     seconds: float | None = None
     tokens: int | None = None
+    train_queries: int | None = None
     values: Mapping[str, float] | None = None
 
 
@@ -129,6 +133,7 @@ class SweepTable:
     default: str
     chosen: str | None
     queries: int | None
+    learning_curve: LearningCurve | None
     detectable: float | None
     notes: tuple[str, ...]
 
@@ -178,6 +183,7 @@ def build_table(loaded: LoadedSweep, runs: Sequence[RunRow]) -> SweepTable:
         loaded.default.name,
         _chosen(rows),
         queries,
+        _learning_curve(loaded, done),
         float(np.median(shows)) if shows else None,
         tuple(notes),
     )
@@ -252,6 +258,20 @@ def _effect(loaded: LoadedSweep, key: str, done: Mapping[str, Sequence[RunRow]])
         other = None if value == order[0] else _contrast(means[order[0]], means[value])
         levels.append(Level(shown_value(json.loads(value)), mean, low, high, other))
     return Effect(key, tuple(levels), len(shared))
+
+
+def _learning_curve(loaded: LoadedSweep, done: Mapping[str, Sequence[RunRow]]) -> LearningCurve | None:
+    """Through the configurations that differ from the default in the number of training queries alone."""
+    if QUERIES_SHARE not in loaded.factors:
+        return None
+    of_size: dict[int, list[Mapping[str, float]]] = {}
+    for one in loaded.configurations:
+        for row in done[one.name] if set(one.changed) <= {QUERIES_SHARE} else ():
+            if row.values and row.train_queries:
+                of_size.setdefault(row.train_queries, []).append(row.values)
+    if len({frozenset(values) for found in of_size.values() for values in found}) > 1:
+        return None
+    return learning_curve(of_size)
 
 
 def _pooled(level: Sequence[Sequence[RunRow]], seed: int) -> dict[str, float]:
