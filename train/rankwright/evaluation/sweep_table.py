@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from rankwright.common.components import SeedDifference, by_seed, detectable, difference_over_seeds
+from rankwright.common.components import Needed, SeedDifference, by_seed, detectable, difference_over_seeds, needed
 from rankwright.common.plurals import counted
 from rankwright.common.stats import (
     Difference,
@@ -28,6 +28,8 @@ from rankwright.recipe.sweep_runs import Configuration, LoadedSweep, shown_value
 
 # A factor with more levels has no table of its own: they were drawn from a range.
 MOST_LEVELS = 12
+# Differences of which a sweep tells how many seeds or queries would show them.
+DIFFERENCES = (0.01, 0.02, 0.05)
 SEED_UNKNOWN = "seed variance unknown"
 # Standard deviations of nDCG@10 that promise() takes before a run is finished: what a configuration does to a query,
 # what a seed does to it beside that, and the means of seeds. Usual on small bases; finished runs replace them.
@@ -45,7 +47,7 @@ class RunRow:
     name: str
     configuration: str
     seed: int
-    state: Literal["done", "failed", "not run", "pruned"]
+    state: Literal["done", "failed", "pruned", "not run"]
     error: str | None = None
     base: float | None = None
     dev: float | None = None
@@ -59,11 +61,15 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """A difference on dev. seeds_known: its interval holds for other seeds too, not for other queries alone."""
+    """A difference on dev. seeds_known: its interval holds for other seeds too, not for other queries alone.
+
+    needed: what would show each of DIFFERENCES; empty for one seed
+    """
 
     difference: SeedDifference | Difference
     p: float
     seeds_known: bool
+    needed: tuple[Needed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class ConfigurationRow:
     """One configuration. contrast: from the default; p_holm, p_bh: adjusted for all configurations of the sweep.
 
     deviation: of the means of its seeds, None for a single one; pareto: no other is as good at no more cost
+    failed, pruned: so many of its runs
     """
 
     name: str
@@ -84,6 +91,7 @@ class ConfigurationRow:
     p_bh: float | None
     pareto: bool
     failed: int
+    pruned: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +177,7 @@ def build_table(loaded: LoadedSweep, runs: Sequence[RunRow]) -> SweepTable:
                 p_holm.get(one.name),
                 p_bh.get(one.name),
                 one.name in points and not any(_beats(other, points[one.name]) for other in points.values()),
-                sum(row.state == "failed" for row in runs if row.configuration == one.name),
+                *(sum(r.state == state for r in runs if r.configuration == one.name) for state in ("failed", "pruned")),
             )
         )
     queries = next((len(row.values) for row in runs if row.values), None)
@@ -203,8 +211,9 @@ def contrast(base: Sequence[RunRow], other: Sequence[RunRow]) -> Contrast | None
 
 def _contrast(base: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> Contrast:
     if min(len(base), len(other)) > 1 and len(base[0]) > 1:
-        found = difference_over_seeds(by_seed(base), by_seed(other))
-        return Contrast(found, found.p, True)
+        sides = by_seed(base), by_seed(other)
+        found = difference_over_seeds(*sides)
+        return Contrast(found, found.p, True, tuple(needed(*sides, size) for size in DIFFERENCES))
     return Contrast(paired_difference(base[0], other[0]), randomisation_test(base[0], other[0]), False)
 
 

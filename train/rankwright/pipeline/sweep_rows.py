@@ -68,6 +68,13 @@ def dev_curves(loaded: LoadedSweep, table: SweepTable, most: int) -> dict[str, l
     return {name: rows for name, rows in curves.items() if rows}
 
 
+def pruned_curves(loaded: LoadedSweep, table: SweepTable) -> dict[str, list[dict[str, float]]]:
+    """Run -> its nDCG@10 on dev by step, of the runs that were stopped early."""
+    key, names = f"dev_{HEADLINE}", {row.name for row in table.runs if row.state == "pruned"}
+    found = {run.name: read_steps(RunFolder(run.folder).metrics) for run in loaded.runs if run.name in names}
+    return {name: [{"step": r["step"], key: r[key]} for r in rows if key in r] for name, rows in found.items()}
+
+
 def is_of(folder: RunFolder, run: PlannedRun) -> bool:
     """Whether the folder holds a finished training of just this run."""
     stated = read_json_object(folder.recipe_json) or {}
