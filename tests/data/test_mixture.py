@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankwright.data.collection import Collection
-from rankwright.data.sources import as_stated, limited
+from rankwright.data.sources import as_stated, limited, with_share
 from rankwright.recipe.sources import Source
 from rankwright.training.mixture import Draw, Mixture
 
@@ -148,6 +149,16 @@ def test_limits_are_nested_and_do_not_depend_on_the_order_of_the_file(
     kept = limited(whole(order), one, seed=seed)
     assert list(kept.queries) == [q for q in order if q in kept.queries]
     assert set(kept.qrels) == set(kept.queries) and kept.corpus == {"d": "text"}
+
+
+@given(st.permutations(list(QUERIES)), st.floats(0.001, 1), st.floats(0.001, 1), st.integers(0, 5))
+def test_shares_are_nested_and_of_each_set(order: list[str], one: float, other: float, seed: int) -> None:
+    sets = [whole(order), dataclasses.replace(whole(order[:7]), name="small")]
+    small, large = (with_share(sets, share, seed=seed) for share in sorted((one, other)))
+    for a, b, of in zip(small, large, sets, strict=True):
+        assert set(a.queries) <= set(b.queries) and a.corpus is of.corpus
+        assert len(a.queries) == max(1, round(min(one, other) * len(of.queries)))
+    assert with_share(sets, 1.0, seed=seed) == sets
 
 
 def test_another_seed_keeps_other_queries() -> None:

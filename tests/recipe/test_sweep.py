@@ -125,6 +125,15 @@ def test_random_draws_are_the_same_each_time() -> None:
     assert 10 < sum(math.log10(rate) < -4 for rate in rates[1:]) < 40, "uniform in the logarithm"
 
 
+def test_a_learning_curve_changes_the_number_of_queries_alone() -> None:
+    loaded = sweep({}, design={"learning_curve": [0.1, 0.5, 1]}, seeds=[0, 1])
+    assert [one.name for one in loaded.configurations] == ["default", "queries_share-0.1", "queries_share-0.5"]
+    assert loaded.in_design and loaded.factors == ("train.queries_share",)
+    shares = {run.name: run.loaded.recipe.train.queries_share for run in loaded.runs}
+    assert shares["default-s1"] == 1 and shares["queries_share-0.1-s1"] == 0.1
+    assert not sweep({}, design={"learning_curve": [0.1, 0.5]}).in_design, "all queries are trained on anyway"
+
+
 def test_a_budget_takes_the_first_seeds_first() -> None:
     loaded = sweep({"model.rank": [4, 8]}, budget={"runs": 4})
     assert [run.name for run in loaded.runs] == ["default-s0", "rank-4-s0", "rank-8-s0", "default-s1"]
@@ -245,10 +254,35 @@ def test_training_sets_with_dev_taken_out_of_them() -> None:
         sweep({"data.train": [[{"path": "fixtures/code/train", "split": "train"}]]})
 
 
+@pytest.mark.parametrize(
+    ("design", "found"),
+    [
+        (
+            "{learning_curve: [0.1, 1.5]}",
+            "s.yaml:4: design.learning_curve.1: must be at most 1.0, found the",
+        ),
+        (
+            "{learning_curve: [0.1, 0.1]}",
+            "s.yaml:4: design.learning_curve.1: this value is given twice: each is trained",
+        ),
+        (
+            "{learning_curve: [1]}",
+            "s.yaml:4: design: learning_curve: give two shares or more, such as [0.1, 0.25, 0.5,",
+        ),
+        ("{learning_curve: [0.1, 1], random: {runs: 3}}", "s.yaml:4: design: random, learning_curve: give one of them"),
+    ],
+)
+def test_mistakes_of_a_learning_curve(design: str, found: str) -> None:
+    text = f"extends: quickstart\nname: try\nover: {{model.rank: [4]}}\ndesign: {design}\n"
+    over, own, swept = mistakes(text, "train.queries_share=0.5")
+    assert over.startswith("s.yaml:3: over: must be {} with design.learning_curve") and own.startswith(found)
+    assert swept == "override: train.queries_share: is swept: change the file"
+
+
 def test_overrides_that_a_sweep_does_not_take() -> None:
     text = "extends: quickstart\nname: try\nover: {model.rank: [4]}\n"
     assert mistakes(text, "model.rank=3", "name=x") == [
-        "override: model.rank: is swept: change `over` in the file",
+        "override: model.rank: is swept: change the file",
         "override: name: is of the sweep, not of its recipe: change the file",
     ]
 

@@ -28,7 +28,9 @@ def sweep_file(folder: Path, base: Path | str, over: dict[str, Any] | None = Non
 
 def loaded_sweep(folder: Path, over: dict[str, Any] | None = None, **keys: Any) -> LoadedSweep:
     path = folder / "s.yaml"
-    path.write_text(yaml.safe_dump({"extends": "quickstart", "name": "try", "over": over or SIMULATED, **keys}))
+    path.write_text(
+        yaml.safe_dump({"extends": "quickstart", "name": "try", "over": SIMULATED if over is None else over, **keys})
+    )
     return load_sweep(path)
 
 
@@ -39,8 +41,12 @@ def simulated(
     *,
     queries: int = 250,
     seed_sd: float = 0.01,
+    train_queries: int = 100,
 ) -> list[RunRow]:
-    """Values with the spreads of a small base: queries .25, query x configuration .08, seeds seed_sd, the rest .10."""
+    """Values with the spreads of a small base: queries .25, query x configuration .08, seeds seed_sd, the rest .10.
+
+    train_queries: of a run that trains on all.
+    """
     query_Q = rng.normal(0.5, 0.25, queries)
     own = {one.name: rng.normal(effects.get(one.name, 0.0), 0.08, queries) for one in loaded.configurations}
     rows = []
@@ -48,7 +54,7 @@ def simulated(
         values = query_Q + own[run.configuration.name] + rng.normal(0, seed_sd) + rng.normal(0, 0.10, queries)
         named = {f"q{n}": float(value) for n, value in enumerate(values)}
         name = run.configuration.name
-        rows.append(
-            RunRow(run.name, name, run.seed, "done", dev=float(values.mean()), seconds=1.0 + len(rows), values=named)
-        )
+        measured = {"dev": float(values.mean()), "seconds": 1.0 + len(rows), "values": named}
+        trained_on = round(train_queries * run.loaded.recipe.train.queries_share)
+        rows.append(RunRow(run.name, name, run.seed, "done", train_queries=trained_on, **measured))
     return rows

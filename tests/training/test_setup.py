@@ -12,7 +12,7 @@ from tiny import PAIRS
 from rankwright.common.errors import UserError
 from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
-from rankwright.recipe.schema import Model, Prompt, Recipe
+from rankwright.recipe.schema import Model, Prompt, Recipe, Train
 from rankwright.recipe.sources import Data
 from rankwright.rerankers.reranker import Reranker
 from rankwright.training.checkpoint import Checkpoints, TrainState
@@ -23,6 +23,7 @@ from rankwright.training.setup import (
     describe,
     load_base_tokenizer,
     recipe_contract,
+    total_steps,
     tuned_reranker,
 )
 
@@ -105,3 +106,17 @@ def test_unknown_targets_are_refused_when_the_model_is_loaded(tiny_qwen3: Path) 
     base, tokenizer = load_base_tokenizer(recipe)
     with pytest.raises(UserError, match=r"model\.targets: no linear layer of this base is named 'query': choose from"):
         build_trainable(recipe, base, tokenizer, recipe_contract(recipe, base, tokenizer))
+
+
+@pytest.mark.parametrize("most", [None, 7, 30, 1000])
+def test_a_share_of_the_queries_is_trained_for_as_many_epochs(most: int | None) -> None:
+    def epochs(share: float) -> float:
+        train = Train(epochs=2.5, max_steps=most, groups_per_step=4, queries_share=share)
+        recipe = Recipe(name="one", model=Model(base="x"), data=Data(), train=train)
+        return total_steps(recipe, 400 * share) * 4 / (400 * share)
+
+    # Steps are whole.
+    for share in (0.1, 0.25, 0.3, 0.5):
+        assert epochs(1.0) <= epochs(share) <= epochs(1.0) + 4 / (400 * share)
+    if most is None:
+        assert epochs(0.1) == epochs(1.0) == 2.5

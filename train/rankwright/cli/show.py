@@ -325,7 +325,7 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
     """Print parameters, memory by part, FLOPs and time. draws: groups of an epoch, None when not known."""
     from rankwright.model.trainable import parameter_counts
     from rankwright.training.estimate.plan import GIB
-    from rankwright.training.setup import lora_name, total_steps
+    from rankwright.training.setup import lora_name, most_steps, total_steps
 
     recipe, device = plan.recipe, plan.device
     if mean_tokens is not None and mean_tokens > recipe.prompt.max_tokens:
@@ -357,7 +357,7 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
         f"a step of {recipe.train.groups_per_step} groups, {length}: {flops / 1e12:,.3g} TFLOP, {seconds:,.3g} s at "
         f"{mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({'measured here' if device.on_cpu else 'as its maker states'})"
     )
-    steps = recipe.train.max_steps if draws is None else total_steps(recipe, draws)
+    steps = most_steps(recipe) if draws is None else total_steps(recipe, draws)
     if steps is None:
         console.say("steps: not known before the data is read: give --queries N, or run `rankwright mine` first")
     else:

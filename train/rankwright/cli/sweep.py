@@ -87,11 +87,12 @@ def _show(loaded: LoadedSweep, table: SweepTable) -> None:
     """Print the table and write the files of the results."""
     from rich.table import Column, Table
 
-    from rankwright.pipeline.sweep_rows import dev_curves, read_tests
+    from rankwright.pipeline.sweep_rows import dev_curves, pruned_curves, read_tests
     from rankwright.report.page import interval
     from rankwright.report.sweep import ranked, verdict, write_sweep
 
-    page = write_sweep(loaded.folder, table, read_tests(loaded, table), dev_curves(loaded, table, MOST_CURVES))
+    curves, pruned = dev_curves(loaded, table, MOST_CURVES), pruned_curves(loaded, table)
+    page = write_sweep(loaded.folder, table, read_tests(loaded, table), curves, pruned=pruned)
     numbers = [
         Column(name, justify="right") for name in ("seeds", "nDCG@10 on dev", "minus default [95 %]", "p (Holm)")
     ]
@@ -105,6 +106,8 @@ def _show(loaded: LoadedSweep, table: SweepTable) -> None:
     for note in table.notes:
         console.say(note)
     console.say(verdict(table))
+    if table.learning_curve is not None:
+        console.say(table.learning_curve.sentence)
     for run in table.runs:
         if run.error:
             console.say(f"{run.name}: {run.error}")

@@ -5,7 +5,7 @@ Shapes: S seeds, Q queries. A value_SQ holds one measure of each query for each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from rankwright.common.errors import UserError
 
 # The chance that `detectable` promises to find such a difference with.
 POWER = 0.8
+# What needed() looks for at most.
+MOST_SEEDS, MOST_QUERIES = 100, 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,61 @@ def detectable(
         raise UserError("a difference over seeds: needs two queries and two seeds or more")
     error, df = _error(query_deviation**2, queries, [(seed_deviation**2, seeds)] * 2)
     return _detectable(error, df, confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """What would show a true difference with a chance of POWER: so many seeds of each side with the queries that there
+    are, or so many queries with the seeds that there are. None: MOST_SEEDS or MOST_QUERIES would not.
+    """
+
+    difference: float
+    seeds: int | None
+    queries: int | None
+
+
+def needed(base_SQ: np.ndarray, tuned_SQ: np.ndarray, difference: float, *, confidence: float = 0.95) -> Needed:
+    """How many seeds or queries would show a true difference of this size between two ways of training.
+
+    base_SQ, tuned_SQ: as difference_over_seeds takes them, with two seeds or more of both. What query and seed do
+    together is estimated alone, since more seeds make it smaller in the part of the queries, and more queries in that
+    of the seeds. What is measured at other numbers is then their sum, as difference_over_seeds has it.
+    """
+    sides = (base_SQ, tuned_SQ)
+    queries, seeds = base_SQ.shape[1], min(len(side) for side in sides)
+    rests = [_rest(side) for side in sides]
+    rest = float(np.mean(rests))
+    measured = float((tuned_SQ.mean(axis=0) - base_SQ.mean(axis=0)).var(ddof=1))
+    of_query = max(0.0, measured - sum(one / len(side) for one, side in zip(rests, sides, strict=True)))
+    of_seed = max(0.0, float(np.mean([side.mean(axis=1).var(ddof=1) for side in sides])) - rest / queries)
+
+    def shows(queries: int, seeds: int) -> bool:
+        parts = _error(of_query + 2 * rest / seeds, queries, [(of_seed + rest / queries, seeds)] * 2)
+        return _detectable(*parts, confidence) <= difference
+
+    return Needed(
+        difference,
+        _fewest(lambda n: shows(queries, n), MOST_SEEDS),
+        _fewest(lambda n: shows(n, seeds), MOST_QUERIES),
+    )
+
+
+def _rest(values_SQ: np.ndarray) -> float:
+    """Variance of what is left of one side's values without the means of its queries and of its seeds."""
+    seeds, queries = values_SQ.shape
+    left = values_SQ - values_SQ.mean(axis=0) - values_SQ.mean(axis=1, keepdims=True) + values_SQ.mean()
+    return float((left**2).sum() / ((seeds - 1) * (queries - 1)))
+
+
+def _fewest(shows: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number from 2 to `most` that shows it; what one shows, more show too."""
+    if not shows(most):
+        return None
+    low, high = 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
 
 
 def _error(of_queries: float, queries: int, of_seeds: Sequence[tuple[float, int]]) -> tuple[float, float]:

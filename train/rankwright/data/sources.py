@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -346,3 +346,11 @@ def limited(collection: Collection, limit: int | None, *, seed: int) -> Collecti
     order = sorted(collection.queries, key=lambda q: (stable_hash("limit", seed, q), q))
     kept = set(order[:limit])
     return collection.subset(q for q in collection.queries if q in kept)
+
+
+def with_share(collections: Iterable[Collection], share: float, *, seed: int) -> list[Collection]:
+    """The sets with this share of the queries of each, rounded, but at least one query; see limited().
+
+    seed: of the recipe, not of the training, so that all seeds of a training have the same queries.
+    """
+    return [limited(c, max(1, round(share * len(c.queries))), seed=seed) for c in collections]

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from rankwright.common.components import SeedDifference, by_seed, detectable, difference_over_seeds
+from rankwright.common.components import Needed, SeedDifference, by_seed, detectable, difference_over_seeds, needed
 from rankwright.common.plurals import counted
 from rankwright.common.stats import (
     Difference,
@@ -22,10 +22,14 @@ from rankwright.common.stats import (
     paired_difference,
     randomisation_test,
 )
+from rankwright.evaluation.learning_curve import LearningCurve, learning_curve
+from rankwright.recipe.sweep import QUERIES_SHARE
 from rankwright.recipe.sweep_runs import Configuration, LoadedSweep, shown_value
 
 # A factor with more levels has no table of its own: they were drawn from a range.
 MOST_LEVELS = 12
+# Differences of which a sweep tells how many seeds or queries would show them.
+DIFFERENCES = (0.01, 0.02, 0.05)
 SEED_UNKNOWN = "seed variance unknown"
 # Standard deviations of nDCG@10 that promise() takes before a run is finished: what a configuration does to a query,
 # what a seed does to it beside that, and the means of seeds. Usual on small bases; finished runs replace them.
@@ -37,12 +41,13 @@ class RunRow:
     """One run as its folder has it. seconds: of training and its evaluations on dev.
 
     dev, base: mean nDCG@10 on dev of the best checkpoint and of the untrained model; values: of each dev query
+    train_queries: how many queries were trained on
     """
 
     name: str
     configuration: str
     seed: int
-    state: Literal["done", "failed", "not run"]
+    state: Literal["done", "failed", "pruned", "not run"]
     error: str | None = None
     base: float | None = None
     dev: float | None = None
@@ -50,16 +55,21 @@ class RunRow:
     steps: int | None = None
     seconds: float | None = None
     tokens: int | None = None
+    train_queries: int | None = None
     values: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """A difference on dev. seeds_known: its interval holds for other seeds too, not for other queries alone."""
+    """A difference on dev. seeds_known: its interval holds for other seeds too, not for other queries alone.
+
+    needed: what would show each of DIFFERENCES; empty for one seed
+    """
 
     difference: SeedDifference | Difference
     p: float
     seeds_known: bool
+    needed: tuple[Needed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,7 @@ class ConfigurationRow:
     """One configuration. contrast: from the default; p_holm, p_bh: adjusted for all configurations of the sweep.
 
     deviation: of the means of its seeds, None for a single one; pareto: no other is as good at no more cost
+    failed, pruned: so many of its runs
     """
 
     name: str
@@ -80,6 +91,7 @@ class ConfigurationRow:
     p_bh: float | None
     pareto: bool
     failed: int
+    pruned: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +141,7 @@ class SweepTable:
     default: str
     chosen: str | None
     queries: int | None
+    learning_curve: LearningCurve | None
     detectable: float | None
     notes: tuple[str, ...]
 
@@ -164,7 +177,7 @@ def build_table(loaded: LoadedSweep, runs: Sequence[RunRow]) -> SweepTable:
                 p_holm.get(one.name),
                 p_bh.get(one.name),
                 one.name in points and not any(_beats(other, points[one.name]) for other in points.values()),
-                sum(row.state == "failed" for row in runs if row.configuration == one.name),
+                *(sum(r.state == state for r in runs if r.configuration == one.name) for state in ("failed", "pruned")),
             )
         )
     queries = next((len(row.values) for row in runs if row.values), None)
@@ -178,6 +191,7 @@ def build_table(loaded: LoadedSweep, runs: Sequence[RunRow]) -> SweepTable:
         loaded.default.name,
         _chosen(rows),
         queries,
+        _learning_curve(loaded, done),
         float(np.median(shows)) if shows else None,
         tuple(notes),
     )
@@ -197,8 +211,9 @@ def contrast(base: Sequence[RunRow], other: Sequence[RunRow]) -> Contrast | None
 
 def _contrast(base: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> Contrast:
     if min(len(base), len(other)) > 1 and len(base[0]) > 1:
-        found = difference_over_seeds(by_seed(base), by_seed(other))
-        return Contrast(found, found.p, True)
+        sides = by_seed(base), by_seed(other)
+        found = difference_over_seeds(*sides)
+        return Contrast(found, found.p, True, tuple(needed(*sides, size) for size in DIFFERENCES))
     return Contrast(paired_difference(base[0], other[0]), randomisation_test(base[0], other[0]), False)
 
 
@@ -252,6 +267,20 @@ def _effect(loaded: LoadedSweep, key: str, done: Mapping[str, Sequence[RunRow]])
         other = None if value == order[0] else _contrast(means[order[0]], means[value])
         levels.append(Level(shown_value(json.loads(value)), mean, low, high, other))
     return Effect(key, tuple(levels), len(shared))
+
+
+def _learning_curve(loaded: LoadedSweep, done: Mapping[str, Sequence[RunRow]]) -> LearningCurve | None:
+    """Through the configurations that differ from the default in the number of training queries alone."""
+    if QUERIES_SHARE not in loaded.factors:
+        return None
+    of_size: dict[int, list[Mapping[str, float]]] = {}
+    for one in loaded.configurations:
+        for row in done[one.name] if set(one.changed) <= {QUERIES_SHARE} else ():
+            if row.values and row.train_queries:
+                of_size.setdefault(row.train_queries, []).append(row.values)
+    if len({frozenset(values) for found in of_size.values() for values in found}) > 1:
+        return None
+    return learning_curve(of_size)
 
 
 def _pooled(level: Sequence[Sequence[RunRow]], seed: int) -> dict[str, float]:

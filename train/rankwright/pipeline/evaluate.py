@@ -19,7 +19,8 @@ from rankwright.common.resources import resolve_base
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.cards import load_card
 from rankwright.data.collection import Collection
-from rankwright.data.split_files import read_split
+from rankwright.data.sources import with_share
+from rankwright.data.split_files import qualified, read_split
 from rankwright.data.words import Words
 from rankwright.evaluation.combine import (
     CROSS_FITTED_QUERIES,
@@ -69,7 +70,8 @@ def write_attributes(recipe: Recipe, run: RunFolder) -> None:
     if not todo:
         return
     encoder, domains = recipe_encoder(recipe), _domains(recipe)
-    seen = seen_in_training(read_split(run.data, "train"))
+    trained = with_share(map(qualified, read_split(run.data, "train")), recipe.train.queries_share, seed=recipe.seed)
+    seen = seen_in_training(trained)
     words = Words(**recipe.bm25.model_dump())
     for collection, folder, inputs in todo:
         candidates = read_candidates(folder / "candidates.jsonl")
@@ -94,7 +96,8 @@ def _inputs(recipe: Recipe, run: RunFolder, candidates: Path) -> str:
     words = recipe.bm25.model_dump()
     model = (recipe.model.base, recipe.model.revision)
     # The domain in a card may change while its path does not.
-    texts = (words, data, _domains(recipe), recipe.evaluate.relevance_level)
+    trained = (recipe.train.queries_share, recipe.seed)
+    texts = (words, data, trained, _domains(recipe), recipe.evaluate.relevance_level)
     return content_hash(sections, model, tokenizer, texts, file_sha256(candidates), code_of("attributes"))
 
 

@@ -75,10 +75,10 @@ def _train_hours(p: Pipeline) -> tuple[float | None, str]:
     """(hours on this machine, what is known of it in words)."""
     from rankwright.training.estimate.plan import KNOWN, make_plan
     from rankwright.training.sampling import draws_of_prepared
-    from rankwright.training.setup import total_steps
+    from rankwright.training.setup import most_steps, total_steps
 
     draws = draws_of_prepared(p.recipe, p.folder)
-    steps = p.recipe.train.max_steps if draws is None else total_steps(p.recipe, draws)
+    steps = most_steps(p.recipe) if draws is None else total_steps(p.recipe, draws)
     if steps is None:
         return None, "; steps are not known before the data is read"
     device = _device(KNOWN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.runs import experiment_of
 from rankwright.evaluation.sweep_table import OnTest, RunRow, SweepTable, build_table
 from rankwright.recipe.loading import recipe_json
-from rankwright.recipe.sweep_runs import LoadedSweep, PlannedRun
+from rankwright.recipe.sweep_runs import Configuration, LoadedSweep, PlannedRun
 from rankwright.training.eta import DEV_SECONDS, STEP_SECONDS
 from rankwright.training.tracking import read_metrics, read_steps
 
@@ -67,14 +68,28 @@ def dev_curves(loaded: LoadedSweep, table: SweepTable, most: int) -> dict[str, l
     return {name: rows for name, rows in curves.items() if rows}
 
 
+def pruned_curves(loaded: LoadedSweep, table: SweepTable) -> dict[str, list[dict[str, float]]]:
+    """Run -> its nDCG@10 on dev by step, of the runs that were stopped early."""
+    key, names = f"dev_{HEADLINE}", {row.name for row in table.runs if row.state == "pruned"}
+    found = {run.name: read_steps(RunFolder(run.folder).metrics) for run in loaded.runs if run.name in names}
+    return {name: [{"step": r["step"], key: r[key]} for r in rows if key in r] for name, rows in found.items()}
+
+
 def is_of(folder: RunFolder, run: PlannedRun) -> bool:
     """Whether the folder holds a finished training of just this run."""
     stated = read_json_object(folder.recipe_json) or {}
     trained = folder.facts("train")
     train: Any = stated.get("train")
     own = isinstance(train, dict) and train.get("seed") == run.seed
-    wanted = experiment_of(json.loads(recipe_json(run.loaded.recipe)))
-    return bool(trained.get("best_value") is not None and own and experiment_of(stated) == wanted)
+    return bool(
+        trained.get("best_value") is not None and own and experiment_of(stated) == _experiment(run.configuration)
+    )
+
+
+@functools.cache
+def _experiment(configuration: Configuration) -> str:
+    """What experiment_of gives for the recipes of all its runs: they differ in the seed, the name and the folder."""
+    return experiment_of(json.loads(recipe_json(configuration.recipe)))
 
 
 def training_seconds(folder: RunFolder) -> float:
@@ -105,8 +120,17 @@ def _row(run: PlannedRun) -> RunRow:
         steps=facts["step"],
         seconds=round(training_seconds(folder), 1),
         tokens=round(tokens),
+        train_queries=_train_queries(folder),
         values=values.best if values is not None else None,
     )
+
+
+def _train_queries(folder: RunFolder) -> int | None:
+    mix: Any = read_json_object(folder.mix) or {}
+    try:
+        return sum(int(row["queries"]) for row in mix["sets"])
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def _seconds(row: Any, key: str) -> float:

@@ -16,6 +16,7 @@ from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
+from rankwright.data.sources import with_share
 from rankwright.data.split_files import qualified, read_split
 from rankwright.data.store.views import Joined, KeyedTexts
 from rankwright.evaluation.dev_values import add_evaluation, settle
@@ -170,6 +171,7 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
     if recipe.pairs is not None and scores is not None and only_teacher(recipe.loss):
         # The loss of all other queries would be 0.
         train = [c.subset(q for q in c.queries if q in scores) for c in train]
+    train = with_share(train, recipe.train.queries_share, seed=recipe.seed)
     source = GroupSource(
         train,
         Pools.read(run.negatives),
@@ -310,6 +312,10 @@ def _describe_data(recipe: Recipe, source: GroupSource, steps: int, processes: P
         console.say(
             f"prompt.first_stage_score: prompts hold the score of {recipe.evaluate.first_stage} as a number from 0 to "
             f"{told.levels}, but for {told.dropout:.0%} of the groups; so do all prompts of dev and of tuned"
+        )
+    if recipe.train.queries_share < 1:
+        console.say(
+            f"train.queries_share: {recipe.train.queries_share:g} of each set's queries, the same for all seeds"
         )
     if recipe.train.shuffle_labels:
         console.say("train.shuffle_labels: labels are shuffled in this run, which is a control")

@@ -75,6 +75,11 @@ Grade = Annotated[int, Field(ge=0, le=MOST_GRADE)]
 Gains = Annotated[dict[Grade, Annotated[float, Field(ge=0, le=10**6)]], BeforeValidator(_whole_keys)]
 
 
+def tuple_of_list(value: Any) -> Any:
+    """A list as a tuple: a section under a validator of its own is read as Python values, where no list is one."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, no guessing of types."""
 

@@ -26,6 +26,7 @@ from rankwright.recipe.kinds import (
     Tokens,
     Weight,
     Words,
+    tuple_of_list,
 )
 from rankwright.recipe.sources import Data
 from rankwright.recipe.synthesize import Synthesize
@@ -202,6 +203,8 @@ class Train(Section):
     """Passes over the training queries; fractions are allowed."""
     max_steps: Positive | None = None
     """Training ends after this many steps at the latest; without it, `epochs` alone decides."""
+    queries_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of each set's training queries that is trained on, for as many epochs: `max_steps` shrinks with it."""
     groups_per_step: Annotated[int, Field(gt=0, le=10**5)] = 16
     """Groups (a query with its documents) in an optimiser step, over all processes together."""
     budget_tokens: Positive | None = None
@@ -238,17 +241,12 @@ class Train(Section):
     """Trains on shuffled, meaningless labels: a control that must not gain."""
 
 
-def _tuple_of_list(value: Any) -> Any:
-    # A section under a validator of its own is read as Python values, where a strict tuple takes no list.
-    return tuple(value) if isinstance(value, list) else value
-
-
 class Combine(Section):
     """The row `combined`: the reranker's scores with those of the first stage. Weight and depth are chosen on dev."""
 
     prefer: Literal["first_stage", "reranker"] = "first_stage"
     """Which of the weights that are equally good on dev is taken: the one nearest to this."""
-    depths: Annotated[tuple[Documents, ...], Field(min_length=1), BeforeValidator(_tuple_of_list)] = (10, 20, 50, 100)
+    depths: Annotated[tuple[Documents, ...], Field(min_length=1), BeforeValidator(tuple_of_list)] = (10, 20, 50, 100)
     """How many documents of a list are reranked: one of these, and at most `evaluate.depth`."""
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rankwright.common.errors import did_you_mean
-from rankwright.recipe.kinds import MOST, FolderName, Line, Positive, Section, Words
+from rankwright.recipe.kinds import MOST, FolderName, Line, Positive, Section, Words, tuple_of_list
 from rankwright.recipe.schema import Key, walk_keys
 from rankwright.recipe.yaml_file import YamlFile, describe
 
@@ -42,6 +42,8 @@ REFUSED = {
     "licence": NO_RESULT_ON_DEV,
     "model.merge_with_base": "works after training, which dev does not see: set it in the recipe",
 }
+# What a learning curve changes.
+QUERIES_SHARE = "train.queries_share"
 # Refused as a whole only.
 REFUSED_WHOLE = {"data": NOT_COMPARABLE, "train": "holds dev_queries and the seed: give its keys"}
 
@@ -55,6 +57,9 @@ class RandomDesign(Section):
     """Seed of the draw."""
 
 
+QueriesShare = Annotated[float, Field(gt=0, le=1)]
+
+
 class Design(Section):
     """Which combinations of the values are trained."""
 
@@ -62,6 +67,16 @@ class Design(Section):
     """`grid`: every combination; `one_at_a_time`: the recipe, and each single change of it."""
     random: RandomDesign | None = None
     """Draws configurations in place of a grid."""
+    learning_curve: Annotated[tuple[QueriesShare, ...], BeforeValidator(tuple_of_list)] | None = None
+    """Shares of the training queries, each trained for as many epochs: would more data help? With `over: {}`."""
+
+    @model_validator(mode="after")
+    def _one_design(self) -> Design:
+        if self.learning_curve is not None and len(self.learning_curve) < 2:
+            raise ValueError("learning_curve: give two shares or more, such as [0.1, 0.25, 0.5, 1]")
+        if self.random is not None and self.learning_curve is not None:
+            raise ValueError("random, learning_curve: give one of them")
+        return self
 
 
 class Budget(Section):
@@ -99,7 +114,7 @@ class Sweep(Section):
     design: Annotated[Design, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)] = (
         Design()
     )
-    """`grid`, `one_at_a_time`, or `{random: {runs: 24}}`."""
+    """`grid`, `one_at_a_time`, `{random: {runs: 24}}`, or `{learning_curve: [0.1, 0.25, 0.5, 1]}`."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)] = (0, 1, 2)
     """Each configuration is trained with each of them as train.seed; data, dev and mining stay those of the recipe."""
     budget: Budget = Budget()
@@ -116,7 +131,7 @@ class Sweep(Section):
 # A key of mappings: by identity, since values may be lists and sections.
 @dataclass(frozen=True, slots=True, eq=False)
 class Factor:
-    """One key of `over`. values: all of them; empty for a range to draw from."""
+    """One key that is swept. values: all of them; empty for a range to draw from. section: of the file."""
 
     key: str
     values: tuple[Any, ...]
@@ -124,10 +139,16 @@ class Factor:
     high: float = 0.0
     log: bool = False
     whole: bool = False
+    section: str = "over"
 
     @property
     def parts(self) -> Key:
         return tuple(self.key.split("."))
+
+    @property
+    def place(self) -> Key:
+        """Where the file states it."""
+        return ("over", self.key) if self.section == "over" else (self.section, "learning_curve")
 
     def at(self, share: float) -> Any:
         """The value at a share, from 0 to 1, of the range."""
@@ -145,6 +166,10 @@ def factors_of(tree: YamlFile, *, drawn: bool) -> list[Factor]:
     """
     given = tree.data.get("over")
     over: dict[str, Any] = given if isinstance(given, dict) else {}
+    if (curve := _learning_curve(tree)) is not None:
+        if over:
+            tree.blame(("over",), "must be {} with design.learning_curve, which changes the number of queries alone")
+        return [curve]
     found = []
     for key, value in over.items():
         if (why := _refusal(key)) is not None:
@@ -159,6 +184,22 @@ def factors_of(tree: YamlFile, *, drawn: bool) -> list[Factor]:
     return found
 
 
+def _learning_curve(tree: YamlFile) -> Factor | None:
+    """The factor of design.learning_curve; None without one."""
+    design = tree.data.get("design")
+    shares = design.get("learning_curve") if isinstance(design, dict) else None
+    if not isinstance(shares, list) or not shares:
+        return None
+    _blame_twice(tree, ("design", "learning_curve"), shares)
+    return Factor(QUERIES_SHARE, tuple(shares), section="design")
+
+
+def _blame_twice(tree: YamlFile, place: Key, values: list[Any]) -> None:
+    for number, one in enumerate(values):
+        if one in values[:number]:
+            tree.blame((*place, number), "this value is given twice: each is trained once")
+
+
 def _refusal(key: str) -> str | None:
     if not all(key.split(".")):
         return "must be a key of a recipe, such as train.learning_rate"
@@ -171,9 +212,7 @@ def _factor(tree: YamlFile, key: str, value: Any, *, drawn: bool) -> Factor | No
     if isinstance(value, list):
         if not value:
             tree.blame(place, "must hold at least one value")
-        for number, one in enumerate(value):
-            if one in value[:number]:
-                tree.blame((*place, number), "this value is given twice: each is trained once")
+        _blame_twice(tree, place, value)
         return Factor(key, tuple(value)) if value else None
     kinds = [kind for kind in ("log", "linear") if isinstance(value, dict) and kind in value]
     if len(kinds) != 1 or not isinstance(value, dict):

@@ -34,7 +34,8 @@ DEFAULT = "default"
 LONGEST_NAME = 60
 
 
-@dataclass(frozen=True, slots=True)
+# By identity: a recipe holds mappings, which have no hash.
+@dataclass(frozen=True, slots=True, eq=False)
 class Configuration:
     """One way of training. The default is the recipe as it stands.
 
@@ -104,7 +105,7 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     tree = read_yaml(path)
     design = tree.data.get("design")
     factors = factors_of(tree, drawn=isinstance(design, dict) and "random" in design)
-    _check_overrides(tree, overrides)
+    _check_overrides(tree, overrides, [factor.key for factor in factors])
     sweep = validate(Sweep, tree)
     folders = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
     overrides = [text for text in overrides if not text.startswith("run_dir=")]
@@ -130,14 +131,14 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     )
 
 
-def _check_overrides(tree: YamlFile, overrides: Sequence[str]) -> None:
+def _check_overrides(tree: YamlFile, overrides: Sequence[str], swept: Sequence[str]) -> None:
     over = tree.data.get("over")
-    swept = [key for key in over if isinstance(key, str)] if isinstance(over, dict) else []
+    swept = [*swept, *(key for key in over if isinstance(key, str))] if isinstance(over, dict) else swept
     for text in overrides:
         key = text.partition("=")[0].strip()
         place = Place(1, 0, "override")
         if any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in swept):
-            tree.blame((), f"{key}: is swept: change `over` in the file", place)
+            tree.blame((), f"{key}: is swept: change the file", place)
         if key in ("name", "seeds", "train.seed", "over", "design", "budget", "choose"):
             tree.blame((), f"{key}: is of the sweep, not of its recipe: change the file", place)
 
@@ -196,7 +197,7 @@ class _Builder:
         for part in factor.parts[:-1]:
             inner = inner.setdefault(str(part), {})
         inner[str(factor.parts[-1])] = value
-        here: Key = ("over", factor.key)
+        here = factor.place
         # A value of a list has a line of its own, and so have the keys of a section.
         number = next(
             (n for n, one in enumerate(factor.values) if one == value and (*here, n) in self.tree.places), None

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankwright.common.components import SeedDifference
@@ -263,13 +263,26 @@ def combine_curve(combine: Mapping[str, Any] | None) -> str:
     return svg(figure, "combine-curve", words, tight=False)
 
 
-def overlaid(runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, title: str, name: str) -> str:
-    """One value of several runs by step, each line named at its end; an empty text where no run has it."""
+def overlaid(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    key: str,
+    title: str,
+    name: str,
+    *,
+    grey: Iterable[Sequence[Mapping[str, Any]]] = (),
+) -> str:
+    """One value of several runs by step, each line named at its end; an empty text where no run has it.
+
+    grey: other runs, which lie behind them without names.
+    """
     curves = {run: points for run, rows in runs.items() if (points := points_of(rows, key))}
     if not curves:
         return ""
     figure, axis = pyplot().subplots(figsize=(3.6, 2.5))
     ends: list[tuple[float, float, str, str]] = []
+    for rows in grey:
+        if points := points_of(rows, key):
+            axis.plot([x for x, _ in points], [y for _, y in points], color=LINE, linewidth=1.2, zorder=0)
     for number, (run, points) in enumerate(curves.items()):
         colour, style = SERIES[list(runs).index(run) % len(SERIES)]
         values = [y for _, y in points]

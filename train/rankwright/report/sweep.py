@@ -14,7 +14,7 @@ from rankwright.common.files import write_text_atomic
 from rankwright.common.plurals import counted
 from rankwright.common.templates import cell
 from rankwright.evaluation.metrics import HEADLINE
-from rankwright.evaluation.sweep_table import SEED_UNKNOWN, ConfigurationRow, OnTest, SweepTable
+from rankwright.evaluation.sweep_table import DIFFERENCES, SEED_UNKNOWN, ConfigurationRow, OnTest, SweepTable
 from rankwright.report import plots, sweep_plots
 from rankwright.report.page import interval, p_text, write_page
 
@@ -24,10 +24,12 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 
 
-def write_sweep(folder: Path, table: SweepTable, tests: Sequence[OnTest], curves: Curves) -> Path:
+def write_sweep(
+    folder: Path, table: SweepTable, tests: Sequence[OnTest], curves: Curves, *, pruned: Curves | None = None
+) -> Path:
     """Write all files of the results into the folder of a sweep; returns the page. Equal numbers give equal bytes.
 
-    curves: configuration -> rows with the dev value by step.
+    curves: configuration -> rows with the dev value by step; pruned: the same of runs that were stopped early.
     """
     values = {**dataclasses.asdict(table), "test": [dataclasses.asdict(row) for row in tests]}
     for row in values["runs"]:
@@ -54,8 +56,20 @@ def write_sweep(folder: Path, table: SweepTable, tests: Sequence[OnTest], curves
         forest=plots.differences(forest, "forest", f"{HEADLINE} on dev minus the default, 95 % interval"),
         drawn=len(forest),
         effects=[(effect, sweep_plots.levels(effect, f"effect-{n}")) for n, effect in enumerate(table.effects)],
-        pareto=sweep_plots.pareto(table.configurations, "pareto"),
-        curves=plots.overlaid(curves, f"dev_{HEADLINE}", f"{HEADLINE} on dev, mean of the seeds", "curves"),
+        heat=(heat := sweep_plots.heat_map(table)),
+        parallel="" if heat else sweep_plots.parallel(table, "parallel"),
+        data_curve=sweep_plots.data_curve(table.learning_curve, "data-curve") if table.learning_curve else "",
+        needed=[row for row in ranked(table) if row.contrast is not None and row.contrast.needed],
+        differences=DIFFERENCES,
+        pruned=sum(run.state == "pruned" for run in table.runs),
+        pareto=sweep_plots.pareto(table, "pareto"),
+        curves=plots.overlaid(
+            curves,
+            f"dev_{HEADLINE}",
+            f"{HEADLINE} on dev, mean of the seeds",
+            "curves",
+            grey=(pruned or {}).values(),
+        ),
     )
     return page
 
@@ -67,7 +81,7 @@ def ranked(table: SweepTable) -> list[ConfigurationRow]:
 
 def tidy(table: SweepTable) -> str:
     """CSV with one row a run: its factors, what became of it, its values."""
-    fields = ("state", "error", "dev", "base", "best_step", "steps", "seconds", "tokens")
+    fields = ("state", "error", "dev", "base", "best_step", "steps", "seconds", "tokens", "train_queries")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "configuration", "seed", *table.factors, *fields])
@@ -110,7 +124,7 @@ def _cells(table: SweepTable, signed: Any) -> list[list[str]]:
             [
                 row.name,
                 *(row.settings[factor] for factor in table.factors),
-                str(len(row.seeds)),
+                str(len(row.seeds)) + (f" ({row.pruned} pruned)" if row.pruned else ""),
                 "" if row.dev is None else f"{row.dev:.3f}",
                 "" if row.deviation is None else f"{row.deviation:.3f}",
                 "" if d is None else signed(d.mean),

@@ -283,7 +283,7 @@ def draws_of_prepared(recipe: Recipe, run: RunFolder) -> float | None:
     if recipe.pairs is not None and only_teacher(recipe.loss) and count:
         # Queries without scores are not drawn.
         draws *= min(1.0, recipe.pairs.queries / count)
-    return draws
+    return draws * recipe.train.queries_share
 
 
 def describe_mix(mix: dict[str, Any], recipe: Recipe) -> None:

@@ -69,9 +69,16 @@ def budget_tokens(recipe: Recipe, on_gpu: bool | None = None) -> int:
 
 
 def total_steps(recipe: Recipe, draws: float) -> int:
-    """Steps for the recipe's epochs, at most max_steps. draws: those of one epoch, queries times weights."""
+    """Steps for the recipe's epochs, at most most_steps(). draws: those of one epoch, queries times weights."""
     steps = math.ceil(recipe.train.epochs * draws / recipe.train.groups_per_step)
-    return min(steps, recipe.train.max_steps or steps)
+    return min(steps, most_steps(recipe) or steps)
+
+
+def most_steps(recipe: Recipe) -> int | None:
+    """max_steps, and of a share of the queries the same share of it: as many epochs as all queries would get."""
+    most, share = recipe.train.max_steps, recipe.train.queries_share
+    # A float's 0.1 is not a tenth.
+    return most and math.ceil(round(most * share, 6))
 
 
 def load_base_tokenizer(recipe: Recipe) -> tuple[str, Any]:
