@@ -70,8 +70,8 @@ def _preview(loaded: LoadedSweep) -> None:
         shown.add_row(row.name, *values, f"{len(row.seeds)} of {planned}")
     console.show(shown)
     console.say("computed: " + ", ".join(f"{name} {count}x" for name, count in computed.items() if name != "train"))
-    done = [row.seconds for row in table.runs if row.seconds is not None]
-    left = len(table.runs) - len(done)
+    done = [row.seconds for row in table.runs if row.state == "done" and row.seconds is not None]
+    left = sum(row.state != "done" and row.state != "pruned" for row in table.runs)
     if done:
         console.say(
             f"time: about {console.duration(left * sum(done) / len(done))} of training left, by the finished runs"

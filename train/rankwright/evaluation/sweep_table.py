@@ -36,13 +36,14 @@ USUAL_QUERY, USUAL_REST, USUAL_SEED = 0.08, 0.10, 0.01
 class RunRow:
     """One run as its folder has it. seconds: of training and its evaluations on dev.
 
+    pruned: stopped at a rung after `steps` steps; its dev is the best until then, which nothing is compared with
     dev, base: mean nDCG@10 on dev of the best checkpoint and of the untrained model; values: of each dev query
     """
 
     name: str
     configuration: str
     seed: int
-    state: Literal["done", "failed", "not run"]
+    state: Literal["done", "failed", "pruned", "not run"]
     error: str | None = None
     base: float | None = None
     dev: float | None = None
@@ -67,6 +68,7 @@ class ConfigurationRow:
     """One configuration. contrast: from the default; p_holm, p_bh: adjusted for all configurations of the sweep.
 
     deviation: of the means of its seeds, None for a single one; pareto: no other is as good at no more cost
+    failed, pruned: so many of its runs
     """
 
     name: str
@@ -80,6 +82,7 @@ class ConfigurationRow:
     p_bh: float | None
     pareto: bool
     failed: int
+    pruned: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ def build_table(loaded: LoadedSweep, runs: Sequence[RunRow]) -> SweepTable:
                 p_holm.get(one.name),
                 p_bh.get(one.name),
                 one.name in points and not any(_beats(other, points[one.name]) for other in points.values()),
-                sum(row.state == "failed" for row in runs if row.configuration == one.name),
+                *(sum(r.state == state for r in runs if r.configuration == one.name) for state in ("failed", "pruned")),
             )
         )
     queries = next((len(row.values) for row in runs if row.values), None)
@@ -274,9 +277,15 @@ def _notes(loaded: LoadedSweep, runs: Sequence[RunRow]) -> list[str]:
     if len(loaded.sweep.seeds) < 2:
         notes.append(f"{SEED_UNKNOWN}: one seed; intervals hold for other queries only, give seeds: [0, 1, 2]")
     failed = sum(row.state == "failed" for row in runs)
+    pruned = sum(row.state == "pruned" for row in runs)
     left = sum(row.state == "not run" for row in runs)
     if failed:
         notes.append(f"{counted(failed, 'run')} failed: the same command tries again")
+    if pruned:
+        notes.append(
+            f"{counted(pruned, 'run')} pruned at a rung: clearly worse until then, and compared with nothing; `--only "
+            "RUN` trains one to its end"
+        )
     if left:
         notes.append(f"{counted(left, 'run')} not done: within the budget, the same command continues")
     planned = len(loaded.configurations) * len(loaded.sweep.seeds)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rankwright.common.errors import did_you_mean
 from rankwright.recipe.kinds import MOST, FolderName, Line, Positive, Section, Words
@@ -42,6 +42,8 @@ REFUSED = {
     "licence": NO_RESULT_ON_DEV,
     "model.merge_with_base": "works after training, which dev does not see: set it in the recipe",
 }
+# Schedules whose learning rate is the same in all runs at a rung.
+UNDECAYED = ("wsd", "constant")
 # Refused as a whole only.
 REFUSED_WHOLE = {"data": NOT_COMPARABLE, "train": "holds dev_queries and the seed: give its keys"}
 
@@ -64,6 +66,27 @@ class Design(Section):
     """Draws configurations in place of a grid."""
 
 
+class Asha(Section):
+    """Successive halving: at rungs, the evaluations first, first x eta, first x eta^2 ..., the worst are pruned.
+
+    All configurations reach a rung before it is decided, so the decisions do not depend on how many workers there are.
+    """
+
+    eta: Annotated[int, Field(ge=2, le=100)] = 3
+    """One of so many configurations goes on at each rung, and the default."""
+    first: Annotated[int, Field(gt=0, le=10**4)] = 1
+    """The evaluation on dev that is the first rung; choose one after the warm-up."""
+    keep_within_se: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """So many standard errors below the last that goes on, paired over dev queries, a configuration goes on too."""
+
+
+class Early(Section):
+    """How runs that are clearly worse end early. They are kept as `pruned`, and choose nothing."""
+
+    asha: Asha = Asha()
+    """Successive halving."""
+
+
 class Budget(Section):
     """Where the sweep ends before all runs are done. Every configuration gets its first seed before any its second."""
 
@@ -71,6 +94,24 @@ class Budget(Section):
     """At most this many runs are trained."""
     hours: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """No run begins after the finished ones took this many hours of this sweep, all workers together."""
+    cost: Annotated[float, Field(gt=0, le=MOST)] | None = None
+    """No run begins after the finished ones cost this much, by `per_hour`."""
+    per_hour: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """What an hour of training costs on the machine of one worker, in the currency of `cost`."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if (self.cost is None) != (self.per_hour is None):
+            missing = "per_hour: missing, the price of an hour" if self.per_hour is None else "cost: missing"
+            raise ValueError(f"{missing}: give both, such as {{cost: 50, per_hour: 2.5}}")
+        return self
+
+    @property
+    def most_seconds(self) -> float | None:
+        """Seconds of training after which no run begins; None without such a bound."""
+        bounds = [] if self.hours is None else [self.hours]
+        bounds += [] if self.cost is None or self.per_hour is None else [self.cost / self.per_hour]
+        return 3600 * min(bounds) if bounds else None
 
 
 class Choose(Section):
@@ -103,6 +144,8 @@ class Sweep(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)] = (0, 1, 2)
     """Each configuration is trained with each of them as train.seed; data, dev and mining stay those of the recipe."""
     budget: Budget = Budget()
+    early: Early | None = None
+    """`{asha: {}}` stops training what is clearly worse at rungs; without it, all runs are trained to their end."""
     choose: Choose = Choose()
 
     @field_validator("seeds")

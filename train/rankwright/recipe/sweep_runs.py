@@ -22,7 +22,7 @@ from rankwright.recipe.loading import WHOLE, LoadedRecipe, apply_override, exten
 from rankwright.recipe.paths import start_paths
 from rankwright.recipe.schema import Key, Recipe
 from rankwright.recipe.sources import DevFromTrain
-from rankwright.recipe.sweep import Factor, Sweep, factors_of
+from rankwright.recipe.sweep import UNDECAYED, Factor, Sweep, factors_of
 from rankwright.recipe.yaml_file import Place, YamlFile, read_yaml, validate
 
 # More runs than this may be a slip of a grid: they are asked for with --yes.
@@ -118,6 +118,7 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
         )
         validate(Sweep, tree)
     configurations, in_design = _configurations(sweep, factors, default, build)
+    _check_early(tree, sweep, configurations)
     return LoadedSweep(
         sweep,
         path,
@@ -138,7 +139,7 @@ def _check_overrides(tree: YamlFile, overrides: Sequence[str]) -> None:
         place = Place(1, 0, "override")
         if any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in swept):
             tree.blame((), f"{key}: is swept: change `over` in the file", place)
-        if key in ("name", "seeds", "train.seed", "over", "design", "budget", "choose"):
+        if key in ("name", "seeds", "train.seed", "over", "design", "budget", "early", "choose"):
             tree.blame((), f"{key}: is of the sweep, not of its recipe: change the file", place)
 
 
@@ -155,6 +156,19 @@ def _count(tree: YamlFile, sweep: Sweep, factors: Sequence[Factor], *, yes: bool
             f"{counted(len(sweep.seeds), 'seed')}): more than {MOST_RUNS:,}: leave values out, use design: {{random: "
             f"{{runs: 24}}}} or one_at_a_time{advice}"
         )
+
+
+def _check_early(tree: YamlFile, sweep: Sweep, configurations: Sequence[Configuration]) -> None:
+    """Raise UserErrors where runs at a rung would not be comparable."""
+    names = dict.fromkeys(one.recipe.train.schedule for one in configurations)
+    decayed = [name for name in names if name not in UNDECAYED]
+    if sweep.early is not None and decayed:
+        tree.blame(
+            ("early",),
+            f"train.schedule is {' or '.join(decayed)}: at a rung the learning rate would be half decayed, and no run "
+            f"comparable: set train.schedule={UNDECAYED[0]} or {UNDECAYED[1]} for all runs, or leave `early` out",
+        )
+        validate(Sweep, tree)
 
 
 def _base(sweep: Sweep, path: Path) -> tuple[YamlFile, list[Path]]:
