@@ -50,8 +50,10 @@ def sweep(
     if dry_run:
         _preview(loaded)
         return
-    table = SweepRunner(loaded, worker=worker, command=("rankwright", *sys.argv[1:]))(chosen)
-    _show(loaded, table)
+    runner = SweepRunner(loaded, worker=worker, command=("rankwright", *sys.argv[1:]))
+    table = runner(chosen)
+    # With the configurations that were proposed meanwhile.
+    _show(runner.loaded, table)
 
 
 def _preview(loaded: LoadedSweep) -> None:

@@ -293,7 +293,15 @@ def _notes(loaded: LoadedSweep, runs: Sequence[RunRow]) -> list[str]:
         notes.append(f"budget.runs leaves out {counted(planned - len(runs), 'run')} of {planned:,}")
     if len({frozenset(row.values) for row in runs if row.values}) > 1:
         notes.append("runs have different dev queries, and are not compared with each other")
-    if loaded.sweep.design.random is not None:
+    if loaded.trials is not None and loaded.sweep.design.optuna is not None:
+        later = loaded.sweep.design.optuna.runs - len(loaded.trials.names)
+        if later:
+            notes.append(
+                f"{counted(later, 'configuration')} not proposed: within the budget, the same command continues"
+            )
+        if invalid := loaded.trials.names.count(None):
+            notes.append(f"{counted(invalid, 'proposal')} made no recipe, and had no runs")
+    if loaded.sweep.design.random is not None or loaded.trials is not None:
         notes.append("drawn configurations: main effects only where all levels share the other settings")
     return notes
 

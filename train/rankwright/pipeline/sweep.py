@@ -25,9 +25,11 @@ from rankwright.pipeline.context import Context
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.sweep_rows import is_of, read_progress, read_table, training_seconds
+from rankwright.pipeline.trials import propose
 from rankwright.recipe.schema import COMBINED, EXPORTED
 from rankwright.recipe.sweep import Asha
 from rankwright.recipe.sweep_runs import LoadedSweep, PlannedRun
+from rankwright.recipe.sweep_trials import read_proposals, write_proposals
 
 # Stages before training: runs whose inputs of them are equal share them.
 SHARED = ("data", "teacher", "mine", "judge")
@@ -69,6 +71,8 @@ class SweepRunner:
                     RunFolder(run.folder).failure.unlink(missing_ok=True)
             if self.loaded.sweep.early is not None and only is None:
                 self._work_by_rungs(runs, self.loaded.sweep.early.asha)
+            elif self.loaded.trials is not None and only is None:
+                self._work_by_trials()
             else:
                 self._work(runs, "train")
             table = read_table(self.loaded)
@@ -91,6 +95,32 @@ class SweepRunner:
             if after.evaluations == now.evaluations and after.pending:
                 # The budget is spent: a rung that some have not reached decides nothing.
                 return
+
+    def _work_by_trials(self) -> None:
+        """Train what was proposed, propose the next configuration, and so on. Workers share the seeds of one."""
+        sweep = self.loaded.sweep
+        assert self.loaded.trials is not None and sweep.design.optuna is not None
+        while True:
+            runs = self.loaded.runs
+            self._work(runs, "train")
+            table, trials = read_table(self.loaded), self.loaded.trials
+            assert trials is not None
+            is_full = sweep.budget.runs is not None and len(runs) >= sweep.budget.runs
+            # A run that was not begun: the budget is spent.
+            spent = is_full or any(row.state == "not run" for row in table.runs)
+            if len(trials.proposals) >= sweep.design.optuna.runs or spent:
+                return
+            place = self.loaded.folder / ".shared" / "trials"
+            place.mkdir(parents=True, exist_ok=True)
+            with _waiting(place, self.command):
+                known = read_proposals(self.loaded.folder, trials.of)
+                if len(known) <= len(trials.proposals):
+                    known = [*trials.proposals, propose(self.loaded, table)]
+                    write_proposals(self.loaded.folder, trials.of, known)
+            self.loaded = self.loaded.with_proposals(known)
+            assert self.loaded.trials is not None
+            if self.loaded.trials.names[-1] is None:
+                console.say(f"proposal {len(known)} does not make a valid recipe: passed over")
 
     def _standing(self, runs: Sequence[PlannedRun], rule: Asha) -> Standing:
         progress = {}
@@ -289,7 +319,11 @@ def shared_stages(loaded: LoadedSweep, say: Callable[[str], None]) -> dict[str, 
         for stage in STAGES:
             if stage.name in (*SHARED, "train") and stage.is_asked(p):
                 distinct.setdefault(stage.name, set()).add(_inputs(stage, p))
-    say(f"{counted(len(loaded.runs), 'run')} in {loaded.folder}")
+    later = 0
+    if loaded.trials is not None and loaded.sweep.design.optuna is not None:
+        later = loaded.sweep.design.optuna.runs - len(loaded.trials.proposals)
+    more = f", and {counted(later, 'configuration')} that optuna is still to propose" if later else ""
+    say(f"{counted(len(loaded.runs), 'run')} in {loaded.folder}{more}")
     return {name: len(found) for name, found in distinct.items()}
 
 

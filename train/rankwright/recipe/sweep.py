@@ -57,6 +57,15 @@ class RandomDesign(Section):
     """Seed of the draw."""
 
 
+class OptunaDesign(Section):
+    """Configurations that Optuna's TPE proposes, each from the results of those before; needs `rankwright[sweep]`."""
+
+    runs: Positive
+    """So many configurations are proposed, beside the default."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the proposals."""
+
+
 class Design(Section):
     """Which combinations of the values are trained."""
 
@@ -64,6 +73,14 @@ class Design(Section):
     """`grid`: every combination; `one_at_a_time`: the recipe, and each single change of it."""
     random: RandomDesign | None = None
     """Draws configurations in place of a grid."""
+    optuna: OptunaDesign | None = None
+    """Proposes configurations in place of a grid, by what the earlier ones reached on dev."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Design:
+        if self.random is not None and self.optuna is not None:
+            raise ValueError("random and optuna are two designs: leave one of them out")
+        return self
 
 
 class Asha(Section):
@@ -140,7 +157,7 @@ class Sweep(Section):
     design: Annotated[Design, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)] = (
         Design()
     )
-    """`grid`, `one_at_a_time`, or `{random: {runs: 24}}`."""
+    """`grid`, `one_at_a_time`, `{random: {runs: 24}}` or `{optuna: {runs: 24}}`."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)] = (0, 1, 2)
     """Each configuration is trained with each of them as train.seed; data, dev and mining stay those of the recipe."""
     budget: Budget = Budget()
@@ -180,11 +197,18 @@ class Factor:
         value = float(f"{math.exp(value) if self.log else value:.3g}")
         return round(value) if self.whole else min(max(value, self.low), self.high)
 
+    def share(self, value: float) -> float | None:
+        """The share of the range at which a value lies; None outside it."""
+        if not self.low <= value <= self.high:
+            return None
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return min(max((at - low) / (high - low), 0.0), 1.0)
+
 
 def factors_of(tree: YamlFile, *, drawn: bool) -> list[Factor]:
     """The factors of a sweep file that can be understood; the mistakes of the others are noted in the tree.
 
-    drawn: for a random design, which needs no points.
+    drawn: for a design that draws or proposes values, which needs no points.
     """
     given = tree.data.get("over")
     over: dict[str, Any] = given if isinstance(given, dict) else {}
