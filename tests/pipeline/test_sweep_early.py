@@ -9,6 +9,7 @@ from typing import Any
 
 import jobs
 import pytest
+import yaml
 from sweeps import sweep_file
 
 from rankwright.common.run_folder import RunFolder
@@ -42,10 +43,9 @@ main()
 def early_file(folder: Path, base: Path, **keys: Any) -> Path:
     path = sweep_file(folder, base, OVER, **{**EARLY, **keys})
     recipe = path.with_name("recipe.yaml")
-    text = (
-        recipe.read_text().replace("max_steps: 2", "max_steps: 5").replace("train:\n", "train:\n  schedule: wsd\n", 1)
-    )
-    recipe.write_text(text)
+    values = yaml.safe_load(recipe.read_text())
+    values["train"] |= {"max_steps": 5, "schedule": "wsd"}
+    recipe.write_text(yaml.safe_dump(values))
     return path
 
 
