@@ -24,14 +24,14 @@ from rankwright.recipe.sweep_runs import LoadedSweep, load_sweep, named_runs
 # Trained by nothing, so that they are as bad as the base at each rung.
 OVER = {"train.learning_rate": [0.02, 1e-9, 2e-9, 3e-9]}
 EARLY: dict[str, Any] = {"early": {"asha": {"eta": 2, "first": 1, "keep_within_se": 0}}, "seeds": [0]}
-# Kills itself when the folder of a checkpoint is about to be written for the n-th time.
+# Kills itself while it writes the n-th checkpoint.
 KILLED = """
 import os, sys
 from rankwright.cli.main import main
 count = int(sys.argv.pop(1))
 def hook(event, arguments):
     global count
-    if event == "open" and str(arguments[0]).endswith("optimizer.pt") and arguments[2] & os.O_WRONLY:
+    if event == "open" and str(arguments[0]).endswith("state.json") and arguments[1] == "w":
         count -= 1
         if count == 0:
             os.kill(os.getpid(), 9)
