@@ -32,6 +32,12 @@ def sweep(over: dict[str, Any], *overrides: str, yes: bool = False, **keys: Any)
     return load_sweep("s.yaml", overrides, yes=yes)
 
 
+def wsd_base() -> str:
+    """The quickstart with a schedule that rungs can compare."""
+    Path("wsd.yaml").write_text("extends: quickstart\nname: base\ntrain: {schedule: wsd}\n")
+    return "./wsd.yaml"
+
+
 def mistakes(text: str, *overrides: str) -> list[str]:
     Path("s.yaml").write_text(text)
     with pytest.raises(UserErrors) as caught:
@@ -247,6 +253,44 @@ def test_too_many_runs() -> None:
     assert len(sweep(over, yes=True, seeds=[0]).runs) >= 400
     with pytest.raises(UserError, match=r"more than 1,000: leave values out, .*one_at_a_time$"):
         sweep({**over, "model.alpha": {"linear": [1, 400], "points": 400}}, yes=True)
+
+
+def test_schedules_that_rungs_cannot_compare() -> None:
+    with pytest.raises(
+        UserErrors, match=r"^s.yaml:\d+: early: train.schedule is cosine: at a rung .*train.schedule=wsd"
+    ):
+        sweep({"model.rank": [4]}, early={"asha": {}})
+    with pytest.raises(UserErrors, match=r"train\.schedule is linear: "):
+        sweep({"train.schedule": ["wsd", "linear"]}, "train.epochs=2", extends=wsd_base(), early={"asha": {}})
+    assert sweep({"train.schedule": ["constant"]}, extends=wsd_base(), early={}).sweep.early is not None
+
+
+def test_designs_and_budgets_that_do_not_fit_together() -> None:
+    both = {"optuna": {"runs": 3}, "random": {"runs": 3}}
+    with pytest.raises(UserErrors, match="random and optuna are two designs"):
+        sweep({"model.rank": [4]}, design=both)
+    with pytest.raises(UserErrors, match="budget: per_hour: missing, the price of an hour: give both"):
+        sweep({"model.rank": [4]}, budget={"cost": 5})
+    with pytest.raises(UserErrors, match=r"budget\.hours: must be greater than 0"):
+        sweep({"model.rank": [4]}, budget={"hours": 0})
+    bound = sweep({"model.rank": [4]}, budget={"cost": 5, "per_hour": 2.5, "hours": 3}).sweep.budget
+    assert bound.most_seconds == 2 * 3600
+    with pytest.raises(UserError, match="10,001 configurations"):
+        sweep({"model.rank": [4]}, design={"random": {"runs": 10_000}})
+
+
+def test_a_design_that_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
+    over, design = {"model.rank": [4, 8]}, {"optuna": {"runs": 3}}
+    with pytest.raises(UserErrors, match="early: a rung compares all configurations, and optuna proposes"):
+        pytest.importorskip("optuna")
+        sweep(over, extends=wsd_base(), design=design, early={"asha": {}})
+    with pytest.raises(UserErrors, match=r"model\.rank: must be greater than 0"):
+        sweep({"model.rank": [4, -1]}, design=design)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserErrors) as caught:
+        sweep(over, design=design)
+    (line,) = caught.value.messages
+    assert "design.optuna: optuna is not installed: `pip install 'rankwright[sweep]'`" in line
 
 
 def test_training_sets_with_dev_taken_out_of_them() -> None:

@@ -16,10 +16,11 @@ WHOLE, FIRST, LAST = 1, 2, 4
 
 @dataclass
 class Written:
-    """id, project, name and settings of a run; step -> its values; the summary; files by the kind of the panel."""
+    """id, project, group, name, settings of a run; step -> its values; the summary; files by the kind of the panel."""
 
     id: str = ""
     project: str = ""
+    group: str = ""
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -65,6 +66,7 @@ def written(found: Iterable[Any]) -> Written:
     for record in found:
         if record.HasField("run"):
             run.id, run.project, run.name = record.run.run_id, record.run.project, record.run.display_name
+            run.group = record.run.run_group
             run.config |= values(record.run.config.update)
         if record.HasField("history"):
             row = values(record.history.item)

@@ -116,6 +116,22 @@ def test_a_training_that_continues_is_one_whole_wandb_run(
     assert no_settings() == before
 
 
+def test_the_runs_of_a_sweep_are_a_group_in_wandb(tmp_path: Path, said: list[str]) -> None:
+    folder = tmp_path / "run"
+    open_trackers(["wandb"], folder, 0, run_name="job", config=CONFIG, say=said.append, group="my-sweep")[-1].close()
+    [one] = offline_runs(folder)
+    assert (wandb_file.read(one).group, wandb_file.read(one).name) == ("my-sweep", "job")
+    # The results are shown by a command that knows nothing of the sweep.
+    run = RunFolder(folder)
+    record = TrackingRecord(run)
+    tracked = Tracked(folder, "job", CONFIG, record.id, record.group)
+    show_outcome(["wandb"], tracked, record, read_steps(run.metrics), outcome_of(folder), said.append)
+    [one] = offline_runs(folder)
+    assert wandb_file.read(one).group == "my-sweep"
+    train(tmp_path / "other", "wandb", said, range(1))
+    assert wandb_file.read(offline_runs(tmp_path / "other")[0]).group == ""
+
+
 def test_the_same_outcome_is_shown_once(tmp_path: Path, said: list[str]) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -24,7 +24,7 @@ def sweep(
         typer.Argument(help="keys of the recipe to set for all runs, e.g. data.root=FOLDER", metavar="[KEY=VALUE]..."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check all runs, show them and what they share, and stop")
+        bool, typer.Option("--dry-run", help="check all runs, show them, what they share, time and cost, and stop")
     ] = False,
     only: Annotated[
         str | None, typer.Option("--only", help="train this run, or this configuration, and choose nothing")
@@ -37,6 +37,8 @@ def sweep(
     """Train a recipe with every setting of a sweep and several seeds, and tell which differences are real.
 
     Continues where it was stopped. Chooses on dev; opens the test sets for the chosen configuration and the default.
+    The file may ask for an early end of what is clearly worse, for proposals by Optuna, and for a budget in runs,
+    hours or money: see "Sweeps" in recipes/README.md.
     """
     from rankwright.recipe.sweep_runs import load_sweep, named_runs
 
@@ -50,8 +52,10 @@ def sweep(
     if dry_run:
         _preview(loaded)
         return
-    table = SweepRunner(loaded, worker=worker, command=("rankwright", *sys.argv[1:]))(chosen)
-    _show(loaded, table)
+    runner = SweepRunner(loaded, worker=worker, command=("rankwright", *sys.argv[1:]))
+    table = runner(chosen)
+    # With the configurations that were proposed meanwhile.
+    _show(runner.loaded, table)
 
 
 def _preview(loaded: LoadedSweep) -> None:
@@ -70,17 +74,31 @@ def _preview(loaded: LoadedSweep) -> None:
         shown.add_row(row.name, *values, f"{len(row.seeds)} of {planned}")
     console.show(shown)
     console.say("computed: " + ", ".join(f"{name} {count}x" for name, count in computed.items() if name != "train"))
-    done = [row.seconds for row in table.runs if row.seconds is not None]
-    left = len(table.runs) - len(done)
-    if done:
-        console.say(
-            f"time: about {console.duration(left * sum(done) / len(done))} of training left, by the finished runs"
-        )
-    else:
-        console.say("time: not known before a run is finished")
+    _show_time(loaded, table)
     queries = table.queries or known_dev_queries(loaded)
     most = "" if queries else " (if dev has so many: train.dev_queries)"
     console.say(promise(queries or loaded.default.recipe.train.dev_queries, len(loaded.sweep.seeds), table) + most)
+
+
+def _show_time(loaded: LoadedSweep, table: SweepTable) -> None:
+    """Print what is left in time and money."""
+    done = [row.seconds for row in table.runs if row.state == "done" and row.seconds is not None]
+    left = sum(row.state not in ("done", "pruned") for row in table.runs)
+    if loaded.trials is not None and loaded.sweep.design.optuna is not None:
+        left += (loaded.sweep.design.optuna.runs - len(loaded.trials.proposals)) * len(loaded.sweep.seeds)
+    budget = loaded.sweep.budget
+    if not done:
+        console.say(f"time{' and cost' if budget.cost is not None else ''}: not known before a run is finished")
+        return
+    each = sum(done) / len(done)
+    seconds, about = left * each, "at most" if loaded.sweep.early is not None else "about"
+    line = f"time: {about} {console.duration(seconds)} of training left, by the finished runs"
+    if budget.cost is not None and budget.per_hour is not None:
+        price, spent = budget.per_hour / 3600, sum(row.seconds or 0.0 for row in table.runs)
+        line += f"; cost: {about} {seconds * price:,.2f}, beside {spent * price:,.2f} spent, of {budget.cost:,.2f}"
+    console.say(line)
+    if (most := budget.most_seconds) is not None and most < each:
+        console.say(f"budget: smaller than one run, which takes {console.duration(each)}: no other run begins")
 
 
 def _show(loaded: LoadedSweep, table: SweepTable) -> None:

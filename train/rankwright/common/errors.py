@@ -34,6 +34,14 @@ class Stopped(Exception):
         super().__init__(f"stopped after step {step}")
 
 
+class Paused(Exception):
+    """Training reached the evaluation at which it was to pause, and saved a checkpoint of `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"paused after step {step}")
+
+
 class PeerFailed(Exception):
     """Another process of this command failed and reported why: this one ends without a message."""
 

@@ -107,7 +107,7 @@ class RunFolder:
     # Other trackers: the run's id there, and which of them have what; the events of tensorboard.
     tracking = _Place("tracking.json")
     tensorboard = _Place("tensorboard")
-    # nDCG@10 of each dev query, of the untrained model and of the best checkpoint.
+    # nDCG@10 of each dev query, of the untrained model and at each evaluation.
     dev_values = _Place("dev_values.jsonl")
     checkpoints = _Place("checkpoints")
 

@@ -40,6 +40,7 @@ USUAL_QUERY, USUAL_REST, USUAL_SEED = 0.08, 0.10, 0.01
 class RunRow:
     """One run as its folder has it. seconds: of training and its evaluations on dev.
 
+    pruned: stopped at a rung after `steps` steps; its dev is the best until then, which nothing is compared with
     dev, base: mean nDCG@10 on dev of the best checkpoint and of the untrained model; values: of each dev query
     train_queries: how many queries were trained on
     """
@@ -303,9 +304,15 @@ def _notes(loaded: LoadedSweep, runs: Sequence[RunRow]) -> list[str]:
     if len(loaded.sweep.seeds) < 2:
         notes.append(f"{SEED_UNKNOWN}: one seed; intervals hold for other queries only, give seeds: [0, 1, 2]")
     failed = sum(row.state == "failed" for row in runs)
+    pruned = sum(row.state == "pruned" for row in runs)
     left = sum(row.state == "not run" for row in runs)
     if failed:
         notes.append(f"{counted(failed, 'run')} failed: the same command tries again")
+    if pruned:
+        notes.append(
+            f"{counted(pruned, 'run')} pruned at a rung: clearly worse until then, and compared with nothing; `--only "
+            "RUN` trains one to its end"
+        )
     if left:
         notes.append(f"{counted(left, 'run')} not done: within the budget, the same command continues")
     planned = len(loaded.configurations) * len(loaded.sweep.seeds)
@@ -313,7 +320,15 @@ def _notes(loaded: LoadedSweep, runs: Sequence[RunRow]) -> list[str]:
         notes.append(f"budget.runs leaves out {counted(planned - len(runs), 'run')} of {planned:,}")
     if len({frozenset(row.values) for row in runs if row.values}) > 1:
         notes.append("runs have different dev queries, and are not compared with each other")
-    if loaded.sweep.design.random is not None:
+    if loaded.trials is not None and loaded.sweep.design.optuna is not None:
+        later = loaded.sweep.design.optuna.runs - len(loaded.trials.names)
+        if later:
+            notes.append(
+                f"{counted(later, 'configuration')} not proposed: within the budget, the same command continues"
+            )
+        if invalid := loaded.trials.names.count(None):
+            notes.append(f"{counted(invalid, 'proposal')} made no recipe, and had no runs")
+    if loaded.sweep.design.random is not None or loaded.trials is not None:
         notes.append("drawn configurations: main effects only where all levels share the other settings")
     return notes
 

@@ -50,6 +50,9 @@ class Context:
         self.command = command or ("rankwright", "run", resources.shown(loaded.path), *loaded.overrides)
         # What the evaluate stage looks at.
         self.systems: Sequence[str] = ()
+        # A sweep sets them: the group of the run in wandb, and so many evaluations after which training pauses.
+        self.group: str | None = None
+        self.pause_after: int | None = None
         # The verdict that let the model through, as gate.json has it.
         self.gate: dict[str, Any] | None = None
         self._started = False

@@ -29,7 +29,7 @@ def report(recipe: Recipe, run: RunFolder, sets: Sequence[str], inputs: Mapping[
     console.say(f"report: {write_report(run.path, inputs)}")
     if recipe.train.trackers:
         record = TrackingRecord(run)
-        tracked = Tracked(run.path, recipe.name, flat_config(recipe), record.id)
+        tracked = Tracked(run.path, recipe.name, flat_config(recipe), record.id, record.group)
         outcome = outcome_of(recipe, run, sets, inputs)
         show_outcome(recipe.train.trackers, tracked, record, read_steps(run.metrics), outcome, console.say)
     return {}

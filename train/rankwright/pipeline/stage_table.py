@@ -224,7 +224,9 @@ STAGES = [
     ),
     Stage(
         "train",
-        lambda p: train(p.recipe, p.folder, p.inputs.train, base=p.inputs.base),
+        lambda p: train(
+            p.recipe, p.folder, p.inputs.train, base=p.inputs.base, pause_after=p.pause_after, group=p.group
+        ),
         lambda p: p.inputs.train,
         lambda p, facts: [p.folder.mix, p.folder.metrics, p.folder.dev_values],
         "all",

@@ -9,19 +9,25 @@ from typing import Any
 from rankwright.common.files import read_json_object
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.compare import compare
-from rankwright.evaluation.dev_values import read_dev_values
+from rankwright.evaluation.dev_values import read_dev_values, read_evaluations
+from rankwright.evaluation.halving import Progress, standing
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.runs import experiment_of
 from rankwright.evaluation.sweep_table import OnTest, RunRow, SweepTable, build_table
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.sweep_runs import Configuration, LoadedSweep, PlannedRun
+from rankwright.training.checkpoint import newest_step
 from rankwright.training.eta import DEV_SECONDS, STEP_SECONDS
 from rankwright.training.tracking import read_metrics, read_steps
 
 
 def read_table(loaded: LoadedSweep) -> SweepTable:
     """The table of a sweep as its folders are now."""
-    return build_table(loaded, [_row(run) for run in loaded.runs])
+    pruned: frozenset[str] = frozenset()
+    if loaded.sweep.early is not None:
+        progress = {run.name: read_progress(run) for run in loaded.runs}
+        pruned = standing(loaded.sweep.early.asha, progress, loaded.default.name).pruned
+    return build_table(loaded, [_pruned_row(run) if run.name in pruned else _row(run) for run in loaded.runs])
 
 
 def read_tests(loaded: LoadedSweep, table: SweepTable) -> list[OnTest]:
@@ -77,13 +83,15 @@ def pruned_curves(loaded: LoadedSweep, table: SweepTable) -> dict[str, list[dict
 
 def is_of(folder: RunFolder, run: PlannedRun) -> bool:
     """Whether the folder holds a finished training of just this run."""
+    return folder.facts("train").get("best_value") is not None and _states(folder, run)
+
+
+def _states(folder: RunFolder, run: PlannedRun) -> bool:
+    """Whether the last command in the folder was of just this run."""
     stated = read_json_object(folder.recipe_json) or {}
-    trained = folder.facts("train")
     train: Any = stated.get("train")
     own = isinstance(train, dict) and train.get("seed") == run.seed
-    return bool(
-        trained.get("best_value") is not None and own and experiment_of(stated) == _experiment(run.configuration)
-    )
+    return own and experiment_of(stated) == _experiment(run.configuration)
 
 
 @functools.cache
@@ -92,9 +100,41 @@ def _experiment(configuration: Configuration) -> str:
     return experiment_of(json.loads(recipe_json(configuration.recipe)))
 
 
+def read_progress(run: PlannedRun, inputs: str | None = None) -> Progress:
+    """How far a run is. inputs: of its training, None: of the one that wrote last.
+
+    An evaluation counts once a checkpoint holds it: the training goes on from there.
+    """
+    folder = RunFolder(run.folder)
+    ended = is_of(folder, run) and inputs in (None, folder.facts("train").get("inputs"))
+    newest = newest_step(folder.checkpoints) if _states(folder, run) else 0
+    found = read_evaluations(folder.dev_values, inputs) if newest else []
+    values = [one.values for one in found if 0 < one.step <= newest]
+    return Progress(run.configuration.name, values, ended, not ended and folder.failure.is_file())
+
+
 def training_seconds(folder: RunFolder) -> float:
     """Seconds of the steps and of the evaluations on dev, over all commands that a killed training took."""
     return sum(_seconds(row, STEP_SECONDS) + _seconds(row, DEV_SECONDS) for row in read_metrics(folder.metrics))
+
+
+def _pruned_row(run: PlannedRun) -> RunRow:
+    folder = RunFolder(run.folder)
+    newest = newest_step(folder.checkpoints)
+    found = [one for one in read_evaluations(folder.dev_values) if one.step <= newest]
+    best = max((one for one in found if one.step), key=lambda one: one.mean)
+    return RunRow(
+        run.name,
+        run.configuration.name,
+        run.seed,
+        "pruned",
+        base=next((one.mean for one in found if one.step == 0), None),
+        dev=best.mean,
+        best_step=best.step,
+        steps=newest,
+        seconds=round(training_seconds(folder), 1),
+        tokens=_tokens(folder),
+    )
 
 
 def _row(run: PlannedRun) -> RunRow:
@@ -105,8 +145,6 @@ def _row(run: PlannedRun) -> RunRow:
     if not is_of(folder, run):
         return RunRow(run.name, run.configuration.name, run.seed, "not run")
     facts, values = folder.facts("train"), read_dev_values(folder.dev_values)
-    rows = read_metrics(folder.metrics)
-    tokens = sum(_seconds(row, "tokens_per_s") * _seconds(row, STEP_SECONDS) for row in rows)
     return RunRow(
         run.name,
         run.configuration.name,
@@ -119,7 +157,7 @@ def _row(run: PlannedRun) -> RunRow:
         best_step=facts["best_step"],
         steps=facts["step"],
         seconds=round(training_seconds(folder), 1),
-        tokens=round(tokens),
+        tokens=_tokens(folder),
         train_queries=_train_queries(folder),
         values=values.best if values is not None else None,
     )
@@ -131,6 +169,11 @@ def _train_queries(folder: RunFolder) -> int | None:
         return sum(int(row["queries"]) for row in mix["sets"])
     except (LookupError, TypeError, ValueError):
         return None
+
+
+def _tokens(folder: RunFolder) -> int:
+    rows = read_metrics(folder.metrics)
+    return round(sum(_seconds(row, "tokens_per_s") * _seconds(row, STEP_SECONDS) for row in rows))
 
 
 def _seconds(row: Any, key: str) -> float:

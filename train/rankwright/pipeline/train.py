@@ -76,10 +76,13 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
 
-def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str, Any]:
+def train(
+    recipe: Recipe, run: RunFolder, inputs: str, *, base: str, pause_after: int | None = None, group: str | None = None
+) -> dict[str, Any]:
     """Train, or continue; returns the state at the end, whose best_step is the one to use, as facts of the stage.
 
-    base: what the base's scores of dev are kept by. ended_early: by train.patience.
+    base: what the base's scores of dev are kept by. ended_early: by train.patience. group: of the run in wandb.
+    pause_after: raise Paused, with a checkpoint, after so many evaluations on dev; calling again continues.
     """
     accelerator, processes = make_accelerator(recipe), Processes.of_group()
     model_base, tokenizer, contract = recipe_prompt(recipe)
@@ -110,29 +113,33 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str
     processes.meet()
     match = affine_match(recipe, run, source, reranker, accelerator, inputs=inputs)
     loss, tokens = bind_loss(recipe.loss, match), budget_tokens(recipe)
-    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.training_seed, accelerator)
-    settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "say": console.say}
-    trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, **settings)
+    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.training_seed, accelerator, pause_after)
+    settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "group": group}
+    trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, say=console.say, **settings)
     earlier = read_metrics(run.metrics) if processes.is_first else []
     with (
         console.progress("train", steps) as advance,
         closing(Reports(trackers if processes.is_first else lambda step: [], advance, console.say, earlier)) as reports,
         stop_on_signals(console.say) as stop,
     ):
-        evaluate = dev_evaluation(recipe, run, reranker)
+        evaluate = dev_evaluation(recipe, run, reranker, inputs)
         untrained = functools.partial(untrained_value, recipe, run, reranker, evaluate, base=base)
-        refresh = None
-        if recipe.mine.refresh_steps is not None:
-            collections = [qualified(c) for c in read_split(run.data, "train")]
-            refresh = Refresh(recipe, run, source, reranker, collections, total_steps=steps)
+        refresh = _refresh(recipe, run, source, reranker, steps)
         state = fit(job, checkpoints, reports, evaluate=evaluate, untrained=untrained, refresh=refresh, stop=stop)
     _keep_mix(recipe, run, source, steps, state.step)
     if processes.is_first and state.best_value is not None:
-        settle(run.dev_values, state.base_value, state.best_value)
+        settle(run.dev_values, inputs, state.best_step)
     _describe_end(state, source)
     facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
     ended = {"planned_steps": steps, "ended_early": state.step < steps, "processes": accelerator.num_processes}
     return {**facts, **ended}
+
+
+def _refresh(recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, steps: int) -> Refresh | None:
+    if recipe.mine.refresh_steps is None:
+        return None
+    collections = [qualified(c) for c in read_split(run.data, "train")]
+    return Refresh(recipe, run, source, reranker, collections, total_steps=steps)
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -218,8 +225,8 @@ def untrained_value(
     processes = Processes.of_group()
     # The first process decides for all: its cache may be another one than theirs.
     known = base_scores(recipe, run, reranker, base) if processes.is_first else None
-    value = processes.from_first(None if known is None else evaluate(known))
-    return evaluate() if value is None else value
+    value = processes.from_first(None if known is None else evaluate(0, known))
+    return evaluate(0) if value is None else value
 
 
 def base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -> Reranked | None:
@@ -244,10 +251,11 @@ def base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -
     return found
 
 
-def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callable[..., float]:
-    """A function that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares.
+def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker, inputs: str) -> Callable[..., float]:
+    """A function of the step that returns the mean nDCG@10 on dev of the model as it stands, over all ranks' shares.
 
-    Given scores that are known, it takes these instead. The first process keeps each query's value.
+    Given scores that are known, it takes these instead. The first process keeps each query's value with the step and
+    the inputs of the training.
     With train.first_stage_offset, documents are ranked by what is trained: score + offset. A sharded model is whole on
     every rank for that time: see sharding.gathered.
     """
@@ -263,7 +271,7 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
         mine = rerank(under, collection, candidates, share, lambda *_: None)
         return {q: scores for part in processes.gather(mine) for q, scores in part.items()}
 
-    def evaluate(known: Reranked | None = None) -> float:
+    def evaluate(step: int, known: Reranked | None = None) -> float:
         values: dict[str, float] = {}
         with sharding.gathered(reranker.model):
             for collection, query_ids in shares:
@@ -273,7 +281,7 @@ def dev_evaluation(recipe: Recipe, run: RunFolder, reranker: Reranker) -> Callab
                     found = measure(scored, collection.qrels, query_ids, [HEADLINE], scale)
                     values |= found.per_query[HEADLINE]
         if processes.is_first:
-            add_evaluation(run.dev_values, values)
+            add_evaluation(run.dev_values, inputs, step, values)
         return sum(values.values()) / len(values)
 
     return evaluate

@@ -44,6 +44,8 @@ REFUSED = {
 }
 # What a learning curve changes.
 QUERIES_SHARE = "train.queries_share"
+# Schedules whose learning rate is the same in all runs at a rung.
+UNDECAYED = ("wsd", "constant")
 # Refused as a whole only.
 REFUSED_WHOLE = {"data": NOT_COMPARABLE, "train": "holds dev_queries and the seed: give its keys"}
 
@@ -60,6 +62,15 @@ class RandomDesign(Section):
 QueriesShare = Annotated[float, Field(gt=0, le=1)]
 
 
+class OptunaDesign(Section):
+    """Configurations that Optuna's TPE proposes, each from the results of those before; needs `rankwright[sweep]`."""
+
+    runs: Positive
+    """So many configurations are proposed, beside the default."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the proposals."""
+
+
 class Design(Section):
     """Which combinations of the values are trained."""
 
@@ -69,14 +80,38 @@ class Design(Section):
     """Draws configurations in place of a grid."""
     learning_curve: Annotated[tuple[QueriesShare, ...], BeforeValidator(tuple_of_list)] | None = None
     """Shares of the training queries, each trained for as many epochs: would more data help? With `over: {}`."""
+    optuna: OptunaDesign | None = None
+    """Proposes configurations in place of a grid, by what the earlier ones reached on dev."""
 
     @model_validator(mode="after")
     def _one_design(self) -> Design:
         if self.learning_curve is not None and len(self.learning_curve) < 2:
             raise ValueError("learning_curve: give two shares or more, such as [0.1, 0.25, 0.5, 1]")
-        if self.random is not None and self.learning_curve is not None:
-            raise ValueError("random, learning_curve: give one of them")
+        given = [name for name in ("random", "learning_curve", "optuna") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{', '.join(given)}: give one of them")
         return self
+
+
+class Asha(Section):
+    """Successive halving: at rungs, the evaluations first, first x eta, first x eta^2 ..., the worst are pruned.
+
+    All configurations reach a rung before it is decided, so the decisions do not depend on how many workers there are.
+    """
+
+    eta: Annotated[int, Field(ge=2, le=100)] = 3
+    """One of so many configurations goes on at each rung, and the default."""
+    first: Annotated[int, Field(gt=0, le=10**4)] = 1
+    """The evaluation on dev that is the first rung; choose one after the warm-up."""
+    keep_within_se: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """So many standard errors below the last that goes on, paired over dev queries, a configuration goes on too."""
+
+
+class Early(Section):
+    """How runs that are clearly worse end early. They are kept as `pruned`, and choose nothing."""
+
+    asha: Asha = Asha()
+    """Successive halving."""
 
 
 class Budget(Section):
@@ -86,6 +121,24 @@ class Budget(Section):
     """At most this many runs are trained."""
     hours: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """No run begins after the finished ones took this many hours of this sweep, all workers together."""
+    cost: Annotated[float, Field(gt=0, le=MOST)] | None = None
+    """No run begins after the finished ones cost this much, by `per_hour`."""
+    per_hour: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """What an hour of training costs on the machine of one worker, in the currency of `cost`."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> Budget:
+        if (self.cost is None) != (self.per_hour is None):
+            missing = "per_hour: missing, the price of an hour" if self.per_hour is None else "cost: missing"
+            raise ValueError(f"{missing}: give both, such as {{cost: 50, per_hour: 2.5}}")
+        return self
+
+    @property
+    def most_seconds(self) -> float | None:
+        """Seconds of training after which no run begins; None without such a bound."""
+        bounds = [] if self.hours is None else [self.hours]
+        bounds += [] if self.cost is None or self.per_hour is None else [self.cost / self.per_hour]
+        return 3600 * min(bounds) if bounds else None
 
 
 class Choose(Section):
@@ -114,10 +167,12 @@ class Sweep(Section):
     design: Annotated[Design, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)] = (
         Design()
     )
-    """`grid`, `one_at_a_time`, `{random: {runs: 24}}`, or `{learning_curve: [0.1, 0.25, 0.5, 1]}`."""
+    """`grid`, `one_at_a_time`, `{random: {runs: 24}}`, `{optuna: {runs: 24}}` or `{learning_curve: [0.25, 0.5, 1]}`."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)] = (0, 1, 2)
     """Each configuration is trained with each of them as train.seed; data, dev and mining stay those of the recipe."""
     budget: Budget = Budget()
+    early: Early | None = None
+    """`{asha: {}}` stops training what is clearly worse at rungs; without it, all runs are trained to their end."""
     choose: Choose = Choose()
 
     @field_validator("seeds")
@@ -158,11 +213,18 @@ class Factor:
         value = float(f"{math.exp(value) if self.log else value:.3g}")
         return round(value) if self.whole else min(max(value, self.low), self.high)
 
+    def share(self, value: float) -> float | None:
+        """The share of the range at which a value lies; None outside it."""
+        if not self.low <= value <= self.high:
+            return None
+        low, high, at = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return min(max((at - low) / (high - low), 0.0), 1.0)
+
 
 def factors_of(tree: YamlFile, *, drawn: bool) -> list[Factor]:
     """The factors of a sweep file that can be understood; the mistakes of the others are noted in the tree.
 
-    drawn: for a random design, which needs no points.
+    drawn: for a design that draws or proposes values, which needs no points.
     """
     given = tree.data.get("over")
     over: dict[str, Any] = given if isinstance(given, dict) else {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib.util
 import itertools
 import json
 import math
@@ -22,7 +24,8 @@ from rankwright.recipe.loading import WHOLE, LoadedRecipe, apply_override, exten
 from rankwright.recipe.paths import start_paths
 from rankwright.recipe.schema import Key, Recipe
 from rankwright.recipe.sources import DevFromTrain
-from rankwright.recipe.sweep import Factor, Sweep, factors_of
+from rankwright.recipe.sweep import UNDECAYED, Factor, Sweep, factors_of
+from rankwright.recipe.sweep_trials import Proposal, proposed, read_proposals
 from rankwright.recipe.yaml_file import Place, YamlFile, read_yaml, validate
 
 # More runs than this may be a slip of a grid: they are asked for with --yes.
@@ -60,10 +63,25 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Trials:
+    """The trials of a sweep whose configurations are proposed.
+
+    of: hash of what they are proposed for; names: the configuration of each proposal, None where it makes no recipe
+    """
+
+    factors: tuple[Factor, ...]
+    build: _Builder
+    of: str
+    proposals: tuple[Proposal, ...] = ()
+    names: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedSweep:
     """A sweep with its configurations, the default first; the others in the order of the file.
 
     in_design: whether the default is one of the design's own combinations
+    trials: of a design that proposes configurations; those proposed so far are among the configurations
     """
 
     sweep: Sweep
@@ -74,6 +92,7 @@ class LoadedSweep:
     in_design: bool
     sources: tuple[Path, ...]
     overrides: tuple[str, ...]
+    trials: Trials | None = None
 
     @property
     def default(self) -> Configuration:
@@ -81,9 +100,36 @@ class LoadedSweep:
 
     @property
     def runs(self) -> list[PlannedRun]:
-        """All runs: every configuration with the first seed, then with the second, as far as budget.runs goes."""
-        made = [self._run(one, seed) for seed in self.sweep.seeds for one in self.configurations]
+        """All runs: every configuration with the first seed, then with the second, as far as budget.runs goes.
+
+        Configurations that are proposed get all seeds one after the other: the next proposal follows from their mean.
+        """
+        pairs = [(one, seed) for seed in self.sweep.seeds for one in self.configurations]
+        if self.trials is not None:
+            pairs = [(one, seed) for one in self.configurations for seed in self.sweep.seeds]
+        made = [self._run(one, seed) for one, seed in pairs]
         return made[: self.sweep.budget.runs]
+
+    def with_proposals(self, proposals: Sequence[Proposal]) -> LoadedSweep:
+        """The sweep with these proposals, the whole list of them. One that makes no valid recipe has no runs."""
+        assert self.trials is not None
+        made, names = [self.default], list[str | None]()
+        known = {recipe_json(self.default.recipe): DEFAULT}
+        for number, proposal in enumerate(proposals, start=1):
+            try:
+                recipe = self.trials.build.recipe(proposed(self.trials.factors, proposal))
+            except UserErrors:
+                names.append(None)
+                continue
+            text = recipe_json(recipe)
+            if text not in known:
+                known[text] = f"trial-{number}"
+                settings = _settings(recipe, self.trials.factors)
+                changed = tuple(key for key, value in settings.items() if value != self.default.settings[key])
+                made.append(Configuration(known[text], settings, changed, recipe))
+            names.append(known[text])
+        trials = dataclasses.replace(self.trials, proposals=tuple(proposals), names=tuple(names))
+        return dataclasses.replace(self, configurations=tuple(made), trials=trials)
 
     def _run(self, one: Configuration, seed: int) -> PlannedRun:
         name = f"{one.name}-s{seed}"
@@ -104,8 +150,12 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     overrides = list_of_texts("overrides", overrides)
     tree = read_yaml(path)
     design = tree.data.get("design")
-    factors = factors_of(tree, drawn=isinstance(design, dict) and "random" in design)
+    factors = factors_of(tree, drawn=isinstance(design, dict) and not {"random", "optuna"}.isdisjoint(design))
     _check_overrides(tree, overrides, [factor.key for factor in factors])
+    if isinstance(design, dict) and "optuna" in design and importlib.util.find_spec("optuna") is None:
+        tree.blame(
+            ("design", "optuna"), "optuna is not installed: `pip install 'rankwright[sweep]'`, or draw by random"
+        )
     sweep = validate(Sweep, tree)
     folders = [text.partition("=")[2] for text in overrides if text.startswith("run_dir=")]
     overrides = [text for text in overrides if not text.startswith("run_dir=")]
@@ -119,16 +169,26 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
         )
         validate(Sweep, tree)
     configurations, in_design = _configurations(sweep, factors, default, build)
-    return LoadedSweep(
+    _check_early(tree, sweep, configurations)
+    folder = resources.expand(folders[-1] if folders else f"runs/{sweep.name}")
+    trials = None
+    if sweep.design.optuna is not None:
+        of = content_hash(
+            recipe_json(default), [(f.key, f.values, f.low, f.high) for f in factors], sweep.design.optuna.seed
+        )
+        trials = Trials(tuple(factors), build, of)
+    loaded = LoadedSweep(
         sweep,
         path,
-        resources.expand(folders[-1] if folders else f"runs/{sweep.name}"),
+        folder,
         tuple(factor.key for factor in factors),
         tuple(configurations),
         in_design,
         tuple(sources),
         tuple(overrides),
+        trials,
     )
+    return loaded if trials is None else loaded.with_proposals(read_proposals(folder, trials.of))
 
 
 def _check_overrides(tree: YamlFile, overrides: Sequence[str], swept: Sequence[str]) -> None:
@@ -138,8 +198,8 @@ def _check_overrides(tree: YamlFile, overrides: Sequence[str], swept: Sequence[s
         key = text.partition("=")[0].strip()
         place = Place(1, 0, "override")
         if any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in swept):
-            tree.blame((), f"{key}: is swept: change the file", place)
-        if key in ("name", "seeds", "train.seed", "over", "design", "budget", "choose"):
+            tree.blame((), f"{key}: is swept: change `over` in the file", place)
+        if key in ("name", "seeds", "train.seed", "over", "design", "budget", "early", "choose"):
             tree.blame((), f"{key}: is of the sweep, not of its recipe: change the file", place)
 
 
@@ -147,7 +207,8 @@ def _count(tree: YamlFile, sweep: Sweep, factors: Sequence[Factor], *, yes: bool
     """Raise UserError for more runs than are wanted without a question, before any is made."""
     sizes = [len(factor.values) for factor in factors]
     number = math.prod(sizes) if sweep.design.kind == "grid" else 1 + sum(sizes)
-    number = 1 + sweep.design.random.runs if sweep.design.random else number
+    drawn = sweep.design.random or sweep.design.optuna
+    number = 1 + drawn.runs if drawn else number
     runs = min(number * len(sweep.seeds), sweep.budget.runs or number * len(sweep.seeds))
     if number > MOST_LISTED or (runs > MOST_RUNS and not yes):
         advice = "" if number > MOST_LISTED else ", or give --yes"
@@ -156,6 +217,24 @@ def _count(tree: YamlFile, sweep: Sweep, factors: Sequence[Factor], *, yes: bool
             f"{counted(len(sweep.seeds), 'seed')}): more than {MOST_RUNS:,}: leave values out, use design: {{random: "
             f"{{runs: 24}}}} or one_at_a_time{advice}"
         )
+
+
+def _check_early(tree: YamlFile, sweep: Sweep, configurations: Sequence[Configuration]) -> None:
+    """Raise UserErrors where runs at a rung would not be comparable."""
+    names = dict.fromkeys(one.recipe.train.schedule for one in configurations)
+    decayed = [name for name in names if name not in UNDECAYED]
+    if sweep.early is not None and sweep.design.optuna is not None:
+        tree.blame(
+            ("early",), "a rung compares all configurations, and optuna proposes one after the other: leave one out"
+        )
+        validate(Sweep, tree)
+    if sweep.early is not None and decayed:
+        tree.blame(
+            ("early",),
+            f"train.schedule is {' or '.join(decayed)}: at a rung the learning rate would be half decayed, and no run "
+            f"comparable: set train.schedule={UNDECAYED[0]} or {UNDECAYED[1]} for all runs, or leave `early` out",
+        )
+        validate(Sweep, tree)
 
 
 def _base(sweep: Sweep, path: Path) -> tuple[YamlFile, list[Path]]:
@@ -236,6 +315,9 @@ def _configurations(
     if faults:
         raise UserErrors([_with_settings(message, made, number) for message, made in faults.items()])
     made = [Configuration(DEFAULT, own, (), default)]
+    if sweep.design.optuna is not None:
+        # The values are valid, each by itself; which are trained together is proposed later.
+        return made, False
     settings = [_settings(recipe, factors) for _, recipe in found]
     differ = [tuple(key for key in own if one[key] != own[key]) for one in settings]
     names = _names(
@@ -267,9 +349,9 @@ def _combinations(sweep: Sweep, factors: Sequence[Factor]) -> Iterator[dict[Fact
         for _ in range(sweep.design.random.runs):
             shares = [rng.random() for _ in factors]
             yield {f: _drawn(f, share) for f, share in zip(factors, shares, strict=True)}
-    elif sweep.design.kind == "one_at_a_time":
+    elif sweep.design.kind == "one_at_a_time" or sweep.design.optuna is not None:
         for factor in factors:
-            yield from ({factor: value} for value in factor.values)
+            yield from ({factor: value} for value in factor.values or (factor.at(0), factor.at(1)))
     else:
         for values in itertools.product(*(factor.values for factor in factors)):
             yield dict(zip(factors, values, strict=True))

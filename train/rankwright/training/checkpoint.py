@@ -174,6 +174,11 @@ def _best_step(folder: Path) -> int | None:
         return None
 
 
+def newest_step(root: Path) -> int:
+    """The step of the newest checkpoint under root, whole or not; 0 where there is none."""
+    return max((int(path.name[5:]) for path in root.glob("step-*") if path.name[5:].isdigit()), default=0)
+
+
 def read_state(folder: Path) -> TrainState | None:
     """The state of a checkpoint whose files are whole, or None.
 

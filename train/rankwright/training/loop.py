@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from rankwright.common.errors import Stopped, UserError
+from rankwright.common.errors import Paused, Stopped, UserError
 from rankwright.common.processes import Processes
 from rankwright.model.rank_model import RankModel
 from rankwright.recipe.schema import Train
@@ -40,6 +40,7 @@ class Job:
     """What is trained, on which groups and how.
 
     budget_tokens: of a micro-batch. accelerator: Accelerate's, for precision and the device.
+    pause_after: so many evaluations after which training pauses, if it has not ended; None: it does not.
     """
 
     model: RankModel
@@ -50,6 +51,7 @@ class Job:
     budget_tokens: int
     seed: int
     accelerator: Any
+    pause_after: int | None = None
 
 
 def fit(
@@ -57,20 +59,21 @@ def fit(
     checkpoints: Checkpoints,
     reports: Reports,
     *,
-    evaluate: Callable[[], float],
+    evaluate: Callable[[int], float],
     untrained: Callable[[], float],
     refresh: Refresh | None,
     stop: StopSignal,
 ) -> TrainState:
     """Train to total_steps, or out of patience, from the newest whole checkpoint where there is one.
 
-    evaluate(), and untrained() before step 1, return nDCG@10 on dev of the current model, on all ranks together.
+    evaluate(step), and untrained() before step 1, return nDCG@10 on dev of the model as it is, on all ranks together.
     refresh: sets the pool that the next step draws negatives from, and mines it first if it is due.
     Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
-    Raises Stopped after saving if a stop is requested on any rank.
+    Raises Stopped after saving if a stop is requested on any rank, and Paused after job.pause_after evaluations.
     """
     model, settings, total_steps = job.model, job.settings, job.total_steps
     processes, every = Processes.of_group(), evaluation_interval(settings, total_steps)
+    pause = None if job.pause_after is None else job.pause_after * every
     optimizer = make_optimizer(
         model.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -80,11 +83,7 @@ def fit(
     if not model.sharded:
         prepare(model, job.accelerator)
     eta = _eta(job, every, refresh, reports.earlier if found is not None else ())
-    if found is None:
-        with eta.timing(EVALUATION):
-            base_value = untrained()
-        reports.say(f"before step 1: dev nDCG@10 {base_value:.3f}")
-    state = found or TrainState(step=0, inputs=checkpoints.inputs, base_value=base_value)
+    state = found or _begin(checkpoints.inputs, untrained, eta, reports.say)
     reports.start(state)
     utilisation = _utilisation(job, reports.say)
     spread, first = SpreadWatch(reports.say), state.step + 1
@@ -94,6 +93,9 @@ def fit(
         if state.out_of_patience(settings.patience):
             reports.end_early(state, total_steps)
             break
+        if pause is not None and state.step >= pause:
+            processes.meet()
+            raise Paused(state.step)
         if refresh is not None:
             with eta.timing(REFRESH) if refresh.due(state.step) else nullcontext():
                 state = dataclasses.replace(state, pool=refresh(state))
@@ -124,7 +126,7 @@ def fit(
         state = dataclasses.replace(state, step=step)
         if step % every == 0 or step == total_steps:
             with eta.timing(EVALUATION):
-                values["dev_nDCG@10"] = evaluate()
+                values["dev_nDCG@10"] = evaluate(step)
             values[DEV_SECONDS] = eta.last(EVALUATION)
             state = state.evaluated(values["dev_nDCG@10"])
         reports.log(values | speed, step=step)
@@ -142,6 +144,14 @@ def fit(
     if any(processes.gather(stop.requested)):
         raise Stopped(state.step, interrupted=stop.interrupted)
     return state
+
+
+def _begin(inputs: str, untrained: Callable[[], float], eta: Eta, say: Callable[[str], None]) -> TrainState:
+    """The state before step 1."""
+    with eta.timing(EVALUATION):
+        value = untrained()
+    say(f"before step 1: dev nDCG@10 {value:.3f}")
+    return TrainState(step=0, inputs=inputs, base_value=value)
 
 
 def _eta(job: Job, every: int, refresh: Refresh | None, earlier: Sequence[Mapping[str, Any]]) -> Eta:

@@ -31,12 +31,13 @@ LONGEST = 300
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """The run that trackers know: its folder, name and settings (`section.key` -> value). id: see TrackingRecord."""
+    """The run that trackers know: folder, name, settings (`section.key` -> value). id, group: see TrackingRecord."""
 
     folder: Path
     name: str
     config: Mapping[str, Any]
     id: str
+    group: str | None = None
 
     @property
     def plain_config(self) -> dict[str, int | float | str]:
@@ -134,6 +135,7 @@ class Wandb:
             dir=str(run.folder),
             name=run.name,
             id=run.id,
+            group=run.group,
             config=run.plain_config,
             resume="allow",
             mode=mode,  # type: ignore[arg-type]
@@ -316,14 +318,17 @@ def check_trackers(names: Sequence[str]) -> None:
 class TrackingRecord:
     """tracking.json of a run: the id that trackers know it by, which of them started, what each of them shows.
 
-    new: for a training that begins; else the record of the folder, if there is one.
+    new: for a training that begins; else the record of the folder, if there is one. group: of runs that belong
+    together, such as those of a sweep; None: that of the record.
     """
 
-    def __init__(self, run: RunFolder, *, new: bool = False) -> None:
+    def __init__(self, run: RunFolder, *, new: bool = False, group: str | None = None) -> None:
         self._run = run
         found = {} if new else read_json_object(run.tracking) or {}
         started, shown_by = found.get("started"), found.get("shown")
         self.id = str(found.get("id") or uuid.uuid4().hex[:12])
+        known = found.get("group")
+        self.group = group or (known if isinstance(known, str) else None)
         self.started: list[str] = started if isinstance(started, list) else []
         self.shown: dict[str, str] = shown_by if isinstance(shown_by, dict) else {}
         self.write()
@@ -340,7 +345,9 @@ class TrackingRecord:
 
     def write(self) -> None:
         """Write the record."""
-        self._run.write_json(self._run.tracking, {"id": self.id, "started": self.started, "shown": self.shown})
+        values = {"id": self.id, "started": self.started, "shown": self.shown}
+        values |= {} if self.group is None else {"group": self.group}
+        self._run.write_json(self._run.tracking, values)
 
 
 def reason(error: BaseException) -> str:

@@ -139,8 +139,11 @@ def open_trackers(
     run_name: str,
     config: Mapping[str, Any],
     say: Callable[[str], None],
+    group: str | None = None,
 ) -> list[Tracker]:
     """metrics.jsonl and the named trackers; a training that continues stays one run in wandb, trackio and tensorboard.
+
+    group: that wandb shows the run in.
 
     Each of these gets the steps that it lacks: of a training that continues, or that began without it.
     """
@@ -148,8 +151,8 @@ def open_trackers(
     trackers: list[Tracker] = [JsonlTracker(run.metrics, resumed_step=resumed_step, say=say)]
     if not names:
         return trackers
-    record = TrackingRecord(run, new=not resumed_step)
-    tracked, rows = Tracked(folder, run_name, config, record.id), read_steps(run.metrics)
+    record = TrackingRecord(run, new=not resumed_step, group=group)
+    tracked, rows = Tracked(folder, run_name, config, record.id, record.group), read_steps(run.metrics)
     for name in names:
         try:
             place = open_place(name, tracked, resumed_step + 1 if resumed_step and name in record.started else 0)
