@@ -12,6 +12,7 @@ from typing import Any, get_args
 import jobs
 import pytest
 import torch
+import yaml
 from safetensors.torch import load
 
 from rankwright.common.errors import UserErrors
@@ -28,6 +29,7 @@ from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.schema import Mine
 from rankwright.recipe.sources import EntityKind
+from rankwright.recipe.sweep_runs import load_sweep
 from rankwright.retrieval.candidates import Candidate
 from rankwright.training.abstraction import Abstraction, describe_abstraction
 from rankwright.training.sampling import GroupSource, Pools, write_mix
@@ -291,3 +293,16 @@ def test_what_does_not_fit_is_refused_with_its_key(tmp_path: Path, tiny_qwen3: P
             load_recipe(recipe, [f"data.train.0.abstract={wrong}"])
     with pytest.raises(UserErrors, match="abstract: not with pairs"):
         load_recipe(recipe, ["data.train=[{pairs: runs/x, abstract: {}}]"])
+
+
+def test_a_sweep_over_placeholders_keeps_the_dev_queries_that_are_taken_out_of_train(tmp_path: Path) -> None:
+    loaded = load_sweep("ablations/entity-abstraction", ["data.root=x"])
+    found = [one.recipe.data.train[0].abstract for one in loaded.configurations]
+    assert [one and (one.until, len(one.entities)) for one in found] == [None, (0.5, 5), (1.0, 5), (0.5, 2)]
+    file = tmp_path / "sweep.yaml"
+    base = {"name": "s", "extends": "offline/finance"}
+    for other in ({"limit": 9, "abstract": {}}, {"weight": 2.0}):
+        sets = [[{"card": "tatqa", "split": "train", **other}]]
+        file.write_text(yaml.safe_dump({**base, "over": {"data.train": sets}}))
+        with pytest.raises(UserErrors, match="dev is taken out of train and would change"):
+            load_sweep(str(file), ["data.root=x"])

@@ -68,7 +68,7 @@ def difference(query: str, passage: str) -> str:
     other = _leading(said)
     if own is None or other is None or own == other or asked[own] - asked[other] < LEAD:
         return ""
-    # Words that both languages have are no part in the other one.
+    # Words that both languages have tell nothing.
     words = [word.lower() for word in _WORD.findall(passage)]
     if sum(word in _WORDS[own] - _WORDS[other] for word in words) > PART_OF_WORDS * len(words):
         return ""
