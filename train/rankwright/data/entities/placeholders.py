@@ -16,7 +16,7 @@ from rankwright.data.entities.quantities import DATE, Entity
 FINDERS = {**names.FINDERS, **quantities.FINDERS}
 KINDS = ("company", "date", "amount", "party", "statute")
 # Texts whose entities are kept: the documents of some steps.
-KEPT_TEXTS = 2048
+KEPT_TEXTS, KEPT_CHARACTERS = 2048, 20_000
 _PLACEHOLDER = re.compile(rf"\[({'|'.join(kind.upper() for kind in KINDS)})_(\d+)\]")
 # Names of one word that are words too: "First Inc." makes no entity of every "First".
 _COMMON = frozenset(
@@ -26,9 +26,13 @@ _COMMON = frozenset(
 )
 
 
-@functools.lru_cache(maxsize=KEPT_TEXTS)
 def find(text: str) -> tuple[Entity, ...]:
     """The entities of a text in its order, none inside another: of several at one place the longest counts."""
+    # A long text would hold memory for the time of the training.
+    return _find_kept(text) if len(text) <= KEPT_CHARACTERS else _find(text)
+
+
+def _find(text: str) -> tuple[Entity, ...]:
     found = sorted({e for finder in FINDERS.values() for e in finder(text)}, key=lambda e: (e.start - e.end, e))
     kept: list[Entity] = []
     for entity in found:
@@ -39,6 +43,9 @@ def find(text: str) -> tuple[Entity, ...]:
     return tuple(kept)
 
 
+_find_kept = functools.lru_cache(maxsize=KEPT_TEXTS)(_find)
+
+
 def abstracted(query: str, documents: Sequence[str], kinds: Container[str]) -> tuple[list[str], Counter[str]]:
     """(query and documents with placeholders, mentions that were replaced by kind).
 
@@ -47,7 +54,8 @@ def abstracted(query: str, documents: Sequence[str], kinds: Container[str]) -> t
     out. A company's name without its legal form, a year and a party count wherever the group has them in full.
     """
     texts = [query, *documents]
-    found = [[e for e in find(text) if e.kind in kinds] for text in texts]
+    every = [find(text) for text in texts]
+    found = [[e for e in of if e.kind in kinds] for of in every]
     # A name that a contract gives to a company is the company's where both are the same words.
     named = {e.key for own in found for e in own if e.kind == COMPANY}
     found = [[e._replace(kind=COMPANY) if e.kind == PARTY and e.key in named else e for e in own] for own in found]
@@ -59,7 +67,7 @@ def abstracted(query: str, documents: Sequence[str], kinds: Container[str]) -> t
     changed = []
     for place, (text, own) in enumerate(zip(texts, found, strict=True)):
         pieces, end = [], 0
-        for entity in sorted([*own, *short.in_text(text, is_query=place == 0)]):
+        for entity in sorted([*own, *short.in_text(text, every[place], is_query=place == 0)]):
             thing = (entity.kind, entity.key)
             if thing not in numbers:
                 counters[entity.kind] += 1
@@ -96,19 +104,18 @@ class _ShortForms:
         companies = {text: entity for text, entity in exact.items() if entity.kind == COMPANY}
         self._small = _any_of(companies, any_case=True, after=FORM_IN_SMALL)
 
-    def in_text(self, text: str, *, is_query: bool) -> list[Entity]:
-        """Short forms in the text, outside of what is found there in full, whatever its kind."""
+    def in_text(self, text: str, full: Sequence[Entity], *, is_query: bool) -> list[Entity]:
+        """Short forms in the text, outside of what is there in full, whatever its kind."""
         forms = [self._exact]
         if is_query:
             forms += [self._roles, *([self._small] if text[1:] == text[1:].lower() else [])]
-        kept: list[Entity] = list(find(text))
-        full = len(kept)
+        kept: list[Entity] = []
         for pattern, things in forms:
             for match in pattern.finditer(text):
-                if not any(e.start < match.end() and match.start() < e.end for e in kept):
+                if not any(e.start < match.end() and match.start() < e.end for e in (*full, *kept)):
                     thing = things[_plain(match[1])]
                     kept.append(Entity(*match.span(), thing.kind, thing.key))
-        return kept[full:]
+        return kept
 
 
 def _plain(text: str) -> str:
