@@ -429,4 +429,4 @@ def test_bad_files_of_documents_are_named(tmp_path: Path, tiny_qwen3: Path) -> N
     assert {"line", "empty"}.isdisjoint(row["document"] for row in rows(run.synthetic_queries))
     # Two documents of one id.
     with pytest.raises(UserError, match=r"(?i)d0"):
-        synthesized(recipe(tmp_path / "twice", tiny_qwen3, rows=[*whole, {**whole[1], "_id": "d0"}]))
+        synthesized(recipe(tmp_path / "twice", tiny_qwen3, rows=[*whole, {**documents(61)[60], "_id": "d0"}]))
