@@ -19,6 +19,7 @@ CHANGES = {
     "data.train.0.limit=20": "data mine train tuned",
     "data.train.0.group_key=x": "data mine train tuned",
     "data.train.0.licence=MIT": "",
+    "data.train.0.abstract={until: 0.3}": "train tuned",
     "data.test.0.instruction=Find it": "data base tuned exported",
     "data.test.0.limit=5": "data bm25 base tuned",
     "data.dev.fraction=0.3": "data mine train tuned",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import random
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rerank_server import running_server, true_score
 from typer.testing import CliRunner
 from writer_server import WriterServer, asked, documents, running_writer
 
@@ -23,10 +25,13 @@ from rankwright.common.stats import wilson_interval
 from rankwright.data.sources import locate_all
 from rankwright.data.split_files import read_split
 from rankwright.pipeline.checks import check_names
+from rankwright.pipeline.overview import preview
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.synthesize import bill
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.sources import Data
+from rankwright.report.page import write_report
+from rankwright.retrieval.bm25 import bm25
 
 SHARES = {"copies": 0.1, "leaks": 0.1, "duplicates": 0.1, "malformed": 0.08, "unanswerable": 0.1, "mentions": 0.05}
 REASONS = {
@@ -335,3 +340,93 @@ def test_budgets_examples_and_the_bill(server: WriterServer, tmp_path: Path, tin
     for content in ("one\ntwo\n", "x\n" * 9):
         examples.write_text(content)
         assert any("give 3 to 8" in fault for fault in check_names(loaded))
+
+
+def test_a_served_teacher_rejects_and_promotes(
+    tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("RANKWRIGHT_CACHE", str(tmp_path / "cache"))
+    with running_server() as reranker:
+        reranker.reset("tei")
+        teacher = {"name": "t", "kind": "served", "model": "m", "options": {"url": reranker.url, "shape": "tei"}}
+        path = recipe(tmp_path, tiny_qwen3, filters={"teacher": {"top": 3, "depth": 6, "margin": 1.0}})
+        run = synthesized(path, f"mine.teacher={json.dumps(teacher)}")
+    corpora = {
+        side: {row["_id"]: row["text"] for row in rows(run.synthetic / side / "corpus.jsonl")}
+        for side in ("train", "held_out")
+    }
+    search = {side: bm25(texts, depth=6) for side, texts in corpora.items()}
+    kept = rows(run.synthetic_queries)
+    others = [row for row in rows(run.synthetic_rejected) if row["filter"] == "teacher"]
+    promoted: dict[str, dict[str, str]] = {"train": {}, "held_out": {}}
+    for row in [*kept, *others]:
+        texts = corpora[row["side"]]
+        ids = {row["document"], *(c.document_id for c in search[row["side"]]({"q": row["text"]})["q"])}
+        scores = {d: true_score(row["text"], texts[d]) for d in ids}
+        own, best = scores[row["document"]], max(scores, key=lambda d: scores[d])
+        rank = 1 + sum(score > own for score in scores.values())
+        if rank > 3:
+            assert row["reason"] == "teacher_low" and row["detail"] == f"rank {rank}"
+            continue
+        verdict = row["verdicts"]["teacher"]
+        assert (verdict["rank"], verdict["score"]) == (rank, pytest.approx(own, abs=1e-3))
+        assert verdict.get("promoted") == (best if scores[best] > own + 1 else None)
+        if "promoted" in verdict:
+            promoted[row["side"]][row["_id"]] = verdict["promoted"]
+    assert len(others) > 20 and len(promoted["train"]) > 5
+    # What is promoted is relevant as well.
+    for side, file in (("train", "train"), ("held_out", "dev")):
+        lines = (run.synthetic / side / "qrels" / f"{file}.tsv").read_text().splitlines()[1:]
+        judged = {tuple(line.split("\t")[:2]) for line in lines}
+        own_pairs = {(row["_id"], row["document"]) for row in kept if row["side"] == side}
+        assert judged == own_pairs | set(promoted[side].items())
+
+
+def test_a_dry_run_states_the_bill_and_the_report_shows_what_was_written(
+    server: WriterServer, tmp_path: Path, tiny_qwen3: Path
+) -> None:
+    writer = {"url": server.url, "model": "m", "price_per_million": {"input": 1.0, "output": 2.0}}
+    path = recipe(tmp_path, tiny_qwen3, writer=writer, per_passage=1)
+    stated = bill(load_recipe(str(path)).recipe)
+    (state, *_) = preview(Pipeline(load_recipe(str(path)), progress=False))
+    assert (state.name, state.state, state.why) == ("synthesize", "would run", f"not done yet; {stated}")
+    assert server.asked == []
+    run = synthesized(path)
+    (state, *_) = preview(Pipeline(load_recipe(str(path)), progress=False))
+    assert (state.state, state.why) == ("done", "unchanged")
+    made = {"audit": json.loads(run.synthetic_report.read_text())["audit"], "judged": 50, "accepted": 45}
+    run.write_json(run.synthetic_audited, made)
+    page = write_report(run.path).read_text()
+    section = page[page.index('<h2 id="written">') : page.index('<h2 id="mining">')]
+    text = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    assert "240 queries written by m for 240 passages of 240" in text
+    assert "People accepted 90.0 % of 50 queries" in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "78.6 % to 95.7 % in 95 % (Wilson)" in text.replace("\N{NO-BREAK SPACE}", " ")
+    report = json.loads(run.synthetic_report.read_text())
+    for row in report["filters"]:
+        for reason, count in row["reasons"].items():
+            line = f"{row['filter']} {reason} {count} {row['meanings'][reason]} {row['left']}"
+            assert line in html.unescape(text)
+    for kind, of in report["kinds"].items():
+        assert f"{kind} {of['written']} {of['kept']}" in text
+    (run.synthetic_report).unlink()
+    assert "no queries are written yet" in write_report(run.path).read_text()
+
+
+def test_bad_files_of_documents_are_named(tmp_path: Path, tiny_qwen3: Path) -> None:
+    whole = documents(60)
+    # Not UTF-8 and no text: named with the file.
+    path = recipe(tmp_path / "bytes", tiny_qwen3)
+    (tmp_path / "bytes" / "docs.jsonl").write_bytes(b"\x00\x01\xff\xfe\x00{" * 40)
+    with pytest.raises(UserError, match=r"synthesize.documents.0: .*docs\.jsonl"):
+        synthesized(path)
+    # Empty documents and those of one line have no passage to ask about; the others are enough.
+    rows_of = [*whole, {"_id": "empty", "text": "", "case": "e"}, {"_id": "line", "text": "One line.", "case": "l"}]
+    run = synthesized(recipe(tmp_path / "empty", tiny_qwen3, rows=rows_of), "data.on_fault=drop")
+    report = json.loads(run.synthetic_report.read_text())
+    assert sum(report["asked_about"].values()) <= 60
+    assert {"line", "empty"}.isdisjoint(row["document"] for row in rows(run.synthetic_queries))
+    # Two documents of one id.
+    with pytest.raises(UserError, match=r"(?i)d0"):
+        synthesized(recipe(tmp_path / "twice", tiny_qwen3, rows=[*whole, {**documents(61)[60], "_id": "d0"}]))

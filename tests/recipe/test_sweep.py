@@ -267,7 +267,7 @@ def test_schedules_that_rungs_cannot_compare() -> None:
 
 def test_designs_and_budgets_that_do_not_fit_together() -> None:
     both = {"optuna": {"runs": 3}, "random": {"runs": 3}}
-    with pytest.raises(UserErrors, match="random and optuna are two designs"):
+    with pytest.raises(UserErrors, match="random, optuna: give one of them"):
         sweep({"model.rank": [4]}, design=both)
     with pytest.raises(UserErrors, match="budget: per_hour: missing, the price of an hour: give both"):
         sweep({"model.rank": [4]}, budget={"cost": 5})

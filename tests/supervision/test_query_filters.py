@@ -18,6 +18,7 @@ from rankwright.supervision.queries.filters import QUERY_FILTERS, QueryView, cho
 from rankwright.supervision.queries.sampling import sample
 from rankwright.supervision.queries.written import Written
 
+NAMES = ["format", "language", "copies", "mentions", "duplicates", "leak", "round_trip", "teacher"]
 TEXTS = {
     "bond": "A bond is a loan of an investor to a firm, which pays interest on it twice a year until it ends.",
     "share": "A share is a part of a firm, whose owner votes on its board and receives a dividend if there is one.",
@@ -45,7 +46,7 @@ def reasons(name: str, seen: QueryView, **options: Any) -> dict[int, str]:
 
 
 def test_every_filter_has_sentences_for_its_reasons_and_their_order_is_fixed() -> None:
-    assert list(QUERY_FILTERS) == ["format", "copies", "mentions", "duplicates", "leak", "round_trip", "teacher"]
+    assert list(QUERY_FILTERS) == NAMES
     assert list(chosen_filters({}, has_teacher=False)) == list(QUERY_FILTERS)[:-1]
     assert list(chosen_filters({"round_trip": {"top": 5}, "copies": None}, has_teacher=True)) == [
         name for name in QUERY_FILTERS if name != "copies"

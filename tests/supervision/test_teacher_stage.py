@@ -242,3 +242,28 @@ def test_what_is_kept_and_in_no_loss_is_refused(models: tuple[Path, Path], tmp_p
     assert check_names(load_recipe(str(path), [promote[0], "mine.positives=2"]).recipe) == []
     (fault,) = check_names(load_recipe(str(path), ["mine.teacher=null", "loss.name=mse"]).recipe)
     assert "needs mine.teacher" in fault
+
+
+def test_unlabelled_queries_stay_beside_a_loss_of_labels(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, teacher = models
+    loss = {"name": "kl_distil", "plus": [{"name": "listwise_softmax", "weight": 0.5}]}
+    scored = {"teacher": {"name": "big", "kind": "cross-encoder", "model": str(teacher)}}
+    path = jobs.job(tmp_path, base, mine=scored, loss=loss, train={"max_steps": 2, "groups_per_step": 30})
+    qrels = tmp_path / "sets" / "one" / "qrels" / "train.tsv"
+    lines = qrels.read_text().splitlines()
+    # Only a document that is judged not relevant: what else they retrieve is unjudged.
+    unlabelled = [re.sub(r"\td\d+\t\d", "\td0\t0", line) for line in lines[21:]]
+    qrels.write_text("\n".join([*lines[:21], *unlabelled]) + "\n")
+    pipeline = Pipeline(load_recipe(str(path), ["export.targets=[]"]), progress=False)
+    pipeline.train()
+    drawn = {group.query_id.rpartition("/")[2]: group for group in groups(pipeline)}
+    (train,) = read_split(pipeline.folder.data, "train")
+    bare = [q for q in train.queries if not train.positives(q)]
+    assert len(bare) > 3 and set(bare) <= drawn.keys()
+    for query_id in bare:
+        group = drawn[query_id]
+        assert any(map(math.isnan, group.labels)) and all(label == 0 or math.isnan(label) for label in group.labels)
+        assert group.teacher is not None and not any(math.isnan(score) for score in group.teacher)
+    assert all(math.isfinite(row["loss"]) for row in jobs.metrics(pipeline.folder.path) if "loss" in row)
+    mix = json.loads(pipeline.folder.mix.read_text())
+    assert (mix["sets"][0]["queries"], mix["sets"][0]["left_out"]) == (len(train.queries), 0)

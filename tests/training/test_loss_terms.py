@@ -63,13 +63,32 @@ def test_terms_of_a_teacher_read_its_scores_and_the_others_known_labels() -> Non
     assert reads_teacher(Loss(name="mse")) and not reads_teacher(Loss())
 
 
-def test_a_sum_needs_what_any_of_its_terms_needs() -> None:
+def test_a_sum_needs_a_relevant_document_unless_a_term_learns_from_a_teacher() -> None:
     softmax, bce, mse = (LossTerm(name=n) for n in ("listwise_softmax", "bce", "mse"))
     assert needs_positive(Loss())
     assert not needs_positive(Loss(name="bce"))
     assert not needs_positive(Loss(name="bce", plus=(mse,)))
-    assert needs_positive(Loss(name="bce", plus=(mse, softmax)))
+    assert not needs_positive(Loss(name="bce", plus=(mse, softmax)))
+    assert not needs_positive(Loss(plus=(mse,))) and not needs_positive(Loss(name="mse", plus=(softmax,)))
     assert needs_positive(Loss(plus=(bce,)))
+    assert needs_positive(Loss(name="bce", plus=(softmax,)))
+
+
+@pytest.mark.parametrize("name", sorted(NEED_POSITIVE))
+def test_a_term_of_labels_is_0_where_nothing_is_relevant_and_the_teacher_teaches_on(name: str) -> None:
+    nan = float("nan")
+    # Unlabelled but for a judged negative; judged negatives alone, of two labels; a group as any other.
+    labels = torch.tensor([[nan, nan, 0.0], [0.0, -1.0, 0.0], [2.0, 0.0, 1.0]])
+    teacher = torch.tensor([[2.0, 1.0, -1.0], [0.5, 3.0, 0.0], [0.0, 1.0, 2.0]])
+    scores = torch.tensor([[0.3, -1.2, 2.0], [0.1, 0.4, 0.0], [1.0, 0.5, 0.2]], requires_grad=True)
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    both = bind_loss(Loss(name="kl_distil", plus=(LossTerm(name=name, weight=0.5),)))(scores, labels, mask, teacher)
+    alone = bind_loss(Loss(name="kl_distil"))(scores, labels, mask, teacher)
+    assert both[:2].equal(alone[:2])
+    torch.testing.assert_close(both[2], alone[2] + 0.5 * LOSSES[name](scores[2:], labels[2:], mask[2:])[0])
+    assert both[2] > alone[2]
+    slopes = [torch.autograd.grad(loss[:2].sum(), scores, retain_graph=True)[0] for loss in (both, alone)]
+    assert slopes[0].isfinite().all() and slopes[0].equal(slopes[1])
 
 
 OF_A_TEACHER = [
@@ -97,7 +116,7 @@ def test_targets_choose_whose_scores_a_term_learns_from(name: str, options: dict
     of_labels = LOSSES.bind(name, plain.options)(SCORES, labels, MASK & ~labels.isnan())
     torch.testing.assert_close(bind_loss(plain)(SCORES, labels, MASK, teacher), of_labels)
     assert reads_teacher(Loss(plus=(LossTerm(name=name, options=options),)))
-    assert needs_positive(Loss(plus=(LossTerm(name=name, options=options),)))
+    assert not needs_positive(Loss(plus=(LossTerm(name=name, options=options),)))
     assert targets_of_teacher(settings) == [("loss.options.targets", options["targets"])]
 
 

@@ -85,11 +85,16 @@ def has_exported(recipe: Recipe) -> bool:
 
 
 def check_mixture(recipe: Recipe) -> list[str]:
-    """Mistakes of weights and instructions, each as `key: what, how to fix it`."""
+    """Mistakes of weights, placeholders and instructions, each as `key: what, how to fix it`."""
     faults = [
         f"{key}.weight: how often a training set is drawn: remove it here, every query counts once in an evaluation"
         for key, source in entries(recipe)
         if source.weight != 1 and not key.startswith("data.train.")
+    ]
+    faults += [
+        f"{key}.abstract: of training alone: remove it here, dev and test are read as they are"
+        for key, source in entries(recipe)
+        if source.abstract is not None and not key.startswith("data.train.")
     ]
     trained = training_instructions(recipe)
     if recipe.export_targets and recipe.export.instruction is None and len(trained) > 1:

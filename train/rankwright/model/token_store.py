@@ -79,24 +79,26 @@ class TokenStore(PromptEncoder):
 
     def encode(self, query: str, documents: Sequence[str], *, cut: bool = True) -> EncodedGroup:
         """Token ids of one query with its documents (raw user texts), as PromptEncoder.encode gives them."""
-        found = self._stored(query, documents) if cut else None
-        return super().encode(query, documents, cut=cut) if found is None else self.fitted(query, documents, *found)
+        if not cut:
+            return super().encode(query, documents, cut=False)
+        return self.fitted(query, documents, *self._ids_of(query, documents))
 
     def encode_scored(self, query: str, documents: Sequence[str]) -> EncodedGroup:
         """As PromptEncoder.encode_scored gives them."""
-        found = self._stored(query, documents)
-        if found is None:
-            return super().encode_scored(query, documents)
-        return self.fitted(query, documents, *found, every=True)
+        return self.fitted(query, documents, *self._ids_of(query, documents), every=True)
 
-    def _stored(self, query: str, documents: Sequence[str]) -> tuple[tuple[list[int], bool], list[list[int]]] | None:
-        """The head and the documents, None where one is missing."""
+    def _ids_of(self, query: str, documents: Sequence[str]) -> tuple[tuple[list[int], bool], list[list[int]]]:
+        """The head and the documents; what is not stored is tokenised."""
         rows = [self._row(document) for document in documents]
-        head_place = self._heads.find(query) if self._heads is not None else None
-        if head_place is None or None in rows:
-            return None
-        head = self._of.row(head_place)
-        return (head[1:], bool(head[0])), [row for row in rows if row is not None]
+        missing = [document for document, row in zip(documents, rows, strict=True) if row is None]
+        fresh = iter(self.encode_documents(missing))
+        place = self._heads.find(query) if self._heads is not None else None
+        if place is None:
+            head = self.encode_head(query)
+        else:
+            flag, *ids = self._of.row(place)
+            head = ids, bool(flag)
+        return head, [next(fresh) if row is None else row for row in rows]
 
     def _row(self, document: str) -> list[int] | None:
         """The ids of a document; one with a first stage's level is the line's and its own, one after the other."""

@@ -320,7 +320,9 @@ class StageInputs:
     def train(self) -> str:
         sections = [self._sections[name] for name in ("mine", "loss", "train")]
         # The checkpoint is chosen by nDCG@10 on dev.
-        taught = [] if self.judge is None else [self.judge]
+        taught: list[Any] = [] if self.judge is None else [self.judge]
+        abstract = [one.abstract and one.abstract.model_dump() for one in self.recipe.data.train]
+        taught += abstract if any(abstract) else []
         return content_hash(self.mine, self.model, sections, self._mixture, self._scale, self._code("train"), *taught)
 
     @cached_property

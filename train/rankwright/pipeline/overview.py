@@ -16,6 +16,7 @@ from rankwright.evaluation.teacher_gate import recorded_verdict as teacher_verdi
 from rankwright.pipeline.judge import bill
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
+from rankwright.pipeline.synthesize import bill as bill_of_writer
 
 MFU = 0.35  # as `rankwright plan` assumes
 
@@ -54,6 +55,8 @@ def _state(p: Pipeline, stage: Stage) -> StageState:
     if why is None:
         return StageState(stage.name, "done", "unchanged", seconds)
     hours, more = _train_hours(p) if stage.name == "train" else (None, "")
+    if stage.name == "synthesize":
+        more = f"; {bill_of_writer(p.recipe)}"
     if stage.name == "judge":
         more = f"; {bill(p.recipe, p.folder).words}"
     return StageState(stage.name, "would run", why + more, seconds, hours)

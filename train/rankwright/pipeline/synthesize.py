@@ -21,13 +21,14 @@ from rankwright.pipeline.documents import HELD_OUT, KEY, TRAIN, Corpus, corpus_o
 from rankwright.pipeline.judged_lists import LETTERS_A_TOKEN
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.synthesize import Synthesize
-from rankwright.report.query_audit import accepted_share, write_query_audit
+from rankwright.report.gather import accepted_share
+from rankwright.report.query_audit import write_query_audit
 from rankwright.retrieval.candidates import Candidate
 from rankwright.retrieval.first_stages import searched
 from rankwright.retrieval.retriever import Searcher, retrievers
 from rankwright.supervision.preferences.answers import AnswerFile
 from rankwright.supervision.preferences.asking import AskerOf, Tally
-from rankwright.supervision.queries.filters import QueryView, chosen_filters, relevant, sift
+from rankwright.supervision.queries.filters import QUERY_FILTERS, QueryView, chosen_filters, relevant, sift
 from rankwright.supervision.queries.templates import TEMPLATES, Places, write_by_templates
 from rankwright.supervision.queries.writers import (
     OF_WRITERS,
@@ -217,7 +218,9 @@ def _report(
     for name in _filters(recipe):
         reasons = Counter(reason for other, reason, _ in rejected.values() if other == name)
         left -= reasons.total()
-        by_filter.append({"filter": name, "reasons": dict(sorted(reasons.items())), "left": left})
+        meanings = {reason: QUERY_FILTERS[name].reasons[reason] for reason in sorted(reasons)}
+        counts = dict(sorted(reasons.items()))
+        by_filter.append({"filter": name, "reasons": counts, "meanings": meanings, "left": left})
     kinds = {
         kind: {
             "written": sum(q.kind == kind for q in written),

@@ -34,6 +34,7 @@ from rankwright.rerankers.pair_scores import read_teacher_scores
 from rankwright.rerankers.reranker import Reranker
 from rankwright.rerankers.scorer import Reranked, rerank
 from rankwright.retrieval.candidates import Candidates, read_candidates
+from rankwright.training.abstraction import Abstraction
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.distillation import affine_match, check_scores
 from rankwright.training.guards import stop_on_signals
@@ -193,6 +194,9 @@ def make_source(recipe: Recipe, run: RunFolder, encoder: TokenStore) -> GroupSou
         source.offset = first_stage_offset(recipe, run, read_candidates(run.train_lists))
     if recipe.prompt.first_stage_score is not None:
         source.lists, source.dropout = read_candidates(run.train_lists), recipe.prompt.first_stage_score.dropout
+    if any(one.abstract is not None for one in recipe.data.train):
+        steps = total_steps(recipe, source.mixture.draws_an_epoch)
+        source.abstraction = Abstraction(recipe, [c.name for c in train], steps)
     return source
 
 

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rankwright.recipe.kinds import Fraction, Line, Positive, Section, Weight, Words, given_beside
 
 # The keys that an entry with `pairs` may have.
 OF_PAIRS = {"pairs", "name", "weight", "limit"}
+
+EntityKind = Literal["company", "date", "amount", "party", "statute"]
+
+
+class Abstract(Section):
+    """Entities that the first part of training sees as placeholders, the same in a query and its documents."""
+
+    entities: Annotated[tuple[EntityKind, ...], Field(min_length=1)] = ("company", "date", "amount", "party", "statute")
+    """The kinds of entities; rules find them, see [Entity abstraction](#entity-abstraction)."""
+    until: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the steps, from the first one on, that see placeholders; the others see the texts as they are."""
+
+    @field_validator("entities")
+    @classmethod
+    def _once(cls, entities: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(entities)) < len(entities):
+            raise ValueError("a kind is given twice: leave one of them out")
+        return entities
 
 
 class Source(Section):
@@ -49,6 +67,8 @@ class Source(Section):
     """How often each training query is drawn in an epoch; 0.5 means every other epoch."""
     limit: Positive | None = None
     """At most this many queries are kept, chosen by seed."""
+    abstract: Abstract | None = None
+    """Companies, dates and others become placeholders in the first part of training, so that no name is learned."""
     instruction: Words | None = None
     """The instruction of this set, in place of `prompt.instruction`."""
     relevant_from: Positive = 1

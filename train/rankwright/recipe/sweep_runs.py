@@ -163,7 +163,7 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     base, sources = _base(sweep, path)
     build = _Builder(tree, base, sources, overrides, sweep.name)
     default = build.recipe({})
-    if isinstance(default.data.dev, DevFromTrain) and (taken := [f for f in factors if f.key.startswith("data.train")]):
+    if isinstance(default.data.dev, DevFromTrain) and (taken := _changing_sets(factors, base)):
         tree.blame(
             ("over", taken[0].key), "dev is taken out of train and would change with it: give data.dev sets of its own"
         )
@@ -189,6 +189,19 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
         trials,
     )
     return loaded if trials is None else loaded.with_proposals(read_proposals(folder, trials.of))
+
+
+def _changing_sets(factors: Sequence[Factor], base: YamlFile) -> list[Factor]:
+    """The factors that change which training sets there are, and not only whether they have placeholders."""
+
+    def sets(value: Any) -> Any:
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            return None
+        return [{k: v for k, v in one.items() if k != "abstract"} for one in value]
+
+    own = sets(base.data.get("data", {}).get("train", []))
+    found = [factor for factor in factors if factor.key.startswith("data.train")]
+    return [f for f in found if f.key != "data.train" or any(sets(value) != own for value in f.values)]
 
 
 def _check_overrides(tree: YamlFile, overrides: Sequence[str], swept: Sequence[str]) -> None:

@@ -7,14 +7,16 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from rankwright.common.errors import UserError
-from rankwright.common.files import read_jsonl
+from rankwright.common.files import read_json_object, read_jsonl
 from rankwright.common.run_folder import RunFolder
+from rankwright.common.stats import wilson_interval
 from rankwright.evaluation.runs import not_a_run
 from rankwright.mining.false_negatives import read_estimate, share_text
 from rankwright.mining.pools import FILL, IN_POOLS, JUDGED, reasons
@@ -33,6 +35,16 @@ OTHER_COUNTS = {
     "filled": IN_POOLS[FILL],
     "short_pools": "queries with fewer negatives than mine.negatives",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A share of queries that people accepted, with its interval of 95 %; count: those that were judged."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -125,3 +137,26 @@ def read_parity(folder: Path, targets: Sequence[str]) -> dict[str, dict[str, Any
     """Target -> its parity.json, for those that have one."""
     run = RunFolder(folder)
     return {t: found for t in targets if (found := read_json(run.export(t) / "parity.json")) is not None}
+
+
+def accepted_share(run: RunFolder) -> Accepted | None:
+    """What people accepted of the queries that the run has now; None where they are unjudged."""
+    made = read_json_object(run.synthetic_audited) or {}
+    report = read_json_object(run.synthetic_report) or {}
+    judged, accepted = made.get("judged"), made.get("accepted")
+    if not isinstance(judged, int) or not isinstance(accepted, int) or not judged:
+        return None
+    if made.get("audit") != report.get("audit"):
+        return None
+    return Accepted(accepted / judged, *wilson_interval(accepted, judged), judged)
+
+
+def read_written(run: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
+    """What synthetic/report.json has of the written queries; None before they are written.
+
+    accepted: the share that people accepted, None where they are unjudged; least: what the recipe asks for.
+    """
+    report = read_json(run.synthetic_report)
+    if report is None or recipe.synthesize is None:
+        return None
+    return {**report, "accepted": accepted_share(run), "least": recipe.synthesize.audit.min_accepted}

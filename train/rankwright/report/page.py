@@ -178,6 +178,7 @@ def context(
         "data": data,
         "ledger": gather.read_json(run.licences),
         "mix": gather.read_json(run.mix),
+        "written": gather.read_written(run, recipe),
         "mined": gather.read_mining(run),
         "judged": gather.read_json(run.judge_report) if recipe.pairs is not None else None,
         "student": gather.read_json(run.student) if recipe.is_pairwise else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,12 @@ from rankwright.common.errors import UserError
 from rankwright.common.files import read_json_object, read_jsonl
 from rankwright.common.hashing import stable_hash
 from rankwright.common.run_folder import RunFolder
-from rankwright.common.stats import wilson_interval
 from rankwright.recipe.schema import Recipe
 from rankwright.report.answers import NOT_RELEVANT, RELEVANT, UNSURE, Answers, texts_hash
 from rankwright.report.audit import DOCUMENT_CHARACTERS, QUERY_CHARACTERS
 from rankwright.report.cases import cut
+from rankwright.report.gather import Accepted, accepted_share
 from rankwright.report.page import write_page
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A share of queries that people accepted, with its interval of 95 %; count: those that were judged."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
 
 
 def write_query_audit(run: RunFolder, recipe: Recipe) -> Path:
@@ -102,15 +91,3 @@ def write_accepted(run: RunFolder, files: Sequence[Answers]) -> Accepted:
     share = accepted_share(run)
     assert share is not None
     return share
-
-
-def accepted_share(run: RunFolder) -> Accepted | None:
-    """What people accepted of the queries that the run has now; None where they are unjudged."""
-    made = read_json_object(run.synthetic_audited) or {}
-    report = read_json_object(run.synthetic_report) or {}
-    judged, accepted = made.get("judged"), made.get("accepted")
-    if not isinstance(judged, int) or not isinstance(accepted, int) or not judged:
-        return None
-    if made.get("audit") != report.get("audit"):
-        return None
-    return Accepted(accepted / judged, *wilson_interval(accepted, judged), judged)

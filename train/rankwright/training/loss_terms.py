@@ -43,16 +43,17 @@ def bind_loss(settings: LossSettings, match: AffineMatch | None = None) -> Recip
     """The recipe's loss with its options: loss + the sum of weight * loss over `plus`, one value per group.
 
     A term that learns from a teacher sees the documents that have a teacher's score, and this in place of the label;
-    without teacher_QD it takes labels for scores. Any other term sees the documents whose label is known (not NaN).
+    without teacher_QD it takes labels for scores. Any other term sees the documents whose label is known (not NaN), and
+    is 0 for a group without a relevant document where it learns nothing from one.
     match: what terms with `match: affine` see of a teacher's scores; None: the scores as they are.
     Raises UserErrors, one line per term with a mistake, led by its key (`loss.plus.0.options.temperature`).
     """
     faults: list[str] = []
-    terms: list[tuple[float, bool, AffineMatch | None, Loss]] = []
+    terms: list[tuple[LossTerm, AffineMatch | None, Loss]] = []
     for key, term in _terms(settings):
         try:
             bound = _bind_term(key, term.name, term.options)
-            terms.append((term.weight, learns_from_teacher(term), match if _is_matched(term) else None, bound))
+            terms.append((term, match if _is_matched(term) else None, bound))
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -60,12 +61,16 @@ def bind_loss(settings: LossSettings, match: AffineMatch | None = None) -> Recip
 
     def weighted_sum(scores_QD: Tensor, labels_QD: Tensor, mask_QD: Tensor, teacher_QD: Tensor | None = None) -> Tensor:
         losses = []
-        for weight, of_teacher, matched, loss in terms:
-            targets_QD = labels_QD
-            if of_teacher and teacher_QD is not None:
-                targets_QD = teacher_QD if matched is None else matched.of(teacher_QD)
-            loss_Q = loss(scores_QD, targets_QD, mask_QD & ~targets_QD.isnan())
-            losses.append(loss_Q if weight == 1 else weight * loss_Q)
+        for term, matched, loss in terms:
+            targets_QD, seen_QD = labels_QD, mask_QD
+            if learns_from_teacher(term):
+                if teacher_QD is not None:
+                    targets_QD = teacher_QD if matched is None else matched.of(teacher_QD)
+            elif term.name in NEED_POSITIVE:
+                # Another term learns from such a group: see needs_positive.
+                seen_QD = mask_QD & (mask_QD & (labels_QD > 0)).any(dim=1, keepdim=True)
+            loss_Q = loss(scores_QD, targets_QD, seen_QD & ~targets_QD.isnan())
+            losses.append(loss_Q if term.weight == 1 else term.weight * loss_Q)
         return functools.reduce(torch.add, losses)
 
     return weighted_sum
@@ -87,8 +92,12 @@ def only_teacher(settings: LossSettings) -> bool:
 
 
 def needs_positive(settings: LossSettings) -> bool:
-    """Whether a term learns nothing from a group without a relevant document, so that the sampler leaves it out."""
-    return any(term.name in NEED_POSITIVE and not learns_from_teacher(term) for _, term in _terms(settings))
+    """Whether the sampler leaves out groups without a relevant document.
+
+    It does where a term learns nothing from them, unless another one learns from a teacher's scores of them.
+    """
+    labelled = [term for _, term in _terms(settings) if not learns_from_teacher(term)]
+    return not reads_teacher(settings) and any(term.name in NEED_POSITIVE for term in labelled)
 
 
 def needs_match(settings: LossSettings) -> bool:

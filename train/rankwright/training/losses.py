@@ -41,8 +41,8 @@ def of_teacher(loss: L) -> L:
 def of_relevant(loss: L) -> L:
     """Decorator: a loss that learns nothing from a group without a relevant document.
 
-    The sampler leaves such groups out and counts them. Losses of a teacher's scores are not among them: a score below 0
-    tells the model as much as one above.
+    The sampler leaves such groups out and counts them, unless another term learns from a teacher's scores of them: then
+    this one is 0 there. Losses of a teacher's scores are not among them: a score below 0 tells as much as one above.
     """
     NEED_POSITIVE.add(loss.__name__)
     return loss

@@ -24,6 +24,7 @@ from rankwright.model.prompt import EncodedGroup, PromptEncoder
 from rankwright.recipe.schema import Mine, Recipe
 from rankwright.rerankers.combination import listed
 from rankwright.retrieval.candidates import Candidates
+from rankwright.training.abstraction import COUNTED_GROUPS, Abstraction, describe_abstraction
 from rankwright.training.loss_terms import only_teacher
 from rankwright.training.mixture import Mixture
 from rankwright.training.offset import FirstStageOffset
@@ -105,13 +106,14 @@ class GroupSource:
     A query without a relevant document gives judged negatives only: what it retrieves may well be relevant. Where a
     teacher has scored that, it is drawn without a label.
     offset: what is added to the scores of its groups (train.first_stage_offset); lists: the first stage's, whose
-    scores its prompts hold (prompt.first_stage_score), but for a share `dropout` of the groups. All of these are set
-    before the first step.
+    scores its prompts hold (prompt.first_stage_score), but for a share `dropout` of the groups; abstraction: the
+    placeholders of its first steps (data.train[].abstract). All of these are set before the first step.
     """
 
     offset: FirstStageOffset | None = None
     lists: Candidates | None = None
     dropout = 0.0
+    abstraction: Abstraction | None = None
 
     def __init__(
         self,
@@ -138,6 +140,7 @@ class GroupSource:
         self._seed = seed
         self._shuffle_labels = shuffle_labels
         self._teacher_scores = teacher_scores
+        self._abstraction_facts: dict[str, dict[str, Any]] = {}
         # Either all groups have scores (NaN where unknown) or none: a group's loss must not depend on its neighbours.
         given = [c.teacher_scores for c in collections] if teacher_scores is None else [teacher_scores]
         self._has_scores = any(given)
@@ -224,7 +227,28 @@ class GroupSource:
 
     def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
         """The groups of step `step` (from 1), tokenised."""
-        return [self._encode(self.group(*drawn), drawn[1]) for drawn in self.mixture.step(step, groups_per_step)]
+        drawn = self.mixture.step(step, groups_per_step)
+        return [self._encode(self._shown(self.group(*one), step), one[1]) for one in drawn]
+
+    def _shown(self, group: Group, step: int) -> Group:
+        """The group as this step sees it: with or without placeholders."""
+        name = self._owner[group.query_id].name
+        if self.abstraction is None or not self.abstraction.is_on(name, step):
+            return group
+        return self.abstraction.applied(name, group, self.encoders[name].contract)
+
+    def abstraction_facts(self, name: str) -> dict[str, Any] | None:
+        """What the placeholders of a set replace in the first draws of some queries, chosen by seed; counted once."""
+        if self.abstraction is None or name not in self.abstraction:
+            return None
+        if name in self._abstraction_facts:
+            # A refresh draws other documents by now.
+            return self._abstraction_facts[name]
+        own = next(part.query_ids for part in self.mixture.parts if part.name == name)
+        chosen = sorted(own, key=lambda q: (stable_hash("abstract", self._seed, q), q))[:COUNTED_GROUPS]
+        facts = self.abstraction.facts(name, (self.group(q, 0) for q in chosen), self.encoders[name].contract)
+        self._abstraction_facts[name] = facts
+        return facts
 
     def _encode(self, group: Group, draw: int) -> TrainGroup:
         encoder = self.encoders[self._owner[group.query_id].name]
@@ -249,7 +273,7 @@ def write_mix(
     an_epoch = source.mixture.draws_an_epoch
     planned = source.mixture.counts(planned_steps * groups_per_step)
     drawn = None if steps is None else source.mixture.counts(steps * groups_per_step)
-    sets = [
+    sets: list[dict[str, Any]] = [
         {
             "set": part.name,
             "queries": len(part.query_ids),
@@ -263,6 +287,9 @@ def write_mix(
         }
         for part in parts
     ]
+    for row in sets:
+        if (facts := source.abstraction_facts(row["set"])) is not None:
+            row["abstract"] = facts
     totals = {"groups_per_step": groups_per_step, "planned_steps": planned_steps, "steps": steps}
     mix = {**totals, "draws_an_epoch": an_epoch, "sets": sets}
     run.write_json(run.mix, mix)
@@ -295,6 +322,9 @@ def describe_mix(mix: dict[str, Any], recipe: Recipe) -> None:
         counts = (f"{row['queries']:,}", f"{row['weight']:g}", f"{row['draws_an_epoch']:,.5g}", f"{row['share']:.1%}")
         table.add_row(row["set"], *counts, f"{row['planned_groups']:,}", shortened(row["instruction"]) or "-")
     console.show(table)
+    for row in mix["sets"]:
+        if "abstract" in row:
+            console.say(describe_abstraction(row["set"], row["abstract"], mix["planned_steps"]))
     trained = training_instructions(recipe)
     if recipe.export_targets and (len(trained) > 1 or frozen_instruction(recipe) not in trained):
         frozen = frozen_instruction(recipe)

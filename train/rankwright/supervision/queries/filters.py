@@ -18,6 +18,7 @@ from rankwright.common.registry import Records, bind
 from rankwright.data.duplicates import CODE, QUERY, TEXT, find_duplicates, find_shared
 from rankwright.data.normalisation import folded, words
 from rankwright.retrieval.candidates import Candidate
+from rankwright.supervision.queries.languages import difference
 from rankwright.supervision.queries.written import Written
 
 # Query -> candidates of the passages on its own side of the split, best first.
@@ -151,6 +152,13 @@ def format(view: QueryView, *, least_words: Annotated[int, Field(ge=1)] = 2) -> 
         elif (match := _NO_QUERY.search(query.text)) is not None:
             removed[n] = "not_a_query", match[0]
     return Rejections(removed)
+
+
+@QUERY_FILTERS.register(other_language="in another language or script than its passage")
+def language(view: QueryView) -> Rejections:
+    """Rejects a query in another language than its passage, as far as scripts and small words tell it."""
+    found = {n: difference(query.text, view.texts[query.passage]) for n, query in view.queries.items()}
+    return Rejections({n: ("other_language", words) for n, words in found.items() if words})
 
 
 @QUERY_FILTERS.register(copies_passage="copied from its passage")
