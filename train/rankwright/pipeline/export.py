@@ -28,6 +28,7 @@ from rankwright.model.prompt import PromptContract
 from rankwright.pipeline.combine import read_combination
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.pipeline.mteb import benchmarks
+from rankwright.pipeline.pretrain_recipes import from_pretrained
 from rankwright.pipeline.student import in_words, read_agreement
 from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.rerankers.combination import Combination, listed
@@ -106,7 +107,8 @@ def _export(
 ) -> dict[str, dict[str, Any]]:
     if not targets:
         return {}
-    reranker = tuned_reranker(recipe, checkpoint, inputs=inputs.train, fp32=True).under(frozen_instruction(recipe))
+    trained = from_pretrained(recipe, run)
+    reranker = tuned_reranker(trained, checkpoint, inputs=inputs.train, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads(run.calibration.read_text(encoding="utf-8"))
     sets = [collection.name for collection in read_split(run.data, "test")]
     results, _ = read_results(run.path, recipe, sets, inputs.systems)

@@ -23,13 +23,14 @@ from rankwright.pipeline.context import Context
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.sweep_rows import is_of, read_table, training_seconds
+from rankwright.recipe.pretrain import CONTROL
 from rankwright.recipe.schema import COMBINED, EXPORTED
 from rankwright.recipe.sweep_runs import LoadedSweep, PlannedRun
 
 # Stages before training: runs whose inputs of them are equal share them.
-SHARED = ("data", "teacher", "mine", "judge")
+SHARED = ("data", "teacher", "mine", "judge", "pretrain")
 # Systems of an evaluation that are a run's own.
-OWN_SYSTEMS = ("tuned", EXPORTED, COMBINED)
+OWN_SYSTEMS = ("tuned", EXPORTED, COMBINED, CONTROL)
 # Seconds between two looks at runs that others work on.
 POLL_S = 2.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -35,8 +35,8 @@ from rankwright.rerankers.scorer import Reranked, rerank
 from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.distillation import affine_match, check_scores
-from rankwright.training.guards import stop_on_signals
-from rankwright.training.loop import Job, evaluation_interval, fit
+from rankwright.training.guards import StopSignal, stop_on_signals
+from rankwright.training.loop import Further, Job, evaluation_interval, fit
 from rankwright.training.loss_terms import bind_loss, needs_positive, only_teacher
 from rankwright.training.offset import FirstStageOffset
 from rankwright.training.refresh import Refresh
@@ -75,10 +75,11 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
 
-def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str, Any]:
+def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str, further: Further | None = None) -> dict[str, Any]:
     """Train, or continue; returns the state at the end, whose best_step is the one to use, as facts of the stage.
 
-    base: what the base's scores of dev are kept by. ended_early: by train.patience.
+    base: what the base's scores of dev are kept by. further: objectives beside the recipe's loss.
+    ended_early: by train.patience.
     """
     accelerator, processes = make_accelerator(recipe), Processes.of_group()
     model_base, tokenizer, contract = recipe_prompt(recipe)
@@ -108,16 +109,11 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str
         checkpoints.prepare()
     processes.meet()
     match = affine_match(recipe, run, source, reranker, accelerator, inputs=inputs)
-    loss, tokens = bind_loss(recipe.loss, match), budget_tokens(recipe)
-    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.training_seed, accelerator)
-    settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "say": console.say}
-    trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, **settings)
-    earlier = read_metrics(run.metrics) if processes.is_first else []
-    with (
-        console.progress("train", steps) as advance,
-        closing(Reports(trackers if processes.is_first else lambda step: [], advance, console.say, earlier)) as reports,
-        stop_on_signals(console.say) as stop,
-    ):
+    loss, tokens, auxiliary = bind_loss(recipe.loss, match), budget_tokens(recipe), None
+    if further is not None:
+        loss, auxiliary = further.weighted(loss), further.make(model, encoder)
+    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.training_seed, accelerator, auxiliary)
+    with reporting(recipe, run, steps) as (reports, stop):
         evaluate = dev_evaluation(recipe, run, reranker)
         # The first process decides for all: its cache may be another one than theirs.
         known = kept_base_scores(recipe, run, reranker, base) if processes.is_first else None
@@ -135,6 +131,21 @@ def train(recipe: Recipe, run: RunFolder, inputs: str, *, base: str) -> dict[str
     facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
     ended = {"planned_steps": steps, "ended_early": state.step < steps, "processes": accelerator.num_processes}
     return {**facts, **ended}
+
+
+@contextmanager
+def reporting(recipe: Recipe, run: RunFolder, steps: int) -> Iterator[tuple[Reports, StopSignal]]:
+    """What a training of so many steps reports to, and what asks it to stop."""
+    is_first = Processes.of_group().is_first
+    settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "say": console.say}
+    trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, **settings)
+    earlier = read_metrics(run.metrics) if is_first else []
+    with (
+        console.progress("train", steps) as advance,
+        closing(Reports(trackers if is_first else lambda step: [], advance, console.say, earlier)) as reports,
+        stop_on_signals(console.say) as stop,
+    ):
+        yield reports, stop
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -215,9 +226,9 @@ def dev_queries(
 def kept_base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -> Reranked | None:
     """The base's scores of the dev lists where the teacher stage has made them, and the model starts with the same.
 
-    It does under the base's own contract and in the base's number format; else None.
+    It does under the base's own contract and in the base's number format, unless it was pre-trained; else None.
     """
-    if not recipe.has_teacher or reranker.model.sharded:
+    if not recipe.has_teacher or reranker.model.sharded or recipe.pretrain is not None:
         return None
     folder, tokenizer = load_base_tokenizer(recipe)
     in_fp32 = recipe.model.method == "full" and precision(recipe) == "bf16"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rankwright.common.resources import resolve_path
 from rankwright.recipe.kinds import Line, Positive, Section, Share, Tokens
 from rankwright.recipe.sources import Source
 
+# Systems of the evaluation: what the stage made of the base, and tuned without the stage at the same cost.
+PRETRAINED, CONTROL = "pretrained", "no-pretrain"
+CONTROL_LABEL = "tuned (no pretrain, same compute)"
 # Below this, adapters are too small for what the stage is to teach.
 LEAST_RANK = 16
 
@@ -132,3 +137,8 @@ class Pretrain(Section):
         if not any(used):
             raise ValueError("objective: every part that has data weighs 0, so that nothing is learned: weigh one")
         return self
+
+
+def text_path(source: DomainText | Replay) -> Path:
+    """Where texts lie. Raises UserError where nothing is there."""
+    return resolve_path(source.path, root=None)

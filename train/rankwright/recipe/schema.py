@@ -421,6 +421,9 @@ class Recipe(Section):
         """The chosen targets with their options; by default `hf`, and `adapter` where there are adapters."""
         if self.export.targets is not None:
             return self.export.targets
+        if self.pretrain is not None:
+            # Adapters would be on the pre-trained base, which is nowhere but in the run.
+            return {"hf": {}}
         return {"hf": {}, "adapter": {}} if self.model.method == "lora" else {"hf": {}}
 
 

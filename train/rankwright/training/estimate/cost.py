@@ -298,11 +298,14 @@ class Utilisation:
         self._ranks = Processes.of_group().count
         self.peak = matmul_peak(torch.bfloat16 if bits16 else torch.float32, model.device)
 
-    def share(self, groups: Sequence[EncodedGroup], seconds: float) -> float:
-        """FLOP/s over the peak of all ranks, for one step over `groups` that took `seconds`."""
+    def flops(self, groups: Sequence[EncodedGroup]) -> int:
+        """FLOPs of one step over `groups`, of all ranks together."""
         ranks, budget_tokens = self._ranks, self._budget_tokens
-        by_rank = step_flops(self._shape, groups, self._target, budget_tokens=budget_tokens, ranks=ranks, again=False)
-        return sum(by_rank) / (seconds * ranks * self.peak)
+        return sum(step_flops(self._shape, groups, self._target, budget_tokens=budget_tokens, ranks=ranks, again=False))
+
+    def share(self, flops: int, seconds: float) -> float:
+        """FLOP/s over the peak of all ranks, for one step of these FLOPs that took `seconds`."""
+        return flops / (seconds * self._ranks * self.peak)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
