@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from rankwright.common.errors import UserError, UserErrors
 from rankwright.common.run_folder import RunFolder
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe

@@ -95,7 +95,7 @@ class StageInputs:
         self.recipe = recipe
         self.located = located
         self.package = package
-        # Of the run that this one is a part of: what it depends on beside its recipe.
+        # What a run inside another one depends on beside its own recipe.
         self.within = ""
         # Path -> hash of the files that were read; a command with several recipes may give all of them the same one.
         self.contents: dict[Path, str] = {}

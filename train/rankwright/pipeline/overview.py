@@ -107,7 +107,7 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
     """What a finished run has: its folder, stages, results, verdict, gate, exports and report.
 
     results: as Pipeline.results() gives them. gate: gate.json, or None. teacher: its verdict, or
-    None. exports: target -> folder.
+    None. pretrain: the facts of its stage, with those of the control, or None. exports: target -> folder.
     """
     run, recipe = pipeline.folder, pipeline.recipe
     results, _ = read_results(run.path, recipe, pipeline.test_sets, pipeline.inputs.systems)
@@ -120,6 +120,7 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
         "results": [dataclasses.asdict(row) for row in rows],
         "gate": read_json_object(run.gate) if recipe.gate is not None else None,
         "teacher": teacher_verdict(run) if recipe.has_teacher else None,
+        "pretrain": {**run.facts("pretrain"), "control": run.facts("control")} if recipe.pretrain is not None else None,
         "exports": {t: str(run.export(t)) for t in recipe.export_targets if run.export(t).is_dir()},
         "report": str(run.report) if run.report.is_file() else None,
     }

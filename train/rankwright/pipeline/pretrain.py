@@ -125,6 +125,7 @@ def prepare_pairs(
                 name=collection.name,
                 weight=source.weight,
                 instruction=source.instruction,
+                licence=source.licence,
             )
         )
     queries = {one.name: len(one.queries) for one in kept}

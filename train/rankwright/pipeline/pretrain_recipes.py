@@ -14,6 +14,10 @@ from rankwright.recipe.sources import Data, DevFromTrain, Source
 from rankwright.training.checkpoint import read_state
 
 WARMUP = 0.03
+# Candidates of a held-out query: enough to choose a step by.
+DEV_DEPTH = 20
+# Held-out queries, where a tenth of the pairs gives as many.
+LEAST_HELD_OUT = 50
 # The rank's share in the scale of the adapters, as in the defaults of `model`.
 ALPHA_OF_RANK = 2
 
@@ -56,7 +60,7 @@ def pretraining_recipe(recipe: Recipe, run: RunFolder, pairs: tuple[Source, ...]
             learning_rate=settings.learning_rate,
             warmup_fraction=WARMUP,
         ),
-        evaluate=Evaluate(combine=None),
+        evaluate=Evaluate(combine=None, depth=min(DEV_DEPTH, recipe.evaluate.depth)),
         export=Export(targets={}),
     )
 
@@ -97,6 +101,6 @@ def has_control_checkpoint(run: RunFolder) -> bool:
 
 
 def share_held_out(settings: Pretrain, queries: int, most: int) -> float:
-    """The share of the pairs that is held out: `held_out`, but never more than `most` queries, and at least one."""
+    """The share of the pairs that is held out: `held_out`, at most `most` queries, and few of few pairs."""
     wanted = min(math.ceil(settings.held_out * queries), most)
-    return min(max(wanted, 1) / max(queries, 1), 0.5)
+    return min(max(wanted, min(LEAST_HELD_OUT, queries // 10), 1) / max(queries, 1), 0.5)

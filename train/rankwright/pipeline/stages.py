@@ -161,8 +161,11 @@ class Pipeline(Context):
                 stated = {OF: self.inputs.settings}
                 run.write_json(run.provenance, {**provenance(self.recipe.seed, self.command), **stated})
                 mark_report(run)
-                write_ledger(self.recipe, self.located, roles(self.recipe), run)
+                self._write_ledger()
         self._started = True
+
+    def _write_ledger(self) -> None:
+        write_ledger(self.recipe, self.located, roles(self.recipe), self.folder)
 
     def _lock(self, held: ExitStack) -> None:
         """Let no other command write to the run folder until `held` ends; the first process holds the lock for all."""
@@ -281,3 +284,6 @@ class Nested(Pipeline):
     def check(self, *, data: bool = True, offline: bool = False) -> dict[str, list[str]]:
         """Nothing is left to be found."""
         return {}
+
+    def _write_ledger(self) -> None:
+        """The ledger of the run around it holds its inputs."""

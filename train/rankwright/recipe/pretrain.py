@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rankwright.common.resources import resolve_path
-from rankwright.recipe.kinds import Line, Positive, Section, Share, Tokens
+from rankwright.recipe.kinds import Fraction, Line, Positive, Section
 from rankwright.recipe.sources import Source
 
 # Systems of the evaluation: what the stage made of the base, and tuned without the stage at the same cost.
@@ -22,7 +22,7 @@ class WeakPairs(Source):
     """Weak pairs, an entry as in `data.train[]`: a text that stands for a query, and the text that belongs to it."""
 
     from_: Line | None = Field(default=None, alias="from")
-    """The column whose text stands for the query, such as `title`; the same as `columns: {query: title}`."""
+    """The column whose text stands for the query; the same as `columns: {query: ...}`. Other keys: `data.train[]`."""
     to: Line | None = None
     """The column whose text stands for the relevant document; the same as `columns: {document: body}`."""
 
@@ -66,7 +66,7 @@ class Replay(Section):
 
     path: Line
     """A file or folder of general text, relative to the recipe's folder."""
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    share: Fraction = 0.05
     """The share of the trained tokens that is general text."""
     columns: dict[Line, Line] = {}
     """Names of columns of a table: `document` and `title` -> those in the file."""
@@ -115,11 +115,11 @@ class Pretrain(Section):
     """Negatives in a group: documents that BM25 finds for the query."""
     in_batch: Annotated[int, Field(ge=0, le=1000)] = 2
     """Further negatives in a group: documents of other pairs, drawn at random."""
-    block_tokens: Annotated[Tokens, Field(ge=16)] = 1024
+    block_tokens: Annotated[int, Field(ge=16, le=10**6)] = 1024
     """Tokens of a block of text; texts are packed one after the other."""
     blocks_per_step: Annotated[int, Field(gt=0, le=10**5)] = 8
     """Blocks of text in a step, over all processes together."""
-    held_out: Annotated[Share, Field(gt=0)] = 0.02
+    held_out: Fraction = 0.02
     """The share of pairs and texts that is not trained on: it chooses the step, and perplexity is measured on it."""
     control: Literal["none", "equal_compute"] = "none"
     """`equal_compute` trains a second reranker without this stage, for as much longer as the stage took in FLOPs."""
