@@ -32,11 +32,24 @@ from rankwright.export.weights import without_adapters
 from rankwright.model import sharding
 from rankwright.model.bases import adapter_base
 from rankwright.pipeline.context import Context
-from rankwright.pipeline.pretrain_recipes import pretraining_recipe, settings_of, share_held_out
+from rankwright.pipeline.pretrain_recipes import (
+    from_pretrained,
+    pretraining_recipe,
+    settings_of,
+    share_held_out,
+    with_steps,
+)
+from rankwright.pipeline.pretrain_text import (
+    describe_text,
+    further_objectives,
+    perplexities,
+    read_domain,
+    steps_of_text,
+)
 from rankwright.recipe.pretrain import LEAST_RANK, text_path
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.sources import Source
-from rankwright.training.setup import load_base_tokenizer, tuned_reranker
+from rankwright.training.setup import load_base_tokenizer, total_steps, tuned_reranker
 
 KEY = "pretrain"
 # The share of the rows with an empty field above which the columns are wrong, rather than some rows.
@@ -78,22 +91,34 @@ def pretrain(p: Context) -> dict[str, Any]:
             f"WARNING: {KEY}.rank: {settings.rank}: adapters this small learn little of a domain: take 64, or at least "
             f"{LEAST_RANK}"
         )
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"pairs": 0, "sets": {}, "equal_texts": 0, "leaking": 0}
     sources: tuple[Source, ...] = ()
-    if p.processes.is_first:
+    if p.processes.is_first and settings.pairs:
         facts, sources = prepare_pairs(p.recipe, run, p.located["pretrain"])
     facts, sources = p.processes.from_first((facts, sources))
+    texts = read_domain(p.recipe, run)
     held_out = share_held_out(settings, facts["pairs"], p.recipe.train.dev_queries)
     recipe = pretraining_recipe(p.recipe, run, sources, held_out)
+    if texts is not None:
+        steps = steps_of_text(p.recipe, texts)
+        if not sources:
+            recipe = with_steps(recipe, steps)
+        else:
+            steps = total_steps(recipe, facts["draws"] * (1 - held_out))
+        describe_text(p.recipe, texts, steps)
     child = p.nested(recipe, RunFolder(run.pretraining), str(p.inputs.pretrain))
+    child.further = further_objectives(p.recipe, run, texts)
     child.run_to("train")
     trained = child.folder.facts("train")
+    facts |= {key: trained.get(key) for key in ("step", "best_step", "base_value", "best_value", "planned_steps")}
     if p.processes.is_first:
-        base_after = write_base(recipe, child.trained_checkpoint(), child.inputs.train, run.pretrained)
-        facts |= {"base_after": base_after}
-        facts |= {key: trained.get(key) for key in ("step", "best_step", "base_value", "best_value", "planned_steps")}
-        console.say(f"pre-trained base: {run.pretrained} (sha256 {base_after[:12]})")
+        facts["base_after"] = write_base(recipe, child.trained_checkpoint(), child.inputs.train, run.pretrained)
+        console.say(f"pre-trained base: {run.pretrained} (sha256 {facts['base_after'][:12]})")
     p.processes.meet()
+    if texts is not None:
+        after = from_pretrained(p.recipe, run)
+        facts["perplexity"] = perplexities({"before": p.recipe, "after": after}, texts)
+        facts["text"] = {"tokens": texts.tokens, "blocks": len(texts.domain)}
     return facts
 
 
@@ -130,6 +155,7 @@ def prepare_pairs(
         )
     queries = {one.name: len(one.queries) for one in kept}
     facts = {"pairs": sum(queries.values()), "sets": queries, "equal_texts": equal, "leaking": leaks}
+    facts["draws"] = sum(len(one.queries) * source.weight for source, one in zip(sources, kept, strict=True))
     return facts, tuple(made)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from rankwright.common.errors import UserError
 from rankwright.common.run_folder import RunFolder
@@ -65,6 +64,12 @@ def pretraining_recipe(recipe: Recipe, run: RunFolder, pairs: tuple[Source, ...]
     )
 
 
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with a number of steps that no epochs end before."""
+    train = recipe.train.model_copy(update={"max_steps": steps, "epochs": float(10**6)})
+    return recipe.model_copy(update={"train": train})
+
+
 def from_pretrained(recipe: Recipe, run: RunFolder) -> Recipe:
     """The recipe whose base is the one that the stage pretrain wrote; the recipe itself where it has no such stage."""
     if recipe.pretrain is None:
@@ -75,12 +80,9 @@ def from_pretrained(recipe: Recipe, run: RunFolder) -> Recipe:
 
 def control_recipe(recipe: Recipe, run: RunFolder, steps: int | None = None) -> Recipe:
     """The recipe without pretrain, from the base as it was. steps: how many it trains; None: as the main recipe."""
-    train: dict[str, Any] = {}
-    if steps is not None:
-        # The epochs must not end it before.
-        train = {"max_steps": steps, "epochs": float(10**6)}
     names = {"name": f"{recipe.name[:80]}-control", "run_dir": str(run.control), "pretrain": None, "gate": None}
-    return recipe.model_copy(update={**names, "train": recipe.train.model_copy(update=train)})
+    control = recipe.model_copy(update=names)
+    return control if steps is None else with_steps(control, steps)
 
 
 def control_checkpoint(run: RunFolder) -> Path:

@@ -26,6 +26,7 @@ from rankwright.pipeline.judge import judge
 from rankwright.pipeline.mine import mine
 from rankwright.pipeline.pretrain import pretrain
 from rankwright.pipeline.pretrain_recipes import from_pretrained, has_control_checkpoint
+from rankwright.pipeline.pretrain_text import train_on_text
 from rankwright.pipeline.report import report
 from rankwright.pipeline.student import write_agreement
 from rankwright.pipeline.synthesize import audit, synthesize
@@ -91,8 +92,15 @@ def _judge_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
     return [run.teacher_gate, run.judge_pairs, run.judge_scores, run.judge_report, run.teacher_scores]
 
 
+def _has_sets(p: Context) -> bool:
+    """Not where a pre-training reads text alone."""
+    return bool(p.recipe.data.train)
+
+
 def _train(p: Context) -> dict[str, Any]:
     recipe = from_pretrained(p.recipe, p.folder)
+    if not recipe.data.train and p.further is not None:
+        return train_on_text(recipe, p.folder, p.inputs.train, further=p.further)
     return train(recipe, p.folder, p.inputs.train, base=p.inputs.base, further=p.further)
 
 
@@ -203,6 +211,7 @@ STAGES = [
         _data_outputs,
         "first",
         afterwards=_after_data,
+        is_asked=_has_sets,
     ),
     Stage(
         "teacher",
@@ -221,6 +230,7 @@ STAGES = [
         "all",
         # Needed until the record is written: a kill before it continues from them.
         afterwards=lambda p: Shards.forget(p.folder.mining),
+        is_asked=_has_sets,
     ),
     Stage(
         "judge",
@@ -243,7 +253,7 @@ STAGES = [
         "train",
         _train,
         lambda p: p.inputs.train,
-        lambda p, facts: [p.folder.mix, p.folder.metrics, p.folder.dev_values],
+        lambda p, facts: [p.folder.metrics, *([p.folder.mix, p.folder.dev_values] if _has_sets(p) else [])],
         "all",
         # Checkpoints hold the hashes of their files.
         is_whole=lambda p: p.best_checkpoint() is not None,

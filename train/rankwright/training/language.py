@@ -47,6 +47,10 @@ class Auxiliary(Protocol):
         exactly. Values are means over the step.
         """
 
+    @property
+    def passed(self) -> Sequence[int]:
+        """Lengths of the texts that went through the model in the last step, on all ranks: what the step cost."""
+
     def evaluate(self, model: RankModel) -> dict[str, float]:
         """Held-out perplexities, by the name of the text; all ranks together."""
 
@@ -135,6 +139,8 @@ class Objective(ABC):
 
     def __init__(self, name: str, weight: float) -> None:
         self.name, self.weight = name, weight
+        # Lengths of what the last step predicted tokens of, on all ranks.
+        self.passed: list[int] = []
 
     @abstractmethod
     def add(self, run: Pass, groups: Sequence[TrainGroup]) -> dict[str, float]:
@@ -159,6 +165,7 @@ class TokenObjective(Objective):
     def add(self, run: Pass, groups: Sequence[TrainGroup]) -> dict[str, float]:
         """See Objective.add."""
         examples = [e for e in self.examples(run, groups) if e.predicted]
+        self.passed = [len(text) for e in examples for text in e.texts]
         if not examples:
             return {}
         own, idle = run.own([e.tokens for e in examples])
@@ -343,6 +350,11 @@ class LanguageObjectives:
                 own |= objective.add(run, groups)
         every = Processes.of_group().gather(own)
         return {name: sum(of.get(name, 0.0) for of in every) for name in own}
+
+    @property
+    def passed(self) -> list[int]:
+        """See Auxiliary.passed; the few prompts of kept answers are not counted."""
+        return [length for objective in self._objectives for length in objective.passed]
 
     def evaluate(self, model: RankModel) -> dict[str, float]:
         """See Auxiliary.evaluate."""

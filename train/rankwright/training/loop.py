@@ -116,7 +116,7 @@ def fit(
             base_value = untrained()
         reports.say(f"before step 1: {job.measure.replace('_', ' ')} {base_value:.3f}")
     state = found or TrainState(step=0, inputs=checkpoints.inputs, base_value=base_value)
-    reports.start(state)
+    reports.start(state, job.measure)
     utilisation = _utilisation(job, reports.say)
     spread, first = SpreadWatch(reports.say), state.step + 1
     model.train()
@@ -141,7 +141,7 @@ def fit(
         rate = set_learning_rate(optimizer, settings, step, total_steps)
         optimizer.step()
         seconds = time.perf_counter() - started
-        speed = _speed(groups, seconds, utilisation)
+        speed = _speed(job, groups, seconds, utilisation)
         values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread} if groups else {}
         values |= {**more, "gradient_norm": norm, "learning_rate": rate, STEP_SECONDS: seconds}
         state = dataclasses.replace(state, step=step)
@@ -195,12 +195,11 @@ def _utilisation(job: Job, say: Callable[[str], None]) -> Utilisation | None:
     return found
 
 
-def _speed(groups: Sequence[TrainGroup], seconds: float, utilisation: Utilisation | None) -> dict[str, float]:
-    if not groups:
-        return {}
-    values = {"pairs_per_s": sum(len(g.labels) for g in groups) / seconds}
-    values["tokens_per_s"] = sum(g.encoded.tokens for g in groups) / seconds
+def _speed(job: Job, groups: Sequence[TrainGroup], seconds: float, utilisation: Utilisation | None) -> dict[str, float]:
+    passed = [] if job.auxiliary is None else job.auxiliary.passed
+    values = {"pairs_per_s": sum(len(g.labels) for g in groups) / seconds} if groups else {}
+    values["tokens_per_s"] = (sum(g.encoded.tokens for g in groups) + sum(passed)) / seconds
     if utilisation is not None:
-        flops = utilisation.flops([g.encoded for g in groups])
+        flops = utilisation.flops([g.encoded for g in groups], passed)
         values |= {"mfu": utilisation.share(flops, seconds), TFLOP: flops / 1e12}
     return values
