@@ -69,3 +69,48 @@ def test_training_from_the_merged_base_is_training_from_the_saved_one(finished: 
     plain = pipeline(finished.loaded.path, "pretrain=null", f"model.base={run.pretrained}", f"run_dir={tmp_path / 'r'}")
     plain.train()
     assert weights(plain.folder) == weights(run)
+
+
+def text_of(folder: Path, name: str, extra: str = "") -> dict[str, Any]:
+    """A file of texts: the fixtures' documents of a domain."""
+    path = folder / f"{name}.jsonl"
+    rows = [{"document": d["text"]} for d in documents(name)]
+    rows += [{"document": extra}] if extra else []
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"path": str(path), "licence": "own"}
+
+
+TEXT = {"block_tokens": 64, "blocks_per_step": 2}
+ALL_PARTS = {"query_likelihood": 0.1, "text": 1.0, "keep_answers": 0.1}
+
+
+def rows_of(run: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
+
+
+def test_pairs_and_text_are_trained_on_together(tmp_path: Path, tiny_qwen3: Path) -> None:
+    section = {"text": [text_of(tmp_path, "legal")], "replay": {**text_of(tmp_path, "code"), "share": 0.25}}
+    path = recipe(tmp_path, tiny_qwen3, objective=ALL_PARTS, **section, **TEXT)
+    p = pipeline(path)
+    p.train()
+    facts = p.folder.facts("pretrain")
+    steps = [row for row in rows_of(RunFolder(p.folder.pretraining)) if row["step"] > 0]
+    assert all({"loss", "query_likelihood", "text_loss", "keep_answers", "tflop"} <= row.keys() for row in steps)
+    assert set(facts["perplexity"]) == {"domain", "general"}
+    # Far fewer steps than teach anything.
+    assert all(0.5 < of["after"] / of["before"] < 1.1 for of in facts["perplexity"].values())
+    assert facts["text"]["tokens"] == 64 * facts["text"]["blocks"]
+
+
+def test_text_alone_lowers_its_perplexity(tmp_path: Path, tiny_qwen3: Path) -> None:
+    section = {"text": [text_of(tmp_path, "legal")], "learning_rate": 5e-3, "steps": 12}
+    path = recipe(tmp_path, tiny_qwen3, objective=ALL_PARTS, **section, **TEXT)
+    p = pipeline(path, "pretrain.pairs=[]")
+    p.train()
+    facts, child = p.folder.facts("pretrain"), RunFolder(p.folder.pretraining)
+    of = facts["perplexity"]["domain"]
+    assert of["after"] < 0.9 * of["before"]
+    assert facts["pairs"] == 0 and not child.negatives.exists()
+    steps = rows_of(child)
+    assert "dev_log_likelihood" in steps[0] and "dev_nDCG@10" not in steps[0]
+    assert all({"text_loss", "keep_answers", "tflop", "loss"} <= row.keys() for row in steps[1:])
