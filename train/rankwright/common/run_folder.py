@@ -23,8 +23,10 @@ from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of
 PACKAGE = Path(__file__).parents[1]
 # The file of an export that holds the sums of its other files.
 SUMS_FILE = "SHA256SUMS"
-STAGES = ("synthesize", "data", "teacher", "mine", "judge", "pretrain", "train", "control", "evaluate", "calibrate")
-STAGES += ("export", "report")
+STAGES = (
+    *("synthesize", "data", "teacher", "mine", "judge", "pretrain", "train", "control", "evaluate", "calibrate"),
+    *("export", "report"),
+)
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 

@@ -340,8 +340,7 @@ class StageInputs:
         if settings is None:
             return None
         # Paths and licences of texts make no difference.
-        sources = (*settings.text, *([] if settings.replay is None else [settings.replay]))
-        texts = [(self._content(text_path(one)), one.columns, one.encoding) for one in sources]
+        texts = [(self._content(text_path(one)), one.columns, one.encoding) for one in settings.texts.values()]
         entries = self.located.get("pretrain", ())
         pairs = [(self._set(one), one.source.weight, one.source.instruction) for one in entries]
         own = pretraining_recipe(self.recipe, RunFolder(Path())).model_copy(update={"name": "", "description": ""})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -75,12 +75,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             "export.targets: adapter: with pretrain it would be on a base that is nowhere but in the run's folder: "
             "write hf or causal"
         )
-    texts = [(f"{KEY}.text.{number}", source) for number, source in enumerate(settings.text)]
-    for key, source in [*texts, *([] if settings.replay is None else [(f"{KEY}.replay", settings.replay)])]:
+    for key, source in settings.texts.items():
         try:
             text_path(source)
         except UserError as error:
-            yield f"{key}: {error}"
+            yield f"{KEY}.{key}: {error}"
 
 
 def pretrain(p: Context) -> dict[str, Any]:
@@ -249,7 +248,7 @@ def write_base(recipe: Recipe, checkpoint: Path, inputs: str, folder: Path) -> s
     base, _ = load_base_tokenizer(recipe)
     reranker = tuned_reranker(recipe, checkpoint, inputs=inputs, fp32=True)
     merged = without_adapters(reranker.model)
-    lm = merged.lm.to(_dtype(base, recipe.model.revision))
+    lm = cast(Any, merged.lm).to(_dtype(base, recipe.model.revision))
     lm.config.name_or_path = ""
     tokenizer = AutoTokenizer.from_pretrained(base, revision=recipe.model.revision, trust_remote_code=False)
     remove(folder)

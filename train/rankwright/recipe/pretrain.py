@@ -124,6 +124,12 @@ class Pretrain(Section):
     control: Literal["none", "equal_compute"] = "none"
     """`equal_compute` trains a second reranker without this stage, for as much longer as the stage took in FLOPs."""
 
+    @property
+    def texts(self) -> dict[str, DomainText | Replay]:
+        """Key in the section -> the texts of `text` and `replay`."""
+        found: dict[str, DomainText | Replay] = {f"text.{number}": one for number, one in enumerate(self.text)}
+        return found if self.replay is None else {**found, "replay": self.replay}
+
     @model_validator(mode="after")
     def _has_something(self) -> Pretrain:
         if not self.pairs and not self.text:

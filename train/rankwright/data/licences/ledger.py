@@ -225,8 +225,7 @@ def _written(settings: Synthesize, uses: tuple[Use, ...]) -> list[Input]:
 
 def _texts(settings: Pretrain) -> list[Input]:
     """The texts that the base is pre-trained on; the weak pairs are among the sets."""
-    sources = (*settings.text, *([] if settings.replay is None else [settings.replay]))
-    return [_documents(source.path, source.licence, "text", ("train",)) for source in sources]
+    return [_documents(one.path, one.licence, "text", ("train",)) for one in settings.texts.values()]
 
 
 def _documents(path_text: str, licence: str | None, kind: str, uses: tuple[Use, ...]) -> Input:
