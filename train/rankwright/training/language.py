@@ -373,22 +373,23 @@ def perplexity(
 ) -> float:
     """exp of the mean cross-entropy of a token in nats, over the blocks; all ranks together.
 
-    advance(count) is called as blocks are done.
+    budget_tokens: of a pass. advance(count) is called as this rank's blocks are done.
     """
     processes, was_training = Processes.of_group(), model.training
     sums_2 = torch.zeros(2, dtype=torch.float64)
+    examples = [e for e in (Example.of_block("", texts) for texts in blocks) if e.predicted]
+    plan = plan_step([e.tokens for e in examples], ranks=processes.count, budget_tokens=budget_tokens)
     model.eval()
     with gathered(model), torch.no_grad():
         head_VH = _head(model)
-        for number in range(processes.rank, len(blocks), processes.count):
-            example = Example.of_block("", blocks[number])
-            if example.predicted:
-                places_T, targets_T, weights_T = (x.to(model.device) for x in predicted([example]))
-                states_TH = model([], example.texts)[places_T]
-                rows = chunk_rows(budget_tokens, len(head_VH))
-                _, parts_2 = token_loss(states_TH, head_VH, targets_T, weights_T, rows=rows)
-                sums_2 += torch.tensor([float(parts_2[0]), example.predicted], dtype=torch.float64)
-            advance(1)
+        for places in plan[processes.rank]:
+            batch = [examples[i] for i in places]
+            places_T, targets_T, weights_T = (x.to(model.device) for x in predicted(batch))
+            states_TH = model([], [text for e in batch for text in e.texts])[places_T]
+            rows = chunk_rows(budget_tokens, len(head_VH))
+            _, parts_2 = token_loss(states_TH, head_VH, targets_T, weights_T, rows=rows)
+            sums_2 += torch.tensor([float(parts_2[0]), len(targets_T)], dtype=torch.float64)
+            advance(len(batch))
     model.train(was_training)
     total = torch.tensor(processes.gather(sums_2.tolist()), dtype=torch.float64).sum(dim=0)
     return math.exp(float(total[0] / total[1]))
