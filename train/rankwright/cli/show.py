@@ -352,6 +352,8 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
         console.say(
             "computed from shapes; checked against real steps on a CPU; scripts/cluster/gpu_check.sh does it on a GPU"
         )
+    if recipe.pretrain is not None:
+        console.say("not included: the stage pretrain and its control, see `rankwright run --dry-run`")
     if recipe.model.dora:
         console.say("not included: what DoRA computes in addition to LoRA")
     flops, seconds = sum(plan.step_flops(mean_tokens)), plan.step_seconds(mfu, mean_tokens)

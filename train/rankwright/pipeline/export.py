@@ -282,6 +282,8 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
             f"Method {recipe.model.method}, loss {recipe.loss.name}, the best checkpoint on dev: step "
             f"{record.get('best_step')} of {record.get('planned_steps')}; {hours:.2f} hours, processes: {processes}."
         )
+    if recipe.pretrain is not None:
+        said.append(_pretrained(run.facts("pretrain")))
     judged = recorded_verdict(run) if recipe.has_teacher else None
     if judged is not None:
         reason = f" It was used all the same, for this reason: {judged['override']}" if judged["override"] else ""
@@ -300,6 +302,17 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
     commit = provenance["commit"] or "unknown"
     said.append(f"Rankwright {provenance['rankwright']}, commit {commit}, seed {recipe.seed}; {packages}.")
     return said
+
+
+def _pretrained(facts: Mapping[str, Any]) -> str:
+    """What the base was trained on first, in one sentence. facts: of the stage pretrain."""
+    parts = []
+    if facts.get("pairs"):
+        sets = ", ".join(f"{name} {number:,}" for name, number in facts["sets"].items())
+        parts.append(f"{counted(facts['pairs'], 'weak pair')} ({sets})")
+    if facts.get("text"):
+        parts.append(f"{facts['text']['tokens']:,} tokens of text")
+    return f"The base was trained first on {' and '.join(parts)}, in {counted(facts['step'], 'step')}."
 
 
 def _parity_line(figures: dict[str, Any]) -> str:

@@ -45,7 +45,12 @@ CODE = {
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/dev_values.py evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
-    "pretrain": "export/weights.py pipeline/pretrain.py pipeline/pretrain_recipes.py pipeline/mine.py",
+    # Only what merges is of the room export: a card repeats no training.
+    "pretrain": "training common recipe data model retrieval rerankers supervision mining "
+    "evaluation/dev_values.py evaluation/evaluate.py evaluation/metrics.py export/weights.py pipeline/data.py "
+    "pipeline/mine.py pipeline/train.py pipeline/pretrain.py pipeline/pretrain_recipes.py pipeline/pretrain_text.py",
+    "control": "training common recipe data model retrieval rerankers supervision mining pipeline/control.py "
+    "pipeline/pretrain_recipes.py",
     "lists": "retrieval common recipe data pipeline/evaluate.py",
     "scores": "rerankers common recipe data model retrieval training/setup.py pipeline/evaluate.py",
     "measures": "evaluation common recipe data model retrieval rerankers pipeline/evaluate.py",
@@ -354,13 +359,13 @@ class StageInputs:
         stated |= {"share": None if settings.replay is None else settings.replay.share}
         return content_hash(
             *(pairs, texts, stated, held_out, result_values(own.model_dump(mode="json")), self._base),
-            *(self.recipe.prompt.mode, self._code("train"), self._code("pretrain")),
+            *(self.recipe.prompt.mode, self._code("pretrain")),
         )
 
     @property
     def control(self) -> str:
         """What the control depends on: its steps follow from those of the training."""
-        return content_hash(self.train, "control")
+        return content_hash(self.train, self._code("control"))
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:

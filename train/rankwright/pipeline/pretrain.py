@@ -90,10 +90,11 @@ def pretrain(p: Context) -> dict[str, Any]:
             f"WARNING: {KEY}.rank: {settings.rank}: adapters this small learn little of a domain: take 64, or at least "
             f"{LEAST_RANK}"
         )
-    facts: dict[str, Any] = {"pairs": 0, "sets": {}, "equal_texts": 0, "leaking": 0}
+    facts: dict[str, Any] = {"pairs": 0, "sets": {}, "equal_texts": 0, "leaking": 0, "text": None, "perplexity": {}}
     sources: tuple[Source, ...] = ()
     if p.processes.is_first and settings.pairs:
-        facts, sources = prepare_pairs(p.recipe, run, p.located["pretrain"])
+        found, sources = prepare_pairs(p.recipe, run, p.located["pretrain"])
+        facts |= found
     facts, sources = p.processes.from_first((facts, sources))
     texts = read_domain(p.recipe, run)
     held_out = share_held_out(settings, facts["pairs"], p.recipe.train.dev_queries)

@@ -60,7 +60,7 @@ CURVES = {
 PRETRAINING_CURVES = {
     "loss": "loss",
     "query_likelihood": "loss of the queries' tokens",
-    "text": "loss of the text's tokens",
+    "text_loss": "loss of the text's tokens",
     "keep_answers": "divergence from the base's answers",
     f"dev_{HEADLINE}": f"{HEADLINE} on held-out pairs",
     "dev_log_likelihood": "log-likelihood of held-out text, per token",
