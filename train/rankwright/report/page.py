@@ -212,7 +212,8 @@ def _pretraining(run: RunFolder) -> dict[str, Any] | None:
     if not facts:
         return None
     metrics = read_metrics(RunFolder(run.pretraining).metrics)
-    drawn = (plots.curve(metrics, key, title, best=facts["best_step"]) for key, title in PRETRAINING_CURVES.items())
+    best = facts["best_step"]
+    drawn = (plots.curve(metrics, key, title, best=best, of="pretrain") for key, title in PRETRAINING_CURVES.items())
     return {**facts, "curves": list(filter(None, drawn)), "control": run.facts("control")}
 
 
