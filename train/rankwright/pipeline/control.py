@@ -43,7 +43,7 @@ def control(p: Context) -> dict[str, Any]:
 
 def _steps(p: Context) -> dict[str, Any]:
     """steps: of the control; further: those that the pre-training pays for. Mining and dev are not counted."""
-    pretrained, trained = cost(RunFolder(p.folder.pretraining)), cost(p.folder)
+    pretrained, trained = p.folder.facts("pretrain")["cost"], cost(p.folder)
     unit = TFLOP if TFLOP in pretrained and TFLOP in trained else TOKENS
     steps = int(p.folder.facts("train")["step"])
     further = math.ceil(pretrained.get(unit, 0.0) / max(trained.get(unit, 0.0) / steps, 1e-12))

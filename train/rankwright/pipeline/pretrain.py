@@ -32,6 +32,7 @@ from rankwright.export.weights import without_adapters
 from rankwright.model import sharding
 from rankwright.model.bases import adapter_base
 from rankwright.pipeline.context import Context
+from rankwright.pipeline.control import cost
 from rankwright.pipeline.pretrain_recipes import (
     from_pretrained,
     pretraining_recipe,
@@ -110,6 +111,8 @@ def pretrain(p: Context) -> dict[str, Any]:
     child.further = further_objectives(p.recipe, run, texts)
     child.run_to("train")
     trained = child.folder.facts("train")
+    # Runs of a sweep share the base, and not the metrics.
+    facts["cost"] = cost(child.folder)
     facts |= {key: trained.get(key) for key in ("step", "best_step", "base_value", "best_value", "planned_steps")}
     if p.processes.is_first:
         facts["base_after"] = write_base(recipe, child.trained_checkpoint(), child.inputs.train, run.pretrained)
