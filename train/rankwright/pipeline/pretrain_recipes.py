@@ -35,7 +35,7 @@ def pretraining_recipe(recipe: Recipe, run: RunFolder, pairs: tuple[Source, ...]
     """
     settings = settings_of(recipe)
     model = {key: getattr(recipe.model, key) for key in ("base", "revision", "gradient_checkpointing", "attention")}
-    kept = ("budget_tokens", "precision", "evaluate_every", "save_every", "dev_queries", "trackers", "track_report")
+    kept = ("budget_tokens", "precision", "save_every", "dev_queries", "trackers", "track_report")
     train = {key: getattr(recipe.train, key) for key in (*kept, "clip_norm", "weight_decay", "seed")}
     stated = {key: getattr(recipe.prompt, key) for key in recipe.prompt.model_fields_set - {"first_stage_score"}}
     # The positive is among the candidates of most queries.
