@@ -98,7 +98,7 @@ def lengths(options: argparse.Namespace, base: Path, cases: Sequence[tuple[int, 
     print("  documents  tokens each  seconds  ms a document  plain / ours  share of the peak")
     for row, (documents, tokens) in enumerate(cases):
         ours, plain = (statistics.median(seconds[row, name][1:]) for name in sides)
-        mfu = share.share([g.encoded for g in drawn[row]], ours)
+        mfu = share.share(share.flops([g.encoded for g in drawn[row]]), ours)
         rows.append({"documents": documents, "tokens": tokens, "seconds": ours, "plain_seconds": plain, "mfu": mfu})
         each = 1000 * ours / documents
         print(f"  {documents:9}  {tokens:11}  {ours:7.3f}  {each:13.1f}  {plain / ours:12.2f}  {mfu:17.0%}")

@@ -20,7 +20,8 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data import leakage
 from rankwright.data.collection import Collection
 from rankwright.data.formats.read import read_collection
-from rankwright.data.leakage import drop_leaks, find_leaks, keep_apart, take_out
+from rankwright.data.leakage import LEAST_WORDS, QueriesInTexts, drop_leaks, find_leaks, keep_apart, take_out
+from rankwright.data.shingles import words
 from rankwright.data.sources import locate_all
 from rankwright.data.splits import overlap
 from rankwright.pipeline.data import prepare_data
@@ -191,6 +192,46 @@ def test_dev_out_of_train_leaks_nothing(rows: list[tuple[str, str]], seed: int) 
         return
     assert find_leaks(kept, dev) == []
     assert queries_of(kept) | queries_of(dev) == queries_of(train)
+
+
+WORDS = st.lists(st.sampled_from("a bond of the court 2023 東京 Straße".split()), min_size=1, max_size=14)
+
+
+@given(WORDS, st.lists(WORDS, min_size=1, max_size=5))
+def test_a_query_inside_a_text_is_found_word_by_word(text: list[str], queries: list[list[str]]) -> None:
+    joined = [" ".join(query) for query in queries]
+    found = QueriesInTexts(joined)
+    own = [words(query) for query in joined]
+    there = words(" ".join(text))
+
+    def inside(query: list[str]) -> bool:
+        return any(there[start : start + len(query)] == query for start in range(len(there)))
+
+    assert found.within(" ".join(text)) == {" ".join(q) for q in own if len(q) >= LEAST_WORDS and inside(q)}
+    assert found.too_short == len({tuple(q) for q in own if len(q) < LEAST_WORDS})
+
+
+def test_case_punctuation_and_lines_do_not_hide_a_query() -> None:
+    found = QueriesInTexts(["What is the FEE of a \u201cbranch\u201d abroad?"])
+    assert found.within('They asked: what is\nthe fee, of a "Branch" abroad')
+    assert not found.within("What is the fee of a branch at home?")
+    assert not found.within("What is the fee of another branch abroad?")
+
+
+@given(st.lists(WORDS, min_size=1, max_size=6), st.lists(WORDS, min_size=1, max_size=3))
+def test_what_is_left_of_a_text_holds_no_query_and_nothing_is_added(
+    paragraphs: list[list[str]], queries: list[list[str]]
+) -> None:
+    removal = QueriesInTexts(" ".join(q) for q in queries).removal()
+    pieces = [" ".join(p) for p in paragraphs]
+    text = "\n\n".join(pieces)
+    rest = removal.of(text)
+    assert not QueriesInTexts(" ".join(q) for q in queries).within(rest)
+    kept = rest.split("\n\n") if rest else []
+    assert removal.paragraphs == len(pieces) - len(kept)
+    left = iter(pieces)
+    assert all(piece in left for piece in kept)
+    assert (rest == text) == (not removal.queries) == (not removal.told())
 
 
 def test_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwright.model.layout import Row, pack, split_group
+from rankwright.model.layout import Row, pack, pack_texts, split_group
 from rankwright.model.prompt import EncodedGroup
 
 IDS = st.lists(st.integers(0, 99), min_size=1, max_size=9)
@@ -76,6 +76,25 @@ def test_parts_of_a_group_hold_its_documents_in_order(groups: list[EncodedGroup]
         assert [tail for part in parts for tail in part.tail_ids] == group.tail_ids
         assert all(part.head_ids == group.head_ids for part in parts)
         assert all(part.tokens <= budget or len(part.tail_ids) == 1 for part in parts)
+
+
+@given(st.lists(IDS, min_size=1, max_size=9), BUDGETS, st.integers(1, 16))
+def test_every_token_of_a_text_sees_what_stands_before_it_there(
+    texts: list[list[int]], budget: int | None, multiple: int
+) -> None:
+    found, row_texts = [], [list(map(len, texts))] if budget is None else []
+    for row in pack_texts(texts, budget, multiple):
+        assert len(row.ids_T) % multiple == 0 and row.tokens == len(row.ids_T) - row.fill
+        own = [head.tokens for head in row.heads if head.start < row.tokens]
+        assert budget is None or sum(own) <= budget or len(own) == 1
+        row_texts += [own] if budget is not None else []
+        mask = visible(row)
+        assert all(bool(seen.any()) for seen in mask)
+        for place in range(row.tokens):
+            assert row.positions_T[mask[place]].tolist() == list(range(int(mask[place].sum())))
+            found.append(row.ids_T[mask[place]].tolist())
+    assert found == [text[: end + 1] for text in texts for end in range(len(text))]
+    assert [length for own in row_texts for length in own] == list(map(len, texts))
 
 
 def test_an_empty_prompt_is_our_mistake() -> None:

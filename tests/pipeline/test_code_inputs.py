@@ -35,6 +35,9 @@ EDITS = {
     "pipeline/mine.py": "mine train tuned calibrate export",
     # Without teacher.pairs nothing is judged.
     "pipeline/judge.py": "",
+    # Without pretrain no base is merged.
+    "pipeline/pretrain.py": "",
+    "pipeline/control.py": "",
     "training/losses.py": "train tuned calibrate export",
     "pipeline/train.py": "train tuned calibrate export",
     # It loads the base to be scored.

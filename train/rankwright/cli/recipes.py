@@ -11,7 +11,10 @@ from rankwright.common import console
 from rankwright.common.resources import schema_file
 
 # Listed first: the first run, one recipe per domain, their mix and a distilled one. Then the others by name.
-FIRST = ("quickstart", "finance", "legal", "code", "mixed", "distil", "permissive", "zelo", "zelo-student", "documents")
+FIRST = (
+    *("quickstart", "finance", "legal", "code", "mixed", "distil", "permissive", "zelo", "zelo-student", "documents"),
+    "pretrain",
+)
 recipes_app = typer.Typer(
     name="recipes",
     help="List the recipes that come with the package, or show one.",

@@ -89,9 +89,12 @@ def _columns(sets: Mapping[str, Mapping[str, ResultRow]]) -> list[Column]:
     tuned = [row.get("tuned") for row in sets.values()]
     to_base = [None if row is None else (row.difference, row.low, row.high) for row in tuned]
     to_first = [None if row is None else (row.to_first, row.to_first_low, row.to_first_high) for row in tuned]
-    for other, intervals in (("base", to_base), (tuned[-1].first_stage if tuned and tuned[-1] else "", to_first)):
+    others = {"base": to_base, stage_label(tuned[-1].first_stage if tuned and tuned[-1] else ""): to_first}
+    to_control = [None if row is None else (row.to_control, row.to_control_low, row.to_control_high) for row in tuned]
+    others["no pretrain"] = to_control
+    for other, intervals in others.items():
         if any(numbers is not None and numbers[0] is not None for numbers in intervals):
-            columns.append((f"tuned - {stage_label(other)} [95 %]", [_interval(numbers) for numbers in intervals]))
+            columns.append((f"tuned - {other} [95 %]", [_interval(numbers) for numbers in intervals]))
     return columns
 
 
@@ -349,6 +352,8 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
         console.say(
             "computed from shapes; checked against real steps on a CPU; scripts/cluster/gpu_check.sh does it on a GPU"
         )
+    if recipe.pretrain is not None:
+        console.say("not included: the stage pretrain and its control, see `rankwright run --dry-run`")
     if recipe.model.dora:
         console.say("not included: what DoRA computes in addition to LoRA")
     flops, seconds = sum(plan.step_flops(mean_tokens)), plan.step_seconds(mfu, mean_tokens)

@@ -14,7 +14,7 @@ from rankwright.common import console
 from rankwright.common.errors import UserError
 from rankwright.common.files import read_json_object
 from rankwright.common.outputs import content_of, read_sealed
-from rankwright.common.run_folder import RunFolder
+from rankwright.common.run_folder import STAGES, RunFolder
 
 # The key of a record with what its part was made from: a name of OWNERS -> hash.
 OF = "of"
@@ -26,6 +26,7 @@ OWNERS = {
     "training data": "data",
     "negatives": "mine",
     "preferences": "judge",
+    "pretraining": "pretrain",
     "training": "train",
     "training settings": RECIPE,
     "test data": "data",
@@ -43,7 +44,9 @@ WORDS = {
     "teacher": ("teacher_gate.json is not as the teacher stage wrote it", "", "teacher gate"),
     "mine": ("Negatives were mined again", "Mining", "mining"),
     "judge": ("Pairs were judged again", "Judging", "judging"),
+    "pretrain": ("The base was pre-trained again", "A pre-training", "pre-training"),
     "train": ("The model was trained again", "A training", "training"),
+    "control": ("The control was trained again", "The training of the control", "control"),
     "evaluate": ("The evaluation was made again", "An evaluation", "evaluation"),
     "calibrate": ("The calibration was made again", "A calibration", "calibration"),
     "gate": ("gate.json is not the verdict on these numbers", "", "gate"),
@@ -100,10 +103,7 @@ def lineage(run: RunFolder) -> Lineage:
     A folder of an earlier version recorded nothing of this: there nothing is known to be stale.
     """
     provenance = read_json_object(run.provenance) or {}
-    records = {
-        stage: run.facts(stage)
-        for stage in ("synthesize", "data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export")
-    }
+    records = {stage: run.facts(stage) for stage in STAGES if stage != "report"}
     made = {RECIPE: provenance, **records}
     now = {name: _of(made[owner]).get(name) for name, owner in OWNERS.items()}
     stale: dict[str, str] = {}
@@ -137,9 +137,11 @@ def _parts(
     # Not where the last command's recipe has no teacher.
     if records["teacher"] and "teacher settings" in _of(read_json_object(run.provenance)):
         yield "teacher", _of(records["teacher"]), (), read_sealed(run.teacher_gate) is not None
-    earlier: dict[str, tuple[str, ...]] = {"mine": (), "judge": (), "train": ("mine",)}
-    if "preferences" in _of(records["train"]):
-        earlier["train"] = ("mine", "judge")
+    earlier: dict[str, tuple[str, ...]] = {"mine": (), "judge": (), "pretrain": (), "train": ("mine",)}
+    for name in ("preferences", "pretraining"):
+        if name in _of(records["train"]):
+            earlier["train"] += (OWNERS[name],)
+    earlier["control"] = ("train",)
     for stage, before in earlier.items():
         if records[stage]:
             yield stage, _of(records[stage]), before, True

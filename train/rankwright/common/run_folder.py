@@ -23,7 +23,10 @@ from rankwright.common.outputs import SEAL, Outputs, changed_outputs, outputs_of
 PACKAGE = Path(__file__).parents[1]
 # The file of an export that holds the sums of its other files.
 SUMS_FILE = "SHA256SUMS"
-STAGES = ("synthesize", "data", "teacher", "mine", "judge", "train", "evaluate", "calibrate", "export", "report")
+STAGES = (
+    *("synthesize", "data", "teacher", "mine", "judge", "pretrain", "train", "control", "evaluate", "calibrate"),
+    *("export", "report"),
+)
 REPORTED_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "bm25s", "ir-measures")
 
 
@@ -94,6 +97,12 @@ class RunFolder:
     # Parts of an unfinished mine stage.
     mining = _Place("mining")
     audit = _Place("audit.html")
+
+    # Pre-training: a run folder of its own, its prepared pairs, and the base that it leaves; and the control's run.
+    pretraining = _Place("pretrain")
+    pretrain_pairs = _Place("pretrain/pairs")
+    pretrained = _Place("pretrain/base")
+    control = _Place("control")
 
     # Training.
     tokens = _Place("tokens")

@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwright.common.bounded import OutOfBounds, Refusal, run_bounded
 from rankwright.common.errors import UserError
-from rankwright.common.hashing import content_id
+from rankwright.common.hashing import text_key
 from rankwright.common.plurals import counted
 from rankwright.common.resources import is_there, nearby
 from rankwright.data.formats.compression import check_place
@@ -85,29 +85,35 @@ def read_documents(path: Path, reading: Reading) -> list[Document]:
     texts are read once; empty ones are left out; both are reported.
     Raises UserErrors with file and line of every fault, and UserError where there is nothing to read.
     """
+    found: dict[str, Document] = {}
+    for document in stream_documents(path, reading):
+        if document.id in found:
+            reading.faults.add(path, 1, f"the id {document.id!r} appears a second time: give each document its own")
+        found[document.id] = document
+    return [found[key] for key in sorted(found)]
+
+
+def stream_documents(path: Path, reading: Reading) -> Iterator[Document]:
+    """read_documents() one by one, in the order of files and rows, whose ids are not compared; it raises at the end."""
     if not is_there(path):
         raise UserError(f"{path}: no such file or folder{nearby(path)}")
     check_place(path, folder=True)
-    found: dict[str, Document] = {}
-    seen: set[str] = set()
+    seen: set[bytes] = set()
     blank = equal = 0
     for document in _read(path, reading):
         if is_blank(document.text):
             blank += 1
-        elif (text := content_id(document.text)) in seen:
+        elif (text := text_key(document.text)) in seen:
             equal += 1
         else:
             seen.add(text)
-            if document.id in found:
-                reading.faults.add(path, 1, f"the id {document.id!r} appears a second time: give each document its own")
-            found[document.id] = document
+            yield document
     reading.faults.check()
     for count, why in ((blank, "without text"), (equal, "with the text of another one")):
         if count:
             reading.say(f"{path}: {counted(count, 'document')} {why} left out")
-    if not found:
+    if not seen:
         raise UserError(f"{path}: no document found: give files ({', '.join(SUFFIXES)}), tables of rows, or a set")
-    return [found[key] for key in sorted(found)]
 
 
 def _read(path: Path, reading: Reading) -> Iterator[Document]:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rankwright.common.errors import UserErrors
+from rankwright.common.hashing import content_hash
 from rankwright.common.plurals import counted
 from rankwright.data import duplicates
 from rankwright.data.collection import Collection
 from rankwright.data.duplicates import QUERY
 from rankwright.data.formats.reading import Say
 from rankwright.data.normalisation import normalised
+from rankwright.data.shingles import words
 from rankwright.data.splits import MOST_EXAMPLES, QueryPlace, dev_size, group_keys, split_devs
 
 # What stops a run, in the order of the report. A query may have several kinds; "same pair" are the queries of "same
 # query" that also share the text of a relevant document.
 KINDS = ("same query", "same pair", "near-duplicate query", "same group")
+
+# A query of fewer words is not looked for inside texts: the size of a shingle of prose.
+LEAST_WORDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,3 +204,69 @@ def take_out(
             )
     # They are evaluated, not drawn.
     return [kept for kept, _ in parts], [dataclasses.replace(out, draws=1.0) for _, out in parts]
+
+
+class QueriesInTexts:
+    """Queries of dev and test, to be found in texts that a language model reads: normalised, word by word.
+
+    A query of fewer than LEAST_WORDS words is not looked for: any text may hold `net income 2023`. too_short: how many.
+    key: stands for the queries.
+    """
+
+    def __init__(self, queries: Iterable[str]) -> None:
+        found = {tuple(words(query)) for query in queries}
+        self._by_start: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for query in sorted(found):
+            if len(query) >= LEAST_WORDS:
+                self._by_start.setdefault(query[:LEAST_WORDS], []).append(query)
+        self.too_short = sum(len(query) < LEAST_WORDS for query in found)
+        self.key = content_hash(LEAST_WORDS, sorted(query for of in self._by_start.values() for query in of))
+
+    def within(self, text: str) -> set[str]:
+        """The queries that stand in a text, in their normal form."""
+        if not self._by_start:
+            return set()
+        own = words(text)
+        found = set()
+        for start, run in enumerate(zip(*(own[n:] for n in range(LEAST_WORDS)), strict=False)):
+            for query in self._by_start.get(run, ()):
+                if tuple(own[start : start + len(query)]) == query:
+                    found.add(" ".join(query))
+        return found
+
+    def removal(self) -> Removal:
+        """Takes paragraphs that hold a query out of texts, and counts them."""
+        return Removal(self)
+
+
+class Removal:
+    """What was taken out of texts so far. paragraphs, documents: of which some or all was; queries: that were met."""
+
+    def __init__(self, queries: QueriesInTexts) -> None:
+        self._queries = queries
+        self.paragraphs = self.documents = 0
+        self.queries: set[str] = set()
+
+    def of(self, text: str) -> str:
+        """The text without paragraphs (between empty lines) that hold a query; "" where one lies across several."""
+        met = self._queries.within(text)
+        if not met:
+            return text
+        self.queries |= met
+        self.documents += 1
+        paragraphs = re.split(r"(?:[ \t]*\n){2,}", text)
+        kept = [paragraph for paragraph in paragraphs if not self._queries.within(paragraph)]
+        rest = "\n\n".join(kept)
+        if self._queries.within(rest):
+            kept, rest = [], ""
+        self.paragraphs += len(paragraphs) - len(kept)
+        return rest
+
+    def told(self) -> str:
+        """What was removed as a line, "" for nothing."""
+        if not self.paragraphs:
+            return ""
+        return (
+            f"{counted(self.paragraphs, 'paragraph')} of {counted(self.documents, 'document')} left out: they hold "
+            f"{counted(len(self.queries), 'query')} of dev or test"
+        )

@@ -234,10 +234,13 @@ def _has_rows(hub: Hub, source: Source, *, stated: bool) -> bool:
     return bool(source.config or source.columns) or not has_beir_form(hub.id, hub.revision)
 
 
-def locate_all(data: Data, made: Path | None = None) -> dict[str, list[Located]]:
+def locate_all(
+    data: Data, made: Path | None = None, *, pairs: Sequence[Source] | None = None
+) -> dict[str, list[Located]]:
     """Split -> entries, which must have different names. Raises UserErrors with every entry that is not there.
 
-    made: where a run writes its own queries, which need not be there yet.
+    made: where a run writes its own queries, which need not be there yet. pairs: the weak pairs of `pretrain`, the
+    split of this name.
 
     Where test is taken out of train, its entries are those of train.
     """
@@ -250,19 +253,22 @@ def locate_all(data: Data, made: Path | None = None) -> dict[str, list[Located]]
         entries["test"] = data.test
     if not isinstance(data.dev, DevFromTrain):
         entries["dev"] = data.dev
+    if pairs is not None:
+        entries["pretrain"] = pairs
     found: dict[str, list[Located]] = {}
     for split, sources in entries.items():
-        found[split] = []
+        found[split], key = [], "pretrain.pairs" if split == "pretrain" else f"data.{split}"
         for number, source in enumerate(sources):
             try:
-                found[split].append(locate(source, root=data.root, split=split, made=made))
+                wanted = "train" if split == "pretrain" else split
+                found[split].append(locate(source, root=data.root, split=wanted, made=made))
             except UserError as error:
                 lost = rootless and resources.ROOT_STARTS in str(error)
                 below_root = below_root or lost
-                faults += [] if lost else [f"data.{split}.{number}: {line}" for line in str(error).splitlines()]
+                faults += [] if lost else [f"{key}.{number}: {line}" for line in str(error).splitlines()]
         names = [located.name for located in found[split]]
         faults += [
-            f"data.{split}: two entries are named {name!r}: give one of them another `name`"
+            f"{key}: two entries are named {name!r}: give one of them another `name`"
             for name in sorted({n for n in names if names.count(n) > 1})
         ]
     if below_root:

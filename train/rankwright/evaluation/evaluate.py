@@ -17,6 +17,7 @@ from rankwright.common.values import list_of_texts
 from rankwright.data.collection import Collection, Qrels
 from rankwright.evaluation.metrics import LINEAR, Measured, Scale, measure_run
 from rankwright.model.instructions import has_exported
+from rankwright.recipe.pretrain import CONTROL, PRETRAINED
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe
 from rankwright.rerankers.scorer import Reranked
 from rankwright.retrieval.candidates import Candidates
@@ -28,11 +29,18 @@ from rankwright.retrieval.run_file import write_trec_run
 EVALUATION_FILES = ("run.trec", "per_query.jsonl")
 
 
+def has_control(recipe: Recipe) -> bool:
+    """Whether a second reranker is trained without the stage pretrain, at the same cost."""
+    return recipe.pretrain is not None and recipe.pretrain.control != "none"
+
+
 def system_names(recipe: Recipe) -> tuple[str, ...]:
     """All systems of an evaluation, in the order of every table."""
     exported = (EXPORTED,) if has_exported(recipe) else ()
     combined = (COMBINED,) if recipe.evaluate.combine is not None else ()
-    ours = ("base", "tuned", *exported, *combined)
+    pretrained = () if recipe.pretrain is None else (PRETRAINED,)
+    control = (CONTROL,) if has_control(recipe) else ()
+    ours = ("base", *pretrained, "tuned", *exported, *combined, *control)
     return (*possible_stages(recipe), *ours, *(b.name for b in recipe.evaluate.baselines))
 
 

@@ -19,6 +19,7 @@ from rankwright.common.stats import Difference, paired_difference, randomisation
 from rankwright.data.normalisation import normalised
 from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE, Scale
+from rankwright.recipe.pretrain import CONTROL, PRETRAINED
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe
 from rankwright.retrieval.first_stages import stage_label, stage_names
 from rankwright.retrieval.retriever import retrievers
@@ -32,8 +33,8 @@ OWN_FIRST = "first stage"
 
 
 def system_order(names: Iterable[str], baselines: Sequence[str] = ()) -> list[str]:
-    """First stages, base, tuned, exported, combined, the baselines in the recipe's order, then all others by name."""
-    known = [*stage_names(), "base", "tuned", EXPORTED, COMBINED, *baselines]
+    """First stages, our systems, the baselines in the recipe's order, then all others by name."""
+    known = [*stage_names(), "base", PRETRAINED, "tuned", EXPORTED, COMBINED, CONTROL, *baselines]
     return sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
 
 
@@ -111,6 +112,7 @@ class SetResults:
     combined_to_first: the same of combined; weight: that of the reranker in it
     repeated: how many queries are left out of `all` because an earlier set has them
     measure: nDCG@10 with its gains, where a label is not its own gain
+    to_control: tuned - control, which was trained without the stage pretrain at the same cost
     """
 
     name: str
@@ -126,6 +128,7 @@ class SetResults:
     weight: float | None = None
     repeated: int = 0
     measure: str = HEADLINE
+    to_control: Difference | None = None
 
 
 def read_results(
@@ -215,6 +218,7 @@ def _compared(
         combined_to_first=less(COMBINED, first),
         weight=metrics.get(COMBINED, {}).get("combined", {}).get("weight"),
         repeated=repeated,
+        to_control=less("tuned", CONTROL),
     )
 
 
@@ -261,6 +265,7 @@ class ResultRow:
     to_first, to_first_low, to_first_high: tuned or combined - first_stage, whose lists are reranked; None for all
     other systems
     weight: of the reranker in combined; None for all other systems
+    to_control, to_control_low, to_control_high: of tuned: tuned - control, see SetResults
     repeated: how many queries are left out of `all` because an earlier set has them
     """
 
@@ -280,6 +285,9 @@ class ResultRow:
     best_possible: float | None
     repeated: int
     weight: float | None = None
+    to_control: float | None = None
+    to_control_low: float | None = None
+    to_control_high: float | None = None
 
 
 def rows_of(results: Sequence[SetResults], *, p_values: bool = False, seed: int = 0) -> list[ResultRow]:
@@ -293,8 +301,10 @@ def rows_of(results: Sequence[SetResults], *, p_values: bool = False, seed: int 
             to_base = _numbers(one.to_base.get(system))
             to_first = _numbers({"tuned": one.to_first, COMBINED: one.combined_to_first}.get(system))
             weight = one.weight if system == COMBINED else None
+            to_control = _numbers(one.to_control if system == "tuned" else None)
             measured = (one.name, system, one.measure, mean, *to_base, p, len(one.values[system]))
-            found.append(ResultRow(*measured, one.first_stage, *to_first, one.ceiling, one.repeated, weight))
+            of_lists = (one.first_stage, *to_first, one.ceiling, one.repeated, weight)
+            found.append(ResultRow(*measured, *of_lists, *to_control))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The decoder's forward over packed rows: layer by layer, the last layer for scored tokens only.
+"""The decoder's forward over packed rows: layer by layer, for scores the last layer for scored tokens only.
 
 It runs the modules of the transformers model (weights, norms, adapters) in the same order as transformers does.
 Two things differ: the attention's route, and that only values are computed on which a score depends. Equality with
@@ -127,11 +127,22 @@ def _is_plain_lora(linear: Any) -> bool:
 
 def score_states(decoder: Any, blocks: Sequence[Block], row: Row, route: str) -> Tensor:
     """Normed hidden states (N, C) of the row's scored tokens."""
+    scored = _hidden(decoder, blocks, row, route, blocks[-1])[: len(row.documents)]
+    return rms_norm(decoder.norm, scored)
+
+
+def token_states(decoder: Any, blocks: Sequence[Block], row: Row, route: str) -> Tensor:
+    """Normed hidden states (T, C) of all tokens of the row."""
+    return rms_norm(decoder.norm, _hidden(decoder, blocks, row, route, None))
+
+
+def _hidden(decoder: Any, blocks: Sequence[Block], row: Row, route: str, last: Block | None) -> Tensor:
+    """What the layers make of the row; `last`: the one that is computed for scored tokens only."""
     device = decoder.embed_tokens.weight.device
     hidden_TC = decoder.embed_tokens(row.ids_T.to(device))
     cos_1TD, sin_1TD = decoder.rotary_emb(hidden_TC[None], row.positions_T.to(device)[None])
     recompute = getattr(decoder, "gradient_checkpointing", False) and decoder.training and torch.is_grad_enabled()
     for block in blocks:
-        arguments = (hidden_TC, cos_1TD[0], sin_1TD[0], row, route, block is blocks[-1])
+        arguments = (hidden_TC, cos_1TD[0], sin_1TD[0], row, route, block is last)
         hidden_TC = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
-    return rms_norm(decoder.norm, hidden_TC[: len(row.documents)])
+    return cast(Tensor, hidden_TC)

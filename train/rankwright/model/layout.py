@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +57,7 @@ class Segment:
 class Row:
     """ids_T, positions_T: int64. heads and documents: where they are in the row; a document's last token is scored.
 
-    few_shapes: the number of scored tokens is rounded up too, see scored_N.
+    few_shapes: the number of scored tokens is rounded up too, see scored_N. fill: tokens at the end that no text has.
     """
 
     ids_T: Tensor
@@ -64,6 +65,12 @@ class Row:
     heads: tuple[Segment, ...]
     documents: tuple[Segment, ...]
     few_shapes: bool = False
+    fill: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without those that fill the row up."""
+        return len(self.ids_T) - self.fill
 
     @cached_property
     def scored_N(self) -> Tensor:
@@ -122,6 +129,31 @@ def pack(groups: Sequence[EncodedGroup], row_tokens: int | None, multiple: int =
                 ids += tail
         ids_T = torch.tensor(ids, dtype=torch.long)
         rows.append(Row(ids_T, torch.cat(positions), tuple(heads), tuple(documents), few_shapes=multiple > 1))
+    return rows
+
+
+def pack_texts(texts: Sequence[Sequence[int]], row_tokens: int | None, multiple: int = 1) -> list[Row]:
+    """Rows of whole texts in order, none of which sees another: each is a head without documents.
+
+    row_tokens, multiple: as for pack(). Each text has at least one token.
+    """
+    assert all(map(len, texts)), "an empty text has no token"
+    placed: list[list[Sequence[int]]] = []
+    used = 0
+    for text in texts:
+        if not placed or (row_tokens is not None and used + len(text) > row_tokens):
+            placed.append([])
+            used = 0
+        placed[-1].append(text)
+        used += len(text)
+    rows = []
+    for of_row in placed:
+        if missing := -sum(map(len, of_row)) % multiple:
+            of_row.append([0] * missing)
+        ends = list(itertools.accumulate(map(len, of_row), initial=0))
+        heads = tuple(Segment(start, end, start, start) for start, end in itertools.pairwise(ends))
+        ids_T = torch.tensor([number for text in of_row for number in text], dtype=torch.long)
+        rows.append(Row(ids_T, torch.cat([torch.arange(len(text)) for text in of_row]), heads, (), fill=missing))
     return rows
 
 

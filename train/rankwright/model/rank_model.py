@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rankwright.common.errors import UserError
 from rankwright.model.attention import PLAIN, choose_route
-from rankwright.model.blocks import Block, score_states, why_not
-from rankwright.model.layout import SHAPE_MULTIPLE, Chunk, chunk_tokens, pack, pad_chunks, row_tokens
+from rankwright.model.blocks import Block, score_states, token_states, why_not
+from rankwright.model.layout import SHAPE_MULTIPLE, Chunk, chunk_tokens, pack, pack_texts, pad_chunks, row_tokens
 from rankwright.model.prompt import EncodedGroup, PromptContract
 
 # B rows, T tokens, N scored prompts, H hidden size.
@@ -107,8 +107,14 @@ class RankModel(nn.Module):
         """Whether training draws random masks."""
         return any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules())
 
-    def forward(self, groups: Sequence[EncodedGroup]) -> Tensor:
-        """scores_N fp32 of all documents of all groups, in order; every group has at least one."""
+    def forward(self, groups: Sequence[EncodedGroup], texts: Sequence[Sequence[int]] = ()) -> Tensor:
+        """scores_N fp32 of all documents of all groups, in order; every group has at least one.
+
+        texts: token ids, in place of groups; then states_TH of all tokens of all texts, which do not see each other.
+        """
+        if texts:
+            assert not groups, "either groups or texts"
+            return self._text_states(texts)
         parts, order = self._states(groups)
         scores_N = torch.cat([self._score(states_NH) for states_NH in parts])
         return scores_N if order is None else scores_N[order]
@@ -121,26 +127,50 @@ class RankModel(nn.Module):
     def _states(self, groups: Sequence[EncodedGroup]) -> tuple[list[Tensor], Tensor | None]:
         """The states row by row or chunk by chunk, and the places of the prompts in them, None for their own order."""
         route, _ = self.route()
-        # Every row or chunk gathers sharded weights, and all ranks must gather the same number of times.
-        at_once = self.sharded and self.training
         if route == PLAIN:
-            prompts = [g.head_ids + tail for g in groups for tail in g.tail_ids]
-            limit = UNLIMITED if at_once else chunk_tokens(self.device.type == "cpu")
-            chunks = pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
+            chunks = self._chunks([g.head_ids + tail for g in groups for tail in g.tail_ids])
             order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
-            return [self._padded_states(chunk) for chunk in chunks], torch.argsort(order)
-        on_cpu = self.device.type == "cpu"
-        multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
-        rows = pack(groups, None if at_once else row_tokens(on_cpu), multiple)
+            return [self._last_states(chunk) for chunk in chunks], torch.argsort(order)
+        rows = pack(groups, *self._row_limits())
         return [score_states(self.decoder, self.blocks, row, route) for row in rows], None
 
+    def _text_states(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        route, _ = self.route()
+        if route != PLAIN:
+            rows = pack_texts(texts, *self._row_limits())
+            found = [token_states(self.decoder, self.blocks, row, route) for row in rows]
+            return torch.cat([states_TH[: row.tokens] for states_TH, row in zip(found, rows, strict=True)])
+        parts: dict[int, Tensor] = {}
+        for chunk in self._chunks(texts):
+            hidden_BTH = self._padded_states(chunk)
+            parts |= {i: hidden_BTH[b, : len(texts[i])] for b, i in enumerate(chunk.indices)}
+        return torch.cat([parts[i] for i in range(len(texts))])
+
+    @property
+    def _at_once(self) -> bool:
+        """Every row or chunk gathers sharded weights, and all ranks must gather the same number of times."""
+        return self.sharded and self.training
+
+    def _row_limits(self) -> tuple[int | None, int]:
+        """Tokens of a row at most, and a multiple that its tokens are filled up to."""
+        on_cpu = self.device.type == "cpu"
+        multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
+        return None if self._at_once else row_tokens(on_cpu), multiple
+
+    def _chunks(self, prompts: Sequence[Sequence[int]]) -> list[Chunk]:
+        limit = UNLIMITED if self._at_once else chunk_tokens(self.device.type == "cpu")
+        return pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
+
     def _padded_states(self, chunk: Chunk) -> Tensor:
-        """Rows are padded on the right: under a causal mask padding then comes after every scored token and
+        """hidden_BTH. Rows are padded on the right: under a causal mask padding then comes after every token and
         needs no mask, and positions are those of the unpadded prompt.
         """
-        ids_BT, last_B = chunk.ids_BT.to(self.device), chunk.last_B.to(self.device)
-        hidden_BTH = cast(Any, self.text_decoder)(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return cast(Tensor, hidden_BTH[torch.arange(len(last_B), device=self.device), last_B])
+        decoder = cast(Any, self.text_decoder)
+        return cast(Tensor, decoder(input_ids=chunk.ids_BT.to(self.device), use_cache=False).last_hidden_state)
+
+    def _last_states(self, chunk: Chunk) -> Tensor:
+        last_B = chunk.last_B.to(self.device)
+        return self._padded_states(chunk)[torch.arange(len(last_B), device=self.device), last_B]
 
     def _score(self, states_NH: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

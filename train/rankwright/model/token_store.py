@@ -160,16 +160,17 @@ def token_store(
     heads = [(under, KeyedTexts.of(found)) for under, found in ordered]
     texts = KeyedTexts.of(documents)
     folder = root / _content_hash(encoder, heads, texts)
-    if os.path.lexists(folder) and read_sealed(folder / HASHES) != _hashes(folder):
+    if os.path.lexists(folder) and read_sealed(folder / HASHES) != store_hashes(folder):
         say(f"{folder}: damaged: removed, the texts are tokenised again")
         remove(folder)
     if not folder.is_dir():
         keys = [*(part.keys for _, part in heads), texts.keys]
-        _write(folder, keys, _rows(encoder, heads, texts, advance))
+        write_store(folder, keys, _rows(encoder, heads, texts, advance))
     return TokenStore(encoder, Stored(folder, {under.contract: len(part) for under, part in heads}))
 
 
-def _hashes(folder: Path) -> dict[str, str | None]:
+def store_hashes(folder: Path) -> dict[str, str | None]:
+    """The hash of each file of a store, None for one that is missing; what HASHES holds."""
     return {name: content_of(folder / name) for name in (IDS, ENDS, KEYS)}
 
 
@@ -199,8 +200,11 @@ def _rows(encoder: PromptEncoder, heads: Heads, texts: KeyedTexts, advance: Adva
         advance(len(part))
 
 
-def _write(folder: Path, keys: Sequence[Sequence[bytes]], rows: Iterable[Sequence[int]]) -> None:
-    """Write beside, then rename: every process would write the same, and the first one wins."""
+def write_store(folder: Path, keys: Sequence[Sequence[bytes]], rows: Iterable[Sequence[int]]) -> None:
+    """Write beside, then rename: every process would write the same, and the first one wins.
+
+    keys: a key for each row, read after the rows are.
+    """
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     draft.mkdir(parents=True)
     ends = array("q")
@@ -215,7 +219,7 @@ def _write(folder: Path, keys: Sequence[Sequence[bytes]], rows: Iterable[Sequenc
             np.save(draft / ENDS, np.frombuffer(ends, dtype=np.int64))
             halves = np.frombuffer(b"".join(itertools.chain.from_iterable(keys)), dtype=">u8").reshape(-1, 2)
             np.save(draft / KEYS, np.ascontiguousarray(halves.T, dtype=np.uint64))
-            write_text_atomic(draft / HASHES, json.dumps(sealed(_hashes(draft))) + "\n")
+            write_text_atomic(draft / HASHES, json.dumps(sealed(store_hashes(draft))) + "\n")
         draft.rename(folder)
     except OSError:
         if not folder.is_dir():

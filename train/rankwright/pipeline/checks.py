@@ -25,6 +25,7 @@ from rankwright.model.instructions import (
     stated_instructions,
 )
 from rankwright.pipeline.judge import check_pairs
+from rankwright.pipeline.pretrain import check_pretrain
 from rankwright.pipeline.student import check_student
 from rankwright.pipeline.synthesize import check_synthesize
 from rankwright.recipe.schema import COMBINED, Recipe
@@ -72,7 +73,7 @@ def check_names(recipe: Recipe) -> list[str]:
     if recipe.pairs is not None:
         faults += check_pairs(recipe)
     faults += check_student(recipe)
-    faults += check_synthesize(recipe)
+    faults += check_synthesize(recipe) + check_pretrain(recipe)
     for split in ("train", "test"):
         # Documents alone may have no query that a person asked.
         if not getattr(recipe.data, split) and (split == "train" or recipe.synthesize is None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,15 @@ from rankwright.data.sources import Located, locate_all
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.pipeline.train import make_accelerator
 from rankwright.recipe.loading import LoadedRecipe
+from rankwright.recipe.pretrain import CONTROL
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe
 from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.checkpoint import read_state
+from rankwright.training.loop import Further
 from rankwright.training.loss_terms import reads_teacher
 
 
-class Context:
+class Context(ABC):
     """A recipe with its run folder, as every stage gets it. The arguments are those of Pipeline."""
 
     def __init__(
@@ -53,6 +56,8 @@ class Context:
         # A sweep sets them: the group of the run in wandb, and so many evaluations after which training pauses.
         self.group: str | None = None
         self.pause_after: int | None = None
+        # Further objectives of the training: a run inside another one may have some.
+        self.further: Further | None = None
         # The verdict that let the model through, as gate.json has it.
         self.gate: dict[str, Any] | None = None
         self._started = False
@@ -72,7 +77,10 @@ class Context:
 
     @cached_property
     def located(self) -> dict[str, list[Located]]:
-        return locate_all(self.recipe.data, self.folder.synthetic)
+        """Split -> its entries; `pretrain`: the weak pairs. Raises UserErrors with every entry that is not there."""
+        pretrain = self.recipe.pretrain
+        pairs = None if pretrain is None else [one.as_source for one in pretrain.pairs]
+        return locate_all(self.recipe.data, self.folder.synthetic, pairs=pairs)
 
     @property
     def test_sets(self) -> list[str]:
@@ -86,7 +94,15 @@ class Context:
     @property
     def needs_training(self) -> bool:
         """Whether the systems to evaluate need a trained model."""
-        return not {"tuned", EXPORTED, COMBINED}.isdisjoint(self.systems)
+        return not {"tuned", EXPORTED, COMBINED, CONTROL}.isdisjoint(self.systems)
+
+    @abstractmethod
+    def nested(self, recipe: Recipe, folder: RunFolder, inputs: str) -> Context:
+        """A run of another recipe inside this one, which has checked it. inputs: what it depends on in this one."""
+
+    @abstractmethod
+    def run_to(self, last: str) -> Context:
+        """Run the stages up to `last`."""
 
     def best_checkpoint(self) -> Path | None:
         """The checkpoint that the train stage chose, if it is whole and of this training."""

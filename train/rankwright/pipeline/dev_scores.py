@@ -17,6 +17,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
 from rankwright.model.instructions import frozen_instruction
+from rankwright.pipeline.pretrain_recipes import from_pretrained
 from rankwright.pipeline.train import dev_queries
 from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.reranker import Reranker
@@ -52,7 +53,7 @@ def dev_scores(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str, tr
         with console.progress("tuned on dev", len(wanted)) as advance:
             advance(len(done))
             for query_id, scores in _score(
-                tuned_reranker(recipe, checkpoint, inputs=trained), recipe, todo, candidates
+                tuned_reranker(from_pretrained(recipe, run), checkpoint, inputs=trained), recipe, todo, candidates
             ):
                 done[query_id] = scores
                 append_lines(path, [_score_line(query_id, scores)])

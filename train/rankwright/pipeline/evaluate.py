@@ -45,6 +45,8 @@ from rankwright.evaluation.speed import forget_other_speed, measure_speed, speed
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.pipeline.combine import combine_measure, fit_combination, is_fitted
 from rankwright.pipeline.inputs import StageInputs, code_of
+from rankwright.pipeline.pretrain_recipes import control_checkpoint, control_recipe, from_pretrained
+from rankwright.recipe.pretrain import CONTROL, PRETRAINED
 from rankwright.recipe.schema import COMBINED, EXPORTED, Baseline, Recipe
 from rankwright.rerankers.combination import Combination, combined_run, normaliser_of
 from rankwright.rerankers.kinds import baseline_under, load_baseline
@@ -321,9 +323,14 @@ class Evaluation:
     def _load(self, system: str) -> Scorer:
         if system == "base":
             return base_reranker(self.recipe)
+        if system == PRETRAINED:
+            return base_reranker(from_pretrained(self.recipe, self.run))
+        if system == CONTROL:
+            return tuned_reranker(control_recipe(self.recipe, self.run), control_checkpoint(self.run))
         if system in ("tuned", EXPORTED):
             assert self.checkpoint is not None
-            return tuned_reranker(self.recipe, self.checkpoint, inputs=self.made_from.train)
+            trained = from_pretrained(self.recipe, self.run)
+            return tuned_reranker(trained, self.checkpoint, inputs=self.made_from.train)
         recipe, cache = self.recipe, self.run.cache
         scorer: Scorer = load_baseline(self._baseline(system), recipe.prompt, cache=cache, bm25=recipe.bm25)
         return scorer
@@ -333,7 +340,7 @@ class Evaluation:
 
     def _under(self, system: str, scorer: Scorer, collection: Collection) -> Scorer:
         """The scorer under the instruction with which this system reads a test set."""
-        if system in ("base", "tuned", EXPORTED):
+        if system in ("base", "tuned", EXPORTED, PRETRAINED, CONTROL):
             return scorer.under(frozen_instruction(self.recipe) if system == EXPORTED else collection.instruction)
         return baseline_under(self._baseline(system), scorer, collection.instruction)
 

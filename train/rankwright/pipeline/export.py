@@ -28,6 +28,7 @@ from rankwright.model.prompt import PromptContract
 from rankwright.pipeline.combine import read_combination
 from rankwright.pipeline.inputs import StageInputs
 from rankwright.pipeline.mteb import benchmarks
+from rankwright.pipeline.pretrain_recipes import from_pretrained
 from rankwright.pipeline.student import in_words, read_agreement
 from rankwright.recipe.schema import EXPORTED, Recipe
 from rankwright.rerankers.combination import Combination, listed
@@ -106,7 +107,8 @@ def _export(
 ) -> dict[str, dict[str, Any]]:
     if not targets:
         return {}
-    reranker = tuned_reranker(recipe, checkpoint, inputs=inputs.train, fp32=True).under(frozen_instruction(recipe))
+    trained = from_pretrained(recipe, run)
+    reranker = tuned_reranker(trained, checkpoint, inputs=inputs.train, fp32=True).under(frozen_instruction(recipe))
     calibration = json.loads(run.calibration.read_text(encoding="utf-8"))
     sets = [collection.name for collection in read_split(run.data, "test")]
     results, _ = read_results(run.path, recipe, sets, inputs.systems)
@@ -280,6 +282,8 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
             f"Method {recipe.model.method}, loss {recipe.loss.name}, the best checkpoint on dev: step "
             f"{record.get('best_step')} of {record.get('planned_steps')}; {hours:.2f} hours, processes: {processes}."
         )
+    if recipe.pretrain is not None:
+        said.append(_pretrained(run.facts("pretrain")))
     judged = recorded_verdict(run) if recipe.has_teacher else None
     if judged is not None:
         reason = f" It was used all the same, for this reason: {judged['override']}" if judged["override"] else ""
@@ -298,6 +302,17 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
     commit = provenance["commit"] or "unknown"
     said.append(f"Rankwright {provenance['rankwright']}, commit {commit}, seed {recipe.seed}; {packages}.")
     return said
+
+
+def _pretrained(facts: Mapping[str, Any]) -> str:
+    """What the base was trained on first, in one sentence. facts: of the stage pretrain."""
+    parts = []
+    if facts.get("pairs"):
+        sets = ", ".join(f"{name} {number:,}" for name, number in facts["sets"].items())
+        parts.append(f"{counted(facts['pairs'], 'weak pair')} ({sets})")
+    if facts.get("text"):
+        parts.append(f"{facts['text']['tokens']:,} tokens of text")
+    return f"The base was trained first on {' and '.join(parts)}, in {counted(facts['step'], 'step')}."
 
 
 def _parity_line(figures: dict[str, Any]) -> str:

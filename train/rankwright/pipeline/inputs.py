@@ -19,6 +19,8 @@ from rankwright.evaluation.metrics import Scale, measures_of
 from rankwright.mining.filters import split_filters
 from rankwright.model.instructions import frozen_instruction, is_read_otherwise
 from rankwright.model.long_documents import CUT_OFF, PAIRWISE
+from rankwright.pipeline.pretrain_recipes import pretraining_recipe
+from rankwright.recipe.pretrain import CONTROL, PRETRAINED, text_path
 from rankwright.recipe.schema import COMBINED, EXPORTED, Recipe, result_values
 from rankwright.rerankers.comparer import student_folder, student_hash
 from rankwright.rerankers.kinds import TEACHER, baseline_inputs
@@ -43,6 +45,12 @@ CODE = {
     # The checkpoint is chosen by a measure on dev.
     "train": "training common recipe data model retrieval rerankers supervision mining "
     "evaluation/dev_values.py evaluation/evaluate.py evaluation/metrics.py pipeline/train.py",
+    # Only what merges is of the room export: a card repeats no training.
+    "pretrain": "training common recipe data model retrieval rerankers supervision mining "
+    "evaluation/dev_values.py evaluation/evaluate.py evaluation/metrics.py export/weights.py pipeline/data.py "
+    "pipeline/mine.py pipeline/train.py pipeline/pretrain.py pipeline/pretrain_recipes.py pipeline/pretrain_text.py",
+    "control": "training common recipe data model retrieval rerankers supervision mining pipeline/control.py "
+    "pipeline/pretrain_recipes.py",
     "lists": "retrieval common recipe data pipeline/evaluate.py",
     "scores": "rerankers common recipe data model retrieval training/setup.py pipeline/evaluate.py",
     "measures": "evaluation common recipe data model retrieval rerankers pipeline/evaluate.py",
@@ -65,7 +73,12 @@ MADE_FROM = {
     "teacher": ("training texts", "teacher settings"),
     "mine": ("written queries", "training texts", "negatives"),
     "judge": ("training texts", "preferences"),
-    "train": ("written queries", "training data", "negatives", "preferences", "training", "training settings"),
+    "pretrain": ("pretraining",),
+    "train": (
+        *("written queries", "training data", "negatives", "preferences", "pretraining", "training"),
+        "training settings",
+    ),
+    "control": ("training",),
     "evaluate": ("training", "test data", "test settings", "tuned", "results"),
     "calibrate": ("training", "tuned", "calibration"),
     "export": ("training", "tuned", "results", "calibration"),
@@ -87,6 +100,8 @@ class StageInputs:
         self.recipe = recipe
         self.located = located
         self.package = package
+        # What a run inside another one depends on beside its own recipe.
+        self.within = ""
         # Path -> hash of the files that were read; a command with several recipes may give all of them the same one.
         self.contents: dict[Path, str] = {}
 
@@ -320,10 +335,39 @@ class StageInputs:
     def train(self) -> str:
         sections = [self._sections[name] for name in ("mine", "loss", "train")]
         # The checkpoint is chosen by nDCG@10 on dev.
-        taught: list[Any] = [] if self.judge is None else [self.judge]
+        taught: list[Any] = [one for one in (self.judge, self.pretrain, self.within) if one]
         abstract = [one.abstract and one.abstract.model_dump() for one in self.recipe.data.train]
         taught += abstract if any(abstract) else []
         return content_hash(self.mine, self.model, sections, self._mixture, self._scale, self._code("train"), *taught)
+
+    @cached_property
+    def pretrain(self) -> str | None:
+        """What the pre-trained base depends on; None where the recipe has no such section."""
+        settings = self.recipe.pretrain
+        if settings is None:
+            return None
+        # Paths and licences of texts make no difference.
+        texts = [(self._content(text_path(one)), one.columns, one.encoding) for one in settings.texts.values()]
+        entries = self.located.get("pretrain", ())
+        pairs = [(self._set(one), one.source.weight, one.source.instruction) for one in entries]
+        own = pretraining_recipe(self.recipe, RunFolder(Path())).model_copy(update={"name": "", "description": ""})
+        taken = self._training_data if "dev" not in self.located or self._taken_test is not None else None
+        # What is held out decides what is left out of the pairs and of the texts.
+        held_out = (self._sets("dev"), self._sets("test"), taken, self.recipe.data.on_leak)
+        stated = {
+            k: v for k, v in self._sections["pretrain"].items() if k not in ("pairs", "text", "replay", "control")
+        }
+        stated |= {"tokens": [one.tokens for one in settings.text]}
+        stated |= {"share": None if settings.replay is None else settings.replay.share}
+        return content_hash(
+            *(pairs, texts, stated, held_out, result_values(own.model_dump(mode="json")), self._base),
+            *(self.recipe.prompt.mode, self._code("pretrain")),
+        )
+
+    @property
+    def control(self) -> str:
+        """What the control depends on: its steps follow from those of the training."""
+        return content_hash(self.train, self._code("control"))
 
     @cached_property
     def scores(self) -> dict[str, dict[str, str]]:
@@ -331,11 +375,14 @@ class StageInputs:
         rerankers = {
             "base": self._base_scores,
             "tuned": content_hash(self.train, self.recipe.model.merge_with_base),
+            PRETRAINED: content_hash(self._base_scores, self.pretrain),
+            CONTROL: content_hash(self.control, self.recipe.model.merge_with_base),
             **{
                 b.name: baseline_inputs(b, self.recipe.prompt, bm25=self.recipe.bm25)
                 for b in self.recipe.evaluate.baselines
             },
         }
+        rerankers = {name: of for name, of in rerankers.items() if name in system_names(self.recipe)}
         evaluation = self.recipe.evaluate
         # The seed chooses the queries of a limit, and nothing else of a test set.
         limit = evaluation.limit_queries and (evaluation.limit_queries, self.recipe.seed)
@@ -394,7 +441,7 @@ class StageInputs:
         merging = {"merge_with_base": stated["model"]["merge_with_base"]}
         data = {**stated["data"], "test": self._taken_test}
         trained = [stated[name] for name in ("seed", "prompt", "bm25", "dense", "mine", "teacher", "loss", "train")]
-        trained += [] if stated["synthesize"] is None else [stated["synthesize"]]
+        trained += [stated[name] for name in ("synthesize", "pretrain") if stated[name] is not None]
         test = (stated["evaluate"], stated["data"]["test"], stated["prompt"], stated["bm25"], stated["dense"], merging)
         model = {**stated["model"], "merge_with_base": None}
         teacher = {} if self.recipe.mine.teacher is None else {"teacher settings": self._teacher_settings}
@@ -413,6 +460,7 @@ class StageInputs:
             "test data": lambda: content_hash(self._sets("test"), self._instructions("test"), self._taken_test),
             "negatives": lambda: self.mine,
             "preferences": lambda: str(self.judge),
+            "pretraining": lambda: str(self.pretrain),
             "training": lambda: self.train,
             "tuned": lambda: content_hash([self.systems.get(name) for name in ("tuned", EXPORTED)]),
             "results": lambda: content_hash(self.systems),
@@ -422,6 +470,7 @@ class StageInputs:
             "teacher settings": lambda: self.settings["teacher settings"],
         }
         absent = {"preferences": self.judge is None, "written queries": self.recipe.synthesize is None}
+        absent["pretraining"] = self.recipe.pretrain is None
         names = [name for name in MADE_FROM[stage] if not absent.get(name, False)]
         return {name: made[name]() for name in names}
 

@@ -14,9 +14,11 @@ from rankwright.evaluation.gate import recorded_verdict
 from rankwright.evaluation.results import read_results, rows_of, verdict
 from rankwright.evaluation.teacher_gate import recorded_verdict as teacher_verdict
 from rankwright.pipeline.judge import bill
+from rankwright.pipeline.pretrain_recipes import pretraining_recipe, settings_of
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.synthesize import bill as bill_of_writer
+from rankwright.recipe.schema import Recipe
 
 MFU = 0.35  # as `rankwright plan` assumes
 
@@ -57,6 +59,10 @@ def _state(p: Pipeline, stage: Stage) -> StageState:
     hours, more = _train_hours(p) if stage.name == "train" else (None, "")
     if stage.name == "synthesize":
         more = f"; {bill_of_writer(p.recipe)}"
+    if stage.name == "pretrain":
+        hours, more = _pretrain_hours(p)
+    if stage.name == "control":
+        more = "; as long as training and pre-training together"
     if stage.name == "judge":
         more = f"; {bill(p.recipe, p.folder).words}"
     return StageState(stage.name, "would run", why + more, seconds, hours)
@@ -76,7 +82,6 @@ def _why_again(p: Pipeline, stage: Stage, record: Mapping[str, Any]) -> str | No
 
 def _train_hours(p: Pipeline) -> tuple[float | None, str]:
     """(hours on this machine, what is known of it in words)."""
-    from rankwright.training.estimate.plan import KNOWN, make_plan
     from rankwright.training.sampling import draws_of_prepared
     from rankwright.training.setup import most_steps, total_steps
 
@@ -84,15 +89,32 @@ def _train_hours(p: Pipeline) -> tuple[float | None, str]:
     steps = most_steps(p.recipe) if draws is None else total_steps(p.recipe, draws)
     if steps is None:
         return None, "; steps are not known before the data is read"
+    return _hours(p.recipe, steps, "at most " if draws is None else "")
+
+
+def _hours(recipe: Recipe, steps: int, most: str) -> tuple[float | None, str]:
+    from rankwright.training.estimate.plan import KNOWN, make_plan
+
     device = _device(KNOWN)
     if device is None:
         return None, f"; {counted(steps, 'step')}, at an unknown speed: see `rankwright plan`"
     try:
-        seconds = make_plan(p.recipe, device).step_seconds(MFU)
+        seconds = make_plan(recipe, device).step_seconds(MFU)
     except UserError as error:
         return None, f"; {counted(steps, 'step')} ({error})"
-    most = "at most " if draws is None else ""
     return steps * seconds / 3600, f"; {most}{counted(steps, 'step')}, hours if every prompt had its full length"
+
+
+def _pretrain_hours(p: Pipeline) -> tuple[float | None, str]:
+    """As _train_hours, of the weak pairs alone: what text costs depends on its tokens."""
+    settings = settings_of(p.recipe)
+    parts = [f"{counted(len(settings.pairs), 'set')} of pairs"] if settings.pairs else []
+    parts += [f"{counted(len(settings.text), 'text')}"] if settings.text else []
+    words = f"; {', '.join(parts)}"
+    if settings.steps is None or not settings.pairs:
+        return None, f"{words}; steps are not known before they are read"
+    hours, more = _hours(pretraining_recipe(p.recipe, p.folder), settings.steps, "at most ")
+    return hours, words + more + (" (without its text)" if settings.text else "")
 
 
 def _device(known: Any) -> str | None:
@@ -110,7 +132,7 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
     """What a finished run has: its folder, stages, results, verdict, gate, exports and report.
 
     results: as Pipeline.results() gives them. gate: gate.json, or None. teacher: its verdict, or
-    None. exports: target -> folder.
+    None. pretrain: the facts of its stage, with those of the control, or None. exports: target -> folder.
     """
     run, recipe = pipeline.folder, pipeline.recipe
     results, _ = read_results(run.path, recipe, pipeline.test_sets, pipeline.inputs.systems)
@@ -123,6 +145,7 @@ def summary(pipeline: Pipeline) -> dict[str, Any]:
         "results": [dataclasses.asdict(row) for row in rows],
         "gate": read_json_object(run.gate) if recipe.gate is not None else None,
         "teacher": teacher_verdict(run) if recipe.has_teacher else None,
+        "pretrain": {**run.facts("pretrain"), "control": run.facts("control")} if recipe.pretrain is not None else None,
         "exports": {t: str(run.export(t)) for t in recipe.export_targets if run.export(t).is_dir()},
         "report": str(run.report) if run.report.is_file() else None,
     }

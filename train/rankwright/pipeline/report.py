@@ -67,7 +67,8 @@ def _values(results: Sequence[SetResults], measures: Sequence[str]) -> Iterator[
             for measure in measures:
                 if measure != HEADLINE and isinstance(measured.get(measure), float):
                     yield f"{name}/{measure}", measured[measure]
-            differences = {"base": one.to_base.get(system), "first_stage": one.to_first if system == "tuned" else None}
+            of_tuned = {"first_stage": one.to_first, "no_pretrain": one.to_control} if system == "tuned" else {}
+            differences = {"base": one.to_base.get(system), **of_tuned}
             for other, found in differences.items():
                 if found is not None:
                     yield f"{name}/minus_{other}", found.mean

@@ -10,18 +10,23 @@ from typing import Any, Literal
 
 from rankwright.common import console
 from rankwright.common.hashing import content_hash
+from rankwright.evaluation.evaluate import has_control
 from rankwright.evaluation.gate import decide, forget_stale, refusal
 from rankwright.evaluation.runs import experiment_of
 from rankwright.export.card import CARD, SERVE
 from rankwright.mining.shards import Shards
 from rankwright.pipeline.calibrate import calibrate
 from rankwright.pipeline.context import Context
+from rankwright.pipeline.control import control
 from rankwright.pipeline.data import add_token_lengths, check_probabilities, check_run_files, prepare_data
 from rankwright.pipeline.documents import HELD_OUT, TRAIN
 from rankwright.pipeline.evaluate import Evaluation
 from rankwright.pipeline.export import export_stage, withdraw_exports
 from rankwright.pipeline.judge import judge
 from rankwright.pipeline.mine import mine
+from rankwright.pipeline.pretrain import pretrain
+from rankwright.pipeline.pretrain_recipes import from_pretrained, has_control_checkpoint
+from rankwright.pipeline.pretrain_text import train_on_text
 from rankwright.pipeline.report import report
 from rankwright.pipeline.student import write_agreement
 from rankwright.pipeline.synthesize import audit, synthesize
@@ -85,6 +90,19 @@ def _judge_outputs(p: Context, facts: Mapping[str, Any]) -> list[Path]:
     # Not answers.jsonl: what is made of it stays true when it grows.
     run = p.folder
     return [run.teacher_gate, run.judge_pairs, run.judge_scores, run.judge_report, run.teacher_scores]
+
+
+def _has_sets(p: Context) -> bool:
+    """Not where a pre-training reads text alone."""
+    return bool(p.recipe.data.train)
+
+
+def _train(p: Context) -> dict[str, Any]:
+    recipe = from_pretrained(p.recipe, p.folder)
+    if not recipe.data.train and p.further is not None:
+        return train_on_text(recipe, p.folder, p.inputs.train, further=p.further)
+    asked: dict[str, Any] = {"further": p.further, "pause_after": p.pause_after, "group": p.group}
+    return train(recipe, p.folder, p.inputs.train, base=p.inputs.base, **asked)
 
 
 def _evaluate(p: Context) -> dict[str, Any]:
@@ -194,6 +212,7 @@ STAGES = [
         _data_outputs,
         "first",
         afterwards=_after_data,
+        is_asked=_has_sets,
     ),
     Stage(
         "teacher",
@@ -212,6 +231,7 @@ STAGES = [
         "all",
         # Needed until the record is written: a kill before it continues from them.
         afterwards=lambda p: Shards.forget(p.folder.mining),
+        is_asked=_has_sets,
     ),
     Stage(
         "judge",
@@ -223,15 +243,30 @@ STAGES = [
         is_asked=lambda p: p.recipe.pairs is not None,
     ),
     Stage(
+        "pretrain",
+        pretrain,
+        lambda p: str(p.inputs.pretrain),
+        lambda p, facts: [path for path in p.folder.pretrained.rglob("*") if path.is_file()],
+        "all",
+        is_asked=lambda p: p.recipe.pretrain is not None,
+    ),
+    Stage(
         "train",
-        lambda p: train(
-            p.recipe, p.folder, p.inputs.train, base=p.inputs.base, pause_after=p.pause_after, group=p.group
-        ),
+        _train,
         lambda p: p.inputs.train,
-        lambda p, facts: [p.folder.mix, p.folder.metrics, p.folder.dev_values],
+        lambda p, facts: [p.folder.metrics, *([p.folder.mix, p.folder.dev_values] if _has_sets(p) else [])],
         "all",
         # Checkpoints hold the hashes of their files.
         is_whole=lambda p: p.best_checkpoint() is not None,
+    ),
+    Stage(
+        "control",
+        control,
+        lambda p: p.inputs.control,
+        lambda p, facts: [],
+        "all",
+        is_whole=lambda p: has_control_checkpoint(p.folder),
+        is_asked=lambda p: has_control(p.recipe),
     ),
     Stage(
         "evaluate",

@@ -16,7 +16,7 @@ from rankwright.common.folder_lock import folder_lock
 from rankwright.common.lineage import OF
 from rankwright.common.outputs import CHANGED, right_places
 from rankwright.common.processes import launched
-from rankwright.common.run_folder import provenance
+from rankwright.common.run_folder import RunFolder, provenance
 from rankwright.data.licences.derived import licence_faults, write_ledger
 from rankwright.evaluation.evaluate import choose_systems
 from rankwright.evaluation.gate import GateRefused, check_gate, check_override
@@ -28,8 +28,9 @@ from rankwright.pipeline.checks import check_names, check_targets
 from rankwright.pipeline.context import Context, roles
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.train import make_accelerator
-from rankwright.recipe.loading import recipe_json
-from rankwright.recipe.schema import COMBINED
+from rankwright.recipe.loading import LoadedRecipe, recipe_json
+from rankwright.recipe.pretrain import PRETRAINED
+from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.report.page import mark_report, write_report
 
 
@@ -160,8 +161,11 @@ class Pipeline(Context):
                 stated = {OF: self.inputs.settings}
                 run.write_json(run.provenance, {**provenance(self.recipe.seed, self.command), **stated})
                 mark_report(run)
-                write_ledger(self.recipe, self.located, roles(self.recipe), run)
+                self._write_ledger()
         self._started = True
+
+    def _write_ledger(self) -> None:
+        write_ledger(self.recipe, self.located, roles(self.recipe), self.folder)
 
     def _lock(self, held: ExitStack) -> None:
         """Let no other command write to the run folder until `held` ends; the first process holds the lock for all."""
@@ -186,7 +190,8 @@ class Pipeline(Context):
                 self.processes.meet()
             stages = STAGES[: 1 + next(n for n, stage in enumerate(STAGES) if stage.name == last)]
             if last == "evaluate" and not self.needs_training:
-                stages = [stage for stage in stages if stage.name in ("synthesize", "data", "evaluate")]
+                needed = ["synthesize", "data", *["pretrain"] * (PRETRAINED in self.systems), "evaluate"]
+                stages = [stage for stage in stages if stage.name in needed]
             stages = [stage for stage in stages if stage.is_asked(self)]
             if any(stage.name == "train" for stage in stages):
                 # Refuses a launcher's settings that are not supported before hours of mining.
@@ -206,6 +211,17 @@ class Pipeline(Context):
         if refused is not None:
             raise refused
         return self
+
+    def nested(self, recipe: Recipe, folder: RunFolder, inputs: str) -> Pipeline:
+        """A run of another recipe in a folder of this one, which has checked it; its stages are those of any run.
+
+        inputs: what it depends on in this one.
+        """
+        loaded = LoadedRecipe(recipe, self.loaded.path, self.loaded.sources, self.loaded.overrides)
+        run = Nested(loaded, folder, self.override, progress=self.progress, command=self.command, verify=self.verify)
+        run.inputs.within = inputs
+        run.inputs.contents = self.inputs.contents
+        return run
 
     def _meet_and_run(self, stage: Stage) -> None:
         """Run a stage on its processes; those that do not work on it wait, or have nothing left to do."""
@@ -260,3 +276,14 @@ class Pipeline(Context):
             aside = f"; kept as *{CHANGED}: {kept}" if kept else ""
             console.say(f"not as the {stage.name} stage wrote them: {shown}: made again{aside}")
         return not changed and not stage.by_parts and stage.is_whole(self)
+
+
+class Nested(Pipeline):
+    """A run inside another one, which has checked what it is made of: it may lack a test set."""
+
+    def check(self, *, data: bool = True, offline: bool = False) -> dict[str, list[str]]:
+        """Nothing is left to be found."""
+        return {}
+
+    def _write_ledger(self) -> None:
+        """The ledger of the run around it holds its inputs."""

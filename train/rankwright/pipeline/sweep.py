@@ -26,15 +26,17 @@ from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.sweep_rows import is_of, read_progress, read_table, training_seconds
 from rankwright.pipeline.trials import propose
+from rankwright.pipeline.sweep_rows import is_of, read_table, training_seconds
+from rankwright.recipe.pretrain import CONTROL
 from rankwright.recipe.schema import COMBINED, EXPORTED
 from rankwright.recipe.sweep import Asha
 from rankwright.recipe.sweep_runs import LoadedSweep, PlannedRun
 from rankwright.recipe.sweep_trials import read_proposals, write_proposals
 
 # Stages before training: runs whose inputs of them are equal share them.
-SHARED = ("data", "teacher", "mine", "judge")
+SHARED = ("data", "teacher", "mine", "judge", "pretrain")
 # Systems of an evaluation that are a run's own.
-OWN_SYSTEMS = ("tuned", EXPORTED, COMBINED)
+OWN_SYSTEMS = ("tuned", EXPORTED, COMBINED, CONTROL)
 # Seconds between two looks at runs that others work on.
 POLL_S = 2.0
 

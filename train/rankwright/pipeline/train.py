@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -37,8 +37,8 @@ from rankwright.retrieval.candidates import Candidates, read_candidates
 from rankwright.training.abstraction import Abstraction
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.distillation import affine_match, check_scores
-from rankwright.training.guards import stop_on_signals
-from rankwright.training.loop import Job, evaluation_interval, fit
+from rankwright.training.guards import StopSignal, stop_on_signals
+from rankwright.training.loop import Further, Job, evaluation_interval, fit
 from rankwright.training.loss_terms import bind_loss, needs_positive, only_teacher
 from rankwright.training.offset import FirstStageOffset
 from rankwright.training.refresh import Refresh
@@ -78,12 +78,20 @@ def make_accelerator(recipe: Recipe) -> Any:
 
 
 def train(
-    recipe: Recipe, run: RunFolder, inputs: str, *, base: str, pause_after: int | None = None, group: str | None = None
+    recipe: Recipe,
+    run: RunFolder,
+    inputs: str,
+    *,
+    base: str,
+    further: Further | None = None,
+    pause_after: int | None = None,
+    group: str | None = None,
 ) -> dict[str, Any]:
     """Train, or continue; returns the state at the end, whose best_step is the one to use, as facts of the stage.
 
-    base: what the base's scores of dev are kept by. ended_early: by train.patience. group: of the run in wandb.
-    pause_after: raise Paused, with a checkpoint, after so many evaluations on dev; calling again continues.
+    base: what the base's scores of dev are kept by. further: objectives beside the recipe's loss. group: of the run in
+    wandb. pause_after: raise Paused, with a checkpoint, after so many evaluations on dev; calling again continues.
+    ended_early: by train.patience.
     """
     accelerator, processes = make_accelerator(recipe), Processes.of_group()
     model_base, tokenizer, contract = recipe_prompt(recipe)
@@ -113,16 +121,12 @@ def train(
         checkpoints.prepare()
     processes.meet()
     match = affine_match(recipe, run, source, reranker, accelerator, inputs=inputs)
-    loss, tokens = bind_loss(recipe.loss, match), budget_tokens(recipe)
-    job = Job(model, source, loss, recipe.train, steps, tokens, recipe.training_seed, accelerator, pause_after)
-    settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "group": group}
-    trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, say=console.say, **settings)
-    earlier = read_metrics(run.metrics) if processes.is_first else []
-    with (
-        console.progress("train", steps) as advance,
-        closing(Reports(trackers if processes.is_first else lambda step: [], advance, console.say, earlier)) as reports,
-        stop_on_signals(console.say) as stop,
-    ):
+    loss, tokens, auxiliary = bind_loss(recipe.loss, match), budget_tokens(recipe), None
+    if further is not None:
+        loss, auxiliary = further.weighted(loss), further.make(model, encoder)
+    settings = (recipe.train, steps, tokens, recipe.training_seed, accelerator)
+    job = Job(model, source, loss, *settings, auxiliary=auxiliary, pause_after=pause_after)
+    with reporting(recipe, run, steps, group) as (reports, stop):
         evaluate = dev_evaluation(recipe, run, reranker, inputs)
         untrained = functools.partial(untrained_value, recipe, run, reranker, evaluate, base=base)
         refresh = _refresh(recipe, run, source, reranker, steps)
@@ -141,6 +145,23 @@ def _refresh(recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Rera
         return None
     collections = [qualified(c) for c in read_split(run.data, "train")]
     return Refresh(recipe, run, source, reranker, collections, total_steps=steps)
+
+
+@contextmanager
+def reporting(
+    recipe: Recipe, run: RunFolder, steps: int, group: str | None = None
+) -> Iterator[tuple[Reports, StopSignal]]:
+    """What a training of so many steps reports to, and what asks it to stop."""
+    is_first = Processes.of_group().is_first
+    settings: dict[str, Any] = {"run_name": recipe.name, "config": flat_config(recipe), "group": group}
+    trackers = functools.partial(open_trackers, recipe.train.trackers, run.path, say=console.say, **settings)
+    earlier = read_metrics(run.metrics) if is_first else []
+    with (
+        console.progress("train", steps) as advance,
+        closing(Reports(trackers if is_first else lambda step: [], advance, console.say, earlier)) as reports,
+        stop_on_signals(console.say) as stop,
+    ):
+        yield reports, stop
 
 
 def tokenised(recipe: Recipe, run: RunFolder, encoder: PromptEncoder) -> TokenStore:
@@ -236,10 +257,10 @@ def untrained_value(
 def base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -> Reranked | None:
     """The base's scores of the dev lists, if the model starts with the same: made once for all runs from this base.
 
-    It does under the base's own contract and in the base's number format. Several processes share the work, and take
+    It does under the base's own contract and in the base's number format, unless it was pre-trained. Several processes share the work, and take
     these scores only where all of them are kept already.
     """
-    if reranker.model.sharded:
+    if reranker.model.sharded or recipe.pretrain is not None:
         return None
     folder, tokenizer = load_base_tokenizer(recipe)
     in_fp32 = recipe.model.method == "full" and precision(recipe) == "bf16"

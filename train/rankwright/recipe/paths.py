@@ -78,6 +78,11 @@ def _paths(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Key]]:
         # A run's folder never is: where it is not beside the recipe, it starts at the working directory, as run_dir.
         names += ("pairs",)
         places += [(entry, ("data", split, n), names) for n, entry in enumerate(_items(sets.get(split)))]
+    adapted = _section(data, "pretrain")
+    names = ("card", "hub") if rooted else ("path", "card", "hub")
+    places += [(one, ("pretrain", "pairs", n), names) for n, one in enumerate(_items(adapted.get("pairs")))]
+    places += [(one, ("pretrain", "text", n), ("path",)) for n, one in enumerate(_items(adapted.get("text")))]
+    places.append((_section(adapted, "replay"), ("pretrain", "replay"), ("path",)))
     rerankers: list[tuple[Any, Key]] = [(mine.get("teacher"), ("mine", "teacher"))]
     rerankers += [(one, ("evaluate", "baselines", n)) for n, one in enumerate(_items(evaluate.get("baselines")))]
     for one, key in rerankers:

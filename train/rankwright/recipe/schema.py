@@ -28,6 +28,7 @@ from rankwright.recipe.kinds import (
     Words,
     tuple_of_list,
 )
+from rankwright.recipe.pretrain import Pretrain
 from rankwright.recipe.sources import Data
 from rankwright.recipe.synthesize import Synthesize
 from rankwright.recipe.teacher import Pairs, Teaching
@@ -370,6 +371,7 @@ class Recipe(Section):
     mine: Mine = Mine()
     teacher: Teaching = Teaching()
     synthesize: Synthesize | None = None
+    pretrain: Pretrain | None = None
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -417,6 +419,9 @@ class Recipe(Section):
         """The chosen targets with their options; by default `hf`, and `adapter` where there are adapters."""
         if self.export.targets is not None:
             return self.export.targets
+        if self.pretrain is not None:
+            # Adapters would be on the pre-trained base, which is nowhere but in the run.
+            return {"hf": {}}
         return {"hf": {}, "adapter": {}} if self.model.method == "lora" else {"hf": {}}
 
 
@@ -435,12 +440,18 @@ def sections_in(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[S
 
 
 def walk_keys(section: type[Section] | None = None) -> Iterator[tuple[str, FieldInfo]]:
-    """All dotted keys with their fields; those of the elements of a list (`[]`) only where they first appear."""
+    """All dotted keys with their fields; those of the elements of a list (`[]`) only where they first appear.
+
+    A section that extends another one shows only its own keys.
+    """
     seen: set[type[Section]] = set()
 
     def walk(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
         annotations = keys_of(section)
+        inherited = {name for base in section.__mro__[1:] if base in seen for name in base.model_fields}
         for name, field in section.model_fields.items():
+            if name in inherited:
+                continue
             key = field.alias or name
             inner = [(found, in_list) for found, in_list in sections_in(annotations[key]) if found not in seen]
             seen.update(found for found, _ in inner)

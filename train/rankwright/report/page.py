@@ -56,6 +56,16 @@ CURVES = {
     "pairs_per_s": "pairs/s",
 }
 
+# The losses of the parts of a pre-training, and what chooses its step.
+PRETRAINING_CURVES = {
+    "loss": "loss",
+    "query_likelihood": "loss of the queries' tokens",
+    "text_loss": "loss of the text's tokens",
+    "keep_answers": "divergence from the base's answers",
+    f"dev_{HEADLINE}": f"{HEADLINE} on held-out pairs",
+    "dev_log_likelihood": "log-likelihood of held-out text, per token",
+}
+
 
 def write_report(folder: Path, inputs: Mapping[str, str] | None = None, output: Path | None = None) -> Path:
     """Write report.html (or `output`) from the files of a run. The page names the files that are missing.
@@ -171,6 +181,7 @@ def context(
         "curves": [svg for key, title in CURVES.items() if (svg := plots.curve(metrics, key, title, best=kept))],
         "no_curve": [title for key, title in CURVES.items() if metrics and not any(key in row for row in metrics)],
         "trained": trained,
+        "pretraining": _pretraining(run) if recipe.pretrain is not None else None,
         "slices": read_slices(folder, rows, recipe.seed),
         "small": SMALL,
         "resamples": RESAMPLES,
@@ -194,6 +205,17 @@ def context(
         "stages": [(name, facts) for name in STAGES if (facts := run.facts(name))],
         "provenance": gather.read_json(run.provenance),
     }
+
+
+def _pretraining(run: RunFolder) -> dict[str, Any] | None:
+    """The facts of the stage pretrain, its curves and the facts of the control; None where it is not done."""
+    facts = run.facts("pretrain")
+    if not facts:
+        return None
+    metrics = read_metrics(RunFolder(run.pretraining).metrics)
+    best = facts["best_step"]
+    drawn = (plots.curve(metrics, key, title, best=best, of="pretrain") for key, title in PRETRAINING_CURVES.items())
+    return {**facts, "curves": list(filter(None, drawn)), "control": run.facts("control")}
 
 
 def _left_out(rows: Sequence[SetResults], data: Mapping[str, Any] | None) -> dict[str, int]:

@@ -121,8 +121,13 @@ def points_of(metrics: Sequence[Mapping[str, Any]], key: str) -> list[tuple[floa
     return [(float(row["step"]), float(row[key])) for row in rows]
 
 
-def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: int | None = None) -> str:
-    """One value of metrics.jsonl by step; an empty text where no row has it. best: the step that is exported."""
+def curve(
+    metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: int | None = None, of: str = "curve"
+) -> str:
+    """One value of metrics.jsonl by step; an empty text where no row has it. best: the step that is exported.
+
+    of: begins the ids in the drawing, which must differ on a page.
+    """
     points = points_of(metrics, key)
     if not points:
         return ""
@@ -150,7 +155,7 @@ def curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, *, best: i
     # The power of ten of small numbers is above the axis.
     figure.subplots_adjust(left=0.11, right=0.87, top=0.8 if key == "learning_rate" else 0.86, bottom=0.19)
     return svg(
-        figure, f"curve-{re.sub(r'[^A-Za-z]', '', key)}", f"{title} by step: {ys[0]:.4g} to {ys[-1]:.4g}", tight=False
+        figure, f"{of}-{re.sub(r'[^A-Za-z]', '', key)}", f"{title} by step: {ys[0]:.4g} to {ys[-1]:.4g}", tight=False
     )
 
 

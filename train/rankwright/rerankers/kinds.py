@@ -21,6 +21,7 @@ from rankwright.model.frames import FRAMES
 from rankwright.model.loading import empty_model, load_model, load_tokenizer
 from rankwright.model.long_documents import CUT_OFF, LongDocuments
 from rankwright.model.prompt import CONTRACT_FILE, PromptContract, make_contract
+from rankwright.recipe.pretrain import CONTROL, PRETRAINED
 from rankwright.recipe.schema import COMBINED, DEFAULT_INSTRUCTION, EXPORTED, Baseline, Bm25, Prompt, Recipe
 from rankwright.rerankers.bi_encoder import BiEncoderScorer, check_bi_encoder
 from rankwright.rerankers.client import Limits
@@ -336,7 +337,8 @@ def check_baselines(recipe: Recipe) -> list[str]:
     seen: dict[str, int] = {}
     for number, baseline in enumerate(recipe.evaluate.baselines):
         key = f"{ROWS}.{number}"
-        if baseline.name.lower() in (*stage_names(), "base", "tuned", EXPORTED, COMBINED):
+        ours = ("base", "tuned", EXPORTED, COMBINED, *((PRETRAINED, CONTROL) if recipe.pretrain is not None else ()))
+        if baseline.name.lower() in (*stage_names(), *ours):
             faults.append(f"{key}.name: {baseline.name!r} is a row of every evaluation: choose another name")
         # Names are names of folders, and some disks take no notice of capitals.
         first = seen.setdefault(baseline.name.lower(), number)

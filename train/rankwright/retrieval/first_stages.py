@@ -9,6 +9,7 @@ from rankwright.common import console
 from rankwright.common.errors import no_such
 from rankwright.common.plurals import counted
 from rankwright.data.collection import Collection
+from rankwright.recipe.pretrain import CONTROL, CONTROL_LABEL
 from rankwright.recipe.schema import Recipe
 from rankwright.recipe.sources import Data
 from rankwright.retrieval.candidates import Candidate, own_documents, without_own
@@ -22,7 +23,9 @@ def stage_names() -> list[str]:
 
 
 def stage_label(system: str) -> str:
-    """How tables and pages show a system: the label of a first stage, any other name as it is."""
+    """How tables and pages show a system: the label of a first stage, or of the control, any other name as it is."""
+    if system == CONTROL:
+        return CONTROL_LABEL
     return retrievers()[system].label if system in retrievers() else system
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, repeat, zip_longest
 from typing import Any, cast
@@ -222,6 +222,26 @@ def reduce_gradients(parameters: Iterable[nn.Parameter]) -> None:
         processes.sum_up(flat)
         for parameter, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
+
+
+@contextmanager
+def added(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, gradients are made on each rank; they are summed over the ranks and added to those before.
+
+    The gradients before are already sums, as accumulate() leaves them.
+    """
+    own = [p for p in parameters if p.requires_grad and not is_shard(p)]
+    if Processes.of_group().count == 1:
+        yield
+        return
+    before = [p.grad for p in own]
+    for parameter in own:
+        parameter.grad = None
+    yield
+    reduce_gradients(own)
+    for parameter, gradient in zip(own, before, strict=True):
+        if gradient is not None and parameter.grad is not None:
+            parameter.grad += gradient
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> float:

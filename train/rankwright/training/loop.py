@@ -7,23 +7,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rankwright.common.errors import Paused, Stopped, UserError
 from rankwright.common.processes import Processes
+from rankwright.model.prompt import PromptEncoder
 from rankwright.model.rank_model import RankModel
 from rankwright.recipe.schema import Train
 from rankwright.training.checkpoint import Checkpoints, TrainState
 from rankwright.training.estimate.cost import Utilisation
 from rankwright.training.eta import DEV_SECONDS, EVALUATION, REFRESH, SAVE, STEP_SECONDS, Eta
-from rankwright.training.gradients import accumulate, clip, prepare
+from rankwright.training.gradients import StepSums, accumulate, clip, prepare
 from rankwright.training.guards import NOT_FINITE_FILE, SpreadWatch, StopSignal, check_first_group, refuse_not_finite
+from rankwright.training.language import Auxiliary
 from rankwright.training.loss_terms import RecipeLoss
 from rankwright.training.optim import make_optimizer, set_learning_rate
 from rankwright.training.refresh import Refresh
-from rankwright.training.sampling import GroupSource, TrainGroup
+from rankwright.training.sampling import TrainGroup
 from rankwright.training.tracking import Reports
 
+# FLOPs of a step, which is what two trainings of the same cost share.
+TFLOP = "tflop"
 # `train.evaluate_every: auto`: so many evaluations at least, and so many steps between them at most.
 LEAST_EVALUATIONS, MOST_STEPS = 5, 100
 
@@ -35,22 +39,48 @@ def evaluation_interval(settings: Train, total_steps: int) -> int:
     return max(1, min(MOST_STEPS, total_steps // LEAST_EVALUATIONS))
 
 
+class Source(Protocol):
+    """Where the groups of each step come from: a GroupSource, or nothing where only text is trained on."""
+
+    def step(self, step: int, groups_per_step: int) -> list[TrainGroup]:
+        """The groups of step `step` (from 1), tokenised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Further:
+    """Further objectives of a training. make: for a model that is about to be trained.
+
+    list_weight: the weight of the recipe's own loss beside them.
+    """
+
+    make: Callable[[RankModel, PromptEncoder], Auxiliary]
+    list_weight: float = 1.0
+
+    def weighted(self, loss: RecipeLoss) -> RecipeLoss:
+        """The recipe's loss with its weight."""
+        return lambda *arguments: self.list_weight * loss(*arguments)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is trained, on which groups and how.
 
     budget_tokens: of a micro-batch. accelerator: Accelerate's, for precision and the device.
+    auxiliary: further objectives, whose gradients are added to those of the groups; with them a step may have none.
+    measure: what evaluate() gives, as it is logged; more is better.
     pause_after: so many evaluations after which training pauses, if it has not ended; None: it does not.
     """
 
     model: RankModel
-    source: GroupSource
+    source: Source
     loss: RecipeLoss
     settings: Train
     total_steps: int
     budget_tokens: int
     seed: int
     accelerator: Any
+    auxiliary: Auxiliary | None = None
+    measure: str = "dev_nDCG@10"
     pause_after: int | None = None
 
 
@@ -66,7 +96,8 @@ def fit(
 ) -> TrainState:
     """Train to total_steps, or out of patience, from the newest whole checkpoint where there is one.
 
-    evaluate(step), and untrained() before step 1, return nDCG@10 on dev of the model as it is, on all ranks together.
+    evaluate(step), and untrained() before step 1, return the job's measure on dev of the model as it is, on all ranks
+    together.
     refresh: sets the pool that the next step draws negatives from, and mines it first if it is due.
     Killing the process at any moment and calling again gives the same weights, bit for bit on a CPU.
     Raises Stopped after saving if a stop is requested on any rank, and Paused after job.pause_after evaluations.
@@ -83,8 +114,8 @@ def fit(
     if not model.sharded:
         prepare(model, job.accelerator)
     eta = _eta(job, every, refresh, reports.earlier if found is not None else ())
-    state = found or _begin(checkpoints.inputs, untrained, eta, reports.say)
-    reports.start(state)
+    state = found or _begin(job, checkpoints.inputs, untrained, eta, reports.say)
+    reports.start(state, job.measure)
     utilisation = _utilisation(job, reports.say)
     spread, first = SpreadWatch(reports.say), state.step + 1
     model.train()
@@ -101,37 +132,29 @@ def fit(
                 state = dataclasses.replace(state, pool=refresh(state))
         started = time.perf_counter()
         groups = job.source.step(step, settings.groups_per_step)
-        if step == first:
+        if step == first and groups:
             check_first_group(model, groups[0].encoded, job.accelerator)
         optimizer.zero_grad(set_to_none=True)
-        sums = accumulate(
-            model,
-            groups,
-            job.loss,
-            budget_tokens=job.budget_tokens,
-            seed=job.seed,
-            step=step,
-            accelerator=job.accelerator,
-            stop=stop.requested,
-        )
+        sums, more = _gradients(job, groups, step, stop=stop.requested)
         norm = clip(model.parameters(), settings.clip_norm)
         refuse_not_finite(sums, norm, groups, step, checkpoints.root.parent / NOT_FINITE_FILE, processes.is_first)
-        spread.look(sums.spread, step)
+        if groups:
+            spread.look(sums.spread, step)
         rate = set_learning_rate(optimizer, settings, step, total_steps)
         optimizer.step()
         seconds = time.perf_counter() - started
-        speed = _speed(groups, seconds, utilisation)
-        values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread}
-        values |= {"gradient_norm": norm, "learning_rate": rate, STEP_SECONDS: seconds}
+        speed = _speed(job, groups, seconds, utilisation)
+        values = {"loss": sums.loss, "score_margin": sums.margin, "score_spread": sums.spread} if groups else {}
+        values |= {**more, "gradient_norm": norm, "learning_rate": rate, STEP_SECONDS: seconds}
         state = dataclasses.replace(state, step=step)
         if step % every == 0 or step == total_steps:
             with eta.timing(EVALUATION):
-                values["dev_nDCG@10"] = evaluate(step)
+                values[job.measure] = evaluate(step)
             values[DEV_SECONDS] = eta.last(EVALUATION)
-            state = state.evaluated(values["dev_nDCG@10"])
+            state = state.evaluated(values[job.measure])
         reports.log(values | speed, step=step)
         refreshes = refresh is not None and refresh.due(step)
-        if step % settings.save_every == 0 or "dev_nDCG@10" in values or refreshes or sums.stop:
+        if step % settings.save_every == 0 or job.measure in values or refreshes or sums.stop:
             with eta.timing(SAVE):
                 checkpoints.save(state, model, optimizer)
         if sums.stop and step < total_steps:
@@ -139,19 +162,32 @@ def fit(
             processes.meet()
             raise Stopped(step, interrupted=stop.interrupted)
         eta.step()
-        reports.advance(1, left=eta.left(step), loss=sums.loss, dev=state.value_so_far, **speed)
+        reports.advance(1, left=eta.left(step), loss=values["loss"], dev=state.value_so_far, **speed)
     # Asked for in the last step, or while it was evaluated: the stages that follow must not begin.
     if any(processes.gather(stop.requested)):
         raise Stopped(state.step, interrupted=stop.interrupted)
     return state
 
 
-def _begin(inputs: str, untrained: Callable[[], float], eta: Eta, say: Callable[[str], None]) -> TrainState:
+def _begin(job: Job, inputs: str, untrained: Callable[[], float], eta: Eta, say: Callable[[str], None]) -> TrainState:
     """The state before step 1."""
     with eta.timing(EVALUATION):
         value = untrained()
-    say(f"before step 1: dev nDCG@10 {value:.3f}")
+    say(f"before step 1: {job.measure.replace('_', ' ')} {value:.3f}")
     return TrainState(step=0, inputs=inputs, base_value=value)
+
+
+def _gradients(job: Job, groups: Sequence[TrainGroup], step: int, *, stop: bool) -> tuple[StepSums, dict[str, float]]:
+    """Add the gradients of a step; returns the sums of the groups, and the values of the further objectives.
+
+    Without groups these have the key `loss`, which otherwise is that of the lists.
+    """
+    shared: dict[str, Any] = {"accelerator": job.accelerator, "budget_tokens": job.budget_tokens}
+    sums = accumulate(job.model, groups, job.loss, seed=job.seed, step=step, stop=stop, **shared)
+    if job.auxiliary is None:
+        return sums, {}
+    found = job.auxiliary.accumulate(job.model, step, groups, **shared)
+    return sums, found if groups else {"loss": sum(found.values()), **found}
 
 
 def _eta(job: Job, every: int, refresh: Refresh | None, earlier: Sequence[Mapping[str, Any]]) -> Eta:
@@ -169,9 +205,11 @@ def _utilisation(job: Job, say: Callable[[str], None]) -> Utilisation | None:
     return found
 
 
-def _speed(groups: Sequence[TrainGroup], seconds: float, utilisation: Utilisation | None) -> dict[str, float]:
-    values = {"pairs_per_s": sum(len(g.labels) for g in groups) / seconds}
-    values["tokens_per_s"] = sum(g.encoded.tokens for g in groups) / seconds
+def _speed(job: Job, groups: Sequence[TrainGroup], seconds: float, utilisation: Utilisation | None) -> dict[str, float]:
+    passed = [] if job.auxiliary is None else job.auxiliary.passed
+    values = {"pairs_per_s": sum(len(g.labels) for g in groups) / seconds} if groups else {}
+    values["tokens_per_s"] = (sum(g.encoded.tokens for g in groups) + sum(passed)) / seconds
     if utilisation is not None:
-        values["mfu"] = utilisation.share([g.encoded for g in groups], seconds)
+        flops = utilisation.flops([g.encoded for g in groups], passed)
+        values |= {"mfu": utilisation.share(flops, seconds), TFLOP: flops / 1e12}
     return values

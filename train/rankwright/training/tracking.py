@@ -89,11 +89,11 @@ class Reports:
         self._open_trackers = open_trackers
         self._trackers: list[Tracker] = []
 
-    def start(self, state: TrainState) -> None:
-        """Open the trackers after the state's step; a training that begins logs the base's value on dev."""
+    def start(self, state: TrainState, measure: str = "dev_nDCG@10") -> None:
+        """Open the trackers after the state's step; a training that begins logs the base's value, by this name."""
         self._trackers = self._open_trackers(state.step)
         if state.step == 0:
-            self.log({"dev_nDCG@10": state.base_value}, step=0)
+            self.log({measure: state.base_value}, step=0)
         self.advance(state.step)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:

@@ -25,6 +25,7 @@ from rankwright.data.licences.terms import (
     term_names,
 )
 from rankwright.data.sources import Located
+from rankwright.recipe.pretrain import Pretrain
 from rankwright.recipe.schema import Baseline, Decision, LicenceRule, Recipe
 from rankwright.recipe.sources import DevFromTrain
 from rankwright.recipe.synthesize import Synthesize
@@ -150,6 +151,8 @@ def make_inputs(
                 found += _of_pairs(entry, uses)
             else:
                 found += _with_judgements(_set(entry, uses), entry)
+    if recipe.pretrain is not None:
+        found += _texts(recipe.pretrain)
     if recipe.mine.teacher is not None:
         # Its scores replace those in the sets, which are then not read.
         found += _own_teacher(recipe, recipe.mine.teacher, roles.distils)
@@ -210,18 +213,7 @@ def _set(entry: Located, uses: tuple[Use, ...]) -> Input:
 
 def _written(settings: Synthesize, uses: tuple[Use, ...]) -> list[Input]:
     """The inputs of written queries: the documents that they are about, and the model that wrote them."""
-    found = []
-    for source in settings.documents:
-        try:
-            path = resolve_path(source.path, root=None)
-        except UserError:
-            # Reported elsewhere, with its key.
-            path = expand(source.path)
-        typed = [] if source.licence is None else [state(source.licence, "the recipe")]
-        statements = [*typed, *read_statements(path)]
-        # Two folders called `train` are different documents.
-        place, name = f"path {source.path}", f"documents {'/'.join(path.parts[-2:])}"
-        found.append(Input(name, "data set", place, None, uses, known(statements), path.name))
+    found = [_documents(source.path, source.licence, "documents", uses) for source in settings.documents]
     writer = settings.writer
     if writer is not None:
         said = [] if writer.licence is None else [state(writer.licence, "the recipe")]
@@ -229,6 +221,24 @@ def _written(settings: Synthesize, uses: tuple[Use, ...]) -> list[Input]:
         place = f"{'model' if writer.url is None else 'served'} {writer.model}"
         found.append(Input(writer.model, "writer", place, None, ("distil",), known(said, note=note), writer.model))
     return found
+
+
+def _texts(settings: Pretrain) -> list[Input]:
+    """The texts that the base is pre-trained on; the weak pairs are among the sets."""
+    return [_documents(one.path, one.licence, "text", ("train",)) for one in settings.texts.values()]
+
+
+def _documents(path_text: str, licence: str | None, kind: str, uses: tuple[Use, ...]) -> Input:
+    """Documents without queries. Two folders called `train` are different documents."""
+    try:
+        path = resolve_path(path_text, root=None)
+    except UserError:
+        # Reported elsewhere, with its key.
+        path = expand(path_text)
+    typed = [] if licence is None else [state(licence, "the recipe")]
+    statements = [*typed, *read_statements(path)]
+    name = f"{kind} {'/'.join(path.parts[-2:])}"
+    return Input(name, "data set", f"path {path_text}", None, uses, known(statements), path.name)
 
 
 def _with_judgements(one: Input, entry: Located) -> list[Input]:

@@ -294,15 +294,26 @@ class Utilisation:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bits16):
             self._target = Target(model.route()[0], model.device.type == "cpu", bits16)
         self._shape = architecture_of(model)
+        embeddings = model.causal_lm.get_input_embeddings()
+        # The head has as many rows.
+        self._head = 0 if embeddings is None else embeddings.weight.numel()
         self._budget_tokens = budget_tokens
         self._ranks = Processes.of_group().count
         self.peak = matmul_peak(torch.bfloat16 if bits16 else torch.float32, model.device)
 
-    def share(self, groups: Sequence[EncodedGroup], seconds: float) -> float:
-        """FLOP/s over the peak of all ranks, for one step over `groups` that took `seconds`."""
+    def flops(self, groups: Sequence[EncodedGroup], texts: Sequence[int] = ()) -> int:
+        """FLOPs of one step over `groups`, of all ranks together; texts: lengths of texts whose tokens are predicted.
+
+        A text also goes through the head and back: two products, since the head is not trained.
+        """
         ranks, budget_tokens = self._ranks, self._budget_tokens
-        by_rank = step_flops(self._shape, groups, self._target, budget_tokens=budget_tokens, ranks=ranks, again=False)
-        return sum(by_rank) / (seconds * ranks * self.peak)
+        rows = [*groups, *(EncodedGroup([0] * (length - 1), [[0]], False, 0) for length in texts if length > 1)]
+        body = step_flops(self._shape, rows, self._target, budget_tokens=budget_tokens, ranks=ranks, again=False)
+        return sum(body) + 4 * self._head * sum(texts)
+
+    def share(self, flops: int, seconds: float) -> float:
+        """FLOP/s over the peak of all ranks, for one step of these FLOPs that took `seconds`."""
+        return flops / (seconds * self._ranks * self.peak)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
