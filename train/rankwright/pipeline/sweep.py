@@ -26,7 +26,6 @@ from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.sweep_rows import is_of, read_progress, read_table, training_seconds
 from rankwright.pipeline.trials import propose
-from rankwright.pipeline.sweep_rows import is_of, read_table, training_seconds
 from rankwright.recipe.pretrain import CONTROL
 from rankwright.recipe.schema import COMBINED, EXPORTED
 from rankwright.recipe.sweep import Asha

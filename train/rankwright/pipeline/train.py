@@ -89,9 +89,8 @@ def train(
 ) -> dict[str, Any]:
     """Train, or continue; returns the state at the end, whose best_step is the one to use, as facts of the stage.
 
-    base: what the base's scores of dev are kept by. further: objectives beside the recipe's loss. group: of the run in
-    wandb. pause_after: raise Paused, with a checkpoint, after so many evaluations on dev; calling again continues.
-    ended_early: by train.patience.
+    base: what the base's scores of dev are kept by. further: objectives beside the recipe's loss. group: in wandb.
+    pause_after: raise Paused, with a checkpoint, after so many evaluations on dev. ended_early: by train.patience.
     """
     accelerator, processes = make_accelerator(recipe), Processes.of_group()
     model_base, tokenizer, contract = recipe_prompt(recipe)
@@ -257,8 +256,8 @@ def untrained_value(
 def base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -> Reranked | None:
     """The base's scores of the dev lists, if the model starts with the same: made once for all runs from this base.
 
-    It does under the base's own contract and in the base's number format, unless it was pre-trained. Several processes share the work, and take
-    these scores only where all of them are kept already.
+    It does under the base's own contract and in the base's number format, unless it was pre-trained. Several processes
+    share the work, and take these scores only where all of them are kept already.
     """
     if reranker.model.sharded or recipe.pretrain is not None:
         return None
