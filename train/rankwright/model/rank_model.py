@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rankwright.common.errors import UserError
 from rankwright.model.attention import PLAIN, choose_route
 from rankwright.model.blocks import Block, score_states, why_not
-from rankwright.model.layout import SHAPE_MULTIPLE, Chunk, chunk_tokens, pack, pad_chunks, row_tokens
+from rankwright.model.interface import padded_states, states, why_not_exact, why_not_packed
+from rankwright.model.layout import SHAPE_MULTIPLE, chunk_tokens, pack, pad_chunks, row_tokens
 from rankwright.model.prompt import EncodedGroup, PromptContract
 
 # B rows, T tokens, N scored prompts, H hidden size.
@@ -43,6 +44,8 @@ class RankModel(nn.Module):
         self.register_buffer("rows_2H", rows_2H.detach().clone().float(), persistent=False)
         # A tuple, so that the layers are not registered a second time.
         self._blocks: tuple[Block, ...] = ()
+        # Device and type of products -> why packed rows do not fit a decoder without blocks of ours.
+        self._unfit: dict[tuple[str, torch.dtype], str | None] = {}
 
     @property
     def causal_lm(self) -> Any:
@@ -83,9 +86,34 @@ class RankModel(nn.Module):
         reason = why_not(self.causal_lm.config)
         if reason is None or self.attention == PLAIN:
             return choose_route(self.attention, self.device, self.compute_dtype)
+        unfit = self._why_plain()
+        if unfit is None:
+            route, why = choose_route(self.attention, self.device, self.compute_dtype)
+            return route, f"{why}, in transformers' own layers ({reason})"
         if self.attention != "auto":
-            raise UserError(f"model.attention: {self.attention} cannot run: {reason}: use `auto` or `{PLAIN}`")
-        return PLAIN, reason
+            raise UserError(f"model.attention: {self.attention} cannot run: {unfit}: use `auto` or `{PLAIN}`")
+        return PLAIN, unfit
+
+    @property
+    def has_own_layers(self) -> bool:
+        """Whether packed rows go through Block, else through transformers' own layers: all tokens in the last one."""
+        return why_not(self.causal_lm.config) is None
+
+    def _why_plain(self) -> str | None:
+        """Why packed rows cannot go through transformers' own layers, tried once; None where they give the same."""
+        place = (self.device.type, self.compute_dtype)
+        if place not in self._unfit:
+            unfit = why_not_packed(self.causal_lm, self.text_decoder)
+            if self.device.type == "meta":
+                return unfit
+            if unfit is None and self.sharded:
+                # Only all ranks together can try it: what was found before holds.
+                return next(iter(self._unfit.values()), "it was not tried before it was sharded")
+            if unfit is None:
+                route, _ = choose_route(self.attention, self.device, self.compute_dtype)
+                unfit = why_not_exact(self.text_decoder, route)
+            self._unfit[place] = unfit
+        return self._unfit[place]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -128,19 +156,13 @@ class RankModel(nn.Module):
             limit = UNLIMITED if at_once else chunk_tokens(self.device.type == "cpu")
             chunks = pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
             order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
-            return [self._padded_states(chunk) for chunk in chunks], torch.argsort(order)
+            return [padded_states(self.text_decoder, chunk) for chunk in chunks], torch.argsort(order)
         on_cpu = self.device.type == "cpu"
         multiple = 1 if on_cpu and self.compute_dtype == torch.float32 else SHAPE_MULTIPLE
         rows = pack(groups, None if at_once else row_tokens(on_cpu), multiple)
-        return [score_states(self.decoder, self.blocks, row, route) for row in rows], None
-
-    def _padded_states(self, chunk: Chunk) -> Tensor:
-        """Rows are padded on the right: under a causal mask padding then comes after every scored token and
-        needs no mask, and positions are those of the unpadded prompt.
-        """
-        ids_BT, last_B = chunk.ids_BT.to(self.device), chunk.last_B.to(self.device)
-        hidden_BTH = cast(Any, self.text_decoder)(input_ids=ids_BT, use_cache=False).last_hidden_state
-        return cast(Tensor, hidden_BTH[torch.arange(len(last_B), device=self.device), last_B])
+        if self.has_own_layers:
+            return [score_states(self.decoder, self.blocks, row, route) for row in rows], None
+        return [states(self.text_decoder, row, route) for row in rows], None
 
     def _score(self, states_NH: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):
