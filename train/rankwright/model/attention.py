@@ -101,9 +101,7 @@ def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_kernel: 
 
 
 @ROUTES.register
-def documents(
-    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float, window: int | None = None
-) -> Tensor:
+def documents(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float, window: int | None = None) -> Tensor:
     """Segment by segment: no token is multiplied with one that it does not see. For CPUs."""
     found = []
     for segment, q_HLD, k_KSD, v_KSD, head_q_HPD in _segments(q_HTD, k_KTD, v_KTD, row):
@@ -203,6 +201,9 @@ def _attend(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float, window: i
     short = torch.is_grad_enabled() and keys <= SHORT_KEYS and q.shape[-1] == v.shape[-1]
     mask_SS = _causal(keys + FEW_SHAPES, torch.float32 if short else q_HLD.dtype, q_HLD.device, window)
     mask_LS = mask_SS[keys - queries : keys + more_queries, : keys + more_keys]
+    if window is not None:
+        # An added query may be more than a window beyond the last key, and no softmax may be empty.
+        mask_LS = mask_LS.index_fill(0, torch.arange(queries, queries + more_queries, device=q.device), 0.0)
     return (short_attention if short else _fused)(q, k, v, mask_LS, scale)[:, :queries]
 
 

@@ -186,10 +186,12 @@ def _attend(
     scale = q_HTD.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = attention_mask.window
     if softcap is not None or s_aux is not None:
-        return weighed(q_HTD, k_KTD, v_KTD, row, scale, window, softcap=softcap, sinks_H=s_aux)[None], None
+        out_THD = weighed(q_HTD, k_KTD, v_KTD, row, scale, window, softcap=softcap, sinks_H=s_aux)
+        return out_THD.contiguous()[None], None
     sizes = {q_HTD.shape[-1], v_KTD.shape[-1]}
     route = "flex" if call.route == "varlen" and (len(sizes) > 1 or max(sizes) > LARGEST_HEAD) else call.route
-    return ROUTES[route](q_HTD, k_KTD, v_KTD, row, scale, window)[None], None
+    # Contiguous, since some layers take a view of it.
+    return ROUTES[route](q_HTD, k_KTD, v_KTD, row, scale, window).contiguous()[None], None
 
 
 def why_not_packed(lm: Any, decoder: nn.Module) -> str | None:
@@ -198,7 +200,7 @@ def why_not_packed(lm: Any, decoder: nn.Module) -> str | None:
     lm: the model of transformers that the decoder is of.
     """
     config = lm.config.get_text_config()
-    if not all(m._can_set_attn_implementation() for m in (lm, decoder) if hasattr(m, "_can_set_attn_implementation")):
+    if not all(m._can_set_attn_implementation() for m in (lm, cast(Any, decoder))):
         return f"the layers of {config.model_type} call no attention that can be replaced"
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - KINDS)
     if kinds:
