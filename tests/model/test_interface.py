@@ -182,7 +182,7 @@ def test_configs_are_as_before_whatever_happens(
     tiny_qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, groups = load(tmp_path / "base", "mistral", tiny_qwen3)
-    assert model.route()[0] == "documents"
+    assert model.route()[0] == "documents", model.route()
     before = model.causal_lm.config._attn_implementation
     model(groups)
     assert model.causal_lm.config._attn_implementation == before

@@ -162,19 +162,22 @@ def _attend(
     value: Tensor,
     attention_mask: Any,
     scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    is_causal: bool | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' layers call it: (1, H, T, D) in, (1, T, H, D) out."""
+    """Attention as transformers' layers call it: (1, H, T, D) in, (1, T, H, D) out.
+
+    options: those that change what it computes are softcap, s_aux (sinks), position_bias and is_causal.
+    """
     call = _CALL.get()
     assert call is not None
     row, tokens = call.row, len(call.row.ids_T)
     if not isinstance(attention_mask, Mask):
         raise Unfit("its layers have masks of their own")
-    if position_bias is not None or is_causal is False or not getattr(module, "is_causal", True):
+    if (
+        options.get("position_bias") is not None
+        or options.get("is_causal") is False
+        or not getattr(module, "is_causal", True)
+    ):
         raise Unfit("its attention has a bias of positions, or sees what comes later")
     if any(x.shape[0] != 1 or x.shape[2] != tokens for x in (query, key, value)):
         raise Unfit("its attention is not one of all tokens of a row with each other")
@@ -185,8 +188,9 @@ def _attend(
     q_HTD, k_KTD, v_KTD = (x[0].to(dtype) for x in (query, key, value))
     scale = q_HTD.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = attention_mask.window
-    if softcap is not None or s_aux is not None:
-        out_THD = weighed(q_HTD, k_KTD, v_KTD, row, scale, window, softcap=softcap, sinks_H=s_aux)
+    softcap, sinks_H = options.get("softcap"), options.get("s_aux")
+    if softcap is not None or sinks_H is not None:
+        out_THD = weighed(q_HTD, k_KTD, v_KTD, row, scale, window, softcap=softcap, sinks_H=sinks_H)
         return out_THD.contiguous()[None], None
     sizes = {q_HTD.shape[-1], v_KTD.shape[-1]}
     route = "flex" if call.route == "varlen" and (len(sizes) > 1 or max(sizes) > LARGEST_HEAD) else call.route

@@ -118,7 +118,7 @@ class RankModel(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type that products are computed in: autocast's where it is on."""
-        if torch.is_autocast_enabled(self.device.type):
+        if self.device.type != "meta" and torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
         return cast(torch.dtype, self.causal_lm.get_input_embeddings().weight.dtype)
 
