@@ -126,7 +126,7 @@ def weighed(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """documents() for families whose weights are more than a softmax, on any device; fused kernels know neither of these.
+    """documents() for families whose weights are more than a softmax, on any device; fused kernels know neither.
 
     softcap: scores s become c * tanh(s / c). sinks_H: for each head a score of a key without a value.
     """
