@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,22 @@ def test_configs_are_as_before_whatever_happens(
     assert model(groups).isfinite().all()
 
 
+def test_threads_may_score_with_one_model(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """They share its configs, which name our attention while a row is computed."""
+    model, groups = load(tmp_path / "base", "mistral", tiny_qwen3)
+    model.eval()
+
+    def score(group: EncodedGroup) -> Tensor:
+        with torch.no_grad():
+            return model([group])
+
+    wanted = torch.cat([score(group) for group in groups])
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert torch.equal(torch.cat(list(pool.map(score, groups))), wanted)
+    assert model.causal_lm.config._attn_implementation != interface.NAME
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 40])
 def test_the_window_of_a_mask(tokens: int) -> None:
     assert window_of(causal_mask_function, tokens) is None
@@ -243,7 +260,7 @@ def by_hand(
     return out
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(LENGTHS, st.sampled_from([None, 1, 3, 8]), st.integers(0, 9))
 def test_windows_and_weights_are_those_computed_by_hand(
     lengths: list[tuple[int, list[int]]], window: int | None, seed: int
