@@ -29,7 +29,7 @@ KINDS = {"full_attention", "sliding_attention", "attention", "dense", "sparse", 
 # FlashAttention has no kernel for larger heads.
 LARGEST_HEAD = 256
 # Heads and documents of the row that is compared, in tokens; every document but the first would see a mistake.
-TRIED: tuple[tuple[int, tuple[int, ...]], ...] = ((7, (3, 1, 12)), (4, (6, 9)))
+TRIAL: tuple[tuple[int, tuple[int, ...]], ...] = ((7, (3, 1, 12)), (4, (6, 9)))
 # How far apart hidden states may be, as a share of their length. In 16 bits a token may go to another expert, so that
 # most prompts decide there, not the worst.
 EXACT, ROUNDED = 1e-3, 0.1
@@ -223,7 +223,7 @@ def why_not_exact(decoder: nn.Module, route: str) -> str | None:
     def drawn(count: int) -> list[int]:
         return [next(ids) for _ in range(count)]
 
-    groups = [EncodedGroup(drawn(head), list(map(drawn, tails)), False, 0) for head, tails in TRIED]
+    groups = [EncodedGroup(drawn(head), list(map(drawn, tails)), False, 0) for head, tails in TRIAL]
     prompts = [g.head_ids + tail for g in groups for tail in g.tail_ids]
     was_training = decoder.training
     decoder.eval()
