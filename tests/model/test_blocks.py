@@ -304,14 +304,17 @@ def test_adapters_with_dropout_go_through_peft(tiny_qwen3: Path) -> None:
     assert not torch.allclose(dropped, evaluated)
 
 
-def test_what_cannot_run_packed_runs_plain_and_says_why(tiny_qwen3: Path) -> None:
-    model, _ = load(tiny_qwen3, "lora")
-    assert model.route()[0] == "documents"
-    model.causal_lm.config.layer_types = ["sliding_attention", "full_attention"]
-    assert model.route() == (PLAIN, "the base has sliding-window layers")
-    model.attention = "dense"
-    with pytest.raises(UserError, match=r"model\.attention: dense cannot run: the base has sliding"):
-        model.route()
+def test_what_has_no_blocks_of_ours_runs_packed_in_transformers_layers(tiny_qwen3: Path) -> None:
+    model, groups = load(tiny_qwen3, "lora")
+    assert model.route()[0] == "documents" and model.has_own_layers
+    expected, gradients = scores_and_gradients(model, groups)
+    model.causal_lm.config.hidden_act = "gelu"
+    why = "fastest on a CPU, in transformers' own layers (its activation is gelu, not silu)"
+    assert model.route() == ("documents", why) and not model.has_own_layers
+    # Only what the config says was changed, not what the layers do.
+    scores, found = scores_and_gradients(model, groups)
+    torch.testing.assert_close(scores, expected, **CLOSE)
+    assert distance(found, gradients) < 1e-5
     model.attention = PLAIN
     assert model.route()[0] == PLAIN
 

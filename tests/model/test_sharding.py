@@ -14,6 +14,7 @@ from typing import Any
 import jobs
 import pytest
 import torch
+from families import make_base
 from safetensors.torch import load_file
 
 from rankwright.common.errors import UserError
@@ -75,6 +76,20 @@ def test_two_and_three_sharded_processes_accumulate_the_gradient_of_one(tmp_path
             assert ours["score"] == pytest.approx(float(theirs["score"]), rel=1e-5)
     # The cases are not all one.
     assert relative_difference(wanted[4], wanted[1]) > 1e-2
+
+
+@pytest.mark.slow
+def test_rows_in_transformers_layers_are_sharded_with_the_gradient_of_one(tmp_path: Path, tiny_qwen3: Path) -> None:
+    make_base(tmp_path / "base", "gemma3_text", tiny_qwen3)
+    cases: list[dict[str, Any]] = [{}, {"full": True, "checkpointing": True}, {"full": True, "budget_tokens": 120}]
+    wanted = gradients(tmp_path, tmp_path / "base", 1, cases, sharded=False)
+    for sharded in (False, True):
+        found = gradients(tmp_path, tmp_path / "base", 2, cases, sharded=sharded)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert relative_difference(ours, theirs) < 1e-5
+            assert ours["score"] == pytest.approx(float(theirs["score"]), rel=1e-5)
+    plain = gradients(tmp_path, tmp_path / "base", 1, [{"attention": "plain"}], sharded=False)
+    assert relative_difference(wanted[0], plain[0]) < 1e-5
 
 
 @pytest.mark.slow

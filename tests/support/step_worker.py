@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
@@ -42,6 +49,8 @@ def build(case: dict[str, Any], hidden: int, layers: int) -> RankModel:
     lm: Any
     if case.get("family") == "llama":
         lm = LlamaForCausalLM(LlamaConfig(**shape, **heads))
+    elif case.get("family") == "mistral":
+        lm = MistralForCausalLM(MistralConfig(**shape, **heads))
     else:
         lm = Qwen3ForCausalLM(Qwen3Config(**shape, **heads))
     if case.get("bf16") and case["method"] == "lora":
@@ -122,7 +131,7 @@ def main() -> None:
     real = highest_memory(lambda: step(drawn)) if measure_memory else count_flops(lambda: step(drawn))
 
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        target = Target(model.route()[0], True, bf16)
+        target = Target(model.route()[0], True, bf16, own_layers=model.has_own_layers)
     shape = architecture_of(model)
     if measure_memory:
         types = Types.of(full=shape.full, bits16=bf16)

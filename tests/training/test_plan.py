@@ -14,6 +14,7 @@ from typing import Any
 import jobs
 import pytest
 import torch
+from families import make_base
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,6 +41,7 @@ CASES: list[dict[str, Any]] = [
     LORA | {"bf16": True},
     FULL | {"bf16": True, "checkpointing": True},
     LORA | {"attention": "plain"},
+    LORA | {"family": "mistral"},
     LORA | {"attention": "dense"},
 ]
 
@@ -212,6 +214,20 @@ def test_a_model_that_no_change_makes_fit(tmp_path: Path, tiny_qwen3: Path) -> N
     huge = shape_only(tmp_path / "huge", tiny_qwen3, **sizes)
     with pytest.raises(UserError, match=r"choose a smaller model\.base or devices with more memory"):
         make_plan(recipe_of(tmp_path, huge), "l4")
+
+
+def test_a_plan_says_by_which_route_a_base_is_computed(tmp_path: Path, tiny_qwen3: Path) -> None:
+    make_base(tmp_path / "olmo2", "olmo2", tiny_qwen3)
+    plan = make_plan(recipe_of(tmp_path / "packed", tmp_path / "olmo2"), "h100")
+    assert plan.why_plain is None and plan.target.route in ("varlen", "flex")
+    assert plan.target.whole_last and not plan.target.own_layers
+    plan = make_plan(recipe_of(tmp_path / "chosen", tmp_path / "olmo2", "model.attention=plain"), "h100")
+    assert plan.why_plain is None and plan.target.route == "plain"
+    config = tmp_path / "olmo2" / "config.json"
+    kinds = {"layer_types": ["full_attention", "linear_attention"]}
+    config.write_text(json.dumps(json.loads(config.read_text()) | kinds))
+    plan = make_plan(recipe_of(tmp_path / "plain", tmp_path / "olmo2"), "h100")
+    assert plan.target.route == "plain" and plan.why_plain == "the base has layers of the kind linear_attention"
 
 
 @pytest.mark.slow

@@ -342,6 +342,13 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
         f"longest group: {counted(len(group.tail_ids), 'document')}, prompts of {recipe.prompt.max_tokens} tokens, "
         f"{group.tokens:,} tokens in all; micro-batches of at most {plan.budget_tokens:,} tokens; "
         f"attention {plan.target.route}"
+        + (
+            f": {plan.why_plain}"
+            if plan.why_plain
+            else ""
+            if plan.target.own_layers
+            else ", in transformers' own layers"
+        )
     )
     title = f"memory of each of {plan.count} x {device.name}"
     table = Table("part", TableColumn("GiB", justify="right"), title=title, title_justify="left")

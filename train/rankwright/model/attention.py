@@ -1,7 +1,8 @@
 """Attention over packed rows: the same result by several routes, chosen by what the device can do.
 
-A route is `(q_HTD, k_KTD, v_KTD, row, scale) -> out_THD`: H query heads, K key heads (H is a multiple of K), T tokens,
-D head size. All routes are exact: heads see themselves, a document sees its head and itself, causally.
+A route is `(q_HTD, k_KTD, v_KTD, row, scale, window) -> out_THD`: H query heads, K key heads (H is a multiple of K), T
+tokens, D head size. All routes are exact: heads see themselves, a document sees its head and itself, causally; with a
+`window` of w a token sees no more than the last w positions, its own among them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,15 @@ from rankwright.common.registry import Registry
 from rankwright.model.kernels import short_attention
 from rankwright.model.layout import HEAD, Row, Segment
 
-Route = Callable[[Tensor, Tensor, Tensor, Row, float], Tensor]
+
+class Route(Protocol):
+    """See above."""
+
+    def __call__(
+        self, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float, window: int | None = None, /
+    ) -> Tensor: ...
+
+
 ROUTES: Registry[Route] = Registry("attention")
 # transformers' own forward over padded prompts, without any of the routes below.
 PLAIN = "plain"
@@ -29,6 +38,8 @@ SHORT_KEYS = 512
 FEW_SHAPES = 32
 # Beyond this many keys a CPU needs no causal square, whose memory grows with the square of the keys.
 LONG_KEYS = 4096
+# Queries of a long document that are computed at once where its layer has a window.
+WINDOW_QUERIES = 512
 # Documents whose scored tokens share one product in the last layer, except on a CPU, where rows are short.
 SCORED_AT_ONCE = 16
 # Tokens of a block of FlexAttention, and what our call of torch's FlashAttention needs.
@@ -90,23 +101,66 @@ def route_for(wanted: str, device_type: str, dtype: torch.dtype, *, has_kernel: 
 
 
 @ROUTES.register
-def documents(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+def documents(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float, window: int | None = None) -> Tensor:
     """Segment by segment: no token is multiplied with one that it does not see. For CPUs."""
+    found = []
+    for segment, q_HLD, k_KSD, v_KSD, head_q_HPD in _segments(q_HTD, k_KTD, v_KTD, row):
+        if segment.keys <= LONG_KEYS:
+            found.append(_attend(q_HLD, k_KSD, v_KSD, scale, window))
+        elif window is not None and window < segment.keys:
+            found.append(_attend_windows(q_HLD, k_KSD, v_KSD, scale, window))
+        else:
+            queries = torch.cat((head_q_HPD, q_HLD), dim=1)
+            found.append(_attend_long(queries, k_KSD, v_KSD, scale)[:, segment.keys - segment.tokens :])
+    return torch.cat(found, dim=1).transpose(0, 1)
+
+
+def weighed(
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    row: Row,
+    scale: float,
+    window: int | None = None,
+    *,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """documents() for families whose weights are more than a softmax, on any device; fused kernels know neither.
+
+    softcap: scores s become c * tanh(s / c). sinks_H: for each head a score of a key without a value.
+    """
+    found = []
+    for segment, q_HLD, k_KSD, v_KSD, _ in _segments(q_HTD, k_KTD, v_KTD, row):
+        keys, tokens = segment.keys, segment.tokens
+        q_KXD = q_HLD.reshape(len(k_KSD), -1, q_HLD.shape[-1])
+        scores_HLS = (q_KXD @ k_KSD.transpose(1, 2)).view(len(q_HLD), tokens, keys).float() * scale
+        if softcap is not None:
+            scores_HLS = softcap * torch.tanh(scores_HLS / softcap)
+        scores_HLS = scores_HLS + _causal(keys, torch.float32, q_HTD.device, window)[keys - tokens : keys, :keys]
+        if sinks_H is not None:
+            sinks_HL1 = sinks_H.float()[:, None, None].expand(-1, tokens, 1)
+            scores_HLS = torch.cat((scores_HLS, sinks_HL1), dim=-1)
+        p_HLS = torch.softmax(scores_HLS, dim=-1)[..., :keys].to(v_KSD.dtype)
+        out_KXD = p_HLS.view(len(k_KSD), -1, keys) @ v_KSD
+        found.append(out_KXD.view(len(q_HLD), tokens, -1))
+    return torch.cat(found, dim=1).transpose(0, 1)
+
+
+def _segments(
+    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row
+) -> Iterator[tuple[Segment, Tensor, Tensor, Tensor, Tensor]]:
+    """Each segment with its queries, with the keys and values that these see, and with the queries of its head."""
     sizes = [s.tokens for s in row.segments]
     q, k, v = (torch.split(x, sizes, dim=1) for x in (q_HTD, k_KTD, v_KTD))
     place = {segment.start: number for number, segment in enumerate(row.segments)}
-    found = []
     for number, segment in enumerate(row.segments):
-        keys, values = k[number], v[number]
-        if segment.head_end > segment.head_start:
-            head = place[segment.head_start]
-            keys, values = torch.cat((k[head], keys), dim=1), torch.cat((v[head], values), dim=1)
-        if segment.keys > LONG_KEYS:
-            queries = q[number] if segment.tokens == segment.keys else torch.cat((q[head], q[number]), dim=1)
-            found.append(_attend_long(queries, keys, values, scale)[:, segment.keys - segment.tokens :])
-        else:
-            found.append(_attend(q[number], keys, values, scale))
-    return torch.cat(found, dim=1).transpose(0, 1)
+        if segment.head_end == segment.head_start:
+            yield segment, q[number], k[number], v[number], q[number][:, :0]
+            continue
+        head = place[segment.head_start]
+        keys, values = torch.cat((k[head], k[number]), dim=1), torch.cat((v[head], v[number]), dim=1)
+        yield segment, q[number], keys, values, q[head]
 
 
 def _attend_long(q_HSD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> Tensor:
@@ -121,18 +175,35 @@ def _attend_long(q_HSD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> T
     return out_1HSD[0]
 
 
-def _attend(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float) -> Tensor:
+def _attend_windows(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float, window: int) -> Tensor:
+    """Causal attention within a window, WINDOW_QUERIES at a time, each over the keys that they see."""
+    queries, keys = q_HLD.shape[1], k_KSD.shape[1]
+    found = []
+    for start in range(0, queries, WINDOW_QUERIES):
+        end = min(start + WINDOW_QUERIES, queries)
+        first, last = max(0, keys - queries + start - window + 1), keys - queries + end
+        query_L1 = torch.arange(keys - queries + start, last, device=q_HLD.device)[:, None]
+        key_S = torch.arange(first, last, device=q_HLD.device)
+        mask_LS = (key_S <= query_L1) & (key_S > query_L1 - window)
+        found.append(_fused(q_HLD[:, start:end], k_KSD[:, first:last], v_KSD[:, first:last], mask_LS, scale))
+    return torch.cat(found, dim=1)
+
+
+def _attend(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, scale: float, window: int | None = None) -> Tensor:
     """Causal attention whose last query sees the last key (bottom-right)."""
     queries, keys = q_HLD.shape[1], k_KSD.shape[1]
     if q_HLD.dtype == torch.float32:
-        mask_LS = _causal(keys, q_HLD.dtype, q_HLD.device)[keys - queries : keys, :keys]
+        mask_LS = _causal(keys, q_HLD.dtype, q_HLD.device, window)[keys - queries : keys, :keys]
         return _fused(q_HLD, k_KSD, v_KSD, mask_LS, scale)
     # In 16 bits every new shape costs a compilation, so sizes are rounded up. Only added queries see added keys.
     more_queries, more_keys = -queries % FEW_SHAPES, -keys % FEW_SHAPES
     q, k, v = (F.pad(x, (0, 0, 0, more)) for x, more in ((q_HLD, more_queries), (k_KSD, more_keys), (v_KSD, more_keys)))
-    short = torch.is_grad_enabled() and keys <= SHORT_KEYS
-    mask_SS = _causal(keys + FEW_SHAPES, torch.float32 if short else q_HLD.dtype, q_HLD.device)
+    short = torch.is_grad_enabled() and keys <= SHORT_KEYS and q.shape[-1] == v.shape[-1]
+    mask_SS = _causal(keys + FEW_SHAPES, torch.float32 if short else q_HLD.dtype, q_HLD.device, window)
     mask_LS = mask_SS[keys - queries : keys + more_queries, : keys + more_keys]
+    if window is not None:
+        # An added query may be more than a window beyond the last key, and no softmax may be empty.
+        mask_LS = mask_LS.index_fill(0, torch.arange(queries, queries + more_queries, device=q.device), 0.0)
     return (short_attention if short else _fused)(q, k, v, mask_LS, scale)[:, :queries]
 
 
@@ -143,31 +214,39 @@ def _fused(q_HLD: Tensor, k_KSD: Tensor, v_KSD: Tensor, mask_LS: Tensor, scale: 
     return out_1HLD[0]
 
 
-def _causal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A causal mask of at least `size` x `size`; smaller ones are cut from it."""
-    return _square(1 << (size - 1).bit_length(), dtype, device)
+def _causal(size: int, dtype: torch.dtype, device: torch.device, window: int | None = None) -> Tensor:
+    """A causal mask of at least `size` x `size`, within a window if there is one; smaller ones are cut from it."""
+    side = 1 << (size - 1).bit_length()
+    return _square(side, dtype, device, None if window is None or window >= side else window)
 
 
 @functools.lru_cache(maxsize=8)
-def _square(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _square(size: int, dtype: torch.dtype, device: torch.device, window: int | None = None) -> Tensor:
     # Kept for later calls: one made while scoring must still serve training.
     with torch.inference_mode(False):
-        return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu(1)
+        mask = torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu(1)
+        if window is not None:
+            mask += torch.full((size, size), -torch.inf, dtype=dtype, device=device).tril(-window)
+        return mask
 
 
 @ROUTES.register
-def dense(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+def dense(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float, window: int | None = None) -> Tensor:
     """One masked product over the whole row: quadratic in its tokens, runs everywhere."""
     places_T = torch.arange(q_HTD.shape[1], device=q_HTD.device)
     mask_TT = row.allowed(places_T[:, None], places_T[None, :])
+    if window is not None:
+        positions_T = row.positions_T.to(q_HTD.device)
+        mask_TT &= positions_T[:, None] - positions_T < window
     return _fused(q_HTD, k_KTD, v_KTD, mask_TT, scale).transpose(0, 1)
 
 
 @ROUTES.register
-def flex(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+def flex(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float, window: int | None = None) -> Tensor:
     """FlexAttention under a block mask: blocks that no token sees are skipped. Compiled on a GPU."""
     attend = _flex_attention(q_HTD.is_cuda)
-    out = attend(q_HTD[None], k_KTD[None], v_KTD[None], block_mask=_block_mask(row, q_HTD.device), scale=scale)
+    mask = _block_mask(row, q_HTD.device, window)
+    out = attend(q_HTD[None], k_KTD[None], v_KTD[None], block_mask=mask, scale=scale)
     return cast(Tensor, out)[0].transpose(0, 1)
 
 
@@ -180,8 +259,8 @@ def _flex_attention(compiled: bool) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=4)
-def _block_mask(row: Row, device: torch.device) -> Any:
-    """The block mask of a row, which all layers of a forward pass share.
+def _block_mask(row: Row, device: torch.device, window: int | None = None) -> Any:
+    """The block mask of a row, which all layers with this window share in a forward pass.
 
     torch's create_block_mask asks for every pair of tokens (10 GiB at 32k tokens); segments tell which blocks meet.
     """
@@ -189,13 +268,18 @@ def _block_mask(row: Row, device: torch.device) -> Any:
 
     tokens = len(row.ids_T)
     group_T, document_T = row.owner_2T.to(device)
+    positions_T = row.positions_T.to(device)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen: Tensor = (document_T[key] == HEAD) | (document_T[key] == document_T[query])
         seen = seen & (group_T[key] == group_T[query])
-        return seen & (key <= query)
+        seen = seen & (key <= query)
+        return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
 
     some_QK, whole_QK = _blocks_that_meet(row.segments, tokens)
+    if window is not None:
+        # The mask decides about every block: those beyond the window cost time, but change nothing.
+        whole_QK = torch.zeros_like(whole_QK)
     lists = []
     for meet_QK in (some_QK & ~whole_QK, whole_QK):
         lists.append(meet_QK.sum(dim=1, dtype=torch.int32)[None, None].to(device))
@@ -225,7 +309,7 @@ def _blocks_that_meet(segments: Sequence[Segment], tokens: int) -> tuple[Tensor,
 
 
 @ROUTES.register
-def varlen(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) -> Tensor:
+def varlen(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float, window: int | None = None) -> Tensor:
     """FlashAttention over segments of unequal length; keys of a head are gathered for each of its documents."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -240,8 +324,8 @@ def varlen(q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, row: Row, scale: float) 
         max(s.tokens for s in row.segments),
         max(s.keys for s in row.segments),
         scale=scale,
-        # Everything to the left, nothing to the right, counted from the last query and the last key.
-        window_size=(-1, 0),
+        # Everything to the left or a window, nothing to the right, counted from the last query and the last key.
+        window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q_HTD.shape[0] != k_KTD.shape[0],
     )
     return cast(Tensor, out)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rankwright.common.errors import UserError
+from rankwright.model import blocks, interface
 from rankwright.model.attention import PLAIN, choose_route
-from rankwright.model.blocks import Block, score_states, token_states, why_not
+from rankwright.model.blocks import Block, score_states, why_not
+from rankwright.model.interface import padded_states, padded_token_states, states, why_not_exact, why_not_packed
 from rankwright.model.layout import SHAPE_MULTIPLE, Chunk, chunk_tokens, pack, pack_texts, pad_chunks, row_tokens
 from rankwright.model.prompt import EncodedGroup, PromptContract
 
@@ -43,6 +45,8 @@ class RankModel(nn.Module):
         self.register_buffer("rows_2H", rows_2H.detach().clone().float(), persistent=False)
         # A tuple, so that the layers are not registered a second time.
         self._blocks: tuple[Block, ...] = ()
+        # Device and type of products -> why packed rows do not fit a decoder without blocks of ours.
+        self._unfit: dict[tuple[str, torch.dtype], str | None] = {}
 
     @property
     def causal_lm(self) -> Any:
@@ -83,14 +87,39 @@ class RankModel(nn.Module):
         reason = why_not(self.causal_lm.config)
         if reason is None or self.attention == PLAIN:
             return choose_route(self.attention, self.device, self.compute_dtype)
+        unfit = self._why_plain()
+        if unfit is None:
+            route, why = choose_route(self.attention, self.device, self.compute_dtype)
+            return route, f"{why}, in transformers' own layers ({reason})"
         if self.attention != "auto":
-            raise UserError(f"model.attention: {self.attention} cannot run: {reason}: use `auto` or `{PLAIN}`")
-        return PLAIN, reason
+            raise UserError(f"model.attention: {self.attention} cannot run: {unfit}: use `auto` or `{PLAIN}`")
+        return PLAIN, unfit
+
+    @property
+    def has_own_layers(self) -> bool:
+        """Whether packed rows go through Block, else through transformers' own layers: all tokens in the last one."""
+        return why_not(self.causal_lm.config) is None
+
+    def _why_plain(self) -> str | None:
+        """Why packed rows cannot go through transformers' own layers, tried once; None where they give the same."""
+        place = (self.device.type, self.compute_dtype)
+        if place not in self._unfit:
+            unfit = why_not_packed(self.causal_lm, self.text_decoder)
+            if self.device.type == "meta":
+                return unfit
+            if unfit is None and self.sharded:
+                # Only all ranks together can try it: what was found before holds.
+                return next(iter(self._unfit.values()), "it was not tried before it was sharded")
+            if unfit is None:
+                route, _ = choose_route(self.attention, self.device, self.compute_dtype)
+                unfit = why_not_exact(self.text_decoder, route)
+            self._unfit[place] = unfit
+        return self._unfit[place]
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type that products are computed in: autocast's where it is on."""
-        if torch.is_autocast_enabled(self.device.type):
+        if self.device.type != "meta" and torch.is_autocast_enabled(self.device.type):
             return torch.get_autocast_dtype(self.device.type)
         return cast(torch.dtype, self.causal_lm.get_input_embeddings().weight.dtype)
 
@@ -130,19 +159,24 @@ class RankModel(nn.Module):
         if route == PLAIN:
             chunks = self._chunks([g.head_ids + tail for g in groups for tail in g.tail_ids])
             order = torch.tensor([i for chunk in chunks for i in chunk.indices], device=self.device)
-            return [self._last_states(chunk) for chunk in chunks], torch.argsort(order)
+            return [padded_states(self.text_decoder, chunk) for chunk in chunks], torch.argsort(order)
         rows = pack(groups, *self._row_limits())
-        return [score_states(self.decoder, self.blocks, row, route) for row in rows], None
+        if self.has_own_layers:
+            return [score_states(self.decoder, self.blocks, row, route) for row in rows], None
+        return [states(self.text_decoder, row, route) for row in rows], None
 
     def _text_states(self, texts: Sequence[Sequence[int]]) -> Tensor:
         route, _ = self.route()
         if route != PLAIN:
             rows = pack_texts(texts, *self._row_limits())
-            found = [token_states(self.decoder, self.blocks, row, route) for row in rows]
+            if self.has_own_layers:
+                found = [blocks.token_states(self.decoder, self.blocks, row, route) for row in rows]
+            else:
+                found = [interface.token_states(self.text_decoder, row, route) for row in rows]
             return torch.cat([states_TH[: row.tokens] for states_TH, row in zip(found, rows, strict=True)])
         parts: dict[int, Tensor] = {}
         for chunk in self._chunks(texts):
-            hidden_BTH = self._padded_states(chunk)
+            hidden_BTH = padded_token_states(self.text_decoder, chunk)
             parts |= {i: hidden_BTH[b, : len(texts[i])] for b, i in enumerate(chunk.indices)}
         return torch.cat([parts[i] for i in range(len(texts))])
 
@@ -160,17 +194,6 @@ class RankModel(nn.Module):
     def _chunks(self, prompts: Sequence[Sequence[int]]) -> list[Chunk]:
         limit = UNLIMITED if self._at_once else chunk_tokens(self.device.type == "cpu")
         return pad_chunks(prompts, pad_id=self.pad_id, chunk_tokens=limit)
-
-    def _padded_states(self, chunk: Chunk) -> Tensor:
-        """hidden_BTH. Rows are padded on the right: under a causal mask padding then comes after every token and
-        needs no mask, and positions are those of the unpadded prompt.
-        """
-        decoder = cast(Any, self.text_decoder)
-        return cast(Tensor, decoder(input_ids=chunk.ids_BT.to(self.device), use_cache=False).last_hidden_state)
-
-    def _last_states(self, chunk: Chunk) -> Tensor:
-        last_B = chunk.last_B.to(self.device)
-        return self._padded_states(chunk)[torch.arange(len(last_B), device=self.device), last_B]
 
     def _score(self, states_NH: Tensor) -> Tensor:
         with torch.autocast(self.device.type, enabled=False):

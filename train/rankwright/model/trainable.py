@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwright.common.errors import UserError, in_one_line, nearest
+from rankwright.model.interface import checkpoint_contexts
 from rankwright.model.rank_model import RankModel
 from rankwright.model.sharding import as_stored, whole
 
@@ -142,7 +143,8 @@ def train_all(model: RankModel) -> RankModel:
 def enable_checkpointing(model: RankModel) -> None:
     """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work."""
     with in_one_line("model.gradient_checkpointing: this base cannot", "set it to false"):
-        model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        options = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+        model.causal_lm.gradient_checkpointing_enable(options)
 
 
 def trainable_state(model: RankModel) -> dict[str, Tensor]:

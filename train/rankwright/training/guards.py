@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -86,19 +86,17 @@ def _compare_first_group(model: RankModel, group: EncodedGroup) -> None:
     part = next(split_group(group, COMPARED_TOKENS))
     was_training, wanted = model.training, model.attention
     model.eval()
-    lengths: list[float] = []
-    norm = cast(Any, model.decoder).norm
-    hook = norm.register_forward_hook(lambda _, __, states: lengths.append(float(states.float().norm(dim=-1).mean())))
     try:
         with torch.no_grad():
-            packed = model([part])
+            packed_NH = model.states([part]).float() * model.score_weight_H
             model.attention = PLAIN
-            plain = model([part])
+            states_NH = model.states([part]).float()
     finally:
-        hook.remove()
         model.attention = wanted
         model.train(was_training)
-    parts = max(lengths) * float(model.score_weight_H.norm())
+    # Sums, not products, which autocast would round.
+    packed, plain = packed_NH.sum(dim=-1), (states_NH * model.score_weight_H).sum(dim=-1)
+    parts = float(states_NH.norm(dim=-1).mean() * model.score_weight_H.norm())
     tolerance = model.rounding(plain, ROUNDED_SHARE * parts)
     worst = float((packed - plain).abs().max())
     if not worst <= tolerance:

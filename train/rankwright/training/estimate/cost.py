@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rankwright.common.processes import Processes
-from rankwright.model.attention import LONG_KEYS, PLAIN, SCORED_AT_ONCE
+from rankwright.model.attention import LONG_KEYS, SCORED_AT_ONCE
 from rankwright.model.prompt import EncodedGroup
 from rankwright.model.rank_model import RankModel
 from rankwright.training.estimate.shapes import (
@@ -173,7 +173,7 @@ def layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -
     normed = tokens * shape.hidden * number * (5 if types.casts else 2)
     inner = shape.linears["gate_proj"].outputs
     # transformers' own forward keeps also what our Gate computes again.
-    gates = tokens * inner * number * (4 if target.route == PLAIN else 3)
+    gates = tokens * inner * number * (4 if target.whole_last else 3)
     attention = _attention_bytes(shape, work, target, types)
     if shape.qk_norm:
         # What q_norm and k_norm keep: their inputs, and the inverse lengths.
@@ -183,7 +183,7 @@ def layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -
 
 def last_layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
     """Kept of the last layer: keys and values of all tokens, all else of the scored ones."""
-    if target.route == PLAIN:
+    if target.whole_last:
         return layer_bytes(shape, work, target, types)
     number, tokens, scored = types.compute, work.tokens, work.scored
     keys = shape.key_heads * shape.head_size
@@ -292,7 +292,8 @@ class Utilisation:
     def __init__(self, model: RankModel, accelerator: Any, budget_tokens: int) -> None:
         bits16 = accelerator.mixed_precision == "bf16"
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bits16):
-            self._target = Target(model.route()[0], model.device.type == "cpu", bits16)
+            on_cpu = model.device.type == "cpu"
+            self._target = Target(model.route()[0], on_cpu, bits16, own_layers=model.has_own_layers)
         self._shape = architecture_of(model)
         embeddings = model.causal_lm.get_input_embeddings()
         # The head has as many rows.

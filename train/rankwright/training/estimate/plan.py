@@ -15,7 +15,6 @@ import torch
 
 from rankwright.common.errors import UserError, no_such
 from rankwright.model.attention import PLAIN, route_for
-from rankwright.model.blocks import why_not
 from rankwright.model.instructions import training_instructions
 from rankwright.model.layout import row_tokens
 from rankwright.model.loading import empty_model
@@ -124,14 +123,20 @@ class Plan:
     @cached_property
     def target(self) -> Target:
         """With the attention route that attention.choose_route takes on such a device."""
-        wanted = self.recipe.model.attention
-        if wanted == "auto" and why_not(self.model.causal_lm.config) is not None:
-            wanted = PLAIN
+        wanted = self.recipe.model.attention if self.why_plain is None else PLAIN
         on_cpu, dtype = self.device.on_cpu, torch.bfloat16 if self.bits16 else torch.float32
         # All devices of the table have the kernel.
         has_kernel = self.bits16 and not on_cpu
         route, _ = route_for(wanted, "cpu" if on_cpu else "cuda", dtype, has_kernel=has_kernel)
-        return Target(route, on_cpu, self.bits16, self.sharded)
+        return Target(route, on_cpu, self.bits16, self.sharded, self.model.has_own_layers)
+
+    @cached_property
+    def why_plain(self) -> str | None:
+        """Why `auto` would not pack this base's rows, as far as config.json tells; None where it does."""
+        if self.recipe.model.attention != "auto":
+            return None
+        route, why = self.model.route()
+        return why if route == PLAIN else None
 
     @cached_property
     def memory(self) -> dict[str, int]:

@@ -90,13 +90,20 @@ class Work:
 class Target:
     """Where rows are computed: by which attention route, on a CPU or not, in 16 bits or not.
 
-    sharded: a micro-batch is one row or chunk, and weights come in the type of products (sharding.shard).
+    sharded: a micro-batch is one row or chunk, and weights come in the type of products (sharding.shard). own_layers:
+    rows go through Block, and not through transformers' own layers (RankModel.has_own_layers).
     """
 
     route: str
     on_cpu: bool
     bits16: bool
     sharded: bool = False
+    own_layers: bool = True
+
+    @property
+    def whole_last(self) -> bool:
+        """Whether the last layer computes all tokens, not the scored ones alone."""
+        return self.route == PLAIN or not self.own_layers
 
     @property
     def row_tokens(self) -> int | None:
@@ -205,6 +212,8 @@ def row_work(row: Segments, target: Target) -> Work:
         # Pairs behind the mask are skipped.
         pairs = sum(length * head + length * (length + 1) // 2 for length, head in row)
         copied = sum(keys) if target.route == "varlen" else 0
+    if target.whole_last:
+        return Work(tokens, tokens, pairs, pairs, copied, kept, max(keys))
     scored_pairs = scored * tokens if target.on_cpu else _scored_pairs(row)
     return Work(tokens, scored, pairs, scored_pairs, copied, kept, max(keys))
 
