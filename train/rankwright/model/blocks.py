@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from rankwright.model.attention import ROUTES, attend_scored
 from rankwright.model.kernels import gated, rms_norm, rotate
 from rankwright.model.layout import Row
+from rankwright.model.quantization import NF4Linear
 
 # T tokens, N scored tokens, C hidden size, H query heads, K key heads, D head size, R rank of adapters.
 # Families whose layers are norm, attention, norm, gated MLP with rotary positions, as Block runs them.
@@ -118,7 +119,8 @@ def _is_plain_lora(linear: Any) -> bool:
     return (
         name in linear.lora_A
         and name in linear.lora_dropout
-        and type(linear.base_layer) is nn.Linear
+        # Both give a fresh tensor, to which the low-rank product may be added in place.
+        and type(linear.base_layer) in (nn.Linear, NF4Linear)
         and linear.lora_B[name].bias is None
         and not linear.lora_variant.get(name)
         and not (linear.training and getattr(linear.lora_dropout[name], "p", 0.0))

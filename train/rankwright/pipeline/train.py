@@ -217,7 +217,7 @@ def kept_base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: s
 
     It does under the base's own contract and in the base's number format; else None.
     """
-    if not recipe.has_teacher or reranker.model.sharded:
+    if not recipe.has_teacher or reranker.model.sharded or recipe.model.quantize:
         return None
     folder, tokenizer = load_base_tokenizer(recipe)
     in_fp32 = recipe.model.method == "full" and precision(recipe) == "bf16"

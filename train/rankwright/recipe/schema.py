@@ -55,6 +55,8 @@ class Model(Section):
     """DoRA: trains magnitude and direction of the weights separately."""
     targets: Annotated[tuple[Line, ...], Field(min_length=1)] | None = None
     """Names of the linear layers that get LoRA, such as `q_proj`; without it, all linear layers."""
+    quantize: Literal["nf4"] | None = None
+    """QLoRA: the frozen linear layers in 4 bits while LoRA is trained; without it, in the number format of training."""
     merge_with_base: Share = 0.0
     """The share of the base's weights that is mixed back into the tuned ones before evaluation and export."""
     gradient_checkpointing: Annotated[bool, NoResult] = False
@@ -68,6 +70,9 @@ class Model(Section):
         lora_only = [k for k in ("dropout", "rslora", "dora", "targets") if getattr(self, k)]
         if self.method == "full" and lora_only:
             raise ValueError(f"{', '.join(lora_only)}: only with method lora: remove them, or use method: lora")
+        if self.quantize and (self.method == "full" or self.dora):
+            lacks = "method full trains the weights" if self.method == "full" else "dora scales the weights"
+            raise ValueError(f"quantize: {lacks}, which are frozen in 4 bits: use method: lora without dora, or drop it")
         if self.dora and self.merge_with_base:
             raise ValueError(
                 "merge_with_base: not with dora, whose weights are not linear in what is trained: drop one"
@@ -416,10 +421,11 @@ class Recipe(Section):
 
     @property
     def export_targets(self) -> dict[str, dict[str, Any]]:
-        """The chosen targets with their options; by default `hf`, and `adapter` where there are adapters."""
+        """The chosen targets with their options; by default `hf`, and `adapter` where the base can take adapters."""
         if self.export.targets is not None:
             return self.export.targets
-        return {"hf": {}, "adapter": {}} if self.model.method == "lora" else {"hf": {}}
+        served_on_base = self.model.method == "lora" and self.model.quantize is None
+        return {"hf": {}, "adapter": {}} if served_on_base else {"hf": {}}
 
 
 def keys_of(section: type[Section]) -> dict[str, Any]:

@@ -24,13 +24,17 @@ from rankwright.model.layout import CPU_ROW_TOKENS
 from rankwright.model.loading import Precision, check_files, load_merged, load_model, load_tokenizer
 from rankwright.model.long_documents import LongDocuments
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
+from rankwright.model.quantization import dequantize, why_not_installed
 from rankwright.model.rank_model import RankModel
 from rankwright.model.score_line import ScoreLine
+from rankwright.model.sharding import is_wanted
 from rankwright.model.trainable import (
     add_lora,
     enable_checkpointing,
     expert_weights,
+    merge_adapters,
     parameter_counts,
+    quantize_base,
     target_names,
     train_all,
 )
@@ -157,6 +161,8 @@ def build_trainable(
 def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
     """The model with its trained part, attention route and gradient checkpointing as in the recipe."""
     settings = recipe.model
+    if settings.quantize:
+        model = quantize_base(model)
     if settings.method == "lora":
         model.requires_grad_(False)
         model = add_lora(
@@ -195,10 +201,25 @@ def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContra
         elif recipe.model.method == "lora":
             # All that can be wrong, without the seconds that peft takes to be imported.
             target_names(model, recipe.model.targets)
+            if recipe.model.quantize:
+                quantize_base(model)
     if weights and config.model_type not in TRIED and Path(base).is_dir():
         # Nothing but a forward pass tells whether such a base can be scored.
         load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=stored_dtype(recipe))
     return config
+
+
+def check_quantization(recipe: Recipe) -> list[str]:
+    """Why model.quantize cannot be done here: the library is missing, or processes are to share the weights."""
+    if recipe.model.quantize is None:
+        return []
+    faults = [] if (fault := why_not_installed()) is None else [fault]
+    if is_wanted() and Processes.of_group().count > 1:
+        faults.append(
+            f"model.quantize: {recipe.model.quantize} weights are not sharded (FSDP2): start the processes without it, "
+            "or remove the key"
+        )
+    return faults
 
 
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
@@ -233,7 +254,7 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
 
 def lora_name(settings: Model) -> str:
     """The kind of LoRA in words, with its rank."""
-    kind = "DoRA" if settings.dora else "LoRA"
+    kind = "DoRA" if settings.dora else f"QLoRA ({settings.quantize})" if settings.quantize else "LoRA"
     return f"{kind} rank {settings.rank}" + (" (scaled by its square root)" if settings.rslora else "")
 
 
@@ -288,20 +309,33 @@ class BaseScorer(KeptScorer):
         return content_hash(self._hash, stated, device().type)
 
 
-def tuned_reranker(recipe: Recipe, checkpoint: Path, *, inputs: str | None = None, fp32: bool = False) -> Reranker:
+def tuned_reranker(
+    recipe: Recipe, checkpoint: Path, *, inputs: str | None = None, fp32: bool = False, as_trained: bool = False
+) -> Reranker:
     """The recipe's model with the weights of a checkpoint; fp32: for exports, which merge adapters in fp32.
 
     inputs: of the training that the checkpoint must be of (TrainState), else UserError; None: of any.
     model.merge_with_base moves the weights back towards the base's, which keeps more of the base's abilities; Wortsman
     et al. 2021, arXiv 2109.01903.
+    Under model.quantize it is the model that is served: its adapters, which were trained over the 4-bit weights, are
+    merged into these, dequantised; over the base's own weights they would be another model. For exports they lie
+    beside the dequantised weights. as_trained: with the 4-bit weights instead.
     """
-    if fp32:
+    quantized = recipe.model.quantize is not None
+    # Weights are quantised in the type that they were trained in, and cast afterwards.
+    if fp32 and not quantized:
         train = recipe.train.model_copy(update={"precision": "fp32"})
         recipe = recipe.model_copy(update={"train": train})
     base, tokenizer, contract = recipe_prompt(recipe)
-    model = build_trainable(recipe, base, tokenizer, contract)
+    model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu") if quantized else None)
     base_share = recipe.model.merge_with_base
     load_checkpoint(checkpoint, model, inputs=inputs, base_share=base_share)
+    if quantized:
+        if not as_trained:
+            dequantize(model)
+            model = model.float() if fp32 else merge_adapters(model)
+        # Exports stay where they are made: in fp32 they may be too large for a GPU on which 4 bits were trained.
+        model = model if fp32 else model.to(device())
     if base_share:
         console.say(f"model.merge_with_base {base_share:g}: tuned is base + {1 - base_share:g} * (trained - base)")
     if recipe.model.method == "full" and precision(recipe) == "bf16":
