@@ -214,7 +214,7 @@ def check_quantization(recipe: Recipe) -> list[str]:
     if recipe.model.quantize is None:
         return []
     faults = [] if (fault := why_not_installed()) is None else [fault]
-    if is_wanted() and Processes.of_group().count > 1:
+    if is_wanted():
         faults.append(
             f"model.quantize: {recipe.model.quantize} weights are not sharded (FSDP2): start the processes without it, "
             "or remove the key"

@@ -205,7 +205,13 @@ def _backward_bytes(shape: Architecture, work: Work, types: Types) -> int:
     is gone; and the gradient of the layer's output.
     """
     inner = shape.linears["gate_proj"].outputs
-    return work.tokens * (3 * inner * types.compute + shape.hidden * types.hidden)
+    states = work.tokens * (3 * inner * types.compute + shape.hidden * types.hidden)
+    return states + _dequantized_bytes(shape, types)
+
+
+def _dequantized_bytes(shape: Architecture, types: Types) -> int:
+    """The largest weight for the moment of its product, where weights are in 4 bits."""
+    return types.compute * max(linear.base for linear in shape.linears.values()) * shape.quantized
 
 
 def _weights_bytes(shape: Architecture, types: Types) -> int:
@@ -266,7 +272,7 @@ def scoring_bytes(shape: Architecture, work: Work, types: Types) -> int:
     attention = types.compute * (3 * (queries + keys) * work.tokens + 2 * keys * work.copied_keys)
     gates = types.compute * 3 * shape.linears["gate_proj"].outputs * work.tokens
     states = work.tokens * (2 * shape.hidden * types.hidden + types.compute * shape.hidden)
-    return states + max(normed * work.tokens, attention, gates)
+    return states + max(normed * work.tokens, attention, gates) + _dequantized_bytes(shape, types)
 
 
 def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:

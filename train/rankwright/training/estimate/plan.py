@@ -21,6 +21,7 @@ from rankwright.model.layout import row_tokens
 from rankwright.model.loading import empty_model
 from rankwright.model.long_documents import AS_CUT
 from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
+from rankwright.model.quantization import NF4, NF4Linear, numbers_of
 from rankwright.model.rank_model import RankModel
 from rankwright.recipe.schema import Recipe
 from rankwright.training.estimate.cost import FP32, Types, matmul_peak, scoring_bytes, step_bytes, step_flops
@@ -138,24 +139,34 @@ class Plan:
         """Bytes of one device by part, at the moment when most is in use: in a step, or while dev is evaluated."""
         types = Types.of(full=self.recipe.model.method == "full", bits16=self.bits16)
         kept, step, scoring = self._weights(types), self._step(types), self._evaluation(types)
-        gathered = kept.pop(GATHERED, 0)
-        if gathered + sum(step.values()) >= sum(scoring.values()):
-            parts = kept | ({GATHERED: gathered} if self.sharded else {}) | step
-        else:
-            parts = kept | scoring
+        gathered = {GATHERED: kept.pop(GATHERED)} if self.sharded else {}
+        moments = [kept | gathered | step, kept | scoring]
+        if self.shape.quantized:
+            moments.append(self._merged(types))
+        # The first of equal ones.
+        parts = max(moments, key=lambda moment: sum(moment.values()))
         parts["Python and torch" if self.device.on_cpu else "CUDA context"] = self.device.reserve
         return parts
 
+    def _merged(self, types: Types) -> dict[str, int]:
+        """The evaluation after training, where 4 bits are no more: see setup.tuned_reranker."""
+        numbers = sum(numbers_of(p) for p in self.model.parameters() if not p.requires_grad)
+        shape = dataclasses.replace(self.shape, quantized=False)
+        return {"merged weights for evaluation": types.compute * numbers, "scoring": self._scoring(shape, types)}
+
     def _evaluation(self, types: Types) -> dict[str, int]:
         """Beside weights, gradients and optimizer: the fullest row of dev's lists, and see sharding.gathered."""
+        found = {"scoring of dev": self._scoring(self.shape, types)}
+        if self.sharded:
+            found["the whole model for dev"] = types.compute * sum(p.numel() for p in self.model.parameters())
+        return found
+
+    def _scoring(self, shape: Architecture, types: Types) -> int:
         # Lists are of any length, so rows are full.
         target = dataclasses.replace(self.target, sharded=False)
         most = row_tokens(self.device.on_cpu)
         works = [row_work(row, target) for row in rows_of([self.group] * (most // self.group.tokens + 2), target)]
-        found = {"scoring of dev": max(scoring_bytes(self.shape, work, types) for work in works)}
-        if self.sharded:
-            found["the whole model for dev"] = types.compute * sum(p.numel() for p in self.model.parameters())
-        return found
+        return max(scoring_bytes(shape, work, types) for work in works)
 
     def _weights(self, types: Types) -> dict[str, int]:
         """Weights, gradients and optimizer; sharding.shard keeps vectors and adapters whole."""
@@ -167,6 +178,8 @@ class Plan:
             parts["weights"] += numbers * parameter.element_size()
             parts["gradients"] += numbers * parameter.element_size() * parameter.requires_grad
             parts["optimizer"] += numbers * ADAM_BYTES * parameter.requires_grad
+        # What their parameters do not hold: the scales of the blocks.
+        parts["weights"] += sum(m.bytes - m.weight.numel() for m in self.model.modules() if isinstance(m, NF4Linear))
         if self.sharded:
             # One layer computes while the next arrives; a layer's gradients are whole until they are summed.
             layer = sum(linear.base for linear in self.shape.linears.values())
@@ -248,6 +261,8 @@ def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
     count, name = parse_gpus(gpus)
     if sharded and count == 1:
         raise UserError("--fsdp2: one device has nothing to share the weights with: say how many, e.g. --gpus 8xh100")
+    if sharded and recipe.model.quantize:
+        raise UserError(f"--fsdp2: {recipe.model.quantize} weights are not sharded: leave it out, or model.quantize")
     if name == CPU:
         bf16, fp32 = (matmul_peak(dtype, torch.device(CPU)) for dtype in (torch.bfloat16, torch.float32))
         # As one of so many processes sees this machine.
@@ -330,4 +345,11 @@ def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
 
 
-CHANGES: tuple[Change, ...] = (_smaller_budget, _checkpointing, _fsdp2, _bf16, _lora)
+def _nf4(plan: Plan) -> tuple[str, Recipe, bool]:
+    settings = plan.recipe.model
+    if settings.quantize or settings.method == "full" or settings.dora or plan.sharded:
+        return "", plan.recipe, plan.sharded
+    return f"model.quantize={NF4}", _with(plan.recipe, "model", quantize=NF4), False
+
+
+CHANGES: tuple[Change, ...] = (_smaller_budget, _checkpointing, _fsdp2, _bf16, _lora, _nf4)
