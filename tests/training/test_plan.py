@@ -39,6 +39,9 @@ CASES: list[dict[str, Any]] = [
     LORA | {"family": "llama", "dropout": 0.1, "budget": 700},
     LORA | {"bf16": True},
     FULL | {"bf16": True, "checkpointing": True},
+    LORA | {"checkpointing": "cheap"},
+    LORA | {"bf16": True, "checkpointing": "cheap"},
+    FULL | {"bf16": True, "checkpointing": "cheap"},
     LORA | {"attention": "plain"},
     LORA | {"attention": "dense"},
 ]

@@ -78,6 +78,11 @@ class RankModel(nn.Module):
             self._blocks = tuple(map(Block, cast(Any, self.decoder).layers))
         return self._blocks
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether prompts go through transformers' own forward pass, on every device."""
+        return self.attention == PLAIN or (self.attention == "auto" and why_not(self.causal_lm.config) is not None)
+
     def route(self) -> tuple[str, str]:
         """(route of the attention on this device, why). Raises UserError for a route that cannot run here."""
         reason = why_not(self.causal_lm.config)

@@ -163,8 +163,15 @@ def train_all(model: RankModel) -> RankModel:
     return model
 
 
-def enable_checkpointing(model: RankModel) -> None:
-    """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work."""
+def enable_checkpointing(model: RankModel, *, cheap: bool = False) -> None:
+    """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work.
+
+    cheap: without products, see Block; where a base runs as transformers has it, all the same.
+    """
+    if cheap and not model.is_plain:
+        for block in model.blocks:
+            block.cheap = True
+        return
     with in_one_line("model.gradient_checkpointing: this base cannot", "set it to false"):
         model.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 

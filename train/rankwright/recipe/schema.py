@@ -59,10 +59,16 @@ class Model(Section):
     """QLoRA: the frozen linear layers in 4 bits while LoRA is trained; without it, in the number format of training."""
     merge_with_base: Share = 0.0
     """The share of the base's weights that is mixed back into the tuned ones before evaluation and export."""
-    gradient_checkpointing: Annotated[bool, NoResult] = False
-    """Computes activations again in the backward pass, which saves memory and costs time."""
+    gradient_checkpointing: Annotated[bool | Literal["full", "cheap", "none"], NoResult] = "none"
+    """What the backward pass computes again, to save memory: `cheap` norms and activations, `full` (true) all."""
     attention: Annotated[Line, NoResult] = "auto"
     """How attention is computed; `auto`: the fastest way that the device and number format allow."""
+
+    @property
+    def recomputes(self) -> Literal["full", "cheap", "none"]:
+        """gradient_checkpointing in words."""
+        value = self.gradient_checkpointing
+        return value if isinstance(value, str) else "full" if value else "none"
 
     @model_validator(mode="after")
     def _fit_together(self) -> Model:

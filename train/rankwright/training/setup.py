@@ -178,8 +178,8 @@ def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
     else:
         model = train_all(model)
     model.attention = settings.attention
-    if settings.gradient_checkpointing:
-        enable_checkpointing(model)
+    if settings.recomputes != "none":
+        enable_checkpointing(model, cheap=settings.recomputes == "cheap")
     return model
 
 
@@ -230,8 +230,7 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
     what += f" ({', '.join(recipe.model.targets)})" if recipe.model.targets else ""
     say(
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
-        f"{precision(recipe)} on {device().type}, gradient checkpointing "
-        f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
+        f"{precision(recipe)} on {device().type}, gradient checkpointing {_recomputed(recipe, model)}, "
         f"{f'sharded over {Processes.of_group().count} processes, ' if model.sharded else ''}"
         f"micro-batches of at most {budget_tokens(recipe):,} tokens"
     )
@@ -250,6 +249,12 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
         f"prompt {contract.mode}: at most {contract.max_tokens} tokens, the query at most {contract.query_tokens}; "
         + (f"instruction {contract.instruction!r}" if contract.takes_instruction else "no place for an instruction")
     )
+
+
+def _recomputed(recipe: Recipe, model: RankModel) -> str:
+    """model.gradient_checkpointing as it is done."""
+    wanted = recipe.model.recomputes
+    return "full (cheap is for packed rows)" if wanted == "cheap" and model.is_plain else wanted
 
 
 def lora_name(settings: Model) -> str:

@@ -292,7 +292,8 @@ def _too_large(plan: Plan, build: Callable[[Recipe, bool], Plan]) -> str:
         f"{plan.device.memory / GIB:.1f}: "
     )
     # One change alone is better than several; what is lost least comes first.
-    tried = [[change] for change in CHANGES] + [list(CHANGES[: n + 1]) for n in range(1, len(CHANGES))]
+    singles = (CHANGES[0], _cheap_checkpointing, *CHANGES[1:])
+    tried = [[change] for change in singles] + [list(CHANGES[: n + 1]) for n in range(1, len(CHANGES))]
     changed = plan
     for changes in tried:
         said = []
@@ -324,8 +325,15 @@ def _smaller_budget(plan: Plan) -> tuple[str, Recipe, bool]:
 
 
 def _checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:
-    said = "" if plan.recipe.model.gradient_checkpointing else "model.gradient_checkpointing=true"
-    return said, _with(plan.recipe, "model", gradient_checkpointing=True), plan.sharded
+    said = "" if plan.recipe.model.recomputes == "full" else "model.gradient_checkpointing=full"
+    return said, _with(plan.recipe, "model", gradient_checkpointing="full"), plan.sharded
+
+
+def _cheap_checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:
+    if plan.recipe.model.recomputes != "none":
+        return "", plan.recipe, plan.sharded
+    changed = _with(plan.recipe, "model", gradient_checkpointing="cheap")
+    return "model.gradient_checkpointing=cheap", changed, plan.sharded
 
 
 def _fsdp2(plan: Plan) -> tuple[str, Recipe, bool]:

@@ -55,7 +55,7 @@ class Architecture:
 
     full: the weights of the layers are trained. qk_norm: queries and keys are normalised. recompute: the layers are
     computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks. quantized: weights are in
-    4 bits, and dequantised one by one.
+    4 bits, and dequantised one by one. cheap: of the layers all but products is computed again.
     """
 
     layers: int
@@ -69,6 +69,7 @@ class Architecture:
     recompute: bool
     dropout: bool
     quantized: bool = False
+    cheap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ def architecture_of(model: RankModel) -> Architecture:
         recompute=getattr(decoder, "gradient_checkpointing", False) is True,
         dropout=model.has_dropout,
         quantized=is_quantized(model),
+        cheap=not model.is_plain and any(block.cheap for block in model.blocks),
     )
 
 
