@@ -1,4 +1,4 @@
-"""Norms and activations that are computed again in the backward pass: the same gradients, and what plan says is kept."""
+"""Norms and activations that the backward pass computes again: the same gradients, and what plan says is kept."""
 
 from __future__ import annotations
 

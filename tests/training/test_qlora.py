@@ -165,7 +165,10 @@ def test_the_loss_falls_as_it_does_without(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["model.method=full"], "quantize: method full trains the weights, which are frozen in 4 bits: use method: lora"),
+        (
+            ["model.method=full"],
+            "quantize: method full trains the weights, which are frozen in 4 bits: use method: lora",
+        ),
         (["model.dora=true"], "quantize: dora scales the weights, which are frozen in 4 bits: use method: lora"),
         (["model.quantize=int8"], "model.quantize"),
     ],
@@ -178,7 +181,9 @@ def test_recipes_that_cannot_be(tmp_path: Path, overrides: list[str], said: str)
 
 def test_adapters_are_not_exported_for_a_base_that_they_do_not_fit() -> None:
     recipe = recipe_of()
-    asked = recipe.model_copy(update={"export": recipe.export.model_copy(update={"targets": {"hf": {}, "adapter": {}}})})
+    asked = recipe.model_copy(
+        update={"export": recipe.export.model_copy(update={"targets": {"hf": {}, "adapter": {}}})}
+    )
     assert check_targets(asked, weights=False) == [
         "export.targets: `adapter` would be loaded on the base's own weights, and model.quantize trains it over "
         "quantised ones: export the merged model (export.targets=[hf])"

@@ -35,8 +35,8 @@ def impossible(targets: Mapping[str, Mapping[str, Any]], *, lora: bool, quantize
             faults.append(f"export.targets: `{name}` needs model.method: lora; `full` trains the weights themselves")
         elif target.needs_lora and quantized:
             faults.append(
-                f"export.targets: `{name}` would be loaded on the base's own weights, and model.quantize trains it over "
-                "quantised ones: export the merged model (export.targets=[hf])"
+                f"export.targets: `{name}` would be loaded on the base's own weights, and model.quantize trains it "
+                "over quantised ones: export the merged model (export.targets=[hf])"
             )
     return faults
 

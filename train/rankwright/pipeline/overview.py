@@ -73,7 +73,8 @@ def _why_again(p: Pipeline, stage: Stage, record: Mapping[str, Any]) -> str | No
 
 def _train_hours(p: Pipeline) -> tuple[float | None, str]:
     """(hours on this machine, what is known of it in words)."""
-    from rankwright.training.estimate.plan import KNOWN, make_plan
+    from rankwright.training.estimate.devices import KNOWN
+    from rankwright.training.estimate.plan import make_plan
     from rankwright.training.sampling import draws_of_prepared
     from rankwright.training.setup import total_steps
 
@@ -82,12 +83,12 @@ def _train_hours(p: Pipeline) -> tuple[float | None, str]:
     if steps is None:
         return None, "; steps are not known before the data is read"
     device = _device(KNOWN)
-    if device is None:
-        return None, f"; {counted(steps, 'step')}, at an unknown speed: see `rankwright plan`"
     try:
-        seconds = make_plan(p.recipe, device).step_seconds(MFU)
+        seconds = None if device is None else make_plan(p.recipe, device).step_seconds(MFU)
     except UserError as error:
         return None, f"; {counted(steps, 'step')} ({error})"
+    if seconds is None:
+        return None, f"; {counted(steps, 'step')}, at an unknown speed: see `rankwright plan`"
     most = "at most " if draws is None else ""
     return steps * seconds / 3600, f"; {most}{counted(steps, 'step')}, hours if every prompt had its full length"
 

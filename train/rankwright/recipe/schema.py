@@ -78,7 +78,9 @@ class Model(Section):
             raise ValueError(f"{', '.join(lora_only)}: only with method lora: remove them, or use method: lora")
         if self.quantize and (self.method == "full" or self.dora):
             lacks = "method full trains the weights" if self.method == "full" else "dora scales the weights"
-            raise ValueError(f"quantize: {lacks}, which are frozen in 4 bits: use method: lora without dora, or drop it")
+            raise ValueError(
+                f"quantize: {lacks}, which are frozen in 4 bits: use method: lora without dora, or drop it"
+            )
         if self.dora and self.merge_with_base:
             raise ValueError(
                 "merge_with_base: not with dora, whose weights are not linear in what is trained: drop one"

@@ -51,10 +51,15 @@ def device() -> torch.device:
 
 
 def precision(recipe: Recipe, on_gpu: bool | None = None) -> Precision:
-    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: whether this machine has one."""
+    """`auto` is bf16 on a GPU that has it, else fp32; on_gpu None: whether this machine has such a one."""
     if recipe.train.precision == "auto":
-        return "bf16" if (torch.cuda.is_available() if on_gpu is None else on_gpu) else "fp32"
+        return "bf16" if (_has_bf16() if on_gpu is None else on_gpu) else "fp32"
     return recipe.train.precision
+
+
+def _has_bf16() -> bool:
+    """Not by emulation, with which GPUs before Ampere, such as the T4, are slower than in fp32."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def stored_dtype(recipe: Recipe, on_gpu: bool | None = None) -> torch.dtype:

@@ -183,7 +183,7 @@ def layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -
 
 
 def _remade_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
-    """What of layer_bytes Block computes again where it is `cheap`: tensors that are kept as they are, not as copies."""
+    """What of layer_bytes Block computes again where it is `cheap`: tensors that would be kept themselves, not copies."""
     if not shape.cheap:
         return 0
     numbers = shape.linears["gate_proj"].outputs + (0 if types.casts else 2 * shape.hidden)
@@ -249,7 +249,7 @@ def _waiting_bytes(shape: Architecture, types: Types, works: Sequence[Work], row
 
 
 def _kept_peak(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
-    # Embeddings are frozen: without trained norms the first layer does not keep its input, unless its norm is made again.
+    # Embeddings are frozen: without trained norms the first layer keeps its input only to compute the norm again.
     first = 0 if shape.full or shape.cheap else shape.hidden * types.hidden
     total = shape.layers * _weights_bytes(shape, types) if types.casts and not target.sharded else 0
     peak = 0

@@ -54,8 +54,8 @@ class Architecture:
     """What the counts need to know about a model; `linears` are those of one layer; all layers are equal.
 
     full: the weights of the layers are trained. qk_norm: queries and keys are normalised. recompute: the layers are
-    computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks. quantized: weights are in
-    4 bits, and dequantised one by one. cheap: of the layers all but products is computed again.
+    computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks. quantized: weights are
+    in 4 bits, and dequantised one by one. cheap: of the layers all but products is computed again.
     """
 
     layers: int
