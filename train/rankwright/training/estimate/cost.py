@@ -183,7 +183,7 @@ def layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -
 
 
 def _remade_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
-    """What of layer_bytes Block computes again where it is `cheap`: tensors that would be kept themselves, not copies."""
+    """What of layer_bytes a `cheap` Block computes again: tensors that would be kept themselves, not copies of them."""
     if not shape.cheap:
         return 0
     numbers = shape.linears["gate_proj"].outputs + (0 if types.casts else 2 * shape.hidden)
