@@ -118,10 +118,10 @@ def remade(made: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator[None
     The function must give the same values in the same layout; what it reads is kept. Each tensor must live while
     the context lasts: it is known by its place in memory.
     """
-    again_of = {tensor.untyped_storage().data_ptr(): again for tensor, again in made}
+    again_of = {_place(tensor): again for tensor, again in made}
 
     def pack(kept: Tensor) -> Any:
-        again = again_of.get(kept.untyped_storage().data_ptr())
+        again = again_of.get(_place(kept))
         # Most are kept as views.
         return kept if again is None else (again, kept.size(), kept.stride(), kept.storage_offset())
 
@@ -134,6 +134,11 @@ def remade(made: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator[None
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
+
+
+def _place(tensor: Tensor) -> int:
+    # All views of a tensor share it; unlike the address of the data, a tensor without data has it too.
+    return tensor.untyped_storage()._cdata
 
 
 def rms_norm(module: Any, x: Tensor) -> Tensor:
