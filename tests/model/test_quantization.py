@@ -181,6 +181,33 @@ def test_merged_scores_are_those_of_the_dequantised_model(tokenizer: Any, dtype:
     assert (trained - base).abs().max() > 0.3
 
 
+def losses_of(model: RankModel, groups: list[Any], steps: int) -> Tensor:
+    """The loss of each step: the first document of each group before the others."""
+    model = add_lora(model, rank=4, alpha=8, dropout=0.0, seed=1).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    found = []
+    for _ in range(steps):
+        of_groups = model(groups).split([len(g.tail_ids) for g in groups])
+        loss = torch.stack([-torch.log_softmax(scores, 0)[0] for scores in of_groups]).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        found.append(loss.item())
+    return torch.tensor(found)
+
+
+def test_the_loss_falls_as_it_does_over_the_dequantised_base(tokenizer: Any) -> None:
+    groups = [g for g in groups_of(tokenizer) if len(g.tail_ids) > 1]
+    own = losses_of(load(tokenizer).requires_grad_(False), groups, 4)
+    four_bits = losses_of(quantize_base(load(tokenizer)).requires_grad_(False), groups, 4)
+    model = quantize_base(load(tokenizer)).requires_grad_(False)
+    dequantize(model)
+    torch.testing.assert_close(four_bits, losses_of(model, groups, 4), rtol=1e-5, atol=1e-5)
+    assert four_bits[-1] < four_bits[0] and not torch.equal(four_bits, own)
+    # So small a base loses more by 4 bits than large ones do.
+    assert (four_bits - own).abs().max() < 0.1 * own.max()
+
+
 def test_layers_that_blocks_do_not_fit_stay_as_they_are() -> None:
     both = nn.ModuleDict({"fits": nn.Linear(64, 5), "odd": nn.Linear(65, 64), "other": nn.Linear(64, 64)})
     assert quantize(both, {"fits", "odd"}) == 1

@@ -128,6 +128,7 @@ FILES = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_run_ends_with_the_same_bytes_and_says_how_far_merging_moved_it(tmp_path: Path) -> None:
     recipe = jobs.job(tmp_path / "job", BASE, model={"quantize": "nf4"})
     runs = [tmp_path / "whole", tmp_path / "killed"]
@@ -144,22 +145,6 @@ def test_a_killed_run_ends_with_the_same_bytes_and_says_how_far_merging_moved_it
     assert "base&#39;s linear layers in 4 bits" in (runs[0] / "export" / "hf" / "README.md").read_text().replace(
         "'", "&#39;"
     )
-
-
-@pytest.mark.slow
-def test_the_loss_falls_as_it_does_without(tmp_path: Path) -> None:
-    losses = []
-    train = {"max_steps": 12, "evaluate_every": 12, "learning_rate": 0.001}
-    for name in ("null", "nf4"):
-        recipe = jobs.job(tmp_path / name, BASE, train=train)
-        done = jobs.rankwright("train", recipe, f"model.quantize={name}")
-        assert done.returncode == 0, done.stderr
-        losses.append([row["loss"] for row in jobs.metrics(tmp_path / name / "run") if "loss" in row])
-    own, four_bits = map(torch.tensor, losses)
-    assert len(own) == 12 and own[-3:].mean() < 0.8 * own[:3].mean()
-    # The mean of four steps: single steps are of few queries.
-    smooth = [torch.stack(one.split(4)).mean(1) for one in (own, four_bits)]
-    torch.testing.assert_close(smooth[1], smooth[0], rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def remade(made: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator[None
 
 def _place(tensor: Tensor) -> int:
     # All views of a tensor share it; unlike the address of the data, a tensor without data has it too.
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def rms_norm(module: Any, x: Tensor) -> Tensor:

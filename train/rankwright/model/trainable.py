@@ -101,8 +101,9 @@ def quantize_base(model: RankModel) -> RankModel:
 
 def merge_adapters(model: RankModel) -> RankModel:
     """The model with each LoRA product added to its layer's weight, in fp32 and cast once; one layer at a time."""
+    module: Any
     with torch.no_grad():
-        for module in cast(list[Any], list(model.lm.modules())):
+        for module in list(model.lm.modules()):
             if hasattr(module, "lora_A"):
                 weight = module.base_layer.weight
                 [name] = module.active_adapters
