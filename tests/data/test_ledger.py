@@ -18,8 +18,9 @@ from rankwright.data.licences.ledger import Input, Roles, Use, faults, make_inpu
 from rankwright.data.licences.terms import find_model, find_term, known, read_statements, state, strictest
 from rankwright.data.sources import locate_all
 from rankwright.pipeline.stages import Pipeline
+from rankwright.recipe.export import Decision
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Decision, Recipe
+from rankwright.recipe.schema import Recipe
 from rankwright.retrieval.first_stages import ordering_models
 from rankwright.training.loss_terms import reads_teacher
 

@@ -21,8 +21,9 @@ from rankwright.cli.models import show_ranking
 from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.gate import GUARD_MARGIN, check_gate, check_override, judge
 from rankwright.model.prompt import PromptContract
+from rankwright.recipe.export import Gate
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Baseline, Gate
+from rankwright.recipe.schema import Baseline
 from rankwright.rerankers.reranker import Reranker
 
 

@@ -24,7 +24,7 @@ from rankwright.export.publish import export_targets
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.model.prompt import PromptContract
-from rankwright.recipe.schema import LicenceRule
+from rankwright.recipe.export import LicenceRule
 from rankwright.rerankers.reranker import Reranker
 
 BASE = Input(

@@ -27,7 +27,8 @@ from rankwright.export.targets import TARGETS
 from rankwright.export.targets.onnx import OPSET, write_onnx
 from rankwright.model.prompt import PromptContract
 from rankwright.pipeline.checks import check_targets
-from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+from rankwright.recipe.export import Export
+from rankwright.recipe.schema import Model, Prompt, Recipe
 from rankwright.recipe.sources import Data
 from rankwright.rerankers.reranker import Reranker
 

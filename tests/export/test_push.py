@@ -26,7 +26,7 @@ from rankwright.export.proof.parity import measure
 from rankwright.export.proof.sums import Changes, changes, write_sums
 from rankwright.export.push import _holds, plan_push, prepared, send, with_name
 from rankwright.model.prompt import PromptContract
-from rankwright.recipe.schema import LicenceRule
+from rankwright.recipe.export import LicenceRule
 
 INSTRUCTION = 'Find the PATH (PATH=/bin) of "PATH" or `PATH`, by hf download PATH'
 

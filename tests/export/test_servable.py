@@ -23,8 +23,9 @@ from rankwright.model.loading import check_files, load_tokenizer
 from rankwright.model.prompt import PromptContract, make_contract
 from rankwright.pipeline.checks import check_targets
 from rankwright.pipeline.stages import Pipeline
+from rankwright.recipe.export import Export
 from rankwright.recipe.loading import load_recipe
-from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+from rankwright.recipe.schema import Model, Prompt, Recipe
 from rankwright.recipe.sources import Data
 
 ALL = ("hf", "causal", "adapter", "onnx", "gguf")

@@ -193,7 +193,8 @@ def test_a_recipe_states_what_is_not_found(
     exported: dict[str, Any], tmp_path: Path, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rankwright.pipeline.checks import check_targets
-    from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+    from rankwright.recipe.export import Export
+    from rankwright.recipe.schema import Model, Prompt, Recipe
     from rankwright.recipe.sources import Data
     from rankwright.training.setup import base_reranker, recipe_contract
 

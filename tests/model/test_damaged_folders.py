@@ -33,7 +33,8 @@ from rankwright.common.errors import UserError
 from rankwright.export.target import Trained
 from rankwright.export.targets import TARGETS
 from rankwright.pipeline.checks import check_targets
-from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+from rankwright.recipe.export import Export
+from rankwright.recipe.schema import Model, Prompt, Recipe
 from rankwright.recipe.sources import Data
 from rankwright.rerankers.reranker import Reranker
 

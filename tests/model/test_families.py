@@ -23,7 +23,8 @@ from rankwright.model.loading import load_model, load_tokenizer
 from rankwright.model.prompt import EncodedGroup, make_contract
 from rankwright.model.rank_model import RankModel
 from rankwright.pipeline.checks import check_targets
-from rankwright.recipe.schema import Export, Model, Prompt, Recipe
+from rankwright.recipe.export import Export
+from rankwright.recipe.schema import Model, Prompt, Recipe
 from rankwright.recipe.sources import Data
 from rankwright.rerankers.reranker import Reranker
 from rankwright.training.estimate.shapes import Architecture, architecture_of

@@ -39,6 +39,8 @@ CHANGES = {
     "model.attention=plain": "",
     "model.gradient_checkpointing=true": "",
     "model.merge_with_base=0.5": "tuned",
+    # The base's own row is of its own weights.
+    "model.quantize=nf4": "train tuned",
     "train.learning_rate=0.1": "train tuned",
     # Mining also retrieves for the training queries; the base reads no scores.
     "prompt.first_stage_score={}": "mine train tuned",

@@ -63,7 +63,7 @@ def build(case: dict[str, Any], hidden: int, layers: int) -> RankModel:
         model = add_lora(model, rank=16, alpha=16, dropout=case.get("dropout", 0.0), seed=0)
     model.attention = case.get("attention", "auto")
     if case.get("checkpointing"):
-        enable_checkpointing(model)
+        enable_checkpointing(model, cheap=case["checkpointing"] == "cheap")
     return model.train()
 
 
@@ -124,7 +124,7 @@ def main() -> None:
         train_groups = [TrainGroup(str(i), (1.0, *[0.0] * (len(g.tail_ids) - 1)), g) for i, g in enumerate(drawn)]
         accumulate(model, train_groups, LOSSES.bind("listwise_softmax", {}), accelerator=accelerator, **options)
 
-    many = 4 if case.get("checkpointing") else 2
+    many = 4 if case.get("checkpointing") is True else 2
     drawn = groups(many, 15, 300) if measure_memory else groups(3, 9, 200)
     # Gradients, compiled products and their buffers are there before the step that is measured.
     step(drawn)

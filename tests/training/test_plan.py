@@ -18,6 +18,7 @@ from families import make_base
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rankwright.cli.show import describe_plan
 from rankwright.common.errors import UserError
 from rankwright.model.attention import ROUTES, _gathered
 from rankwright.model.blocks import score_states
@@ -26,7 +27,8 @@ from rankwright.model.loading import empty_model, load_model
 from rankwright.model.prompt import EncodedGroup, make_contract
 from rankwright.recipe.loading import load_recipe
 from rankwright.training.estimate.cost import Types, scoring_bytes
-from rankwright.training.estimate.plan import GIB, KNOWN, make_plan, parse_gpus
+from rankwright.training.estimate.devices import GIB, KNOWN, Device, find_devices, parse_gpus
+from rankwright.training.estimate.plan import make_plan
 from rankwright.training.estimate.shapes import architecture_of, row_work, rows_of
 from rankwright.training.setup import make_trainable
 
@@ -40,6 +42,9 @@ CASES: list[dict[str, Any]] = [
     LORA | {"family": "llama", "dropout": 0.1, "budget": 700},
     LORA | {"bf16": True},
     FULL | {"bf16": True, "checkpointing": True},
+    LORA | {"checkpointing": "cheap"},
+    LORA | {"bf16": True, "checkpointing": "cheap"},
+    FULL | {"bf16": True, "checkpointing": "cheap"},
     LORA | {"attention": "plain"},
     LORA | {"family": "mistral"},
     LORA | {"attention": "dense"},
@@ -256,6 +261,61 @@ def test_unknown_devices(text: str) -> None:
 
 
 def test_the_table_of_devices_is_in_plausible_units() -> None:
-    for memory, bf16, fp32 in KNOWN.values():
-        assert 10 < memory < 300 and fp32 < bf16 < 5000, "GiB and TFLOP/s"
-        assert memory * GIB > 1e10
+    wanted = "t4 l4 a10 rtx3090 rtx4090 rtx5090 a6000 a100-40 a100-80 h100 h200 b200 mi300x"
+    assert set(wanted.split()) <= set(KNOWN)
+    for memory, bf16, fp32, source in KNOWN.values():
+        assert 10 < memory < 300 and (fp32 < bf16 or not bf16) and bf16 < 5000, "GiB and TFLOP/s"
+        assert memory * GIB > 1e10 and source
+    assert [name for name, (_, bf16, *_) in KNOWN.items() if not bf16] == ["t4"]
+
+
+def test_a_device_of_any_name_by_its_memory(
+    tmp_path: Path, tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert find_devices("4xmine", 24) == (4, Device("mine", 24 * GIB, None, None))
+    assert find_devices(None, 24)[1].memory == 24 * GIB and find_devices(None)[1].name == "h100"
+    # A part of a known one keeps its peak.
+    count, part = find_devices("2xh100", 10)
+    assert (count, part.memory, part.bf16) == (2, 10 * GIB, 989e12)
+    plan = make_plan(recipe_of(tmp_path, tiny_qwen3), None, memory=6)
+    assert plan.bits16 and plan.step_seconds(0.35) is None
+    describe_plan(plan, mfu=0.35, draws=100, mean_tokens=None)
+    assert "how long it takes is not known, since the peak of gpu is not" in capsys.readouterr().out
+
+
+def test_a_device_without_bf16(tmp_path: Path, tiny_qwen3: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(recipe_of(tmp_path, tiny_qwen3), "t4")
+    assert (
+        not plan.bits16
+        and plan.target.route == "flex"
+        and plan.step_seconds(1.0) == pytest.approx(max(plan.step_flops()) / 8.1e12)
+    )
+    describe_plan(plan, mfu=0.35, draws=8, mean_tokens=None)
+    shown = capsys.readouterr().out
+    assert "t4 has no bf16, and fp16 is not trained in: planned in fp32" in shown
+    assert "training: 4 steps, under a minute, without evaluation" in shown
+    with pytest.raises(UserError, match=r"^train\.precision: bf16, which t4 does not have"):
+        make_plan(recipe_of(tmp_path / "again", tiny_qwen3, "train.precision=bf16"), "t4")
+
+
+def test_cheap_recomputation_lies_between(tmp_path: Path, large: Path) -> None:
+    kept = []
+    for mode in ("none", "cheap", "full"):
+        plan = make_plan(recipe_of(tmp_path / mode, large, f"model.gradient_checkpointing={mode}"), "h100")
+        kept.append(plan._step(Types.of(full=False, bits16=True))["activations"])
+    assert kept[0] > 1.3 * kept[1] > 3 * kept[2]
+
+
+def test_what_does_not_fit_in_bf16_may_in_4_bits(tmp_path: Path, tiny_qwen3: Path) -> None:
+    """Qwen3-8B: 16 GB in bf16, of which 2.5 are embeddings and head."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 12288, "head_dim": 128, "vocab_size": 151936}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 36, "layer_types": None}
+    large = shape_only(tmp_path / "8b", tiny_qwen3, **sizes, **heads, tie_word_embeddings=False)
+    settings = ["model.gradient_checkpointing=full", "train.budget_tokens=4096", "prompt.max_tokens=160"]
+    plan = make_plan(recipe_of(tmp_path, large, *settings, "model.quantize=nf4"), "h100")
+    numbers = 7.57e9 - 0.62e9
+    linear = 0.516 * numbers + 2 * 2 * 151936 * 4096
+    assert plan._weights(Types.of(full=False, bits16=True))["weights"] == pytest.approx(linear, rel=0.03)
+    # The evaluation of the merged model is the fullest moment.
+    assert plan.memory["merged weights for evaluation"] == pytest.approx(16.4e9, rel=0.02)
+    make_plan(plan.recipe, None, memory=23.5)

@@ -264,7 +264,8 @@ def init(
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    gpus: Annotated[str, typer.Option(help="devices, e.g. 8xh100, or cpu for this machine")] = "1xh100",
+    gpus: Annotated[str | None, typer.Option(help="e.g. 8xh100, or cpu for this machine; 1xh100 without it")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB of each, for devices of any name", min=1, max=4096)] = None,
     fsdp2: Annotated[bool, typer.Option("--fsdp2", help="shard the weights over all devices")] = False,
     queries: Annotated[
         int | None, typer.Option(help="queries drawn in an epoch, where the run has not read its data yet", min=1)
@@ -284,10 +285,9 @@ def plan(
     from rankwright.training.sampling import draws_of_prepared
 
     pipeline.check(data=False)
-    made = make_plan(pipeline.recipe, gpus, sharded=fsdp2)
-    describe_plan(
-        made, mfu=mfu, draws=queries or draws_of_prepared(pipeline.recipe, pipeline.folder), mean_tokens=mean_tokens
-    )
+    made = make_plan(pipeline.recipe, gpus, sharded=fsdp2, memory=memory)
+    draws = queries or draws_of_prepared(pipeline.recipe, pipeline.folder)
+    describe_plan(made, mfu=mfu, draws=draws, mean_tokens=mean_tokens)
     describe_long_documents(pipeline.recipe, pipeline.folder)
 
 
@@ -487,7 +487,7 @@ def main() -> NoReturn:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this alone
             complain(
                 f"error: the GPU's memory is full ({str(error).splitlines()[0]}): lower train.budget_tokens, or set "
-                "model.gradient_checkpointing=true; earlier checkpoints are kept"
+                "model.gradient_checkpointing=full; earlier checkpoints are kept"
             )
             leave(EXIT_USER)
         # typer carries its own copy of click's classes: a usage error is known by what it can do.

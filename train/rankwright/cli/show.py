@@ -327,7 +327,7 @@ def describe_long_documents(recipe: Recipe, folder: RunFolder) -> None:
 def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: int | None) -> None:
     """Print parameters, memory by part, FLOPs and time. draws: groups of an epoch, None when not known."""
     from rankwright.model.trainable import parameter_counts
-    from rankwright.training.estimate.plan import GIB
+    from rankwright.training.estimate.devices import GIB, KNOWN
     from rankwright.training.setup import lora_name, most_steps, total_steps
 
     recipe, device = plan.recipe, plan.device
@@ -335,20 +335,18 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
         raise UserError(f"--mean-tokens: {mean_tokens} is more than prompt.max_tokens, {recipe.prompt.max_tokens}")
     trained, total = parameter_counts(plan.model)
     method = lora_name(recipe.model) if recipe.model.method == "lora" else "full"
-    precision, peak = ("bf16", device.bf16) if plan.bits16 else ("fp32", device.fp32)
+    precision = "bf16" if plan.bits16 else "fp32"
+    if not (plan.bits16 or device.on_cpu) and recipe.train.precision == "auto":
+        console.say(
+            f"{device.name} has no bf16, and fp16 is not trained in: planned in fp32, as train.precision=auto is"
+        )
     console.say(f"model {recipe.model.base}: {total:,} parameters, {trained:,} of them trained ({method}, {precision})")
-    group = plan.group
+    group, layers = plan.group, "" if plan.target.own_layers else ", in transformers' own layers"
+    how = f": {plan.why_plain}" if plan.why_plain else layers
     console.say(
         f"longest group: {counted(len(group.tail_ids), 'document')}, prompts of {recipe.prompt.max_tokens} tokens, "
         f"{group.tokens:,} tokens in all; micro-batches of at most {plan.budget_tokens:,} tokens; "
-        f"attention {plan.target.route}"
-        + (
-            f": {plan.why_plain}"
-            if plan.why_plain
-            else ""
-            if plan.target.own_layers
-            else ", in transformers' own layers"
-        )
+        f"attention {plan.target.route}" + how
     )
     title = f"memory of each of {plan.count} x {device.name}"
     table = Table("part", TableColumn("GiB", justify="right"), title=title, title_justify="left")
@@ -365,14 +363,20 @@ def describe_plan(plan: Plan, *, mfu: float, draws: float | None, mean_tokens: i
         console.say("not included: what DoRA computes in addition to LoRA")
     flops, seconds = sum(plan.step_flops(mean_tokens)), plan.step_seconds(mfu, mean_tokens)
     length = "every prompt of full length" if mean_tokens is None else f"prompts of {mean_tokens} tokens"
-    console.say(
-        f"a step of {recipe.train.groups_per_step} groups, {length}: {flops / 1e12:,.3g} TFLOP, {seconds:,.3g} s at "
-        f"{mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({'measured here' if device.on_cpu else 'as its maker states'})"
-    )
+    step = f"a step of {recipe.train.groups_per_step} groups, {length}: {flops / 1e12:,.3g} TFLOP"
+    if seconds is None or plan.peak is None:
+        console.say(f"{step}; how long it takes is not known, since the peak of {device.name} is not")
+        return
+    source = "measured here" if device.on_cpu else KNOWN[device.name][3]
+    console.say(f"{step}, {seconds:,.3g} s at {mfu:.0%} of {plan.peak / 1e12:,.3g} TFLOP/s ({source})")
+    if recipe.model.quantize:
+        console.say(
+            "not included: the time in which weights are dequantised, a quarter more or so for short micro-batches"
+        )
     steps = most_steps(recipe) if draws is None else total_steps(recipe, draws)
     if steps is None:
         console.say("steps: not known before the data is read: give --queries N, or run `rankwright mine` first")
     else:
-        hours = steps * seconds / 3600
         most = "at most " if draws is None else ""
-        console.say(f"training: {most}{counted(steps, 'step')}, {hours:,.2g} hours, without evaluation")
+        took = "under a minute" if steps * seconds < 60 else console.duration(steps * seconds)
+        console.say(f"training: {most}{counted(steps, 'step')}, {took}, without evaluation")

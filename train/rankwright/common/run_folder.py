@@ -126,6 +126,8 @@ class RunFolder:
     speed = _Place("speed.json")
     gate = _Place("gate.json")
     dev_scores = _Place("dev_scores.jsonl")
+    # How far the merged model, which is evaluated, is from the one with 4-bit weights, which was trained.
+    quantization = _Place("quantization.json")
     combine = _Place("combine.json")
     student = _Place("student.json")
     calibration = _Place("calibration.json")

@@ -18,7 +18,8 @@ from rankwright.common.stats import paired_difference, randomisation_test
 from rankwright.evaluation.evaluate import read_per_query
 from rankwright.evaluation.metrics import HEADLINE, is_count
 from rankwright.evaluation.results import Repeated, count_repeated, pool, repeated_queries
-from rankwright.recipe.schema import COMBINED, Gate, Recipe
+from rankwright.recipe.export import Gate
+from rankwright.recipe.schema import COMBINED, Recipe
 from rankwright.retrieval.first_stages import stage_label
 
 # What the mean of a guard may lose. A few queries of a usual set move it by about as much by chance.

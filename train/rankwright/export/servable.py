@@ -12,8 +12,11 @@ from rankwright.export.targets import TARGETS
 from rankwright.model.prompt import PromptContract
 
 
-def impossible(targets: Mapping[str, Mapping[str, Any]], *, lora: bool) -> list[str]:
-    """Faults of targets (name -> options): unknown names and options, missing packages, adapters without LoRA."""
+def impossible(targets: Mapping[str, Mapping[str, Any]], *, lora: bool, quantized: bool = False) -> list[str]:
+    """Faults of targets (name -> options): unknown names and options, missing packages, adapters without LoRA.
+
+    quantized: adapters are trained over quantised weights, which whoever loads them would not have below them.
+    """
     faults = []
     for name, options in targets.items():
         try:
@@ -30,6 +33,11 @@ def impossible(targets: Mapping[str, Mapping[str, Any]], *, lora: bool) -> list[
             )
         if target.needs_lora and not lora:
             faults.append(f"export.targets: `{name}` needs model.method: lora; `full` trains the weights themselves")
+        elif target.needs_lora and quantized:
+            faults.append(
+                f"export.targets: `{name}` would be loaded on the base's own weights, and model.quantize trains it "
+                "over quantised ones: export the merged model (export.targets=[hf])"
+            )
     return faults
 
 

@@ -7,7 +7,9 @@ transformers' own forward is tested for every family in FAMILIES, gradients incl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rankwright.model.attention import ROUTES, attend_scored
-from rankwright.model.kernels import gated, rms_norm, rotate
+from rankwright.model.kernels import gated, remade, rms_norm, rotate
 from rankwright.model.layout import Row
+from rankwright.model.quantization import NF4Linear
 
 # T tokens, N scored tokens, C hidden size, H query heads, K key heads, D head size, R rank of adapters.
 # Families whose layers are norm, attention, norm, gated MLP with rotary positions, as Block runs them.
@@ -37,7 +40,13 @@ def why_not(config: Any) -> str | None:
 
 
 class Block(nn.Module):
-    """One decoder layer as a module of its own, so that hooks (sharding, checkpointing) have a place."""
+    """One decoder layer as a module of its own, so that hooks (sharding, checkpointing) have a place.
+
+    cheap: in training, norms, rotations and activations are computed again in the backward pass: their inputs are kept
+    anyway, and products are not repeated.
+    """
+
+    cheap = False
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -54,9 +63,11 @@ class Block(nn.Module):
         layer = cast(Any, self.layer)
         attention = layer.self_attn
         normed_TC = rms_norm(layer.input_layernorm, hidden_TC)
+        normed_again = partial(rms_norm, layer.input_layernorm, hidden_TC.detach())
         if last:
             scored_N = row.scored_N.to(hidden_TC.device)
-            key_TX, value_TX = project(normed_TC, [attention.k_proj, attention.v_proj])
+            with self._without((normed_TC, normed_again)):
+                key_TX, value_TX = project(normed_TC, [attention.k_proj, attention.v_proj])
             (query_NX,) = project(normed_TC[scored_N], [attention.q_proj])
             q_HND = _heads(query_NX, attention, "q_norm", cos_TD[scored_N], sin_TD[scored_N])
             k_KTD = _heads(key_TX, attention, "k_norm", cos_TD, sin_TD)
@@ -64,19 +75,35 @@ class Block(nn.Module):
             hidden_TC = hidden_TC[scored_N]
         else:
             projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-            query_TX, key_TX, value_TX = project(normed_TC, projections)
+            with self._without((normed_TC, normed_again)):
+                query_TX, key_TX, value_TX = project(normed_TC, projections)
+            q_again, k_again = (
+                partial(_heads, x_TX.detach(), attention, norm, cos_TD, sin_TD)
+                for x_TX, norm in ((query_TX, "q_norm"), (key_TX, "k_norm"))
+            )
             q_HTD = _heads(query_TX, attention, "q_norm", cos_TD, sin_TD)
             k_KTD = _heads(key_TX, attention, "k_norm", cos_TD, sin_TD)
-            mixed = ROUTES[route](q_HTD, k_KTD, _heads(value_TX, attention), row, attention.scaling)
+            # Without norms nothing else would keep their inputs.
+            rotated = [(q_HTD, q_again), (k_KTD, k_again)] if hasattr(attention, "q_norm") else []
+            with self._without(*rotated):
+                mixed = ROUTES[route](q_HTD, k_KTD, _heads(value_TX, attention), row, attention.scaling)
         (output_TC,) = project(mixed.flatten(1), [attention.o_proj])
         return hidden_TC + output_TC
 
     def _with_mlp(self, hidden_TC: Tensor) -> Tensor:
         layer = cast(Any, self.layer)
         normed_TC = rms_norm(layer.post_attention_layernorm, hidden_TC)
-        gate_TX, up_TX = project(normed_TC, [layer.mlp.gate_proj, layer.mlp.up_proj])
-        (output_TC,) = project(gated(gate_TX, up_TX), [layer.mlp.down_proj])
+        with self._without((normed_TC, partial(rms_norm, layer.post_attention_layernorm, hidden_TC.detach()))):
+            gate_TX, up_TX = project(normed_TC, [layer.mlp.gate_proj, layer.mlp.up_proj])
+        gated_TX = gated(gate_TX, up_TX)
+        with self._without((gated_TX, partial(gated, gate_TX.detach(), up_TX.detach()))):
+            (output_TC,) = project(gated_TX, [layer.mlp.down_proj])
         return hidden_TC + output_TC
+
+    def _without(self, *made: tuple[Tensor, Callable[[], Tensor]]) -> contextlib.AbstractContextManager[None]:
+        """Where autograd keeps none of these tensors, if `cheap`."""
+        wanted = self.cheap and made and self.layer.training and torch.is_grad_enabled()
+        return remade(made) if wanted else contextlib.nullcontext()
 
 
 def _heads(
@@ -118,7 +145,8 @@ def _is_plain_lora(linear: Any) -> bool:
     return (
         name in linear.lora_A
         and name in linear.lora_dropout
-        and type(linear.base_layer) is nn.Linear
+        # Both give a fresh tensor, to which the low-rank product may be added in place.
+        and type(linear.base_layer) in (nn.Linear, NF4Linear)
         and linear.lora_B[name].bias is None
         and not linear.lora_variant.get(name)
         and not (linear.training and getattr(linear.lora_dropout[name], "p", 0.0))

@@ -5,6 +5,8 @@ Autograd keeps every intermediate of a normalisation, a rotation or a gate; thes
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -107,6 +109,36 @@ class ShortAttention(Function):
         dq_HLD = torch.bmm(ds_KXS, k_KSD).mul_(ctx.scale).view(gradient.shape)
         dk_KSD, dv_KSD = torch.bmm(ds_KXS.transpose(1, 2), q_KXD), torch.bmm(p_KXS.transpose(1, 2), g_KXD)
         return dq_HLD, dk_KSD, dv_KSD, None, None
+
+
+@contextlib.contextmanager
+def remade(made: Sequence[tuple[Tensor, Callable[[], Tensor]]]) -> Iterator[None]:
+    """Inside, what autograd would keep of these tensors is computed again in the backward pass, by the function beside.
+
+    The function must give the same values in the same layout; what it reads is kept. Each tensor must live while
+    the context lasts: it is known by its place in memory.
+    """
+    again_of = {_place(tensor): again for tensor, again in made}
+
+    def pack(kept: Tensor) -> Any:
+        again = again_of.get(_place(kept))
+        # Most are kept as views.
+        return kept if again is None else (again, kept.size(), kept.stride(), kept.storage_offset())
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        again, size, stride, offset = packed
+        with torch.no_grad():
+            return cast(Tensor, again().as_strided(size, stride, offset))
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def _place(tensor: Tensor) -> int:
+    # All views of a tensor share it; unlike the address of the data, a tensor without data has it too.
+    return int(tensor.untyped_storage()._cdata)
 
 
 def rms_norm(module: Any, x: Tensor) -> Tensor:

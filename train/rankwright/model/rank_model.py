@@ -97,8 +97,8 @@ class RankModel(nn.Module):
 
     @property
     def has_own_layers(self) -> bool:
-        """Whether packed rows go through Block, else through transformers' own layers: all tokens in the last one."""
-        return why_not(self.causal_lm.config) is None
+        """Whether prompts go through Block, else through transformers' own layers: all tokens in the last one."""
+        return self.attention != PLAIN and why_not(self.causal_lm.config) is None
 
     def _why_plain(self) -> str | None:
         """Why packed rows cannot go through transformers' own layers, tried once; None where they give the same."""

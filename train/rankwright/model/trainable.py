@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankwright.common.errors import UserError, in_one_line, nearest
 from rankwright.model.interface import checkpoint_contexts
+from rankwright.model.quantization import NF4Linear, numbers_of, quantize
 from rankwright.model.rank_model import RankModel
 from rankwright.model.sharding import as_stored, whole
 
@@ -85,7 +86,31 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a layer is one product: not one of a class that makes something else of it, as some routers do."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward)
+    if isinstance(module, Conv1D | NF4Linear):
+        return True
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+
+
+def quantize_base(model: RankModel) -> RankModel:
+    """The model with the linear layers of its decoder in 4 bits; embeddings, norms and the head stay as they are.
+
+    Raises UserError as quantization.quantize does.
+    """
+    quantize(model.text_decoder, linear_names(model))
+    return model
+
+
+def merge_adapters(model: RankModel) -> RankModel:
+    """The model with each LoRA product added to its layer's weight, in fp32 and cast once; one layer at a time."""
+    module: Any
+    with torch.no_grad():
+        for module in list(model.lm.modules()):
+            if hasattr(module, "lora_A"):
+                weight = module.base_layer.weight
+                [name] = module.active_adapters
+                weight.data = (weight.float() + module.get_delta_weight(name).float()).to(weight.dtype)
+    model.lm = cast(Any, model.lm).unload()
+    return model
 
 
 def expert_weights(model: RankModel) -> dict[str, int]:
@@ -140,8 +165,15 @@ def train_all(model: RankModel) -> RankModel:
     return model
 
 
-def enable_checkpointing(model: RankModel) -> None:
-    """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work."""
+def enable_checkpointing(model: RankModel, *, cheap: bool = False) -> None:
+    """Recompute activations in the backward pass; not reentrant, so that DDP and frozen inputs work.
+
+    cheap: without products, see Block; where a base runs as transformers has it, all the same.
+    """
+    if cheap and model.has_own_layers:
+        for block in model.blocks:
+            block.cheap = True
+        return
     with in_one_line("model.gradient_checkpointing: this base cannot", "set it to false"):
         options = {"use_reentrant": False, "context_fn": checkpoint_contexts}
         model.causal_lm.gradient_checkpointing_enable(options)
@@ -192,4 +224,4 @@ def _nearer_to_base(name: str, base: Tensor, tuned: Tensor, base_share: float) -
 def parameter_counts(model: RankModel) -> tuple[int, int]:
     """(trained, all) parameters."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(map(numbers_of, parameters))

@@ -34,7 +34,7 @@ from rankwright.retrieval.first_stages import check_first_stages, reads_run_file
 from rankwright.training.loss_terms import bind_loss, reads_teacher, refusing_offset, targets_of_teacher
 from rankwright.training.losses import OF_TEACHER
 from rankwright.training.optim import SCHEDULES
-from rankwright.training.setup import check_base, load_base_tokenizer, recipe_contract
+from rankwright.training.setup import check_base, check_quantization, load_base_tokenizer, recipe_contract
 from rankwright.training.trackers import check_trackers
 
 
@@ -166,7 +166,11 @@ def check_targets(recipe: Recipe, *, offline: bool = False, weights: bool = True
     tell; weights=False for a base without weights. offline: asks no hub, and so skips a base that is not here. Where
     the hub does not give the tokenizer, the stage that needs it reports that.
     """
-    faults = impossible(recipe.export_targets, lora=recipe.model.method == "lora")
+    faults = impossible(
+        recipe.export_targets, lora=recipe.model.method == "lora", quantized=recipe.model.quantize is not None
+    )
+    if weights:
+        faults += check_quantization(recipe)
     known = [name for name in recipe.export_targets if name in TARGETS]
     revision = recipe.model.revision
     try:

@@ -11,8 +11,9 @@ from typing import Any
 
 from rankwright.common import console
 from rankwright.common.errors import UserError
-from rankwright.common.files import append_lines, read_jsonl, write_lines_atomic
+from rankwright.common.files import append_lines, read_json_object, read_jsonl, write_lines_atomic
 from rankwright.common.outputs import sealed, unsealed
+from rankwright.common.plurals import counted
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.collection import Collection
 from rankwright.data.split_files import qualified, read_split
@@ -23,6 +24,9 @@ from rankwright.recipe.schema import Recipe
 from rankwright.rerankers.reranker import Reranker
 from rankwright.retrieval.candidates import Candidate, Candidates, read_candidates
 from rankwright.training.setup import tuned_reranker
+
+# Dev pairs on which the merged model is compared with the one that was trained.
+COMPARED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,42 @@ def dev_scores(recipe: Recipe, run: RunFolder, checkpoint: Path, inputs: str, tr
                 done[query_id] = scores
                 append_lines(path, [_score_line(query_id, scores)])
                 advance(1)
+    if recipe.model.quantize:
+        _compare_with_trained(recipe, run, checkpoint, trained, DevScores(wanted, candidates, done), inputs)
     return DevScores(wanted, candidates, done)
+
+
+def _compare_with_trained(
+    recipe: Recipe, run: RunFolder, checkpoint: Path, trained: str, found: DevScores, inputs: str
+) -> None:
+    """Write quantization.json: how far tuned, whose adapters are merged, scores from the model that was trained.
+
+    The difference is one of rounding: products of quantised weights and of adapters are one product now.
+    """
+    if (read_json_object(run.quantization) or {}).get("inputs") == inputs:
+        return
+    todo, pairs = list[tuple[Collection, str]](), 0
+    for collection, query_id in found.queries:
+        if pairs < COMPARED:
+            todo.append((collection, query_id))
+            pairs += len(found.scores[query_id])
+    with_4_bits = tuned_reranker(recipe, checkpoint, inputs=trained, as_trained=True)
+    differences = [
+        abs(one - other)
+        for query_id, scores in _score(with_4_bits, recipe, todo, found.candidates)
+        for one, other in zip(scores, found.scores[query_id], strict=True)
+    ]
+    if not differences:
+        return
+    mean, most = sum(differences) / len(differences), max(differences)
+    run.write_json(
+        run.quantization, {"inputs": inputs, "pairs": len(differences), "mean_difference": mean, "max_difference": most}
+    )
+    console.say(
+        f"model.quantize {recipe.model.quantize}: tuned, merged into the dequantised base, scores "
+        f"{counted(len(differences), 'dev pair')} {mean:.1e} away from the model with 4-bit weights in the mean, "
+        f"{most:.1e} at most"
+    )
 
 
 def _score(

@@ -284,6 +284,8 @@ def _training(recipe: Recipe, run: RunFolder) -> list[str]:
         )
     if recipe.pretrain is not None:
         said.append(_pretrained(run.facts("pretrain")))
+    if recipe.model.quantize:
+        said.append(_of_quantized(recipe, run))
     judged = recorded_verdict(run) if recipe.has_teacher else None
     if judged is not None:
         reason = f" It was used all the same, for this reason: {judged['override']}" if judged["override"] else ""
@@ -313,6 +315,21 @@ def _pretrained(facts: Mapping[str, Any]) -> str:
     if facts.get("text"):
         parts.append(f"{facts['text']['tokens']:,} tokens of text")
     return f"The base was trained first on {' and '.join(parts)}, in {counted(facts['step'], 'step')}."
+
+
+def _of_quantized(recipe: Recipe, run: RunFolder) -> str:
+    """What the weights are where adapters were trained over quantised ones."""
+    found = read_json_object(run.quantization) or {}
+    far = (
+        f"; scores of {counted(found['pairs'], 'dev pair')} differ from those of the model in training by "
+        f"{found['mean_difference']:.1e} in the mean, {found['max_difference']:.1e} at most"
+        if found
+        else ""
+    )
+    return (
+        f"Trained with the base's linear layers in 4 bits ({recipe.model.quantize}, double quantisation): the adapters "
+        f"are merged into the dequantised weights, and this merged model is what was evaluated{far}."
+    )
 
 
 def _parity_line(figures: dict[str, Any]) -> str:

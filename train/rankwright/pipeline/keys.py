@@ -21,6 +21,7 @@ EXAMPLES = {
     "model.base": "Qwen/Qwen3-Reranker-0.6B",
     "model.revision": "main",
     "model.targets": "[q_proj, v_proj]",
+    "model.quantize": "nf4",
     "data.root": "/data/sets",
     "data.train[].path": "contracts/train.jsonl",
     "data.train[].card": "coir-cosqa",

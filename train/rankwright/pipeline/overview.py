@@ -93,15 +93,16 @@ def _train_hours(p: Pipeline) -> tuple[float | None, str]:
 
 
 def _hours(recipe: Recipe, steps: int, most: str) -> tuple[float | None, str]:
-    from rankwright.training.estimate.plan import KNOWN, make_plan
+    from rankwright.training.estimate.devices import KNOWN
+    from rankwright.training.estimate.plan import make_plan
 
     device = _device(KNOWN)
-    if device is None:
-        return None, f"; {counted(steps, 'step')}, at an unknown speed: see `rankwright plan`"
     try:
-        seconds = make_plan(recipe, device).step_seconds(MFU)
+        seconds = None if device is None else make_plan(recipe, device).step_seconds(MFU)
     except UserError as error:
         return None, f"; {counted(steps, 'step')} ({error})"
+    if seconds is None:
+        return None, f"; {counted(steps, 'step')}, at an unknown speed: see `rankwright plan`"
     return steps * seconds / 3600, f"; {most}{counted(steps, 'step')}, hours if every prompt had its full length"
 
 

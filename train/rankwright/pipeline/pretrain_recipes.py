@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rankwright.common.errors import UserError
 from rankwright.common.run_folder import RunFolder
+from rankwright.recipe.export import Export
 from rankwright.recipe.pretrain import Pretrain
-from rankwright.recipe.schema import Evaluate, Export, Loss, Mine, Model, Prompt, Recipe, Train
+from rankwright.recipe.schema import Evaluate, Loss, Mine, Model, Prompt, Recipe, Train
 from rankwright.recipe.sources import Data, DevFromTrain, Source
 from rankwright.training.checkpoint import read_state
 

@@ -259,7 +259,7 @@ def base_scores(recipe: Recipe, run: RunFolder, reranker: Reranker, base: str) -
     It does under the base's own contract and in the base's number format, unless it was pre-trained. Several processes
     share the work, and take these scores only where all of them are kept already.
     """
-    if reranker.model.sharded or recipe.pretrain is not None:
+    if reranker.model.sharded or recipe.pretrain is not None or recipe.model.quantize:
         return None
     folder, tokenizer = load_base_tokenizer(recipe)
     in_fp32 = recipe.model.method == "full" and precision(recipe) == "bf16"

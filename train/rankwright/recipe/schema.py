@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from rankwright.recipe.export import Export, Gate, LicenceRule
 from rankwright.recipe.kinds import (
     MOST_GRADE,
     Documents,
@@ -57,12 +58,20 @@ class Model(Section):
     """DoRA: trains magnitude and direction of the weights separately."""
     targets: Annotated[tuple[Line, ...], Field(min_length=1)] | None = None
     """Names of the linear layers that get LoRA, such as `q_proj`; without it, all linear layers."""
+    quantize: Literal["nf4"] | None = None
+    """QLoRA: the frozen linear layers in 4 bits while LoRA is trained; without it, in the number format of training."""
     merge_with_base: Share = 0.0
     """The share of the base's weights that is mixed back into the tuned ones before evaluation and export."""
-    gradient_checkpointing: Annotated[bool, NoResult] = False
-    """Computes activations again in the backward pass, which saves memory and costs time."""
+    gradient_checkpointing: Annotated[bool | Literal["full", "cheap", "none"], NoResult] = "none"
+    """What the backward pass computes again, to save memory: `cheap` norms and activations, `full` (true) all."""
     attention: Annotated[Line, NoResult] = "auto"
     """How attention is computed; `auto`: the fastest way that the device and number format allow."""
+
+    @property
+    def recomputes(self) -> Literal["full", "cheap", "none"]:
+        """gradient_checkpointing in words."""
+        value = self.gradient_checkpointing
+        return value if isinstance(value, str) else "full" if value else "none"
 
     @model_validator(mode="after")
     def _fit_together(self) -> Model:
@@ -70,6 +79,11 @@ class Model(Section):
         lora_only = [k for k in ("dropout", "rslora", "dora", "targets") if getattr(self, k)]
         if self.method == "full" and lora_only:
             raise ValueError(f"{', '.join(lora_only)}: only with method lora: remove them, or use method: lora")
+        if self.quantize and (self.method == "full" or self.dora):
+            lacks = "method full trains the weights" if self.method == "full" else "dora scales the weights"
+            raise ValueError(
+                f"quantize: {lacks}, which are frozen in 4 bits: use method: lora without dora, or drop it"
+            )
         if self.dora and self.merge_with_base:
             raise ValueError(
                 "merge_with_base: not with dora, whose weights are not linear in what is trained: drop one"
@@ -284,73 +298,6 @@ class Evaluate(Section):
         return self
 
 
-class Gate(Section):
-    """What tuned must reach before it may be exported."""
-
-    metric: Line = "nDCG@10"
-    """The measure that decides."""
-    system: Literal["tuned", "combined"] = "tuned"
-    """What must pass: tuned alone, or its combination with the first stage (`evaluate.combine`)."""
-    against: tuple[Literal["base", "first_stage"], ...] = ("base",)
-    """What it must be better than: the base, the search whose lists are reordered, or both."""
-    at_least: tuple[Literal["base", "first_stage"], ...] = ()
-    """What it must not be worse than by more than one standard error."""
-    min_gain: Annotated[float, Field(ge=-(10**6), le=10**6)] = 0.0
-    """The lower end of the interval of the difference, over all test sets except guard sets, must exceed this."""
-    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
-    """Confidence of the interval; the randomisation test must have a p value of at most 1 less this."""
-    guard: tuple[Line, ...] = ()
-    """Names of test sets, such as another domain's, on which it must not be worse than the base."""
-
-    @model_validator(mode="after")
-    def _asks_for_something(self) -> Gate:
-        if not self.against and not self.at_least:
-            raise ValueError("against: names nothing, and neither does at_least: name base, first_stage or both")
-        return self
-
-
-class Decision(Section):
-    """Who decided that an input may be used, although its licence does not settle it, and why."""
-
-    input: Line
-    """The input: its name, card, hub id or path."""
-    by: Annotated[Words, Field(min_length=1)]
-    """Who decided."""
-    why: Annotated[Words, Field(min_length=1)]
-    """The reason, for the model card."""
-
-
-class LicenceRule(Section):
-    """What all inputs of the weights must permit, and what a person decided about those that are not clear."""
-
-    require: Literal["commercial", "commercial-strict"] | None = None
-    """All inputs of the weights must permit commercial use; `-strict`: so must the data behind base and teachers."""
-    decisions: tuple[Decision, ...] = ()
-    """What a person decided about inputs whose licence does not settle it."""
-
-
-def _with_defaults(targets: Any) -> Any:
-    names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
-    return {name: {} for name in targets} if names else targets
-
-
-# NAME -> options; a list of names gives them their defaults.
-Targets = Annotated[dict[str, dict[str, Any]], BeforeValidator(_with_defaults)]
-
-
-class Export(Section):
-    """What is written for other programs, and how it is proven."""
-
-    targets: Targets | None = None
-    """A list of targets, or targets with options; without it, `hf` and, with LoRA, `adapter`. `[]`: no exports."""
-    instruction: Words | None = None
-    """The instruction that the exports contain; it must be chosen when training sets have several."""
-    golden_pairs: Annotated[int, Field(ge=20, le=10**4)] = 24
-    """Number of test pairs that every export must score like the trainer."""
-    tolerance: Annotated[float, Field(gt=0, le=10)] = 1e-4
-    """The largest difference of a logit from the trainer's that is allowed in fp32."""
-
-
 class Recipe(Section):
     """One experiment. Every key but `name`, `model.base` and `data` has a default."""
 
@@ -416,13 +363,13 @@ class Recipe(Section):
 
     @property
     def export_targets(self) -> dict[str, dict[str, Any]]:
-        """The chosen targets with their options; by default `hf`, and `adapter` where there are adapters."""
+        """The chosen targets with their options; by default `hf`, and `adapter` where the base can take adapters."""
         if self.export.targets is not None:
             return self.export.targets
-        if self.pretrain is not None:
-            # Adapters would be on the pre-trained base, which is nowhere but in the run.
+        if self.pretrain is not None or self.model.quantize is not None or self.model.method != "lora":
+            # Adapters would be on a base that is nowhere but in the run.
             return {"hf": {}}
-        return {"hf": {}, "adapter": {}} if self.model.method == "lora" else {"hf": {}}
+        return {"hf": {}, "adapter": {}}
 
 
 def keys_of(section: type[Section]) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def context(
         "gate": gather.read_json(run.gate),
         "teacher": recorded_verdict(run) if recipe.has_teacher else None,
         "speed": gather.read_json(run.speed),
+        "quantization": gather.read_json(run.quantization) if recipe.model.quantize else None,
         "benchmarks": list(read_records(run)),
         "parity": gather.read_parity(folder, list(recipe.export_targets)),
         "stages": [(name, facts) for name in STAGES if (facts := run.facts(name))],

@@ -24,13 +24,17 @@ from rankwright.model.layout import CPU_ROW_TOKENS
 from rankwright.model.loading import Precision, check_files, load_merged, load_model, load_tokenizer
 from rankwright.model.long_documents import LongDocuments
 from rankwright.model.prompt import PromptContract, PromptEncoder, make_contract
+from rankwright.model.quantization import dequantize, why_not_installed
 from rankwright.model.rank_model import RankModel
 from rankwright.model.score_line import ScoreLine
+from rankwright.model.sharding import is_wanted
 from rankwright.model.trainable import (
     add_lora,
     enable_checkpointing,
     expert_weights,
+    merge_adapters,
     parameter_counts,
+    quantize_base,
     target_names,
     train_all,
 )
@@ -47,10 +51,15 @@ def device() -> torch.device:
 
 
 def precision(recipe: Recipe, on_gpu: bool | None = None) -> Precision:
-    """`auto` is bf16 on a GPU and fp32 on a CPU; on_gpu None: whether this machine has one."""
+    """`auto` is bf16 on a GPU that has it, else fp32; on_gpu None: whether this machine has such a one."""
     if recipe.train.precision == "auto":
-        return "bf16" if (torch.cuda.is_available() if on_gpu is None else on_gpu) else "fp32"
+        return "bf16" if (_has_bf16() if on_gpu is None else on_gpu) else "fp32"
     return recipe.train.precision
+
+
+def _has_bf16() -> bool:
+    """Not by emulation, with which GPUs before Ampere, such as the T4, are slower than in fp32."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def stored_dtype(recipe: Recipe, on_gpu: bool | None = None) -> torch.dtype:
@@ -164,6 +173,8 @@ def build_trainable(
 def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
     """The model with its trained part, attention route and gradient checkpointing as in the recipe."""
     settings = recipe.model
+    if settings.quantize:
+        model = quantize_base(model)
     if settings.method == "lora":
         model.requires_grad_(False)
         model = add_lora(
@@ -179,8 +190,8 @@ def make_trainable(recipe: Recipe, model: RankModel) -> RankModel:
     else:
         model = train_all(model)
     model.attention = settings.attention
-    if settings.gradient_checkpointing:
-        enable_checkpointing(model)
+    if settings.recomputes != "none":
+        enable_checkpointing(model, cheap=settings.recomputes == "cheap")
     return model
 
 
@@ -202,10 +213,25 @@ def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContra
         elif recipe.model.method == "lora":
             # All that can be wrong, without the seconds that peft takes to be imported.
             target_names(model, recipe.model.targets)
+            if recipe.model.quantize:
+                quantize_base(model)
     if weights and config.model_type not in TRIED and Path(base).is_dir():
         # Nothing but a forward pass tells whether such a base can be scored.
         load_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=stored_dtype(recipe))
     return config
+
+
+def check_quantization(recipe: Recipe) -> list[str]:
+    """Why model.quantize cannot be done here: the library is missing, or processes are to share the weights."""
+    if recipe.model.quantize is None:
+        return []
+    faults = [] if (fault := why_not_installed()) is None else [fault]
+    if is_wanted():
+        faults.append(
+            f"model.quantize: {recipe.model.quantize} weights are not sharded (FSDP2): start the processes without it, "
+            "or remove the key"
+        )
+    return faults
 
 
 def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Callable[[str], None]) -> None:
@@ -216,8 +242,7 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
     what += f" ({', '.join(recipe.model.targets)})" if recipe.model.targets else ""
     say(
         f"model {recipe.model.base}: {what}, {trained:,} of {total:,} parameters trained, "
-        f"{precision(recipe)} on {device().type}, gradient checkpointing "
-        f"{'on' if recipe.model.gradient_checkpointing else 'off'}, "
+        f"{precision(recipe)} on {device().type}, gradient checkpointing {_recomputed(recipe, model)}, "
         f"{f'sharded over {Processes.of_group().count} processes, ' if model.sharded else ''}"
         f"micro-batches of at most {budget_tokens(recipe):,} tokens"
     )
@@ -238,9 +263,17 @@ def describe(recipe: Recipe, model: RankModel, contract: PromptContract, say: Ca
     )
 
 
+def _recomputed(recipe: Recipe, model: RankModel) -> str:
+    """model.gradient_checkpointing as it is done."""
+    wanted = recipe.model.recomputes
+    return (
+        "full (cheap is for families with layers of ours)" if wanted == "cheap" and not model.has_own_layers else wanted
+    )
+
+
 def lora_name(settings: Model) -> str:
     """The kind of LoRA in words, with its rank."""
-    kind = "DoRA" if settings.dora else "LoRA"
+    kind = "DoRA" if settings.dora else f"QLoRA ({settings.quantize})" if settings.quantize else "LoRA"
     return f"{kind} rank {settings.rank}" + (" (scaled by its square root)" if settings.rslora else "")
 
 
@@ -300,20 +333,33 @@ class BaseScorer(KeptScorer):
         return content_hash(self._hash, stated, device().type)
 
 
-def tuned_reranker(recipe: Recipe, checkpoint: Path, *, inputs: str | None = None, fp32: bool = False) -> Reranker:
+def tuned_reranker(
+    recipe: Recipe, checkpoint: Path, *, inputs: str | None = None, fp32: bool = False, as_trained: bool = False
+) -> Reranker:
     """The recipe's model with the weights of a checkpoint; fp32: for exports, which merge adapters in fp32.
 
     inputs: of the training that the checkpoint must be of (TrainState), else UserError; None: of any.
     model.merge_with_base moves the weights back towards the base's, which keeps more of the base's abilities; Wortsman
     et al. 2021, arXiv 2109.01903.
+    Under model.quantize it is the model that is served: its adapters, which were trained over the 4-bit weights, are
+    merged into these, dequantised; over the base's own weights they would be another model. For exports they lie
+    beside the dequantised weights. as_trained: with the 4-bit weights instead.
     """
-    if fp32:
+    quantized = recipe.model.quantize is not None
+    # Weights are quantised in the type that they were trained in, and cast afterwards.
+    if fp32 and not quantized:
         train = recipe.train.model_copy(update={"precision": "fp32"})
         recipe = recipe.model_copy(update={"train": train})
     base, tokenizer, contract = recipe_prompt(recipe)
-    model = build_trainable(recipe, base, tokenizer, contract)
+    model = build_trainable(recipe, base, tokenizer, contract, torch.device("cpu") if quantized else None)
     base_share = recipe.model.merge_with_base
     load_checkpoint(checkpoint, model, inputs=inputs, base_share=base_share)
+    if quantized:
+        if not as_trained:
+            dequantize(model)
+            model = model.float() if fp32 else merge_adapters(model)
+        # Exports stay where they are made: in fp32 they may be too large for a GPU on which 4 bits were trained.
+        model = model if fp32 else model.to(device())
     if base_share:
         console.say(f"model.merge_with_base {base_share:g}: tuned is base + {1 - base_share:g} * (trained - base)")
     if recipe.model.method == "full" and precision(recipe) == "bf16":

@@ -13,7 +13,8 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.data.licences.ledger import TAINTING, USE_WORDS, Input, Roles, faults, make_inputs, warning
 from rankwright.data.licences.terms import UNKNOWN, Commercial, Statement, Term, find_term
 from rankwright.data.sources import Located
-from rankwright.recipe.schema import LicenceRule, Recipe
+from rankwright.recipe.export import LicenceRule
+from rankwright.recipe.schema import Recipe
 
 Sets = Mapping[str, Sequence[Located]]
 OTHER = "other"

@@ -25,8 +25,9 @@ from rankwright.data.licences.terms import (
     term_names,
 )
 from rankwright.data.sources import Located
+from rankwright.recipe.export import Decision, LicenceRule
 from rankwright.recipe.pretrain import Pretrain
-from rankwright.recipe.schema import Baseline, Decision, LicenceRule, Recipe
+from rankwright.recipe.schema import Baseline, Recipe
 from rankwright.recipe.sources import DevFromTrain
 from rankwright.recipe.synthesize import Synthesize
 from rankwright.recipe.teacher import Judge

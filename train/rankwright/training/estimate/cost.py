@@ -178,7 +178,18 @@ def layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -
     if shape.qk_norm:
         # What q_norm and k_norm keep: their inputs, and the inverse lengths.
         attention += tokens * (shape.heads + shape.key_heads) * (shape.head_size * number + FP32)
-    return norms + normed + gates + attention + _adapters_bytes(shape, work, types, last=False)
+    kept = norms + normed + gates + attention + _adapters_bytes(shape, work, types, last=False)
+    return kept - _remade_bytes(shape, work, target, types)
+
+
+def _remade_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
+    """What of layer_bytes a `cheap` Block computes again: tensors that would be kept themselves, not copies of them."""
+    if not shape.cheap:
+        return 0
+    numbers = shape.linears["gate_proj"].outputs + (0 if types.casts else 2 * shape.hidden)
+    if shape.qk_norm and not (target.route == "documents" and target.bits16):
+        numbers += (shape.heads + (0 if target.route == "varlen" else shape.key_heads)) * shape.head_size
+    return numbers * types.compute * work.tokens
 
 
 def last_layer_bytes(shape: Architecture, work: Work, target: Target, types: Types) -> int:
@@ -188,6 +199,7 @@ def last_layer_bytes(shape: Architecture, work: Work, target: Target, types: Typ
     number, tokens, scored = types.compute, work.tokens, work.scored
     keys = shape.key_heads * shape.head_size
     whole = shape.hidden * types.hidden + FP32 + shape.hidden * number * (2 if types.casts else 1)
+    whole -= shape.hidden * number if shape.cheap and not types.casts else 0
     whole += 2 * keys * number + (keys * number + shape.key_heads * FP32 if shape.qk_norm else 0)
     queries = shape.heads * shape.head_size
     few = 3 * shape.hidden * types.hidden + 4 * queries * number + 3 * shape.linears["gate_proj"].outputs * number
@@ -205,7 +217,13 @@ def _backward_bytes(shape: Architecture, work: Work, types: Types) -> int:
     is gone; and the gradient of the layer's output.
     """
     inner = shape.linears["gate_proj"].outputs
-    return work.tokens * (3 * inner * types.compute + shape.hidden * types.hidden)
+    states = work.tokens * (3 * inner * types.compute + shape.hidden * types.hidden)
+    return states + _dequantized_bytes(shape, types)
+
+
+def _dequantized_bytes(shape: Architecture, types: Types) -> int:
+    """The largest weight for the moment of its product, where weights are in 4 bits."""
+    return types.compute * max(linear.base for linear in shape.linears.values()) * shape.quantized
 
 
 def _weights_bytes(shape: Architecture, types: Types) -> int:
@@ -231,8 +249,8 @@ def _waiting_bytes(shape: Architecture, types: Types, works: Sequence[Work], row
 
 
 def _kept_peak(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:
-    # Embeddings are frozen: without trained norms the first layer does not keep its input.
-    first = 0 if shape.full else shape.hidden * types.hidden
+    # Embeddings are frozen: without trained norms the first layer keeps its input only to compute the norm again.
+    first = 0 if shape.full or shape.cheap else shape.hidden * types.hidden
     total = shape.layers * _weights_bytes(shape, types) if types.casts and not target.sharded else 0
     peak = 0
     for row, work in enumerate(works):
@@ -266,7 +284,7 @@ def scoring_bytes(shape: Architecture, work: Work, types: Types) -> int:
     attention = types.compute * (3 * (queries + keys) * work.tokens + 2 * keys * work.copied_keys)
     gates = types.compute * 3 * shape.linears["gate_proj"].outputs * work.tokens
     states = work.tokens * (2 * shape.hidden * types.hidden + types.compute * shape.hidden)
-    return states + max(normed * work.tokens, attention, gates)
+    return states + max(normed * work.tokens, attention, gates) + _dequantized_bytes(shape, types)
 
 
 def _token_bytes(shape: Architecture, works: Sequence[Work], target: Target, types: Types) -> int:

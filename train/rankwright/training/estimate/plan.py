@@ -3,95 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from rankwright.common.errors import UserError, no_such
+from rankwright.common.errors import UserError
 from rankwright.model.attention import PLAIN, route_for
 from rankwright.model.instructions import training_instructions
 from rankwright.model.layout import row_tokens
 from rankwright.model.loading import empty_model
 from rankwright.model.long_documents import AS_CUT
 from rankwright.model.prompt import EncodedGroup, PromptContract, PromptEncoder
+from rankwright.model.quantization import NF4, NF4Linear, numbers_of
 from rankwright.model.rank_model import RankModel
 from rankwright.recipe.schema import Recipe
-from rankwright.training.estimate.cost import FP32, Types, matmul_peak, scoring_bytes, step_bytes, step_flops
+from rankwright.training.estimate.cost import FP32, Types, scoring_bytes, step_bytes, step_flops
+from rankwright.training.estimate.devices import GIB, NO_BF16, Device, find_devices, refuse_precision
 from rankwright.training.estimate.shapes import Architecture, Target, architecture_of, row_work, rows_of, step_parts
 from rankwright.training.gradients import REDUCE_NUMBERS
 from rankwright.training.setup import budget_tokens, make_trainable, precision, recipe_prompt, stored_dtype
 
-GIB = 2**30
-CPU = "cpu"
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GATHERED = "gathered layers and embeddings"
 ADAM_BYTES = 8  # two fp32 numbers a trained parameter
 LEAST_BUDGET = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """memory in bytes, as torch reports it; FLOP/s of dense products with fp32 sums (bf16; fp32 without TF32).
-
-    reserve: bytes that are never ours: the CUDA context and libraries, or Python with torch.
-    """
-
-    name: str
-    memory: int
-    bf16: float
-    fp32: float
-    reserve: int = GIB
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.name == CPU
-
-
-# GiB, TFLOP/s bf16, TFLOP/s fp32: NVIDIA's data sheets, dense, of the SXM form where there are several.
-KNOWN = {
-    "b200": (178.0, 2250, 75),
-    "h200": (139.7, 989, 67),
-    "h100": (79.1, 989, 67),
-    "a100-80": (79.1, 312, 19.5),
-    "a100-40": (39.4, 312, 19.5),
-    "l40s": (44.4, 362, 91.6),
-    "l4": (22.0, 121, 30.3),
-    "a10": (22.0, 125, 31.2),
-    "a10g": (22.0, 70, 31.5),
-    "rtx4090": (23.5, 165, 82.6),
-    "rtx3090": (23.5, 71, 35.6),
-}
-
-
-def parse_gpus(text: str) -> tuple[int, str]:
-    """`8xh100` -> (8, "h100"); `cpu` and `h100` are one. Raises UserError for what is not known."""
-    found = re.fullmatch(r"(?:([1-9]\d{0,4})\s*[x*])?\s*([a-z][a-z0-9-]*)", text.strip().lower())
-    name = found[2] if found else text
-    if found is None or (name not in KNOWN and name != CPU):
-        raise UserError(f"--gpus: {no_such('device', name, [*KNOWN, CPU], 'several are written 8xh100')}")
-    return int(found[1] or 1), name
-
-
-def gpu(name: str) -> Device:
-    """A device of the table."""
-    memory, bf16, fp32 = KNOWN[name]
-    return Device(name, int(memory * GIB), bf16 * 1e12, fp32 * 1e12)
-
-
-def machine_memory() -> int:
-    """Bytes of this machine's memory, or of the container's limit."""
-    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.is_file() else "max"
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        raise UserError("--gpus: this system does not report its memory: name a GPU instead of cpu") from None
-    return min(memory, int(limit)) if limit.isdigit() else memory
 
 
 @dataclass(frozen=True)
@@ -114,7 +51,7 @@ class Plan:
 
     @property
     def bits16(self) -> bool:
-        return precision(self.recipe, not self.device.on_cpu) == "bf16"
+        return precision(self.recipe, self.device.has_bf16) == "bf16"
 
     @property
     def budget_tokens(self) -> int:
@@ -125,7 +62,7 @@ class Plan:
         """With the attention route that attention.choose_route takes on such a device."""
         wanted = self.recipe.model.attention if self.why_plain is None else PLAIN
         on_cpu, dtype = self.device.on_cpu, torch.bfloat16 if self.bits16 else torch.float32
-        # All devices of the table have the kernel.
+        # All devices of the table that have bf16 have the kernel.
         has_kernel = self.bits16 and not on_cpu
         route, _ = route_for(wanted, "cpu" if on_cpu else "cuda", dtype, has_kernel=has_kernel)
         return Target(route, on_cpu, self.bits16, self.sharded, self.model.has_own_layers)
@@ -143,24 +80,34 @@ class Plan:
         """Bytes of one device by part, at the moment when most is in use: in a step, or while dev is evaluated."""
         types = Types.of(full=self.recipe.model.method == "full", bits16=self.bits16)
         kept, step, scoring = self._weights(types), self._step(types), self._evaluation(types)
-        gathered = kept.pop(GATHERED, 0)
-        if gathered + sum(step.values()) >= sum(scoring.values()):
-            parts = kept | ({GATHERED: gathered} if self.sharded else {}) | step
-        else:
-            parts = kept | scoring
+        gathered = {GATHERED: kept.pop(GATHERED)} if self.sharded else {}
+        moments = [kept | gathered | step, kept | scoring]
+        if self.shape.quantized:
+            moments.append(self._merged(types))
+        # The first of equal ones.
+        parts = max(moments, key=lambda moment: sum(moment.values()))
         parts["Python and torch" if self.device.on_cpu else "CUDA context"] = self.device.reserve
         return parts
 
+    def _merged(self, types: Types) -> dict[str, int]:
+        """The evaluation after training, where 4 bits are no more: see setup.tuned_reranker."""
+        numbers = sum(numbers_of(p) for p in self.model.parameters() if not p.requires_grad)
+        shape = dataclasses.replace(self.shape, quantized=False)
+        return {"merged weights for evaluation": types.compute * numbers, "scoring": self._scoring(shape, types)}
+
     def _evaluation(self, types: Types) -> dict[str, int]:
         """Beside weights, gradients and optimizer: the fullest row of dev's lists, and see sharding.gathered."""
+        found = {"scoring of dev": self._scoring(self.shape, types)}
+        if self.sharded:
+            found["the whole model for dev"] = types.compute * sum(p.numel() for p in self.model.parameters())
+        return found
+
+    def _scoring(self, shape: Architecture, types: Types) -> int:
         # Lists are of any length, so rows are full.
         target = dataclasses.replace(self.target, sharded=False)
         most = row_tokens(self.device.on_cpu)
         works = [row_work(row, target) for row in rows_of([self.group] * (most // self.group.tokens + 2), target)]
-        found = {"scoring of dev": max(scoring_bytes(self.shape, work, types) for work in works)}
-        if self.sharded:
-            found["the whole model for dev"] = types.compute * sum(p.numel() for p in self.model.parameters())
-        return found
+        return max(scoring_bytes(shape, work, types) for work in works)
 
     def _weights(self, types: Types) -> dict[str, int]:
         """Weights, gradients and optimizer; sharding.shard keeps vectors and adapters whole."""
@@ -172,6 +119,8 @@ class Plan:
             parts["weights"] += numbers * parameter.element_size()
             parts["gradients"] += numbers * parameter.element_size() * parameter.requires_grad
             parts["optimizer"] += numbers * ADAM_BYTES * parameter.requires_grad
+        # What their parameters do not hold: the scales of the blocks.
+        parts["weights"] += sum(m.bytes - m.weight.numel() for m in self.model.modules() if isinstance(m, NF4Linear))
         if self.sharded:
             # One layer computes while the next arrives; a layer's gradients are whole until they are summed.
             layer = sum(linear.base for linear in self.shape.linears.values())
@@ -230,10 +179,14 @@ class Plan:
             ranks=self.count,
         )
 
-    def step_seconds(self, mfu: float, mean_tokens: int | None = None) -> float:
-        """Seconds of one step, which lasts until the busiest device is done."""
-        peak = self.device.bf16 if self.bits16 else self.device.fp32
-        return max(self.step_flops(mean_tokens)) / (peak * mfu)
+    @property
+    def peak(self) -> float | None:
+        """FLOP/s of one device in the recipe's precision; None where it is not known."""
+        return self.device.bf16 if self.bits16 else self.device.fp32
+
+    def step_seconds(self, mfu: float, mean_tokens: int | None = None) -> float | None:
+        """Seconds of one step, which lasts until the busiest device is done; None where its speed is not known."""
+        return max(self.step_flops(mean_tokens)) / (self.peak * mfu) if self.peak else None
 
 
 def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> EncodedGroup:
@@ -245,24 +198,22 @@ def longest_group(recipe: Recipe, contract: PromptContract, tokenizer: Any) -> E
     return max((under.encode("", documents) for under in encoders), key=lambda group: group.tokens)
 
 
-def make_plan(recipe: Recipe, gpus: str, *, sharded: bool = False) -> Plan:
+def make_plan(recipe: Recipe, gpus: str | None = None, *, sharded: bool = False, memory: float | None = None) -> Plan:
     """Reads config.json and the tokenizer of the base, no weights; on `cpu` it measures the machine for half a second.
 
-    gpus: as parse_gpus has it. Raises UserError for what is unknown, or does not fit; it then names what would.
+    gpus, memory: as find_devices has them. Raises UserError for what is unknown, or does not fit; it then names what
+    would.
     """
-    count, name = parse_gpus(gpus)
+    count, device = find_devices(gpus, memory)
+    refuse_precision(device, recipe.train.precision)
     if sharded and count == 1:
         raise UserError("--fsdp2: one device has nothing to share the weights with: say how many, e.g. --gpus 8xh100")
-    if name == CPU:
-        bf16, fp32 = (matmul_peak(dtype, torch.device(CPU)) for dtype in (torch.bfloat16, torch.float32))
-        # As one of so many processes sees this machine.
-        device = Device(CPU, machine_memory() // count, bf16 / count, fp32 / count, reserve=GIB * 3 // 4)
-    else:
-        device = gpu(name)
+    if sharded and recipe.model.quantize:
+        raise UserError(f"--fsdp2: {recipe.model.quantize} weights are not sharded: leave it out, or model.quantize")
     base, tokenizer, contract = recipe_prompt(recipe)
 
     def build(recipe: Recipe, sharded: bool) -> Plan:
-        dtype = stored_dtype(recipe, name != CPU)
+        dtype = stored_dtype(recipe, device.has_bf16)
         with torch.device("meta"):
             model = empty_model(base, contract, tokenizer, revision=recipe.model.revision, dtype=dtype)
             model = make_trainable(recipe, model)
@@ -282,7 +233,8 @@ def _too_large(plan: Plan, build: Callable[[Recipe, bool], Plan]) -> str:
         f"{plan.device.memory / GIB:.1f}: "
     )
     # One change alone is better than several; what is lost least comes first.
-    tried = [[change] for change in CHANGES] + [list(CHANGES[: n + 1]) for n in range(1, len(CHANGES))]
+    singles = (CHANGES[0], _cheap_checkpointing, *CHANGES[1:])
+    tried = [[change] for change in singles] + [list(CHANGES[: n + 1]) for n in range(1, len(CHANGES))]
     changed = plan
     for changes in tried:
         said = []
@@ -314,8 +266,15 @@ def _smaller_budget(plan: Plan) -> tuple[str, Recipe, bool]:
 
 
 def _checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:
-    said = "" if plan.recipe.model.gradient_checkpointing else "model.gradient_checkpointing=true"
-    return said, _with(plan.recipe, "model", gradient_checkpointing=True), plan.sharded
+    said = "" if plan.recipe.model.recomputes == "full" else "model.gradient_checkpointing=full"
+    return said, _with(plan.recipe, "model", gradient_checkpointing="full"), plan.sharded
+
+
+def _cheap_checkpointing(plan: Plan) -> tuple[str, Recipe, bool]:
+    if plan.recipe.model.recomputes != "none":
+        return "", plan.recipe, plan.sharded
+    changed = _with(plan.recipe, "model", gradient_checkpointing="cheap")
+    return "model.gradient_checkpointing=cheap", changed, plan.sharded
 
 
 def _fsdp2(plan: Plan) -> tuple[str, Recipe, bool]:
@@ -323,6 +282,8 @@ def _fsdp2(plan: Plan) -> tuple[str, Recipe, bool]:
 
 
 def _bf16(plan: Plan) -> tuple[str, Recipe, bool]:
+    if plan.device.bf16 == NO_BF16:
+        return "", plan.recipe, plan.sharded
     return "" if plan.bits16 else "train.precision=bf16", _with(plan.recipe, "train", precision="bf16"), plan.sharded
 
 
@@ -335,4 +296,11 @@ def _with(recipe: Recipe, section: str, **values: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
 
 
-CHANGES: tuple[Change, ...] = (_smaller_budget, _checkpointing, _fsdp2, _bf16, _lora)
+def _nf4(plan: Plan) -> tuple[str, Recipe, bool]:
+    settings = plan.recipe.model
+    if settings.quantize or settings.method == "full" or settings.dora or plan.sharded:
+        return "", plan.recipe, plan.sharded
+    return f"model.quantize={NF4}", _with(plan.recipe, "model", quantize=NF4), False
+
+
+CHANGES: tuple[Change, ...] = (_smaller_budget, _checkpointing, _fsdp2, _bf16, _lora, _nf4)

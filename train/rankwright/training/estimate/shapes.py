@@ -19,6 +19,7 @@ from rankwright.model.layout import (
     row_tokens,
 )
 from rankwright.model.prompt import EncodedGroup
+from rankwright.model.quantization import is_quantized
 from rankwright.model.rank_model import UNLIMITED, RankModel
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -53,7 +54,8 @@ class Architecture:
     """What the counts need to know about a model; `linears` are those of one layer; all layers are equal.
 
     full: the weights of the layers are trained. qk_norm: queries and keys are normalised. recompute: the layers are
-    computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks.
+    computed again in the backward pass (gradient checkpointing). dropout: adapters draw masks. quantized: weights are
+    in 4 bits, and dequantised one by one. cheap: of the layers all but products is computed again.
     """
 
     layers: int
@@ -66,6 +68,8 @@ class Architecture:
     qk_norm: bool
     recompute: bool
     dropout: bool
+    quantized: bool = False
+    cheap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,8 @@ def architecture_of(model: RankModel) -> Architecture:
         qk_norm=hasattr(layer.self_attn, "q_norm"),
         recompute=getattr(decoder, "gradient_checkpointing", False) is True,
         dropout=model.has_dropout,
+        quantized=is_quantized(model),
+        cheap=model.has_own_layers and any(block.cheap for block in model.blocks),
     )
 
 
