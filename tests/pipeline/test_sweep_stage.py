@@ -128,6 +128,23 @@ def test_a_failing_run_is_a_row_and_the_others_go_on(tiny_qwen3: Path, tmp_path:
     assert {row.state for row in SweepRunner(load(path))(load(path).runs).runs} == {"done"}
 
 
+@pytest.mark.slow
+def test_a_learning_curve_shares_data_and_mining(tiny_qwen3: Path, tmp_path: Path) -> None:
+    loaded = load(sweep_file(tmp_path / "job", tiny_qwen3, {}, design={"learning_curve": [0.25, 1]}))
+    table = SweepRunner(loaded)(loaded.runs)
+    folders = {run.name: RunFolder(run.folder) for run in loaded.runs}
+    assert len({folder.negatives.stat().st_ino for folder in folders.values()}) == 1
+    assert len({folder.facts("mine")["finished"] for folder in folders.values()}) == 1
+    queries = {row.name: row.train_queries for row in table.runs}
+    # 27 queries beside 3 of dev.
+    assert queries == {
+        f"{name}-s{seed}": n for name, n in (("default", 27), ("queries_share-0.25", 7)) for seed in (0, 1)
+    }
+    steps = {row.name: row.steps for row in table.runs}
+    assert steps["default-s0"] == 2 and steps["queries_share-0.25-s0"] == 1, "max_steps shrinks with the share"
+    assert table.learning_curve is not None and [one.queries for one in table.learning_curve.sizes] == [7, 27]
+
+
 def test_a_budget_of_hours_ends_the_sweep(tiny_qwen3: Path, tmp_path: Path) -> None:
     loaded = load(sweep_file(tmp_path / "job", tiny_qwen3, budget={"hours": 1e-9}))
     table = SweepRunner(loaded)()

@@ -20,7 +20,8 @@ def sweep_file(folder: Path, base: Path | str, over: dict[str, Any] | None = Non
     """Write the job's recipe and sweep.yaml into `folder`; returns the sweep's path. Runs lie in folder/sweep."""
     train = {"max_steps": 2, "evaluate_every": 1, "save_every": 1}
     jobs.job(folder, base, train=train, export={"targets": []})
-    values = {"extends": "./recipe.yaml", "name": "try", "over": over or OVER, "seeds": [0, 1], **keys}
+    swept = OVER if over is None else over
+    values = {"extends": "./recipe.yaml", "name": "try", "over": swept, "seeds": [0, 1], **keys}
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path

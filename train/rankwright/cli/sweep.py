@@ -107,7 +107,7 @@ def _show(loaded: LoadedSweep, table: SweepTable) -> None:
 
     from rankwright.pipeline.sweep_rows import dev_curves, pruned_curves, read_tests
     from rankwright.report.page import interval
-    from rankwright.report.sweep import ranked, verdict, write_sweep
+    from rankwright.report.sweep import ranked, verdict, would_show, write_sweep
 
     curves, pruned = dev_curves(loaded, table, MOST_CURVES), pruned_curves(loaded, table)
     page = write_sweep(loaded.folder, table, read_tests(loaded, table), curves, pruned=pruned)
@@ -124,6 +124,8 @@ def _show(loaded: LoadedSweep, table: SweepTable) -> None:
     for note in table.notes:
         console.say(note)
     console.say(verdict(table))
+    if (shows := would_show(table)) is not None:
+        console.say(shows)
     if table.learning_curve is not None:
         console.say(table.learning_curve.sentence)
     for run in table.runs:

@@ -82,7 +82,7 @@ def learning_curve(
     exponents = EXPONENTS if len(numbers) >= LEAST_FOR_POWER else EXPONENTS[:1]
     ratios_K = np.array(numbers) / numbers[-1]
     # The last two points are all queries and twice as many.
-    ratios_G = np.append(np.geomspace(ratios_K[0] / 2, 2, DRAWN)[:-1], [1.0, 2.0])
+    ratios_G = np.append(np.geomspace(ratios_K[0], 2, DRAWN)[:-1], [1.0, 2.0])
     fitted_G, exponent = _fit(means_KQ.mean(axis=1)[None], ratios_K, ratios_G, exponents)
     resampled_BG, _ = _fit(resampled_BK, ratios_K, ratios_G, exponents)
     gain = float(fitted_G[0, -1] - fitted_G[0, -2])

@@ -150,3 +150,16 @@ def verdict(table: SweepTable) -> str:
     sure = "more than chance" if row.p_holm < 0.05 else "not more than chance"
     others = counted(len(table.configurations) - 1, "difference")
     return f"{shown}, {sure} (p {p_text(row.p_holm)} by Holm for {others})."
+
+
+def would_show(table: SweepTable) -> str | None:
+    """One line for the terminal: what would show differences of the best compared one; None where nothing is known."""
+    row = next((row for row in ranked(table) if row.contrast is not None and row.contrast.needed), None)
+    if row is None or row.contrast is None:
+        return None
+    found = []
+    for one in row.contrast.needed:
+        seeds = [] if one.seeds is None else [counted(one.seeds, "seed")]
+        queries = [] if one.queries is None else [counted(one.queries, "dev query", "dev queries")]
+        found.append(f"{one.difference:g}: {' or '.join([*seeds, *queries]) or 'more of both'}")
+    return f"to show a difference of {row.name} from {table.default} of {', '.join(found)}"

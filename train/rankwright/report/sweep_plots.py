@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rankwright.evaluation.learning_curve import LearningCurve
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.sweep_table import MOST_LEVELS, ConfigurationRow, Effect, SweepTable
-from rankwright.report.plots import BLUE, INK, LINE, ORANGE, SOFT, pyplot, short, svg
+from rankwright.report.plots import BLUE, INK, LINE, ORANGE, PAGE, SOFT, pyplot, short, svg
 
 # Points with a name beside them; more names would cover each other.
 MOST_NAMES = 8
@@ -129,14 +130,16 @@ def _axis(values: Sequence[str]) -> tuple[dict[str, float], list[tuple[float, st
     return at, [(place, value) for value, place in at.items()] if len(order) <= MOST_LEVELS else []
 
 
-def _draw_axis(axis: object, number: int, title: str, ticks: Sequence[tuple[float, str]]) -> None:
-    axis.plot([0, 1], [number, number], color=LINE, linewidth=1, zorder=0)  # type: ignore[attr-defined]
-    axis.text(0, number - 0.12, short(title), color=INK, ha="left", va="bottom")  # type: ignore[attr-defined]
+def _draw_axis(axis: Any, number: int, title: str, ticks: Sequence[tuple[float, str]]) -> None:
+    # Above the lines, on a ground of their own.
+    look: dict[str, Any] = {"zorder": 4, "bbox": {"facecolor": PAGE, "edgecolor": "none", "pad": 0.6, "alpha": 0.8}}
+    axis.plot([0, 1], [number, number], color=LINE, linewidth=1, zorder=0)
+    axis.text(0, number - 0.12, short(title), color=INK, ha="left", va="bottom", **look)
     most = max(3, 34 // max(1, len(ticks)))
     for place, text in ticks:
         cut = text if len(text) <= most else f"{text[: most - 1]}…"
         side = "left" if place == 0 else "right" if place == 1 else "center"
-        axis.text(place, number + 0.1, cut, color=SOFT, ha=side, va="top")  # type: ignore[attr-defined]
+        axis.text(place, number + 0.1, cut, color=SOFT, ha=side, va="top", **look)
 
 
 def data_curve(curve: LearningCurve, name: str) -> str:
