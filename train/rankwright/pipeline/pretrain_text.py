@@ -27,6 +27,7 @@ from rankwright.recipe.pretrain import DomainText, Replay, text_path
 from rankwright.recipe.schema import Recipe
 from rankwright.training.checkpoint import Checkpoints
 from rankwright.training.language import (
+    DIVERGENCE,
     FrozenBase,
     KeepAnswers,
     LanguageObjectives,
@@ -140,11 +141,13 @@ def _make(
         pairs = [qualified(c) for c in read_split(RunFolder(run.pretraining).data, "train")]
         most = recipe.prompt.max_tokens
         found.append(QueryLikelihood(weights.query_likelihood, pairs, tokenizer, max_tokens=most))
+    # Only adapters are trained: nothing is copied.
+    frozen = FrozenBase(model, torch.float32)
     if texts is not None and weights.text:
-        found.append(TextObjective(weights.text, draws_of(recipe, texts)))
+        # Without general text, what the base knows is held by its own predictions.
+        divergence = DIVERGENCE if settings.replay is None else 0.0
+        found.append(TextObjective(weights.text, draws_of(recipe, texts), divergence=divergence, base=frozen))
     if weights.keep_answers:
-        # They are not copied where only adapters are trained.
-        frozen = FrozenBase(model, torch.float32)
         if settings.pairs:
             found.append(KeepAnswers(weights.keep_answers, frozen))
         else:

@@ -31,7 +31,7 @@ from rankwright.training.token_losses import chunk_rows, head_weight, token_loss
 # T predicted tokens, H hidden size, V rows of the head, N prompts.
 # Around the document and the query whose likelihood is trained.
 BEFORE_DOCUMENT, BEFORE_QUERY = "Document: ", "\nQuery:"
-# Weight of the divergence from the base where no text is replayed: as if every other token were the base's.
+# How much of the divergence from the base goes with text where none is replayed: half of each target is the base's.
 DIVERGENCE = 1.0
 # Two tokens that take part in a pass without weight.
 IDLE = [0, 0]
