@@ -71,6 +71,8 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         yield f"{KEY}: not for a student that compares pairs: remove the section"
     if sharding.is_wanted():
         yield f"{KEY}: adapters are not merged under FSDP: start it without, or remove the section"
+    if recipe.model.quantize is not None:
+        yield f"{KEY}: its adapters are not merged into a quantised base: leave model.quantize out, or the section"
     if "adapter" in (recipe.export.targets or {}):
         yield (
             "export.targets: adapter: with pretrain it would be on a base that is nowhere but in the run's folder: "
