@@ -52,7 +52,7 @@ class DomainText(Section):
     path: Line
     """A file or folder, relative to the recipe's folder: `.txt`, `.md`, `.html`, `.pdf`, tables, sets."""
     tokens: Annotated[int, Field(gt=0, le=10**12)] | None = None
-    """So many tokens of it are trained on, drawn by seed; without it, all."""
+    """So many tokens of it are trained on, the first in an order by content; without it, all."""
     columns: dict[Line, Line] = {}
     """Names of columns of a table: `document` and `title` -> those in the file."""
     encoding: Line | None = None
