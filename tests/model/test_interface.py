@@ -85,7 +85,7 @@ def check_family(folder: Path, family: str, tokenizer: Path) -> None:
         model, groups = load(folder, family, tokenizer, method)
         model.attention = PLAIN
         wanted = scores_and_gradients(model, groups)
-        assert wanted[0].std() > 0.05, "scores too alike for this test to see anything"
+        assert wanted[0].std() > 0.01, "scores too alike for this test to see anything"
         model.attention = "auto"
         route, why = model.route()
         assert route == "documents" and "in transformers' own layers" in why and not model.has_own_layers
