@@ -265,6 +265,20 @@ def test_schedules_that_rungs_cannot_compare() -> None:
     assert sweep({"train.schedule": ["constant"]}, extends=wsd_base(), early={}).sweep.early is not None
 
 
+@pytest.mark.parametrize(
+    ("over", "design", "found"),
+    [
+        ({}, {"learning_curve": [0.5, 1]}, "early: would end the smaller shares, which the learning curve is made of"),
+        ({"train.queries_share": [0.5, 1]}, "grid", r"early: train\.queries_share is swept: at a rung some runs would"),
+        ({"model.rank": [4], "train.epochs": [1, 3]}, "grid", r"early: train\.epochs is swept: at a rung some runs"),
+    ],
+)
+def test_runs_that_have_not_trained_equally_long_at_a_rung(over: dict[str, Any], design: Any, found: str) -> None:
+    with pytest.raises(UserErrors, match=rf"^s.yaml:\d+: {found}"):
+        sweep(over, extends=wsd_base(), design=design, early={"asha": {}})
+    assert sweep(over, extends=wsd_base(), design=design).sweep.early is None
+
+
 def test_designs_and_budgets_that_do_not_fit_together() -> None:
     both = {"optuna": {"runs": 3}, "random": {"runs": 3}}
     with pytest.raises(UserErrors, match="random, optuna: give one of them"):

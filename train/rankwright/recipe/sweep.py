@@ -46,6 +46,8 @@ REFUSED = {
 QUERIES_SHARE = "train.queries_share"
 # Schedules whose learning rate is the same in all runs at a rung.
 UNDECAYED = ("wsd", "constant")
+# Keys that change how long a run has trained at a rung.
+OF_RUNGS = (QUERIES_SHARE, "train.epochs", "train.max_steps", "train.evaluate_every")
 # Refused as a whole only.
 REFUSED_WHOLE = {"data": NOT_COMPARABLE, "train": "holds dev_queries and the seed: give its keys"}
 
