@@ -300,6 +300,8 @@ def test_a_design_that_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
         sweep(over, extends=wsd_base(), design=design, early={"asha": {}})
     with pytest.raises(UserErrors, match=r"model\.rank: must be greater than 0"):
         sweep({"model.rank": [4, -1]}, design=design)
+    with pytest.raises(UserErrors, match=r"s.yaml:\d+: over: must hold a key: there is nothing to draw or propose"):
+        sweep({}, design=design)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserErrors) as caught:
         sweep(over, design=design)

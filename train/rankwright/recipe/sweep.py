@@ -234,6 +234,8 @@ def factors_of(tree: YamlFile, *, drawn: bool) -> list[Factor]:
         if over:
             tree.blame(("over",), "must be {} with design.learning_curve, which changes the number of queries alone")
         return [curve]
+    if drawn and given == {}:
+        tree.blame(("over",), "must hold a key: there is nothing to draw or propose")
     found = []
     for key, value in over.items():
         if (why := _refusal(key)) is not None:

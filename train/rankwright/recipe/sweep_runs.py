@@ -174,7 +174,7 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     trials = None
     if sweep.design.optuna is not None:
         of = content_hash(
-            recipe_json(default), [(f.key, f.values, f.low, f.high) for f in factors], sweep.design.optuna.seed
+            recipe_json(default), [(f.key, f.values, f.low, f.high, f.log) for f in factors], sweep.design.optuna.seed
         )
         trials = Trials(tuple(factors), build, of)
     loaded = LoadedSweep(
