@@ -314,6 +314,19 @@ def test_training_sets_with_dev_taken_out_of_them() -> None:
         sweep({"data.train": [[{"path": "fixtures/code/train", "split": "train"}]]})
 
 
+def test_queries_are_not_written_anew_where_dev_has_some() -> None:
+    filters = {"synthesize.filters": [{"format": {}}]}
+    with pytest.raises(UserErrors, match="over.synthesize.filters: dev is written and would change with it"):
+        sweep(filters, extends="documents")
+    Path("own.yaml").write_text(
+        "extends: documents\nname: own\ndata: {dev: [{path: fixtures/legal/train, split: train}]}\n"
+    )
+    assert len(sweep(filters, extends="./own.yaml").configurations) == 2
+    Path("taken.yaml").write_text("extends: documents\nname: taken\ndata: {dev: {from: train}}\n")
+    with pytest.raises(UserErrors, match="dev is taken out of train and would change with it"):
+        sweep(filters, extends="./taken.yaml")
+
+
 @pytest.mark.parametrize(
     ("design", "found"),
     [

@@ -163,11 +163,7 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     base, sources = _base(sweep, path)
     build = _Builder(tree, base, sources, overrides, sweep.name)
     default = build.recipe({})
-    if isinstance(default.data.dev, DevFromTrain) and (taken := _changing_sets(factors, base)):
-        tree.blame(
-            ("over", taken[0].key), "dev is taken out of train and would change with it: give data.dev sets of its own"
-        )
-        validate(Sweep, tree)
+    _check_dev(tree, factors, base, default)
     configurations, in_design = _configurations(sweep, factors, default, build)
     _check_early(tree, sweep, factors, configurations)
     folder = resources.expand(folders[-1] if folders else f"runs/{sweep.name}")
@@ -189,6 +185,18 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
         trials,
     )
     return loaded if trials is None else loaded.with_proposals(read_proposals(folder, trials.of))
+
+
+def _check_dev(tree: YamlFile, factors: Sequence[Factor], base: YamlFile, default: Recipe) -> None:
+    """Raise UserErrors for a factor that would change dev."""
+    dev = default.data.dev
+    changing = _changing_sets(factors, base) if isinstance(dev, DevFromTrain) else []
+    where = "taken out of train" if isinstance(dev, DevFromTrain) else "written"
+    if any(one.synthesized for one in (default.data.train if isinstance(dev, DevFromTrain) else dev)):
+        changing += [factor for factor in factors if factor.parts[0] == "synthesize"]
+    for factor in changing:
+        tree.blame(("over", factor.key), f"dev is {where} and would change with it: give data.dev sets of its own")
+    validate(Sweep, tree)
 
 
 def _changing_sets(factors: Sequence[Factor], base: YamlFile) -> list[Factor]:
