@@ -316,7 +316,7 @@ def test_training_sets_with_dev_taken_out_of_them() -> None:
 
 def test_queries_are_not_written_anew_where_dev_has_some() -> None:
     filters = {"synthesize.filters": [{"format": {}}]}
-    with pytest.raises(UserErrors, match="over.synthesize.filters: dev is written and would change with it"):
+    with pytest.raises(UserErrors, match=r"over\.synthesize\.filters: dev is written and would change with it"):
         sweep(filters, extends="documents")
     Path("own.yaml").write_text(
         "extends: documents\nname: own\ndata: {dev: [{path: fixtures/legal/train, split: train}]}\n"
