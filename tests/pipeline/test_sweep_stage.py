@@ -72,6 +72,13 @@ def test_what_runs_share_is_computed_once(done: tuple[LoadedSweep, SweepTable]) 
     assert len({folder.facts("train")["inputs"] for folder in folders}) == 8, "a seed is another training"
 
 
+def test_a_seed_has_a_pre_training_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("extends: pretrain\nname: try\nover: {model.rank: [8]}\nseeds: [0, 1, 2]\n")
+    computed = shared_stages(load(path), lambda line: None)
+    assert computed == {"data": 1, "mine": 1, "pretrain": 3, "train": 2}
+
+
 def test_only_chosen_and_default_see_the_test_sets(done: tuple[LoadedSweep, SweepTable]) -> None:
     loaded, table = done
     opened = {run.configuration.name for run in loaded.runs if (run.folder / "eval").exists()}

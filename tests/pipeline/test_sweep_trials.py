@@ -13,7 +13,7 @@ from rankwright.evaluation.sweep_table import RunRow, SweepTable, build_table
 from rankwright.pipeline.sweep import SweepRunner, shared_stages
 from rankwright.pipeline.sweep_rows import read_table
 from rankwright.recipe.sweep_runs import Configuration, LoadedSweep, load_sweep
-from rankwright.recipe.sweep_trials import TRIALS_FILE, proposal_of, proposed
+from rankwright.recipe.sweep_trials import TRIALS_FILE, proposal_of, proposed, write_proposals
 
 pytest.importorskip("optuna")
 from rankwright.pipeline.trials import propose
@@ -93,6 +93,18 @@ def test_a_proposal_and_its_values_are_one(tmp_path: Path) -> None:
     assert back is not None and back == pytest.approx(proposal, abs=1e-3)
     assert proposal_of(factors, {**values, "loss.name": "mse"}) is None
     assert proposal_of(factors, {**values, "train.learning_rate": 0.1}) is None
+
+
+def test_proposals_are_made_anew_for_another_range(tmp_path: Path) -> None:
+    """The shares of a range mean other values on another scale."""
+    over = {"train.learning_rate": {"log": [1e-5, 1e-3]}}
+    loaded = loaded_sweep(tmp_path, over, f"run_dir={tmp_path}", design={"optuna": {"runs": 5}})
+    assert loaded.trials is not None
+    write_proposals(loaded.folder, loaded.trials.of, [{"train.learning_rate": 0.5}])
+    for kind, count in (("log", 2), ("linear", 1)):
+        over = {"train.learning_rate": {kind: [1e-5, 1e-3]}}
+        again = loaded_sweep(tmp_path, over, f"run_dir={tmp_path}", design={"optuna": {"runs": 5}})
+        assert len(again.configurations) == count
 
 
 @pytest.mark.slow

@@ -27,9 +27,11 @@ from rankwright.data.split_files import read_split
 from rankwright.pipeline.checks import check_names
 from rankwright.pipeline.overview import preview
 from rankwright.pipeline.stages import Pipeline
+from rankwright.pipeline.sweep import SweepRunner, shared_stages
 from rankwright.pipeline.synthesize import bill
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.sources import Data
+from rankwright.recipe.sweep_runs import load_sweep
 from rankwright.report.page import write_report
 from rankwright.retrieval.bm25 import bm25
 
@@ -101,6 +103,20 @@ def synthesized(path: Path, *overrides: str) -> RunFolder:
     pipeline = Pipeline(load_recipe(str(path), overrides), progress=False)
     pipeline.synthesize()
     return pipeline.folder
+
+
+def test_the_runs_of_a_sweep_share_what_was_written(server: WriterServer, tmp_path: Path, tiny_qwen3: Path) -> None:
+    server.shares = {}
+    recipe(tmp_path, tiny_qwen3, writer={"url": server.url, "model": "m"}, per_passage=1)
+    path = tmp_path / "sweep.yaml"
+    path.write_text("extends: ./recipe.yaml\nname: try\nover: {}\nseeds: [0, 1]\n")
+    loaded = load_sweep(path, [f"run_dir={tmp_path / 'sweep'}"])
+    table = SweepRunner(loaded)(loaded.runs)
+    assert [row.state for row in table.runs] == ["done", "done"]
+    one, other = (RunFolder(run.folder) for run in loaded.runs)
+    assert one.facts("synthesize")["finished"] == other.facts("synthesize")["finished"]
+    assert files(one) == files(other) and len(server.asked) == 240
+    assert shared_stages(loaded, lambda line: None)["synthesize"] == 1
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -265,6 +265,20 @@ def test_schedules_that_rungs_cannot_compare() -> None:
     assert sweep({"train.schedule": ["constant"]}, extends=wsd_base(), early={}).sweep.early is not None
 
 
+@pytest.mark.parametrize(
+    ("over", "design", "found"),
+    [
+        ({}, {"learning_curve": [0.5, 1]}, "early: would end the smaller shares, which the learning curve is made of"),
+        ({"train.queries_share": [0.5, 1]}, "grid", r"early: train\.queries_share is swept: at a rung some runs would"),
+        ({"model.rank": [4], "train.epochs": [1, 3]}, "grid", r"early: train\.epochs is swept: at a rung some runs"),
+    ],
+)
+def test_runs_that_have_not_trained_equally_long_at_a_rung(over: dict[str, Any], design: Any, found: str) -> None:
+    with pytest.raises(UserErrors, match=rf"^s.yaml:\d+: {found}"):
+        sweep(over, extends=wsd_base(), design=design, early={"asha": {}})
+    assert sweep(over, extends=wsd_base(), design=design).sweep.early is None
+
+
 def test_designs_and_budgets_that_do_not_fit_together() -> None:
     both = {"optuna": {"runs": 3}, "random": {"runs": 3}}
     with pytest.raises(UserErrors, match="random, optuna: give one of them"):
@@ -286,6 +300,8 @@ def test_a_design_that_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
         sweep(over, extends=wsd_base(), design=design, early={"asha": {}})
     with pytest.raises(UserErrors, match=r"model\.rank: must be greater than 0"):
         sweep({"model.rank": [4, -1]}, design=design)
+    with pytest.raises(UserErrors, match=r"s.yaml:\d+: over: must hold a key: there is nothing to draw or propose"):
+        sweep({}, design=design)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserErrors) as caught:
         sweep(over, design=design)
@@ -296,6 +312,19 @@ def test_a_design_that_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_training_sets_with_dev_taken_out_of_them() -> None:
     with pytest.raises(UserErrors, match="dev is taken out of train and would change with it"):
         sweep({"data.train": [[{"path": "fixtures/code/train", "split": "train"}]]})
+
+
+def test_queries_are_not_written_anew_where_dev_has_some() -> None:
+    filters = {"synthesize.filters": [{"format": {}}]}
+    with pytest.raises(UserErrors, match=r"over\.synthesize\.filters: dev is written and would change with it"):
+        sweep(filters, extends="documents")
+    Path("own.yaml").write_text(
+        "extends: documents\nname: own\ndata: {dev: [{path: fixtures/legal/train, split: train}]}\n"
+    )
+    assert len(sweep(filters, extends="./own.yaml").configurations) == 2
+    Path("taken.yaml").write_text("extends: documents\nname: taken\ndata: {dev: {from: train}}\n")
+    with pytest.raises(UserErrors, match="dev is taken out of train and would change with it"):
+        sweep(filters, extends="./taken.yaml")
 
 
 @pytest.mark.parametrize(

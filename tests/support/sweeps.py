@@ -27,12 +27,12 @@ def sweep_file(folder: Path, base: Path | str, over: dict[str, Any] | None = Non
     return path
 
 
-def loaded_sweep(folder: Path, over: dict[str, Any] | None = None, **keys: Any) -> LoadedSweep:
+def loaded_sweep(folder: Path, over: dict[str, Any] | None = None, *overrides: str, **keys: Any) -> LoadedSweep:
     path = folder / "s.yaml"
     path.write_text(
         yaml.safe_dump({"extends": "quickstart", "name": "try", "over": SIMULATED if over is None else over, **keys})
     )
-    return load_sweep(path)
+    return load_sweep(path, overrides)
 
 
 def simulated(

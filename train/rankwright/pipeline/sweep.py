@@ -33,7 +33,7 @@ from rankwright.recipe.sweep_runs import LoadedSweep, PlannedRun
 from rankwright.recipe.sweep_trials import read_proposals, write_proposals
 
 # Stages before training: runs whose inputs of them are equal share them.
-SHARED = ("data", "teacher", "mine", "judge", "pretrain")
+SHARED = ("synthesize", "data", "teacher", "mine", "judge", "pretrain")
 # Systems of an evaluation that are a run's own.
 OWN_SYSTEMS = ("tuned", EXPORTED, COMBINED, CONTROL)
 # Seconds between two looks at runs that others work on.
@@ -313,12 +313,14 @@ def shared_stages(loaded: LoadedSweep, say: Callable[[str], None]) -> dict[str, 
     """
     distinct: dict[str, set[str]] = {}
     contents: dict[Path, str] = {}
-    for run in (run for run in loaded.runs if run.seed == loaded.sweep.seeds[0]):
-        p = Pipeline(run.loaded, RunFolder(run.folder))
-        p.check(offline=True)
+    for run in loaded.runs:
+        p, is_first = Pipeline(run.loaded, RunFolder(run.folder)), run.seed == loaded.sweep.seeds[0]
+        if is_first:
+            p.check(offline=True)
         p.inputs.contents = contents
         for stage in STAGES:
-            if stage.name in (*SHARED, "train") and stage.is_asked(p):
+            # Other seeds train again, from the same lists.
+            if stage.name in ((*SHARED, "train") if is_first else ("pretrain",)) and stage.is_asked(p):
                 distinct.setdefault(stage.name, set()).add(_inputs(stage, p))
     later = 0
     if loaded.trials is not None and loaded.sweep.design.optuna is not None:

@@ -46,6 +46,8 @@ REFUSED = {
 QUERIES_SHARE = "train.queries_share"
 # Schedules whose learning rate is the same in all runs at a rung.
 UNDECAYED = ("wsd", "constant")
+# Keys that change how long a run has trained at a rung.
+OF_RUNGS = (QUERIES_SHARE, "train.epochs", "train.max_steps", "train.evaluate_every")
 # Refused as a whole only.
 REFUSED_WHOLE = {"data": NOT_COMPARABLE, "train": "holds dev_queries and the seed: give its keys"}
 
@@ -232,6 +234,8 @@ def factors_of(tree: YamlFile, *, drawn: bool) -> list[Factor]:
         if over:
             tree.blame(("over",), "must be {} with design.learning_curve, which changes the number of queries alone")
         return [curve]
+    if drawn and given == {}:
+        tree.blame(("over",), "must hold a key: there is nothing to draw or propose")
     found = []
     for key, value in over.items():
         if (why := _refusal(key)) is not None:

@@ -24,7 +24,7 @@ from rankwright.recipe.loading import WHOLE, LoadedRecipe, apply_override, exten
 from rankwright.recipe.paths import start_paths
 from rankwright.recipe.schema import Key, Recipe
 from rankwright.recipe.sources import DevFromTrain
-from rankwright.recipe.sweep import UNDECAYED, Factor, Sweep, factors_of
+from rankwright.recipe.sweep import OF_RUNGS, UNDECAYED, Factor, Sweep, factors_of
 from rankwright.recipe.sweep_trials import Proposal, proposed, read_proposals
 from rankwright.recipe.yaml_file import Place, YamlFile, read_yaml, validate
 
@@ -163,18 +163,14 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
     base, sources = _base(sweep, path)
     build = _Builder(tree, base, sources, overrides, sweep.name)
     default = build.recipe({})
-    if isinstance(default.data.dev, DevFromTrain) and (taken := _changing_sets(factors, base)):
-        tree.blame(
-            ("over", taken[0].key), "dev is taken out of train and would change with it: give data.dev sets of its own"
-        )
-        validate(Sweep, tree)
+    _check_dev(tree, factors, base, default)
     configurations, in_design = _configurations(sweep, factors, default, build)
-    _check_early(tree, sweep, configurations)
+    _check_early(tree, sweep, factors, configurations)
     folder = resources.expand(folders[-1] if folders else f"runs/{sweep.name}")
     trials = None
     if sweep.design.optuna is not None:
         of = content_hash(
-            recipe_json(default), [(f.key, f.values, f.low, f.high) for f in factors], sweep.design.optuna.seed
+            recipe_json(default), [(f.key, f.values, f.low, f.high, f.log) for f in factors], sweep.design.optuna.seed
         )
         trials = Trials(tuple(factors), build, of)
     loaded = LoadedSweep(
@@ -189,6 +185,18 @@ def load_sweep(name_or_path: str | Path, overrides: Sequence[str] = (), *, yes: 
         trials,
     )
     return loaded if trials is None else loaded.with_proposals(read_proposals(folder, trials.of))
+
+
+def _check_dev(tree: YamlFile, factors: Sequence[Factor], base: YamlFile, default: Recipe) -> None:
+    """Raise UserErrors for a factor that would change dev."""
+    dev = default.data.dev
+    changing = _changing_sets(factors, base) if isinstance(dev, DevFromTrain) else []
+    where = "taken out of train" if isinstance(dev, DevFromTrain) else "written"
+    if any(one.synthesized for one in (default.data.train if isinstance(dev, DevFromTrain) else dev)):
+        changing += [factor for factor in factors if factor.parts[0] == "synthesize"]
+    for factor in changing:
+        tree.blame(("over", factor.key), f"dev is {where} and would change with it: give data.dev sets of its own")
+    validate(Sweep, tree)
 
 
 def _changing_sets(factors: Sequence[Factor], base: YamlFile) -> list[Factor]:
@@ -211,7 +219,7 @@ def _check_overrides(tree: YamlFile, overrides: Sequence[str], swept: Sequence[s
         key = text.partition("=")[0].strip()
         place = Place(1, 0, "override")
         if any(f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in swept):
-            tree.blame((), f"{key}: is swept: change `over` in the file", place)
+            tree.blame((), f"{key}: is swept: change the file", place)
         if key in ("name", "seeds", "train.seed", "over", "design", "budget", "early", "choose"):
             tree.blame((), f"{key}: is of the sweep, not of its recipe: change the file", place)
 
@@ -232,22 +240,33 @@ def _count(tree: YamlFile, sweep: Sweep, factors: Sequence[Factor], *, yes: bool
         )
 
 
-def _check_early(tree: YamlFile, sweep: Sweep, configurations: Sequence[Configuration]) -> None:
+def _check_early(
+    tree: YamlFile, sweep: Sweep, factors: Sequence[Factor], configurations: Sequence[Configuration]
+) -> None:
     """Raise UserErrors where runs at a rung would not be comparable."""
+    if sweep.early is None:
+        return
     names = dict.fromkeys(one.recipe.train.schedule for one in configurations)
     decayed = [name for name in names if name not in UNDECAYED]
-    if sweep.early is not None and sweep.design.optuna is not None:
+    longer = [factor.key for factor in factors if factor.key in OF_RUNGS]
+    if sweep.design.optuna is not None:
         tree.blame(
             ("early",), "a rung compares all configurations, and optuna proposes one after the other: leave one out"
         )
-        validate(Sweep, tree)
-    if sweep.early is not None and decayed:
+    if sweep.design.learning_curve is not None:
+        tree.blame(("early",), "would end the smaller shares, which the learning curve is made of: leave one out")
+    elif longer:
+        tree.blame(
+            ("early",),
+            f"{longer[0]} is swept: at a rung some runs would have trained longer than others: leave one out",
+        )
+    if decayed:
         tree.blame(
             ("early",),
             f"train.schedule is {' or '.join(decayed)}: at a rung the learning rate would be half decayed, and no run "
             f"comparable: set train.schedule={UNDECAYED[0]} or {UNDECAYED[1]} for all runs, or leave `early` out",
         )
-        validate(Sweep, tree)
+    validate(Sweep, tree)
 
 
 def _base(sweep: Sweep, path: Path) -> tuple[YamlFile, list[Path]]:
