@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from kill_points import drive
 
 from rankwright.common.errors import UserError
@@ -19,9 +21,12 @@ from rankwright.evaluation.results import ResultRow, read_results, rows_of
 from rankwright.pipeline.context import roles
 from rankwright.pipeline.control import cost
 from rankwright.pipeline.overview import preview, summary
+from rankwright.pipeline.pretrain_recipes import control_recipe
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.pretrain import CONTROL_LABEL
+from rankwright.recipe.schema import Recipe
+from rankwright.training.setup import total_steps
 
 FIXTURES = Path(__file__).parents[2] / "data" / "fixtures"
 
@@ -149,6 +154,13 @@ def test_the_control_is_a_row_of_the_same_lists(finished: Pipeline) -> None:
     assert {one.name: one.state for one in preview(finished)}["pretrain"] == "done"
 
 
+@given(steps=st.integers(1, 10**6), share=st.integers(1, 1000).map(lambda n: n / 1000))
+def test_the_control_has_its_steps_whatever_share_of_the_queries_is_trained_on(steps: int, share: float) -> None:
+    data = {"train": ({"path": "x"},), "test": ({"path": "y"},)}
+    main = Recipe.model_validate({"name": "x", "model": {"base": "x"}, "data": data, "train": {"queries_share": share}})
+    assert total_steps(control_recipe(main, RunFolder(Path()), steps), draws=100) == steps
+
+
 def finished_rows(finished: Pipeline) -> list[ResultRow]:
     results, _ = read_results(finished.folder.path, finished.recipe, finished.test_sets, finished.inputs.systems)
     return rows_of(results)
@@ -237,6 +249,7 @@ def test_text_without_the_tokens_that_are_asked_is_refused_and_loses_queries_of_
         (["pretrain.text=[{path: nowhere}]"], "pretrain.text.0: "),
         (["export.targets=[adapter]"], "export.targets: adapter: with pretrain"),
         (["pretrain.pairs.0.path=nowhere.jsonl"], "pretrain.pairs.0: "),
+        (["model.quantize=nf4"], "pretrain: its adapters are not merged into a quantised base"),
         (["pretrain.pairs=[]"], "has neither pairs nor text"),
         (["pretrain.replay={path: x}"], "replay: is mixed into text"),
         (["pretrain.objective={list: 0, query_likelihood: 0}"], "nothing is learned"),
