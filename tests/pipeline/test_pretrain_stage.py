@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,13 @@ def test_nothing_is_done_again_when_a_later_key_changes(finished: Pipeline, tmp_
     assert pipeline(finished.loaded.path, "pretrain.control=none").inputs.train == finished.inputs.train
 
 
+def test_a_base_that_predicts_no_tokens_is_refused_before_anything_is_done(finished: Pipeline) -> None:
+    labelled = f"model.base={finished.folder.export('hf')}"
+    pipeline(finished.loaded.path, labelled).check()
+    with pytest.raises(UserError, match=r"^model\.base: \w+ has no head that predicts tokens: take the language model"):
+        pipeline(finished.loaded.path, labelled, "pretrain.objective.query_likelihood=0.1").check()
+
+
 def faults_of(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(UserError) as error:
         pipeline(path, *overrides).train()
@@ -236,11 +244,15 @@ def test_text_without_the_tokens_that_are_asked_is_refused_and_loses_queries_of_
     [held_out] = read_split(p.folder.data, "test")
     long = next(query for query in held_out.queries.values() if len(query.split()) > 7)
     text = text_of(tmp_path, "legal", extra=f"Somebody asked: {long}")
+    with Path(text["path"]).open("a") as file:
+        file.write('{"other": 1}\n')
     capsys.readouterr()
     with pytest.raises(UserError, match=r"pretrain\.text\.0: .*1,000,000,000 tokens asked"):
-        Pipeline(load_recipe(str(path))).train()
+        Pipeline(load_recipe(str(path), ["data.on_fault=drop"])).train()
     said = capsys.readouterr().out
     assert "1 paragraph of 1 document left out: they hold 1 query of dev or test" in said and text["path"] in said
+    assert "1 row dropped, no text of a document" in said
+    assert re.search(r"are not \(\d+ quer(y|ies) of fewer than 5 words may be\)", said)
 
 
 @pytest.mark.parametrize(
