@@ -165,6 +165,8 @@ def test_bf16_is_as_near_as_padded_prompts_are(family: str, tiny_qwen3: Path, tm
             plain = model(groups)
     assert (packed - exact).abs().mean() < 2 * (plain - exact).abs().mean() + 0.05
     assert all(g.isfinite().all() for g in gradients.values())
+    # The trial of the route, which has no graph, left none of its casts behind.
+    assert gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
 
 
 def test_a_family_whose_rows_are_not_exact_runs_plain(
@@ -279,3 +281,41 @@ def test_windows_and_weights_are_those_computed_by_hand(
     for softcap, sinks_H in ((2.0, None), (None, sinks), (0.5, sinks)):
         found = weighed(q, k, v, row, 0.3, window, softcap=softcap, sinks_H=sinks_H)
         torch.testing.assert_close(found, by_hand(q, k, v, row, window, softcap, sinks_H), rtol=0, atol=1e-5)
+
+
+def own_states(model: RankModel, texts: list[list[int]]) -> Tensor:
+    """transformers' states of each text alone, one after the other."""
+    decoder: Any = model.text_decoder
+    return torch.cat([decoder(input_ids=torch.tensor([t]), use_cache=False).last_hidden_state[0] for t in texts])
+
+
+@pytest.mark.parametrize("family", ["mistral", *FEW[1:]])
+def test_packed_texts_have_the_states_and_gradients_of_transformers(
+    family: str, tiny_qwen3: Path, tmp_path: Path
+) -> None:
+    """Texts are rows of heads alone; some are longer than a window."""
+    model, groups = load(tmp_path / "base", family, tiny_qwen3)
+    lengths = (1, 7, 90, 64)
+    texts = [(g.head_ids + tail)[:n] for g, n in zip(groups, lengths, strict=True) for tail in g.tail_ids]
+    model(groups)  # which tries the route
+    found = []
+    for kept in ("none", "cheap"):
+        if kept == "cheap":
+            # Transformers' own layers recompute everything.
+            enable_checkpointing(model, cheap=True)
+        for states in (lambda: model([], texts), lambda: own_states(model, texts)):
+            model.zero_grad()
+            made = states()
+            (made * torch.linspace(-1, 1, made.numel()).view_as(made)).sum().backward()
+            gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            found.append((made.detach(), torch.cat([gradients[n].flatten() for n in sorted(gradients)])))
+    wanted, by = found[1]
+    for made, gradient in found:
+        torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        assert float((gradient - by).norm() / by.norm()) < 1e-4
+    assert model.route()[0] == "documents" and not model.has_own_layers
+    model.eval()
+    for route in ("dense", "flex"):
+        model.attention = route
+        with torch.no_grad():
+            torch.testing.assert_close(model([], texts), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))

@@ -202,6 +202,13 @@ def test_one_long_document_is_held_out_in_part(tmp_path: Path, tokenizer: Any) -
     assert all(tuple(text) not in trained for block in held_out for text in block)
 
 
+def test_no_more_is_held_out_than_its_share_where_a_long_document_ends_early(tmp_path: Path, tokenizer: Any) -> None:
+    long = [" ".join(f"{WORDS[i % 13]} {i}" for i in range(start, start + 900)) for start in (0, 950)]
+    stream, _ = read(tmp_path / "store", write(tmp_path / "texts", long), tokenizer)
+    blocks, held_out = split_blocks(stream, "", length=LENGTH)
+    assert 0 < len(held_out) <= 0.02 * stream.tokens / LENGTH < len(blocks)
+
+
 def test_each_block_is_drawn_once_a_round_in_another_order_each_round(stream: TextTokens) -> None:
     blocks, _ = split_blocks(stream, "", length=LENGTH, tokens=LENGTH * 12)
     draws = Draws(blocks, a_step=5, seed=3)

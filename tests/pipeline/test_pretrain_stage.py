@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from kill_points import drive
 
 from rankwright.common.errors import UserError
@@ -19,9 +22,12 @@ from rankwright.evaluation.results import ResultRow, read_results, rows_of
 from rankwright.pipeline.context import roles
 from rankwright.pipeline.control import cost
 from rankwright.pipeline.overview import preview, summary
+from rankwright.pipeline.pretrain_recipes import control_recipe
 from rankwright.pipeline.stages import Pipeline
 from rankwright.recipe.loading import load_recipe
 from rankwright.recipe.pretrain import CONTROL_LABEL
+from rankwright.recipe.schema import Recipe
+from rankwright.training.setup import total_steps
 
 FIXTURES = Path(__file__).parents[2] / "data" / "fixtures"
 
@@ -149,6 +155,13 @@ def test_the_control_is_a_row_of_the_same_lists(finished: Pipeline) -> None:
     assert {one.name: one.state for one in preview(finished)}["pretrain"] == "done"
 
 
+@given(steps=st.integers(1, 10**6), share=st.integers(1, 1000).map(lambda n: n / 1000))
+def test_the_control_has_its_steps_whatever_share_of_the_queries_is_trained_on(steps: int, share: float) -> None:
+    data = {"train": ({"path": "x"},), "test": ({"path": "y"},)}
+    main = Recipe.model_validate({"name": "x", "model": {"base": "x"}, "data": data, "train": {"queries_share": share}})
+    assert total_steps(control_recipe(main, RunFolder(Path()), steps), draws=100) == steps
+
+
 def finished_rows(finished: Pipeline) -> list[ResultRow]:
     results, _ = read_results(finished.folder.path, finished.recipe, finished.test_sets, finished.inputs.systems)
     return rows_of(results)
@@ -170,6 +183,13 @@ def test_nothing_is_done_again_when_a_later_key_changes(finished: Pipeline, tmp_
         assert pipeline(finished.loaded.path, changed).inputs.pretrain != finished.inputs.pretrain, changed
         assert pipeline(finished.loaded.path, changed).inputs.train != finished.inputs.train, changed
     assert pipeline(finished.loaded.path, "pretrain.control=none").inputs.train == finished.inputs.train
+
+
+def test_a_base_that_predicts_no_tokens_is_refused_before_anything_is_done(finished: Pipeline) -> None:
+    labelled = f"model.base={finished.folder.export('hf')}"
+    pipeline(finished.loaded.path, labelled).check()
+    with pytest.raises(UserError, match=r"^model\.base: \w+ has no head that predicts tokens: take the language model"):
+        pipeline(finished.loaded.path, labelled, "pretrain.objective.query_likelihood=0.1").check()
 
 
 def faults_of(path: Path, *overrides: str) -> list[str]:
@@ -224,11 +244,15 @@ def test_text_without_the_tokens_that_are_asked_is_refused_and_loses_queries_of_
     [held_out] = read_split(p.folder.data, "test")
     long = next(query for query in held_out.queries.values() if len(query.split()) > 7)
     text = text_of(tmp_path, "legal", extra=f"Somebody asked: {long}")
+    with Path(text["path"]).open("a") as file:
+        file.write('{"other": 1}\n')
     capsys.readouterr()
     with pytest.raises(UserError, match=r"pretrain\.text\.0: .*1,000,000,000 tokens asked"):
-        Pipeline(load_recipe(str(path))).train()
+        Pipeline(load_recipe(str(path), ["data.on_fault=drop"])).train()
     said = capsys.readouterr().out
     assert "1 paragraph of 1 document left out: they hold 1 query of dev or test" in said and text["path"] in said
+    assert "1 row dropped, no text of a document" in said
+    assert re.search(r"are not \(\d+ quer(y|ies) of fewer than 5 words may be\)", said)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +261,7 @@ def test_text_without_the_tokens_that_are_asked_is_refused_and_loses_queries_of_
         (["pretrain.text=[{path: nowhere}]"], "pretrain.text.0: "),
         (["export.targets=[adapter]"], "export.targets: adapter: with pretrain"),
         (["pretrain.pairs.0.path=nowhere.jsonl"], "pretrain.pairs.0: "),
+        (["model.quantize=nf4"], "pretrain: its adapters are not merged into a quantised base"),
         (["pretrain.pairs=[]"], "has neither pairs nor text"),
         (["pretrain.replay={path: x}"], "replay: is mixed into text"),
         (["pretrain.objective={list: 0, query_likelihood: 0}"], "nothing is learned"),

@@ -121,6 +121,8 @@ def test_the_first_group_is_compared_in_the_type_of_the_training(
 def test_queries_of_a_value_that_is_not_finite_are_written(tmp_path: Path) -> None:
     path = tmp_path / "not_finite.json"
     refuse_not_finite(FINE, 1.0, GROUPS, 3, path, True)
+    with pytest.raises(UserError, match=r"step 3: the gradient is not a finite number: lower pretrain\.learning_rate"):
+        refuse_not_finite(FINE, float("nan"), [], 3, path, True)
     assert not path.exists()
     with pytest.raises(UserError, match=r"step 3: the gradient .*q0, q1, q2, q3, q4, \.\.\.; all in not_finite"):
         refuse_not_finite(FINE, float("nan"), GROUPS, 3, path, True)

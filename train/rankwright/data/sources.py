@@ -301,7 +301,7 @@ def read_all(
             mistakes += str(error).splitlines()
             continue
         for row in faults.dropped:
-            say(f"  {row.file}: {counted(row.count, 'row')} dropped, {row.kind}; first: {row.examples[0]}")
+            say(f"  {row.told}")
             if dropped is not None:
                 dropped.append({"set": located.name, "split": located.split, **dataclasses.asdict(row)})
         if faults.rows_dropped and not any(collection.positives(q) for q in collection.queries):

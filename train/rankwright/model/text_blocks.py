@@ -187,7 +187,8 @@ def split_blocks(
             "out: give more text, or shorter blocks"
         )
     count = there // length if tokens is None else max(1, tokens // length)
-    return Blocks(((stream, 0, count),), length), Blocks(((stream, end, (stream.tokens - end) // length),), length)
+    # Where a long document ends early, more lies behind its end than is wanted.
+    return Blocks(((stream, 0, count),), length), Blocks(((stream, end, out),), length)
 
 
 def _border(stream: TextTokens, wanted: int, length: int) -> int:

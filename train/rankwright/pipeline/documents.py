@@ -71,7 +71,7 @@ def read_passages(recipe: Recipe) -> list[Passage]:
         # Ids of several sources may be equal; white space stands between the columns of run files.
         prefix = f"{number}/" if len(settings.documents) > 1 else ""
         for row in said.dropped:
-            say(f"{row.file}: {counted(row.count, 'row')} dropped, {row.kind}; first: {row.examples[0]}")
+            say(row.told)
         for document in documents:
             # Values of a group key mean the same in all sources, and in the sets of people.
             group = document.group if source.group_key is not None else prefix + document.group

@@ -179,7 +179,7 @@ def _read(number: int, entry: Located) -> Collection:
     ]
     empty = len(bare) + dropped
     for row in faults.dropped:
-        console.say(f"  {row.file}: {counted(row.count, 'row')} dropped, {row.kind}; first: {row.examples[0]}")
+        console.say(f"  {row.told}")
     if empty > MOST_EMPTY * (pairs + dropped):
         raise UserError(
             f"{KEY}.pairs.{number}: {empty:,} of {counted(pairs + dropped, 'pair')} have an empty field or a fault, "

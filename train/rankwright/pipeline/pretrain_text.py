@@ -16,7 +16,7 @@ from rankwright.common.plurals import counted
 from rankwright.common.processes import Processes
 from rankwright.common.run_folder import RunFolder
 from rankwright.data.formats.reading import Faults, Reading
-from rankwright.data.leakage import QueriesInTexts
+from rankwright.data.leakage import LEAST_WORDS, QueriesInTexts
 from rankwright.data.split_files import qualified, read_split
 from rankwright.model.prompt import PromptEncoder
 from rankwright.model.rank_model import RankModel
@@ -80,7 +80,12 @@ def read_domain(recipe: Recipe, run: RunFolder) -> DomainTexts | None:
     _, tokenizer = load_base_tokenizer(recipe)
     queries = [q for split in ("dev", "test") for c in read_split(run.data, split) for q in c.queries.values()]
     held_out = QueriesInTexts(queries)
-    console.say("text: documents of the test sets may be in it; paragraphs that hold a query of dev or test are not")
+    short = f" ({counted(held_out.too_short, 'query')} of fewer than {LEAST_WORDS} words may be)" * bool(
+        held_out.too_short
+    )
+    console.say(
+        f"text: documents of the test sets may be in it; paragraphs that hold a query of dev or test are not{short}"
+    )
 
     def blocks(key: str, source: DomainText | Replay, tokens: int | None = None) -> tuple[Blocks, Blocks]:
         path = text_path(source)
@@ -90,6 +95,8 @@ def read_domain(recipe: Recipe, run: RunFolder) -> DomainTexts | None:
         root.mkdir(parents=True, exist_ok=True)
         with console.progress(f"tokenise {path.name}", 0) as advance:
             stream = read_texts(root, path, tokenizer, reading, held_out=held_out, advance=advance)
+        for row in faults.dropped:
+            console.say(row.told)
         name = f"pretrain.{key}: {path}"
         length, share = settings.block_tokens, settings.held_out
         return split_blocks(stream, name, length=length, tokens=tokens, held_out=share)

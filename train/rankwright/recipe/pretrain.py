@@ -130,6 +130,11 @@ class Pretrain(Section):
         found: dict[str, DomainText | Replay] = {f"text.{number}": one for number, one in enumerate(self.text)}
         return found if self.replay is None else {**found, "replay": self.replay}
 
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the base must have a head over its vocabulary."""
+        return bool(self.text or (self.pairs and self.objective.query_likelihood))
+
     @model_validator(mode="after")
     def _has_something(self) -> Pretrain:
         if not self.pairs and not self.text:

@@ -109,11 +109,17 @@ def _compare_first_group(model: RankModel, group: EncodedGroup) -> None:
 def refuse_not_finite(
     sums: StepSums, norm: float, groups: Sequence[TrainGroup], step: int, path: Path, write: bool
 ) -> None:
-    """Stop on all ranks when a loss or the gradient is not a finite number; its queries go to `path`."""
+    """Stop on all ranks when a loss or the gradient is not a finite number; its queries, if any, go to `path`."""
     if not sums.not_finite and math.isfinite(norm):
         return
     query_ids = list(sums.not_finite) or sorted(g.query_id for g in groups)
     what = f"the loss of {counted(len(query_ids), 'group')}" if sums.not_finite else "the gradient"
+    if not query_ids:
+        # Text alone is trained on.
+        raise UserError(
+            f"pretrain: step {step}: {what} is not a finite number: lower pretrain.learning_rate; earlier checkpoints "
+            "are kept"
+        )
     if write:
         write_text_atomic(path, json.dumps({"step": step, "what": what, "query_ids": query_ids}, indent=2) + "\n")
     raise UserError(

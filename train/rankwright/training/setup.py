@@ -43,6 +43,7 @@ from rankwright.rerankers.kept_scorer import KeptScorer
 from rankwright.rerankers.reranker import Own, Reranker, compares_only, native_contract, saved_contract
 from rankwright.rerankers.scorer import Scorer
 from rankwright.training.checkpoint import load_checkpoint
+from rankwright.training.token_losses import head_weight
 
 
 def device() -> torch.device:
@@ -199,13 +200,16 @@ def check_base(recipe: Recipe, base: str, tokenizer: Any, contract: PromptContra
     """config.json of the base, or of the one below adapters. Raises UserError for what its files tell to be wrong.
 
     Files that do not fit config.json, layers that adapters cannot be on, a head whose logits the scored rows cannot
-    give. Weights are read for architectures that were never tried. weights=False: the weights need not be there.
+    give, or none where `pretrain` predicts tokens. Weights are read for architectures that were never tried.
+    weights=False: the weights need not be there.
     """
     if (saved := saved_contract(base, recipe.model.revision)) is not None:
         # The base's own row is scored under it.
         saved.check_tokens(tokenizer)
     model = check_files(base, contract, tokenizer, recipe.model.revision, weights=weights)
     config = model.causal_lm.config
+    if recipe.pretrain is not None and recipe.pretrain.predicts_tokens:
+        head_weight(model)
     with torch.device("meta"):
         if config.model_type not in FAMILIES:
             with in_one_line(f"model.base: {base}: {config.model_type} cannot be trained here", INSTEAD):

@@ -105,6 +105,11 @@ class Dropped:
     count: int
     examples: tuple[str, ...]
 
+    @property
+    def told(self) -> str:
+        """What was dropped as a line."""
+        return f"{self.file}: {counted(self.count, 'row')} dropped, {self.kind}; first: {self.examples[0]}"
+
 
 class Faults:
     """Mistakes in the user's files, `file:line: what, how to fix it`; all are counted, and 20 messages are shown.
