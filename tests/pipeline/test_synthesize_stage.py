@@ -105,6 +105,7 @@ def synthesized(path: Path, *overrides: str) -> RunFolder:
     return pipeline.folder
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_sweep_share_what_was_written(server: WriterServer, tmp_path: Path, tiny_qwen3: Path) -> None:
     server.shares = {}
     recipe(tmp_path, tiny_qwen3, writer={"url": server.url, "model": "m"}, per_passage=1)

@@ -15,8 +15,8 @@ from rankwright.training.tracking import read_metrics
 
 # What a step costs where the FLOPs of a base are not known.
 TOKENS = "tokens"
-# Before training: what both share is not computed again.
-SHARED = ("synthesize", "data", "teacher", "mine", "judge")
+# What runs from the same data share, whatever base they train.
+BEFORE_TRAINING = ("synthesize", "data", "teacher", "mine", "judge")
 
 
 def control(p: Context) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def control(p: Context) -> dict[str, Any]:
     child = p.nested(recipe, RunFolder(p.folder.control), p.inputs.control)
     if p.processes.is_first:
         child.folder.create()
-        for stage in SHARED:
+        for stage in BEFORE_TRAINING:
             inputs = p.folder.facts(stage).get("inputs")
             # Both recipes agree in all that these depend on.
             if isinstance(inputs, str) and not child.folder.is_done(stage, inputs):

@@ -22,6 +22,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.halving import Standing, standing
 from rankwright.evaluation.sweep_table import SweepTable
 from rankwright.pipeline.context import Context
+from rankwright.pipeline.control import BEFORE_TRAINING
 from rankwright.pipeline.stage_table import STAGES, Stage
 from rankwright.pipeline.stages import Pipeline
 from rankwright.pipeline.sweep_rows import is_of, read_progress, read_table, training_seconds
@@ -33,7 +34,7 @@ from rankwright.recipe.sweep_runs import LoadedSweep, PlannedRun
 from rankwright.recipe.sweep_trials import read_proposals, write_proposals
 
 # Stages before training: runs whose inputs of them are equal share them.
-SHARED = ("synthesize", "data", "teacher", "mine", "judge", "pretrain")
+SHARED = (*BEFORE_TRAINING, "pretrain")
 # Systems of an evaluation that are a run's own.
 OWN_SYSTEMS = ("tuned", EXPORTED, COMBINED, CONTROL)
 # Seconds between two looks at runs that others work on.
