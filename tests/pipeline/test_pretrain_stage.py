@@ -185,7 +185,9 @@ def test_nothing_is_done_again_when_a_later_key_changes(finished: Pipeline, tmp_
     for changed in ("pretrain.rank=32", "pretrain.objective.list=0.5", "seed=1", "prompt.max_tokens=100"):
         assert pipeline(finished.loaded.path, changed).inputs.pretrain != finished.inputs.pretrain, changed
         assert pipeline(finished.loaded.path, changed).inputs.train != finished.inputs.train, changed
-    assert pipeline(finished.loaded.path, "pretrain.control=none").inputs.train == finished.inputs.train
+    (tmp_path / "link").symlink_to(tiny_qwen3.resolve())
+    for same in ("pretrain.control=none", f"model.base={tmp_path / 'link'}"):
+        assert pipeline(finished.loaded.path, same).inputs.train == finished.inputs.train, same
 
 
 def test_a_base_that_predicts_no_tokens_is_refused_before_anything_is_done(finished: Pipeline) -> None:
