@@ -203,7 +203,7 @@ def test_one_long_document_is_held_out_in_part(tmp_path: Path, tokenizer: Any) -
 
 
 def test_no_more_is_held_out_than_its_share_where_a_long_document_ends_early(tmp_path: Path, tokenizer: Any) -> None:
-    long = [" ".join(f"{WORDS[i % 13]} {i}" for i in range(start, start + 900)) for start in (0, 950)]
+    long = [" ".join(f"{WORDS[i % 13]} {i}" for i in range(start, start + 900)) for start in (0, 950, 1900)]
     stream, _ = read(tmp_path / "store", write(tmp_path / "texts", long), tokenizer)
     blocks, held_out = split_blocks(stream, "", length=LENGTH)
     assert 0 < len(held_out) <= 0.02 * stream.tokens / LENGTH < len(blocks)

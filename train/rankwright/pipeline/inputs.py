@@ -351,6 +351,9 @@ class StageInputs:
         entries = self.located.get("pretrain", ())
         pairs = [(self._set(one), one.source.weight, one.source.instruction) for one in entries]
         own = pretraining_recipe(self.recipe, RunFolder(Path())).model_copy(update={"name": "", "description": ""})
+        training = result_values(own.model_dump(mode="json"))
+        # A local base may be reached by several paths.
+        training["model"] = {k: v for k, v in training["model"].items() if k != "base"}
         taken = self._training_data if "dev" not in self.located or self._taken_test is not None else None
         # What is held out decides what is left out of the pairs and of the texts.
         held_out = (self._sets("dev"), self._sets("test"), taken, self.recipe.data.on_leak)
@@ -360,8 +363,7 @@ class StageInputs:
         stated |= {"tokens": [one.tokens for one in settings.text]}
         stated |= {"share": None if settings.replay is None else settings.replay.share}
         return content_hash(
-            *(pairs, texts, stated, held_out, result_values(own.model_dump(mode="json")), self._base),
-            *(self.recipe.prompt.mode, self._code("pretrain")),
+            *(pairs, texts, stated, held_out, training, self._base, self.recipe.prompt.mode, self._code("pretrain"))
         )
 
     @property

@@ -67,7 +67,7 @@ def pretraining_recipe(recipe: Recipe, run: RunFolder, pairs: tuple[Source, ...]
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     """The recipe with a number of steps that no epochs end before, whatever share of the queries it trains on."""
-    # Of max_steps setup.most_steps takes the share of the queries.
+    # What setup.most_steps takes of it is the share of the queries.
     most = math.floor(round(steps / recipe.train.queries_share, 6))
     train = recipe.train.model_copy(update={"max_steps": most, "epochs": float(10**6)})
     return recipe.model_copy(update={"train": train})

@@ -46,7 +46,7 @@ class Auxiliary(Protocol):
         """Add the weighted gradients of step `step`, the same on every rank; returns the values to log.
 
         A pure function of the weights, the step and the groups, which are those of all ranks: a killed run continues
-        exactly. Values are means over the step.
+        exactly. Values are means over the step; without groups `loss` is what is minimised, their weighted sum.
         """
 
     @property
@@ -144,6 +144,11 @@ class Objective(ABC):
         # Lengths of what the last step predicted tokens of, on all ranks.
         self.passed: list[int] = []
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name of each value that add() returns -> its weight in what is minimised."""
+        return {self.name: self.weight}
+
     @abstractmethod
     def add(self, run: Pass, groups: Sequence[TrainGroup]) -> dict[str, float]:
         """Add this rank's part of the gradient; returns its part of the values, whose sums over the ranks are means."""
@@ -159,6 +164,11 @@ class TokenObjective(Objective):
         super().__init__(name, weight)
         assert not divergence or base is not None, "a divergence needs the base"
         self._divergence, self._base = divergence, base if divergence else None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """See Objective.weights."""
+        return {self.name: self.weight, f"{self.name}_divergence": self.weight * self._divergence}
 
     @abstractmethod
     def examples(self, run: Pass, groups: Sequence[TrainGroup]) -> list[Example]:
@@ -351,7 +361,11 @@ class LanguageObjectives:
             for objective in self._objectives:
                 own |= objective.add(run, groups)
         every = Processes.of_group().gather(own)
-        return {name: sum(of.get(name, 0.0) for of in every) for name in own}
+        values = {name: sum(of.get(name, 0.0) for of in every) for name in own}
+        if not groups:
+            weights = {name: weight for objective in self._objectives for name, weight in objective.weights.items()}
+            values["loss"] = sum(weights[name] * value for name, value in values.items())
+        return values
 
     @property
     def passed(self) -> list[int]:

@@ -178,16 +178,12 @@ def _begin(job: Job, inputs: str, untrained: Callable[[], float], eta: Eta, say:
 
 
 def _gradients(job: Job, groups: Sequence[TrainGroup], step: int, *, stop: bool) -> tuple[StepSums, dict[str, float]]:
-    """Add the gradients of a step; returns the sums of the groups, and the values of the further objectives.
-
-    Without groups these have the key `loss`, which otherwise is that of the lists.
-    """
+    """Add the gradients of a step; returns the sums of the groups, and the values of the further objectives."""
     shared: dict[str, Any] = {"accelerator": job.accelerator, "budget_tokens": job.budget_tokens}
     sums = accumulate(job.model, groups, job.loss, seed=job.seed, step=step, stop=stop, **shared)
     if job.auxiliary is None:
         return sums, {}
-    found = job.auxiliary.accumulate(job.model, step, groups, **shared)
-    return sums, found if groups else {"loss": sum(found.values()), **found}
+    return sums, job.auxiliary.accumulate(job.model, step, groups, **shared)
 
 
 def _eta(job: Job, every: int, refresh: Refresh | None, earlier: Sequence[Mapping[str, Any]]) -> Eta:
