@@ -43,8 +43,8 @@ def bind_loss(settings: LossSettings, match: AffineMatch | None = None) -> Recip
     """The recipe's loss with its options: loss + the sum of weight * loss over `plus`, one value per group.
 
     A term that learns from a teacher sees the documents that have a teacher's score, and this in place of the label;
-    without teacher_QD it takes labels for scores. Any other term sees the documents whose label is known (not NaN), and
-    is 0 for a group without a relevant document where it learns nothing from one.
+    without teacher_QD it takes labels for scores. Any other term sees the documents whose label is known (not NaN);
+    with teacher_QD it is 0 for a group without a relevant document where it learns nothing from one.
     match: what terms with `match: affine` see of a teacher's scores; None: the scores as they are.
     Raises UserErrors, one line per term with a mistake, led by its key (`loss.plus.0.options.temperature`).
     """
@@ -66,7 +66,7 @@ def bind_loss(settings: LossSettings, match: AffineMatch | None = None) -> Recip
             if learns_from_teacher(term):
                 if teacher_QD is not None:
                     targets_QD = teacher_QD if matched is None else matched.of(teacher_QD)
-            elif term.name in NEED_POSITIVE:
+            elif term.name in NEED_POSITIVE and teacher_QD is not None:
                 # Another term learns from such a group: see needs_positive.
                 seen_QD = mask_QD & (mask_QD & (labels_QD > 0)).any(dim=1, keepdim=True)
             loss_Q = loss(scores_QD, targets_QD, seen_QD & ~targets_QD.isnan())
