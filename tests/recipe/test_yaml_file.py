@@ -49,7 +49,7 @@ def mistakes(content: bytes) -> list[str]:
         ("train: {precision: bf61}", "found text 'bf61', did you mean 'bf16'?"),
         ("prompt:", "prompt: must be a mapping, found nothing (null): give it keys, or delete the line"),
         ("loss: bce", "loss: must be a mapping, found text 'bce'"),
-        ("learning_rate: 1", "learning_rate: unknown key here, it belongs to train"),
+        ("learning_rate: 1", "learning_rate: unknown key here, it belongs to pretrain or train"),
         ("extend: quickstart", "extend: unknown key, did you mean 'extends'?"),
         ("zzz: 1", "zzz: unknown key, known: name, description"),
         ("1: 2", "1: unknown key, known: "),
