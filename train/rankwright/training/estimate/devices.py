@@ -86,7 +86,9 @@ def find_devices(gpus: str | None, memory: float | None = None) -> tuple[int, De
     memory: GiB of each instead of the table's; the device may then have any name. Its peak is not known if it is not
     in the table, and it is taken for one with bf16. `cpu` is this machine, which is measured for half a second.
     """
-    count, name = parse_gpus(gpus or ("h100" if memory is None else "gpu"), any_name=memory is not None)
+    if gpus is None:
+        gpus = "h100" if memory is None else "gpu"
+    count, name = parse_gpus(gpus, any_name=memory is not None)
     if name == CPU:
         bf16, fp32 = (matmul_peak(dtype, torch.device(CPU)) for dtype in (torch.bfloat16, torch.float32))
         # As one of so many processes sees this machine.
