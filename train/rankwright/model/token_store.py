@@ -91,7 +91,7 @@ class TokenStore(PromptEncoder):
         """The head and the documents; what is not stored is tokenised."""
         rows = [self._row(document) for document in documents]
         missing = [document for document, row in zip(documents, rows, strict=True) if row is None]
-        fresh = iter(self.encode_documents(missing))
+        fresh = iter(self.encode_documents(missing) if missing else ())
         place = self._heads.find(query) if self._heads is not None else None
         if place is None:
             head = self.encode_head(query)
