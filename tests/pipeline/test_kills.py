@@ -57,7 +57,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_same_bytes(
 ) -> None:
     recipe, expected = whole
     points = POINTS[start::step]
-    ended = drive(recipe, tmp_path / "run", number, points)
+    ended, _ = drive(recipe, tmp_path / "run", number, points)
     # Training saves before it ends by SIGTERM (75) or Ctrl-C (130).
     allowed = {9: {"-9"}, 15: {"-15", "75"}, 2: {"130"}}[number]
     assert [point for point, code in ended[:-1] if code not in allowed] == [], ended

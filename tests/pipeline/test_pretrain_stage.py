@@ -297,7 +297,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path, tiny_qwen3: Pa
     path = recipe(tmp_path, tiny_qwen3, control="equal_compute")
     path.write_text(path.read_text().replace("targets:\n  - hf", "targets: []"))
     run, whole = tmp_path / "run", tmp_path / "whole"
-    ended = drive(path, run, 9, POINTS)
+    ended, _ = drive(path, run, 9, POINTS)
     assert [point for point, code in ended[:-1] if code != "-9"] == [], ended
     drive(path, whole, 9, [])
     names = ["pretrain/base/model.safetensors", "pretrain/pairs/titles.jsonl", "checkpoints/step-4/model.safetensors"]

@@ -10,7 +10,7 @@ from typing import Any
 import jobs
 import pytest
 import yaml
-from sweeps import sweep_file
+from sweeps import run_two_workers, sweep_file
 
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.dev_values import read_evaluations
@@ -142,14 +142,7 @@ def test_a_killed_sweep_comes_to_the_same_table(
 @pytest.mark.slow
 def test_two_workers_prune_the_same(done: tuple[LoadedSweep, SweepTable], tiny_qwen3: Path, tmp_path: Path) -> None:
     path = early_file(tmp_path / "job", tiny_qwen3)
-    command = [sys.executable, "-m", "rankwright", "sweep", str(path), f"run_dir={path.parent / 'sweep'}", "--worker"]
-    workers = [
-        subprocess.Popen(command, env=jobs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=600)
-        assert worker.returncode == 0, errors
+    run_two_workers(path)
     assert states(read_table(load(path))) == states(done[1])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jobs
 import pytest
 import yaml
-from sweeps import sweep_file
+from sweeps import run_two_workers, sweep_file
 
 from rankwright.common.run_folder import RunFolder
 from rankwright.evaluation.dev_values import read_dev_values
@@ -162,14 +162,7 @@ def test_a_budget_of_hours_ends_the_sweep(tiny_qwen3: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_workers_share_the_runs(done: tuple[LoadedSweep, SweepTable], tiny_qwen3: Path, tmp_path: Path) -> None:
     path = sweep_file(tmp_path / "job", tiny_qwen3)
-    command = [sys.executable, "-m", "rankwright", "sweep", str(path), f"run_dir={path.parent / 'sweep'}", "--worker"]
-    workers = [
-        subprocess.Popen(command, env=jobs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=600)
-        assert worker.returncode == 0, errors
+    run_two_workers(path)
     table = read_table(load(path))
     assert values(table) == values(done[1])
     mined = {json.loads(one.read_text())["finished"] for one in path.parent.glob("sweep/*/stages/mine.json")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,18 @@ def sweep_file(folder: Path, base: Path | str, over: dict[str, Any] | None = Non
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
+
+
+def run_two_workers(path: Path) -> None:
+    """Two workers on one sweep of sweep_file() at the same time, both of which must end well."""
+    command = [sys.executable, "-m", "rankwright", "sweep", str(path), f"run_dir={path.parent / 'sweep'}", "--worker"]
+    workers = [
+        subprocess.Popen(command, env=jobs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=600)
+        assert worker.returncode == 0, errors
 
 
 def loaded_sweep(folder: Path, over: dict[str, Any] | None = None, *overrides: str, **keys: Any) -> LoadedSweep:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jobs
 import pytest
 import torch
+from kill_points import drive
 from tiny import PAIRS
 
 from rankwright.common.errors import UserError, UserErrors
@@ -98,28 +97,7 @@ def test_a_share_of_the_base_is_a_share_of_the_dequantised_one(checkpoint: Path)
     assert 0 < (between - own).abs().mean() < (trained - own).abs().mean()
 
 
-# Starts `rankwright run` once for each point, and kills it when a path with that text is renamed; then once more.
-DRIVER = """
-import os, sys
-import rankwright.pipeline.stages
-from rankwright.cli.main import main
-
-recipe, run, *points = sys.argv[1:]
-for point in [*points, ""]:
-    child = os.fork()
-    if child == 0:
-        def hook(event, arguments):
-            if point and event == "os.rename" and any(point in str(path) for path in arguments[:2]):
-                os.kill(os.getpid(), 9)
-        sys.addaudithook(hook)
-        sys.argv = ["rankwright", "run", recipe, f"run_dir={run}"]
-        try:
-            main()
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(end.code)
-    print("ENDED", point, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+# Paths whose drafts are ready to be put in place.
 POINTS = ["/checkpoints/.step-4.tmp", "quantization.json"]
 FILES = (
     *("checkpoints/step-4/model.safetensors", "checkpoints/step-4/optimizer.pt", "quantization.json"),
@@ -133,11 +111,9 @@ def test_a_killed_run_ends_with_the_same_bytes_and_says_how_far_merging_moved_it
     recipe = jobs.job(tmp_path / "job", BASE, model={"quantize": "nf4"})
     runs = [tmp_path / "whole", tmp_path / "killed"]
     for run, points in zip(runs, ([], POINTS), strict=True):
-        command = [sys.executable, "-c", DRIVER, str(recipe), str(run), *points]
-        done = subprocess.run(command, env=jobs.environment(), capture_output=True, text=True, check=False)
-        ended = [line.split(" ")[1:] for line in done.stdout.splitlines() if line.startswith("ENDED ")]
-        assert ended == [*([point, "-9"] for point in points), ["", "0"]], done.stderr[-2000:]
-        assert "tuned, merged into the dequantised base, scores " in done.stdout
+        ended, printed = drive(recipe, run, 9, points, ("os.rename",))
+        assert ended == [*([point, "-9"] for point in points), ["", "0"]]
+        assert "tuned, merged into the dequantised base, scores " in printed
     assert all((runs[0] / name).read_bytes() == (runs[1] / name).read_bytes() for name in FILES)
     found = json.loads((runs[0] / "quantization.json").read_text())
     assert 0 < found["mean_difference"] <= found["max_difference"] < 1e-3 and found["pairs"] > 20

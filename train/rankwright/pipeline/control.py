@@ -11,7 +11,7 @@ from rankwright.common.run_folder import RunFolder
 from rankwright.pipeline.context import Context
 from rankwright.pipeline.pretrain_recipes import control_recipe
 from rankwright.training.loop import TFLOP
-from rankwright.training.tracking import read_metrics
+from rankwright.training.tracking import read_steps
 
 # What a step costs where the FLOPs of a base are not known.
 TOKENS = "tokens"
@@ -53,7 +53,7 @@ def _steps(p: Context) -> dict[str, Any]:
 
 def cost(run: RunFolder) -> dict[str, float]:
     """What the steps of a training cost together: TFLOP, where all of them have it, and tokens."""
-    rows = [row for row in read_metrics(run.metrics) if row["step"] > 0]
+    rows = [row for row in read_steps(run.metrics) if row["step"] > 0]
     found = {TOKENS: sum(row.get("tokens_per_s", 0.0) * row.get("step_seconds", 0.0) for row in rows)}
     if rows and all(TFLOP in row for row in rows):
         found[TFLOP] = sum(row[TFLOP] for row in rows)

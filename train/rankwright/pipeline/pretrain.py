@@ -7,7 +7,7 @@ are those of any training. What it learned is merged into the base and written a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -171,12 +171,7 @@ def _read(number: int, entry: Located) -> Collection:
     dropped = faults.rows_dropped
     pairs = sum(map(len, collection.qrels.values()))
     # A reader keeps a document without text.
-    bare = [
-        (q, d)
-        for q, judged in collection.qrels.items()
-        for d in judged
-        if not (collection.corpus[d].strip() and collection.queries[q].strip())
-    ]
+    bare = _pairs_where(collection, lambda query, document: not (query.strip() and document.strip()))
     empty = len(bare) + dropped
     for row in faults.dropped:
         console.say(f"  {row.told}")
@@ -188,23 +183,28 @@ def _read(number: int, entry: Located) -> Collection:
     if bare:
         console.say(f"  {collection.name}: {counted(len(bare), 'pair')} with an empty field left out")
     console.say(f"  {collection.name}: {counted(pairs - len(bare), 'pair')}")
-    return _without(collection, set(bare))
+    return _without(collection, bare)
 
 
 def _without_equal(number: int, collection: Collection) -> tuple[Collection, int]:
     """(the set without pairs whose two texts are equal, how many there were)."""
-    equal = {
-        (q, d)
-        for q, judged in collection.qrels.items()
-        for d in judged
-        if normalised(collection.queries[q]) == normalised(collection.corpus[d])
-    }
+    equal = _pairs_where(collection, lambda query, document: normalised(query) == normalised(document))
     if equal:
         console.say(f"  {collection.name}: {counted(len(equal), 'pair')} of two equal texts left out")
     kept = _without(collection, equal)
     if not kept.queries:
         raise UserError(f"{KEY}.pairs.{number}: {collection.name}: no pair of two different texts: look at from and to")
     return kept, len(equal)
+
+
+def _pairs_where(collection: Collection, is_so: Callable[[str, str], bool]) -> set[tuple[str, str]]:
+    """(query id, document id) of the judged pairs whose two texts are so."""
+    return {
+        (q, d)
+        for q, judged in collection.qrels.items()
+        for d in judged
+        if is_so(collection.queries[q], collection.corpus[d])
+    }
 
 
 def _without(collection: Collection, pairs: set[tuple[str, str]]) -> Collection:

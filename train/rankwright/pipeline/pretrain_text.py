@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from rankwright.model.prompt import PromptEncoder
 from rankwright.model.rank_model import RankModel
 from rankwright.model.text_blocks import Blocks, Draws, read_texts, split_blocks
 from rankwright.pipeline.pretrain_recipes import settings_of
-from rankwright.pipeline.train import make_accelerator, make_source, reporting, tokenised
+from rankwright.pipeline.train import facts_of, make_accelerator, make_source, reporting, tokenised
 from rankwright.recipe.pretrain import DomainText, Replay, text_path
 from rankwright.recipe.schema import Recipe
 from rankwright.training.checkpoint import Checkpoints
@@ -118,15 +117,15 @@ def read_domain(recipe: Recipe, run: RunFolder) -> DomainTexts | None:
 def draws_of(recipe: Recipe, texts: DomainTexts) -> Draws:
     """The blocks of each step."""
     settings = settings_of(recipe)
-    share = 0.0 if settings.replay is None else settings.replay.share
-    return Draws(texts.domain, texts.replay, share=share, a_step=settings.blocks_per_step, seed=recipe.training_seed)
+    shared: dict[str, Any] = {"share": settings.replay_share, "a_step": settings.blocks_per_step}
+    return Draws(texts.domain, texts.replay, seed=recipe.training_seed, **shared)
 
 
 def steps_of_text(recipe: Recipe, texts: DomainTexts) -> int:
     """The steps of a training on text alone."""
     settings = settings_of(recipe)
-    share = 0.0 if settings.replay is None else settings.replay.share
-    steps = math.ceil(settings.epochs * len(texts.domain) / (1 - share) / settings.blocks_per_step)
+    blocks = len(texts.domain) / (1 - settings.replay_share)
+    steps = math.ceil(settings.epochs * blocks / settings.blocks_per_step)
     return min(steps, settings.steps or steps)
 
 
@@ -215,8 +214,7 @@ def train_on_text(recipe: Recipe, run: RunFolder, inputs: str, *, further: Furth
 
     with reporting(recipe, run, steps) as (reports, stop):
         state = fit(job, checkpoints, reports, evaluate=evaluate, untrained=evaluate, refresh=None, stop=stop)
-    facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
-    return {**facts, "planned_steps": steps, "ended_early": state.step < steps, "processes": processes.count}
+    return facts_of(state, steps)
 
 
 def perplexities(recipes: Mapping[str, Recipe], texts: DomainTexts) -> dict[str, dict[str, float]]:

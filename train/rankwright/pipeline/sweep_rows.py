@@ -14,6 +14,7 @@ from rankwright.evaluation.halving import Progress, standing
 from rankwright.evaluation.metrics import HEADLINE
 from rankwright.evaluation.runs import experiment_of
 from rankwright.evaluation.sweep_table import OnTest, RunRow, SweepTable, build_table
+from rankwright.pipeline.control import TOKENS, cost
 from rankwright.recipe.loading import recipe_json
 from rankwright.recipe.sweep_runs import Configuration, LoadedSweep, PlannedRun
 from rankwright.training.checkpoint import newest_step
@@ -133,7 +134,7 @@ def _pruned_row(run: PlannedRun) -> RunRow:
         best_step=best.step,
         steps=newest,
         seconds=round(training_seconds(folder), 1),
-        tokens=_tokens(folder),
+        tokens=round(cost(folder)[TOKENS]),
     )
 
 
@@ -157,7 +158,7 @@ def _row(run: PlannedRun) -> RunRow:
         best_step=facts["best_step"],
         steps=facts["step"],
         seconds=round(training_seconds(folder), 1),
-        tokens=_tokens(folder),
+        tokens=round(cost(folder)[TOKENS]),
         train_queries=_train_queries(folder),
         values=values.best if values is not None else None,
     )
@@ -169,11 +170,6 @@ def _train_queries(folder: RunFolder) -> int | None:
         return sum(int(row["queries"]) for row in mix["sets"])
     except (LookupError, TypeError, ValueError):
         return None
-
-
-def _tokens(folder: RunFolder) -> int:
-    rows = read_metrics(folder.metrics)
-    return round(sum(_seconds(row, "tokens_per_s") * _seconds(row, STEP_SECONDS) for row in rows))
 
 
 def _seconds(row: Any, key: str) -> float:

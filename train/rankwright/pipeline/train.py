@@ -134,9 +134,14 @@ def train(
     if processes.is_first and state.best_value is not None:
         settle(run.dev_values, inputs, state.best_step)
     _describe_end(state, source)
+    return facts_of(state, steps)
+
+
+def facts_of(state: TrainState, planned_steps: int) -> dict[str, Any]:
+    """What the record of a stage keeps of a training that ended: its state, and whether it was shorter than planned."""
     facts = {k: v for k, v in dataclasses.asdict(state).items() if k != "inputs"}
-    ended = {"planned_steps": steps, "ended_early": state.step < steps, "processes": accelerator.num_processes}
-    return {**facts, **ended}
+    early = {"planned_steps": planned_steps, "ended_early": state.step < planned_steps}
+    return {**facts, **early, "processes": Processes.of_group().count}
 
 
 def _refresh(recipe: Recipe, run: RunFolder, source: GroupSource, reranker: Reranker, steps: int) -> Refresh | None:

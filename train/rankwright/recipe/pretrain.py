@@ -131,6 +131,11 @@ class Pretrain(Section):
         return found if self.replay is None else {**found, "replay": self.replay}
 
     @property
+    def replay_share(self) -> float:
+        """The share of the trained tokens that is general text; 0 without any."""
+        return 0.0 if self.replay is None else self.replay.share
+
+    @property
     def predicts_tokens(self) -> bool:
         """Whether the base must have a head over its vocabulary."""
         return bool(self.text or (self.pairs and self.objective.query_likelihood))
